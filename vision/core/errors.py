@@ -1,0 +1,25 @@
+"""The user's mistakes: one exception, one line, exit code 2."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """A mistake that the user can mend. Its text is one line: the file or value, and what to do.
+
+    The command line prints the text on stderr and exits with 2; no traceback is shown.
+    """
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """Returns the entry of `known` that is spelt most like `name`, or None if none is close."""
+    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return matches[0] if matches else None
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """Returns the error for an unknown `kind` called `name`: the nearest name, and all known ones."""
+    known = sorted(known)
+    guess = nearest(str(name), known)
+    hint = f' Did you mean {guess!r}?' if guess else ''
+    return UserError(f'unknown {kind} {name!r}.{hint} Known: {", ".join(known)}.')

@@ -1,0 +1,57 @@
+"""The order of the examples: a function of (seed, epoch, id) and of nothing else.
+
+Plain integer arithmetic, so the order is the same on every machine, Python and NumPy. Epochs
+follow one another without a gap: position p of the endless stream is example
+`epoch_order(seed, p // n, n)[p % n]`, and batch `step` holds the positions
+`step * B … (step + 1) * B − 1`. To resume is to compute, not to replay.
+"""
+
+import functools
+
+import numpy as np
+
+_GAMMA = np.uint64(0x9E3779B97F4A7C15)
+
+
+def hash64(*values: int | np.ndarray) -> np.ndarray:
+    """Hashes integers (scalars or arrays that broadcast) to uint64, elementwise.
+
+    SplitMix64's finaliser (Steele et al. 2014) over the values in turn.
+    """
+    state = np.zeros(np.broadcast_shapes(*(np.shape(v) for v in values)), np.uint64)
+    with np.errstate(over='ignore'):
+        for value in values:
+            state = (state ^ np.asarray(value).astype(np.uint64)) + _GAMMA
+            state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+            state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+            state = state ^ (state >> np.uint64(31))
+    return state
+
+
+@functools.lru_cache(maxsize=4)
+def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
+    """Returns the ids 0 … n − 1 in the order of that epoch: int64 [n], read-only."""
+    order = np.argsort(hash64(seed, epoch, np.arange(n)), kind='stable')
+    order.flags.writeable = False
+    return order
+
+
+def batch_ids(seed: int, n: int, batch_size: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what the global training batch of `step` holds.
+
+    Args:
+      seed: of the run.
+      n: number of examples in the split.
+      batch_size: of the global batch, B.
+      step: counted from 0.
+
+    Returns:
+      ids int64 [B] and the epoch of each, int64 [B] (a batch may lie across two epochs or more).
+    """
+    positions = step * batch_size + np.arange(batch_size)
+    epochs = positions // n
+    ids = np.empty(batch_size, np.int64)
+    for epoch in np.unique(epochs):
+        here = epochs == epoch
+        ids[here] = epoch_order(seed, int(epoch), n)[positions[here] % n]
+    return ids, epochs

@@ -23,3 +23,15 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     guess = nearest(str(name), known)
     hint = f' Did you mean {guess!r}?' if guess else ''
     return UserError(f'unknown {kind} {name!r}.{hint} Known: {", ".join(known)}.')
+
+
+class Stopped(Exception):
+    """A signal asked a run to stop, and its checkpoint was written.
+
+    Attributes:
+      signum: SIGTERM or SIGINT; the process exits with 128 + signum.
+    """
+
+    def __init__(self, signum: int, message: str):
+        super().__init__(message)
+        self.signum = signum

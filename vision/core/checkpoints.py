@@ -1,0 +1,221 @@
+"""Checkpoints: Orbax's CheckpointManager, and what it must be told.
+
+A checkpoint has the items `model` (params and batch_stats), `ema` (the same, where there is a
+moving average), `training` (step, optimizer, rng) and `loop` (JSON: the loop's own few numbers),
+so that prediction reads the model and nothing else.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
+
+from vision.core.errors import UserError
+from vision.core.state import TrainState
+
+BEST_METRIC = 'top1'  # of the validation split
+
+
+class Checkpoints:
+    """The checkpoints of one workdir: asynchronous, atomic; the last N and the best are kept."""
+
+    def __init__(self, workdir: Path, keep: int = 1, read_only: bool = False):
+        """Opens `workdir/checkpoints`.
+
+        Args:
+          workdir: of the run.
+          keep: how many of the newest are kept, beside the best by validation top-1.
+          read_only: for evaluation and prediction, also while the run goes on.
+
+        Raises:
+          UserError: read_only and there is no checkpoint.
+        """
+        self._directory = workdir / 'checkpoints'
+        if read_only and not self._directory.is_dir():
+            raise UserError(f'{workdir} has no checkpoints')
+        if not read_only:
+            self._directory.mkdir(exist_ok=True)
+            _remove_husks(self._directory)
+        policy = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(keep),
+                policies.BestN(
+                    get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False
+                ),
+            ]
+        )
+        options = ocp.CheckpointManagerOptions(
+            read_only=read_only,
+            create=not read_only,
+            cleanup_tmp_directories=not read_only,
+            best_fn=_metric,
+            preservation_policy=None if read_only else policy,
+        )
+        self._manager = ocp.CheckpointManager(self._directory, options=options)
+
+    def __enter__(self) -> 'Checkpoints':
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.close()
+
+    def save(self, state: TrainState, loop: dict, metrics: dict[str, float] | None = None) -> None:
+        """Starts writing a checkpoint; returns as soon as the state may be changed.
+
+        Args:
+          state: of the step that it names.
+          loop: JSON beside it.
+          metrics: the validation metrics of that step, if it was evaluated.
+
+        Raises:
+          RuntimeError: it was not written (a step that is there already, or an earlier one).
+        """
+        step = int(state.step)
+        items = {
+            'model': ocp.args.StandardSave(state.variables),
+            'training': ocp.args.StandardSave(_training(state)),
+            'loop': ocp.args.JsonSave(loop),
+        }
+        if state.ema_params is not None:
+            items['ema'] = ocp.args.StandardSave(state.eval_variables)
+        if not self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics):
+            raise RuntimeError(f'{self._directory}: Orbax did not save step {step}')
+
+    def wait(self) -> None:
+        """Returns when all that was saved is complete on disk."""
+        self._manager.wait_until_finished()
+
+    def steps(self) -> list[int]:
+        """The steps of all complete checkpoints, in order."""
+        return sorted(s for s in self._manager.all_steps() if _complete(self._directory / str(s)))
+
+    def latest_step(self) -> int | None:
+        """The step of the newest complete checkpoint, or None."""
+        steps = self.steps()
+        return steps[-1] if steps else None
+
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint by validation top-1 (the earliest of equals), or None."""
+        metrics = {s: self._manager.metrics(s) for s in self.steps()}
+        scored = [(-_metric(m), s) for s, m in metrics.items() if m]
+        return min(scored)[1] if scored else None
+
+    def find(self, which: str) -> int:
+        """Returns the step that 'best', 'last' or a number names.
+
+        'best' is the last one where no checkpoint was evaluated.
+
+        Raises:
+          UserError: there is none, or not that one.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(f'{self._directory} holds no complete checkpoint')
+        if which == 'last':
+            return steps[-1]
+        if which == 'best':
+            best = self.best_step()
+            return steps[-1] if best is None else best
+        if not which.isdecimal() or int(which) not in steps:
+            raise UserError(
+                f'--checkpoint={which}: there are best, last and {", ".join(map(str, steps))}'
+            )
+        return int(which)
+
+    def restore(self, step: int, state: TrainState) -> tuple[TrainState, dict]:
+        """Reads a checkpoint onto the devices of `state`.
+
+        Args:
+          step: one of `steps()`.
+          state: a state of the same shapes, laid out as the result shall be.
+
+        Returns:
+          The state and the JSON that was saved with it.
+
+        Raises:
+          UserError: the checkpoint is another model's or optimizer's.
+        """
+        items = {'model': state.variables, 'training': _training(state)}
+        if state.ema_params is not None:
+            items['ema'] = state.eval_variables
+        got, loop = self._restore(step, items)
+        ema = got.get('ema', {'params': None, 'batch_stats': None})
+        return TrainState(
+            **got['training'],
+            **got['model'],
+            ema_params=ema['params'],
+            ema_batch_stats=ema['batch_stats'],
+        ), loop
+
+    def restore_variables(self, step: int, variables: dict) -> dict:
+        """Reads what is evaluated: the moving average where there is one, else the model.
+
+        Args:
+          step: one of `steps()`.
+          variables: params and batch_stats as arrays or ShapeDtypeStructs with shardings.
+
+        Raises:
+          UserError: the checkpoint is another model's.
+        """
+        name = 'ema' if (self._directory / str(step) / 'ema').is_dir() else 'model'
+        return self._restore(step, {name: variables})[0][name]
+
+    def _restore(self, step: int, items: dict[str, Any]) -> tuple[dict[str, Any], dict]:
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, items)
+        metadata = self._manager.item_metadata(step)
+        for name, tree in abstract.items():
+            _check_same(metadata[name], tree, f'{self._directory / str(step)} ({name})')
+        args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+        got = self._manager.restore(
+            step, args=ocp.args.Composite(**args, loop=ocp.args.JsonRestore())
+        )
+        return {name: got[name] for name in items}, got['loop']
+
+
+def _training(state: TrainState) -> dict[str, Any]:
+    return {'step': state.step, 'opt_state': state.opt_state, 'rng': state.rng}
+
+
+def _metric(metrics: Any) -> float:
+    return metrics[BEST_METRIC]
+
+
+def _complete(directory: Path) -> bool:
+    """Orbax counts any folder with a number for a name; one that it finished has its metadata."""
+    return (directory / '_CHECKPOINT_METADATA').exists()
+
+
+def _remove_husks(directory: Path) -> None:
+    """Removes empty numbered folders: Orbax would take them for steps and save nothing below."""
+    for path in directory.iterdir():
+        if path.name.isdecimal() and path.is_dir() and not any(path.iterdir()):
+            path.rmdir()
+
+
+def _check_same(metadata: Any, tree: Any, where: str) -> None:
+    """Raises UserError naming the first leaves in which a checkpoint differs from a tree."""
+
+    def shapes(tree: Any) -> dict[str, tuple]:
+        leaves = jax.tree_util.tree_leaves_with_path(tree)
+        return {_name(path): (tuple(x.shape), str(x.dtype)) for path, x in leaves}
+
+    there, here = shapes(getattr(metadata, 'tree', metadata)), shapes(tree)
+    phrases = [f'{k} is missing there' for k in here if k not in there]
+    phrases += [f'{k} is surplus there' for k in there if k not in here]
+    phrases += [
+        f'{k} is {there[k][1]}{list(there[k][0])} there and {here[k][1]}{list(here[k][0])} here'
+        for k in here
+        if k in there and there[k] != here[k]
+    ]
+    if phrases:
+        more = f' (and {len(phrases) - 3} more)' if len(phrases) > 3 else ''
+        raise UserError(f'{where} is of another model: {"; ".join(phrases[:3])}{more}')
+
+
+def _name(path: tuple) -> str:
+    """'params/conv1/kernel', whether a key is a dict's, a field's or a position."""
+    return '/'.join(
+        str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path
+    )

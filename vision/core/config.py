@@ -1,0 +1,145 @@
+"""The keys that every experiment has, with their defaults; reading a config back; comparing two.
+
+A file in `configs/` starts from `default_config()`, sets what its paper sets and adds nothing
+but arguments of the model, the source, the optimizer and the schedule. The result is locked: a
+key that is not here, nor in the file, is refused on the command line.
+"""
+
+import json
+from typing import Any
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from vision.core import durations
+from vision.core.errors import UserError, unknown
+
+# What may differ when a run goes on in its workdir: stopping, logging and keeping.
+MAY_DIFFER = (
+    'training.stop_after',
+    'training.log_every',
+    'training.keep',
+)
+
+
+def default_config() -> ConfigDict:
+    """Returns the config that every experiment starts from."""
+    config = ConfigDict()
+    config.seed = 0  # decides everything: parameters, order, augmentation, dropout
+
+    # The model's name in the registry, or 'package.module:Class'; all other keys are its arguments.
+    config.model = ConfigDict({'name': 'lenet5'})
+
+    # The source's name; all other keys are its arguments (vision.data.SOURCES).
+    config.data = ConfigDict({'source': 'digits'})
+
+    config.preprocess = ConfigDict()
+    config.preprocess.train = ''  # op strings, e.g. 'decode|random_resized_crop(224)|flip_lr'
+    config.preprocess.eval = ''
+    config.preprocess.mean = (0.0,)  # per channel, of pixels scaled to 0 … 1
+    config.preprocess.std = (1.0,)
+
+    config.loss = ConfigDict()
+    config.loss.name = 'softmax_cross_entropy'
+    config.loss.label_smoothing = 0.0
+    config.loss.aux_weight = 0.3  # of each auxiliary head's loss (GoogLeNet .3, Inception-v3 .4)
+
+    # An optax optimizer by name; all keys but lr and weight decay are its arguments.
+    config.optimizer = ConfigDict({'name': 'sgd', 'lr': 0.1, 'momentum': 0.9, 'nesterov': False})
+    config.weight_decay = 0.0  # L2 in the gradient, on kernels only
+    config.schedule = ConfigDict({'name': 'cosine', 'warmup': '0 steps'})
+
+    config.training = ConfigDict()
+    config.training.batch_size = 128  # of the global batch
+    config.training.duration = '10 epochs'
+    config.training.eval_every = '1 epochs'  # on the validation split; a checkpoint is kept with it
+    config.training.checkpoint_every = '1000 steps'
+    config.training.keep = 2  # the last N checkpoints, and the best by validation top-1
+    config.training.log_every = '50 steps'
+    config.training.ema_decay = 0.0  # 0: no moving average of the parameters
+    config.training.stop_after = placeholder(str)  # stop early; the schedules stay as they are
+
+    config.evaluation = ConfigDict({'batch_size': 256})
+    return config
+
+
+def check(config: ConfigDict) -> None:
+    """Checks what can be checked before any data is read.
+
+    Raises:
+      UserError: a key missing or too many, a duration or number that makes no sense.
+    """
+    default = default_config()
+    for key in default:
+        if key not in config:
+            raise UserError(f'config.{key} is missing; start from default_config()')
+    for key in config:
+        if key not in default:
+            raise unknown('config key', key, default.keys())
+    for section in ('model', 'data', 'optimizer', 'schedule', 'loss'):
+        name = 'source' if section == 'data' else 'name'
+        if name not in config[section]:
+            raise UserError(f'config.{section}.{name} is missing; set single keys, as in --config.{section}.{name}=…')
+    for section in ('preprocess', 'loss', 'training', 'evaluation'):
+        for key in default[section]:
+            if key not in config[section]:
+                raise UserError(f'config.{section}.{key} is missing')
+    training = config.training
+    for key in ('duration', 'eval_every', 'checkpoint_every', 'log_every'):
+        if durations.parse(training[key], f'training.{key}')[0] <= 0:
+            raise UserError(f'training.{key}={training[key]!r} must be above 0')
+    if training.stop_after is not None:
+        durations.parse(training.stop_after, 'training.stop_after')
+    _check_range('training.keep', training.keep, 1, None)
+    _check_range('training.ema_decay', training.ema_decay, 0, 1)
+    _check_range('loss.label_smoothing', config.loss.label_smoothing, 0, 1)
+    _check_range('weight_decay', config.weight_decay, 0, None)
+    _check_range('optimizer.lr', config.optimizer.get('lr'), 0, None)
+    _check_range('training.batch_size', training.batch_size, 1, None)
+    _check_range('evaluation.batch_size', config.evaluation.batch_size, 1, None)
+    if any(s <= 0 for s in config.preprocess.std):
+        raise UserError(f'preprocess.std={tuple(config.preprocess.std)} must be above 0')
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as JSON, keys in their order."""
+    return json.dumps(config.to_dict(), indent=2) + '\n'
+
+
+def from_json(text: str) -> ConfigDict:
+    """Reads what `to_json` wrote; lists become tuples again."""
+    return ConfigDict(_tuples(json.loads(text)))
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """Lists, a phrase a key, what two configs differ in, but for what may differ."""
+    before, after = _flatten(old.to_dict()), _flatten(new.to_dict())
+    phrases = []
+    for key in dict.fromkeys([*before, *after]):
+        if key not in MAY_DIFFER and before.get(key) != after.get(key):
+            phrases.append(f'{key} is {before.get(key)!r} there and {after.get(key)!r} here')
+    return phrases
+
+
+def _check_range(key: str, value: Any, low: float, high: float | None) -> None:
+    number = isinstance(value, int | float) and value == value
+    if not number or value < low or (high is not None and value >= high):
+        bounds = f'at least {low}' if high is None else f'in [{low}, {high})'
+        raise UserError(f'{key}={value!r} must be a number {bounds}')
+
+
+def _tuples(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
+
+
+def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= (
+            _flatten(value, f'{prefix}{key}.')
+            if isinstance(value, dict)
+            else {prefix + key: _tuples(list(value)) if isinstance(value, list | tuple) else value}
+        )
+    return flat

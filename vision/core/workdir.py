@@ -1,0 +1,171 @@
+"""The workdir: all that a run is.
+
+    config.json        the config, resolved
+    dataset.json       class names and the image's shape: what prediction needs of the data
+    environment.json   versions, devices, git commit, command
+    metrics.jsonl      one record a line, each with its `step`
+    events.out.*       the same for TensorBoard
+    checkpoints/       Orbax's
+"""
+
+import datetime
+import fcntl
+import json
+import os
+import platform
+import socket
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from vision.core import config as config_lib
+from vision.core.errors import UserError
+
+_PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorflow-cpu')
+
+
+class Lock:
+    """Holds a workdir for one run, as a context manager.
+
+    A `flock`: whatever ends the process, kill -9 too, frees it.
+    """
+
+    def __init__(self, workdir: Path):
+        self._path = workdir / '.lock'
+
+    def __enter__(self) -> 'Lock':
+        self._file = open(self._path, 'a+')
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.seek(0)
+            holder = self._file.read().strip() or 'another process'
+            self._file.close()
+            raise UserError(
+                f'{self._path.parent} is in use by {holder}; wait for it, or take another --workdir'
+            ) from None
+        self._file.truncate(0)
+        self._file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+        self._file.flush()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+
+
+def create(workdir: str | os.PathLike) -> Path:
+    """Makes the folder, with its parents, and returns its absolute path.
+
+    Raises:
+      UserError: it cannot be made or written to.
+    """
+    path = Path(workdir).expanduser().absolute()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / '.lock').touch()
+    except OSError as e:
+        raise UserError(f'--workdir={workdir}: {e.strerror} ({e.filename})') from None
+    return path
+
+
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Writes the config, or checks that the run that is there was made with the same one.
+
+    Raises:
+      UserError: the workdir belongs to another config; says what differs.
+    """
+    path = workdir / 'config.json'
+    if path.exists():
+        differ = config_lib.differences(read_config(workdir), config)
+        if differ:
+            more = f' (and {len(differ) - 3} more)' if len(differ) > 3 else ''
+            raise UserError(
+                f'{workdir} holds a run with another config: {"; ".join(differ[:3])}{more}. '
+                'Take another --workdir, or the same config'
+            )
+    write_text(path, config_lib.to_json(config))
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """Reads a run's config.
+
+    Raises:
+      UserError: the folder is not a workdir.
+    """
+    return config_lib.from_json(_read(workdir, 'config.json'))
+
+
+def read_json(workdir: Path, name: str) -> dict[str, Any]:
+    """Reads one of the workdir's JSON files.
+
+    Raises:
+      UserError: the folder is not a workdir, or the file is damaged.
+    """
+    try:
+        return json.loads(_read(workdir, name))
+    except json.JSONDecodeError as e:
+        raise UserError(f'{workdir / name} is damaged: {e}') from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all, whenever the process is killed."""
+    temporary = path.with_name(path.name + '.tmp')
+    with open(temporary, 'w') as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def environment() -> dict[str, Any]:
+    """What this process runs on: versions, devices, git commit, command."""
+    import jax
+
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        'command': [sys.executable, *sys.argv],
+        'time': datetime.datetime.now(datetime.UTC).isoformat(timespec='seconds'),
+        'python': platform.python_version(),
+        'platform': platform.platform(),
+        'versions': versions,
+        'backend': jax.default_backend(),
+        'devices': [d.device_kind for d in jax.devices()],
+        'processes': jax.process_count(),
+        'cpu_count': os.cpu_count(),
+        'environment': {k: os.environ[k] for k in ('XLA_FLAGS', 'JAX_PLATFORMS') if k in os.environ},
+        'git': git_commit(),
+    }
+
+
+def git_commit() -> str | None:
+    """The commit of the code that runs, '+changes' behind it if it was edited; None outside git."""
+
+    def git(*args: str) -> str:
+        root = Path(__file__).parent
+        return subprocess.run(
+            ['git', '-C', root, *args], capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        return git('rev-parse', 'HEAD') + ('+changes' if git('status', '--porcelain', '-uno') else '')
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _read(workdir: Path, name: str) -> str:
+    try:
+        return (workdir / name).read_text()
+    except FileNotFoundError:
+        what = 'is not a workdir' if workdir.is_dir() else 'does not exist'
+        raise UserError(f'{workdir} {what}: there is no {name} in it') from None
+    except OSError as e:
+        raise UserError(f'{workdir / name}: {e.strerror}') from None

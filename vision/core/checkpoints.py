@@ -41,9 +41,7 @@ class Checkpoints:
         policy = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(keep),
-                policies.BestN(
-                    get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False
-                ),
+                policies.BestN(get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
         options = ocp.CheckpointManagerOptions(
@@ -216,6 +214,4 @@ def _check_same(metadata: Any, tree: Any, where: str) -> None:
 
 def _name(path: tuple) -> str:
     """'params/conv1/kernel', whether a key is a dict's, a field's or a position."""
-    return '/'.join(
-        str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path
-    )
+    return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)

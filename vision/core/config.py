@@ -79,7 +79,9 @@ def check(config: ConfigDict) -> None:
     for section in ('model', 'data', 'optimizer', 'schedule', 'loss'):
         name = 'source' if section == 'data' else 'name'
         if name not in config[section]:
-            raise UserError(f'config.{section}.{name} is missing; set single keys, as in --config.{section}.{name}=…')
+            raise UserError(
+                f'config.{section}.{name} is missing; set single keys, as in --config.{section}.{name}=…'
+            )
     for section in ('preprocess', 'loss', 'training', 'evaluation'):
         for key in default[section]:
             if key not in config[section]:

@@ -1,11 +1,11 @@
 """The workdir: all that a run is.
 
-    config.json        the config, resolved
-    dataset.json       class names and the image's shape: what prediction needs of the data
-    environment.json   versions, devices, git commit, command
-    metrics.jsonl      one record a line, each with its `step`
-    events.out.*       the same for TensorBoard
-    checkpoints/       Orbax's
+config.json        the config, resolved
+dataset.json       class names and the image's shape: what prediction needs of the data
+environment.json   versions, devices, git commit, command
+metrics.jsonl      one record a line, each with its `step`
+events.out.*       the same for TensorBoard
+checkpoints/       Orbax's
 """
 
 import datetime
@@ -141,7 +141,9 @@ def environment() -> dict[str, Any]:
         'devices': [d.device_kind for d in jax.devices()],
         'processes': jax.process_count(),
         'cpu_count': os.cpu_count(),
-        'environment': {k: os.environ[k] for k in ('XLA_FLAGS', 'JAX_PLATFORMS') if k in os.environ},
+        'environment': {
+            k: os.environ[k] for k in ('XLA_FLAGS', 'JAX_PLATFORMS') if k in os.environ
+        },
         'git': git_commit(),
     }
 
@@ -156,7 +158,9 @@ def git_commit() -> str | None:
         ).stdout.strip()
 
     try:
-        return git('rev-parse', 'HEAD') + ('+changes' if git('status', '--porcelain', '-uno') else '')
+        return git('rev-parse', 'HEAD') + (
+            '+changes' if git('status', '--porcelain', '-uno') else ''
+        )
     except (OSError, subprocess.CalledProcessError):
         return None
 

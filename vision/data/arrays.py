@@ -1,0 +1,260 @@
+"""Sources that fit in memory: digits, IDX files, `.npz`, synthetic."""
+
+import gzip
+import math
+import struct
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from vision.core.errors import UserError, unknown
+from vision.data.order import hash64
+from vision.data.source import ArraySource
+from vision.data.splits import hold_out
+
+_IDX_PREFIX = {'train': 'train', 'test': 't10k'}
+
+
+def digits(split: str) -> ArraySource:
+    """Scikit-learn's bundled digits: 1,797 scans of 8 × 8 (Alpaydin and Kaynak 1998).
+
+    One fixed split, stratified: train 1,257, validation 180, test 360.
+
+    Returns:
+      Images uint8 [N, 8, 8, 1]; 0 is paper, 255 is ink.
+    """
+    from sklearn.datasets import load_digits
+
+    data = load_digits()
+    images = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
+    rest, test = hold_out(data.target, 360)
+    train, validation = hold_out(data.target[rest], 180)
+    ids = {'train': rest[train], 'validation': rest[validation], 'test': test}
+    _check_split('digits', split, ids)
+    return from_arrays(f'digits:{split}', images[ids[split]], data.target[ids[split]])
+
+
+def idx(
+    split: str,
+    path: str | None,
+    validation: int | float = 0,
+    class_names: Sequence[str] = (),
+) -> ArraySource:
+    """The four IDX files of MNIST and its like, gzipped or not (LeCun's format).
+
+    Args:
+      split: train, validation or test.
+      path: the folder that holds train-images-idx3-ubyte[.gz] and its three siblings.
+      validation: how many of the training examples are held out as validation split, stratified.
+      class_names: in the labels' order; empty for the numbers themselves.
+
+    Returns:
+      Images uint8 [N, H, W, 1].
+
+    Raises:
+      UserError: a file is missing, damaged, or does not fit the others.
+    """
+    if not path:
+        raise UserError('data.path: name the folder with the four IDX files (--config.data.path=…)')
+    _check_split('idx', split, ('train', 'validation', 'test'))
+    prefix = _IDX_PREFIX['test' if split == 'test' else 'train']
+    image_file = _find_idx(Path(path), f'{prefix}-images', 'idx3-ubyte')
+    label_file = _find_idx(Path(path), f'{prefix}-labels', 'idx1-ubyte')
+    images, labels = read_idx(image_file), read_idx(label_file)
+    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
+        raise UserError(
+            f'{image_file} and {label_file} do not fit: shapes {images.shape} and {labels.shape}'
+        )
+    names = class_names or _numbers(read_idx(_find_idx(Path(path), 'train-labels', 'idx1-ubyte')))
+    source = from_arrays(f'idx:{path}:{split}', images[..., None], labels, names)
+    return source if split == 'test' else subset(source, split, validation)
+
+
+def npz(
+    split: str,
+    path: str | None,
+    validation: int | float = 0,
+    class_names: Sequence[str] = (),
+) -> ArraySource:
+    """Arrays in a `.npz`, named x_train, y_train, … (Keras) or train_images, train_labels, ….
+
+    Args:
+      split: train, validation or test. Without validation arrays it is held out of train.
+      path: the file; its arrays are uint8 [N, H, W] or [N, H, W, C], and integers [N] or [N, 1].
+      validation: as in `idx`.
+      class_names: in the labels' order; empty for the numbers themselves.
+
+    Raises:
+      UserError: no such file or arrays, or arrays of another type or shape.
+    """
+    if not path:
+        raise UserError('data.path: name the .npz file (--config.data.path=…)')
+    _check_split('npz', split, ('train', 'validation', 'test'))
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            own = _npz_names(file.files, split)
+            names = own or (_npz_names(file.files, 'train') if split == 'validation' else None)
+            if names is None:
+                raise UserError(
+                    f'{path} has no split {split!r}: it needs arrays x_{split} and y_{split} '
+                    f'(or {split}_images and {split}_labels), and has {", ".join(file.files)}'
+                )
+            images, labels = file[names[0]], file[names[1]]
+            has_validation = _npz_names(file.files, 'validation') is not None
+            class_names = class_names or _numbers(
+                file[(_npz_names(file.files, 'train') or names)[1]]
+            )
+    except FileNotFoundError:
+        raise UserError(f'data.path={path}: there is no such file') from None
+    except (OSError, ValueError, zipfile.BadZipFile) as e:
+        raise UserError(f'{path} is not a readable .npz file: {e}') from None
+    labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
+    images = images[..., None] if images.ndim == 3 else images
+    source = from_arrays(f'npz:{path}:{split}', images, labels, class_names)
+    if has_validation or split == 'test':
+        return source
+    return subset(source, split, validation)
+
+
+def synthetic(
+    split: str,
+    num_examples: int = 1024,
+    num_classes: int = 10,
+    image_size: int = 224,
+    channels: int = 3,
+) -> ArraySource:
+    """Noise with a label that can be learned: a bright square whose place tells the class.
+
+    For benchmarks and smoke runs. No two splits share an image.
+
+    Returns:
+      Images uint8 [num_examples, image_size, image_size, channels].
+    """
+    splits = ('train', 'validation', 'test')
+    _check_split('synthetic', split, splits)
+    for key, value in (('num_examples', num_examples), ('num_classes', num_classes)):
+        if value < 1:
+            raise UserError(f'data.{key}={value} must be at least 1')
+    side = math.ceil(math.sqrt(num_classes))
+    cell = image_size // side
+    if cell < 1:
+        raise UserError(f'data.image_size={image_size} is too small for {num_classes} classes')
+    labels = (hash64(splits.index(split), np.arange(num_examples)) % np.uint64(num_classes)).astype(
+        np.int32
+    )
+    rng = np.random.default_rng(splits.index(split))
+    shape = (num_examples, image_size, image_size, channels)
+    images = rng.integers(0, 128, shape, dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        top, left = (label // side) * cell, (label % side) * cell
+        image[top : top + cell, left : left + cell] += 100
+    return from_arrays(
+        f'synthetic:{split}', images, labels, tuple(f'square {i}' for i in range(num_classes))
+    )
+
+
+def from_arrays(
+    name: str, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] = ()
+) -> ArraySource:
+    """Checks arrays and makes a source of them.
+
+    Args:
+      name: for messages.
+      images: uint8 [N, H, W, C].
+      labels: integers [N].
+      class_names: K names; empty for '0' … the largest label.
+
+    Raises:
+      UserError: another type or shape, no example, or a label that has no name.
+    """
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise UserError(
+            f'{name}: images must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}'
+        )
+    if (
+        labels.ndim != 1
+        or not np.issubdtype(labels.dtype, np.integer)
+        or len(labels) != len(images)
+    ):
+        raise UserError(
+            f'{name}: labels must be {len(images)} integers, '
+            f'not {labels.dtype} {list(labels.shape)}'
+        )
+    if not len(labels):
+        raise UserError(f'{name} has no examples')
+    names = tuple(class_names) or _numbers(labels)
+    if labels.min() < 0 or labels.max() >= len(names):
+        raise UserError(
+            f'{name}: labels go from {labels.min()} to {labels.max()}, '
+            f'but there are {len(names)} classes'
+        )
+    return ArraySource(name, names, np.ascontiguousarray(images), labels.astype(np.int32))
+
+
+def subset(source: ArraySource, split: str, validation: int | float) -> ArraySource:
+    """The part of a training source that is `split`, 'train' or 'validation'."""
+    if split == 'validation' and not validation:
+        raise UserError(
+            f'{source.name}: there is no validation split; hold one out of train with data.validation'
+        )
+    train, held_out = hold_out(source.labels, validation)
+    ids = held_out if split == 'validation' else train
+    return from_arrays(source.name, source.images[ids], source.labels[ids], source.class_names)
+
+
+def read_idx(path: Path) -> np.ndarray:
+    """Reads one IDX file of unsigned bytes, gzipped or not: uint8, of the shape in its header.
+
+    Raises:
+      UserError: it is not one, or shorter or longer than its header says.
+    """
+    try:
+        with open(path, 'rb') as file:
+            data = file.read()
+        if data[:2] == b'\x1f\x8b':
+            data = gzip.decompress(data)
+    except (OSError, EOFError, gzip.BadGzipFile) as e:
+        raise UserError(f'{path} cannot be read: {e}') from None
+    if len(data) < 4 or data[:3] != b'\0\0\x08':
+        raise UserError(f'{path} is not an IDX file of unsigned bytes')
+    ndim = data[3]
+    header = 4 + 4 * ndim
+    if len(data) < header:
+        raise UserError(f'{path} is damaged: it ends inside its header')
+    shape = struct.unpack(f'>{ndim}I', data[4:header])
+    if len(data) - header != math.prod(shape):
+        raise UserError(
+            f'{path} is damaged: its header says {math.prod(shape)} bytes of {list(shape)}, '
+            f'it has {len(data) - header}'
+        )
+    return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
+
+
+def _find_idx(folder: Path, stem: str, kind: str) -> Path:
+    """The file under any of its usual names: with '-' or '.' between, gzipped or not."""
+    names = [f'{stem}{dot}{kind}{gz}' for gz in ('', '.gz') for dot in ('-', '.')]
+    for name in names:
+        if (folder / name).is_file():
+            return folder / name
+    what = 'there is no such folder' if not folder.is_dir() else f'it holds no {names[0]}[.gz]'
+    raise UserError(f'data.path={folder}: {what}')
+
+
+def _numbers(labels: np.ndarray) -> tuple[str, ...]:
+    return tuple(str(i) for i in range(int(labels.max(initial=0)) + 1))
+
+
+def _npz_names(files: Sequence[str], split: str) -> tuple[str, str] | None:
+    short = {'validation': ('validation', 'valid', 'val')}.get(split, (split,))
+    for name in short:
+        for pair in ((f'x_{name}', f'y_{name}'), (f'{name}_images', f'{name}_labels')):
+            if all(p in files for p in pair):
+                return pair
+    return None
+
+
+def _check_split(source: str, split: str, known: Sequence[str] | dict) -> None:
+    if split not in known:
+        raise unknown(f'split of {source}', split, known)

@@ -1,0 +1,147 @@
+"""Preprocessing on the device: images in its memory, gathered and augmented under jit.
+
+For what fits (digits, MNIST, CIFAR): no TensorFlow, and the bus carries ids instead of pixels.
+"""
+
+import functools
+import itertools
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from vision.core import mesh as mesh_lib
+from vision.core.errors import UserError
+from vision.data.order import batch_ids
+from vision.data.source import ArraySource
+from vision.preprocess import opstring
+from vision.preprocess.device_ops import DEVICE_OPS
+
+Batch = dict[str, jax.Array]
+
+
+def can_run(ops: str) -> bool:
+    """Whether every op of an op string has a form that runs on the device."""
+    return all(op.name in DEVICE_OPS for op in opstring.parse(ops))
+
+
+def apply_ops(ops: tuple[opstring.Op, ...], image: jax.Array, key: jax.Array) -> jax.Array:
+    """Runs ops on one image.
+
+    Args:
+      ops: each has a form in `DEVICE_OPS`.
+      image: uint8 or float32 [H, W, C] in 0 … 255.
+      key: of this image; op i draws from `fold_in(key, i)`.
+
+    Returns:
+      float32 [H', W', C'] in 0 … 255; the image as it came if there are no ops.
+    """
+    image = image.astype(jnp.float32) if ops else image
+    for i, op in enumerate(ops):
+        image = DEVICE_OPS[op.name](image, jax.random.fold_in(key, i), *op.args, **op.kwargs)
+    return image
+
+
+def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+    """Pixels to what the model is fed: (images / 255 − mean) / std.
+
+    Args:
+      images: uint8 or float32 [B, H, W, C] in 0 … 255.
+      mean: per channel, or one for all, of pixels scaled to 0 … 1.
+      std: likewise.
+
+    Returns:
+      float32 [B, H, W, C].
+
+    Raises:
+      UserError: neither one value nor one per channel.
+    """
+    for name, values in (('mean', mean), ('std', std)):
+        if len(values) not in (1, images.shape[-1]):
+            raise UserError(
+                f'preprocess.{name} has {len(values)} values for {images.shape[-1]} channels'
+            )
+    scale = 1.0 / (255.0 * np.asarray(std, np.float32))
+    shift = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
+    return images.astype(jnp.float32) * scale - shift
+
+
+class DeviceSplit:
+    """A split whose images lie on every device of the mesh as uint8."""
+
+    def __init__(self, source: ArraySource, ops: str, seed: int, mesh: Mesh):
+        """Puts the images there.
+
+        Args:
+          source: in memory.
+          ops: an op string of `DEVICE_OPS`.
+          seed: of the augmentation.
+          mesh: of all devices.
+
+        Raises:
+          UserError: an op that does not exist, or does not run on the device.
+        """
+        parsed = opstring.parse(ops)
+        opstring.check(parsed, DEVICE_OPS, skip=2)
+        self.source, self._mesh = source, mesh
+        self._images = mesh_lib.put_replicated(source.images, mesh)
+        self._labels = mesh_lib.put_replicated(source.labels, mesh)
+        self._gather = jax.jit(
+            functools.partial(_gather, ops=parsed, seed=seed),
+            out_shardings=mesh_lib.split_batch(mesh),
+        )
+
+    def batch(self, ids: np.ndarray, epochs: np.ndarray) -> Batch:
+        """Makes one global batch.
+
+        Args:
+          ids: int [B]; −1 is padding.
+          epochs: int [B]; with the seed and the id, it decides the augmentation.
+        """
+        rows = _own_rows(len(ids))
+        index = {'id': ids[rows].astype(np.int32), 'epoch': epochs[rows].astype(np.int32)}
+        return self._gather(self._images, self._labels, mesh_lib.put_batch(index, self._mesh))
+
+    def train_batches(self, batch_size: int, seed: int, start_step: int) -> Iterator[Batch]:
+        """Yields the global batches of step `start_step`, `start_step` + 1, … without end."""
+        for step in itertools.count(start_step):
+            yield self.batch(*batch_ids(seed, self.source.num_examples, batch_size, step))
+
+    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
+        """Yields every example once, in order; the last batch is padded."""
+        for start in range(0, self.source.num_examples, batch_size):
+            ids = np.arange(start, start + batch_size)
+            ids[ids >= self.source.num_examples] = -1
+            yield self.batch(ids, np.zeros_like(ids))
+
+
+def _gather(
+    images: jax.Array,
+    labels: jax.Array,
+    index: Batch,
+    ops: tuple[opstring.Op, ...],
+    seed: int,
+) -> Batch:
+    """One batch out of the split, augmented: keyed on (seed, epoch, id)."""
+    ids, epochs = index['id'], index['epoch']
+    real = ids >= 0
+    rows = jnp.where(real, ids, 0)
+
+    def one(image: jax.Array, epoch: jax.Array, row: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), epoch), row)
+        return apply_ops(ops, image, key)
+
+    return {
+        'image': jax.vmap(one)(images[rows], epochs, rows),
+        'label': jnp.where(real, labels[rows], 0),
+        'id': ids,
+        'mask': real.astype(jnp.float32),
+    }
+
+
+def _own_rows(batch_size: int) -> slice:
+    """This process's rows of a global batch."""
+    share = batch_size // jax.process_count()
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)

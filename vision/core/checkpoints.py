@@ -12,6 +12,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.core.state import TrainState
 
@@ -51,7 +52,12 @@ class Checkpoints:
             best_fn=_metric,
             preservation_policy=None if read_only else policy,
         )
-        self._manager = ocp.CheckpointManager(self._directory, options=options)
+        handlers = {name: ocp.StandardCheckpointHandler() for name in ('model', 'ema', 'training')}
+        self._manager = ocp.CheckpointManager(
+            self._directory,
+            options=options,
+            item_handlers=handlers | {'loop': ocp.JsonCheckpointHandler()},
+        )
 
     def __enter__(self) -> 'Checkpoints':
         return self
@@ -161,7 +167,7 @@ class Checkpoints:
         return self._restore(step, {name: variables})[0][name]
 
     def _restore(self, step: int, items: dict[str, Any]) -> tuple[dict[str, Any], dict]:
-        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, items)
+        abstract = mesh_lib.abstract(items)
         metadata = self._manager.item_metadata(step)
         for name, tree in abstract.items():
             _check_same(metadata[name], tree, f'{self._directory / str(step)} ({name})')

@@ -36,8 +36,15 @@ def refuse_arguments(argv: Sequence[str]) -> None:
         raise UserError(f'unexpected argument {argv[1]!r}; options are --name=value, see --help')
 
 
+def require(**values: object) -> None:
+    """Raises UserError for the first flag that was not given."""
+    for name, value in values.items():
+        if value is None:
+            raise UserError(f'--{name}=… is missing; see --help')
+
+
 def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)  # Orbax tells every save
     try:
         return main(argv) or 0
     except UserError as e:

@@ -31,7 +31,7 @@ def default_config() -> ConfigDict:
     config.model = ConfigDict({'name': 'lenet5'})
 
     # The source's name; all other keys are its arguments (vision.data.SOURCES).
-    config.data = ConfigDict({'source': 'digits'})
+    config.data = ConfigDict({'source': 'digits', 'cache': 'none', 'max_corrupt': 0.01})
 
     config.preprocess = ConfigDict()
     config.preprocess.train = ''  # op strings, e.g. 'decode|random_resized_crop(224)|flip_lr'

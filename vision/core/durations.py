@@ -2,6 +2,7 @@
 
 import math
 import re
+from fractions import Fraction
 
 from vision.core.errors import UserError
 
@@ -33,22 +34,49 @@ def parse(text: str, key: str = 'duration') -> tuple[float, str]:
     return value, unit
 
 
-def to_steps(text: str, batch_size: int, num_examples: int, key: str = 'duration') -> int:
-    """Turns a duration into whole training steps, rounded to the nearest.
+def steps_in(text: str, batch_size: int, num_examples: int, key: str = 'duration') -> Fraction:
+    """Turns a duration into training steps, exactly.
 
-    Epochs follow one another without a gap, so '1 epochs' of 1,000 examples at batch 300 is 3.33
-    steps, and '3 epochs' exactly 10.
+    Epochs follow one another without a gap, so '1 epochs' of 1,000 examples at batch 300 is 3 1/3
+    steps, and '3 epochs' is 10.
 
     Args:
       text: as `parse` reads it.
       batch_size: of the global batch.
       num_examples: of the training split.
       key: the config's name of it, for the message.
+    """
+    value, unit = parse(text, key)
+    examples = {'steps': batch_size, 'epochs': num_examples, 'examples': 1}[unit]
+    return Fraction(value) * examples / batch_size
+
+
+def to_steps(text: str, batch_size: int, num_examples: int, key: str = 'duration') -> int:
+    """Turns a duration into whole training steps, rounded to the nearest (a half up).
+
+    Arguments as for `steps_in`.
 
     Returns:
       Steps ≥ 0; at least 1 for any duration above 0.
     """
-    value, unit = parse(text, key)
-    examples = {'steps': batch_size, 'epochs': num_examples, 'examples': 1}[unit]
-    steps = value if unit == 'steps' else value * examples / batch_size
-    return max(1, math.floor(steps + 0.5)) if value > 0 else 0
+    steps = steps_in(text, batch_size, num_examples, key)
+    return max(1, math.floor(steps + Fraction(1, 2))) if steps > 0 else 0
+
+
+class Every:
+    """The steps at which something is due that happens each so often: `every.due(step)`.
+
+    The k-th time is k durations after the start, rounded once: errors do not add up, and what is
+    due '1 epochs' apart is due at the end of the last epoch.
+    """
+
+    def __init__(self, period: Fraction):
+        """Takes the period in steps, as `steps_in` returns it; below 1 it is due at every step."""
+        self._period = period
+
+    def due(self, step: int) -> bool:
+        """Whether it is due when `step` steps (≥ 1) are done."""
+        return self._times(step) > self._times(step - 1)
+
+    def _times(self, step: int) -> int:
+        return math.floor((step + Fraction(1, 2)) / self._period) if step else 0

@@ -60,6 +60,11 @@ def put_replicated(tree: Any, mesh: Mesh) -> Any:
     return jax.tree.map(lambda x: _put_leaf(x, replicated(mesh)), tree)
 
 
+def abstract(tree: Any) -> Any:
+    """Shapes, types and layout of a PyTree of arrays: what a checkpoint is read into."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
+
+
 def _put_leaf(x: Any, sharding: NamedSharding) -> jax.Array:
     if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
         data = _put_leaf(jax.random.key_data(x), sharding)

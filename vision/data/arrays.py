@@ -11,7 +11,7 @@ import numpy as np
 
 from vision.core.errors import UserError, unknown
 from vision.data.order import hash64
-from vision.data.source import ArraySource
+from vision.data.source import ArraySource, NoSplitError
 from vision.data.splits import hold_out
 
 _IDX_PREFIX = {'train': 'train', 'test': 't10k'}
@@ -97,7 +97,7 @@ def npz(
             own = _npz_names(file.files, split)
             names = own or (_npz_names(file.files, 'train') if split == 'validation' else None)
             if names is None:
-                raise UserError(
+                raise NoSplitError(
                     f'{path} has no split {split!r}: it needs arrays x_{split} and y_{split} '
                     f'(or {split}_images and {split}_labels), and has {", ".join(file.files)}'
                 )
@@ -196,7 +196,7 @@ def from_arrays(
 def subset(source: ArraySource, split: str, validation: int | float) -> ArraySource:
     """The part of a training source that is `split`, 'train' or 'validation'."""
     if split == 'validation' and not validation:
-        raise UserError(
+        raise NoSplitError(
             f'{source.name}: there is no validation split; hold one out of train with data.validation'
         )
     train, held_out = hold_out(source.labels, validation)

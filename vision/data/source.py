@@ -9,6 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from vision.core.errors import UserError
+
+
+class NoSplitError(UserError):
+    """The source is in order, but it has no split of that name."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ArraySource:

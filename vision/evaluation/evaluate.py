@@ -1,7 +1,7 @@
 """Exact evaluation: every example counted once, whatever the batch size and the devices."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sized
 from typing import Any
 
 import flax.linen as nn
@@ -53,6 +53,7 @@ def evaluate(
     batches: Iterable[Batch],
     num_examples: int,
     num_classes: int,
+    skipped: Sized = (),
 ) -> dict[str, Any]:
     """Evaluates one split.
 
@@ -62,6 +63,7 @@ def evaluate(
       batches: every example of the split once, padding with mask 0.
       num_examples: of the split.
       num_classes: K.
+      skipped: the examples that were left out on purpose, known when `batches` is through.
 
     Returns:
       `top1` and `top5` (fractions of 1; `top5` None under 5 classes), `loss` (mean over the
@@ -75,7 +77,7 @@ def evaluate(
     ids, loss, rank = (
         np.concatenate([r[key][r['mask'] > 0] for r in results]) for key in ('id', 'loss', 'rank')
     )
-    check_count(ids, num_examples)
+    check_count(ids, num_examples, len(skipped))
     return {
         'top1': int((rank < 1).sum()) / len(ids),
         'top5': int((rank < 5).sum()) / len(ids) if num_classes >= 5 else None,
@@ -84,12 +86,20 @@ def evaluate(
     }
 
 
-def check_count(ids: np.ndarray, num_examples: int) -> None:
-    """Raises RuntimeError unless `ids` holds each of 0 … num_examples − 1 exactly once."""
+def check_count(ids: np.ndarray, num_examples: int, skipped: int = 0) -> None:
+    """Raises RuntimeError unless `ids` holds each of 0 … num_examples − 1 exactly once.
+
+    Args:
+      ids: int [N], of the examples that were counted.
+      num_examples: of the split.
+      skipped: how many of them were left out on purpose.
+    """
     times = np.bincount(ids, minlength=num_examples)
-    if len(times) != num_examples or (times != 1).any():
-        missing, twice = int((times == 0).sum()), int((times > 1).sum())
+    missing, twice = int((times == 0).sum()) - skipped, int((times > 1).sum())
+    if len(times) != num_examples or missing or twice:
         raise RuntimeError(
-            f'evaluation counted {len(ids)} examples of {num_examples}: '
+            f'evaluation counted {len(ids)} examples of {num_examples} ({skipped} skipped): '
             f'{missing} were left out, {twice} came more than once'
         )
+    if not len(ids):
+        raise RuntimeError('evaluation counted no example')

@@ -5,7 +5,7 @@ For what fits (digits, MNIST, CIFAR): no TensorFlow, and the bus carries ids ins
 
 import functools
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -88,10 +88,7 @@ class DeviceSplit:
         self.source, self._mesh = source, mesh
         self._images = mesh_lib.put_replicated(source.images, mesh)
         self._labels = mesh_lib.put_replicated(source.labels, mesh)
-        self._gather = jax.jit(
-            functools.partial(_gather, ops=parsed, seed=seed),
-            out_shardings=mesh_lib.split_batch(mesh),
-        )
+        self._gather = _compiled(ops, seed, mesh)
 
     def batch(self, ids: np.ndarray, epochs: np.ndarray) -> Batch:
         """Makes one global batch.
@@ -115,6 +112,13 @@ class DeviceSplit:
             ids = np.arange(start, start + batch_size)
             ids[ids >= self.source.num_examples] = -1
             yield self.batch(ids, np.zeros_like(ids))
+
+
+@functools.cache
+def _compiled(ops: str, seed: int, mesh: Mesh) -> Callable[..., Batch]:
+    """`_gather` under jit; splits of one shape share what is compiled."""
+    gather = functools.partial(_gather, ops=opstring.parse(ops), seed=seed)
+    return jax.jit(gather, out_shardings=mesh_lib.split_batch(mesh))
 
 
 def _gather(

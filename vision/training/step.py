@@ -59,12 +59,17 @@ def init_state(
 
 
 def make_train_step(
-    model: nn.Module, optimizer: optax.GradientTransformation, config: ConfigDict, mesh: Mesh
+    model: nn.Module,
+    optimizer: optax.GradientTransformation,
+    schedule: optax.Schedule,
+    config: ConfigDict,
+    mesh: Mesh,
 ) -> TrainStep:
     """Builds the jitted step; the state that it is given is donated.
 
-    Its metrics are sums over the batch's examples (`loss`, `correct`, `count`), the norms of the
-    gradient and of the new parameters, and `finite`: whether loss and new parameters are numbers.
+    Its metrics are sums over the batch's examples (`loss`, `correct`, `count`), the learning rate
+    `lr`, the norms of the gradient and of the new parameters, and `finite`: whether the loss and
+    all new parameters are numbers.
     """
     loss_fn = losses.get_loss(config.loss.name)
 
@@ -98,6 +103,7 @@ def make_train_step(
             'loss': loss_sum,
             'correct': jnp.sum((logits.argmax(-1) == batch['label']) * mask),
             'count': jnp.sum(mask),
+            'lr': jnp.asarray(schedule(state.step), jnp.float32),
             'grad_norm': optax.global_norm(gradient),
             'param_norm': param_norm,
             'finite': jnp.isfinite(loss_sum) & jnp.isfinite(param_norm),

@@ -1,0 +1,36 @@
+"""Classifies images with a trained run.
+
+python -m experiments.predict --workdir=DIR PATH… [--top_k=5] [--format=table|json|jsonl|csv]
+
+A PATH is an image, a folder or a glob. Exit code 3: some images could not be read; their rows say
+why, the others are answered.
+"""
+
+from absl import flags
+
+from vision.core import cli
+from vision.core.errors import UserError
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
+CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
+TOP_K = flags.DEFINE_integer('top_k', 5, 'How many classes to name.', lower_bound=1)
+FORMAT = flags.DEFINE_enum(
+    'format', 'table', ['table', 'json', 'jsonl', 'csv'], 'How the answers are printed.'
+)
+
+
+def main(argv: list[str]) -> int:
+    """Classifies, and prints the answers."""
+    cli.require(workdir=WORKDIR.value)
+    if len(argv) < 2:
+        raise UserError('name at least one image, folder or glob')
+    from vision.prediction import Classifier
+    from vision.prediction.formats import write
+
+    classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value)
+    failed = write(classifier.classify_files(argv[1:], TOP_K.value), FORMAT.value)
+    return cli.ANSWERED_IN_PART if failed else 0
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,123 @@
+"""A trained run, read back from its workdir and nothing else."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from vision import data
+from vision.core import mesh as mesh_lib
+from vision.core import workdir as workdir_lib
+from vision.core.checkpoints import Checkpoints
+from vision.evaluation.evaluate import evaluate, make_eval_step
+from vision.models import create_model
+from vision.preprocess import inputs
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A trained run.
+
+    Attributes:
+      path: its workdir.
+      config: as it was trained with.
+      class_names: K names.
+      image_shape: (H, W, C) of the images of its source; None where each has its own size.
+      input_shape: (H, W, C) of what the model is fed.
+      step: of the checkpoint.
+      model: unbound.
+      variables: params and batch_stats, on every device of `mesh`.
+      mesh: of all devices.
+    """
+
+    path: Path
+    config: ConfigDict
+    class_names: tuple[str, ...]
+    image_shape: tuple[int, int, int] | None
+    input_shape: tuple[int, int, int]
+    step: int
+    model: nn.Module
+    variables: Any
+    mesh: Mesh
+
+
+def load_run(workdir: str | os.PathLike, checkpoint: str = 'best') -> Run:
+    """Reads a run's model.
+
+    Args:
+      workdir: of a run that has written a checkpoint; it may still be training.
+      checkpoint: 'best' (by validation top-1), 'last', or a step.
+
+    Raises:
+      UserError: it is no workdir, has no such checkpoint, or one of another model.
+    """
+    path = Path(workdir).expanduser().absolute()
+    config = workdir_lib.read_config(path)
+    dataset = workdir_lib.read_json(path, 'dataset.json')
+    model = create_model(**{'num_classes': len(dataset['class_names'])} | config.model.to_dict())
+    mesh = mesh_lib.make_mesh()
+    images = jnp.zeros((2, *dataset['input_shape']), jnp.float32)
+    shapes = jax.eval_shape(
+        lambda: model.init(
+            {'params': jax.random.key(0), 'dropout': jax.random.key(0)}, images, train=True
+        )
+    )
+    template = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.replicated(mesh)),
+        {'params': shapes['params'], 'batch_stats': shapes.get('batch_stats', {})},
+    )
+    with Checkpoints(path, read_only=True) as checkpoints:
+        step = checkpoints.find(checkpoint)
+        variables = checkpoints.restore_variables(step, template)
+    image_shape = dataset['image_shape']
+    return Run(
+        path=path,
+        config=config,
+        class_names=tuple(dataset['class_names']),
+        image_shape=tuple(image_shape) if image_shape else None,
+        input_shape=tuple(dataset['input_shape']),
+        step=step,
+        model=model,
+        variables=variables,
+        mesh=mesh,
+    )
+
+
+def evaluate_run(run: Run, split: str = 'test', skip_corrupt: bool = False) -> dict[str, Any]:
+    """Evaluates a run on one split of its own data.
+
+    Args:
+      run: as `load_run` returns it.
+      split: train, validation or test.
+      skip_corrupt: leave out images that cannot be read, and count them in `corrupt`.
+
+    Returns:
+      As `vision.evaluation.evaluate.evaluate`, with `split`, `checkpoint` (its step) and `corrupt`.
+
+    Raises:
+      UserError: no such split, or images that cannot be read.
+    """
+    source = data.load(run.config.data, split)
+    batches = inputs.EvalBatches(
+        source,
+        run.config.preprocess.eval,
+        run.config.evaluation.batch_size,
+        run.mesh,
+        skip_corrupt,
+    )
+    eval_step = make_eval_step(run.model, run.config, run.mesh)
+    metrics = evaluate(
+        eval_step,
+        run.variables,
+        batches,
+        source.num_examples,
+        len(run.class_names),
+        batches.corrupt,
+    )
+    return {'split': split, 'checkpoint': run.step, **metrics, 'corrupt': len(batches.corrupt)}

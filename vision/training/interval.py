@@ -1,0 +1,122 @@
+"""What is known of the steps since the last record: sums of their metrics, and their time."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import jax
+
+from vision.training.step import Metrics
+
+SUMS = ('loss', 'correct', 'count')  # added up over the interval's steps
+LATEST = ('lr', 'grad_norm', 'param_norm')  # the last step's
+
+
+class Interval:
+    """The metrics of the steps since the last record.
+
+    They stay on the device until a record or a checkpoint is written. They are added in float64 in
+    the order of the steps, so the sums do not depend on where a run was interrupted.
+    """
+
+    def __init__(self, saved: dict[str, float] | None = None):
+        """Starts empty, or with what `to_json` returned."""
+        self._sums = dict.fromkeys(SUMS, 0.0) | (saved or {})
+        self._pending: list[tuple[int, Metrics]] = []
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        """Takes a step's metrics, without reading them."""
+        self._pending.append((step, metrics))
+
+    def read(self) -> int | None:
+        """Reads what is pending; returns the first step whose loss or parameters are not finite."""
+        pending, self._pending = self._pending, []
+        values = jax.device_get([metrics for _, metrics in pending])
+        for (step, _), metrics in zip(pending, values, strict=True):
+            if not metrics['finite']:
+                return step
+            for key in SUMS:
+                self._sums[key] += float(metrics[key])
+            for key in LATEST:
+                self._sums[key] = float(metrics[key])
+        return None
+
+    def record(self) -> dict[str, float]:
+        """Returns the interval's record, of what was read, and starts the next interval."""
+        count = max(self._sums['count'], 1.0)
+        record = {
+            'train/loss': self._sums['loss'] / count,
+            'train/top1': self._sums['correct'] / count,
+            **{f'train/{key}': self._sums[key] for key in LATEST},
+        }
+        self._sums = dict.fromkeys(SUMS, 0.0)
+        return record
+
+    def to_json(self) -> dict[str, float]:
+        """What a checkpoint keeps of the interval."""
+        assert not self._pending, 'read() comes first'
+        return self._sums
+
+
+class Clock:
+    """Times the steps of an interval, without the compilation and without what is not a step."""
+
+    def __init__(self) -> None:
+        self._born = time.perf_counter()
+        self._seconds_per_step = math.nan
+        self.restart()
+
+    def restart(self) -> None:
+        """Starts an interval now."""
+        self._begin = time.perf_counter()
+        self._steps, self._waited = 0, 0.0
+
+    def step(self) -> None:
+        """Counts a step."""
+        self._steps += 1
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the time of the block as spent waiting for data."""
+        with _timed(lambda seconds: setattr(self, '_waited', self._waited + seconds)):
+            yield
+
+    @contextmanager
+    def stopped(self) -> Iterator[None]:
+        """Leaves the time of the block out of the interval."""
+        with _timed(lambda seconds: setattr(self, '_begin', self._begin + seconds)):
+            yield
+
+    def lap(self, batch_size: int) -> dict[str, float | None]:
+        """Ends the interval and starts the next.
+
+        Args:
+          batch_size: of the global batch.
+
+        Returns:
+          `images_per_second`, the fraction of the time spent waiting for data (None for an interval
+          of the compiled step alone), and `seconds` since the run started.
+        """
+        seconds, total = time.perf_counter() - self._begin, time.perf_counter() - self._born
+        figures: dict[str, float | None] = {
+            'images_per_second': None, 'data_wait': None, 'seconds': total,
+        }  # fmt: skip
+        if self._steps:
+            self._seconds_per_step = seconds / self._steps
+            figures['images_per_second'] = self._steps * batch_size / seconds
+            figures['data_wait'] = self._waited / seconds
+        self.restart()
+        return figures
+
+    def seconds_left(self, steps: int) -> float:
+        """How long so many steps take at the last interval's rate; NaN before there is one."""
+        return steps * self._seconds_per_step
+
+
+@contextmanager
+def _timed(report: Callable[[float], Any]) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    report(time.perf_counter() - began)

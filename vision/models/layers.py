@@ -102,6 +102,11 @@ class Conv(nn.Module):
         return x
 
 
+def multiply(x: jax.Array, kernel: jax.Array, output_dtype: Any) -> jax.Array:
+    """[..., in] times [in, out] -> [..., out], summed in at least its precision and returned as `output_dtype`."""
+    return jnp.matmul(x, kernel, preferred_element_type=output_dtype)
+
+
 class Dense(nn.Module):
     """A matrix product; parameters `kernel` [in, features] and `bias` [features].
 
@@ -122,12 +127,7 @@ class Dense(nn.Module):
         shape = (x.shape[-1], self.features)
         kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
         out = self.output_dtype or self.dtype
-        y = jnp.einsum(
-            '...i,io->...o',
-            x.astype(self.dtype),
-            kernel.astype(self.dtype),
-            preferred_element_type=out,
-        )
+        y = multiply(x.astype(self.dtype), kernel.astype(self.dtype), out)
         if self.use_bias:
             bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
             y = y + bias.astype(out)
@@ -260,8 +260,3 @@ def _adaptive_weights(length: int, size: int) -> np.ndarray:
 def flatten(x: jax.Array) -> jax.Array:
     """[B, ...] -> [B, D]."""
     return x.reshape(x.shape[0], -1)
-
-
-def dropout(module: nn.Module, x: jax.Array, rate: float, train: bool) -> jax.Array:
-    """Drops values of `x` at `rate` in training; call it inside a compact method."""
-    return nn.Dropout(rate, parent=module)(x, deterministic=not train)

@@ -12,11 +12,69 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vision.core.errors import UserError, nearest, unknown
-from vision.models import lenet
+from vision.models import alexnet, lenet
+from vision.models.googlenet import GoogLeNet
+from vision.models.inception import InceptionV3
+from vision.models.resnet import CifarResNet, ResNet
+from vision.models.resnet_v2 import CifarResNetV2, ResNetV2
+from vision.models.vgg import VGG
+
+_SHALLOW = {'block': 'basic', 'stage_sizes': (3, 4, 6, 3)}
+_ORIGINAL = {'stride_in': '1x1', 'zero_init_residual': False}
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     'lenet5_1998': lenet.LeNet5Original,
     'lenet5': lenet.LeNet5,
+    'alexnet_2012': alexnet.AlexNet2012,
+    'alexnet': alexnet.AlexNet,
+    # The columns of the paper's table 1, evaluated densely.
+    'vgg_a': partial(VGG, configuration='A', weight_init='glorot', dense_evaluation=True),
+    'vgg_a_lrn': partial(
+        VGG, configuration='A', lrn=True, weight_init='glorot', dense_evaluation=True
+    ),
+    'vgg_b': partial(VGG, configuration='B', weight_init='glorot', dense_evaluation=True),
+    'vgg_c': partial(VGG, configuration='C', weight_init='glorot', dense_evaluation=True),
+    'vgg_d': partial(VGG, configuration='D', weight_init='glorot', dense_evaluation=True),
+    'vgg_e': partial(VGG, configuration='E', weight_init='glorot', dense_evaluation=True),
+    'vgg11': partial(VGG, configuration='A'),
+    'vgg13': partial(VGG, configuration='B'),
+    'vgg16': partial(VGG, configuration='D'),
+    'vgg19': partial(VGG, configuration='E'),
+    'vgg11_bn': partial(VGG, configuration='A', batch_norm=True),
+    'vgg13_bn': partial(VGG, configuration='B', batch_norm=True),
+    'vgg16_bn': partial(VGG, configuration='D', batch_norm=True),
+    'vgg19_bn': partial(VGG, configuration='E', batch_norm=True),
+    'googlenet_2014': partial(GoogLeNet, original=True, dropout=0.4),
+    'googlenet': GoogLeNet,
+    'inception_v3': InceptionV3,
+    # As published: shortcut options A to C; bottlenecks with their stride in the 1x1.
+    'resnet34_a': partial(ResNet, shortcut='A', zero_init_residual=False, **_SHALLOW),
+    'resnet34_b': partial(ResNet, shortcut='B', zero_init_residual=False, **_SHALLOW),
+    'resnet34_c': partial(ResNet, shortcut='C', zero_init_residual=False, **_SHALLOW),
+    'resnet50_v1': partial(ResNet, stage_sizes=(3, 4, 6, 3), **_ORIGINAL),
+    'resnet101_v1': partial(ResNet, stage_sizes=(3, 4, 23, 3), **_ORIGINAL),
+    'resnet152_v1': partial(ResNet, stage_sizes=(3, 8, 36, 3), **_ORIGINAL),
+    'resnet18': partial(ResNet, block='basic', stage_sizes=(2, 2, 2, 2)),
+    'resnet34': partial(ResNet, **_SHALLOW),
+    'resnet50': partial(ResNet, stage_sizes=(3, 4, 6, 3)),
+    'resnet101': partial(ResNet, stage_sizes=(3, 4, 23, 3)),
+    'resnet152': partial(ResNet, stage_sizes=(3, 8, 36, 3)),
+    'wide_resnet50_2': partial(ResNet, stage_sizes=(3, 4, 6, 3), base_width=128),
+    'resnext50_32x4d': partial(ResNet, stage_sizes=(3, 4, 6, 3), groups=32, base_width=4),
+    # CIFAR-10: 6n + 2 layers.
+    'resnet20': partial(CifarResNet, stage_sizes=(3,) * 3),
+    'resnet32': partial(CifarResNet, stage_sizes=(5,) * 3),
+    'resnet44': partial(CifarResNet, stage_sizes=(7,) * 3),
+    'resnet56': partial(CifarResNet, stage_sizes=(9,) * 3),
+    'resnet110': partial(CifarResNet, stage_sizes=(18,) * 3),
+    'resnet1202': partial(CifarResNet, stage_sizes=(200,) * 3),
+    # Pre-activation.
+    'resnet50_v2': partial(ResNetV2, stage_sizes=(3, 4, 6, 3)),
+    'resnet101_v2': partial(ResNetV2, stage_sizes=(3, 4, 23, 3)),
+    'resnet152_v2': partial(ResNetV2, stage_sizes=(3, 8, 36, 3)),
+    'resnet110_v2': partial(CifarResNetV2, bottleneck=False, shortcut='A'),
+    'resnet164_v2': CifarResNetV2,
+    'resnet1001_v2': partial(CifarResNetV2, stage_sizes=(111,) * 3),
 }
 
 

@@ -1,0 +1,193 @@
+"""What a model costs: parameters, multiply-adds, activations and the shape of each stage.
+
+Nothing is compiled or computed: shapes are traced, and the traced program is counted.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vision.core.errors import UserError
+from vision.models.base import ImageModel
+from vision.models.registry import create_model
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures of one model for one image.
+
+    Attributes:
+      name: the model's.
+      input_shape: (height, width, channels).
+      parameters: in the form that predicts, so without auxiliary heads.
+      parameters_with_aux: in training.
+      macs: fused multiply-adds of convolutions and matrix products, in the form that predicts.
+      activations: values that come out of those convolutions and matrix products.
+      stages: each endpoint's shape, without the batch.
+    """
+
+    name: str
+    input_shape: tuple[int, int, int]
+    parameters: int
+    parameters_with_aux: int
+    macs: int
+    activations: int
+    stages: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            'model': self.name,
+            'input': list(self.input_shape),
+            'parameters': self.parameters,
+            'parameters_with_aux': self.parameters_with_aux,
+            'gmacs': self.macs / 1e9,
+            'activations': self.activations,
+            'stages': {name: list(shape) for name, shape in self.stages.items()},
+        }
+
+
+def summarise(
+    name: str,
+    input_size: int | None = None,
+    channels: int | None = None,
+    num_classes: int | None = None,
+    **kwargs: Any,
+) -> Summary:
+    """Returns the figures of the model called `name`.
+
+    Args:
+      name: as for `create_model`.
+      input_size: side of the image in pixels; the paper's by default.
+      channels: of the image; the paper's by default.
+      num_classes: of the classifier; the paper's by default.
+      **kwargs: the model's own arguments.
+
+    Raises:
+      UserError: what `create_model` raises, and a size that the model cannot take.
+    """
+    model, shape = default_model(name, num_classes, **kwargs)
+    size = input_size or shape[0]
+    return count(name, model, (size, size, channels or shape[2]))
+
+
+def default_model(
+    name: str, num_classes: int | None = None, **kwargs: Any
+) -> tuple[nn.Module, tuple[int, int, int]]:
+    """Returns the model with the paper's number of classes, and the paper's (H, W, C)."""
+    # Which class a name stands for, a function of one's own need not say: it is made to be asked.
+    probe = create_model(name, num_classes=num_classes or 10, **kwargs)
+    classes = num_classes or getattr(probe, 'default_classes', ImageModel.default_classes)
+    shape = getattr(probe, 'input_shape', ImageModel.input_shape)
+    return create_model(name, num_classes=classes, **kwargs), shape
+
+
+def count(name: str, model: nn.Module, input_shape: tuple[int, int, int]) -> Summary:
+    """Returns the figures of `model` for an image of `input_shape`."""
+    image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    variables = abstract_variables(model, input_shape)
+    jaxpr, shapes = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False), return_shape=True)(
+        variables, image
+    )
+    products = [_product(eqn) for eqn in _equations(jaxpr.jaxpr)]
+    predicting = _without_aux(variables['params'])
+    stages = {k: v.shape[1:] for k, v in shapes[1].items()}
+    return Summary(
+        name=name,
+        input_shape=input_shape,
+        parameters=_size(predicting),
+        parameters_with_aux=_size(variables['params']),
+        macs=sum(macs for macs, _ in products),
+        activations=sum(values for _, values in products),
+        stages={**stages, 'logits': shapes[0].shape[1:]},
+    )
+
+
+def abstract_variables(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, Any]:
+    """Returns the shapes of 'params' and 'batch_stats', auxiliary heads and all; computes nothing.
+
+    Raises:
+      UserError: if the images are too small for the auxiliary heads and for the rest.
+    """
+    image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
+    try:
+        shapes = jax.eval_shape(lambda x: model.init(rngs, x, train=True), image)
+    except UserError:
+        if not getattr(model, 'aux_heads', False):
+            raise
+        return abstract_variables(model.clone(aux_heads=False), input_shape)
+    return {k: v for k, v in shapes.items() if k in ('params', 'batch_stats')}
+
+
+def check_contract(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
+    """Raises UserError unless `model` gives what the house expects: for models of a user's own.
+
+    That is `(logits float32 [B, K], endpoints)` with `features` [B, D], from
+    `__call__(images, train)`, in training and in evaluation.
+    """
+    title = type(model).__name__
+    image = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
+    rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
+    for train in (True, False):
+        try:
+            out, _ = jax.eval_shape(
+                lambda x, train=train: model.init_with_output(rngs, x, train=train), image
+            )
+        except TypeError as e:
+            raise UserError(
+                f'model {title} cannot be called as model(images, train=...): {e}'
+            ) from e
+        if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
+            raise UserError(f'model {title} must return (logits, endpoints), a pair with a dict')
+        logits, endpoints = out
+        wanted = (2, getattr(model, 'num_classes', logits.shape[-1]))
+        if logits.shape != wanted or logits.dtype != jnp.float32:
+            raise UserError(
+                f'model {title} must return float32 logits {wanted}, '
+                f'not {logits.dtype} {logits.shape}'
+            )
+        if 'features' not in endpoints or endpoints['features'].ndim != 2:
+            raise UserError(f"model {title} must return endpoints['features'] of shape [B, D]")
+
+
+def _equations(jaxpr: Any) -> Iterator[Any]:
+    """All equations of a program and of the programs inside it (jit, remat, custom gradients)."""
+    for eqn in jaxpr.eqns:
+        inner = [p for v in eqn.params.values() for p in jax.tree.leaves(v, is_leaf=_is_jaxpr)]
+        inner = [getattr(p, 'jaxpr', p) for p in inner if _is_jaxpr(p)]
+        yield eqn
+        for program in inner:
+            yield from _equations(program)
+
+
+def _is_jaxpr(value: Any) -> bool:
+    return hasattr(value, 'eqns') or hasattr(getattr(value, 'jaxpr', None), 'eqns')
+
+
+def _product(eqn: Any) -> tuple[int, int]:
+    """(multiply-adds, values that come out) of an equation; (0, 0) unless it is a product."""
+    name = eqn.primitive.name
+    if name not in ('conv_general_dilated', 'dot_general'):
+        return 0, 0
+    out = eqn.outvars[0].aval.size
+    if name == 'conv_general_dilated':
+        kernel = eqn.invars[1].aval
+        out_features = kernel.shape[eqn.params['dimension_numbers'].rhs_spec[0]]
+        return out * kernel.size // out_features, out
+    (contracted, _), _ = eqn.params['dimension_numbers']
+    return out * math.prod(eqn.invars[0].aval.shape[i] for i in contracted), out
+
+
+def _without_aux(params: dict[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in params.items() if not k.lower().startswith('aux')}
+
+
+def _size(tree: Any) -> int:
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,92 @@
+"""Step 2, preprocess: the ops that run on the host, in TensorFlow, by name.
+
+An op is one function of one image: uint8 [H, W, C] in, uint8 out; `decode` takes bytes. One that
+draws random numbers has a second parameter `rng`. The others come from the op string. To add an
+op, write the function and add it to `OPS`.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from vision.preprocess import decode, geometry, opstring
+from vision.preprocess.draws import Rng
+
+OPS: dict[str, Callable[..., Any]] = {
+    op.__name__: op
+    for op in (
+        decode.decode,
+        geometry.resize,
+        geometry.resize_small,
+        geometry.scale_jitter,
+        geometry.central_crop,
+        geometry.random_crop,
+        geometry.random_resized_crop,
+        geometry.pad,
+        geometry.flip_lr,
+        geometry.flip_ud,
+    )
+}
+
+
+def is_random(name: str) -> bool:
+    """Whether an op draws random numbers."""
+    return 'rng' in inspect.signature(OPS[name]).parameters
+
+
+def parse(text: str) -> tuple[opstring.Op, ...]:
+    """Reads and checks an op string.
+
+    Raises:
+      UserError: it is misspelt, an op is unknown, or an op's arguments do not fit.
+    """
+    ops = opstring.parse(text)
+    for op in ops:
+        random = op.name in OPS and is_random(op.name)
+        opstring.check((op,), OPS, skip=2 if random else 1)
+    return ops
+
+
+def apply(ops: tuple[opstring.Op, ...], image: Any, draws: Any, decoded: bool = False) -> Any:
+    """Runs ops on one image.
+
+    Args:
+      ops: as `parse` returns them.
+      image: encoded bytes (a string scalar), or uint8 [H, W, C].
+      draws: the image's random numbers (`draws.draw`): float64 [len(ops), PER_OP].
+      decoded: the image is what the leading `decode` would return.
+
+    Returns:
+      uint8 [H', W', C'].
+    """
+    position = 0
+    while position < len(ops):
+        op, rest = ops[position], ops[position + 1 :]
+        if op.name == 'decode' and decoded:
+            position += 1
+        elif op.name == 'decode' and rest and rest[0].name == 'random_resized_crop':
+            image = _decode_and_crop(op, rest[0], image, Rng(draws[position + 1]))
+            position += 2
+        else:
+            rng = (Rng(draws[position]),) if is_random(op.name) else ()
+            image = OPS[op.name](image, *rng, *op.args, **op.kwargs)
+            position += 1
+    return image
+
+
+def channels(ops: tuple[opstring.Op, ...]) -> int:
+    """The channels of the decoded image, by the string's leading `decode`; 3 if there is none."""
+    if not ops or ops[0].name != 'decode':
+        return 3
+    bound = inspect.signature(decode.decode).bind(None, *ops[0].args, **ops[0].kwargs)
+    bound.apply_defaults()
+    return bound.arguments['channels']
+
+
+def _decode_and_crop(first: opstring.Op, second: opstring.Op, image: Any, rng: Rng) -> Any:
+    if image.dtype == 'string':
+        return geometry.decode_random_resized_crop(
+            image, rng, channels((first,)), *second.args, **second.kwargs
+        )
+    image = decode.decode(image, channels((first,)))
+    return geometry.random_resized_crop(image, rng, *second.args, **second.kwargs)

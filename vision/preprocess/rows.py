@@ -1,0 +1,187 @@
+"""The order in which examples enter the pipeline: TensorFlow data sets of rows.
+
+A row is one slot of one batch. After the rows of each batch comes a tick, a row without an image
+that carries what the batch should hold. Images that fail drop out of the stream; the ticks say
+where, so the others stay in their places and no example pays for the possibility.
+"""
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vision.data.order import batch_ids
+from vision.data.source import ArraySource, FileSource
+from vision.preprocess.draws import PER_OP, draw
+from vision.preprocess.tf_cpu import tf_cpu
+
+
+class Plan(NamedTuple):
+    """What one host's part of a batch should hold; −1 in `ids` is padding.
+
+    Attributes:
+      ids: int64 [b].
+      epochs: int64 [b].
+      labels: int64 [b].
+    """
+
+    ids: np.ndarray
+    epochs: np.ndarray
+    labels: np.ndarray
+
+
+def train_plan(
+    source: ArraySource | FileSource, seed: int, batch_size: int, part: slice
+) -> Callable[[int], Plan]:
+    """Returns the function from a step to the host's rows `part` of that training batch."""
+
+    def plan(step: int) -> Plan:
+        ids, epochs = batch_ids(seed, source.num_examples, batch_size, step)
+        ids, epochs = ids[part], epochs[part]
+        return Plan(ids, epochs, source.labels[ids].astype(np.int64))
+
+    return plan
+
+
+def eval_plan(
+    source: ArraySource | FileSource, batch_size: int, process_index: int, process_count: int
+) -> Callable[[int], Plan]:
+    """Returns the function from a step to the host's rows of that evaluation batch.
+
+    Batches hold the ids in order. What remains for the last one is shared among the hosts, so
+    that their shares of the split differ by one example at most.
+    """
+    local = batch_size // process_count
+
+    def plan(step: int) -> Plan:
+        remaining = min(batch_size, source.num_examples - step * batch_size)
+        share, extra = divmod(remaining, process_count)
+        first = step * batch_size + process_index * share + min(process_index, extra)
+        ids = np.full(local, -1)
+        count = share + (process_index < extra)
+        ids[:count] = first + np.arange(count)
+        labels = np.where(ids < 0, 0, source.labels[ids])
+        return Plan(ids, np.zeros(local, np.int64), labels.astype(np.int64))
+
+    return plan
+
+
+def indexed(
+    source: ArraySource | FileSource,
+    plan: Callable[[int], Plan],
+    steps: tuple[int, int],
+    seed: int,
+    num_ops: int,
+) -> Any:
+    """Rows of a source that can be indexed.
+
+    Args:
+      source: files or arrays.
+      plan: what each step's batch holds.
+      steps: the first, and one past the last.
+      seed: of the run.
+      num_ops: how many ops draw random numbers.
+
+    Returns:
+      A data set of dicts: slot int64, id int64, draws float64 [num_ops, PER_OP], plan (bytes of
+      the Plan in a tick, else empty), data (a path, or uint8 [H, W, C]).
+    """
+    tf = tf_cpu()
+    files = isinstance(source, FileSource)
+    paths = np.array([*(p.encode() for p in source.paths), b''], object) if files else None
+
+    def rows(step: np.int64) -> list[np.ndarray]:
+        this = plan(int(step))
+        if files:
+            data = paths[np.append(this.ids, -1)]  # the last entry, empty, stands for no image
+        else:
+            data = np.concatenate([source.images[this.ids], source.images[:1]])
+        return [*rows_of(this, seed, num_ops), data]
+
+    data_type = tf.string if files else tf.uint8
+    shape = () if files else source.images.shape[1:]
+
+    def map_rows(step: Any) -> dict[str, Any]:
+        values = tf.numpy_function(rows, [step], [*_row_types(), data_type])
+        return named(values, num_ops, shape)
+
+    return tf.data.Dataset.range(*steps).map(map_rows).unbatch()
+
+
+def rows_of(plan: Plan, seed: int, num_ops: int) -> list[np.ndarray]:
+    """A batch's rows and its tick, all but the data: slot, id, draws, plan."""
+    size = len(plan.ids)
+    draws = np.zeros((size + 1, num_ops, PER_OP))
+    draws[:size] = draw(seed, plan.epochs, plan.ids, num_ops)
+    packed = np.array([b''] * size + [np.stack(plan).tobytes()], object)
+    return [np.arange(size + 1), np.append(plan.ids, -1), draws, packed]
+
+
+def _row_types() -> list[Any]:
+    tf = tf_cpu()
+    return [tf.int64, tf.int64, tf.float64, tf.string]
+
+
+def named(values: list[Any], num_ops: int, data_shape: tuple[int | None, ...]) -> dict[str, Any]:
+    """Names the columns of `rows_of` and the data, and sets their shapes."""
+    tf = tf_cpu()
+    names = ('slot', 'id', 'draws', 'plan', 'data')
+    shapes = ([], [], [num_ops, PER_OP], [], list(data_shape))
+    return {
+        name: tf.ensure_shape(value, [None, *shape])
+        for name, value, shape in zip(names, values, shapes, strict=True)
+    }
+
+
+def sequential(records: Any, local: int, seed: int, num_ops: int) -> Any:
+    """Rows of a data set of records that must be read in sequence.
+
+    Args:
+      records: a data set of (id, epoch, label, encoded bytes).
+      local: rows of a batch on this host, b; the last batch is padded.
+      seed: of the run.
+      num_ops: how many ops draw random numbers.
+
+    Returns:
+      As `indexed`, with data the encoded bytes.
+    """
+    tf = tf_cpu()
+
+    def rows(
+        ids: np.ndarray, epochs: np.ndarray, labels: np.ndarray, data: np.ndarray
+    ) -> list[np.ndarray]:
+        missing = local - len(ids)
+        ids = np.pad(ids, (0, missing), constant_values=-1)
+        epochs, labels = np.pad(epochs, (0, missing)), np.pad(labels, (0, missing))
+        data = np.array([*data, *([b''] * (missing + 1))], object)
+        return [*rows_of(Plan(ids, epochs, labels), seed, num_ops), data]
+
+    def map_rows(*record: Any) -> dict[str, Any]:
+        return named(tf.numpy_function(rows, record, [*_row_types(), tf.string]), num_ops, ())
+
+    return records.batch(local).map(map_rows).unbatch()
+
+
+def aligned(
+    chunks: Iterator[dict[str, np.ndarray]], local: int
+) -> Iterator[tuple[Plan, np.ndarray, np.ndarray]]:
+    """Cuts a stream of rows, some of which dropped out, at its ticks.
+
+    Args:
+      chunks: batches of rows with slot, plan and image, of any lengths.
+      local: rows of a batch, b.
+
+    Yields:
+      Of each batch: its plan, the slots that are there (int64 [m], ascending, m ≤ b) and their
+      images [m, H, W, C].
+    """
+    held: dict[str, np.ndarray] | None = None
+    for chunk in chunks:
+        if held is not None and len(held['slot']):
+            chunk = {k: np.concatenate([held[k], chunk[k]]) for k in chunk}
+        held = chunk
+        while (ticks := np.flatnonzero(held['slot'] == local)).size:
+            end = ticks[0]
+            plan = Plan(*np.frombuffer(held['plan'][end], np.int64).reshape(3, local))
+            yield plan, held['slot'][:end], held['image'][:end]
+            held = {k: v[end + 1 :] for k, v in held.items()}

@@ -1,0 +1,23 @@
+"""TensorFlow, imported when it is first needed, silent, and kept off the accelerator."""
+
+import functools
+import os
+from types import ModuleType
+
+
+@functools.cache
+def tf_cpu() -> ModuleType:
+    """Returns `tensorflow`, which sees no accelerator: those belong to JAX.
+
+    Raises:
+      RuntimeError: TensorFlow was used before and holds an accelerator already.
+    """
+    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    # oneDNN announces itself on stderr, and its sums depend on the machine.
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+    import tensorflow as tf
+
+    for kind in ('GPU', 'TPU'):
+        tf.config.set_visible_devices([], kind)
+    tf.get_logger().setLevel('ERROR')
+    return tf

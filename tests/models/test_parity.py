@@ -1,0 +1,147 @@
+"""The same logits, and the same step of training, as torchvision's models on the same weights."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from tests.golden import generator
+from vision.models import create_model
+from vision.models.pretrained import convert
+from vision.models.summary import abstract_variables, default_model
+from vision.models.torch_names import torch_names
+
+GOLDEN = Path(__file__).parent.parent / 'golden'
+NAMES = sorted(path.stem for path in GOLDEN.glob('*.npz'))
+# A network of each family, and of each kind of block, is always compared; the deeper ones are slow.
+FAST = ('alexnet', 'vgg11_bn', 'googlenet', 'resnet18', 'resnet50', 'resnext50_32x4d')
+TRAINED = ('alexnet', 'vgg11_bn', 'googlenet', 'inception_v3', 'resnet18')
+TRAINED_FAST = ('alexnet', 'vgg11_bn', 'resnet18')
+
+
+def _params(names, fast):
+    return [pytest.param(n, marks=() if n in fast else pytest.mark.slow) for n in names]
+
+
+@cache
+def _golden(name):
+    with np.load(GOLDEN / f'{name}.npz') as file:
+        return dict(file)
+
+
+def _pretrained(name):
+    """The model's variables, converted from the state dict that the goldens were made with."""
+    state = generator.state_dict(name, json.loads(str(_golden(name)['shapes'])))
+    model, shape = default_model(name)
+    variables = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), abstract_variables(model, shape))
+    converted, fresh = convert(state, torch_names(name), variables, name)
+    assert not fresh
+    return converted
+
+
+def test_there_is_a_golden_for_each_model_that_torchvision_has():
+    assert len(NAMES) == 18
+
+
+@pytest.mark.parametrize('name', _params(NAMES, FAST))
+def test_evaluates_as_torchvision_at_two_sizes(name):
+    golden = _golden(name)
+    sizes = [int(key.removeprefix('logits_')) for key in golden if key.startswith('logits_')]
+    assert len(sizes) == 2
+    assert any(size % 2 for size in sizes)
+    variables = _pretrained(name)
+    model = create_model(name)
+    apply = jax.jit(lambda v, x: model.apply(v, x, train=False)[0])
+    for size in sizes:
+        logits = np.asarray(apply(variables, generator.images(size, 2)))
+        expected = golden[f'logits_{size}']
+        # Relative to the largest logit: one near zero has no relative error to speak of.
+        assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize('name', _params(TRAINED, TRAINED_FAST))
+def test_trains_a_step_as_torchvision(name):
+    golden = _golden(name)
+    variables = _pretrained(name)
+    model = create_model(name, **_no_dropout(name))
+    images = generator.images(int(golden['train_size']), len(generator.LABELS))
+    (loss, (logits, endpoints, stats)), grads = _loss_and_gradients(model, variables, images)
+    assert np.isfinite(loss)
+    _assert_close(logits, golden['train_logits'], 1e-4)
+    for i, aux in enumerate(endpoints.get('aux', ())):
+        _assert_close(aux, golden[f'train_aux_{i}'], 1e-4)
+    params, before = variables['params'], variables
+    params = jax.tree.map(lambda p, g: p - generator.LEARNING_RATE * g, params, grads)
+    after = {'params': params, 'batch_stats': stats}
+    _compare_changes(name, golden, before, after)
+
+
+def _no_dropout(name):
+    none = {'dropout': 0.0} if name not in ('resnet18',) else {}
+    return none | ({'aux_dropout': 0.0} if name == 'googlenet' else {})
+
+
+def _loss_and_gradients(model, variables, images):
+    @jax.jit
+    def run(params, stats, images):
+        def loss_of(params):
+            (logits, endpoints), state = model.apply(
+                {'params': params, 'batch_stats': stats},
+                images,
+                train=True,
+                mutable=['batch_stats'],
+            )
+            loss = _cross_entropy(logits)
+            for aux in endpoints.get('aux', ()):
+                loss += generator.AUX_WEIGHT * _cross_entropy(aux)
+            return loss, (logits, endpoints, state.get('batch_stats', {}))
+
+        return jax.value_and_grad(loss_of, has_aux=True)(params)
+
+    return run(variables['params'], variables.get('batch_stats', {}), images)
+
+
+def _cross_entropy(logits):
+    labels = jnp.asarray(generator.LABELS)
+    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+
+def _compare_changes(name, golden, before, after):
+    """Every tensor's change in the step, sampled, against torch's; it is relative to its own norm."""
+    names = torch_names(name)
+    shapes = json.loads(str(golden['shapes']))
+    ours = {}
+    for path, value in flatten_dict(after).items():
+        change = np.asarray(value) - np.asarray(flatten_dict(before)[path])
+        ours[names.key(path)] = _torch_layout(change, path, names)
+    position = 0
+    keys = [key for key in shapes if not key.endswith('num_batches_tracked')]
+    assert set(keys) == set(ours)
+    for key, norm in zip(keys, golden['norms'], strict=True):
+        got = generator.sample(ours[key])
+        expected = golden['changes'][position : position + got.size]
+        position += got.size
+        scale = max(norm / np.sqrt(ours[key].size), np.abs(expected).max())
+        np.testing.assert_allclose(got, expected, rtol=0, atol=2e-3 * scale + 1e-7, err_msg=key)
+        np.testing.assert_allclose(np.linalg.norm(ours[key]), norm, rtol=1e-3, err_msg=key)
+    assert position == golden['changes'].size
+
+
+def _torch_layout(array, path, names):
+    if path[-1] != 'kernel':
+        return array
+    if array.ndim == 2:
+        window = names.windows.get(path[1:-1], 1)
+        array = array.reshape(window, window, -1, array.shape[-1])
+        return array.transpose(3, 2, 0, 1).reshape(array.shape[-1], -1)
+    return array.transpose(3, 2, 0, 1)
+
+
+def _assert_close(got, expected, tolerance):
+    assert np.abs(np.asarray(got) - expected).max() <= tolerance * np.abs(expected).max()

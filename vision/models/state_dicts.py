@@ -1,0 +1,98 @@
+"""Reading torch state dicts, from files and from the Hugging Face hub, without running them."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vision.core.errors import UserError
+from vision.models.torch_names import normalise_keys
+
+StateDict = dict[str, np.ndarray]
+
+_EXTRA = "install the extra 'pretrained'"
+
+
+def read_state_dict(source: str) -> StateDict:
+    """Returns the tensors of `source` by torchvision's names, floats as float32.
+
+    Args:
+      source: a `.safetensors` file, a `.pth` or `.pt` file, or 'hf:organisation/name'.
+
+    Raises:
+      UserError: the source does not exist, cannot be read, or needs a library that is not there.
+    """
+    path = _download(source) if source.startswith('hf:') else Path(source)
+    if not path.is_file():
+        raise UserError(f'{source}: no such file (nor hf:organisation/name of the hub)')
+    if path.suffix == '.safetensors':
+        tensors = _read_safetensors(path)
+    elif path.suffix in ('.pth', '.pt', '.bin'):
+        tensors = _read_torch(path)
+    else:
+        raise UserError(f'{source}: weights are read from .safetensors and .pth files')
+    return normalise_keys(tensors)
+
+
+def _read_safetensors(path: Path) -> StateDict:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as e:
+        raise UserError(f'{path}: reading it needs safetensors: {_EXTRA}') from e
+    try:
+        # NumPy has no bfloat16 of its own; the flax framework of safetensors reads it as JAX's.
+        with safe_open(path, framework='flax') as file:
+            return {key: _as_numpy(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as e:
+        raise UserError(f'{path} is no readable .safetensors file: {e}') from e
+
+
+def _read_torch(path: Path) -> StateDict:
+    try:
+        import torch
+    except ImportError as e:
+        raise UserError(f'{path}: reading it needs torch; a .safetensors file does not') from e
+    try:
+        loaded: Any = torch.load(path, map_location='cpu', weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as e:
+        raise UserError(f'{path} is no readable file of weights: {str(e).splitlines()[0]}') from e
+    for wrapper in ('state_dict', 'model'):
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict) or not all(torch.is_tensor(v) for v in loaded.values()):
+        raise UserError(f'{path} holds no state dict, a dictionary of tensors')
+    return {
+        key: (value.float() if value.is_floating_point() else value).numpy()
+        for key, value in loaded.items()
+    }
+
+
+def _as_numpy(value: Any) -> np.ndarray:
+    array = np.asarray(value)
+    return array if np.issubdtype(array.dtype, np.integer) else array.astype(np.float32)
+
+
+def _download(source: str) -> Path:
+    repository = source.removeprefix('hf:')
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+    except ImportError as e:
+        raise UserError(f'{source}: downloading it needs huggingface-hub: {_EXTRA}') from e
+    try:
+        try:
+            return Path(hf_hub_download(repository, 'model.safetensors'))
+        except EntryNotFoundError:
+            return Path(hf_hub_download(repository, 'pytorch_model.bin'))
+    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as e:
+        # What the hub's client raises without a network is an OSError or a kind of it.
+        raise UserError(f'{source} cannot be downloaded: {_first_line(e)}') from e
+    except Exception as e:
+        if type(e).__module__.split('.')[0] in ('httpx', 'requests', 'httpcore'):
+            raise UserError(f'{source} cannot be downloaded: {_first_line(e)}') from e
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,125 @@
+"""What torchvision and timm call our parameters."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import flax.linen as nn
+
+from vision.core.errors import UserError
+from vision.models.alexnet import AlexNet
+from vision.models.googlenet import GoogLeNet
+from vision.models.inception import InceptionV3
+from vision.models.registry import MODELS, create_model
+from vision.models.resnet import CifarResNet, ResNet
+from vision.models.vgg import CONFIGURATIONS, VGG
+
+Path = tuple[str, ...]
+
+_LEAVES = {
+    'kernel': 'weight',
+    'scale': 'weight',
+    'bias': 'bias',
+    'mean': 'running_mean',
+    'var': 'running_var',
+}
+# timm's VGG runs its fully connected layers as convolutions, under other names.
+_TIMM = {
+    'pre_logits.fc1.': 'classifier.0.',
+    'pre_logits.fc2.': 'classifier.3.',
+    'head.fc.': 'classifier.6.',
+}
+
+
+@dataclass(frozen=True)
+class TorchNames:
+    """How one architecture's parameters are called and laid out in torch.
+
+    Attributes:
+      layer: turns the path of a module, below the model, into its name there.
+      windows: by path, the side of the map that a fully connected layer flattens (1 if absent);
+        torch flattens channels first.
+    """
+
+    layer: Callable[[Path], str]
+    windows: dict[Path, int] = field(default_factory=dict)
+
+    def key(self, path: Path) -> str:
+        """Returns the name of a variable, given its path with its collection in front."""
+        return f'{self.layer(path[1:-1])}.{_LEAVES[path[-1]]}'
+
+
+def torch_names(name: str) -> TorchNames:
+    """Returns the names for the model called `name`.
+
+    Raises:
+      UserError: if neither torchvision nor timm has such a model.
+    """
+    names = _names_of(create_model(name, num_classes=10))
+    if names is None:
+        known = [key for key in MODELS if _names_of(create_model(key, num_classes=10))]
+        raise UserError(
+            f'there are no torchvision or timm weights for model {name!r}; there are for: '
+            + ', '.join(sorted(known))
+        )
+    return names
+
+
+def _names_of(model: nn.Module) -> TorchNames | None:
+    if isinstance(model, VGG) and model.stem == 'imagenet':
+        return TorchNames(_table(_vgg_layers(model)), {('fc6',): 7})
+    if isinstance(model, AlexNet):
+        return TorchNames(_table(_ALEXNET), {('fc6',): 6})
+    if isinstance(model, GoogLeNet) and not model.original:
+        return TorchNames(_indexed, {('aux1', 'fc1'): 4, ('aux2', 'fc1'): 4})
+    if isinstance(model, InceptionV3):
+        return TorchNames('.'.join)
+    if isinstance(model, ResNet) and not isinstance(model, CifarResNet):
+        return TorchNames(_resnet_layer)
+    return None
+
+
+def normalise_keys(state: dict) -> dict:
+    """Returns the state dict with torchvision's names for timm's, and no wrapper's prefix."""
+
+    def rename(key: str) -> str:
+        key = key.removeprefix('module.')
+        for theirs, torchvisions in _TIMM.items():
+            if key.startswith(theirs):
+                return torchvisions + key.removeprefix(theirs)
+        return key
+
+    return {rename(key): value for key, value in state.items()}
+
+
+_ALEXNET = {
+    **{f'conv{i}': f'features.{n}' for i, n in enumerate((0, 3, 6, 8, 10), 1)},
+    **{'fc6': 'classifier.1', 'fc7': 'classifier.4', 'fc8': 'classifier.6'},
+}
+
+
+def _vgg_layers(model: VGG) -> dict[str, str]:
+    """torchvision numbers convolutions, norms, ReLUs and pools in one row."""
+    layers = {'fc6': 'classifier.0', 'fc7': 'classifier.3', 'fc8': 'classifier.6'}
+    position = 0
+    for stage, widths in enumerate(CONFIGURATIONS[model.configuration].split('|'), 1):
+        for i in range(1, len(widths.split()) + 1):
+            layers[f'conv{stage}_{i}'] = f'features.{position}'
+            layers[f'bn{stage}_{i}'] = f'features.{position + 1}'
+            position += 3 if model.batch_norm else 2
+        position += 1
+    return layers
+
+
+def _table(layers: dict[str, str]) -> Callable[[Path], str]:
+    return lambda path: layers[path[0]]
+
+
+def _indexed(path: Path) -> str:
+    """branch2_0 is torch's branch2.0."""
+    return '.'.join(re.sub(r'_(\d+)$', r'.\1', part) for part in path)
+
+
+def _resnet_layer(path: Path) -> str:
+    shortcut = {'shortcut_conv': 'downsample.0', 'shortcut_bn': 'downsample.1'}
+    return '.'.join(shortcut.get(part, _indexed((part,))) for part in path)

@@ -140,7 +140,7 @@ class EvalBatches:
         if self._done == self._num_batches:
             raise StopIteration
         self._done += 1
-        plan, slots, images = next(self._steps, self._preprocess.padding())
+        plan, slots, images = next(self._steps, None) or self._preprocess.padding()
         real = (plan.ids >= 0).astype(np.float32)
         if len(slots) == len(plan.ids):
             return _batch(plan, images, real)
@@ -334,7 +334,7 @@ class _Preprocess:
 
         if isinstance(self._source, ArraySource):
             return ops_lib.apply(self._ops, data, draws)
-        shape = getattr(self._source, 'image_shape', None)
+        shape = _known_shape(self._source)
         if self._decoded is None and shape is None:
             return ops_lib.apply(self._ops, encoded(), draws)
         image = self._decode(example, encoded)
@@ -346,6 +346,14 @@ class _Preprocess:
             return ops_lib.apply(self._ops[:1], encoded(), None)
 
         return decode() if self._decoded is None else self._decoded.get(example, decode)
+
+
+def _known_shape(source: Source) -> tuple[int, int, int] | None:
+    if not isinstance(source, TFDSSource):
+        return None
+    from vision.data import tfds_source
+
+    return tfds_source.image_shape(source)
 
 
 def read_file(path: str) -> bytes:

@@ -1,0 +1,164 @@
+"""Ops on colours: uint8 [H, W, C] in and out. Factors and their order follow Pillow's enhancers."""
+
+from typing import Any
+
+import numpy as np
+
+from vision.preprocess.draws import Rng
+from vision.preprocess.geometry import to_uint8
+from vision.preprocess.tf_cpu import tf_cpu
+
+# ITU-R 601, as Pillow's and everyone's conversion to grey.
+_GREY = (0.299, 0.587, 0.114)
+
+# Principal components of ImageNet's RGB values in 0 … 1, as published with AlexNet's reproductions
+# (fb.resnet.torch): eigenvalues, and eigenvectors as columns.
+_PCA_VALUES = (0.2175, 0.0188, 0.0045)
+_PCA_VECTORS = (
+    (-0.5675, 0.7192, 0.4009),
+    (-0.5808, -0.0045, -0.8140),
+    (-0.5836, -0.6948, 0.4203),
+)
+
+
+def _float(image: Any) -> Any:
+    tf = tf_cpu()
+    return tf.cast(image, tf.float32)
+
+
+def grey(image: Any) -> Any:
+    """Luma of ITU-R 601: [H, W, 3] → float32 [H, W, 1]; one channel stays."""
+    tf = tf_cpu()
+    values = _float(image)
+    if image.shape[-1] == 1:
+        return values
+    return tf.reduce_sum(values * tf.constant(_GREY), -1, keepdims=True)
+
+
+def blend(other: Any, image: Any, factor: Any) -> Any:
+    """Between another picture (factor 0) and the image (1), or beyond it: float32 in, uint8 out."""
+    tf = tf_cpu()
+    factor = tf.cast(factor, tf.float32)
+    return to_uint8(other + factor * (_float(image) - other))
+
+
+def _factor(rng: Rng, strength: float) -> Any:
+    return rng.uniform(max(0.0, 1 - strength), 1 + strength)
+
+
+def brightness(image: Any, rng: Rng, strength: float) -> Any:
+    """Multiplies by a factor uniform in max(0, 1 − strength) … 1 + strength.
+
+    As in the colour jitter of Howard (arXiv:1312.5402), who takes 0.5; ResNet's variants take 0.4.
+
+    Args:
+      image: uint8 [H, W, C].
+      rng: the op's random numbers.
+      strength: 0 changes nothing.
+
+    Returns:
+      uint8 [H, W, C].
+    """
+    return blend(0.0, image, _factor(rng, strength))
+
+
+def contrast(image: Any, rng: Rng, strength: float) -> Any:
+    """Blends with the image's mean grey, by a factor as in `brightness` (arXiv:1312.5402).
+
+    Args:
+      image: uint8 [H, W, C].
+      rng: the op's random numbers.
+      strength: 0 changes nothing.
+
+    Returns:
+      uint8 [H, W, C].
+    """
+    return blend(mean_grey(image), image, _factor(rng, strength))
+
+
+def mean_grey(image: Any) -> Any:
+    """The mean of the luma, rounded as Pillow's ImageEnhance.Contrast does: float32 scalar."""
+    tf = tf_cpu()
+    luma = tf.floor(grey(image) + 0.5)
+    return tf.floor(tf.cast(tf.reduce_mean(tf.cast(luma, tf.float64)), tf.float32) + 0.5)
+
+
+def saturation(image: Any, rng: Rng, strength: float) -> Any:
+    """Blends with the grey image, by a factor as in `brightness` (arXiv:1312.5402).
+
+    Args:
+      image: uint8 [H, W, C]; one channel has no saturation and stays.
+      rng: the op's random numbers.
+      strength: 0 changes nothing.
+
+    Returns:
+      uint8 [H, W, C].
+    """
+    return blend(grey(image), image, _factor(rng, strength))
+
+
+def hue(image: Any, rng: Rng, strength: float) -> Any:
+    """Turns the hue by a fraction of the circle uniform in ± strength (in HSV).
+
+    Args:
+      image: uint8 [H, W, 3].
+      rng: the op's random numbers.
+      strength: 0 … 0.5; 0.5 reaches every hue.
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    tf = tf_cpu()
+    turn = tf.cast(rng.uniform(-strength, strength), tf.float32)
+    hsv = tf.image.rgb_to_hsv(_float(image) / 255)
+    turned = tf.concat([tf.math.floormod(hsv[..., :1] + turn, 1.0), hsv[..., 1:]], -1)
+    return to_uint8(tf.image.hsv_to_rgb(turned) * 255)
+
+
+def grayscale(image: Any, rng: Rng, probability: float = 1.0) -> Any:
+    """With that probability, the luma in every channel (SimCLR, arXiv:2002.05709, A, takes 0.2).
+
+    Args:
+      image: uint8 [H, W, C].
+      rng: the op's random numbers.
+      probability: 0 … 1.
+
+    Returns:
+      uint8 [H, W, C].
+    """
+    tf = tf_cpu()
+
+    def to_grey() -> Any:
+        return tf.broadcast_to(to_uint8(grey(image)), tf.shape(image))
+
+    result = tf.cond(rng.chance(probability), to_grey, lambda: image)
+    return tf.ensure_shape(result, image.shape)
+
+
+def rgb(image: Any) -> Any:
+    """Grey to three equal channels: uint8 [H, W, 1 or 3] → [H, W, 3]."""
+    tf = tf_cpu()
+    return image if image.shape[-1] == 3 else tf.image.grayscale_to_rgb(image)
+
+
+def pca_noise(image: Any, rng: Rng, std: float = 0.1) -> Any:
+    """AlexNet's colour noise (NIPS 2012, section 4.1): shifts along the principal components.
+
+    Adds Σ pᵢ αᵢ λᵢ to every pixel, with pᵢ and λᵢ ImageNet's eigenvectors and eigenvalues and αᵢ
+    normal with that standard deviation, drawn once for the image.
+
+    Args:
+      image: uint8 [H, W, 3].
+      rng: the op's random numbers.
+      std: of αᵢ; the paper's is 0.1.
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    tf = tf_cpu()
+    # Box and Muller: the same numbers everywhere, unlike a library's normal generator.
+    radius = tf.sqrt(-2 * tf.math.log(1 - rng.uniform(shape=(3,))))
+    alpha = std * radius * tf.cos(rng.uniform(0, 2 * np.pi, shape=(3,)))
+    weights = tf.constant(_PCA_VECTORS, tf.float64) * tf.constant(_PCA_VALUES, tf.float64)
+    shift = 255 * tf.linalg.matvec(weights, alpha)
+    return to_uint8(_float(image) + tf.cast(shift, tf.float32))

@@ -203,7 +203,7 @@ def _check_same(metadata: Any, tree: Any, where: str) -> None:
 
     def shapes(tree: Any) -> dict[str, tuple]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
-        return {_name(path): (tuple(x.shape), str(x.dtype)) for path, x in leaves}
+        return {_name(path): _stored(x) for path, x in leaves}
 
     there, here = shapes(getattr(metadata, 'tree', metadata)), shapes(tree)
     phrases = [f'{k} is missing there' for k in here if k not in there]
@@ -216,6 +216,13 @@ def _check_same(metadata: Any, tree: Any, where: str) -> None:
     if phrases:
         more = f' (and {len(phrases) - 3} more)' if len(phrases) > 3 else ''
         raise UserError(f'{where} is of another model: {"; ".join(phrases[:3])}{more}')
+
+
+def _stored(leaf: Any) -> tuple[tuple[int, ...], str]:
+    """Shape and type as they are on disk: a key is its uint32 words."""
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.eval_shape(jax.random.key_data, leaf)
+    return tuple(leaf.shape), str(leaf.dtype)
 
 
 def _name(path: tuple) -> str:

@@ -4,9 +4,13 @@
 checkpoint was written; 1 ours (a traceback: please report it).
 """
 
+import inspect
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from importlib.machinery import SourceFileLoader
+from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
 
@@ -59,13 +63,15 @@ def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        if 'config' in flags.FLAGS and flags.FLAGS['config'].value is not None:
+            flags.FLAGS['config'].value.keys()  # a file that is not there fails only when read
+        return rest
     except flags.Error as e:
-        sys.exit(_complain(e))
-    # What ml_collections raises for a wrong key, type or file of --config, and a config for a
-    # wrong argument. Other flags raise flags.Error.
+        sys.exit(_complain(_explain_config(e, argv)))
+    # What ml_collections raises for a wrong key, type or file of --config.
     except (UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-        sys.exit(_complain(_explain(e, argv)))
+        sys.exit(_complain(_explain_config(e, argv)))
 
 
 def _complain(error: object) -> int:
@@ -73,41 +79,32 @@ def _complain(error: object) -> int:
     return USER_MISTAKE
 
 
-def _explain(error: Exception, argv: Sequence[str]) -> str:
-    """Turns what ml_collections says about --config into what the user can mend."""
+def _explain_config(error: Exception, argv: Sequence[str]) -> str:
+    """Turns what was said about --config into what the user can mend; other errors stay as they are."""
     text = str(error.args[0]) if error.args else repr(error)
-    if isinstance(error, UserError):  # raised in a config file; ml_collections adds the traceback
-        return text.strip().splitlines()[-1].split('UserError: ')[-1]
-    if isinstance(error, OSError):
-        return _explain_file(argv) or text
-    if isinstance(error, AttributeError | KeyError):
-        return _explain_key(text, argv)
-    return text.strip().splitlines()[-1]
-
-
-def _explain_file(argv: Sequence[str]) -> str | None:
-    from pathlib import Path
-
-    value = next((a.split('=', 1)[1] for a in argv if a.startswith('--config=')), None)
+    value = next((a.split('=', 1)[1] for a in argv if a.lstrip('-').startswith('config=')), None)
     if value is None:
-        return None
-    path = Path(value.split(':')[0])
-    if path.is_file():
-        return None
-    known = [p.name for p in path.parent.glob('*.py')] if path.parent.is_dir() else []
-    guess = nearest(path.name, known)
-    hint = f'; did you mean {path.parent / guess}?' if guess else ''
-    return f'--config={value}: there is no file {path}{hint}'
-
-
-def _explain_key(text: str, argv: Sequence[str]) -> str:
-    """Names the override that does not exist, and the nearest one that does."""
+        return text
+    file, _, argument = value.partition(':')
+    path = Path(file)
+    if not path.is_file():
+        known = [str(p) for p in path.parent.glob('*.py')] if path.parent.is_dir() else []
+        guess = nearest(str(path), known)
+        return f'--config: there is no file {path}' + (f'; did you mean {guess}?' if guess else '')
     try:
-        known = _leaves(flags.FLAGS['config'].value)
-    except Exception:  # the config itself could not be built: its own error is the best there is
-        return text.strip().splitlines()[-1]
-    for argument in argv:
-        key = argument.lstrip('-').split('=', 1)[0]
+        module = SourceFileLoader('config', file).load_module()
+    except Exception as e:
+        return f'{file} cannot be read: {type(e).__name__}: {e}'
+    accepts = len(inspect.signature(module.get_config).parameters)
+    if argument and not accepts:
+        return f'--config={value}: {file} takes no argument (what stands behind the colon)'
+    try:
+        config = module.get_config(*([argument] if argument else []))
+    except UserError as e:
+        return str(e)
+    known = _leaves(config)
+    for override in argv:
+        key = override.lstrip('-').split('=', 1)[0]
         if key.startswith('config.') and key.removeprefix('config.') not in known:
             guess = nearest(key.removeprefix('config.'), known)
             hint = f'; did you mean --config.{guess}?' if guess else ''
@@ -115,10 +112,11 @@ def _explain_key(text: str, argv: Sequence[str]) -> str:
     return text.strip().splitlines()[-1]
 
 
-def _leaves(config, prefix: str = '') -> list[str]:
+def _leaves(config: Any, prefix: str = '') -> list[str]:
+    """The names of all keys, 'a.b.c', sections included."""
     names = []
-    for key in config:
-        value = config.get_ref(key).get() if hasattr(config, 'get_ref') else config[key]
-        is_dict = hasattr(value, 'keys')
-        names += _leaves(value, f'{prefix}{key}.') if is_dict else [prefix + key]
+    for key in config.keys():  # noqa: SIM118 - iterating over the config reads its placeholders
+        value = config.get(key)
+        names.append(prefix + key)
+        names += _leaves(value, f'{prefix}{key}.') if hasattr(value, 'keys') else []
     return names

@@ -79,4 +79,5 @@ class Every:
         return self._times(step) > self._times(step - 1)
 
     def _times(self, step: int) -> int:
-        return math.floor((step + Fraction(1, 2)) / self._period) if step else 0
+        # The k-th time is at floor(k · period + 1/2), as `to_steps` rounds.
+        return math.ceil((step + Fraction(1, 2)) / self._period) - 1 if step else 0

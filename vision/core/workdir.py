@@ -72,8 +72,8 @@ def create(workdir: str | os.PathLike) -> Path:
     return path
 
 
-def claim(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
-    """Writes what the run is made of, or checks that the run that is there was made with the same one.
+def claim(workdir: Path, config: ConfigDict) -> None:
+    """Writes the config, or checks that the run that is there was made with the same one.
 
     Raises:
       UserError: the workdir belongs to another config; says what differs.
@@ -87,7 +87,12 @@ def claim(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
                 f'{workdir} holds a run with another config: {"; ".join(differ[:3])}{more}. '
                 'Take another --workdir, or the same config'
             )
-    write_text(path, config_lib.to_json(config))
+    if not path.exists() or path.read_text() != config_lib.to_json(config):
+        write_text(path, config_lib.to_json(config))
+
+
+def describe(workdir: Path, dataset: dict[str, Any]) -> None:
+    """Writes what the run's data and this process are: `dataset.json` and `environment.json`."""
     for name, value in (('dataset.json', dataset), ('environment.json', environment())):
         write_text(workdir / name, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
 

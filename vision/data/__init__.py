@@ -5,19 +5,60 @@ validation or test) and keyword arguments, which are keys of `config.data`.
 """
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from ml_collections import ConfigDict
 
-from vision.core.errors import unknown
-from vision.data import arrays
-from vision.data.source import Source
+from vision.core.errors import UserError, unknown
+from vision.data import arrays, folder
+from vision.data.source import NoSplitError, Source
+
+
+def tfds(
+    split: str,
+    name: str,
+    data_dir: str | None = None,
+    splits: Mapping[str, str | None] | None = None,
+    in_memory: bool = False,
+    validation: int | float = 0,
+) -> Source:
+    """A TensorFlow data set.
+
+    Args:
+      split: train, validation or test.
+      name: as TFDS has it: 'mnist', 'imagenet2012', 'cifar10:3.*.*'.
+      data_dir: where it is, or will be downloaded to; TFDS's own default if None.
+      splits: TFDS's names of our splits, slices included: `{'train': 'train[:90%]', …}`. One that
+        is left out has its own name, if the data set has it.
+      in_memory: read all of it into memory, where images have one size (MNIST, CIFAR).
+      validation: with `in_memory`, how many training examples are held out, as for `idx`.
+
+    Raises:
+      UserError: an unknown data set or split.
+    """
+    from vision.data import tfds_source
+
+    theirs = (splits or {}).get(split, split)
+    if validation and split == 'validation':
+        theirs = (splits or {}).get('train', 'train')
+    if theirs is None:
+        raise NoSplitError(f'{name}: there is no {split} split')
+    source = tfds_source.tfds(theirs, name, data_dir)
+    if not in_memory:
+        return source
+    in_arrays = tfds_source.as_arrays(source)
+    if in_arrays is None:
+        raise UserError(f'{name}: data.in_memory is for images of one size; it has several')
+    return in_arrays if split == 'test' else arrays.subset(in_arrays, split, validation)
 
 SOURCES: dict[str, Callable[..., Source]] = {
     'digits': arrays.digits,
     'idx': arrays.idx,
     'npz': arrays.npz,
     'synthetic': arrays.synthetic,
+    'folder': folder.folder,
+    'list': folder.file_list,
+    'tfds': tfds,
 }
 
 # Keys of config.data that concern the pipeline, not the source.

@@ -103,13 +103,13 @@ def _expand(path: str) -> list[str]:
         below = [os.path.join(path, name) for name in sorted(_images_below(path))]
         if not below:
             raise UserError(f'{path}: the folder has no images ({", ".join(ENDINGS)})')
-        return [os.path.abspath(p) for p in below]
+        return below
     if os.path.exists(path) or not globbing.has_magic(path):
-        return [os.path.abspath(path)]
+        return [path]
     matches = sorted(p for p in globbing.glob(path, recursive=True) if _is_image(p))
     if not matches:
         raise UserError(f'{path}: no images match')
-    return [os.path.abspath(p) for p in matches if os.path.isfile(p)]
+    return [p for p in matches if os.path.isfile(p)]
 
 
 def _check_split(split: str) -> None:

@@ -45,7 +45,7 @@ class FileSource:
     Attributes:
       name: where the examples come from, for messages.
       class_names: K names, in the order of the labels.
-      paths: N absolute paths.
+      paths: N paths; absolute for a data set, as they were given for prediction.
       labels: int32 [N]; −1 where there is no label (prediction).
     """
 

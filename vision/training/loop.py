@@ -5,6 +5,7 @@ command, and ends in the same bits.
 """
 
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -49,12 +50,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Results:
     path = workdir_lib.create(workdir)
     with StopSignals() as signals, workdir_lib.Lock(path):
         run = setup(config)
-        workdir_lib.claim(path, run.config, run.dataset)
+        workdir_lib.claim(path, run.config)
         with Checkpoints(path, keep=config.training.keep) as checkpoints:
+            latest = checkpoints.latest_step()
+            if latest == run.total_steps and _is_finished(path, run):
+                print(f'{path}: this run is finished; nothing was changed', file=sys.stderr)
+                return _results(path, checkpoints.find('best'))
+            workdir_lib.describe(path, run.dataset)
             state = init_state(run.model, run.optimizer, config, run.input_shape, run.mesh)
             template = mesh_lib.abstract(state.eval_variables)
             interval = Interval()
-            latest = checkpoints.latest_step()
             if latest is not None:
                 state, saved = checkpoints.restore(latest, state)
                 interval = Interval(saved)
@@ -64,7 +69,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Results:
                     _loop(run, state, interval, evaluator, checkpoints, recorder, signals)
                 if run.stop_step < run.total_steps:
                     return {}
-                return _finish(path, run, template, evaluator, checkpoints, recorder)
+                best = checkpoints.find('best')
+                if run.test is not None:
+                    scores = evaluator('test', checkpoints.restore_variables(best, template))
+                    record = {f'test/{k}': v for k, v in scores.items()}
+                    recorder.write(run.total_steps, record | {'test/checkpoint': best})
+                return _results(path, best)
 
 
 def _loop(
@@ -160,22 +170,14 @@ class Evaluator:
         return evaluate(self._eval_step, variables, batches, source.num_examples, num_classes)
 
 
-def _finish(
-    path: Path,
-    run: Setup,
-    template: Any,
-    evaluator: Evaluator,
-    checkpoints: Checkpoints,
-    recorder: Recorder,
-) -> Results:
-    """Evaluates the test split once, with the best checkpoint; of a finished run it only reads."""
-    best = checkpoints.find('best')
+def _is_finished(path: Path, run: Setup) -> bool:
+    """Whether a run that has taken its last step has been tested too."""
+    return run.test is None or recorder_lib.newest(recorder_lib.read(path), 'test') is not None
+
+
+def _results(path: Path, best: int) -> Results:
+    """What was recorded of the best checkpoint."""
     records = recorder_lib.read(path)
-    if run.test is not None and recorder_lib.newest(records, 'test') is None:
-        scores = evaluator('test', checkpoints.restore_variables(best, template))
-        record = {f'test/{k}': v for k, v in scores.items()}
-        recorder.write(run.total_steps, record | {'test/checkpoint': best})
-        records = recorder_lib.read(path)
     found = {
         'validation': recorder_lib.newest(records, 'validation', best),
         'test': recorder_lib.newest(records, 'test'),

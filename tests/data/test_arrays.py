@@ -1,0 +1,193 @@
+import gzip
+import shutil
+import struct
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from vision import data
+from vision.core.errors import UserError
+from vision.data import arrays
+from vision.data.source import NoSplitError
+
+SPLITS = ('train', 'validation', 'test')
+
+
+def write_idx(path, array):
+    header = struct.pack(f'>I{array.ndim}I', 0x0800 | array.ndim, *array.shape)
+    path.write_bytes(header + array.tobytes())
+
+
+@pytest.fixture
+def idx_folder(tmp_path):
+    """A small data set in MNIST's format."""
+    rng = np.random.default_rng(0)
+    for prefix, n in (('train', 60), ('t10k', 20)):
+        images = rng.integers(0, 256, (n, 5, 4), dtype=np.uint8)
+        write_idx(tmp_path / f'{prefix}-images-idx3-ubyte', images)
+        write_idx(tmp_path / f'{prefix}-labels-idx1-ubyte', np.arange(n, dtype=np.uint8) % 4)
+    return tmp_path
+
+
+def test_digits_are_all_there_once_and_stratified():
+    from sklearn.datasets import load_digits
+
+    splits = [arrays.digits(s) for s in SPLITS]
+    assert [s.num_examples for s in splits] == [1257, 180, 360]
+    ours = np.concatenate([s.images for s in splits]).reshape(1797, 64)
+    theirs = np.round(load_digits().data * (255 / 16)).astype(np.uint8)
+    np.testing.assert_array_equal(
+        ours[np.lexsort(ours.T)], theirs[np.lexsort(theirs.T)], err_msg='an image lost or doubled'
+    )
+    for split in splits:
+        counts = np.bincount(split.labels, minlength=10)
+        assert np.ptp(counts) <= 0.06 * split.num_examples / 10 + 2
+
+
+def test_idx_files_plain_and_gzipped_and_with_a_dot(idx_folder, tmp_path):
+    plain = arrays.idx('test', str(idx_folder))
+    other = tmp_path / 'other'
+    other.mkdir()
+    for file in idx_folder.glob('*ubyte'):
+        with gzip.open(other / (file.name.replace('-idx', '.idx') + '.gz'), 'wb') as out:
+            out.write(file.read_bytes())
+    again = arrays.idx('test', str(other))
+    np.testing.assert_array_equal(plain.images, again.images)
+    assert plain.images.shape == (20, 5, 4, 1)
+    assert plain.class_names == ('0', '1', '2', '3')
+    np.testing.assert_array_equal(plain.labels, np.arange(20) % 4)
+
+
+def test_idx_validation_comes_out_of_train(idx_folder):
+    train, validation = (arrays.idx(s, str(idx_folder), validation=12) for s in SPLITS[:2])
+    assert (train.num_examples, validation.num_examples) == (48, 12)
+    whole = arrays.idx('train', str(idx_folder))
+    rows = np.concatenate([train.images, validation.images]).reshape(60, -1)
+    expected = whole.images.reshape(60, -1)
+    np.testing.assert_array_equal(rows[np.lexsort(rows.T)], expected[np.lexsort(expected.T)])
+    with pytest.raises(NoSplitError):
+        arrays.idx('validation', str(idx_folder))
+
+
+def damage_truncate(path):
+    path.write_bytes(path.read_bytes()[:-7])
+
+
+def damage_magic(path):
+    path.write_bytes(b'\x89PNG' + path.read_bytes()[4:])
+
+
+def damage_header(path):
+    path.write_bytes(path.read_bytes()[:6])
+
+
+def damage_gzip(path):
+    data = gzip.compress(path.read_bytes())
+    path.write_bytes(data[: len(data) // 2])
+
+
+def damage_empty(path):
+    path.write_bytes(b'')
+
+
+def damage_remove(path):
+    path.unlink()
+
+
+def damage_swap(path):
+    shutil.copy(path.parent / 't10k-images-idx3-ubyte', path)
+
+
+@pytest.mark.parametrize(
+    'damage',
+    [
+        damage_truncate, damage_magic, damage_header, damage_gzip, damage_empty, damage_remove,
+        damage_swap,
+    ],
+)  # fmt: skip
+def test_a_damaged_idx_file_is_named(idx_folder, damage):
+    path = idx_folder / 'train-images-idx3-ubyte'
+    damage(path)
+    with pytest.raises(UserError, match='train-images-idx3-ubyte'):
+        arrays.idx('train', str(idx_folder))
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match='no such folder'):
+        arrays.idx('train', str(tmp_path / 'nowhere'))
+    with pytest.raises(UserError, match=r'data\.path'):
+        arrays.idx('train', None)
+
+
+@pytest.mark.parametrize('form', ['x_{}/y_{}', '{}_images/{}_labels'])
+def test_npz_in_both_ways_of_naming(tmp_path, form):
+    rng = np.random.default_rng(0)
+    wanted = {}
+    for split, n in (('train', 30), ('test', 10)):
+        images, labels = (name.format(split) for name in form.split('/'))
+        wanted[images] = rng.integers(0, 256, (n, 6, 6, 3), dtype=np.uint8)
+        wanted[labels] = np.arange(n)[:, None] % 3
+    np.savez(tmp_path / 'a.npz', **wanted)
+    train = arrays.npz('train', str(tmp_path / 'a.npz'))
+    validation = arrays.npz('validation', str(tmp_path / 'a.npz'), validation=6)
+    test = arrays.npz('test', str(tmp_path / 'a.npz'))
+    assert (train.num_examples, validation.num_examples, test.num_examples) == (30, 6, 10)
+    assert train.images.shape == (30, 6, 6, 3)
+
+
+@pytest.mark.parametrize(
+    'contents',
+    [
+        {'x_train': np.zeros((3, 4, 4), np.float32), 'y_train': np.zeros(3, int)},
+        {'x_train': np.zeros((3, 4, 4), np.uint8), 'y_train': np.zeros(4, int)},
+        {'x_train': np.zeros((3, 4, 4), np.uint8), 'y_train': np.zeros(3)},
+        {'x_train': np.zeros((0, 4, 4), np.uint8), 'y_train': np.zeros(0, int)},
+        {'x_train': np.zeros((3, 4, 4), np.uint8), 'y_train': np.array([0, -1, 2])},
+        {'images': np.zeros((3, 4, 4), np.uint8)},
+    ],
+)
+def test_npz_with_other_contents_is_refused(tmp_path, contents):
+    np.savez(tmp_path / 'a.npz', **contents)
+    with pytest.raises(UserError, match=r'a\.npz'):
+        arrays.npz('train', str(tmp_path / 'a.npz'))
+
+
+def test_a_file_that_is_no_npz_is_refused(tmp_path):
+    (tmp_path / 'a.npz').write_text('hello')
+    with pytest.raises(UserError, match=r'a\.npz'):
+        arrays.npz('train', str(tmp_path / 'a.npz'))
+
+
+def test_synthetic_labels_can_be_read_off_the_pixels_and_splits_differ():
+    train, test = (arrays.synthetic(s, 200, 10, 32, 3) for s in ('train', 'test'))
+    assert train.images.shape == (200, 32, 32, 3)
+    side, cell = 4, 8
+    blocks = train.images[..., 0].reshape(200, side, cell, side, cell).mean((2, 4)).reshape(200, -1)
+    np.testing.assert_array_equal(blocks.argmax(1), train.labels)
+    assert set(train.labels) == set(range(10))
+    assert not (train.images == test.images).all()
+
+
+def test_mnist_as_published(mnist):
+    train, validation, test = (arrays.idx(s, mnist, validation=5000) for s in SPLITS)
+    assert (train.num_examples, validation.num_examples, test.num_examples) == (55000, 5000, 10000)
+    assert np.bincount(test.labels).tolist() == [
+        980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
+    ]  # fmt: skip
+    assert np.bincount(train.labels).sum() + np.bincount(validation.labels).sum() == 60000
+    assert test.images.shape[1:] == (28, 28, 1)
+
+
+def test_fashion_mnist_is_read_from_gzip(fashion_mnist):
+    test = arrays.idx('test', fashion_mnist)
+    assert np.bincount(test.labels).tolist() == [1000] * 10
+
+
+def test_load_names_the_nearest_source_split_and_key():
+    with pytest.raises(UserError, match="Did you mean 'digits'"):
+        data.load(ConfigDict({'source': 'digit'}), 'train')
+    with pytest.raises(UserError, match="Did you mean 'validation'"):
+        data.load(ConfigDict({'source': 'digits'}), 'validaton')
+    with pytest.raises(UserError, match="Did you mean 'path'"):
+        data.load(ConfigDict({'source': 'idx', 'pth': 'x'}), 'train')

@@ -1,0 +1,36 @@
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vision.core.errors import UserError
+from vision.data.splits import hold_out
+
+label_lists = st.lists(st.integers(0, 5), min_size=2, max_size=300)
+
+
+@given(label_lists, st.data())
+def test_parts_are_disjoint_and_cover_and_have_the_size_asked_for(labels, data):
+    labels = np.array(labels)
+    count = data.draw(st.integers(0, len(labels) - 1))
+    stay, held = hold_out(labels, count)
+    assert len(held) == count
+    np.testing.assert_array_equal(np.sort(np.concatenate([stay, held])), np.arange(len(labels)))
+
+
+@given(label_lists, st.floats(0.05, 0.95))
+def test_each_class_gives_its_share(labels, fraction):
+    labels = np.array(labels)
+    total = round(fraction * len(labels))
+    if total in (0, len(labels)):
+        return
+    _, held = hold_out(labels, fraction)
+    for cls, size in zip(*np.unique(labels, return_counts=True), strict=True):
+        share = size * total / len(labels)
+        assert abs((labels[held] == cls).sum() - share) < 1
+
+
+@pytest.mark.parametrize('count', [10, 11, -1, 1.0e9])
+def test_refuses_to_hold_out_what_is_not_there(count):
+    with pytest.raises(UserError, match='10 examples'):
+        hold_out(np.zeros(10, int), count)

@@ -1,0 +1,188 @@
+"""A run that is killed and started again ends in the same bits as one that was left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import REPO, command, environment, run_module
+from vision.core.checkpoints import Checkpoints
+from vision.evaluation.run import load_run
+from vision.training.recorder import TIMES, read
+
+STEPS = 90
+FLAGS = (
+    '--config=configs/digits_lenet5.py',
+    f'--config.training.duration={STEPS} steps',
+    '--config.training.log_every=20 steps',
+    '--config.training.eval_every=30 steps',
+    '--config.training.checkpoint_every=25 steps',
+    '--config.training.ema_decay=0.9',
+    '--config.schedule.warmup=5 steps',
+)
+
+
+def start(workdir, moment='never', step=0, devices=1, flags=FLAGS):
+    script = Path(__file__).with_name('killed_run.py')
+    return subprocess.run(
+        [sys.executable, str(script), moment, str(step), *flags, f'--workdir={workdir}'],
+        env=environment(devices, PYTHONPATH=str(REPO)),
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def records(workdir):
+    """A run's records without times."""
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in read(Path(workdir))]
+
+
+def arrays(workdir):
+    """Every array of the last checkpoint, byte for byte."""
+    import orbax.checkpoint as ocp
+
+    with Checkpoints(Path(workdir), read_only=True) as checkpoints:
+        step = checkpoints.find('last')
+    folder = Path(workdir) / 'checkpoints' / str(step)
+    found = {}
+    for item in ('model', 'ema', 'training'):
+        tree = ocp.StandardCheckpointer().restore(folder / item)
+        for path, leaf in _leaves(tree):
+            found[f'{item}{path}'] = np.asarray(leaf).tobytes()
+    return step, found
+
+
+def _leaves(tree):
+    import jax
+
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        yield jax.tree_util.keystr(path), leaf
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    """A run that nothing disturbs."""
+    workdir = tmp_path_factory.mktemp('alone')
+    done = start(workdir)
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def assert_same(workdir, alone):
+    assert records(workdir) == records(alone)
+    step, ours = arrays(workdir)
+    assert step == STEPS
+    _, theirs = arrays(alone)
+    assert ours.keys() == theirs.keys()
+    assert [k for k in ours if ours[k] != theirs[k]] == []
+
+
+@pytest.mark.parametrize(
+    ('moment', 'step'),
+    [('step', 1), ('step', 47), ('save', 30), ('record', 60), ('record', STEPS)],
+)
+def test_killed_and_started_again(tmp_path, alone, moment, step):
+    killed = start(tmp_path, moment, step)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    done = start(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert_same(tmp_path, alone)
+
+
+@pytest.mark.parametrize(('signum', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_and_the_run_goes_on_from_there(tmp_path, alone, signum, code):
+    # The signal comes in the middle of an interval, when nothing would be saved otherwise.
+    process = subprocess.Popen(
+        command('experiments.train', *FLAGS, f'--workdir={tmp_path}'),
+        env=environment(),
+        cwd=REPO,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not (tmp_path / 'metrics.jsonl').exists() or not read(tmp_path):
+        time.sleep(0.002)
+        assert process.poll() is None, process.stderr.read()
+    process.send_signal(signum)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == code, errors
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        saved = checkpoints.find('last')
+    assert f'stopped at step {saved}' in errors
+    assert 20 <= saved < STEPS
+    done = run_module('experiments.train', *FLAGS, f'--workdir={tmp_path}')
+    assert done.returncode == 0, done.stderr
+    assert f'going on from step {saved}' in done.stderr
+    assert_same(tmp_path, alone)
+
+
+def test_two_runs_have_the_same_bits(tmp_path, alone):
+    assert start(tmp_path).returncode == 0
+    assert_same(tmp_path, alone)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(alone):
+    def files():
+        return {p: p.stat().st_mtime_ns for p in alone.rglob('*') if p.name != '.lock'}
+
+    before = files()
+    again = start(alone)
+    assert again.returncode == 0, again.stderr
+    assert 'finished' in again.stderr
+    assert files() == before
+
+
+def test_stop_after_is_a_pause(tmp_path, alone):
+    stopped = start(tmp_path, flags=(*FLAGS, '--config.training.stop_after=40 steps'))
+    assert stopped.returncode == 0, stopped.stderr
+    assert 'stopped early' in stopped.stdout
+    assert start(tmp_path).returncode == 0
+    assert_same(tmp_path, alone)
+
+
+def test_another_config_is_refused(alone):
+    other = start(alone, flags=(*FLAGS, '--config.optimizer.lr=0.2'))
+    assert other.returncode == 2
+    assert 'optimizer.lr is 0.05 there and 0.2 here' in other.stderr
+
+
+def test_the_workdir_holds_what_a_run_is(alone):
+    names = {p.name for p in alone.iterdir()}
+    assert {
+        'config.json',
+        'environment.json',
+        'dataset.json',
+        'metrics.jsonl',
+        'checkpoints',
+    } <= names
+    environment = json.loads((alone / 'environment.json').read_text())
+    assert environment['versions']['jax']
+    assert any(FLAGS[0] in word for word in environment['command'])
+
+
+def test_best_and_last_are_kept(alone):
+    scores = {r['step']: r['validation/top1'] for r in records(alone) if 'validation/top1' in r}
+    best = max(scores, key=lambda step: (scores[step], -step))
+    assert load_run(alone).step == best
+    with Checkpoints(alone, read_only=True) as checkpoints:
+        kept = checkpoints.steps()
+    assert STEPS in kept and best in kept and len(kept) <= 3
+
+
+def test_two_runs_cannot_share_a_workdir(tmp_path):
+    from vision.core.errors import UserError
+    from vision.core.workdir import Lock
+
+    with Lock(tmp_path), pytest.raises(UserError, match=f'in use by process {os.getpid()}'):
+        Lock(tmp_path).__enter__()
+    with Lock(tmp_path):
+        pass

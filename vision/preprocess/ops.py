@@ -9,24 +9,24 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from vision.preprocess import decode, geometry, opstring
+from vision.preprocess import autoaugment, color, decode, geometry, opstring, views, warp
 from vision.preprocess.draws import Rng
 
 OPS: dict[str, Callable[..., Any]] = {
     op.__name__: op
     for op in (
         decode.decode,
-        geometry.resize,
-        geometry.resize_small,
-        geometry.scale_jitter,
-        geometry.central_crop,
-        geometry.random_crop,
-        geometry.random_resized_crop,
-        geometry.pad,
-        geometry.flip_lr,
+        geometry.resize, geometry.resize_small, geometry.scale_jitter, geometry.central_crop,
+        geometry.random_crop, geometry.random_resized_crop, geometry.pad, geometry.flip_lr,
         geometry.flip_ud,
+        warp.rotate, warp.zoom, warp.translate, warp.shear, warp.affine, warp.elastic,
+        warp.cutout, warp.random_erasing,
+        color.brightness, color.contrast, color.saturation, color.hue, color.grayscale, color.rgb,
+        color.pca_noise,
+        autoaugment.randaugment, autoaugment.autoaugment, autoaugment.trivialaugment_wide,
+        views.ten_crop, views.multi_scale_crops, views.inception_crops,
     )
-}
+}  # fmt: skip
 
 
 def is_random(name: str) -> bool:

@@ -259,9 +259,7 @@ def random_erasing(
     seed = rng.field_seed()
 
     def erase() -> Any:
-        noise = tf.random.stateless_uniform(
-            tf.shape(image), seed, 0, 256, tf.int32, alg='philox'
-        )
+        noise = tf.random.stateless_uniform(tf.shape(image), seed, 0, 256, tf.int32, alg='philox')
         return _fill_box(image, tf.unstack(boxes[first]), tf.cast(noise, image.dtype))
 
     return tf.cond(chosen, erase, lambda: image)

@@ -1,0 +1,173 @@
+"""The transformations that AutoAugment and its kin choose from, with Pillow's arithmetic.
+
+Each takes uint8 [H, W, C] and a magnitude (a scalar, unused by some) and returns uint8 [H, W, C].
+Positions are resampled to the nearest pixel and black comes in, as in torchvision.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from vision.preprocess.color import blend, grey, mean_grey
+from vision.preprocess.tf_cpu import tf_cpu
+from vision.preprocess.warp import rotation, transform
+
+
+def _identity(image: Any, _: Any) -> Any:
+    return image
+
+
+def _shear_x(image: Any, lean: Any) -> Any:
+    """Shears about the upper left corner, as Pillow's affine transform does."""
+    tf = tf_cpu()
+    height = tf.cast(tf.shape(image)[0], tf.float64)
+    return _warp(image, [[1.0, lean, lean * height / 2], [0.0, 1.0, 0.0]])
+
+
+def _shear_y(image: Any, lean: Any) -> Any:
+    tf = tf_cpu()
+    width = tf.cast(tf.shape(image)[1], tf.float64)
+    return _warp(image, [[1.0, 0.0, 0.0], [lean, 1.0, lean * width / 2]])
+
+
+def _translate_x(image: Any, pixels: Any) -> Any:
+    return _shift(image, pixels, axis=1)
+
+
+def _translate_y(image: Any, pixels: Any) -> Any:
+    return _shift(image, pixels, axis=0)
+
+
+def _shift(image: Any, pixels: Any, axis: int) -> Any:
+    """Moves by whole pixels, towards zero if there is a fraction; black comes in."""
+    tf = tf_cpu()
+    pixels = tf.cast(pixels, tf.int32)
+    size = tf.shape(image)[axis]
+    pixels = tf.clip_by_value(pixels, -size, size)
+    rolled = tf.roll(image, pixels, axis)
+    place = tf.range(size) - pixels
+    inside = (place >= 0) & (place < size)
+    inside = inside[None, :, None] if axis == 1 else inside[:, None, None]
+    return tf.where(inside, rolled, tf.zeros_like(rolled))
+
+
+def _rotate(image: Any, degrees: Any) -> Any:
+    return transform(image, rotation(degrees * (math.pi / 180)), nearest=True)
+
+
+def _warp(image: Any, rows: list[list[Any]]) -> Any:
+    tf = tf_cpu()
+    matrix = tf.stack([tf.stack([tf.cast(v, tf.float64) for v in row]) for row in rows])
+    return transform(image, matrix, nearest=True)
+
+
+def _brightness(image: Any, change: Any) -> Any:
+    return blend(0.0, image, 1 + change)
+
+
+def _color(image: Any, change: Any) -> Any:
+    return blend(_whole(grey(image)), image, 1 + change)
+
+
+def _contrast(image: Any, change: Any) -> Any:
+    return blend(mean_grey(image), image, 1 + change)
+
+
+def _whole(values: Any) -> Any:
+    tf = tf_cpu()
+    return tf.floor(values + 0.5)
+
+
+def _sharpness(image: Any, change: Any) -> Any:
+    """Blends with a smoothed picture (Pillow's SMOOTH; the border is not smoothed)."""
+    tf = tf_cpu()
+    values = tf.cast(image, tf.float32)
+    columns = tf.transpose(values, [2, 0, 1])[..., None]
+    kernel = tf.constant([[1, 1, 1], [1, 5, 1], [1, 1, 1]], tf.float32) / 13
+    smooth = tf.nn.conv2d(columns, kernel[:, :, None, None], 1, 'VALID')
+    smooth = _whole(tf.transpose(smooth[..., 0], [1, 2, 0]))
+    inner = tf.pad(tf.ones_like(smooth, tf.bool), [[1, 1], [1, 1], [0, 0]])
+    smooth = tf.where(inner, tf.pad(smooth, [[1, 1], [1, 1], [0, 0]]), values)
+    return blend(smooth, image, 1 + change)
+
+
+def _posterize(image: Any, bits: Any) -> Any:
+    """Keeps that many of each value's leading bits."""
+    tf = tf_cpu()
+    shift = tf.cast(8 - tf.cast(bits, tf.int32), tf.uint8)
+    return tf.bitwise.left_shift(tf.bitwise.right_shift(image, shift), shift)
+
+
+def _solarize(image: Any, threshold: Any) -> Any:
+    """Inverts what is at least the threshold."""
+    tf = tf_cpu()
+    return tf.where(
+        tf.cast(image, tf.float64) >= tf.cast(threshold, tf.float64), 255 - image, image
+    )
+
+
+def _autocontrast(image: Any, _: Any) -> Any:
+    """Stretches each channel to 0 … 255; a channel of one value stays."""
+    tf = tf_cpu()
+    values = tf.cast(image, tf.float64)
+    low = tf.reduce_min(values, [0, 1], keepdims=True)
+    high = tf.reduce_max(values, [0, 1], keepdims=True)
+    scale = 255 / tf.maximum(high - low, 1)
+    # Pillow computes ix · scale − low · scale and truncates; the order of operations matters.
+    stretched = tf.floor(tf.clip_by_value(values * scale - low * scale, 0, 255))
+    return tf.where(high > low, tf.cast(stretched, tf.uint8), image)
+
+
+def _equalize(image: Any, _: Any) -> Any:
+    """Equalises each channel's histogram."""
+    tf = tf_cpu()
+    return tf.stack([_equalize_channel(c) for c in tf.unstack(image, axis=-1)], -1)
+
+
+def _equalize_channel(channel: Any) -> Any:
+    tf = tf_cpu()
+    index = tf.cast(channel, tf.int32)
+    histogram = tf.math.bincount(tf.reshape(index, [-1]), minlength=256, maxlength=256)
+    last = tf.reduce_max(tf.where(histogram > 0, tf.range(256), 0))
+    step = (tf.reduce_sum(histogram) - histogram[last]) // 255
+    lookup = (tf.cumsum(histogram, exclusive=True) + step // 2) // tf.maximum(step, 1)
+    equal = tf.cast(tf.gather(tf.minimum(lookup, 255), index), tf.uint8)
+    return tf.where(step > 0, equal, channel)
+
+
+def _invert(image: Any, _: Any) -> Any:
+    return 255 - image
+
+
+_FUNCTIONS: dict[str, Callable[[Any, Any], Any]] = {
+    'Identity': _identity,
+    'ShearX': _shear_x,
+    'ShearY': _shear_y,
+    'TranslateX': _translate_x,
+    'TranslateY': _translate_y,
+    'Rotate': _rotate,
+    'Brightness': _brightness,
+    'Color': _color,
+    'Contrast': _contrast,
+    'Sharpness': _sharpness,
+    'Posterize': _posterize,
+    'Solarize': _solarize,
+    'AutoContrast': _autocontrast,
+    'Equalize': _equalize,
+    'Invert': _invert,
+}
+NAMES = tuple(_FUNCTIONS)
+
+
+def apply_one(image: Any, index: Any, magnitude: Any) -> Any:
+    """Applies the transformation NAMES[index]: an int32 scalar tensor."""
+    tf = tf_cpu()
+    functions = _FUNCTIONS.values()
+    result = tf.switch_case(index, [lambda f=f: f(image, magnitude) for f in functions])
+    return tf.ensure_shape(result, image.shape)
+
+
+def apply_named(image: Any, name: str, magnitude: float) -> Any:
+    """Applies one transformation by its name."""
+    tf = tf_cpu()
+    return _FUNCTIONS[name](image, tf.constant(magnitude, tf.float64))

@@ -1,0 +1,78 @@
+"""Several views of one image for testing: uint8 [H, W, C] → [V, h, w, C].
+
+The model is fed all views of an example and its answers are averaged.
+"""
+
+from typing import Any
+
+from vision.preprocess.geometry import central_crop, resize_small
+from vision.preprocess.tf_cpu import tf_cpu
+
+
+def ten_crop(image: Any, size: int) -> Any:
+    """The four corners and the centre, and their mirror images (AlexNet, NIPS 2012, section 4.1).
+
+    Args:
+      image: uint8 [H, W, C], at least `size` on each side.
+      size: of the crops.
+
+    Returns:
+      uint8 [10, size, size, C]: upper left, upper right, lower left, lower right, centre; then
+      these, mirrored.
+    """
+    tf = tf_cpu()
+    centre = central_crop(image, size)
+    crops = tf.stack(
+        [
+            image[:size, :size],
+            image[:size, -size:],
+            image[-size:, :size],
+            image[-size:, -size:],
+            centre,
+        ]
+    )
+    crops = tf.concat([crops, tf.reverse(crops, [2])], 0)
+    return tf.ensure_shape(crops, [10, size, size, image.shape[-1]])
+
+
+def multi_scale_crops(image: Any, size: int, scales: tuple[int, ...]) -> Any:
+    """`ten_crop` at several scales (ResNet, arXiv:1512.03385, 3.4; VGG, arXiv:1409.1556, 3.2).
+
+    Args:
+      image: uint8 [H, W, C].
+      size: of the crops.
+      scales: lengths of the shorter side; ResNet's are 224, 256, 384, 480, 640.
+
+    Returns:
+      uint8 [10 · len(scales), size, size, C], scale by scale.
+    """
+    tf = tf_cpu()
+    return tf.concat([ten_crop(resize_small(image, s), size) for s in scales], 0)
+
+
+def inception_crops(image: Any, size: int, scales: tuple[int, ...] = (256, 288, 320, 352)) -> Any:
+    """GoogLeNet's 144 crops (arXiv:1409.4842, section 7), for the default four scales.
+
+    At each scale three squares (left, centre, right; or top, centre, bottom); of each its four
+    corners and centre, and the square itself resized; and the mirror images of all.
+
+    Args:
+      image: uint8 [H, W, C].
+      size: of the crops.
+      scales: lengths of the shorter side.
+
+    Returns:
+      uint8 [36 · len(scales), size, size, C].
+    """
+    tf = tf_cpu()
+    views = []
+    for scale in scales:
+        resized = resize_small(image, scale)
+        room = tf.shape(resized)[:2] - scale
+        for begin in (room * 0, room // 2, room):
+            square = resized[begin[0] : begin[0] + scale, begin[1] : begin[1] + scale]
+            square = tf.ensure_shape(square, [scale, scale, image.shape[-1]])
+            whole = resize_small(square, size)
+            whole = tf.ensure_shape(whole, [size, size, image.shape[-1]])
+            views += [ten_crop(square, size), tf.stack([whole, tf.reverse(whole, [1])])]
+    return tf.concat(views, 0)

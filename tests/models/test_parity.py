@@ -120,17 +120,30 @@ def _compare_changes(name, golden, before, after):
     for path, value in flatten_dict(after).items():
         change = np.asarray(value) - np.asarray(flatten_dict(before)[path])
         ours[names.key(path)] = _torch_layout(change, path, names)
-    position = 0
+    position, errors = 0, {}
     keys = [key for key in shapes if not key.endswith('num_batches_tracked')]
     assert set(keys) == set(ours)
     for key, norm in zip(keys, golden['norms'], strict=True):
         got = generator.sample(ours[key])
         expected = golden['changes'][position : position + got.size]
         position += got.size
-        scale = max(norm / np.sqrt(ours[key].size), np.abs(expected).max())
-        np.testing.assert_allclose(got, expected, rtol=0, atol=2e-3 * scale + 1e-7, err_msg=key)
-        np.testing.assert_allclose(np.linalg.norm(ours[key]), norm, rtol=1e-3, err_msg=key)
+        errors[key] = _relative_errors(got, expected, np.linalg.norm(ours[key]), norm)
     assert position == golden['changes'].size
+    statistics = [e for key, e in errors.items() if 'running' in key]
+    assert max(statistics, default=0) <= 1e-4
+    # Small kinks decide: a ReLU or the place of a maximum that float32 puts on the other side.
+    # The Inception family has enough of them that single values differ by per cents from float64.
+    kinky = name in ('googlenet', 'inception_v3')
+    assert max(errors.values()) <= (4e-2 if kinky else 1e-4), errors
+    assert np.median(list(errors.values())) <= (1e-2 if kinky else 1e-5)
+
+
+def _relative_errors(got, expected, got_norm, norm):
+    """The largest error of sampled values and of the norm, relative to the tensor's own size."""
+    if norm < 1e-12:  # a bias before a BatchNorm changes nothing and should not change
+        return 0.0 if got_norm < 1e-4 else np.inf
+    scale = np.abs(expected).max()
+    return max(np.abs(got - expected).max() / scale, abs(got_norm - norm) / norm)
 
 
 def _torch_layout(array, path, names):

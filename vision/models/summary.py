@@ -97,7 +97,7 @@ def count(name: str, model: nn.Module, input_shape: tuple[int, int, int]) -> Sum
     )
     products = [_product(eqn) for eqn in _equations(jaxpr.jaxpr)]
     predicting = _without_aux(variables['params'])
-    stages = {k: v.shape[1:] for k, v in shapes[1].items()}
+    stages = {stage: shapes[1][stage].shape[1:] for stage in order}
     return Summary(
         name=name,
         input_shape=input_shape,

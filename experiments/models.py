@@ -1,0 +1,30 @@
+"""Prints what models cost: parameters, multiply-adds, activations and shapes.
+
+    python -m experiments.models                        a list of all models
+    python -m experiments.models resnet50 --input=320   one model, stage by stage
+
+Multiply-adds are the fused ones of convolutions and matrix products, for one image in evaluation;
+activations are the values that come out of them. Auxiliary heads, which only train, are counted
+in 'parameters with auxiliary heads' alone.
+"""
+
+from absl import flags
+
+from vision.core import cli
+from vision.models import summary_tables
+
+FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print')
+INPUT = flags.DEFINE_integer('input', None, "side of the image; the paper's by default", 1)
+CHANNELS = flags.DEFINE_integer('channels', None, "of the image; the paper's by default", 1)
+CLASSES = flags.DEFINE_integer('num_classes', None, "number of classes; the paper's by default", 1)
+
+
+def main(argv: list[str]) -> None:
+    """Prints the table of one model, or of all."""
+    print(
+        summary_tables.describe(argv[1:], FORMAT.value, INPUT.value, CHANNELS.value, CLASSES.value)
+    )
+
+
+if __name__ == '__main__':
+    cli.run(main)

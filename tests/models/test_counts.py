@@ -1,0 +1,194 @@
+"""Every parameter count and multiply-add count that the papers and torchvision give."""
+
+import json
+
+import jax.numpy as jnp
+import pytest
+
+from tests.conftest import run_module
+from vision.core.errors import UserError
+from vision.models import MODELS
+from vision.models.summary import check_contract, default_model, summarise
+
+# name: parameters, with auxiliary heads (None: none), GMACs (None: not given)
+COUNTS = {
+    'lenet5_1998': (60_000, None, None),
+    'lenet5': (61_706, None, None),
+    'alexnet_2012': (60_965_224, None, 0.724),
+    'alexnet': (61_100_840, None, 0.714),
+    'vgg11': (132_863_336, None, 7.609),
+    'vgg11_bn': (132_868_840, None, 7.609),
+    'vgg13': (133_047_848, None, 11.308),
+    'vgg13_bn': (133_053_736, None, 11.308),
+    'vgg16': (138_357_544, None, 15.470),
+    'vgg16_bn': (138_365_992, None, 15.470),
+    'vgg19': (143_667_240, None, 19.632),
+    'vgg19_bn': (143_678_248, None, 19.632),
+    'vgg_a': (132_863_336, None, 7.609),
+    'vgg_a_lrn': (132_863_336, None, 7.609),
+    'vgg_b': (133_047_848, None, 11.308),
+    'vgg_d': (138_357_544, None, 15.470),
+    'vgg_e': (143_667_240, None, 19.632),
+    'googlenet_2014': (6_998_552, 13_378_280, 1.583),
+    'googlenet': (6_624_904, 13_004_888, 1.498),
+    'inception_v3': (23_834_568, 27_161_264, 5.713),
+    'resnet18': (11_689_512, None, 1.814),
+    'resnet34': (21_797_672, None, 3.664),
+    'resnet34_b': (21_797_672, None, 3.664),
+    'resnet50': (25_557_032, None, 4.089),
+    'resnet50_v1': (25_557_032, None, None),
+    'resnet101': (44_549_160, None, 7.801),
+    'resnet101_v1': (44_549_160, None, None),
+    'resnet152': (60_192_808, None, 11.514),
+    'resnet152_v1': (60_192_808, None, None),
+    'wide_resnet50_2': (68_883_240, None, 11.398),
+    'resnext50_32x4d': (25_028_904, None, 4.230),
+    'resnet20': (269_722, None, None),
+    'resnet32': (464_154, None, None),
+    'resnet44': (658_586, None, None),
+    'resnet56': (853_018, None, None),
+    'resnet110': (1_727_962, None, None),
+    'resnet1202': (19_421_274, None, None),
+}
+# Of these the papers print millions: VGG table 2; ResNet v2 table 4 (164 and 1001 layers), and
+# 110 layers as in v1. 34 layers with option A have the projections' weights and norms fewer.
+MILLIONS = {
+    'vgg_c': 134,
+    'resnet110_v2': 1.7,
+    'resnet164_v2': 1.7,
+    'resnet1001_v2': 10.3,
+    'resnet50_v2': 25.5,
+    'resnet101_v2': 44.5,
+    'resnet152_v2': 60.2,
+    'resnet34_a': 21.6,
+    'resnet34_c': 22.7,
+}
+
+
+def test_every_model_is_counted():
+    assert set(COUNTS) | set(MILLIONS) == set(MODELS)
+
+
+@pytest.mark.parametrize('name', COUNTS)
+def test_counts_are_the_papers(name):
+    parameters, with_aux, gmacs = COUNTS[name]
+    summary = summarise(name)
+    assert summary.parameters == parameters
+    assert summary.parameters_with_aux == (with_aux or parameters)
+    if gmacs is not None:
+        assert summary.macs / 1e9 == pytest.approx(gmacs, rel=0.01)
+
+
+@pytest.mark.parametrize('name', MILLIONS)
+def test_counts_round_to_the_papers(name):
+    printed = MILLIONS[name]
+    digits = 0 if isinstance(printed, int) else 1
+    assert round(summarise(name).parameters / 1e6, digits) == printed
+
+
+def test_option_a_lacks_just_the_projections():
+    projections = sum(i * o + 2 * o for i, o in ((64, 128), (128, 256), (256, 512)))
+    assert summarise('resnet34_a').parameters == summarise('resnet34').parameters - projections
+
+
+def test_connections_of_lenet_are_counted_by_hand():
+    # C1, C3 as if dense, C5, F6: pixels out x weights in; subsampling has no products of matrices.
+    c3_dense = 10 * 10 * 16 * 25 * 6
+    expected = 28 * 28 * 6 * 25 + c3_dense + 120 * 400 + 84 * 120
+    assert summarise('lenet5_1998').macs == expected
+
+
+@pytest.mark.parametrize('name', MODELS)
+def test_keeps_the_contract(name):
+    if name in ('resnet1202', 'resnet1001_v2'):
+        pytest.skip('minutes of tracing; its counts are tested, and its class is with other depths')
+    model, shape = default_model(name)
+    check_contract(model, shape)
+
+
+@pytest.mark.parametrize('name', ['resnet50', 'googlenet', 'vgg16', 'alexnet', 'inception_v3'])
+def test_the_docstring_gives_the_shapes_of_the_stages(name):
+    model, _ = default_model(name)
+    doc = type(model).__doc__
+    for stage, shape in summarise(name).stages.items():
+        if stage.startswith('stage') and name != 'resnet50':
+            assert f'| {stage:8} | {", ".join(str(n) for n in shape)}' in doc
+
+
+def test_input_size_and_channels_change_the_figures():
+    small, large = summarise('resnet18', 64, channels=1), summarise('resnet18', 128)
+    assert large.macs > 3.9 * (small.macs - 10**6)
+    assert large.parameters - small.parameters == 64 * 7 * 7 * 2
+    assert small.stages['stage4'] == (2, 2, 512)
+
+
+def test_one_command_prints_one_model_or_all():
+    one = run_module('experiments.models', 'resnet20', '--format=json')
+    assert one.returncode == 0, one.stderr
+    figures = json.loads(one.stdout)
+    assert figures['parameters'] == 269_722
+    assert figures['stages']['stage3'] == [8, 8, 64]
+    table = run_module('experiments.models', 'googlenet', '--input=192')
+    assert '13,004,888 with auxiliary heads' in table.stdout
+    assert '192 x 192 x 3' in table.stdout
+
+
+@pytest.mark.slow
+def test_the_list_has_every_model():
+    listed = run_module('experiments.models', '--format=json')
+    assert [row['model'] for row in json.loads(listed.stdout)] == list(MODELS)
+
+
+@pytest.mark.parametrize(
+    'arguments, says',
+    [
+        (['resnt50'], "Did you mean 'resnet50'"),
+        (['vgg16', '--input=31'], '32x32 and larger, not 31x31'),
+        (['resnet18', '--format=yaml'], 'yaml'),
+        (['resnet18', 'vgg16'], 'one model at a time'),
+    ],
+)
+def test_mistakes_are_one_line(arguments, says):
+    result = run_module('experiments.models', *arguments)
+    assert result.returncode == 2
+    assert says in result.stderr
+    assert result.stderr.count('\n') == 1
+    assert result.stdout == ''
+
+
+def test_a_model_that_breaks_the_contract_is_refused():
+    import flax.linen as nn
+
+    class HalfLogits(nn.Module):
+        num_classes: int = 3
+
+        @nn.compact
+        def __call__(self, images, train):
+            x = images.mean((1, 2)).astype(jnp.bfloat16)
+            return nn.Dense(self.num_classes, dtype=jnp.bfloat16)(x), {'features': x}
+
+    class NoFeatures(nn.Module):
+        num_classes: int = 3
+
+        @nn.compact
+        def __call__(self, images, train):
+            return nn.Dense(self.num_classes)(images.mean((1, 2))), {}
+
+    class NoPair(nn.Module):
+        @nn.compact
+        def __call__(self, images, train):
+            return nn.Dense(3)(images.mean((1, 2)))
+
+    class NoTrain(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            return nn.Dense(3)(images.mean((1, 2))), {}
+
+    for model, says in (
+        (HalfLogits(), 'float32 logits'),
+        (NoFeatures(), 'features'),
+        (NoPair(), 'logits, endpoints'),
+        (NoTrain(), 'train'),
+    ):
+        with pytest.raises(UserError, match=says):
+            check_contract(model, (8, 8, 3))

@@ -59,6 +59,7 @@ def default_config() -> ConfigDict:
     config.training.ema_decay = 0.0  # 0: no moving average of the parameters
     config.training.stop_after = placeholder(str)  # stop early; the schedules stay as they are
 
+    # For each device: what a device computes, and so every bit of it, is the same on any number.
     config.evaluation = ConfigDict({'batch_size': 256})
     return config
 

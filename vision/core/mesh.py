@@ -37,11 +37,6 @@ def check_batch_size(batch_size: int, mesh: Mesh, key: str) -> None:
         )
 
 
-def round_up_batch(batch_size: int, mesh: Mesh) -> int:
-    """The smallest batch size ≥ `batch_size` that the devices share equally (evaluation pads)."""
-    return -(-batch_size // mesh.size) * mesh.size
-
-
 def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
     """Puts this process's rows of a global batch on its devices.
 

@@ -120,6 +120,7 @@ class Classifier:
         if not inputs.on_device(source, ops):
             yield from inputs.EvalBatches(source, ops, size, self._run.mesh)
             return
+        size *= self._run.mesh.size
         for start in range(0, source.num_examples, size):
             yield self._device_batch(source.images[start : start + size], size)
 
@@ -147,6 +148,7 @@ class Classifier:
         # The run's source had images of one size in memory: bring files to that size first.
         from vision.preprocess import pipeline
 
+        size *= run.mesh.size
         height, width, channels = run.image_shape
         decoded = pipeline.eval_batches(
             source,
@@ -158,8 +160,9 @@ class Classifier:
         return batches, lambda: decoded.corrupt
 
     def _batch_size(self, num_examples: int) -> int:
-        size = min(self._run.config.evaluation.batch_size, 1 << (num_examples - 1).bit_length())
-        return mesh_lib.round_up_batch(size, self._run.mesh)
+        """For each device: a power of two, up to what evaluation uses."""
+        share = -(-num_examples // self._run.mesh.size)
+        return min(self._run.config.evaluation.batch_size, 1 << (share - 1).bit_length())
 
     def _checked(self, images: np.ndarray) -> np.ndarray:
         if images.dtype != np.uint8 or images.ndim != 4:

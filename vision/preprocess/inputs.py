@@ -76,13 +76,14 @@ class EvalBatches:
         Args:
           source: the split.
           ops: an op string.
-          batch_size: rounded up to what the devices share equally; the last batch is padded.
+          batch_size: for each device, so that what a device computes is the same however many
+            there are; the last batch is padded.
           mesh: of all devices.
           skip_corrupt: mask images that cannot be read, instead of raising UserError.
         """
         self.source, self.corrupt = source, dict[str, str]()
         self._ops, self._mesh, self._skip_corrupt = ops, mesh, skip_corrupt
-        self._batch_size = mesh_lib.round_up_batch(batch_size, mesh)
+        self._batch_size = batch_size * mesh.size
         self._split = DeviceSplit(source, ops, 0, mesh) if on_device(source, ops) else None
 
     def __iter__(self) -> Iterator[Batch]:

@@ -1,0 +1,142 @@
+"""Evaluation is exact: each example once, whatever the batch size and the number of devices."""
+
+import json
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from tests.conftest import run_module
+from vision.core.config import default_config
+from vision.core.mesh import make_mesh
+from vision.data.arrays import from_arrays
+from vision.evaluation.evaluate import check_count, evaluate, make_eval_step
+from vision.preprocess.inputs import EvalBatches
+
+
+class Table:
+    """A model whose logits are written in the image: channel 0 of pixel (0, k) is logit k."""
+
+    def apply(self, variables, images, train):
+        return images[:, 0, :, 0] + variables['bias'], {}
+
+
+def run(logits, labels, batch_size, bias=0.0):
+    images = np.round(logits).astype(np.uint8)[:, None, :, None]
+    names = tuple(str(i) for i in range(logits.shape[1]))
+    source = from_arrays('table', images, labels, names)
+    config = default_config()
+    config.preprocess.std = (1 / 255,)  # logits in 0 … 255 as they are
+    mesh = make_mesh()
+    step = make_eval_step(Table(), config, mesh)
+    batches = EvalBatches(source, '', batch_size, mesh)
+    return evaluate(step, {'bias': jnp.float32(bias)}, batches, len(labels), len(names))
+
+
+@given(st.data())
+def test_figures_are_what_numpy_says_whatever_the_batch_size(data):
+    n, k = data.draw(st.integers(1, 40)), 7
+    logits = data.draw(hnp.arrays(np.uint8, (n, k))).astype(np.float64)
+    labels = data.draw(hnp.arrays(np.int64, n, elements=st.integers(0, k - 1)))
+    got = run(logits, labels, data.draw(st.sampled_from([1, 4, 16])))
+    order = np.argsort(-logits, axis=1, kind='stable')
+    rank = (order == labels[:, None]).argmax(1)
+    shifted = logits - logits.max(1, keepdims=True)
+    loss = np.log(np.exp(shifted).sum(1)) - shifted[np.arange(n), labels]
+    assert got['count'] == n
+    assert got['top1'] == (rank == 0).mean()
+    assert got['top5'] == (rank < 5).mean()
+    np.testing.assert_allclose(got['loss'], loss.mean(), rtol=1e-5, atol=1e-5)
+
+
+def test_a_model_of_nan_knows_nothing():
+    got = run(np.zeros((5, 7)), np.zeros(5, int), 2, bias=np.nan)
+    assert (got['top1'], got['top5']) == (0, 0)
+    assert math.isnan(got['loss'])
+
+
+def test_top5_is_none_under_five_classes():
+    assert run(np.eye(4) * 9, np.arange(4), 4)['top5'] is None
+    assert run(np.eye(5) * 9, np.arange(5), 4)['top5'] == 1
+
+
+@pytest.mark.parametrize(
+    ('ids', 'skipped'), [([0, 1, 2], 0), ([0, 1, 2, 2], 0), ([0, 1, 2, 3, 4], 0), ([0, 1, 1], 1)]
+)
+def test_a_wrong_count_is_loud(ids, skipped):
+    with pytest.raises(RuntimeError, match='of 4'):
+        check_count(np.array(ids), 4, skipped)
+
+
+def test_the_right_count_is_silent():
+    check_count(np.array([3, 1, 0, 2]), 4)
+    check_count(np.array([3, 1, 0]), 4, skipped=1)
+
+
+def test_a_lost_example_stops_an_evaluation():
+    source = from_arrays('x', np.zeros((6, 1, 7, 1), np.uint8), np.zeros(6, int), tuple('abcdefg'))
+    mesh = make_mesh()
+    step = make_eval_step(Table(), default_config(), mesh)
+    short = list(EvalBatches(source, '', 2, mesh))[:-1]
+    with pytest.raises(RuntimeError, match='2 were left out'):
+        evaluate(step, {'bias': jnp.float32(0)}, short, 6, 7)
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('run')
+    done = run_module(
+        'experiments.train',
+        '--config=configs/digits_lenet5.py',
+        '--config.training.duration=40 steps',
+        '--config.evaluation.batch_size=64',
+        '--config.schedule.warmup=5 steps',
+        f'--workdir={workdir}',
+    )
+    assert done.returncode == 0, done.stderr
+    return workdir
+
+
+def test_the_figures_are_the_same_on_1_2_and_8_devices(trained):
+    """Digits' 360 test images are no multiple of the batch nor of the devices."""
+    figures = []
+    for devices in (1, 2, 8):
+        done = run_module(
+            'experiments.evaluate', f'--workdir={trained}', '--format=json', devices=devices
+        )
+        assert done.returncode == 0, done.stderr
+        figures.append(json.loads(done.stdout))
+    assert figures[0] == figures[1] == figures[2]
+    assert figures[0]['count'] == 360
+    assert set(figures[0]) >= {'top1', 'top5', 'loss', 'count'}
+    assert 0.5 < figures[0]['top1'] < 1
+
+
+def test_batch_sizes_do_not_matter(trained):
+    from vision.evaluation.run import evaluate_run, load_run
+
+    run = load_run(trained)
+    figures = []
+    for batch_size in (7, 64, 360, 1000):
+        run.config.evaluation.batch_size = batch_size
+        figures.append(evaluate_run(run))
+    for other in figures[1:]:
+        assert other['loss'] == pytest.approx(figures[0]['loss'], rel=1e-6)
+        assert (other['top1'], other['count']) == (figures[0]['top1'], 360)
+
+
+def test_one_compilation_for_all_batches_of_an_evaluation(trained):
+    from vision import data
+    from vision.evaluation.run import load_run
+
+    run = load_run(trained)
+    step = make_eval_step(run.model, run.config, run.mesh)
+    source = data.load(run.config.data, 'test')
+    for batch in EvalBatches(source, run.config.preprocess.eval, 100, run.mesh):
+        jax.block_until_ready(step(run.variables, batch))
+    assert step._cache_size() == 1

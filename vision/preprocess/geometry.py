@@ -109,7 +109,7 @@ def central_crop(image: Any, height: int, width: int | None = None) -> Any:
     tf = tf_cpu()
     width = width or height
     shape = tf.shape(image)
-    _check_fits(shape, (height, width), 'central_crop')
+    _check_fits(image, (height, width), 'central_crop')
     top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
     crop = image[top : top + height, left : left + width]
     return tf.ensure_shape(crop, [height, width, image.shape[-1]])
@@ -136,17 +136,19 @@ def random_crop(
     width = width or height
     image = pad(image, padding) if padding else image
     shape = tf.shape(image)
-    _check_fits(shape, (height, width), 'random_crop')
+    _check_fits(image, (height, width), 'random_crop')
     top, left = rng.below(shape[0] - height + 1), rng.below(shape[1] - width + 1)
     crop = image[top : top + height, left : left + width]
     return tf.ensure_shape(crop, [height, width, image.shape[-1]])
 
 
-def _check_fits(shape: Any, size: tuple[int, int], op: str) -> None:
+def _check_fits(image: Any, size: tuple[int, int], op: str) -> None:
     tf = tf_cpu()
-    tf.debugging.assert_greater_equal(
-        shape[:2], size, message=f'{op}{size}: the image is smaller; resize it first'
-    )
+    message = f'{op}{size}: the image is smaller; resize it first'
+    for side, known in zip(size, image.shape[:2], strict=True):
+        if known is not None and known < side:
+            raise ValueError(message)
+    tf.debugging.assert_greater_equal(tf.shape(image)[:2], size, message=message)
 
 
 def random_box(

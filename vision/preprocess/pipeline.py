@@ -313,9 +313,13 @@ class _Preprocess:
 
     def _trace(self, spec: dict[str, Any]) -> Any:
         tf = tf_cpu()
-        function = tf.function(self._example).get_concrete_function(
-            spec['id'], spec['data'], spec['draws']
-        )
+        traced = tf.function(self._example, autograph=False)
+        try:
+            function = traced.get_concrete_function(spec['id'], spec['data'], spec['draws'])
+        except (ValueError, TypeError, tf.errors.InvalidArgumentError) as e:
+            raise UserError(
+                f'{self._text!r} does not fit the images of {self._source.name}: {_first_line(e)}'
+            ) from e
         if not function.output_shapes.is_fully_defined():
             raise UserError(
                 f'{self._text!r} makes images of more than one size; let it end in one: '

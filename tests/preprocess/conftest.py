@@ -1,0 +1,72 @@
+"""Photographs that come with scikit-image and scikit-learn, and what runs an op on one image."""
+
+import io
+import os
+
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from vision.data.source import FileSource
+from vision.preprocess import ops as ops_lib
+from vision.preprocess.draws import draw
+
+
+@pytest.fixture(scope='session')
+def photos():
+    """Five real photographs: uint8 [H, W, 3], of several sizes."""
+    china, flower = load_sample_images().images
+    return [china, flower, skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()]
+
+
+@pytest.fixture(scope='session')
+def photo(photos):
+    return photos[-1]
+
+
+def encode(image, kind='JPEG', **options):
+    buffer = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(
+        buffer, kind, **options
+    )
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope='session', name='encode')
+def _encode():
+    return encode
+
+
+@pytest.fixture
+def run_op():
+    """Runs an op string on one image (pixels or bytes), as example `id` of an epoch."""
+
+    def run(text, image, id=0, epoch=0, seed=0):
+        import tensorflow as tf
+
+        ops = ops_lib.parse(text)
+        draws = draw(seed, np.array([epoch]), np.array([id]), len(ops))[0]
+        image, draws = tf.constant(image), tf.constant(draws)
+        return tf.function(lambda x, d: ops_lib.apply(ops, x, d))(image, draws).numpy()
+
+    return run
+
+
+@pytest.fixture(scope='session')
+def jpegs(tmp_path_factory, photos):
+    """Sixty JPEGs cut from the photographs, 160×120, in two classes."""
+    root = tmp_path_factory.mktemp('jpegs')
+    rng = np.random.default_rng(0)
+    paths, labels = [], []
+    for i in range(60):
+        photo = photos[i % len(photos)]
+        y, x = rng.integers(photo.shape[0] - 120), rng.integers(photo.shape[1] - 160)
+        path = root / f'{i:03}.jpg'
+        path.write_bytes(encode(photo[y : y + 120, x : x + 160], quality=90))
+        paths.append(str(path))
+        labels.append(i % 2)
+    return FileSource('jpegs', ('even', 'odd'), tuple(paths), np.array(labels, np.int32))

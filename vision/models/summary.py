@@ -92,9 +92,14 @@ def count(name: str, model: nn.Module, input_shape: tuple[int, int, int]) -> Sum
     """Returns the figures of `model` for an image of `input_shape`."""
     image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     variables = abstract_variables(model, input_shape)
-    jaxpr, shapes = jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False), return_shape=True)(
-        variables, image
-    )
+    order: list[str] = []
+
+    def run(variables: Any, image: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        logits, endpoints = model.apply(variables, image, train=False)
+        order.extend(endpoints)  # what JAX returns is sorted by name
+        return logits, endpoints
+
+    jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(variables, image)
     products = [_product(eqn) for eqn in _equations(jaxpr.jaxpr)]
     predicting = _without_aux(variables['params'])
     stages = {stage: shapes[1][stage].shape[1:] for stage in order}

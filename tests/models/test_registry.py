@@ -1,0 +1,220 @@
+"""Uniform use: one registry, one form of output, one clear error for each mistake."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vision.core.errors import UserError
+from vision.models import MODELS, create_model
+from vision.models.base import ImageModel
+from vision.models.layers import Dense
+from vision.models.summary import abstract_variables, check_contract, default_model
+
+DEEP = ('resnet1202', 'resnet1001_v2')
+
+
+class MyModel(ImageModel):
+    """A user's own, found by 'module:Class'."""
+
+    width: int = 8
+
+    @nn.compact
+    def __call__(self, images, train):
+        endpoints = {}
+        x = nn.relu(Dense(self.width, dtype=self.dtype)(images.mean((1, 2))))
+        x = self.record(endpoints, 'features', x)
+        return Dense(self.num_classes, output_dtype=jnp.float32, name='head')(x), endpoints
+
+
+def my_function(num_classes, dtype, width=4):
+    return MyModel(num_classes, dtype, width=width)
+
+
+def not_a_model(num_classes, dtype):
+    return 'a string'
+
+
+@pytest.mark.parametrize('name', [f'{__name__}:MyModel', f'{__name__}:my_function'])
+def test_a_users_own_model_needs_no_line_in_the_registry(name):
+    model = create_model(name, num_classes=5, width=6)
+    assert (model.num_classes, model.width) == (5, 6)
+    check_contract(model, (8, 8, 3))
+
+
+@pytest.mark.parametrize(
+    'name, arguments, says',
+    [
+        ('resnet51', {}, "unknown model 'resnet51'.* Did you mean 'resnet5.'.*Known: .*vgg16"),
+        ('resnet50', {'stm': 'small'}, "no argument 'stm'; did you mean 'stem'.*Known: .*remat"),
+        ('resnet50', {'stem': 'tiny'}, "stem='tiny' is not one of 'imagenet', 'small'"),
+        ('resnet50', {'remat': 1}, 'remat=1 is not of type bool'),
+        ('alexnet', {'dropout': 'half'}, "dropout='half' is not of type float"),
+        ('lenet5', {'padding': 1}, 'padding=1 is not one of 0, 2'),
+        ('lenet5', {'num_classes': 0}, 'num_classes=0'),
+        ('lenet5', {'num_classes': '10'}, "num_classes='10' is not of type int"),
+        ('lenet5', {'dtype': 'float17'}, "dtype 'float17'"),
+        ('lenet5', {'dtype': 'int32'}, 'dtype int32'),
+        ('no.such.module:Class', {}, "cannot import 'no.such.module'"),
+        (f'{__name__}:Missing', {}, "has no 'Missing'"),
+        (f'{__name__}:DEEP', {}, 'no class or function but tuple'),
+        (f'{__name__}:not_a_model', {}, 'no Flax module but str'),
+        (f'{__name__}:MyModel', {'widht': 3}, "did you mean 'width'"),
+    ],
+)
+def test_a_mistake_in_the_config_is_one_line(name, arguments, says):
+    with pytest.raises(UserError, match=says) as error:
+        create_model(name, **arguments)
+    assert '\n' not in str(error.value)
+
+
+def apply_abstractly(name, shape, dtype=jnp.float32, train=False, **kwargs):
+    model, _ = default_model(name, **kwargs)
+    variables = abstract_variables(model, default_model(name)[1])
+    image = jax.ShapeDtypeStruct((2, *shape), dtype)
+    rngs = {'dropout': jax.random.key(0)}
+    return jax.eval_shape(
+        lambda v, x: model.apply(v, x, train=train, mutable=['batch_stats'], rngs=rngs),
+        variables,
+        image,
+    )
+
+
+@pytest.mark.parametrize('name', [n for n in MODELS if n not in DEEP])
+@pytest.mark.parametrize('case', ['small', 'channels', 'integers', 'rank'])
+def test_bad_images_are_one_clear_error(name, case):
+    size, _, channels = default_model(name)[1]
+    shape, dtype, says = {
+        'small': ((3, 3, channels), jnp.float32, 'not 3x3'),
+        'channels': ((size, size, channels + 1), jnp.float32, 'channels'),
+        'integers': ((size, size, channels), jnp.uint8, 'float images, not uint8'),
+        'rank': ((size, channels), jnp.float32, r'\[B, H, W, C\]'),
+    }[case]
+    with pytest.raises(UserError, match=says) as error:
+        apply_abstractly(name, shape, dtype)
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('name', ['alexnet_2012', 'lenet5'])
+def test_a_size_that_the_hidden_layers_were_not_made_for_is_one_error(name):
+    with pytest.raises(UserError, match=r'parameters for \d+ values|images of 32x32, not 160x160'):
+        apply_abstractly(name, (160, 160, default_model(name)[1][2]))
+
+
+def test_dense_evaluation_takes_any_size_from_the_papers_and_means_over_positions():
+    (logits, endpoints), _ = apply_abstractly('vgg_d', (256, 320, 3))
+    assert logits.shape == (2, 1000)
+    assert endpoints['features'].shape == (2, 4096)
+    with pytest.raises(UserError, match='224x224 and larger'):
+        apply_abstractly('vgg_d', (192, 192, 3))
+
+
+def test_the_auxiliary_head_names_the_size_that_it_needs():
+    model = create_model('inception_v3')
+    with pytest.raises(UserError, match='299x299 and larger.*aux_heads=False'):
+        jax.eval_shape(
+            lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=True)
+        )
+
+
+@pytest.mark.parametrize('name', [n for n in MODELS if n not in DEEP])
+def test_bfloat16_computes_with_float32_parameters_and_logits(name):
+    model, shape = default_model(name, dtype='bfloat16')
+    variables = abstract_variables(model, shape)
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
+    logits, endpoints = jax.eval_shape(
+        lambda v: model.apply(v, jnp.zeros((1, *shape)), train=False), variables
+    )
+    assert logits.dtype == jnp.float32
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in endpoints.values())
+
+
+@pytest.mark.parametrize('name', ['googlenet', 'googlenet_2014', 'inception_v3'])
+def test_auxiliary_heads_exist_in_training_only(name):
+    model = create_model(name, num_classes=7, stem='small')
+    x, rngs = jnp.zeros((2, 32, 32, 3)), {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
+
+    def run(train):
+        return jax.eval_shape(lambda: model.init_with_output(rngs, x, train=train))
+
+    (_, trained), variables = run(True)
+    (_, evaluated), same = run(False)
+    assert jax.tree.structure(variables['params']) == jax.tree.structure(same['params'])
+    heads = 1 if name == 'inception_v3' else 2
+    assert [a.shape for a in trained['aux']] == [(2, 7)] * heads
+    assert all(a.dtype == jnp.float32 for a in trained['aux'])
+    assert 'aux' not in evaluated
+    without = create_model(name, stem='small', aux_heads=False)
+    params = jax.eval_shape(lambda: without.init(rngs, x, train=True))['params']
+    assert not any(layer.lower().startswith('aux') for layer in params)
+
+
+@pytest.mark.parametrize(
+    'name', ['alexnet', 'alexnet_2012', 'vgg11', 'vgg_a', 'googlenet', 'googlenet_2014']
+    + ['inception_v3', 'resnet50', 'resnet50_v2']
+)  # fmt: skip
+@pytest.mark.parametrize('size', [28, 32])
+def test_the_small_stem_takes_28_and_32_px_of_grey(name, size):
+    model = create_model(name, num_classes=10, stem='small')
+    rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
+    (logits, _), _ = jax.eval_shape(
+        lambda: model.init_with_output(rngs, jnp.zeros((2, size, size, 1)), train=True)
+    )
+    assert logits.shape == (2, 10)
+
+
+@pytest.mark.parametrize('name', ['resnet20', 'resnet110_v2', 'googlenet', 'inception_v3'])
+def test_remat_changes_neither_parameters_nor_gradients(name):
+    small = {} if 'resnet' in name else {'stem': 'small'}
+    plain = create_model(name, num_classes=3, **small)
+    remat = create_model(name, num_classes=3, remat=True, **small)
+    x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
+    rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
+
+    def init(model):
+        return jax.eval_shape(lambda x: model.init(rngs, x, train=True), x)
+
+    variables = init(plain)
+    assert jax.tree.structure(variables) == jax.tree.structure(init(remat))
+
+    def gradients(model):
+        def loss(params, stats, x):
+            (logits, _), _ = model.apply(
+                {'params': params, 'batch_stats': stats},
+                x,
+                train=True,
+                mutable=['batch_stats'],
+                rngs={'dropout': jax.random.key(1)},
+            )
+            return jnp.square(logits).sum()
+
+        return jax.grad(loss)
+
+    program = jax.make_jaxpr(gradients(remat))(variables['params'], variables['batch_stats'], x)
+    assert 'remat' in str(program) or 'checkpoint' in str(program)
+    if name == 'resnet20':
+        concrete = plain.init(rngs, jnp.zeros(x.shape), train=True)
+        image = np.random.default_rng(0).standard_normal(x.shape).astype(np.float32)
+        args = (concrete['params'], concrete['batch_stats'], image)
+        expected, got = (jax.jit(gradients(m))(*args) for m in (plain, remat))
+        for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_gradients_with_respect_to_a_stage_can_be_had():
+    model = create_model('resnet20', num_classes=3)
+    x = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
+    variables = model.init(jax.random.key(0), x, train=False)
+    assert set(variables) == {'params', 'batch_stats', 'perturbations'}
+
+    def score(perturbations):
+        return model.apply({**variables, 'perturbations': perturbations}, x, train=False)[0][0, 1]
+
+    gradient = jax.jit(jax.grad(score))(variables['perturbations'])
+    assert set(gradient) == {'stem', 'stage1', 'stage2', 'stage3', 'features'}
+    np.testing.assert_allclose(
+        gradient['features'][0], variables['params']['fc']['kernel'][:, 1], rtol=1e-5
+    )
+    assert gradient['stage3'].shape == (1, 8, 8, 64)
+    assert np.abs(gradient['stem']).max() > 0

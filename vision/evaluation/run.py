@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,22 @@ class Run:
     mesh: Mesh
 
 
+def init_variables(model: nn.Module, input_shape: Sequence[int], key: jax.Array) -> dict[str, Any]:
+    """Initialises a model.
+
+    Args:
+      model: unbound.
+      input_shape: (H, W, C) of what it is fed.
+      key: of the parameters.
+
+    Returns:
+      `params`, and `batch_stats` ({} where there is no BatchNorm).
+    """
+    images = jnp.zeros((2, *input_shape), jnp.float32)
+    variables = model.init({'params': key, 'dropout': key}, images, train=True)
+    return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
+
+
 def load_run(workdir: str | os.PathLike, checkpoint: str = 'best') -> Run:
     """Reads a run's model.
 
@@ -62,15 +79,11 @@ def load_run(workdir: str | os.PathLike, checkpoint: str = 'best') -> Run:
     dataset = workdir_lib.read_json(path, 'dataset.json')
     model = create_model(**{'num_classes': len(dataset['class_names'])} | config.model.to_dict())
     mesh = mesh_lib.make_mesh()
-    images = jnp.zeros((2, *dataset['input_shape']), jnp.float32)
     shapes = jax.eval_shape(
-        lambda: model.init(
-            {'params': jax.random.key(0), 'dropout': jax.random.key(0)}, images, train=True
-        )
+        lambda: init_variables(model, dataset['input_shape'], jax.random.key(0))
     )
     template = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.replicated(mesh)),
-        {'params': shapes['params'], 'batch_stats': shapes.get('batch_stats', {})},
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.replicated(mesh)), shapes
     )
     with Checkpoints(path, read_only=True) as checkpoints:
         step = checkpoints.find(checkpoint)

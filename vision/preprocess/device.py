@@ -58,14 +58,17 @@ def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]
     Raises:
       UserError: neither one value nor one per channel.
     """
-    for name, values in (('mean', mean), ('std', std)):
-        if len(values) not in (1, images.shape[-1]):
-            raise UserError(
-                f'preprocess.{name} has {len(values)} values for {images.shape[-1]} channels'
-            )
+    check_channels(mean, std, images.shape[-1])
     scale = 1.0 / (255.0 * np.asarray(std, np.float32))
     shift = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
     return images.astype(jnp.float32) * scale - shift
+
+
+def check_channels(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
+    """Raises UserError unless there is one mean and one deviation, or one for each channel."""
+    for name, values in (('mean', mean), ('std', std)):
+        if len(values) not in (1, channels):
+            raise UserError(f'preprocess.{name} has {len(values)} values for {channels} channels')
 
 
 class DeviceSplit:

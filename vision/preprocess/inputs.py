@@ -104,11 +104,20 @@ class EvalBatches:
         yield from _prefetch(batches, self._mesh)
 
 
+def check(source: Source, ops: str) -> None:
+    """Raises UserError if an op string is misspelt, or its ops do not exist or do not fit."""
+    if on_device(source, ops):
+        opstring.check(opstring.parse(ops), device.DEVICE_OPS, skip=2)
+        return
+    from vision.preprocess import ops as host_ops
+
+    host_ops.parse(ops)
+
+
 def input_shape(source: Source, ops: str) -> tuple[int, int, int]:
     """Returns (H, W, C) of what the model is fed; reads one example where it must."""
     if on_device(source, ops):
         parsed = opstring.parse(ops)
-        opstring.check(parsed, device.DEVICE_OPS, skip=2)
         image = jax.eval_shape(
             lambda x: device.apply_ops(parsed, x, jax.random.key(0)), source.images[0]
         )

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
+import jax
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -14,8 +15,10 @@ from vision.core import durations
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.data.source import ArraySource, NoSplitError, Source
+from vision.evaluation.run import init_variables
 from vision.models import create_model
 from vision.preprocess import inputs
+from vision.preprocess.device import check_channels
 from vision.training.optimizer import make_optimizer, make_schedule
 
 
@@ -96,14 +99,20 @@ def setup(config: ConfigDict) -> Setup:
     total_steps = to_steps(config.training.duration, 'training.duration')
     schedule = make_schedule(config, total_steps, to_steps)
     stop = config.training.stop_after
+    for ops in (config.preprocess.train, config.preprocess.eval):
+        inputs.check(train, ops)
+    input_shape = inputs.input_shape(train, config.preprocess.eval)
+    check_channels(config.preprocess.mean, config.preprocess.std, input_shape[-1])
+    model = create_model(**{'num_classes': len(train.class_names)} | config.model.to_dict())
+    jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
     return Setup(
         config=config,
         mesh=mesh,
         train=train,
         validation=validation,
         test=test,
-        input_shape=inputs.input_shape(train, config.preprocess.eval),
-        model=create_model(**{'num_classes': len(train.class_names)} | config.model.to_dict()),
+        input_shape=input_shape,
+        model=model,
         schedule=schedule,
         optimizer=make_optimizer(config, schedule),
         total_steps=total_steps,

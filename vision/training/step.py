@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from vision.core import mesh as mesh_lib
 from vision.core.state import TrainState
+from vision.evaluation.run import init_variables
 from vision.preprocess.device import Batch, normalise
 from vision.training import losses
 
@@ -40,10 +41,9 @@ def init_state(
     """
 
     def init() -> TrainState:
-        param_key, dropout_key, run_key = jax.random.split(jax.random.key(config.seed), 3)
-        images = jnp.zeros((2, *input_shape), jnp.float32)
-        variables = model.init({'params': param_key, 'dropout': dropout_key}, images, train=True)
-        params, batch_stats = variables['params'], variables.get('batch_stats', {})
+        param_key, run_key = jax.random.split(jax.random.key(config.seed))
+        variables = init_variables(model, input_shape, param_key)
+        params, batch_stats = variables['params'], variables['batch_stats']
         ema = config.training.ema_decay > 0
         return TrainState(
             step=jnp.zeros((), jnp.int32),

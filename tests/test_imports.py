@@ -1,0 +1,101 @@
+"""TensorFlow is imported where tf.data is used and nowhere else; vision never imports configs."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.conftest import REPO, environment
+
+MODULES = sorted(
+    '.'.join(p.relative_to(REPO).with_suffix('').parts).removesuffix('.__init__')
+    for p in (REPO / 'vision').rglob('*.py')
+)
+
+
+@pytest.fixture(scope='module')
+def no_tensorflow(tmp_path_factory):
+    """A folder to put before all others on the path: importing TensorFlow from it raises."""
+    folder = tmp_path_factory.mktemp('no_tensorflow')
+    for name in ('tensorflow', 'tensorflow_datasets'):
+        (folder / f'{name}.py').write_text(f"raise ImportError('{name} is not installed here')")
+    return folder
+
+
+def run(folder, code, *args):
+    done = subprocess.run(
+        [sys.executable, '-c', 'import sys\n' + code, *args],
+        cwd=REPO,
+        env=environment(PYTHONPATH=f'{folder}{os.pathsep}{REPO}'),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_stand_in_raises(no_tensorflow):
+    run(no_tensorflow, 'try: import tensorflow\nexcept ImportError: pass\nelse: sys.exit(1)')
+
+
+def test_every_module_is_imported_without_tensorflow(no_tensorflow):
+    assert len(MODULES) > 30
+    run(no_tensorflow, f'import importlib\nfor name in {MODULES!r}: importlib.import_module(name)')
+
+
+def test_training_and_classifying_arrays_need_no_tensorflow(no_tensorflow, tmp_path):
+    """Digits from the first step to probabilities for arrays, and evaluation on the way."""
+    code = """
+import numpy as np
+from configs.digits_lenet5 import get_config
+from vision.training import train
+from vision.prediction import Classifier
+from vision.evaluation.run import evaluate_run, load_run
+from vision.data import arrays
+
+config = get_config()
+config.training.duration, config.training.eval_every = '60 steps', '30 steps'
+config.schedule.warmup = '5 steps'
+results = train(config, sys.argv[1])
+assert evaluate_run(load_run(sys.argv[1]))['top1'] == results['test']['top1']
+test = arrays.digits('test')
+probabilities = Classifier.from_workdir(sys.argv[1])(test.images)
+assert probabilities.shape == (360, 10)
+assert (probabilities.argmax(1) == test.labels).mean() == results['test']['top1']
+assert not any(m.split('.')[0].startswith('tensorflow') for m in sys.modules)
+"""
+    run(no_tensorflow, code, str(tmp_path))
+
+
+def test_imports_go_one_way():
+    """experiments → prediction, training → evaluation → models, preprocess → data → core."""
+    import ast
+
+    order = ['core', 'data', 'preprocess', 'models', 'evaluation', 'training', 'prediction']
+    may = {
+        'core': set(),
+        'data': {'core'},
+        'preprocess': {'core', 'data'},
+        'models': {'core', 'data', 'preprocess'},
+        'evaluation': {'core', 'data', 'preprocess', 'models'},
+        'training': {'core', 'data', 'preprocess', 'models', 'evaluation'},
+        'prediction': {'core', 'data', 'preprocess', 'models', 'evaluation'},
+    }
+    wrong = []
+    for path in (REPO / 'vision').rglob('*.py'):
+        room = path.relative_to(REPO / 'vision').parts[0]
+        if room not in order:
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+            names += [a.name for a in node.names] if isinstance(node, ast.Import) else []
+            for name in names:
+                parts = name.split('.')
+                if parts[0] in ('configs', 'experiments', 'tests'):
+                    wrong.append((f'{room}/{path.name}', name))
+                inside = parts[0] == 'vision' and len(parts) > 1 and parts[1] in order
+                if inside and parts[1] not in {room, *may[room]}:
+                    wrong.append((f'{room}/{path.name}', name))
+    assert wrong == []

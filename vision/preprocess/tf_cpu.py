@@ -12,7 +12,10 @@ def tf_cpu() -> ModuleType:
     Raises:
       RuntimeError: TensorFlow was used before and holds an accelerator already.
     """
-    os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
+    # TensorFlow prints a traceback for each image that cannot be decoded, though it is caught. JAX
+    # has set the level to 1 for itself by now.
+    if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':
+        os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
     # oneDNN announces itself on stderr, and its sums depend on the machine.
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
     import tensorflow as tf

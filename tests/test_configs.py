@@ -1,0 +1,58 @@
+"""Every config builds, is complete, and takes a step on a few synthetic images of its shape."""
+
+import importlib
+import inspect
+
+import jax
+import numpy as np
+import pytest
+
+from tests.conftest import REPO
+from vision.core import config as config_lib
+
+NAMES = sorted(p.stem for p in (REPO / 'configs').glob('*.py') if p.stem != '__init__')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_config_is_complete_and_cites_its_paper(name):
+    module = importlib.import_module(f'configs.{name}')
+    config = module.get_config()
+    config_lib.check(config)
+    assert config.is_locked or config.to_dict()
+    assert f'--config=configs/{name}.py' in module.__doc__
+    assert inspect.getdoc(module.get_config)
+    assert config_lib.from_json(config_lib.to_json(config)).to_dict() == config.to_dict()
+
+
+@pytest.mark.parametrize('name', [n for n in NAMES if n.endswith('lenet5')])
+def test_a_config_takes_a_step(name):
+    from vision.core.mesh import make_mesh
+    from vision.data import arrays
+    from vision.evaluation.evaluate import evaluate, make_eval_step
+    from vision.preprocess import inputs
+    from vision.training.optimizer import make_schedule
+    from vision.training.setup import create_model, make_optimizer
+    from vision.training.step import init_state, make_train_step
+
+    config = importlib.import_module(f'configs.{name}').get_config()
+    size = 8 if name.startswith('digits') else 28
+    source = arrays.synthetic('train', 64, 10, size, 1)
+    config.training.batch_size, mesh = 16, make_mesh()
+    shape = inputs.input_shape(source, config.preprocess.eval)
+    model = create_model(**config.model.to_dict() | {'num_classes': 10})
+    schedule = make_schedule(config, 100, lambda text, key: 2)
+    optimizer = make_optimizer(config, schedule)
+    state = init_state(model, optimizer, config, shape, mesh)
+    step = make_train_step(model, optimizer, schedule, config, mesh)
+    before = jax.device_get(state.params)
+    batches = inputs.train_batches(source, config, mesh, 0)
+    for _ in range(2):  # the rate of the first step of a warm-up is 0
+        state, metrics = step(state, next(batches))
+    assert bool(metrics['finite'])
+    changed = jax.tree.map(
+        lambda a, b: not np.array_equal(a, b), before, jax.device_get(state.params)
+    )
+    assert all(jax.tree.leaves(changed))
+    eval_batches = inputs.EvalBatches(source, config.preprocess.eval, 50, mesh)
+    scores = evaluate(make_eval_step(model, config, mesh), state.variables, eval_batches, 64, 10)
+    assert scores['count'] == 64

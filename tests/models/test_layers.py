@@ -128,5 +128,5 @@ def test_initialisers_have_the_published_spread():
 @pytest.mark.parametrize('layer, x', [(Conv(4, 3), draw(1, 8, 8, 3)), (Dense(4), draw(1, 3))])
 def test_other_channels_than_the_parameters_have_is_one_error(layer, x):
     variables = layer.init(jax.random.key(0), x)
-    with pytest.raises(UserError, match='parameters for 3 .* gives it 2|give it 2'):
+    with pytest.raises(UserError, match=r'parameters for 3 .* gives it 2|give it 2'):
         layer.apply(variables, x[..., :2])

@@ -112,7 +112,7 @@ def test_dense_evaluation_takes_any_size_from_the_papers_and_means_over_position
 
 def test_the_auxiliary_head_names_the_size_that_it_needs():
     model = create_model('inception_v3')
-    with pytest.raises(UserError, match='299x299 and larger.*aux_heads=False'):
+    with pytest.raises(UserError, match=r'299x299 and larger.*aux_heads=False'):
         jax.eval_shape(
             lambda: model.init(jax.random.key(0), jnp.zeros((1, 224, 224, 3)), train=True)
         )

@@ -1,6 +1,6 @@
 """Classifies images with a trained run.
 
-python -m experiments.predict --workdir=DIR PATH… [--top_k=5] [--format=table|json|jsonl|csv]
+python -m experiments.predict --workdir=DIR|--pretrained=SOURCE PATH… [--top_k=5] [--format=table|json|jsonl|csv]
 
 A PATH is an image, a folder or a glob. Exit code 3: some images could not be read; their rows say
 why, the others are answered.
@@ -12,6 +12,13 @@ from vision.core import cli
 from vision.core.errors import UserError
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
+PRETRAINED = flags.DEFINE_string(
+    'pretrained', None, 'ImageNet weights: FILE.safetensors, FILE.pth or hf:org/name.'
+)
+MODEL = flags.DEFINE_string(
+    'model', None, 'The model, where the name of --pretrained does not tell.'
+)
+FOLD = flags.DEFINE_bool('fold', True, 'Fold BatchNorm into the convolutions: faster.')
 CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
 TOP_K = flags.DEFINE_integer('top_k', 5, 'How many classes to name.', lower_bound=1)
 FORMAT = flags.DEFINE_enum(
@@ -21,13 +28,17 @@ FORMAT = flags.DEFINE_enum(
 
 def main(argv: list[str]) -> int:
     """Classifies, and prints the answers."""
-    cli.require(workdir=WORKDIR.value)
+    if (WORKDIR.value is None) == (PRETRAINED.value is None):
+        raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
     if len(argv) < 2:
         raise UserError('name at least one image, folder or glob')
     from vision.prediction import Classifier
     from vision.prediction.formats import write
 
-    classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value)
+    if PRETRAINED.value is not None:
+        classifier = Classifier.from_pretrained(PRETRAINED.value, MODEL.value, FOLD.value)
+    else:
+        classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value, FOLD.value)
     failed = write(classifier.classify_files(argv[1:], TOP_K.value), FORMAT.value)
     return cli.ANSWERED_IN_PART if failed else 0
 

@@ -27,6 +27,12 @@ def default_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # decides everything: parameters, order, augmentation, dropout
 
+    # Trained weights to start from: a workdir, a .safetensors or .pth file, or 'hf:org/name'.
+    config.init_from = placeholder(str)
+    # What of the model stays as it is: 'backbone' (all but the classifier), which then runs as in
+    # evaluation, or a regular expression on parameter names ('conv1|layer1').
+    config.freeze = placeholder(str)
+
     # The model's name in the registry, or 'package.module:Class'; all other keys are its arguments.
     config.model = ConfigDict({'name': 'lenet5'})
 
@@ -46,6 +52,9 @@ def default_config() -> ConfigDict:
 
     # An optax optimizer by name; all keys but lr and weight decay are its arguments.
     config.optimizer = ConfigDict({'name': 'sgd', 'lr': 0.1, 'momentum': 0.9, 'nesterov': False})
+    # The rate of some parameters is `optimizer.lr` times a factor: {'backbone': 0.1}, or by a regular
+    # expression on their names; the first that fits counts.
+    config.lr_factors = ConfigDict()
     config.weight_decay = 0.0  # L2 in the gradient, on kernels only
     config.schedule = ConfigDict({'name': 'cosine', 'warmup': '0 steps'})
 

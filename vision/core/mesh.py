@@ -52,7 +52,7 @@ def put_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
 
 def put_replicated(tree: Any, mesh: Mesh) -> Any:
     """Puts a PyTree that every process holds alike on every device, without communication."""
-    return jax.tree.map(lambda x: _put_leaf(x, replicated(mesh)), tree)
+    return jax.tree.map(lambda x: put(x, replicated(mesh)), tree)
 
 
 def abstract(tree: Any) -> Any:
@@ -60,9 +60,10 @@ def abstract(tree: Any) -> Any:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), tree)
 
 
-def _put_leaf(x: Any, sharding: NamedSharding) -> jax.Array:
+def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
+    """Puts an array that every process holds alike on the devices, laid out as `sharding` says."""
     if isinstance(x, jax.Array) and jax.dtypes.issubdtype(x.dtype, jax.dtypes.prng_key):
-        data = _put_leaf(jax.random.key_data(x), sharding)
+        data = put(jax.random.key_data(x), sharding)
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])

@@ -132,7 +132,7 @@ def environment() -> dict[str, Any]:
     """What this process runs on: versions, devices, git commit, command."""
     import jax
 
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
             versions[package] = metadata.version(package)

@@ -16,8 +16,9 @@ from vision import data
 from vision.core import mesh as mesh_lib
 from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import Checkpoints
+from vision.core.config import default_config
 from vision.evaluation.evaluate import evaluate, make_eval_step
-from vision.models import create_model
+from vision.models import create_model, pretrained
 from vision.preprocess import inputs
 
 
@@ -98,6 +99,42 @@ def load_run(workdir: str | os.PathLike, checkpoint: str = 'best') -> Run:
         step=step,
         model=model,
         variables=variables,
+        mesh=mesh,
+    )
+
+
+def pretrained_run(source: str, name: str | None = None) -> Run:
+    """ImageNet weights as if they were a run: model, classes and preprocessing, no data.
+
+    Args:
+      source: a `.safetensors` or `.pth` file of torchvision or timm, or 'hf:org/name'.
+      name: the model's, in the registry; by default what the source's name begins with.
+
+    Raises:
+      UserError: the source cannot be read, or its tensors are not the model's.
+    """
+    name = name or pretrained.guess_name(source)
+    fed = pretrained.pretrained_input(name)
+    config = default_config()
+    config.model.name = name
+    config.preprocess.eval = f'decode|resize_small({fed.resize})|central_crop({fed.crop})'
+    config.preprocess.mean, config.preprocess.std = fed.mean, fed.std
+    config.evaluation.batch_size = 32
+    model = create_model(name, num_classes=len(pretrained.IMAGENET_CLASSES))
+    input_shape = (fed.crop, fed.crop, 3)
+    variables = jax.jit(lambda: init_variables(model, input_shape, jax.random.key(0)))()
+    mesh = mesh_lib.make_mesh()
+    return Run(
+        path=Path(source),
+        config=config,
+        class_names=pretrained.IMAGENET_CLASSES,
+        image_shape=None,
+        input_shape=input_shape,
+        step=0,
+        model=model,
+        variables=mesh_lib.put_replicated(
+            pretrained.load_pretrained(source, name, variables), mesh
+        ),
         mesh=mesh,
     )
 

@@ -7,6 +7,7 @@ Images in memory whose ops all run on the device go that way and need no TensorF
 import collections
 import itertools
 from collections.abc import Iterator
+from typing import TypeGuard
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from vision.preprocess.device import Batch, DeviceSplit
 _AHEAD = 2  # batches that are on their way to the devices while one is being computed with
 
 
-def on_device(source: Source, ops: str) -> bool:
+def on_device(source: Source, ops: str) -> TypeGuard[ArraySource]:
     """Whether this source is preprocessed on the device."""
     return isinstance(source, ArraySource) and device.can_run(ops)
 

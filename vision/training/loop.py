@@ -22,6 +22,7 @@ from vision.evaluation.evaluate import evaluate, make_eval_step
 from vision.preprocess import inputs
 from vision.training import recorder as recorder_lib
 from vision.training.display import Display
+from vision.training.init_from import init_from
 from vision.training.interval import Clock, Interval
 from vision.training.recorder import Recorder
 from vision.training.setup import Setup, setup
@@ -60,6 +61,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Results:
             state = init_state(run.model, run.optimizer, config, run.input_shape, run.mesh)
             template = mesh_lib.abstract(state.eval_variables)
             interval = Interval()
+            if latest is None and config.init_from is not None:
+                state = init_from(config.init_from, config.model.name, state)
             if latest is not None:
                 state, saved = checkpoints.restore(latest, state)
                 interval = Interval(saved)
@@ -124,7 +127,7 @@ def _loop(
                     display.evaluated(step, 'validation', scores)
                 if evaluating or saving or stopping:
                     checkpoints.save(state, interval.to_json(), scores)
-            if stopping:
+            if stopping and signals.received is not None:
                 checkpoints.wait()
                 raise Stopped(
                     signals.received, f'stopped at step {step}; its checkpoint is written'

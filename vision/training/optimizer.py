@@ -1,6 +1,8 @@
 """Optimizers and schedules: optax's, by name and arguments in the config."""
 
 import inspect
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +11,7 @@ import optax
 from ml_collections import ConfigDict
 
 from vision.core.errors import UserError, unknown
+from vision.models.pretrained import is_head
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     name: getattr(optax, name)
@@ -98,11 +101,12 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     """Builds the optimizer: L2 weight decay in the gradient, on kernels only, then optax's own.
 
     Args:
-      config: the whole config; `optimizer` has the name, `lr` and the arguments of optax's function.
+      config: the whole config; `optimizer` has the name, `lr` and the arguments of optax's function,
+        `freeze` and `lr_factors` say which parameters have another rate, or none.
       schedule: the learning rate by step.
 
     Raises:
-      UserError: an unknown optimizer or argument.
+      UserError: an unknown optimizer or argument, or a pattern that is no regular expression.
     """
     args = dict(config.optimizer)
     name = args.pop('name')
@@ -113,12 +117,47 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     for key in args:
         if key not in known:
             raise unknown(f'argument of optimizer {name!r}', key, known)
-    optimizer = OPTIMIZERS[name](schedule, **args)
-    if not config.weight_decay:
-        return optimizer
-    return optax.chain(optax.add_decayed_weights(config.weight_decay, mask=kernels), optimizer)
+
+    def at(factor: float) -> optax.GradientTransformation:
+        if factor == 0:
+            return optax.set_to_zero()
+        optimizer = OPTIMIZERS[name](lambda step: factor * schedule(step), **args)
+        if not config.weight_decay:
+            return optimizer
+        return optax.chain(optax.add_decayed_weights(config.weight_decay, mask=kernels), optimizer)
+
+    factors = [(config.freeze, 0.0)] if config.freeze else []
+    factors += list(config.lr_factors.items())
+    for pattern, factor in factors:
+        _check_factor(pattern, factor)
+    if not factors:
+        return at(1.0)
+
+    def labels(params: Any) -> Any:
+        return jax.tree_util.tree_map_with_path(lambda path, _: str(_factor(factors, path)), params)
+
+    return optax.multi_transform({str(f): at(f) for f in {1.0, *(f for _, f in factors)}}, labels)
 
 
 def kernels(params: Any) -> Any:
     """True for what weight decay acts on: leaves named `kernel`, not biases and norms."""
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == 'kernel', params)
+
+
+def _factor(factors: list[tuple[str, float]], path: tuple) -> float:
+    """The factor of a parameter's rate: of the first pattern that fits it, else 1."""
+    names = tuple(key.key for key in path)
+    for pattern, factor in factors:
+        backbone = pattern == 'backbone'
+        if not is_head(names) if backbone else re.search(pattern, '/'.join(names)):
+            return factor
+    return 1.0
+
+
+def _check_factor(pattern: str, factor: float) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as e:
+        raise UserError(f'{pattern!r} is no regular expression: {e}') from None
+    if not isinstance(factor, int | float) or not 0 <= factor < math.inf:
+        raise UserError(f'lr_factors: {factor!r} of {pattern!r} must be a number, 0 or more')

@@ -59,12 +59,12 @@ class Setup:
     @property
     def dataset(self) -> dict[str, Any]:
         """What prediction must know of the data: `dataset.json`."""
-        in_memory = isinstance(self.train, ArraySource)
+        in_memory = self.train if isinstance(self.train, ArraySource) else None
         splits = {'train': self.train, 'validation': self.validation, 'test': self.test}
         return {
             'class_names': list(self.train.class_names),
             # Of images as the source has them; null where each has its own.
-            'image_shape': list(self.train.images.shape[1:]) if in_memory else None,
+            'image_shape': list(in_memory.images.shape[1:]) if in_memory else None,
             'input_shape': list(self.input_shape),
             'num_examples': {k: v.num_examples for k, v in splits.items() if v is not None},
         }

@@ -71,7 +71,8 @@ def make_train_step(
     `lr`, the norms of the gradient and of the new parameters, and `finite`: whether the loss and
     all new parameters are numbers.
     """
-    loss_fn = losses.get_loss(config.loss.name)
+    frozen = config.freeze == 'backbone'  # its batch statistics and dropout too
+    loss_fn = losses.make_loss(config.loss)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         images = normalise(batch['image'], config.preprocess.mean, config.preprocess.std)
@@ -81,7 +82,7 @@ def make_train_step(
             (logits, endpoints), updated = model.apply(
                 {'params': params, 'batch_stats': state.batch_stats},
                 images,
-                train=True,
+                train=not frozen,
                 rngs={'dropout': jax.random.fold_in(state.rng, state.step)},
                 mutable=['batch_stats'],
             )
@@ -91,7 +92,7 @@ def make_train_step(
             total = mean(example_loss, mask)
             for aux in endpoints.get('aux', ()):
                 total += config.loss.aux_weight * mean(loss_fn(aux, smoothed), mask)
-            return total, (example_loss, logits, updated.get('batch_stats', {}))
+            return total, (example_loss, logits, updated.get('batch_stats', state.batch_stats))
 
         gradient, (example_loss, logits, batch_stats) = jax.grad(objective, has_aux=True)(
             state.params
@@ -113,13 +114,14 @@ def make_train_step(
             pull = 1 - config.training.ema_decay
             ema_params = optax.incremental_update(params, ema_params, pull)
             ema_batch_stats = optax.incremental_update(batch_stats, ema_batch_stats, pull)
-        return state.replace(
+        return TrainState(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
             opt_state=opt_state,
             ema_params=ema_params,
             ema_batch_stats=ema_batch_stats,
+            rng=state.rng,
         ), metrics
 
     replicated = mesh_lib.replicated(mesh)

@@ -1,0 +1,47 @@
+"""Fine-tuning ImageNet weights on a folder of photos: `FOLDER/CLASS/*.jpg`.
+
+He et al. 2015, "Deep residual learning for image recognition": ResNet-50, its weights from
+torchvision, a new classifier for the folder's classes. Donahue et al. 2013 ("DeCAF") showed how
+well features of such a network carry over.
+
+    pip install -e ".[pretrained]"
+    python -m experiments.train --config=configs/folder_finetune.py --workdir=runs/photos \\
+        --config.data.path=FOLDER
+    …:frozen                                   only the new classifier is trained
+    … --config.init_from=resnet50.safetensors  weights from a file, or from a workdir
+
+The whole network is trained, the backbone at a tenth of the classifier's rate.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from vision.core.config import default_config
+from vision.core.errors import unknown
+
+
+def get_config(variant: str = 'full') -> ConfigDict:
+    """The experiment; 'frozen' trains the classifier alone."""
+    if variant not in ('full', 'frozen'):
+        raise unknown('variant of folder_finetune.py', variant, ['full', 'frozen'])
+    config = default_config()
+    config.model = ConfigDict({'name': 'resnet50'})
+    config.init_from = 'hf:timm/resnet50.tv_in1k'
+    config.data.source = 'folder'
+    config.data.path = placeholder(str)
+    config.preprocess.train = 'decode|random_resized_crop(224)|flip_lr'
+    config.preprocess.eval = 'decode|resize_small(256)|central_crop(224)'
+    config.preprocess.mean = (0.485, 0.456, 0.406)
+    config.preprocess.std = (0.229, 0.224, 0.225)
+    config.optimizer.lr = 0.01
+    config.weight_decay = 1e-4
+    config.schedule.warmup = '50 steps'
+    config.training.batch_size = 32
+    config.training.duration = '10 epochs'
+    config.training.log_every = '10 steps'
+    config.evaluation.batch_size = 32
+    if variant == 'frozen':
+        config.freeze = 'backbone'
+    else:
+        config.lr_factors.backbone = 0.1
+    return config

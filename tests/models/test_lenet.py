@@ -15,7 +15,8 @@ from vision.models.lenet import C3_INPUTS, digit_codes, squash, uniform_by_fan_i
 def lenet():
     model = create_model('lenet5_1998', num_classes=10)
     x = images(32, 3)[..., :1]
-    return model, model.init(jax.random.key(0), x, train=False)['params'], x
+    init = jax.jit(lambda x: model.init(jax.random.key(0), x, train=False))
+    return model, init(x)['params'], x
 
 
 def test_table_one_has_sixty_connections_none_of_them_twice():

@@ -77,12 +77,19 @@ def _download(source: str) -> Path:
     repository = source.removeprefix('hf:')
     try:
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
     except ImportError as e:
         raise UserError(f'{source}: downloading it needs huggingface-hub: {_EXTRA}') from e
     try:
         try:
             return Path(hf_hub_download(repository, 'model.safetensors'))
+        except LocalEntryNotFoundError:  # no network: asking for another file takes as long again
+            raise
         except EntryNotFoundError:
             return Path(hf_hub_download(repository, 'pytorch_model.bin'))
     except (HfHubHTTPError, HFValidationError, OSError, ValueError) as e:

@@ -1,5 +1,6 @@
 """Photographs that come with scikit-image and scikit-learn, and what runs an op on one image."""
 
+import functools
 import io
 import os
 
@@ -13,7 +14,7 @@ from sklearn.datasets import load_sample_images
 
 from vision.data.source import FileSource
 from vision.preprocess import ops as ops_lib
-from vision.preprocess.draws import draw
+from vision.preprocess.draws import PER_OP, draw
 
 
 @pytest.fixture(scope='session')
@@ -41,17 +42,26 @@ def _encode():
     return encode
 
 
-@pytest.fixture
+@functools.cache
+def compiled(text, shape):
+    import tensorflow as tf
+
+    ops = ops_lib.parse(text)
+    kind = tf.TensorSpec(shape, tf.uint8 if shape else tf.string)
+    draws = tf.TensorSpec([len(ops), PER_OP], tf.float64)
+    run = tf.function(lambda x, d: ops_lib.apply(ops, x, d), [kind, draws], autograph=False)
+    return run, len(ops)
+
+
+@pytest.fixture(scope='session')
 def run_op():
     """Runs an op string on one image (pixels or bytes), as example `id` of an epoch."""
 
     def run(text, image, id=0, epoch=0, seed=0):
-        import tensorflow as tf
-
-        ops = ops_lib.parse(text)
-        draws = draw(seed, np.array([epoch]), np.array([id]), len(ops))[0]
-        image, draws = tf.constant(image), tf.constant(draws)
-        return tf.function(lambda x, d: ops_lib.apply(ops, x, d))(image, draws).numpy()
+        shape = () if isinstance(image, bytes) else image.shape
+        function, num_ops = compiled(text, shape)
+        draws = draw(seed, np.array([epoch]), np.array([id]), num_ops)[0]
+        return function(image, draws).numpy()
 
     return run
 

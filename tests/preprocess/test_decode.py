@@ -194,7 +194,7 @@ def test_what_is_no_image_says_so(decode, data, why):
 
 
 def test_truncated_jpeg_is_named_so(photo, encode):
-    with pytest.raises(BadImage, match='^truncated JPEG$'):
+    with pytest.raises(BadImage, match=r'^truncated JPEG$'):
         read(encode(photo)[:5000])
 
 

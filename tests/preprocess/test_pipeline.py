@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,7 +156,7 @@ def test_caches_change_no_bit(jpegs, tmp_path, cache):
 
 
 def test_raw_cache_is_for_files(arrays):
-    with pytest.raises(UserError, match="data.cache='raw' is for files"):
+    with pytest.raises(UserError, match=r"data\.cache='raw' is for files"):
         train_batches(arrays, 'central_crop(32)', batch_size=2, seed=0, cache='raw')
 
 
@@ -186,7 +187,7 @@ def broken_folder(root, source, encode, photo, every=10):
     paths, reasons = [], {}
     for i in range(source.num_examples):
         path = root / f'{i:04}.jpg'
-        data = open(source.paths[i], 'rb').read()
+        data = Path(source.paths[i]).read_bytes()
         if i % every == every - 1:
             kind = i // every % 5
             bad, why = [

@@ -8,8 +8,8 @@ from vision.preprocess.draws import Rng
 from vision.preprocess.geometry import to_uint8
 from vision.preprocess.tf_cpu import tf_cpu
 
-# ITU-R 601, as Pillow's and everyone's conversion to grey.
-_GREY = (0.299, 0.587, 0.114)
+# ITU-R 601 (0.299, 0.587, 0.114) in 16 bits, as Pillow has it.
+_GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)
 
 # Principal components of ImageNet's RGB values in 0 … 1, as published with AlexNet's reproductions
 # (fb.resnet.torch): eigenvalues, and eigenvectors as columns.

@@ -282,7 +282,7 @@ class _Preprocess:
             raise BadImage('cannot be decoded, or is too small for the ops')
         try:
             return ops_lib.apply(self._ops, tf.constant(image), draws, decoded=True).numpy()
-        except tf.errors.OpError as e:
+        except (tf.errors.OpError, ValueError) as e:
             raise UserError(f'{name}: {self._text!r} does not fit it: {_first_line(e)}') from None
 
     def _image_shape(self) -> tuple[int, ...]:

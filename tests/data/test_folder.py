@@ -1,0 +1,222 @@
+"""Folders and lists of images: which files, which split, which class."""
+
+import json
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vision.core.errors import UserError
+from vision.data.folder import file_list, files, folder
+
+
+def touch(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b'x')
+
+
+def names(source, root):
+    return [path[len(str(root)) + 1 :] for path in source.paths]
+
+
+def many(root, count=200, classes=('cat', 'dog')):
+    touch(root, *(f'{c}/{i:04}.jpg' for c in classes for i in range(count)))
+
+
+def test_split_folders_are_the_splits(tmp_path):
+    for split in ('train', 'val', 'test'):
+        touch(tmp_path, f'{split}/cat/{split}1.jpg', f'{split}/dog/{split}2.PNG')
+    for split, own in (('train', 'train'), ('validation', 'val'), ('test', 'test')):
+        source = folder(split, str(tmp_path))
+        assert names(source, tmp_path) == [f'{own}/cat/{own}1.jpg', f'{own}/dog/{own}2.PNG']
+        assert source.class_names == ('cat', 'dog')
+        np.testing.assert_array_equal(source.labels, [0, 1])
+        assert source.labels.dtype == np.int32
+
+
+def test_without_validation_some_of_train_is_held_out(tmp_path):
+    many(tmp_path / 'train')
+    many(tmp_path / 'test', 5)
+    train, validation = (set(folder(s, str(tmp_path)).paths) for s in ('train', 'validation'))
+    assert not train & validation
+    assert len(train | validation) == 400
+    assert 20 < len(validation) < 60
+    assert len(folder('test', str(tmp_path)).paths) == 10
+
+
+def test_without_test_the_validation_folder_serves(tmp_path):
+    many(tmp_path / 'train', 3)
+    many(tmp_path / 'val', 2)
+    assert folder('test', str(tmp_path)).paths == folder('validation', str(tmp_path)).paths
+
+
+def test_classes_only_are_split_by_a_hash_in_every_class(tmp_path):
+    many(tmp_path, 1000)
+    sources = {s: folder(s, str(tmp_path)) for s in ('train', 'validation', 'test')}
+    paths = [set(s.paths) for s in sources.values()]
+    assert sum(map(len, paths)) == len(set().union(*paths)) == 2000
+    for split, fraction in (('train', 0.8), ('validation', 0.1), ('test', 0.1)):
+        shares = np.bincount(sources[split].labels) / 1000
+        np.testing.assert_allclose(shares, fraction, atol=0.04)
+
+
+def test_adding_files_moves_none(tmp_path):
+    many(tmp_path, 100)
+    before = {s: set(folder(s, str(tmp_path)).paths) for s in ('train', 'validation', 'test')}
+    many(tmp_path, 150, ('cat', 'dog', 'emu'))
+    touch(tmp_path, 'cat/aaa.jpg', 'dog/zzz/deep.jpg')
+    for split, paths in before.items():
+        assert paths <= set(folder(split, str(tmp_path)).paths)
+
+
+def test_the_split_does_not_depend_on_where_the_folder_is(tmp_path):
+    many(tmp_path / 'one', 50)
+    many(tmp_path / 'two' / 'elsewhere', 50)
+    one = folder('test', str(tmp_path / 'one'))
+    two = folder('test', str(tmp_path / 'two' / 'elsewhere'))
+    assert names(one, tmp_path / 'one') == names(two, tmp_path / 'two' / 'elsewhere')
+    # The hash is fixed: other figures would move the files of everyone's experiments.
+    assert names(one, tmp_path / 'one')[:3] == GOLDEN
+
+
+GOLDEN = ['cat/0012.jpg', 'cat/0019.jpg', 'cat/0026.jpg']
+
+
+def test_only_images_count_whatever_their_names(tmp_path):
+    touch(
+        tmp_path / 'train',
+        'two words/my photo.JPG',
+        'two words/nested/deeper/ünïcödé ✓.jpeg',
+        'two words/.hidden.jpg',
+        'two words/notes.txt',
+        'two words/.git/x.jpg',
+        'two words/Thumbs.db',
+        '犬/一.WebP',
+        '.hidden class/x.jpg',
+    )
+    touch(tmp_path / 'val', 'two words/a.bmp', '犬/b.gif')
+    source = folder('train', str(tmp_path))
+    assert source.class_names == ('two words', '犬')
+    assert names(source, tmp_path) == [
+        'train/two words/my photo.JPG',
+        'train/two words/nested/deeper/ünïcödé ✓.jpeg',
+        'train/犬/一.WebP',
+    ]
+
+
+@pytest.mark.parametrize(
+    ('made', 'split', 'why'),
+    [
+        ([], 'train', 'no folder in it'),
+        (['a.jpg'], 'train', 'no folder in it'),
+        (['cat/a.jpg', 'dog/notes.txt'], 'train', 'dog: the class has no images'),
+        (['train/cat/a.jpg', 'val/cat/a.jpg', 'val/cow/a.jpg'], 'validation', "class 'cow' is not"),
+        (['train/cat/a.jpg', 'train/dog/a.jpg', 'val/cat/a.jpg'], 'validation', "'dog' has no folder"),
+        (['val/cat/a.jpg', 'test/cat/a.jpg'], 'train', 'no folder train'),
+        (['cat/a.jpg'], 'validate', "Did you mean 'validation'"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_a_folder_is_said(tmp_path, made, split, why):
+    touch(tmp_path, *made)
+    with pytest.raises(UserError, match=why):
+        folder(split, str(tmp_path))
+
+
+def test_missing_folder_and_empty_split(tmp_path):
+    with pytest.raises(UserError, match='no such folder'):
+        folder('train', str(tmp_path / 'none'))
+    touch(tmp_path, 'cat/a.jpg')
+    in_split = [s for s in ('train', 'validation', 'test') if _opens(s, tmp_path)]
+    assert len(in_split) == 1
+
+
+def _opens(split, root):
+    try:
+        return bool(folder(split, str(root)).num_examples)
+    except UserError as e:
+        assert 'no examples' in str(e)
+        return False
+
+
+def test_csv_and_json_lines(tmp_path):
+    rows = [(f'images/{i} é.jpg', ['cat', 'dog'][i % 2]) for i in range(300)]
+    (tmp_path / 'a.csv').write_text(
+        'path,label\n' + ''.join(f'"{p}",{c}\n' for p, c in rows), encoding='utf-8'
+    )
+    (tmp_path / 'a.jsonl').write_text(
+        '\n'.join(json.dumps({'path': p, 'label': c}) for p, c in rows) + '\n'
+    )
+    for split in ('train', 'validation', 'test'):
+        one, two = (file_list(split, str(tmp_path / f'a.{e}')) for e in ('csv', 'jsonl'))
+        assert one.paths == two.paths and one.class_names == two.class_names == ('cat', 'dog')
+        np.testing.assert_array_equal(one.labels, two.labels)
+        for path, label in zip(one.paths, one.labels, strict=True):
+            number = int(path.split('/')[-1].split()[0])
+            assert label == number % 2
+    assert one.paths[0].startswith(str(tmp_path / 'images'))
+
+
+def test_list_with_its_own_splits_and_numeric_labels(tmp_path):
+    lines = ['path,label,split', 'a.jpg,10,train', 'b.jpg,9,val', 'c.jpg,9,train', 'd.jpg,10,test']
+    (tmp_path / 'a.csv').write_text('\n'.join(lines))
+    source = file_list('train', str(tmp_path / 'a.csv'))
+    assert source.class_names == ('9', '10')
+    assert names(source, tmp_path) == ['a.jpg', 'c.jpg']
+    np.testing.assert_array_equal(source.labels, [1, 0])
+    assert names(file_list('validation', str(tmp_path / 'a.csv')), tmp_path) == ['b.jpg']
+
+
+@pytest.mark.parametrize(
+    ('name', 'text', 'why'),
+    [
+        ('a.csv', '', 'no images'),
+        ('a.csv', 'path,label\n', 'no images'),
+        ('a.csv', 'file,label\na.jpg,cat\n', "image 1 has no 'path'"),
+        ('a.csv', 'path,label\na.jpg,cat\nb.jpg\n', "image 2 has no 'label'"),
+        ('a.csv', 'path,label,split\na.jpg,cat,trian\n', "unknown split 'trian'"),
+        ('a.jsonl', '{"path": "a.jpg", "label": "cat"}\nnonsense\n', 'line 2: not JSON'),
+        ('a.jsonl', '[1]\n', 'line 1: expected'),
+    ],
+)
+def test_what_is_wrong_with_a_list_is_said(tmp_path, name, text, why):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(UserError, match=why):
+        file_list('train', str(tmp_path / name))
+
+
+def test_files_folders_and_patterns_to_predict(tmp_path):
+    touch(tmp_path, 'd/b.jpg', 'd/sub/a.PNG', 'd/notes.txt', 'z.jpg', 'y.jpg', 'odd.dat')
+    given = [str(tmp_path / p) for p in ('odd.dat', 'd', '*.jpg', 'missing.jpg')]
+    source = files(given)
+    assert names(source, tmp_path) == [
+        'odd.dat', 'd/b.jpg', 'd/sub/a.PNG', 'y.jpg', 'z.jpg', 'missing.jpg',
+    ]  # fmt: skip
+    assert (source.labels == -1).all()
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
+    touch(tmp_path, 'a[1].jpg', 'a1.jpg')
+    assert names(files([str(tmp_path / 'a[1].jpg')]), tmp_path) == ['a[1].jpg']
+
+
+@pytest.mark.parametrize('given', [[], ['empty'], ['*.jpg']])
+def test_nothing_to_predict_is_a_mistake(tmp_path, given):
+    (tmp_path / 'empty').mkdir()
+    with pytest.raises(UserError, match='no images'):
+        files([str(tmp_path / p) for p in given])
+
+
+def test_ten_thousand_files_open_in_seconds(tmp_path):
+    Image.new('RGB', (1, 1)).save(tmp_path / 'one.png')
+    data = (tmp_path / 'one.png').read_bytes()
+    for c in range(10):
+        (tmp_path / 'images' / f'{c}').mkdir(parents=True)
+        for i in range(1000):
+            (tmp_path / 'images' / f'{c}' / f'{i}.png').write_bytes(data)
+    begin = time.perf_counter()
+    source = folder('train', str(tmp_path / 'images'))
+    assert time.perf_counter() - begin < 3
+    assert 7800 < source.num_examples < 8200

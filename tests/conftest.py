@@ -17,8 +17,11 @@ settings.load_profile('vision')
 
 REPO = Path(__file__).parent.parent
 
+# What one test compiled, the next need not: most of a short run is compilation.
 COMPILED = tempfile.mkdtemp(prefix='vision-compiled-')
 atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
+os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 
 # Folders with the four IDX files; the tests that need them are skipped without.
 MNIST = os.environ.get('VISION_TEST_MNIST')
@@ -79,9 +82,6 @@ def environment(devices: int = 1, **env: str) -> dict[str, str]:
     return {
         **os.environ,
         'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-        # What one process compiled, the next need not: most of a short run is compilation.
-        'JAX_COMPILATION_CACHE_DIR': COMPILED,
-        'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
         'COLUMNS': '120',
         **env,
     }

@@ -1,0 +1,153 @@
+"""What is on disk when things go wrong with checkpoints."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.conftest import run_module
+from vision.core.checkpoints import Checkpoints
+from vision.core.errors import UserError
+from vision.core.mesh import make_mesh, put_replicated
+from vision.core.state import TrainState
+
+
+def state(step, size=3, ema=False, name='kernel'):
+    params = {'layer': {name: jnp.full((size,), float(step))}}
+    tree = TrainState(
+        step=jnp.int32(step),
+        params=params,
+        batch_stats={},
+        opt_state=(jax.tree.map(jnp.zeros_like, params),),
+        ema_params=jax.tree.map(lambda x: x + 100, params) if ema else None,
+        ema_batch_stats={} if ema else None,
+        rng=jax.random.key(step),
+    )
+    return put_replicated(tree, make_mesh())
+
+
+def save(path, steps, scores=None, keep=2, **kwargs):
+    with Checkpoints(path, keep=keep) as checkpoints:
+        for step in steps:
+            score = (scores or {}).get(step)
+            checkpoints.save(
+                state(step, **kwargs), {'n': step}, None if score is None else {'top1': score}
+            )
+        checkpoints.wait()
+
+
+def steps_of(path):
+    with Checkpoints(path, read_only=True) as checkpoints:
+        return checkpoints.steps()
+
+
+def test_what_is_saved_is_read_back(tmp_path):
+    save(tmp_path, [7])
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        got, loop = checkpoints.restore(7, state(0))
+    assert loop == {'n': 7} and int(got.step) == 7
+    np.testing.assert_array_equal(got.params['layer']['kernel'], 7)
+    assert (jax.random.key_data(got.rng) == jax.random.key_data(jax.random.key(7))).all()
+
+
+def test_evaluation_reads_the_moving_average_where_there_is_one(tmp_path):
+    save(tmp_path, [7], ema=True)
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        got = checkpoints.restore_variables(7, state(0).variables)
+        full, _ = checkpoints.restore(7, state(0, ema=True))
+    assert float(got['params']['layer']['kernel'][0]) == 107
+    assert float(full.params['layer']['kernel'][0]) == 7
+
+
+def test_the_last_and_the_best_are_kept(tmp_path):
+    scores = {2: 0.5, 4: 0.9, 6: 0.7, 8: 0.9, 10: 0.1}
+    save(tmp_path, [2, 4, 6, 8, 9, 10, 11], scores)
+    kept = steps_of(tmp_path)
+    assert kept[-2:] == [10, 11]
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        best = checkpoints.find('best')
+    assert scores[best] == 0.9 and len(kept) == 3
+
+
+def test_without_a_score_the_best_is_the_last(tmp_path):
+    save(tmp_path, [1, 2])
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.find('best') == checkpoints.find('last') == 2
+
+
+def test_a_half_written_checkpoint_is_ignored_and_cleared_away(tmp_path):
+    save(tmp_path, [5])
+    folder = tmp_path / 'checkpoints'
+    (folder / '10.orbax-checkpoint-tmp').mkdir()
+    (folder / '10.orbax-checkpoint-tmp' / 'model').mkdir()
+    (folder / '20').mkdir()
+    assert steps_of(tmp_path) == [5]
+    save(tmp_path, [10])
+    assert steps_of(tmp_path) == [5, 10]
+    assert not list(folder.glob('*tmp*'))
+
+
+def test_a_step_that_is_there_already_is_not_lost_in_silence(tmp_path):
+    save(tmp_path, [5])
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(RuntimeError, match='step 5'):
+        checkpoints.save(state(5), {})
+
+
+@pytest.mark.parametrize(
+    ('other', 'says'),
+    [
+        ({'size': 4}, r'float32\[3\] there and float32\[4\] here'),
+        (
+            {'name': 'weight'},
+            'params/layer/weight is missing there; params/layer/kernel is surplus',
+        ),
+    ],
+)
+def test_another_models_checkpoint_is_refused_by_name(tmp_path, other, says):
+    save(tmp_path, [5])
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        with pytest.raises(UserError, match=says):
+            checkpoints.restore(5, state(0, **other))
+        with pytest.raises(UserError, match='of another model'):
+            checkpoints.restore_variables(5, state(0, **other).variables)
+
+
+def test_what_is_not_there_is_named(tmp_path):
+    with pytest.raises(UserError, match='no checkpoints'):
+        Checkpoints(tmp_path, read_only=True)
+    save(tmp_path, [5])
+    with (
+        Checkpoints(tmp_path, read_only=True) as checkpoints,
+        pytest.raises(UserError, match='best, last and 5'),
+    ):
+        checkpoints.find('6')
+
+
+def test_a_disk_that_is_full_stops_the_run_and_the_last_checkpoint_restores(tmp_path):
+    """A limit on the size of files stands in for the full disk: writing fails in the same place."""
+    import resource
+    import subprocess
+
+    from tests.conftest import REPO, command, environment
+
+    flags = (
+        '--config=configs/digits_lenet5.py', '--config.training.checkpoint_every=20 steps',
+        '--config.schedule.warmup=5 steps', '--config.training.duration=60 steps',
+        f'--workdir={tmp_path}',
+    )  # fmt: skip
+    first = run_module('experiments.train', *flags, '--config.training.stop_after=20 steps')
+    assert first.returncode == 0, first.stderr
+    full = subprocess.run(
+        command('experiments.train', *flags),
+        env={**environment(), 'JAX_COMPILATION_CACHE_DIR': ''},
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
+    )
+    assert full.returncode == 2, full.stderr
+    assert 'checkpoint' in full.stderr.strip().splitlines()[-1]
+    assert 'Traceback' not in full.stderr
+    assert steps_of(tmp_path) == [20]
+    assert run_module('experiments.train', *flags).returncode == 0

@@ -21,7 +21,7 @@ from vision.preprocess.tf_cpu import tf_cpu
 
 SHUFFLE_WINDOW = 16_384  # encoded examples in memory: 1.8 GB of ImageNet's
 _SEGMENT = 200_000  # examples of a data set that is built at once; a new one stalls the pipeline
-_SEGMENT_EPOCHS = 20
+_SEGMENT_EPOCHS = 4
 
 
 def tfds(split: str, name: str, data_dir: str | None = None) -> TFDSSource:
@@ -203,7 +203,8 @@ def _shard_begins(builder: Any, part: Any) -> list[tuple[str, int]]:
     begins, before = [], 0
     for instruction in _instructions(builder, part):
         begins.append((os.path.basename(instruction.filename), before - instruction.skip))
-        before += instruction.examples_in_shard
+        all_of_it = instruction.examples_in_shard - instruction.skip
+        before += all_of_it if instruction.take == -1 else instruction.take
     return begins
 
 

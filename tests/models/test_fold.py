@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.golden.generator import images, uniform
+from tests.models.common import DEEP, shapes_of
 from vision.core.errors import UserError
 from vision.models import MODELS, create_model
 from vision.models.fold import FoldedModel, fold_batch_norm
@@ -62,10 +63,9 @@ def test_folded_gives_the_same_logits_and_features(name):
     assert set(got_endpoints) == set(endpoints)
 
 
-@pytest.mark.parametrize('name', [n for n in MODELS if n not in ('resnet1202', 'resnet1001_v2')])
+@pytest.mark.parametrize('name', [n for n in MODELS if n not in DEEP])
 def test_every_norm_after_a_convolution_is_folded(name):
-    model, shape = default_model(name)
-    variables = abstract_variables(model, shape)
+    model, variables = default_model(name)[0], shapes_of(name)
     if 'batch_stats' not in variables:
         assert fold_batch_norm(model, variables) == (model, variables)
         return

@@ -6,13 +6,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.models.common import DEEP, shapes_of
 from vision.core.errors import UserError
 from vision.models import MODELS, create_model
 from vision.models.base import ImageModel
 from vision.models.layers import Dense
 from vision.models.summary import abstract_variables, check_contract, default_model
-
-DEEP = ('resnet1202', 'resnet1001_v2')
 
 
 class MyModel(ImageModel):
@@ -71,7 +70,7 @@ def test_a_mistake_in_the_config_is_one_line(name, arguments, says):
 
 def apply_abstractly(name, shape, dtype=jnp.float32, train=False, **kwargs):
     model, _ = default_model(name, **kwargs)
-    variables = abstract_variables(model, default_model(name)[1])
+    variables = shapes_of(name)
     image = jax.ShapeDtypeStruct((2, *shape), dtype)
     rngs = {'dropout': jax.random.key(0)}
     return jax.eval_shape(
@@ -119,15 +118,25 @@ def test_the_auxiliary_head_names_the_size_that_it_needs():
 
 
 @pytest.mark.parametrize('name', [n for n in MODELS if n not in DEEP])
-def test_bfloat16_computes_with_float32_parameters_and_logits(name):
+def test_every_model_keeps_the_contract_in_bfloat16(name):
     model, shape = default_model(name, dtype='bfloat16')
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes_of(name)))
+    logits, endpoints = jax.eval_shape(
+        lambda v, x: model.apply(v, x, train=False),
+        shapes_of(name),
+        jax.ShapeDtypeStruct((2, *shape), jnp.float32),
+    )
+    assert (logits.shape, logits.dtype) == ((2, model.num_classes), jnp.float32)
+    assert endpoints['features'].ndim == 2
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in endpoints.values())
+
+
+@pytest.mark.parametrize('name', ['lenet5_1998', 'alexnet_2012', 'vgg11_bn', 'resnet20'])
+def test_bfloat16_keeps_float32_parameters(name):
+    model, shape = default_model(name, dtype='bfloat16')
+    check_contract(model, shape)
     variables = abstract_variables(model, shape)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(variables))
-    logits, endpoints = jax.eval_shape(
-        lambda v: model.apply(v, jnp.zeros((1, *shape)), train=False), variables
-    )
-    assert logits.dtype == jnp.float32
-    assert all(leaf.dtype == jnp.bfloat16 for leaf in endpoints.values())
 
 
 @pytest.mark.parametrize('name', ['googlenet', 'googlenet_2014', 'inception_v3'])
@@ -166,7 +175,7 @@ def test_the_small_stem_takes_28_and_32_px_of_grey(name, size):
 
 @pytest.mark.parametrize('name', ['resnet20', 'resnet110_v2', 'googlenet', 'inception_v3'])
 def test_remat_changes_neither_parameters_nor_gradients(name):
-    small = {} if 'resnet' in name else {'stem': 'small'}
+    small = {'stage_sizes': (1, 1, 1)} if 'resnet' in name else {'stem': 'small'}
     plain = create_model(name, num_classes=3, **small)
     remat = create_model(name, num_classes=3, remat=True, **small)
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
@@ -218,3 +227,39 @@ def test_gradients_with_respect_to_a_stage_can_be_had():
     )
     assert gradient['stage3'].shape == (1, 8, 8, 64)
     assert np.abs(gradient['stem']).max() > 0
+
+
+def test_a_model_that_breaks_the_contract_is_refused():
+    class HalfLogits(nn.Module):
+        num_classes: int = 3
+
+        @nn.compact
+        def __call__(self, images, train):
+            x = images.mean((1, 2)).astype(jnp.bfloat16)
+            return nn.Dense(self.num_classes, dtype=jnp.bfloat16)(x), {'features': x}
+
+    class NoFeatures(nn.Module):
+        num_classes: int = 3
+
+        @nn.compact
+        def __call__(self, images, train):
+            return nn.Dense(self.num_classes)(images.mean((1, 2))), {}
+
+    class NoPair(nn.Module):
+        @nn.compact
+        def __call__(self, images, train):
+            return nn.Dense(3)(images.mean((1, 2)))
+
+    class NoTrain(nn.Module):
+        @nn.compact
+        def __call__(self, images):
+            return nn.Dense(3)(images.mean((1, 2))), {}
+
+    for model, says in (
+        (HalfLogits(), 'float32 logits'),
+        (NoFeatures(), 'features'),
+        (NoPair(), 'logits, endpoints'),
+        (NoTrain(), 'train'),
+    ):
+        with pytest.raises(UserError, match=says):
+            check_contract(model, (8, 8, 3))

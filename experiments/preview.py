@@ -1,0 +1,33 @@
+"""Shows what a model would be fed, and what is wrong with the data.
+
+python -m experiments.preview --config=configs/NAME.py[:ARG] [--output=DIR] [--config.a.b=VALUE …]
+"""
+
+import json
+
+from absl import flags
+from ml_collections import config_flags
+
+from vision.core import cli
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment, a file in configs/.')
+OUTPUT = flags.DEFINE_string('output', 'preview', 'The folder that the pictures go to.')
+FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print')
+
+
+def main(argv: list[str]) -> None:
+    """Writes the pictures and prints the summary."""
+    cli.refuse_arguments(argv)
+    cli.require(config=CONFIG.value)
+    from vision.preprocess.preview import preview, text
+
+    summary = preview(CONFIG.value, OUTPUT.value)
+    if FORMAT.value == 'json':
+        print(json.dumps(summary, ensure_ascii=False))
+        return
+    print(text(summary))
+    print(f'Pictures: {OUTPUT.value}/inputs.png, {OUTPUT.value}/classes.png')
+
+
+if __name__ == '__main__':
+    cli.run(main)

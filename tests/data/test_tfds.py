@@ -60,6 +60,10 @@ def shades(batch):
     return batch['image'][batch['mask'] > 0][:, 4, 4, 0].tolist()
 
 
+def all_shades(batches):
+    return [shade for batch in batches for shade in shades(batch)]
+
+
 OPS = 'decode|central_crop(8)'
 
 
@@ -75,9 +79,9 @@ def test_evaluation_reads_everything_once_and_in_order(data_dir):
     batches = list(eval_batches(source, OPS, batch_size=10))
     ids = np.concatenate([b['id'] for b in batches])
     np.testing.assert_array_equal(ids, [*range(COUNT), *[-1] * 7])
-    assert sorted(sum((shades(b) for b in batches), [])) == list(range(COUNT))
+    assert sorted(all_shades(batches)) == list(range(COUNT))
     labels = np.concatenate([b['label'][b['mask'] > 0] for b in batches])
-    np.testing.assert_array_equal(labels, np.array(sum((shades(b) for b in batches), [])) % 2)
+    np.testing.assert_array_equal(labels, np.array(all_shades(batches)) % 2)
 
 
 @pytest.mark.parametrize('split', ['train[:60%]', 'train[60%:]', 'train[7:31]', 'train+test[:10]'])
@@ -89,7 +93,7 @@ def test_slices_have_ids_of_their_own(data_dir, split):
 
 def test_slices_are_disjoint_and_cover(data_dir):
     parts = [
-        sum((shades(b) for b in eval_batches(open_tiny(data_dir, s), OPS, batch_size=8)), [])
+        all_shades(eval_batches(open_tiny(data_dir, s), OPS, batch_size=8))
         for s in ('train[:90%]', 'train[90%:]')
     ]
     assert sorted(parts[0] + parts[1]) == list(range(COUNT))

@@ -1,0 +1,46 @@
+"""Measures speed, here and in a peer, in turn.
+
+    python -m experiments.benchmark input [--peer=torchvision --peer_python=PATH] [--format=json]
+
+input: training batches from JPEGs, images per second.
+"""
+
+import json
+from typing import Any
+
+from absl import flags
+
+from vision.core import cli
+from vision.core.errors import UserError, unknown
+
+PEER = flags.DEFINE_string('peer', None, 'torchvision, to compare with it')
+PEER_PYTHON = flags.DEFINE_string('peer_python', None, 'the Python that has the peer')
+ROUNDS = flags.DEFINE_integer('rounds', 3, 'how often each is measured', 1)
+FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print')
+
+
+def _input() -> dict[str, Any]:
+    from vision.preprocess.benchmark import benchmark
+
+    return benchmark(PEER.value, PEER_PYTHON.value, ROUNDS.value)
+
+
+BENCHMARKS = {'input': _input}
+
+
+def main(argv: list[str]) -> None:
+    """Runs one benchmark and prints its figures."""
+    if len(argv) != 2:
+        raise UserError(f'name one benchmark: {", ".join(BENCHMARKS)}')
+    if argv[1] not in BENCHMARKS:
+        raise unknown('benchmark', argv[1], BENCHMARKS)
+    result = BENCHMARKS[argv[1]]()
+    if FORMAT.value == 'json':
+        print(json.dumps(result))
+        return
+    for name, value in result.items():
+        print(f'{name:>12}  {value:.2f}' if isinstance(value, float) else f'{name:>12}  {value}')
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,11 +1,13 @@
 """What is on disk when things go wrong with checkpoints."""
 
+import subprocess
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.conftest import run_module
+from tests.conftest import REPO, command, environment, run_module
 from vision.core.checkpoints import Checkpoints
 from vision.core.errors import UserError
 from vision.core.mesh import make_mesh, put_replicated
@@ -125,11 +127,6 @@ def test_what_is_not_there_is_named(tmp_path):
 
 def test_a_disk_that_is_full_stops_the_run_and_the_last_checkpoint_restores(tmp_path):
     """A limit on the size of files stands in for the full disk: writing fails in the same place."""
-    import resource
-    import subprocess
-
-    from tests.conftest import REPO, command, environment
-
     flags = (
         '--config=configs/digits_lenet5.py', '--config.training.checkpoint_every=20 steps',
         '--config.schedule.warmup=5 steps', '--config.training.duration=60 steps',
@@ -137,14 +134,14 @@ def test_a_disk_that_is_full_stops_the_run_and_the_last_checkpoint_restores(tmp_
     )  # fmt: skip
     first = run_module('experiments.train', *flags, '--config.training.stop_after=20 steps')
     assert first.returncode == 0, first.stderr
+    limited = 'ulimit -f 48; exec "$@"'
     full = subprocess.run(
-        command('experiments.train', *flags),
+        ['bash', '-c', limited, 'bash', *command('experiments.train', *flags)],
         env={**environment(), 'JAX_COMPILATION_CACHE_DIR': ''},
         cwd=REPO,
         capture_output=True,
         text=True,
         timeout=300,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000)),
     )
     assert full.returncode == 2, full.stderr
     assert 'checkpoint' in full.stderr.strip().splitlines()[-1]

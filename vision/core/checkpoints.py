@@ -5,6 +5,8 @@ moving average), `training` (step, optimizer, rng) and `loop` (JSON: the loop's 
 so that prediction reads the model and nothing else.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +64,13 @@ class Checkpoints:
     def __enter__(self) -> 'Checkpoints':
         return self
 
-    def __exit__(self, *_) -> None:
-        self._manager.close()
+    def __exit__(self, exc_type: object, *_) -> None:
+        if exc_type is None:
+            with self._explained():
+                self._manager.close()
+        else:  # what failed first is what is told
+            with suppress(Exception):
+                self._manager.close()
 
     def save(self, state: TrainState, loop: dict, metrics: dict[str, float] | None = None) -> None:
         """Starts writing a checkpoint; returns as soon as the state may be changed.
@@ -74,7 +81,8 @@ class Checkpoints:
           metrics: the validation metrics of that step, if it was evaluated.
 
         Raises:
-          RuntimeError: it was not written (a step that is there already, or an earlier one).
+          UserError: this one or the one before could not be written (the disk is full, say).
+          RuntimeError: Orbax refused it (a step that is there already, or an earlier one).
         """
         step = int(state.step)
         items = {
@@ -84,12 +92,29 @@ class Checkpoints:
         }
         if state.ema_params is not None:
             items['ema'] = ocp.args.StandardSave(state.eval_variables)
-        if not self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics):
+        with self._explained():
+            saved = self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        if not saved:
             raise RuntimeError(f'{self._directory}: Orbax did not save step {step}')
 
     def wait(self) -> None:
         """Returns when all that was saved is complete on disk."""
-        self._manager.wait_until_finished()
+        with self._explained():
+            self._manager.wait_until_finished()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what goes wrong in writing into one line: it comes out of threads and libraries."""
+        try:
+            yield
+        except Exception as e:
+            reason = str(e).strip().splitlines()[0].split('": ')[-1] if str(e).strip() else repr(e)
+            steps = self.steps()
+            kept = f'the last complete one is step {steps[-1]}' if steps else 'there is no other'
+            raise UserError(
+                f'{self._directory}: a checkpoint could not be written ({reason}); {kept}. '
+                'Make room and start the same command again'
+            ) from e
 
     def steps(self) -> list[int]:
         """The steps of all complete checkpoints, in order."""

@@ -7,6 +7,7 @@ checkpoint was written; 1 ours (a traceback: please report it).
 import inspect
 import signal
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -48,7 +49,10 @@ def require(**values: object) -> None:
 
 
 def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
-    logging.set_verbosity(logging.ERROR)  # Orbax tells every save
+    logging.set_verbosity(logging.WARNING)
+    # Orbax tells every save, and of failures what it raises again.
+    logging.get_absl_logger().addFilter(lambda record: 'orbax' not in record.pathname)
+    threading.excepthook = _report_thread
     try:
         return main(argv) or 0
     except UserError as e:
@@ -59,6 +63,12 @@ def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
         return 0
+
+
+def _report_thread(failed: threading.ExceptHookArgs) -> None:
+    """Leaves out what Orbax's threads fail with: it is raised again where it is waited for."""
+    if not type(failed.thread).__module__.startswith('orbax'):
+        threading.__excepthook__(failed)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

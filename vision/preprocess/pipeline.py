@@ -224,10 +224,10 @@ class _Preprocess:
         self._raw = cache_lib.RawCache(source.paths) if cache == 'raw' else None  # type: ignore
         self._decoded = cache_lib.DecodedCache(self.channels) if cache == 'decoded' else None
         self._function: Any = None
-        self._element_spec: Any = None
 
     def indexed(self, plan: Callable[[int], rows.Plan], steps: tuple[int, int]) -> Iterator:
         """Batches of a source that can be indexed, as `rows.aligned` yields them."""
+        assert not isinstance(self._source, TFDSSource)
         dataset = rows.indexed(self._source, plan, steps, self._seed, len(self._ops))
         return rows.aligned(self._run(dataset), self._local)
 

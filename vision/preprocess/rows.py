@@ -5,6 +5,7 @@ that carries what the batch should hold. Images that fail drop out of the stream
 where, so the others stay in their places and no example pays for the possibility.
 """
 
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -87,22 +88,21 @@ def indexed(
       the Plan in a tick, else empty), data (a path, or uint8 [H, W, C]).
     """
     tf = tf_cpu()
-    files = isinstance(source, FileSource)
-    paths = np.array([*(p.encode() for p in source.paths), b''], object) if files else None
+    # The last entry stands for no image, id −1; what it holds is never looked at.
+    if isinstance(source, FileSource):
+        content = np.empty(source.num_examples + 1, np.object_)
+        content[:] = [*map(os.fsencode, source.paths), b'']
+        kind, shape = tf.string, ()
+    else:
+        content = source.images
+        kind, shape = tf.uint8, content.shape[1:]
 
     def rows(step: np.int64) -> list[np.ndarray]:
         this = plan(int(step))
-        if files:
-            data = paths[np.append(this.ids, -1)]  # the last entry, empty, stands for no image
-        else:
-            data = np.concatenate([source.images[this.ids], source.images[:1]])
-        return [*rows_of(this, seed, num_ops), data]
-
-    data_type = tf.string if files else tf.uint8
-    shape = () if files else source.images.shape[1:]
+        return [*rows_of(this, seed, num_ops), content[np.append(this.ids, -1)]]
 
     def map_rows(step: Any) -> dict[str, Any]:
-        values = tf.numpy_function(rows, [step], [*_row_types(), data_type])
+        values = tf.numpy_function(rows, [step], [*_row_types(), kind])
         return named(values, num_ops, shape)
 
     return tf.data.Dataset.range(*steps).map(map_rows).unbatch()
@@ -126,7 +126,7 @@ def named(values: list[Any], num_ops: int, data_shape: tuple[int | None, ...]) -
     """Names the columns of `rows_of` and the data, and sets their shapes."""
     tf = tf_cpu()
     names = ('slot', 'id', 'draws', 'plan', 'data')
-    shapes = ([], [], [num_ops, PER_OP], [], list(data_shape))
+    shapes: tuple[list[int | None], ...] = ([], [], [num_ops, PER_OP], [], list(data_shape))
     return {
         name: tf.ensure_shape(value, [None, *shape])
         for name, value, shape in zip(names, values, shapes, strict=True)

@@ -1,7 +1,7 @@
 """AlexNet: two towers (Krizhevsky, Sutskever, Hinton 2012) and one (Krizhevsky 2014)."""
 
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import flax.linen as nn
 import jax
@@ -121,7 +121,10 @@ class AlexNet(ImageModel):
 
         def conv(x: jax.Array, features: int, kernel: int, strides: int, pad: int, name: str):
             fan_in = kernel * kernel * x.shape[-1]
-            init = {'kernel_init': fan_in_uniform, 'bias_init': uniform_bias(fan_in)}
+            init: dict[str, Any] = {
+                'kernel_init': fan_in_uniform,
+                'bias_init': uniform_bias(fan_in),
+            }
             return nn.relu(
                 Conv(features, kernel, strides, pad, **init, dtype=self.dtype, name=name)(x)
             )

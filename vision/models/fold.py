@@ -51,7 +51,8 @@ class FoldedModel:
             return y
 
         with nn.intercept_methods(run):
-            return self.model.apply(variables, images, train=False, **kwargs)
+            result: Any = self.model.apply(variables, images, train=False, **kwargs)
+        return result
 
     def __getattr__(self, name: str) -> Any:
         """The model's own attribute, such as num_classes."""
@@ -101,7 +102,7 @@ def _find_pairs(
     model: nn.Module, variables: Mapping[str, Any], input_shape: tuple[int, int, int] | None
 ) -> dict[Path, tuple[Path, float]]:
     """Returns, by the path of each norm that can be folded, its convolution's path and its ε."""
-    seen: dict[str, nn.Module] = {}
+    seen: dict[str, float | None] = {}  # ε of a norm, None of a convolution
 
     def tag(next_fun, args, kwargs, context):
         module = context.module
@@ -121,10 +122,11 @@ def _find_pairs(
             )
 
     program = _first_that_fits(trace, model, variables, input_shape)
-    pairs = {}
+    pairs: dict[Path, tuple[Path, float]] = {}
     for before, after in _sole_readers(program.jaxpr):
-        if seen.get(before, 0) is None and seen.get(after) is not None:
-            pairs[tuple(after.split('/'))] = (tuple(before.split('/')), seen[after])
+        epsilon = seen.get(after)
+        if seen.get(before, 0) is None and epsilon is not None:
+            pairs[tuple(after.split('/'))] = (tuple(before.split('/')), epsilon)
     return pairs
 
 

@@ -57,7 +57,8 @@ def _runner(train: bool, dtype: Any) -> Callable[..., jax.Array]:
         for name, width, kernel, *strides in units:
             same = kernel // 2 if isinstance(kernel, int) else (kernel[0] // 2, kernel[1] // 2)
             padding = 0 if strides else same
-            unit = ConvUnit(width, kernel, *(strides or [1]), padding, dtype=dtype, name=name)
+            stride = strides[0] if strides else 1
+            unit = ConvUnit(width, kernel, stride, padding, dtype=dtype, name=name)
             x = unit(x, train)
         return x
 

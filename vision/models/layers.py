@@ -136,7 +136,8 @@ class Dense(nn.Module):
 
 def _check_fan_in(module: nn.Module, fan_in: int, what: str) -> None:
     if module.has_variable('params', 'kernel'):
-        expected = module.get_variable('params', 'kernel').shape[-2]
+        kernel: jax.Array = module.get_variable('params', 'kernel')
+        expected = kernel.shape[-2]
         if expected != fan_in:
             raise UserError(
                 f'layer {"/".join(module.path)} has parameters for {expected} {what}, but these '

@@ -19,8 +19,8 @@ from vision.models.resnet import CifarResNet, ResNet
 from vision.models.resnet_v2 import CifarResNetV2, ResNetV2
 from vision.models.vgg import VGG
 
-_SHALLOW = {'block': 'basic', 'stage_sizes': (3, 4, 6, 3)}
-_ORIGINAL = {'stride_in': '1x1', 'zero_init_residual': False}
+_SHALLOW: dict[str, Any] = {'block': 'basic', 'stage_sizes': (3, 4, 6, 3)}
+_ORIGINAL: dict[str, Any] = {'stride_in': '1x1', 'zero_init_residual': False}
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     'lenet5_1998': lenet.LeNet5Original,

@@ -83,7 +83,7 @@ def default_model(
     """Returns the model with the paper's number of classes, and the paper's (H, W, C)."""
     # Which class a name stands for, a function of one's own need not say: it is made to be asked.
     probe = create_model(name, num_classes=num_classes or 10, **kwargs)
-    classes = num_classes or getattr(probe, 'default_classes', ImageModel.default_classes)
+    classes = num_classes or int(getattr(probe, 'default_classes', ImageModel.default_classes))
     shape = getattr(probe, 'input_shape', ImageModel.input_shape)
     return create_model(name, num_classes=classes, **kwargs), shape
 
@@ -94,7 +94,7 @@ def count(name: str, model: nn.Module, input_shape: tuple[int, int, int]) -> Sum
     variables = abstract_variables(model, input_shape)
     order: list[str] = []
 
-    def run(variables: Any, image: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+    def run(variables: Any, image: jax.Array) -> Any:
         logits, endpoints = model.apply(variables, image, train=False)
         order.extend(endpoints)  # what JAX returns is sorted by name
         return logits, endpoints

@@ -51,6 +51,7 @@ def tfds(
         raise UserError(f'{name}: data.in_memory is for images of one size; it has several')
     return in_arrays if split == 'test' else arrays.subset(in_arrays, split, validation)
 
+
 SOURCES: dict[str, Callable[..., Source]] = {
     'digits': arrays.digits,
     'idx': arrays.idx,

@@ -6,6 +6,7 @@ key that is not here, nor in the file, is refused on the command line.
 """
 
 import json
+import os
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -111,6 +112,17 @@ def check(config: ConfigDict) -> None:
     _check_range('evaluation.batch_size', config.evaluation.batch_size, 1, None)
     if any(s <= 0 for s in config.preprocess.std):
         raise UserError(f'preprocess.std={tuple(config.preprocess.std)} must be above 0')
+
+
+def resolve(config: ConfigDict) -> ConfigDict:
+    """A copy whose paths are absolute, so that a run finds its data from any folder."""
+    config = config.copy_and_resolve_references()
+    for key in ('path', 'data_dir'):
+        if config.data.get(key):
+            config.data[key] = os.path.abspath(os.path.expanduser(config.data[key]))
+    if config.init_from and os.path.exists(os.path.expanduser(config.init_from)):
+        config.init_from = os.path.abspath(os.path.expanduser(config.init_from))
+    return config
 
 
 def to_json(config: ConfigDict) -> str:

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from vision.core.errors import UserError, nearest
+from vision.core.tf_cpu import tf_cpu
 from vision.data.order import hash64
 from vision.data.source import ArraySource, TFDSSource
-from vision.preprocess.tf_cpu import tf_cpu
 
 SHUFFLE_WINDOW = 16_384  # encoded examples in memory: 1.8 GB of ImageNet's
 _SEGMENT = 200_000  # examples of a data set that is built at once; a new one stalls the pipeline

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from vision.core.tf_cpu import tf_cpu
 from vision.preprocess.draws import Rng
 from vision.preprocess.enhance import NAMES, apply_one
 from vision.preprocess.geometry import check_choice
-from vision.preprocess.tf_cpu import tf_cpu
 
 _SIGNED = {
     'ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate',

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from vision.core.errors import UserError
+from vision.core.tf_cpu import tf_cpu
 from vision.data.source import FileSource, Source
-from vision.preprocess.tf_cpu import tf_cpu
 
 CACHES = ('none', 'raw', 'decoded')
 _SAMPLE = 200  # files looked at for the estimate

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
+from vision.core.tf_cpu import tf_cpu
 from vision.preprocess.draws import Rng
 from vision.preprocess.geometry import to_uint8
-from vision.preprocess.tf_cpu import tf_cpu
 
 # ITU-R 601 (0.299, 0.587, 0.114) in 16 bits, as Pillow has it.
 _GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)

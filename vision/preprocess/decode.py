@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vision.preprocess.tf_cpu import tf_cpu
+from vision.core.tf_cpu import tf_cpu
 
 MAX_PIXELS = 200_000_000  # the largest phone cameras; 600 MB as RGB
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from vision.core.tf_cpu import tf_cpu
 from vision.data.order import hash64
-from vision.preprocess.tf_cpu import tf_cpu
 
 PER_OP = 64  # uniform numbers; random_resized_crop, the hungriest, takes 40
 

@@ -8,8 +8,8 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+from vision.core.tf_cpu import tf_cpu
 from vision.preprocess.color import blend, grey, mean_grey
-from vision.preprocess.tf_cpu import tf_cpu
 from vision.preprocess.warp import rotation, transform
 
 

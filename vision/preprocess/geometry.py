@@ -3,9 +3,9 @@
 from typing import Any
 
 from vision.core.errors import unknown
+from vision.core.tf_cpu import tf_cpu
 from vision.preprocess.decode import is_plain_jpeg, read_in_graph
 from vision.preprocess.draws import Rng
-from vision.preprocess.tf_cpu import tf_cpu
 
 
 def to_uint8(values: Any) -> Any:

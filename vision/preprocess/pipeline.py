@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 
 from vision.core.errors import UserError
+from vision.core.tf_cpu import tf_cpu
 from vision.data.source import ArraySource, FileSource, Source, TFDSSource
 from vision.preprocess import cache as cache_lib
 from vision.preprocess import ops as ops_lib
 from vision.preprocess import rows
 from vision.preprocess.decode import BadImage, read
 from vision.preprocess.draws import draw
-from vision.preprocess.tf_cpu import tf_cpu
 
 Batch = dict[str, np.ndarray]
 

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vision.core.tf_cpu import tf_cpu
 from vision.data.order import batch_ids
 from vision.data.source import ArraySource, FileSource
 from vision.preprocess.draws import PER_OP, draw
-from vision.preprocess.tf_cpu import tf_cpu
 
 
 class Plan(NamedTuple):

@@ -5,8 +5,8 @@ The model is fed all views of an example and its answers are averaged.
 
 from typing import Any
 
+from vision.core.tf_cpu import tf_cpu
 from vision.preprocess.geometry import central_crop, resize_small
-from vision.preprocess.tf_cpu import tf_cpu
 
 
 def ten_crop(image: Any, size: int) -> Any:

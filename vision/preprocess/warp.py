@@ -3,9 +3,9 @@
 import math
 from typing import Any
 
+from vision.core.tf_cpu import tf_cpu
 from vision.preprocess.draws import Rng
 from vision.preprocess.geometry import pad, random_crop, to_uint8
-from vision.preprocess.tf_cpu import tf_cpu
 
 
 def transform(image: Any, inverse: Any, fill: float = 0.0, nearest: bool = False) -> Any:

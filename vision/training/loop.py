@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from vision.core import config as config_lib
 from vision.core import mesh as mesh_lib
 from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import Checkpoints
@@ -50,6 +51,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Results:
     """
     path = workdir_lib.create(workdir)
     with StopSignals() as signals, workdir_lib.Lock(path):
+        config_lib.check(config)
+        config = config_lib.resolve(config)
         run = setup(config)
         workdir_lib.claim(path, run.config)
         with Checkpoints(path, keep=config.training.keep) as checkpoints:

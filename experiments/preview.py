@@ -6,11 +6,10 @@ python -m experiments.preview --config=configs/NAME.py[:ARG] [--output=DIR] [--c
 import json
 
 from absl import flags
-from ml_collections import config_flags
 
 from vision.core import cli
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment, a file in configs/.')
+CONFIG = cli.define_config()
 OUTPUT = flags.DEFINE_string('output', 'preview', 'The folder that the pictures go to.')
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print')
 

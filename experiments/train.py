@@ -4,11 +4,10 @@ python -m experiments.train --config=configs/NAME.py[:ARG] --workdir=DIR [--conf
 """
 
 from absl import flags
-from ml_collections import config_flags
 
 from vision.core import cli
 
-CONFIG = config_flags.DEFINE_config_file('config', None, 'The experiment, a file in configs/.')
+CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder that the run lives in.')
 
 

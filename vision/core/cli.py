@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from vision.core.errors import Stopped, UserError, nearest
 
@@ -33,6 +34,21 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         app.run(lambda argv: sys.exit(_main(main, argv)), flags_parser=_parse)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+
+
+def define_config() -> flags.FlagHolder:
+    """Defines --config=FILE[:ARGUMENT] and its overrides, --config.a.b=VALUE.
+
+    An override may add an argument of the model, the source, the optimizer, the schedule or the
+    loss; whoever takes the arguments refuses what it does not know, with the nearest name.
+    """
+    return config_flags.DEFINE_config_file(
+        'config',
+        None,
+        'The experiment, a file in configs/.',
+        lock_config=False,
+        accept_new_attributes=True,
+    )
 
 
 def refuse_arguments(argv: Sequence[str]) -> None:

@@ -97,6 +97,10 @@ def check(config: ConfigDict) -> None:
         for key in default[section]:
             if key not in config[section]:
                 raise UserError(f'config.{section}.{key} is missing')
+    for section in ('preprocess', 'training', 'evaluation'):  # the others' own code checks theirs
+        for key in config[section]:
+            if key not in default[section]:
+                raise unknown(f'key of config.{section}', key, default[section].keys())
     training = config.training
     for key in ('duration', 'eval_every', 'checkpoint_every', 'log_every'):
         if durations.parse(training[key], f'training.{key}')[0] <= 0:

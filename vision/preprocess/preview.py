@@ -99,7 +99,7 @@ def _draw_classes(summary: dict[str, Any], path: Path) -> None:
     axes.set_ylabel('images')
     more = f'; the first {_BARS} of {len(names)} classes' if len(names) > _BARS else ''
     axes.set_title(f'Images of each class{more}')
-    axes.legend()
+    figure.legend(loc='outside lower center', ncols=3)
     figure.savefig(path, dpi=120)
 
 

@@ -26,8 +26,8 @@ class Display:
             MofNCompleteColumn(),
             BarColumn(),
             TextColumn('{task.fields[figures]}'),
-            TextColumn('left'),
             TimeRemainingColumn(),
+            TextColumn('left'),
             console=self._console,
             disable=not self._console.is_terminal,
         )

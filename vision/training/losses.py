@@ -50,5 +50,5 @@ def make_loss(config: ConfigDict) -> Loss:
     own = list(inspect.signature(loss).parameters)[2:]
     for key in arguments:
         if key not in own:
-            raise unknown(f'argument of loss {config.name!r}', key, own)
+            raise unknown(f'argument of loss {config.name!r}', key, [*own, *_COMMON])
     return functools.partial(loss, **arguments)

@@ -113,7 +113,7 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     args.pop('lr')
     if name not in OPTIMIZERS:
         raise unknown('optimizer.name', name, OPTIMIZERS)
-    known = set(inspect.signature(OPTIMIZERS[name]).parameters) - {'learning_rate'}
+    known = set(inspect.signature(OPTIMIZERS[name]).parameters) - {'learning_rate'} | {'lr'}
     for key in args:
         if key not in known:
             raise unknown(f'argument of optimizer {name!r}', key, known)

@@ -19,6 +19,7 @@ from vision.evaluation.run import init_variables
 from vision.models import create_model
 from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
+from vision.training import losses
 from vision.training.optimizer import make_optimizer, make_schedule
 
 
@@ -99,6 +100,7 @@ def setup(config: ConfigDict) -> Setup:
     total_steps = to_steps(config.training.duration, 'training.duration')
     schedule = make_schedule(config, total_steps, to_steps)
     stop = config.training.stop_after
+    losses.make_loss(config.loss)
     for ops in (config.preprocess.train, config.preprocess.eval):
         inputs.check(train, ops)
     input_shape = inputs.input_shape(train, config.preprocess.eval)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,9 @@ class Recorder:
         self._path = workdir / 'metrics.jsonl'
         _cut(self._path, step)
         self._file = open(self._path, 'a')  # noqa: SIM115 - closed by __exit__
-        self._events = SummaryWriter(str(workdir), purge_step=step + 1)
+        # The name that it gives a file counts seconds: a second file in one would replace the first.
+        suffix = f'.{time.time_ns()}'
+        self._events = SummaryWriter(str(workdir), purge_step=step + 1, filename_suffix=suffix)
 
     def __enter__(self) -> 'Recorder':
         return self

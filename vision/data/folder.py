@@ -23,7 +23,7 @@ _ALIASES = {
 _HELD_OUT = 0.1  # of each class, for validation and for test, where the folder has no splits
 
 
-def folder(split: str, path: str) -> FileSource:
+def folder(split: str, path: str | None) -> FileSource:
     """Opens one split of a folder of images.
 
     Either `path/CLASS/…/image` or `path/SPLIT/CLASS/…/image`, where SPLIT is train, val (valid,
@@ -40,6 +40,8 @@ def folder(split: str, path: str) -> FileSource:
       UserError: no such folder, no images, a class without images, or an empty split.
     """
     _check_split(split)
+    if not path:
+        raise UserError('data.path is not set; name it with --config.data.path=…')
     root = os.path.abspath(os.path.expanduser(path))
     if not os.path.isdir(root):
         raise UserError(f'data.path={path!r}: no such folder')
@@ -51,7 +53,7 @@ def folder(split: str, path: str) -> FileSource:
     return _given_split(root, split, own)
 
 
-def file_list(split: str, path: str) -> FileSource:
+def file_list(split: str, path: str | None) -> FileSource:
     """Opens one split of a list of images.
 
     Args:
@@ -64,6 +66,8 @@ def file_list(split: str, path: str) -> FileSource:
       UserError: no such list, a line that cannot be read, a missing column, an empty split.
     """
     _check_split(split)
+    if not path:
+        raise UserError('data.path is not set; name it with --config.data.path=…')
     rows = _read_list(path)
     if not rows:
         raise UserError(f'{path}: the list has no images')

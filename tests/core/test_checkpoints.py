@@ -144,8 +144,8 @@ def test_a_disk_that_is_full_stops_the_run_and_the_last_checkpoint_restores(tmp_
         timeout=300,
     )
     assert full.returncode == 2, full.stderr
-    assert 'checkpoint' in full.stderr.strip().splitlines()[-1]
-    # Known gap: an event loop of Orbax's sometimes prints a traceback of its own further up.
-    assert full.stderr.strip().splitlines()[-1].startswith('error: ')
+    # Known gap: Orbax's event loop sometimes prints a traceback of its own before or behind it.
+    told = [line for line in full.stderr.splitlines() if line.startswith('error: ')]
+    assert len(told) == 1 and 'checkpoint could not be written' in told[0]
     assert steps_of(tmp_path) == [20]
     assert run_module('experiments.train', *flags).returncode == 0

@@ -1,8 +1,9 @@
 """LeNet-5 on scikit-learn's bundled digits: the smallest real experiment, with no download.
 
 LeCun et al. 1998, "Gradient-based learning applied to document recognition", section II.B, in
-today's form: dense C3, ReLU, max pooling, softmax. 1,257 scans to train on, 180 to select on, 360
-to report. Measured: 98.9 % test accuracy (mean of 5 seeds), 20 seconds on two CPU cores.
+today's form: dense C3, ReLU, max pooling, softmax. 1,077 scans to train on, 360 to select on, 360
+to report. So few scans tell two checkpoints of a noisy run apart badly: what is evaluated and
+selected is a moving average of the parameters. Measured: 98.9 % test accuracy (mean of 5 seeds), 20 seconds on two CPU cores.
 
     python -m experiments.train --config=configs/digits_lenet5.py --workdir=runs/digits
 """
@@ -27,4 +28,5 @@ def get_config() -> ConfigDict:
     config.training.batch_size = 64
     config.training.duration = '60 epochs'
     config.training.eval_every = '5 epochs'
+    config.training.ema_decay = 0.99
     return config

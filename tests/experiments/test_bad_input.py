@@ -23,6 +23,7 @@ def refuse(module, *args):
         (['--config=configs/digits_lenet.py'], 'did you mean configs/digits_lenet5.py'),
         (['--config=configs/mnist_lenet5.py:quik'], "Did you mean 'quick'"),
         (['--config=configs/digits_lenet5.py:big'], 'takes no argument'),
+        (['--config', 'configs/digits_lenet.py'], 'did you mean configs/digits_lenet5.py'),
         ([DIGITS, '--config.optimiser.lr=1'], 'did you mean --config.optimizer.lr'),
         ([DIGITS, '--config.optimizer.momentun=1'], "Did you mean 'momentum'"),
         ([DIGITS, '--config.training.batch_size=1e3'], '1e3'),
@@ -56,6 +57,7 @@ def refuse(module, *args):
 )  # fmt: skip
 def test_train(tmp_path, flags, says):
     assert says in refuse('experiments.train', *flags, f'--workdir={tmp_path}/run')
+    assert not (tmp_path / 'run').exists()
 
 
 def test_a_batch_that_the_devices_cannot_share(tmp_path):

@@ -45,8 +45,10 @@ def test_the_newest_metrics_of_a_split():
     assert newest(records, 'validation') is None
 
 
-def test_a_grid_shows_every_image_once():
-    images = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 3, 1), np.uint8)
+@pytest.mark.parametrize('channels', [1, 2, 3, 4])
+def test_a_grid_shows_every_image_once(channels):
+    values = np.arange(1, 6, dtype=np.uint8)[:, None, None, None]
+    images = values * np.ones((1, 4, 3, channels), np.uint8)
     sheet = grid(images, columns=2)
     assert sheet.shape == (3 * 5 + 1, 2 * 4 + 1, 3)
     for value in range(1, 6):

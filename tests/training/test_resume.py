@@ -170,8 +170,12 @@ def test_the_workdir_holds_what_a_run_is(alone):
 
 
 def test_best_and_last_are_kept(alone):
-    scores = {r['step']: r['validation/top1'] for r in records(alone) if 'validation/top1' in r}
-    best = max(scores, key=lambda step: (scores[step], -step))
+    scores = {
+        r['step']: (r['validation/top1'], -r['validation/loss'])
+        for r in records(alone)
+        if 'validation/top1' in r
+    }
+    best = max(scores, key=scores.get)
     assert load_run(alone).step == best
     with Checkpoints(alone, read_only=True) as checkpoints:
         kept = checkpoints.steps()

@@ -5,6 +5,7 @@ moving average), `training` (step, optimizer, rng) and `loop` (JSON: the loop's 
 so that prediction reads the model and nothing else.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,7 +19,6 @@ from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.core.state import TrainState
 
-BEST_METRIC = 'top1'  # of the validation split
 
 
 class Checkpoints:
@@ -29,7 +29,7 @@ class Checkpoints:
 
         Args:
           workdir: of the run.
-          keep: how many of the newest are kept, beside the best by validation top-1.
+          keep: how many of the newest are kept, beside the best on the validation split.
           read_only: for evaluation and prediction, also while the run goes on.
 
         Raises:
@@ -44,14 +44,14 @@ class Checkpoints:
         policy = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(keep),
-                policies.BestN(get_metric_fn=_metric, n=1, keep_checkpoints_without_metrics=False),
+                policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
         options = ocp.CheckpointManagerOptions(
             read_only=read_only,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
-            best_fn=_metric,
+            best_fn=_rank,
             preservation_policy=None if read_only else policy,
         )
         handlers = {name: ocp.StandardCheckpointHandler() for name in ('model', 'ema', 'training')}
@@ -78,7 +78,7 @@ class Checkpoints:
         Args:
           state: of the step that it names.
           loop: JSON beside it.
-          metrics: the validation metrics of that step, if it was evaluated.
+          metrics: the validation metrics of that step, if it was evaluated: `top1` and `loss`.
 
         Raises:
           UserError: this one or the one before could not be written (the disk is full, say).
@@ -126,10 +126,13 @@ class Checkpoints:
         return steps[-1] if steps else None
 
     def best_step(self) -> int | None:
-        """The step of the best checkpoint by validation top-1 (the earliest of equals), or None."""
+        """The step of the best checkpoint by validation top-1, then by loss; or None.
+
+        A small validation split has many equals in top-1. Of equals in both the latest counts.
+        """
         metrics = {s: self._manager.metrics(s) for s in self.steps()}
-        scored = [(-_metric(m), s) for s, m in metrics.items() if m]
-        return min(scored)[1] if scored else None
+        scored = [(_rank(m), s) for s, m in metrics.items() if m]
+        return max(scored)[1] if scored else None
 
     def find(self, which: str) -> int:
         """Returns the step that 'best', 'last' or a number names.
@@ -207,8 +210,10 @@ def _training(state: TrainState) -> dict[str, Any]:
     return {'step': state.step, 'opt_state': state.opt_state, 'rng': state.rng}
 
 
-def _metric(metrics: Any) -> float:
-    return metrics[BEST_METRIC]
+def _rank(metrics: Any) -> tuple[float, float]:
+    """What checkpoints are ordered by, the best last: top-1, then the loss."""
+    loss = metrics['loss']
+    return metrics['top1'], -math.inf if math.isnan(loss) else -loss
 
 
 def _complete(directory: Path) -> bool:

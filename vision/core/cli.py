@@ -5,6 +5,7 @@ checkpoint was written; 1 ours (a traceback: please report it).
 """
 
 import inspect
+import logging as standard_logging
 import signal
 import sys
 import threading
@@ -66,9 +67,7 @@ def require(**values: object) -> None:
 
 def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
-    # Orbax tells every save, and of failures what it raises again.
-    logging.get_absl_logger().addFilter(lambda record: 'orbax' not in record.pathname)
-    threading.excepthook = _report_thread
+    _quiet_orbax()
     try:
         return main(argv) or 0
     except UserError as e:
@@ -81,10 +80,25 @@ def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
         return 0
 
 
-def _report_thread(failed: threading.ExceptHookArgs) -> None:
-    """Leaves out what Orbax's threads fail with: it is raised again where it is waited for."""
-    if not type(failed.thread).__module__.startswith('orbax'):
-        threading.__excepthook__(failed)
+def _quiet_orbax() -> None:
+    """Leaves out what Orbax tells of every save, and of failures: it raises them where it is waited for.
+
+    Of a disk that is full its threads, the tasks of its event loop and the writers that come back
+    to a loop that is closed by then all print tracebacks of their own.
+    """
+
+    def of_thread(failed: threading.ExceptHookArgs) -> None:
+        if not type(failed.thread).__module__.startswith('orbax'):
+            threading.__excepthook__(failed)
+
+    def of_writer(failed: Any) -> None:
+        if str(failed.exc_value) != 'Event loop is closed':
+            sys.__unraisablehook__(failed)
+
+    threading.excepthook, sys.unraisablehook = of_thread, of_writer
+    logging.get_absl_logger().addFilter(lambda record: 'orbax' not in record.pathname)
+    asyncio_logger = standard_logging.getLogger('asyncio')
+    asyncio_logger.addFilter(lambda record: 'was never retrieved' not in record.getMessage())
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -108,7 +122,7 @@ def _complain(error: object) -> int:
 def _explain_config(error: Exception, argv: Sequence[str]) -> str:
     """Turns what was said about --config into what the user can mend; other errors stay as they are."""
     text = str(error.args[0]) if error.args else repr(error)
-    value = next((a.split('=', 1)[1] for a in argv if a.lstrip('-').startswith('config=')), None)
+    value = _value_of_config(argv)
     if value is None:
         return text
     file, _, argument = value.partition(':')
@@ -136,6 +150,15 @@ def _explain_config(error: Exception, argv: Sequence[str]) -> str:
             hint = f'; did you mean --config.{guess}?' if guess else ''
             return f'--{key}: the config has no such key{hint}'
     return text.strip().splitlines()[-1]
+
+
+def _value_of_config(argv: Sequence[str]) -> str | None:
+    """What `--config=VALUE` or `--config VALUE` says."""
+    for word, following in zip(argv, [*argv[1:], None], strict=True):
+        name, _, value = word.lstrip('-').partition('=')
+        if word.startswith('-') and name == 'config':
+            return value or following
+    return None
 
 
 def _leaves(config: Any, prefix: str = '') -> list[str]:

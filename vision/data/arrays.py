@@ -20,7 +20,7 @@ _IDX_PREFIX = {'train': 'train', 'test': 't10k'}
 def digits(split: str) -> ArraySource:
     """Scikit-learn's bundled digits: 1,797 scans of 8 × 8 (Alpaydin and Kaynak 1998).
 
-    One fixed split, stratified: train 1,257, validation 180, test 360.
+    One fixed split, stratified: train 1,077, validation 360, test 360.
 
     Returns:
       Images uint8 [N, 8, 8, 1]; 0 is paper, 255 is ink.
@@ -30,7 +30,7 @@ def digits(split: str) -> ArraySource:
     data = load_digits()
     images = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
     rest, test = hold_out(data.target, 360)
-    train, validation = hold_out(data.target[rest], 180)
+    train, validation = hold_out(data.target[rest], 360)
     ids = {'train': rest[train], 'validation': rest[validation], 'test': test}
     _check_split('digits', split, ids)
     return from_arrays(f'digits:{split}', images[ids[split]], data.target[ids[split]])

@@ -49,11 +49,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Results:
       UserError: a config, data or workdir that cannot be used, or a loss that is not finite.
       Stopped: SIGTERM or SIGINT came, and the checkpoint was written.
     """
+    config_lib.check(config)
+    config = config_lib.resolve(config)
+    run = setup(config)  # what is refused leaves no workdir behind
     path = workdir_lib.create(workdir)
     with StopSignals() as signals, workdir_lib.Lock(path):
-        config_lib.check(config)
-        config = config_lib.resolve(config)
-        run = setup(config)
         workdir_lib.claim(path, run.config)
         with Checkpoints(path, keep=config.training.keep) as checkpoints:
             latest = checkpoints.latest_step()

@@ -77,7 +77,12 @@ def newest(
 
 
 def grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
-    """Lays uint8 images [N, H, W, C] out in rows: one image, with lines between, RGB."""
+    """Lays uint8 images [N, H, W, C] out in rows: one image, with lines between, RGB.
+
+    Images of other than 1 or 3 channels are shown as the mean of their channels, in grey.
+    """
+    if images.shape[-1] not in (1, 3):
+        images = images.mean(-1, keepdims=True).round().astype(np.uint8)
     n, height, width, _ = images.shape
     columns = min(columns, n)
     rows = -(-n // columns)

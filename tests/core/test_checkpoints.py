@@ -132,6 +132,19 @@ def test_what_is_not_there_is_named(tmp_path):
         checkpoints.find('6')
 
 
+def run_with_files_up_to(kib, *flags):
+    """Trains under a limit on the size of files."""
+    limited = f'ulimit -f {kib}; exec "$@"'
+    return subprocess.run(
+        ['bash', '-c', limited, 'bash', *command('experiments.train', *flags)],
+        env={**environment(), 'JAX_COMPILATION_CACHE_DIR': ''},
+        cwd=REPO,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
 def test_a_disk_that_is_full_stops_the_run_and_the_last_checkpoint_restores(tmp_path):
     """A limit on the size of files stands in for the full disk: writing fails in the same place."""
     flags = (
@@ -141,18 +154,16 @@ def test_a_disk_that_is_full_stops_the_run_and_the_last_checkpoint_restores(tmp_
     )  # fmt: skip
     first = run_module('experiments.train', *flags, '--config.training.stop_after=20 steps')
     assert first.returncode == 0, first.stderr
-    limited = 'ulimit -f 48; exec "$@"'
-    full = subprocess.run(
-        ['bash', '-c', limited, 'bash', *command('experiments.train', *flags)],
-        env={**environment(), 'JAX_COMPILATION_CACHE_DIR': ''},
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    full = run_with_files_up_to(48, *flags)
     assert full.returncode == 2, full.stderr
     assert 'Traceback' not in full.stderr
     told = full.stderr.splitlines()[-1]
     assert told.startswith('error: ') and 'checkpoint could not be written' in told
     assert steps_of(tmp_path) == [20]
     assert run_module('experiments.train', *flags).returncode == 0
+
+
+def test_no_room_for_anything_is_one_line(tmp_path):
+    done = run_with_files_up_to(0, '--config=configs/digits_lenet5.py', f'--workdir={tmp_path}')
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1 and 'make room' in done.stderr

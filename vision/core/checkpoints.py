@@ -20,7 +20,6 @@ from vision.core.errors import UserError
 from vision.core.state import TrainState
 
 
-
 class Checkpoints:
     """The checkpoints of one workdir: asynchronous, atomic; the last N and the best are kept."""
 

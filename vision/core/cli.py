@@ -4,8 +4,10 @@
 checkpoint was written; 1 ours (a traceback: please report it).
 """
 
+import errno
 import inspect
 import logging as standard_logging
+import os
 import signal
 import sys
 import threading
@@ -21,6 +23,8 @@ from vision.core.errors import Stopped, UserError, nearest
 
 USER_MISTAKE = 2
 ANSWERED_IN_PART = 3
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -78,6 +82,10 @@ def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
         return 0
+    except OSError as e:
+        if e.errno not in _NO_ROOM:
+            raise
+        return _complain_of_room(e)
 
 
 def _quiet_orbax() -> None:
@@ -88,6 +96,9 @@ def _quiet_orbax() -> None:
     """
 
     def of_thread(failed: threading.ExceptHookArgs) -> None:
+        if isinstance(failed.exc_value, OSError) and failed.exc_value.errno in _NO_ROOM:
+            # The writer of TensorBoard's events: the main thread would wait for it for ever.
+            os._exit(_complain_of_room(failed.exc_value))
         if not type(failed.thread).__module__.startswith('orbax'):
             threading.__excepthook__(failed)
 
@@ -117,6 +128,11 @@ def _parse(argv: Sequence[str]) -> list[str]:
 def _complain(error: object) -> int:
     print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
     return USER_MISTAKE
+
+
+def _complain_of_room(error: OSError) -> int:
+    where = f'{error.filename}: ' if error.filename else ''
+    return _complain(f'{where}{error.strerror}; make room and start the same command again')
 
 
 def _explain_config(error: Exception, argv: Sequence[str]) -> str:

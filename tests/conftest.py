@@ -65,7 +65,15 @@ def _folder(name, value):
 def run_module(
     module: str, *args: str, devices: int = 1, **env: str
 ) -> subprocess.CompletedProcess:
-    """Runs `python -m module args…` from the repository, on that many simulated devices."""
+    """Runs `python -m module args…` from the repository, on that many simulated devices.
+
+    On one device and in this environment it runs in a fork of a process that has done the imports.
+    """
+    if devices == 1 and not env:
+        server, words = _fork_server(), [module, *map(str, args)]
+        server.stdin.write(json.dumps(words) + '\n')
+        server.stdin.flush()
+        return subprocess.CompletedProcess(words, *json.loads(server.stdout.readline()))
     return subprocess.run(
         command(module, *args),
         env=environment(devices, **env),
@@ -74,15 +82,6 @@ def run_module(
         text=True,
         timeout=600,
     )
-
-
-def run_forked(module: str, *args: str) -> subprocess.CompletedProcess:
-    """`run_module` on one device, without the seconds that imports take."""
-    words = [module, *map(str, args)]
-    server = _fork_server()
-    server.stdin.write(json.dumps(words) + '\n')
-    server.stdin.flush()
-    return subprocess.CompletedProcess(words, *json.loads(server.stdout.readline()))
 
 
 @functools.cache

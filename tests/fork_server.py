@@ -9,6 +9,7 @@ One JSON list of words a line comes in, one JSON object goes out: the exit code 
 import json
 import os
 import runpy
+import signal
 import sys
 import tempfile
 
@@ -26,6 +27,7 @@ def main() -> None:
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             child = os.fork()
             if child == 0:
+                signal.alarm(600)  # whatever hangs ends
                 os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
                 os.dup2(out.fileno(), 1)
                 os.dup2(err.fileno(), 2)

@@ -2,14 +2,14 @@
 
 import pytest
 
-from tests.conftest import run_forked, run_module
+from tests.conftest import run_module
 
 DIGITS = '--config=configs/digits_lenet5.py'
 
 
 def refuse(module, *args):
     """Runs a command that must be refused, and returns the line that says why."""
-    done = run_forked(module, *args)
+    done = run_module(module, *args)
     assert done.returncode == 2, done.stderr + done.stdout
     assert done.stdout == ''
     lines = done.stderr.strip().splitlines()

@@ -1,26 +1,55 @@
 """Trains a model as a config says.
 
 python -m experiments.train --config=configs/NAME.py[:ARG] --workdir=DIR [--config.a.b=VALUE …]
+
+--dry_run says what that would be (size, cost, memory, time) and stops. --profile=START:STOP traces
+these steps for TensorBoard or Perfetto. --debug=nans,no_jit,transfers helps to find what is wrong.
 """
+
+import json
 
 from absl import flags
 
-from vision.core import cli
+from vision.core import cli, startup
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder that the run lives in.')
+DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what the run would be, from three steps; stop.')
+PROFILE = flags.DEFINE_string('profile', None, 'START:STOP, the steps to trace.')
+DEBUG = flags.DEFINE_list('debug', [], ', '.join(startup.DEBUG))
+FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the figures are printed.')
+join_others = cli.define_distributed()
 
 
 def main(argv: list[str]) -> None:
     """Trains, and prints the table of what came out."""
     cli.refuse_arguments(argv)
-    cli.require(config=CONFIG.value, workdir=WORKDIR.value)
+    cli.require(config=CONFIG.value)
+    if not DRY_RUN.value:
+        cli.require(workdir=WORKDIR.value)
+    startup.debug(DEBUG.value)
+    join_others()
     from rich.console import Console
 
+    from vision.core import processes
     from vision.training import train
-    from vision.training.display import results_table
+    from vision.training.dry_run import dry_run, dry_run_text
+    from vision.training.hooks import profile
+    from vision.training.results import results_table
 
-    Console().print(results_table(train(CONFIG.value, WORKDIR.value), WORKDIR.value))
+    if DRY_RUN.value:
+        result = dry_run(CONFIG.value)
+    else:
+        hooks = [profile.from_flag(PROFILE.value, WORKDIR.value)] if PROFILE.value else []
+        result = train(CONFIG.value, WORKDIR.value, hooks)
+    if not processes.is_first():
+        return
+    if FORMAT.value == 'json':
+        print(json.dumps(result))
+    elif DRY_RUN.value:
+        print(dry_run_text(result))
+    else:
+        Console().print(results_table(result, WORKDIR.value))
 
 
 if __name__ == '__main__':

@@ -45,7 +45,7 @@ def test_a_config_takes_a_step(name):
     state = init_state(model, optimizer, config, shape, mesh)
     step = make_train_step(model, optimizer, schedule, config, mesh)
     before = jax.device_get(state.params)
-    batches = inputs.train_batches(source, config, mesh, 0)
+    batches = inputs.TrainBatches(source, config, mesh, 0)
     for _ in range(2):  # the rate of the first step of a warm-up is 0
         state, metrics = step(state, next(batches))
     assert bool(metrics['finite'])

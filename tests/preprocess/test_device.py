@@ -79,4 +79,4 @@ def test_bad_ops_are_the_users_mistake(ops):
     config = default_config()
     config.preprocess.train = ops
     with pytest.raises(UserError, match='op'):
-        next(inputs.train_batches(arrays.digits('train'), config, make_mesh(), 0))
+        next(inputs.TrainBatches(arrays.digits('train'), config, make_mesh(), 0))

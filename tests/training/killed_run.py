@@ -26,11 +26,11 @@ def after(function, at_step, get_step):
 def main():
     moment, at_step, argv = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     from vision.core.checkpoints import Checkpoints
-    from vision.training.display import Display
+    from vision.training.hooks.display import Display
     from vision.training.recorder import Recorder
 
     if moment == 'step':
-        Display.advance = after(Display.advance, at_step, lambda self, step: step)
+        Display.after_step = after(Display.after_step, at_step, lambda self, step, *rest: step)
     elif moment == 'record':
         Recorder.write = after(Recorder.write, at_step, lambda self, step, values: step)
     elif moment == 'save':

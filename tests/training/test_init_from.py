@@ -60,10 +60,10 @@ def host(tree):
 
 
 def steps(run, state, count=3):
-    from vision.preprocess.inputs import train_batches
+    from vision.preprocess.inputs import TrainBatches
 
     step = make_train_step(run.model, run.optimizer, run.schedule, run.config, run.mesh)
-    batches = train_batches(run.train, run.config, run.mesh, 0)
+    batches = TrainBatches(run.train, run.config, run.mesh, 0)
     for _ in range(count):
         state, _ = step(state, next(batches))
     return state

@@ -16,6 +16,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from vision.core import mesh as mesh_lib
+from vision.core import processes
 from vision.core.errors import UserError
 from vision.core.state import TrainState
 
@@ -38,8 +39,7 @@ class Checkpoints:
         if read_only and not self._directory.is_dir():
             raise UserError(f'{workdir} has no checkpoints')
         if not read_only:
-            self._directory.mkdir(exist_ok=True)
-            _remove_husks(self._directory)
+            processes.on_first(lambda: _prepare(self._directory))
         policy = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(keep),
@@ -95,6 +95,13 @@ class Checkpoints:
             saved = self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
         if not saved:
             raise RuntimeError(f'{self._directory}: Orbax did not save step {step}')
+
+    def reached_preemption(self, step: int) -> bool:
+        """Whether all processes shall stop after this step, because one was sent SIGTERM.
+
+        To be asked at every step, on every process.
+        """
+        return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
         """Returns when all that was saved is complete on disk."""
@@ -220,8 +227,9 @@ def _complete(directory: Path) -> bool:
     return (directory / '_CHECKPOINT_METADATA').exists()
 
 
-def _remove_husks(directory: Path) -> None:
-    """Removes empty numbered folders: Orbax would take them for steps and save nothing below."""
+def _prepare(directory: Path) -> None:
+    """Makes the folder, and removes empty numbered ones: Orbax would save nothing below them."""
+    directory.mkdir(exist_ok=True)
     for path in directory.iterdir():
         if path.name.isdecimal() and path.is_dir() and not any(path.iterdir()):
             path.rmdir()

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Sequence
 from importlib.machinery import SourceFileLoader
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from vision.core import distributed, startup
 from vision.core.errors import Stopped, UserError, nearest
 
 USER_MISTAKE = 2
@@ -56,6 +58,31 @@ def define_config() -> flags.FlagHolder:
     )
 
 
+def define_distributed() -> Callable[[], None]:
+    """Defines --distributed and what plain machines need beside it.
+
+    Returns:
+      What joins the other processes, if the flags say so; to be called before JAX is used.
+    """
+    distributed_flag = flags.DEFINE_bool(
+        'distributed', False, 'Several processes are one run: Slurm, Open MPI, GKE, Cloud TPU.'
+    )
+    coordinator = flags.DEFINE_string(
+        'coordinator', None, 'HOST:PORT of process 0, where nothing else tells.'
+    )
+    num_processes = flags.DEFINE_integer('num_processes', None, 'How many there are.', 1)
+    process_id = flags.DEFINE_integer('process_id', None, "This one's number, from 0.", 0)
+
+    def join() -> None:
+        values = (coordinator.value, num_processes.value, process_id.value)
+        if distributed_flag.value:
+            distributed.initialize(*values)
+        elif any(value is not None for value in values):
+            raise UserError('--coordinator, --num_processes and --process_id need --distributed')
+
+    return join
+
+
 def refuse_arguments(argv: Sequence[str]) -> None:
     """Raises UserError if words are left over: `main`s that take flags only call this first."""
     if len(argv) > 1:
@@ -72,6 +99,7 @@ def require(**values: object) -> None:
 def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     _quiet_orbax()
+    startup.use_compilation_cache()
     try:
         return main(argv) or 0
     except UserError as e:
@@ -82,10 +110,16 @@ def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
         return 0
-    except OSError as e:
-        if e.errno not in _NO_ROOM:
+    except Exception as e:
+        no_room = isinstance(e, OSError) and e.errno in _NO_ROOM
+        if not no_room and not distributed.is_initialized():
             raise
-        return _complain_of_room(e)
+        code = _complain_of_room(e) if no_room else 1
+        if not no_room:
+            traceback.print_exc()
+        if distributed.is_initialized():  # the others do not know, and would be waited for
+            distributed.leave(code)
+        return code
 
 
 def _quiet_orbax() -> None:

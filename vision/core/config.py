@@ -18,6 +18,7 @@ from vision.core.errors import UserError, unknown
 # What may differ when a run goes on in its workdir: stopping, logging and keeping.
 MAY_DIFFER = (
     'training.stop_after',
+    'training.patience',
     'training.log_every',
     'training.keep',
 )
@@ -68,6 +69,8 @@ def default_config() -> ConfigDict:
     config.training.log_every = '50 steps'
     config.training.ema_decay = 0.0  # 0: no moving average of the parameters
     config.training.stop_after = placeholder(str)  # stop early; the schedules stay as they are
+    # How long the validation split may see nothing better before the run ends: '10 epochs'.
+    config.training.patience = placeholder(str)
 
     # For each device: what a device computes, and so every bit of it, is the same on any number.
     config.evaluation = ConfigDict({'batch_size': 256})
@@ -105,8 +108,9 @@ def check(config: ConfigDict) -> None:
     for key in ('duration', 'eval_every', 'checkpoint_every', 'log_every'):
         if durations.parse(training[key], f'training.{key}')[0] <= 0:
             raise UserError(f'training.{key}={training[key]!r} must be above 0')
-    if training.stop_after is not None:
-        durations.parse(training.stop_after, 'training.stop_after')
+    for key in ('stop_after', 'patience'):
+        if training[key] is not None and durations.parse(training[key], f'training.{key}')[0] <= 0:
+            raise UserError(f'training.{key}={training[key]!r} must be above 0')
     _check_range('training.keep', training.keep, 1, None)
     _check_range('training.ema_decay', training.ema_decay, 0, 1)
     _check_range('loss.label_smoothing', config.loss.label_smoothing, 0, 1)

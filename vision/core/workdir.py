@@ -18,11 +18,12 @@ import subprocess
 import sys
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from ml_collections import ConfigDict
 
 from vision.core import config as config_lib
+from vision.core import processes
 from vision.core.errors import UserError
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorflow-cpu')
@@ -31,14 +32,19 @@ _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'ten
 class Lock:
     """Holds a workdir for one run, as a context manager.
 
-    A `flock`: whatever ends the process, kill -9 too, frees it.
+    A `flock`: whatever ends the process, kill -9 too, frees it. Process 0 holds it for all.
     """
 
     def __init__(self, workdir: Path):
         self._path = workdir / '.lock'
 
     def __enter__(self) -> 'Lock':
-        self._file = open(self._path, 'a+')
+        self._file: TextIO | None = None
+        processes.on_first(self._acquire)
+        return self
+
+    def _acquire(self) -> None:
+        self._file = open(self._path, 'a+')  # noqa: SIM115 - closed by __exit__
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -51,24 +57,35 @@ class Lock:
         self._file.truncate(0)
         self._file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
         self._file.flush()
-        return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def create(workdir: str | os.PathLike) -> Path:
     """Makes the folder, with its parents, and returns its absolute path.
 
     Raises:
-      UserError: it cannot be made or written to.
+      UserError: it cannot be made or written to, or not all processes see it.
     """
     path = Path(workdir).expanduser().absolute()
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        (path / '.lock').touch()
-    except OSError as e:
-        raise UserError(f'--workdir={workdir}: {e.strerror} ({e.filename})') from None
+
+    def make() -> None:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / '.lock').touch()
+        except OSError as e:
+            raise UserError(f'--workdir={workdir}: {e.strerror} ({e.filename})') from None
+
+    def look() -> None:
+        if not (path / '.lock').exists():
+            raise UserError(
+                f'--workdir={path}: not here; it must be a folder that all machines share'
+            )
+
+    processes.on_first(make)
+    processes.together(look)
     return path
 
 
@@ -78,6 +95,10 @@ def claim(workdir: Path, config: ConfigDict) -> None:
     Raises:
       UserError: the workdir belongs to another config; says what differs.
     """
+    processes.on_first(lambda: _claim(workdir, config))
+
+
+def _claim(workdir: Path, config: ConfigDict) -> None:
     path = workdir / 'config.json'
     if path.exists():
         differ = config_lib.differences(read_config(workdir), config)
@@ -93,8 +114,9 @@ def claim(workdir: Path, config: ConfigDict) -> None:
 
 def describe(workdir: Path, dataset: dict[str, Any]) -> None:
     """Writes what the run's data and this process are: `dataset.json` and `environment.json`."""
-    for name, value in (('dataset.json', dataset), ('environment.json', environment())):
-        write_text(workdir / name, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
+    if processes.is_first():
+        for name, value in (('dataset.json', dataset), ('environment.json', environment())):
+            write_text(workdir / name, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
 
 
 def read_config(workdir: Path) -> ConfigDict:

@@ -15,6 +15,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vision.core import mesh as mesh_lib
+from vision.core import processes
+from vision.core.errors import UserError
 from vision.data.source import ArraySource, Source
 from vision.preprocess import device, opstring
 from vision.preprocess.device import Batch, DeviceSplit
@@ -27,39 +29,59 @@ def on_device(source: Source, ops: str) -> TypeGuard[ArraySource]:
     return isinstance(source, ArraySource) and device.can_run(ops)
 
 
-def train_batches(
-    source: Source, config: ConfigDict, mesh: Mesh, start_step: int
-) -> Iterator[Batch]:
-    """Yields the global batches of steps `start_step`, `start_step` + 1, …, without end.
+class TrainBatches:
+    """The global batches of steps `start_step`, `start_step` + 1, …, without end."""
 
-    Args:
-      source: the training split.
-      config: the whole config.
-      mesh: of all devices.
-      start_step: how many steps were done; seeking costs no decoding.
+    def __init__(self, source: Source, config: ConfigDict, mesh: Mesh, start_step: int):
+        """Opens the data at that step; seeking costs no decoding.
 
-    Raises:
-      UserError: an op that is unknown or does not fit, or too many images that cannot be read.
-    """
-    batch_size = config.training.batch_size
-    if on_device(source, config.preprocess.train):
-        split = DeviceSplit(source, config.preprocess.train, config.seed, mesh)
-        yield from split.train_batches(batch_size, config.seed, start_step)
-        return
-    from vision.preprocess import pipeline
+        Args:
+          source: the training split.
+          config: the whole config.
+          mesh: of all devices.
+          start_step: how many steps were done.
 
-    batches = pipeline.train_batches(
-        source,
-        config.preprocess.train,
-        batch_size=batch_size,
-        seed=config.seed,
-        start_step=start_step,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        cache=config.data.cache,
-        max_corrupt=config.data.max_corrupt,
-    )
-    yield from _prefetch(batches, mesh)
+        Raises:
+          UserError: an op that is unknown or does not fit.
+        """
+        batch_size, seed = config.training.batch_size, config.seed
+        self._host: _HostBatches | None = None
+        if on_device(source, config.preprocess.train):
+            split = DeviceSplit(source, config.preprocess.train, seed, mesh)
+            self._batches = split.train_batches(batch_size, seed, start_step)
+            return
+        from vision.preprocess import pipeline
+
+        self._host = _HostBatches(
+            pipeline.train_batches(
+                source,
+                config.preprocess.train,
+                batch_size=batch_size,
+                seed=seed,
+                start_step=start_step,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                cache=config.data.cache,
+                max_corrupt=config.data.max_corrupt,
+            )
+        )
+        self._batches = _prefetch(self._host, mesh)
+
+    def __iter__(self) -> 'TrainBatches':
+        return self
+
+    def __next__(self) -> Batch:
+        """Returns the next batch.
+
+        Raises:
+          UserError: too many images that cannot be read; with several processes `check` says so.
+        """
+        return next(self._batches)
+
+    def check(self) -> None:
+        """Raises UserError, on all processes, if one of them could not read its data."""
+        if self._host is not None:
+            self._host.check()
 
 
 class EvalBatches:
@@ -88,6 +110,7 @@ class EvalBatches:
         self._split = DeviceSplit(source, ops, 0, mesh) if on_device(source, ops) else None
 
     def __iter__(self) -> Iterator[Batch]:
+        self.corrupt = {}
         if self._split is not None:
             yield from self._split.eval_batches(self._batch_size)
             return
@@ -101,8 +124,11 @@ class EvalBatches:
             process_count=jax.process_count(),
             skip_corrupt=self._skip_corrupt,
         )
-        self.corrupt = batches.corrupt
-        yield from _prefetch(batches, self._mesh)
+        host = _HostBatches(batches, len(batches))
+        yield from _prefetch(host, self._mesh)
+        host.check()
+        for theirs in processes.share(batches.corrupt):
+            self.corrupt = self.corrupt | theirs
 
 
 def check(source: Source, ops: str) -> None:
@@ -127,6 +153,45 @@ def input_shape(source: Source, ops: str) -> tuple[int, int, int]:
 
     batch = next(iter(pipeline.eval_batches(source, ops, batch_size=1, skip_corrupt=True)))
     return tuple(batch['image'].shape[1:])
+
+
+class _HostBatches:
+    """This process's batches out of the host's pipeline.
+
+    With several processes, one that cannot read its data must not stop alone, the others would wait
+    for it in the next step: it goes on with batches of mask 0 until all call `check`.
+    """
+
+    def __init__(self, batches: Iterator[dict[str, np.ndarray]], count: int | None = None):
+        """Takes the pipeline, and how many batches all processes have of it (None: no end)."""
+        self._batches, self._left = batches, count
+        self._last: dict[str, np.ndarray] | None = None
+        self._mistake: str | None = None
+
+    def __iter__(self) -> '_HostBatches':
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if jax.process_count() == 1:
+            return next(self._batches)
+        if self._left is not None:
+            if not self._left:
+                raise StopIteration
+            self._left -= 1
+        if self._last is None:  # there is nothing yet to go on with
+            self._last = processes.together(lambda: next(self._batches))
+        elif self._mistake is None:
+            try:
+                self._last = next(self._batches)
+            except UserError as e:
+                self._mistake = str(e)
+        if self._mistake is not None:
+            self._last = self._last | {'mask': np.zeros_like(self._last['mask'])}
+        return self._last
+
+    def check(self) -> None:
+        """Raises UserError, on all processes, if one of them could not read its data."""
+        processes.raise_together(self._mistake)
 
 
 def _prefetch(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[Batch]:

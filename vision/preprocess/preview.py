@@ -135,7 +135,7 @@ def _pairs(source: Source, config: ConfigDict) -> tuple[np.ndarray, np.ndarray, 
     config = config.copy_and_resolve_references()
     with config.unlocked():
         config.training.batch_size = -(-_PAIRS // mesh.size) * mesh.size
-    batch = next(inputs.train_batches(source, config, mesh, 0))
+    batch = next(inputs.TrainBatches(source, config, mesh, 0))
     ids, after, labels = (np.asarray(batch[k]) for k in ('id', 'image', 'label'))
     if isinstance(source, ArraySource):
         return source.images[ids], after, labels

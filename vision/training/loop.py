@@ -6,39 +6,41 @@ command, and ends in the same bits.
 
 import os
 import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
-from vision.core import config as config_lib
 from vision.core import mesh as mesh_lib
+from vision.core import processes
 from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import Checkpoints
 from vision.core.errors import Stopped, UserError
 from vision.core.state import TrainState
-from vision.evaluation.evaluate import evaluate, make_eval_step
 from vision.preprocess import inputs
-from vision.training import recorder as recorder_lib
-from vision.training.display import Display
+from vision.training.evaluator import Evaluator
+from vision.training.hooks import Hook
+from vision.training.hooks.display import Display
+from vision.training.hooks.early_stopping import EarlyStopping
+from vision.training.hooks.pictures import Pictures
 from vision.training.init_from import init_from
 from vision.training.interval import Clock, Interval
-from vision.training.recorder import Recorder
+from vision.training.recorder import Recorder, newest, read
+from vision.training.results import Results, evaluations, results
 from vision.training.setup import Setup, setup
 from vision.training.signals import StopSignals
 from vision.training.step import init_state, make_train_step
 
-Results = dict[str, dict[str, Any]]
 
-
-def train(config: ConfigDict, workdir: str | os.PathLike) -> Results:
+def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] = ()) -> Results:
     """Trains as `config` says, in `workdir`; goes on where a run that is there has stopped.
 
     Args:
       config: as a file in `configs/` returns it.
       workdir: of this run; made if it is not there.
+      hooks: what else shall hang on the loop, see `vision.training.hooks`.
 
     Returns:
       Metrics as `vision.evaluation.evaluate` has them, by split, of the best checkpoint:
@@ -49,98 +51,115 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Results:
       UserError: a config, data or workdir that cannot be used, or a loss that is not finite.
       Stopped: SIGTERM or SIGINT came, and the checkpoint was written.
     """
-    config_lib.check(config)
-    config = config_lib.resolve(config)
-    run = setup(config)  # what is refused leaves no workdir behind
+    run = processes.together(lambda: setup(config))  # what is refused leaves no workdir behind
     path = workdir_lib.create(workdir)
     with StopSignals() as signals, workdir_lib.Lock(path):
         workdir_lib.claim(path, run.config)
-        with Checkpoints(path, keep=config.training.keep) as checkpoints:
+        with Checkpoints(path, keep=run.config.training.keep) as checkpoints:
             latest = checkpoints.latest_step()
-            if latest == run.total_steps and _is_finished(path, run):
-                print(f'{path}: this run is finished; nothing was changed', file=sys.stderr)
-                return _results(path, checkpoints.find('best'))
+            early_stopping = EarlyStopping(run.patience)
+            early_stopping.replay(processes.on_first(lambda: evaluations(path, latest or 0)))
+            ended = latest == run.total_steps or early_stopping.reached
+            if ended and (run.test is None or _is_tested(path, latest)):
+                _say(f'{path}: this run is finished; nothing was changed')
+                return processes.on_first(lambda: results(path, checkpoints.find('best')))
+
             workdir_lib.describe(path, run.dataset)
-            state = init_state(run.model, run.optimizer, config, run.input_shape, run.mesh)
+            state = init_state(run.model, run.optimizer, run.config, run.input_shape, run.mesh)
             template = mesh_lib.abstract(state.eval_variables)
             interval = Interval()
-            if latest is None and config.init_from is not None:
-                state = init_from(config.init_from, config.model.name, state)
+            if latest is None and run.config.init_from is not None:
+                state = init_from(run.config.init_from, run.config.model.name, state)
             if latest is not None:
                 state, saved = checkpoints.restore(latest, state)
                 interval = Interval(saved)
             evaluator = Evaluator(run)
             with Recorder(path, latest or 0) as recorder:
-                if (latest or 0) < run.stop_step:
-                    _loop(run, state, interval, evaluator, checkpoints, recorder, signals)
-                if run.stop_step < run.total_steps:
+                if not ended and (latest or 0) < run.stop_step:
+                    display = (
+                        [Display(run.train.name, run.total_steps)] if processes.is_first() else []
+                    )
+                    all_hooks = (*display, Pictures(recorder), early_stopping, *hooks)
+                    ended = _loop(
+                        run, state, interval, evaluator, checkpoints, recorder, signals, all_hooks
+                    )
+                if not ended:
                     return {}
-                best = checkpoints.find('best')
+                best, last = checkpoints.find('best'), checkpoints.find('last')
                 if run.test is not None:
                     scores = evaluator('test', checkpoints.restore_variables(best, template))
                     record = {f'test/{k}': v for k, v in scores.items()}
-                    recorder.write(run.total_steps, record | {'test/checkpoint': best})
-                return _results(path, best)
+                    recorder.write(last, record | {'test/checkpoint': best})
+                return processes.on_first(lambda: results(path, best))
 
 
 def _loop(
     run: Setup,
     state: TrainState,
     interval: Interval,
-    evaluator: 'Evaluator',
+    evaluator: Evaluator,
     checkpoints: Checkpoints,
     recorder: Recorder,
     signals: StopSignals,
-) -> None:
-    """Takes the steps from `state.step` to `run.stop_step`; leaves a checkpoint of the last one."""
+    hooks: Sequence[Hook],
+) -> bool:
+    """Takes the steps from `state.step` to `run.stop_step`; leaves a checkpoint of the last one.
+
+    Returns:
+      Whether that is the end of the run: it has taken all its steps, or a hook ended it.
+    """
     start = int(state.step)
     train_step = make_train_step(run.model, run.optimizer, run.schedule, run.config, run.mesh)
-    batches = inputs.train_batches(run.train, run.config, run.mesh, start)
-    clock = Clock()
-    with Display(run.total_steps, start) as display:
-        display.start(run.train.name, start)
+    batches = inputs.TrainBatches(run.train, run.config, run.mesh, start)
+    clock, reasons = Clock(), []
+    with ExitStack() as stack:
+        for hook in hooks:
+            stack.enter_context(hook)
+            hook.start(start)
         for step in range(start + 1, run.stop_step + 1):
+            for hook in hooks:
+                hook.before_step(step)
             with clock.waiting():
                 batch = next(batches)
             state, metrics = train_step(state, batch)
             interval.add(step, metrics)
             clock.step()
-            display.advance(step)
             if step == start + 1:
                 jax.block_until_ready(metrics)
                 clock.restart()  # no rate counts the compilation
-            if step == 1:
-                recorder.images('train/images', _first_images(batch), 0)
+            for hook in hooks:
+                hook.after_step(step, batch, metrics)
 
-            end, stopping = step == run.total_steps, signals.received is not None
+            end = step == run.total_steps
+            signum = signals.asked(step, checkpoints.reached_preemption)
             logging = end or run.log_every.due(step)
             evaluating = run.validation is not None and (end or run.eval_every.due(step))
-            saving = run.checkpoint_every.due(step) or step == run.stop_step
-            if logging or evaluating or saving or stopping:
+            saving = run.checkpoint_every.due(step) or step == run.stop_step or signum is not None
+            if logging or evaluating or saving:
+                batches.check()
                 _check_finite(interval.read(), checkpoints)
             if logging:
                 record = interval.record() | clock.lap(run.config.training.batch_size)
                 recorder.write(step, record)
-                display.interval(step, record, clock.seconds_left(run.total_steps - step))
+                for hook in hooks:
+                    hook.after_log(step, record, clock.seconds_left(run.total_steps - step))
             with clock.stopped():
                 scores = None
                 if evaluating:
                     scores = evaluator('validation', state.eval_variables)
                     recorder.write(step, {f'validation/{k}': v for k, v in scores.items()})
-                    display.evaluated(step, 'validation', scores)
-                if evaluating or saving or stopping:
+                    reasons = [hook.after_evaluation(step, scores) for hook in hooks]
+                if evaluating or saving:
                     checkpoints.save(state, interval.to_json(), scores)
-            if stopping and signals.received is not None:
+            if signum is not None:
                 checkpoints.wait()
-                raise Stopped(
-                    signals.received, f'stopped at step {step}; its checkpoint is written'
-                )
+                raise Stopped(signum, f'stopped at step {step}; its checkpoint is written')
+            if any(reasons):
+                break
     checkpoints.wait()
-
-
-def _first_images(batch: inputs.Batch) -> np.ndarray:
-    """Up to 64 images of a batch, of those that this process holds."""
-    return np.asarray(batch['image'].addressable_shards[0].data[:64])
+    for reason in filter(None, reasons):
+        _say(reason)
+    return any(reasons) or run.stop_step == run.total_steps
 
 
 def _check_finite(bad_step: int | None, checkpoints: Checkpoints) -> None:
@@ -154,38 +173,11 @@ def _check_finite(bad_step: int | None, checkpoints: Checkpoints) -> None:
         )
 
 
-class Evaluator:
-    """Evaluates a run's splits; the step is compiled once and a split is put in place once."""
-
-    def __init__(self, run: Setup):
-        self._run = run
-        self._eval_step = make_eval_step(run.model, run.config, run.mesh)
-        self._batches: dict[str, inputs.EvalBatches] = {}
-
-    def __call__(self, split: str, variables: Any) -> dict[str, Any]:
-        """Returns the metrics of 'validation' or 'test', as `evaluate` has them."""
-        run = self._run
-        source = run.validation if split == 'validation' else run.test
-        assert source is not None
-        if split not in self._batches:
-            self._batches[split] = inputs.EvalBatches(
-                source, run.config.preprocess.eval, run.config.evaluation.batch_size, run.mesh
-            )
-        num_classes = len(source.class_names)
-        batches = self._batches[split]
-        return evaluate(self._eval_step, variables, batches, source.num_examples, num_classes)
-
-
-def _is_finished(path: Path, run: Setup) -> bool:
+def _is_tested(path: Path, last: int | None) -> bool:
     """Whether a run that has taken its last step has been tested too."""
-    return run.test is None or recorder_lib.newest(recorder_lib.read(path), 'test') is not None
+    return processes.on_first(lambda: newest(read(path), 'test', last) is not None)
 
 
-def _results(path: Path, best: int) -> Results:
-    """What was recorded of the best checkpoint."""
-    records = recorder_lib.read(path)
-    found = {
-        'validation': recorder_lib.newest(records, 'validation', best),
-        'test': recorder_lib.newest(records, 'test'),
-    }
-    return {split: metrics for split, metrics in found.items() if metrics is not None}
+def _say(text: str) -> None:
+    if processes.is_first():
+        print(text, file=sys.stderr)

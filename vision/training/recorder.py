@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from vision.core import processes
+
 # What differs between two runs of the same bits: times and what follows from them.
 TIMES = ('seconds', 'images_per_second', 'data_wait')
 
 
 class Recorder:
-    """Appends to a run's records, as a context manager."""
+    """Appends to a run's records, as a context manager; process 0 alone does."""
 
     def __init__(self, workdir: Path, step: int):
         """Opens the records and cuts off what a killed run wrote behind its last checkpoint.
@@ -22,6 +24,9 @@ class Recorder:
           workdir: of the run.
           step: that the run goes on from; records of later steps are dropped.
         """
+        self._writes = processes.is_first()
+        if not self._writes:
+            return
         from tensorboardX import SummaryWriter
 
         self._path = workdir / 'metrics.jsonl'
@@ -35,8 +40,9 @@ class Recorder:
         return self
 
     def __exit__(self, *_) -> None:
-        self._file.close()
-        self._events.close()
+        if self._writes:
+            self._file.close()
+            self._events.close()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Writes one record; when this returns, a kill of the process does not lose it.
@@ -45,6 +51,8 @@ class Recorder:
           step: the steps done.
           values: by name ('train/loss'); None where there is no value.
         """
+        if not self._writes:
+            return
         self._file.write(json.dumps({'step': step, **values}) + '\n')
         self._file.flush()
         os.fsync(self._file.fileno())
@@ -55,6 +63,8 @@ class Recorder:
 
     def images(self, name: str, images: np.ndarray, step: int) -> None:
         """Shows a grid of images, float32 or uint8 [N, H, W, C] in 0 … 255, in TensorBoard."""
+        if not self._writes:
+            return
         pixels = np.clip(np.round(images), 0, 255).astype(np.uint8)
         self._events.add_image(name, grid(pixels), step, dataformats='HWC')
         self._events.flush()

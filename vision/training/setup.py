@@ -1,6 +1,7 @@
 """What a config turns into before the first step: data, model, optimizer, and the run's length."""
 
 import dataclasses
+from fractions import Fraction
 from typing import Any
 
 import flax.linen as nn
@@ -39,6 +40,7 @@ class Setup:
       optimizer: optax's.
       total_steps: of the run.
       stop_step: where it stops this time, ≤ total_steps.
+      patience: in steps, how long nothing better may be seen before it ends; None is for ever.
       eval_every, checkpoint_every, log_every: at which steps that is due.
     """
 
@@ -53,6 +55,7 @@ class Setup:
     optimizer: optax.GradientTransformation
     total_steps: int
     stop_step: int
+    patience: Fraction | None
     eval_every: durations.Every
     checkpoint_every: durations.Every
     log_every: durations.Every
@@ -72,12 +75,13 @@ class Setup:
 
 
 def setup(config: ConfigDict) -> Setup:
-    """Checks a config, opens its data and builds what the loop needs; compiles nothing.
+    """Checks and resolves a config, opens its data, builds what the loop needs; compiles nothing.
 
     Raises:
       UserError: anything in it that makes no sense, or data that is not there.
     """
     config_lib.check(config)
+    config = config_lib.resolve(config)
     mesh = mesh_lib.make_mesh()
     mesh_lib.check_batch_size(config.training.batch_size, mesh, 'training.batch_size')
     train = data.load(config.data, 'train')
@@ -99,7 +103,9 @@ def setup(config: ConfigDict) -> Setup:
 
     total_steps = to_steps(config.training.duration, 'training.duration')
     schedule = make_schedule(config, total_steps, to_steps)
-    stop = config.training.stop_after
+    stop, patience = config.training.stop_after, config.training.patience
+    if patience is not None and validation is None:
+        raise UserError('training.patience: this data has no validation split to judge by')
     losses.make_loss(config.loss)
     for ops in (config.preprocess.train, config.preprocess.eval):
         inputs.check(train, ops)
@@ -121,6 +127,9 @@ def setup(config: ConfigDict) -> Setup:
         stop_step=total_steps
         if stop is None
         else min(total_steps, to_steps(stop, 'training.stop_after')),
+        patience=None
+        if patience is None
+        else durations.steps_in(patience, *sizes, 'training.patience'),
         eval_every=every('eval_every'),
         checkpoint_every=every('checkpoint_every'),
         log_every=every('log_every'),

@@ -3,12 +3,17 @@
 import os
 import signal
 import threading
+from collections.abc import Callable
+
+from vision.core import distributed
 
 
 class StopSignals:
     """Catches SIGTERM and SIGINT, as a context manager.
 
-    Outside the main thread, where Python can catch no signals, it does nothing.
+    Outside the main thread, where Python can catch no signals, it does nothing. With several
+    processes SIGTERM is JAX's: it tells the others, and they agree on the step to stop at
+    (`Checkpoints.reached_preemption`). A Python handler would exclude it, so Ctrl-C is passed on.
 
     Attributes:
       received: the signal's number, or None.
@@ -16,11 +21,12 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
+        self._shared = distributed.is_initialized()
 
     def __enter__(self) -> 'StopSignals':
         self._before = {}
         if threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGTERM, signal.SIGINT):
+            for signum in (signal.SIGINT,) if self._shared else (signal.SIGTERM, signal.SIGINT):
                 self._before[signum] = signal.signal(signum, self._receive)
         return self
 
@@ -28,7 +34,20 @@ class StopSignals:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
+    def asked(self, step: int, reached_preemption: Callable[[int], bool]) -> int | None:
+        """Returns the signal that asks to stop after a step, on all processes alike, or None.
+
+        Args:
+          step: to be asked about every one.
+          reached_preemption: asks JAX, where there are several processes.
+        """
+        if not self._shared:
+            return self.received
+        return (self.received or signal.SIGTERM) if reached_preemption(step) else None
+
     def _receive(self, signum: int, frame: object) -> None:
         if self.received is not None:
             os._exit(128 + signum)
         self.received = signum
+        if self._shared:
+            os.kill(os.getpid(), signal.SIGTERM)

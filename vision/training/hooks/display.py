@@ -4,23 +4,24 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
 
-from vision.evaluation.tables import metrics_table
+from vision.preprocess.device import Batch
+from vision.training.hooks import Hook
+from vision.training.step import Metrics
 
 
-class Display:
-    """The progress of a run on stderr, as a context manager."""
+class Display(Hook):
+    """The progress of a run on stderr; with several processes, the first one's."""
 
-    def __init__(self, total_steps: int, step: int):
-        """Starts the bar.
+    def __init__(self, data: str, total_steps: int):
+        """Prepares the bar.
 
         Args:
+          data: the training split's name.
           total_steps: of the run.
-          step: that it starts from.
         """
         self._console = Console(stderr=True)
-        self._total = total_steps
+        self._data, self._total = data, total_steps
         self._progress = Progress(
             TextColumn('step'),
             MofNCompleteColumn(),
@@ -31,7 +32,7 @@ class Display:
             console=self._console,
             disable=not self._console.is_terminal,
         )
-        self._task = self._progress.add_task('', total=total_steps, completed=step, figures='')
+        self._task = self._progress.add_task('', total=total_steps, figures='')
 
     def __enter__(self) -> 'Display':
         self._progress.start()
@@ -40,20 +41,21 @@ class Display:
     def __exit__(self, *_) -> None:
         self._progress.stop()
 
-    def start(self, data: str, step: int) -> None:
+    def start(self, step: int) -> None:
         """Says what begins."""
+        self._progress.update(self._task, completed=step)
         what = f'going on from step {step}' if step else 'training'
-        self.say(f'{what} on {data}: {self._total} steps; the first one is compiled')
+        self.say(f'{what} on {self._data}: {self._total} steps; the first one is compiled')
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
         self._console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
-    def advance(self, step: int) -> None:
+    def after_step(self, step: int, batch: Batch, metrics: Metrics) -> None:
         """Moves the bar."""
         self._progress.update(self._task, completed=step)
 
-    def interval(self, step: int, record: dict[str, Any], seconds_left: float) -> None:
+    def after_log(self, step: int, record: dict[str, Any], seconds_left: float) -> None:
         """Shows an interval's figures: beside the bar, or as a line of their own."""
         figures = f'loss {record["train/loss"]:.4f}  accuracy {record["train/top1"]:.2%}'
         if record['images_per_second'] is not None:
@@ -62,19 +64,12 @@ class Display:
         if not self._console.is_terminal:
             self.say(f'step {step}/{self._total}  {figures}  {_clock(seconds_left)} left')
 
-    def evaluated(self, step: int, split: str, metrics: dict[str, Any]) -> None:
+    def after_evaluation(self, step: int, scores: dict[str, Any]) -> None:
         """Prints an evaluation's figures."""
         self.say(
-            f'step {step}/{self._total}  {split}: loss {metrics["loss"]:.4f}  '
-            f'accuracy {metrics["top1"]:.2%} of {metrics["count"]:,}'
+            f'step {step}/{self._total}  validation: loss {scores["loss"]:.4f}  '
+            f'accuracy {scores["top1"]:.2%} of {scores["count"]:,}'
         )
-
-
-def results_table(results: dict[str, dict[str, Any]], workdir: str) -> Table | str:
-    """What `train` returned, as a person reads it."""
-    if not results:
-        return f'{workdir}: stopped early, as training.stop_after says'
-    return metrics_table(results, title=f'{workdir}: the best checkpoint')
 
 
 def _clock(seconds: float) -> str:

@@ -1,0 +1,108 @@
+"""What a run would be, before it is one: size, cost, memory, and time from three steps."""
+
+import time
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from vision.core import config as config_lib
+from vision.models.summary import count
+from vision.preprocess import inputs
+from vision.training.setup import setup
+from vision.training.step import init_state, make_train_step
+
+STEPS = 3  # timed, after the first
+
+
+def dry_run(config: ConfigDict) -> dict[str, Any]:
+    """Does all that a run does before its first record, and writes nothing.
+
+    Args:
+      config: as a file in `configs/` returns it.
+
+    Returns:
+      `config` (resolved), `model`, `input_shape`, `parameters`, `gmacs` (fused multiply-adds of one
+      image in evaluation, in 1e9), `examples` of train, `batch_size`, `devices`, `steps`,
+      `state_bytes` and `step_bytes` (of each device: the state, and the most that a step holds with
+      it; None where the backend does not tell), `compile_seconds`, `step_seconds` and
+      `estimated_seconds` of all steps, without evaluations.
+
+    Raises:
+      UserError: whatever would stop the run.
+    """
+    run = setup(config)
+    state = init_state(run.model, run.optimizer, run.config, run.input_shape, run.mesh)
+    train_step = make_train_step(run.model, run.optimizer, run.schedule, run.config, run.mesh)
+    batches = inputs.TrainBatches(run.train, run.config, run.mesh, 0)
+    batch = next(batches)
+    began = time.perf_counter()
+    compiled = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
+    compile_seconds = time.perf_counter() - began
+    memory = compiled.memory_analysis()
+    state_bytes = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
+    state, metrics = compiled(state, batch)
+    jax.block_until_ready(metrics)
+    began = time.perf_counter()
+    for _ in range(STEPS):
+        state, metrics = compiled(state, next(batches))
+    jax.block_until_ready(metrics)
+    step_seconds = (time.perf_counter() - began) / STEPS
+    batches.check()
+    summary = count(run.config.model.name, run.model, run.input_shape)
+    return {
+        'config': run.config.to_dict(),
+        'model': run.config.model.name,
+        'input_shape': list(run.input_shape),
+        'parameters': summary.parameters_with_aux,
+        'gmacs': summary.macs / 1e9,
+        'examples': run.train.num_examples,
+        'batch_size': run.config.training.batch_size,
+        'devices': run.mesh.size,
+        'steps': run.total_steps,
+        'state_bytes': state_bytes,
+        'step_bytes': None if memory is None else _bytes(memory),
+        'compile_seconds': compile_seconds,
+        'step_seconds': step_seconds,
+        'estimated_seconds': run.total_steps * step_seconds,
+    }
+
+
+def dry_run_text(result: dict[str, Any]) -> str:
+    """What `dry_run` returned, as a person reads it."""
+    config = ConfigDict(result['config'])
+    shape = ' x '.join(map(str, result['input_shape']))
+    epochs = result['steps'] * result['batch_size'] / result['examples']
+    rate = result['batch_size'] / result['step_seconds']
+    memory = f'{_mib(result["state_bytes"])} of state'
+    if result['step_bytes'] is not None:
+        memory += f', {_mib(result["step_bytes"])} within a step'
+    rows = {
+        'model': f'{result["model"]}, {shape} in, {result["parameters"]:,} parameters, '
+        f'{result["gmacs"]:.4g} GMACs an image',
+        'data': f'{result["examples"]:,} training examples',
+        'length': f'{result["steps"]:,} steps of {result["batch_size"]:,} images, '
+        f'{epochs:.4g} epochs',
+        'memory': f'{memory}, on each of {result["devices"]} device(s)',
+        'speed': f'{result["step_seconds"]:.3g} s a step, {rate:,.0f} images/s; '
+        f'compiled in {result["compile_seconds"]:.1f} s',
+        'time': f'about {_duration(result["estimated_seconds"])}, without evaluations',
+    }
+    figures = '\n'.join(f'{name:>8}  {text}' for name, text in rows.items())
+    return f'{config_lib.to_json(config)}\n{figures}\nNothing was written.'
+
+
+def _bytes(memory: Any) -> int:
+    """The most that one device holds in a step; what is donated counts once."""
+    held = memory.argument_size_in_bytes + memory.output_size_in_bytes
+    return held + memory.temp_size_in_bytes - memory.alias_size_in_bytes
+
+
+def _mib(size: int) -> str:
+    return f'{size / 2**20:,.1f} MiB'
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f'{seconds:.0f} s'
+    return f'{seconds / 60:.0f} min' if seconds < 5400 else f'{seconds / 3600:.1f} h'

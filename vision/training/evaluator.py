@@ -1,0 +1,30 @@
+"""Evaluation within a run: the step is compiled once, and each split put in place once."""
+
+from typing import Any
+
+from vision.evaluation.evaluate import evaluate, make_eval_step
+from vision.preprocess import inputs
+from vision.training.setup import Setup
+
+
+class Evaluator:
+    """Evaluates the splits of a run."""
+
+    def __init__(self, run: Setup):
+        """Takes the run; compiles and reads nothing yet."""
+        self._run = run
+        self._eval_step = make_eval_step(run.model, run.config, run.mesh)
+        self._batches: dict[str, inputs.EvalBatches] = {}
+
+    def __call__(self, split: str, variables: Any) -> dict[str, Any]:
+        """Returns the metrics of 'validation' or 'test', as `evaluate` has them."""
+        run = self._run
+        source = run.validation if split == 'validation' else run.test
+        assert source is not None
+        if split not in self._batches:
+            self._batches[split] = inputs.EvalBatches(
+                source, run.config.preprocess.eval, run.config.evaluation.batch_size, run.mesh
+            )
+        num_classes = len(source.class_names)
+        batches = self._batches[split]
+        return evaluate(self._eval_step, variables, batches, source.num_examples, num_classes)

@@ -96,6 +96,15 @@ def require(**values: object) -> None:
             raise UserError(f'--{name}=… is missing; see --help')
 
 
+def check_output(path: Path) -> None:
+    """Raises UserError, before any work is done, if a file cannot be written there."""
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        what = 'is a folder' if path.is_dir() else 'its folder does not exist'
+        raise UserError(f'{path}: {what}; name a file in a folder that is there')
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise UserError(f'{path} cannot be written')
+
+
 def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     _quiet_orbax()

@@ -21,9 +21,9 @@ def make_eval_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> EvalStep
     """Builds the jitted `eval_step(variables, batch)`.
 
     It returns what is known of each example of the batch, on every device: `id` and `mask` as they
-    came, `loss` (softmax cross-entropy) float32 [B], and `rank` int32 [B], the number of classes
-    that the model puts before the right one (of equal logits the lower index goes first, as in
-    argmax; a logit that is not a number goes before all others).
+    came, `loss` (softmax cross-entropy) float32 [B], `predicted` int32 [B], and `rank` int32 [B],
+    the number of classes that the model puts before the right one (of equal logits the lower index
+    goes first, as in argmax; a logit that is not a number goes before all others).
     """
 
     def eval_step(variables: Any, batch: Batch) -> Batch:
@@ -36,6 +36,7 @@ def make_eval_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> EvalStep
             'id': batch['id'],
             'mask': batch['mask'],
             'loss': jax.nn.logsumexp(logits, axis=-1) - right[:, 0],
+            'predicted': jnp.argmax(logits, axis=-1),
             'rank': jnp.sum(ahead, axis=-1),
         }
 

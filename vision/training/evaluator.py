@@ -4,17 +4,23 @@ from typing import Any
 
 from vision.evaluation.evaluate import evaluate, make_eval_step
 from vision.preprocess import inputs
+from vision.preprocess.device import Batch
 from vision.training.setup import Setup
 
 
 class Evaluator:
-    """Evaluates the splits of a run."""
+    """Evaluates the splits of a run.
+
+    Attributes:
+      first: by split, the first batch of its last evaluation and what `eval_step` said of it.
+    """
 
     def __init__(self, run: Setup):
         """Takes the run; compiles and reads nothing yet."""
         self._run = run
         self._eval_step = make_eval_step(run.model, run.config, run.mesh)
         self._batches: dict[str, inputs.EvalBatches] = {}
+        self.first: dict[str, tuple[Batch, Batch]] = {}
 
     def __call__(self, split: str, variables: Any) -> dict[str, Any]:
         """Returns the metrics of 'validation' or 'test', as `evaluate` has them."""
@@ -27,4 +33,11 @@ class Evaluator:
             )
         num_classes = len(source.class_names)
         batches = self._batches[split]
-        return evaluate(self._eval_step, variables, batches, source.num_examples, num_classes)
+        self.first.pop(split, None)
+
+        def eval_step(variables: Any, batch: Batch) -> Batch:
+            answers = self._eval_step(variables, batch)
+            self.first.setdefault(split, (batch, answers))
+            return answers
+
+        return evaluate(eval_step, variables, batches, source.num_examples, num_classes)

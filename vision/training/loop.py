@@ -62,35 +62,51 @@ def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] 
             ended = latest == run.total_steps or early_stopping.reached
             if ended and (run.test is None or _is_tested(path, latest)):
                 _say(f'{path}: this run is finished; nothing was changed')
-                return processes.on_first(lambda: results(path, checkpoints.find('best')))
+                best: int | None = checkpoints.find('best')
+            else:
+                workdir_lib.describe(path, run.dataset)
+                best = _train(run, path, latest, ended, checkpoints, early_stopping, signals, hooks)
+            return {} if best is None else processes.on_first(lambda: results(path, best))
 
-            workdir_lib.describe(path, run.dataset)
-            state = init_state(run.model, run.optimizer, run.config, run.input_shape, run.mesh)
-            template = mesh_lib.abstract(state.eval_variables)
-            interval = Interval()
-            if latest is None and run.config.init_from is not None:
-                state = init_from(run.config.init_from, run.config.model.name, state)
-            if latest is not None:
-                state, saved = checkpoints.restore(latest, state)
-                interval = Interval(saved)
-            evaluator = Evaluator(run)
-            with Recorder(path, latest or 0) as recorder:
-                if not ended and (latest or 0) < run.stop_step:
-                    display = (
-                        [Display(run.train.name, run.total_steps)] if processes.is_first() else []
-                    )
-                    all_hooks = (*display, Pictures(recorder), early_stopping, *hooks)
-                    ended = _loop(
-                        run, state, interval, evaluator, checkpoints, recorder, signals, all_hooks
-                    )
-                if not ended:
-                    return {}
-                best, last = checkpoints.find('best'), checkpoints.find('last')
-                if run.test is not None:
-                    scores = evaluator('test', checkpoints.restore_variables(best, template))
-                    record = {f'test/{k}': v for k, v in scores.items()}
-                    recorder.write(last, record | {'test/checkpoint': best})
-                return processes.on_first(lambda: results(path, best))
+
+def _train(
+    run: Setup,
+    path: Path,
+    latest: int | None,
+    ended: bool,
+    checkpoints: Checkpoints,
+    early_stopping: EarlyStopping,
+    signals: StopSignals,
+    hooks: Sequence[Hook],
+) -> int | None:
+    """Goes on from step `latest` to the end, and tests the best checkpoint.
+
+    Returns:
+      The best checkpoint's step; None if the run was stopped before its end.
+    """
+    state = init_state(run.model, run.optimizer, run.config, run.input_shape, run.mesh)
+    template = mesh_lib.abstract(state.eval_variables)
+    interval = Interval()
+    if latest is None and run.config.init_from is not None:
+        state = init_from(run.config.init_from, run.config.model.name, state)
+    if latest is not None:
+        state, saved = checkpoints.restore(latest, state)
+        interval = Interval(saved)
+    evaluator = Evaluator(run)
+    with Recorder(path, latest or 0) as recorder:
+        if not ended and (latest or 0) < run.stop_step:
+            display = Display(run.train.name, run.total_steps)
+            pictures = Pictures(recorder, evaluator, run.train.class_names)
+            hooks = (display, pictures, early_stopping, *hooks)
+            ended = _loop(run, state, interval, evaluator, checkpoints, recorder, signals, hooks)
+        if not ended:
+            return None
+        best, last = checkpoints.find('best'), checkpoints.find('last')
+        if run.test is not None:
+            scores = evaluator('test', checkpoints.restore_variables(best, template))
+            record = {f'test/{k}': v for k, v in scores.items()}
+            recorder.write(int(last), record | {'test/checkpoint': best})
+    return best
 
 
 def _loop(

@@ -5,6 +5,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vision.core import processes
 from vision.preprocess.device import Batch
 from vision.training.hooks import Hook
 from vision.training.step import Metrics
@@ -20,7 +21,7 @@ class Display(Hook):
           data: the training split's name.
           total_steps: of the run.
         """
-        self._console = Console(stderr=True)
+        self._console = Console(stderr=True, quiet=not processes.is_first())
         self._data, self._total = data, total_steps
         self._progress = Progress(
             TextColumn('step'),
@@ -30,7 +31,7 @@ class Display(Hook):
             TimeRemainingColumn(),
             TextColumn('left'),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not self._console.is_terminal or self._console.quiet,
         )
         self._task = self._progress.add_task('', total=total_steps, figures='')
 

@@ -1,24 +1,81 @@
-"""Pictures for TensorBoard: what the model is fed."""
+"""Pictures for TensorBoard: what the model is fed, and what it says of validation images."""
 
+from typing import Any
+
+import jax
 import numpy as np
 
+from vision.core import processes
 from vision.preprocess.device import Batch
+from vision.training.evaluator import Evaluator
 from vision.training.hooks import Hook
 from vision.training.recorder import Recorder
 from vision.training.step import Metrics
 
-_MOST = 64  # images of a grid
+_TRAIN, _VALIDATION = 64, 32  # images of a grid
+_TILE = 96  # pixels of a captioned image at least
+_RIGHT, _WRONG = (60, 160, 60), (210, 50, 50)
 
 
 class Pictures(Hook):
-    """Shows the first training batch."""
+    """Shows the first training batch, and the first validation images with their labels."""
 
-    def __init__(self, recorder: Recorder):
-        """Takes what the pictures are written with."""
-        self._recorder = recorder
+    def __init__(self, recorder: Recorder, evaluator: Evaluator, class_names: tuple[str, ...]):
+        """Takes what the pictures are written with, and where they come from."""
+        self._recorder, self._evaluator, self._class_names = recorder, evaluator, class_names
 
     def after_step(self, step: int, batch: Batch, metrics: Metrics) -> None:
         """Shows what was fed in the first step, of what this process holds."""
         if step == 1:
-            images = np.asarray(batch['image'].addressable_shards[0].data[:_MOST])
-            self._recorder.images('train/images', images, 0)
+            self._recorder.images('train/images', _local(batch['image'])[:_TRAIN], 0)
+
+    def after_evaluation(self, step: int, scores: dict[str, Any]) -> None:
+        """Shows the first validation images of process 0: the right class, and what was said."""
+        if not processes.is_first():
+            return
+        batch, answers = self._evaluator.first['validation']
+        images, labels, ids = (_local(batch[k]) for k in ('image', 'label', 'id'))
+        said = dict(zip(*jax.device_get((answers['id'], answers['predicted'])), strict=True))
+        shown = np.flatnonzero(ids >= 0)[:_VALIDATION]
+        tiles = []
+        for i in shown:
+            label, answer = int(labels[i]), int(said[ids[i]])
+            name, other = self._class_names[label], self._class_names[answer]
+            if label == answer:
+                tiles.append(captioned(images[i], name, _RIGHT))
+            else:
+                tiles.append(captioned(images[i], f'{other}, not {name}', _WRONG))
+        self._recorder.images('validation/images', np.stack(tiles), step)
+
+
+def captioned(image: np.ndarray, caption: str, color: tuple[int, int, int]) -> np.ndarray:
+    """Writes a line below an image.
+
+    Args:
+      image: uint8 or float32 [H, W, C] in 0 … 255; small ones are enlarged.
+      caption: cut to the width of the picture.
+      color: RGB, of the line's background.
+
+    Returns:
+      uint8 [H', W', 3].
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    pixels = np.clip(np.round(np.asarray(image, np.float32)), 0, 255).astype(np.uint8)
+    picture = Image.fromarray(np.broadcast_to(pixels[..., :3], (*pixels.shape[:2], 3)))
+    times = max(1, -(-_TILE // min(picture.size)))
+    picture = picture.resize(
+        (picture.width * times, picture.height * times), Image.Resampling.NEAREST
+    )
+    font = ImageFont.load_default(11)
+    while caption and font.getlength(caption) > picture.width - 4:
+        caption = caption[:-1]
+    sheet = Image.new('RGB', (picture.width, picture.height + 15), color)
+    sheet.paste(picture)
+    ImageDraw.Draw(sheet).text((2, picture.height + 1), caption, (255, 255, 255), font)
+    return np.asarray(sheet)
+
+
+def _local(x: jax.Array) -> np.ndarray:
+    """The first part of an array that this process holds."""
+    return np.asarray(x.addressable_shards[0].data)

@@ -1,0 +1,39 @@
+"""Compares runs: their curves in one picture, their figures in one table, and whether they differ.
+
+python -m experiments.compare RUN… [--output=compare.png] [--split=test] [--format=json]
+
+McNemar's exact test is made of each two runs' answers for the same test examples.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from vision.core import cli
+
+OUTPUT = flags.DEFINE_string('output', 'compare.png', 'The picture of the curves.')
+SPLIT = flags.DEFINE_string('split', 'test', 'Whose examples the test takes.')
+FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print')
+
+
+def main(argv: list[str]) -> None:
+    """Compares, draws and prints."""
+    path = Path(OUTPUT.value)
+    cli.check_output(path)
+    from vision.training.compare import compare, compare_tables, draw
+
+    result = compare(argv[1:], SPLIT.value)
+    draw(argv[1:], path)
+    if FORMAT.value == 'json':
+        print(json.dumps(result | {'picture': str(path)}))
+        return
+    from rich.console import Console
+
+    for table in compare_tables(result):
+        Console().print(table)
+    print(f'Picture: {path}')
+
+
+if __name__ == '__main__':
+    cli.run(main)

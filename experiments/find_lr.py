@@ -1,0 +1,38 @@
+"""Looks for a learning rate: the rate grows from step to step until the loss explodes.
+
+python -m experiments.find_lr --config=configs/NAME.py[:ARG] [--output=find_lr.png] [--config.a.b=VALUE …]
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from vision.core import cli
+
+CONFIG = cli.define_config()
+OUTPUT = flags.DEFINE_string('output', 'find_lr.png', 'The picture.')
+STEPS = flags.DEFINE_integer('steps', 150, 'Of the whole range.', 20)
+FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print')
+
+
+def main(argv: list[str]) -> None:
+    """Runs the test, draws it and prints the suggestion."""
+    cli.refuse_arguments(argv)
+    cli.require(config=CONFIG.value)
+    path = Path(OUTPUT.value)
+    cli.check_output(path)
+    from vision.training import find_lr
+
+    result = find_lr.find_lr(CONFIG.value, STEPS.value)
+    find_lr.draw(result, path, f'{CONFIG.value.model.name}, {CONFIG.value.optimizer.name}')
+    if FORMAT.value == 'json':
+        print(json.dumps(result | {'picture': str(path)}))
+        return
+    rate, lowest = result['suggestion'], result['lowest']
+    print(f'--config.optimizer.lr={rate:.2g} (the loss falls most steeply there)')
+    print(f'The loss is lowest at {lowest:.2g}; beyond that is too much. Picture: {path}')
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,198 @@
+"""Several runs beside one another: their curves, their figures, and whether they differ."""
+
+import itertools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from rich.table import Table
+
+from vision import data
+from vision.core import workdir as workdir_lib
+from vision.core.checkpoints import Checkpoints
+from vision.core.errors import UserError
+from vision.evaluation.evaluate import make_eval_step
+from vision.evaluation.run import load_run
+from vision.evaluation.significance import mcnemar
+from vision.preprocess import inputs
+from vision.training.recorder import read
+from vision.training.results import results
+
+
+class Answers(NamedTuple):
+    """What a run said of a split, in the order of the ids.
+
+    Attributes:
+      source: the split's name.
+      labels: int [N].
+      correct: bool [N].
+    """
+
+    source: str
+    labels: np.ndarray
+    correct: np.ndarray
+
+
+def compare(workdirs: Sequence[str | os.PathLike], split: str = 'test') -> dict[str, Any]:
+    """Compares the best checkpoints of runs.
+
+    Args:
+      workdirs: of two runs or more; they may still be training.
+      split: whose examples McNemar's test takes.
+
+    Returns:
+      `runs`: each one's `run` (its name), `workdir`, `model`, `step` (the last recorded),
+      `checkpoint` (the best) and the metrics of it, as recorded, by split, and the median of
+      `images_per_second`. `pairs`: for each two of them `first`, `second`, `only_first`,
+      `only_second` (examples that only that one has right) and `p_value`, or `error`: why there is
+      none.
+
+    Raises:
+      UserError: fewer than two runs, one of them twice, or no workdir.
+    """
+    paths = [Path(w).expanduser().absolute() for w in workdirs]
+    if len(paths) < 2:
+        raise UserError('name at least two runs')
+    if len(set(paths)) < len(paths):
+        raise UserError('a run is named twice')
+    names = short_names(paths)
+    runs = [_figures(path, name) for path, name in zip(paths, names, strict=True)]
+    answers = [_try_answers(path, split) for path in paths]
+    pairs = []
+    for (one, first), (other, second) in itertools.combinations(
+        zip(names, answers, strict=True), 2
+    ):
+        pairs.append({'first': one, 'second': other, 'error': None} | _pair(first, second))
+    return {'split': split, 'runs': runs, 'pairs': pairs}
+
+
+def per_example(workdir: str | os.PathLike, split: str = 'test') -> Answers:
+    """Evaluates a run's best checkpoint, example by example.
+
+    Raises:
+      UserError: no such run or split, or images that cannot be read.
+    """
+    run = load_run(workdir)
+    source = data.load(run.config.data, split)
+    batches = inputs.EvalBatches(
+        source, run.config.preprocess.eval, run.config.evaluation.batch_size, run.mesh
+    )
+    eval_step = make_eval_step(run.model, run.config, run.mesh)
+    labels, correct = np.zeros((2, source.num_examples), np.int32)
+    for batch in batches:
+        answers = jax.device_get({**eval_step(run.variables, batch), 'label': batch['label']})
+        real = answers['id'] >= 0
+        labels[answers['id'][real]] = answers['label'][real]
+        correct[answers['id'][real]] = answers['rank'][real] < 1
+    return Answers(source.name, labels, correct.astype(bool))
+
+
+def draw(workdirs: Sequence[str | os.PathLike], path: Path) -> None:
+    """Draws the curves of runs into one picture: loss and accuracy over epochs."""
+    from matplotlib.figure import Figure
+
+    paths = [Path(w).expanduser().absolute() for w in workdirs]
+    figure = Figure(figsize=(11, 4.2), layout='constrained')
+    axes = figure.subplots(1, 2)
+    for i, (workdir, name) in enumerate(zip(paths, short_names(paths), strict=True)):
+        records, per_epoch = read(workdir), _steps_per_epoch(workdir)
+        for metric, panel in zip(('loss', 'top1'), axes, strict=True):
+            for split, style in (('train', ':'), ('validation', '-')):
+                key = f'{split}/{metric}'
+                points = [(r['step'] / per_epoch, r[key]) for r in records if key in r]
+                if points:
+                    x, y = zip(*points, strict=True)
+                    label = name if split == 'validation' else None
+                    panel.plot(x, y, style, color=f'C{i % 10}', label=label, linewidth=1.3)
+    axes[0].set_ylabel('loss')
+    axes[0].set_yscale('log')
+    axes[1].set_ylabel('top-1 accuracy')
+    for panel in axes:
+        panel.set_xlabel('epoch')
+        panel.grid(alpha=0.3)
+    handles, labels = axes[1].get_legend_handles_labels()
+    figure.legend(handles, labels, loc='outside lower center', ncols=min(len(paths), 4))
+    figure.suptitle('validation (lines) and training (dots)', fontsize=10)
+    figure.savefig(path, dpi=120)
+
+
+def compare_tables(result: dict[str, Any]) -> list[Table]:
+    """What `compare` returned, as a person reads it."""
+    runs = Table('run', 'model', 'checkpoint', title='the best checkpoint of each run')
+    for name in ('validation top-1', 'validation loss', 'test top-1', 'test loss', 'images/s'):
+        runs.add_column(name, justify='right')
+    for row in result['runs']:
+        cells = [
+            '–' if row[split] is None else form.format(row[split][metric])
+            for split in ('validation', 'test')
+            for metric, form in (('top1', '{:.2%}'), ('loss', '{:.4f}'))
+        ]
+        rate = row['images_per_second']
+        checkpoint = '–' if row['checkpoint'] is None else str(row['checkpoint'])
+        runs.add_row(
+            row['run'], row['model'], checkpoint, *cells, '–' if rate is None else f'{rate:,.0f}'
+        )
+    title = f"McNemar's exact test on the {result['split']} examples"
+    pairs = Table('first', 'second', 'only first right', 'only second right', 'p', title=title)
+    for pair in result['pairs']:
+        if pair['error']:
+            pairs.add_row(pair['first'], pair['second'], pair['error'])
+        else:
+            figures = (str(pair['only_first']), str(pair['only_second']), f'{pair["p_value"]:.3g}')
+            pairs.add_row(pair['first'], pair['second'], *figures)
+    return [runs, pairs]
+
+
+def short_names(paths: Sequence[Path]) -> list[str]:
+    """What tells paths apart: their last parts, as few as will do."""
+    for count in range(1, max(len(p.parts) for p in paths) + 1):
+        names = [str(Path(*p.parts[-count:])) for p in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [str(p) for p in paths]
+
+
+def _figures(path: Path, name: str) -> dict[str, Any]:
+    config = workdir_lib.read_config(path)
+    records = read(path)
+    best = None
+    if (path / 'checkpoints').is_dir():
+        with Checkpoints(path, read_only=True) as checkpoints:
+            best = checkpoints.find('best') if checkpoints.steps() else None
+    rates = [r['images_per_second'] for r in records if r.get('images_per_second')]
+    found = {} if best is None else results(path, best)
+    return {
+        'run': name,
+        'workdir': str(path),
+        'model': config.model.name,
+        'step': records[-1]['step'] if records else 0,
+        'checkpoint': best,
+        'validation': found.get('validation'),
+        'test': found.get('test'),
+        'images_per_second': float(np.median(rates)) if rates else None,
+    }
+
+
+def _try_answers(path: Path, split: str) -> Answers | str:
+    try:
+        return per_example(path, split)
+    except UserError as e:
+        return str(e)
+
+
+def _pair(first: Answers | str, second: Answers | str) -> dict[str, Any]:
+    for answers in (first, second):
+        if isinstance(answers, str):
+            return {'error': answers}
+    assert isinstance(first, Answers) and isinstance(second, Answers)
+    if first.source != second.source or not np.array_equal(first.labels, second.labels):
+        return {'error': 'they were not tested on the same examples'}
+    return mcnemar(first.correct, second.correct)._asdict()
+
+
+def _steps_per_epoch(path: Path) -> float:
+    examples = workdir_lib.read_json(path, 'dataset.json')['num_examples']['train']
+    return examples / workdir_lib.read_config(path).training.batch_size

@@ -1,8 +1,12 @@
 """Measures speed, here and in a peer, in turn.
 
     python -m experiments.benchmark input [--peer=torchvision --peer_python=PATH] [--format=json]
+    python -m experiments.benchmark train
+    python -m experiments.benchmark startup
 
-input: training batches from JPEGs, images per second.
+input: training batches from JPEGs, images per second. train: the loop against its bare jitted step,
+ResNet-20 on synthetic images, images per second. startup: seconds from the start of a process to the
+first step of ResNet-50, with an empty compilation cache and again.
 """
 
 import json
@@ -25,7 +29,19 @@ def _input() -> dict[str, Any]:
     return benchmark(PEER.value, PEER_PYTHON.value, ROUNDS.value)
 
 
-BENCHMARKS = {'input': _input}
+def _train() -> dict[str, Any]:
+    from vision.training.benchmark import loop_speed
+
+    return loop_speed(rounds=ROUNDS.value)
+
+
+def _startup() -> dict[str, Any]:
+    from vision.training.benchmark import startup
+
+    return startup()
+
+
+BENCHMARKS = {'input': _input, 'train': _train, 'startup': _startup}
 
 
 def main(argv: list[str]) -> None:

@@ -1,0 +1,205 @@
+"""Two real processes with two CPU devices each, on loopback, are one run."""
+
+import fcntl
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.conftest import REPO, command, environment, run_module
+from tests.training.test_resume import arrays, records
+from vision.core import distributed
+from vision.core.checkpoints import Checkpoints
+from vision.core.errors import UserError
+
+STEPS = 60
+FLAGS = (
+    '--config=configs/digits_lenet5.py',
+    f'--config.training.duration={STEPS} steps',
+    '--config.training.log_every=10 steps',
+    '--config.training.eval_every=30 steps',
+    '--config.training.checkpoint_every=3 steps',
+    '--config.schedule.warmup=5 steps',
+)
+
+
+def start(workdir, flags=FLAGS, **env):
+    """Starts both; they are told of one another by flags."""
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        port = s.getsockname()[1]
+    return [
+        subprocess.Popen(
+            command(
+                'experiments.train', *flags, f'--workdir={workdir}', '--distributed',
+                f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--process_id={i}',
+            ),
+            env=environment(2, **env),
+            cwd=REPO,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+
+
+def end(processes, seconds=120):
+    """Waits for both; returns exit codes and what they wrote to stderr."""
+    try:
+        told = [p.communicate(timeout=seconds) for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    return [p.returncode for p in processes], [stderr for _, stderr in told]
+
+
+def wait_for_step(workdir, step, processes):
+    folder = Path(workdir) / 'checkpoints'
+    while not any((folder / str(s) / '_CHECKPOINT_METADATA').exists() for s in range(step, STEPS)):
+        assert all(p.poll() is None for p in processes), [p.communicate() for p in processes]
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    """Two processes that nothing disturbs; all checkpoints are kept."""
+    workdir = tmp_path_factory.mktemp('alone')
+    processes = start(workdir, (*FLAGS, '--config.training.keep=99'))
+    codes, told = end(processes)
+    assert codes == [0, 0], told
+    # Process 0 alone speaks and writes.
+    assert 'training on' in told[0] and 'training on' not in told[1]
+    assert len(list(workdir.glob('events.out.*'))) == 1
+    steps = [r['step'] for r in records(workdir) if 'train/loss' in r]
+    assert steps == list(range(10, STEPS + 1, 10))
+    return workdir
+
+
+@pytest.mark.parametrize('victim', [0, 1])
+def test_one_is_killed_both_start_again_and_end_in_the_same_bits(tmp_path, alone, victim):
+    processes = start(tmp_path)
+    wait_for_step(tmp_path, 12, processes)
+    processes[victim].kill()
+    began = time.monotonic()
+    codes, _ = end(processes)
+    assert codes[victim] == -signal.SIGKILL and codes[1 - victim] != 0
+    assert time.monotonic() - began < 60  # the other does not wait for it for ever
+    codes, told = end(start(tmp_path))
+    assert codes == [0, 0], told
+    assert 'going on from step' in told[0]
+    assert records(tmp_path) == records(alone)
+    step, ours = arrays(tmp_path)
+    assert step == STEPS
+    _, theirs = arrays(alone)
+    assert [k for k in theirs if ours[k] != theirs[k]] == []
+
+
+def test_the_first_steps_are_those_of_one_process(tmp_path, alone):
+    flags = (*FLAGS, '--config.training.stop_after=3 steps', f'--workdir={tmp_path}')
+    done = run_module('experiments.train', *flags, devices=4)
+    assert done.returncode == 0, done.stderr
+    import orbax.checkpoint as ocp
+
+    one, two = (
+        ocp.StandardCheckpointer().restore(workdir / 'checkpoints' / '3' / 'model')
+        for workdir in (tmp_path, alone)
+    )
+    for name, layer in one['params'].items():
+        for kind, value in layer.items():
+            np.testing.assert_allclose(value, two['params'][name][kind], rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_stops_both_at_one_step(tmp_path, alone, signum):
+    processes = start(tmp_path)
+    wait_for_step(tmp_path, 6, processes)
+    processes[1].send_signal(signum)
+    codes, told = end(processes)
+    assert codes == [143, 143 if signum == signal.SIGTERM else 130], told
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        saved = checkpoints.find('last')
+    assert all(f'stopped at step {saved}' in text for text in told)
+    codes, told = end(start(tmp_path))
+    assert codes == [0, 0], told
+    assert arrays(tmp_path) == arrays(alone)
+
+
+@pytest.mark.slow
+def test_what_is_wrong_is_one_line_on_both_and_no_hang(tmp_path):
+    """A lock that is held, another config, a loss that is not finite, an address that is none."""
+    flags = (*FLAGS, '--config.optimizer.lr=1e18', '--config.training.checkpoint_every=1 steps')
+    codes, told = end(start(tmp_path, flags))
+    assert codes == [2, 2]
+    assert all('NaN or infinite in step' in text.splitlines()[-1] for text in told)
+
+    codes, told = end(start(tmp_path, FLAGS))
+    assert codes == [2, 2]
+    assert all('optimizer.lr is 1e+18 there' in text for text in told)
+
+    with open(tmp_path / '.lock', 'a') as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        codes, told = end(start(tmp_path, flags))
+    assert codes == [2, 2]
+    assert all('is in use by' in text for text in told)
+
+
+@pytest.mark.slow
+def test_images_that_one_cannot_read_stop_both(tmp_path):
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 40), ('val', 10)):
+        for name in ('a', 'b'):
+            folder = tmp_path / 'data' / split / name
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 255, (40, 40, 3), np.uint8)
+                Image.fromarray(pixels).save(folder / f'{i}.png')
+    flags = (
+        '--config=configs/digits_lenet5.py', '--config.data.source=folder',
+        f'--config.data.path={tmp_path}/data', '--config.preprocess.train=decode|resize(32)',
+        '--config.preprocess.eval=decode|resize(32)', '--config.training.batch_size=8',
+        '--config.training.duration=60 steps', '--config.training.log_every=5 steps',
+        '--config.training.eval_every=30 steps', '--config.schedule.warmup=2 steps',
+        '--config.preprocess.mean=(0.5,)', '--config.preprocess.std=(0.5,)',
+    )  # fmt: skip
+    whole = tmp_path / 'whole'
+    codes, told = end(start(whole, flags))
+    assert codes == [0, 0], told
+    for i in (3, 7):
+        (tmp_path / 'data' / 'train' / 'a' / f'{i}.png').write_bytes(b'no image')
+    codes, told = end(start(tmp_path / 'training', flags))
+    assert codes == [2, 2], told
+    assert all('could not be read so far' in text.splitlines()[-1] for text in told)
+    for i in (3, 7):
+        (tmp_path / 'data' / 'train' / 'a' / f'{i}.png').unlink()
+    (tmp_path / 'data' / 'val' / 'b' / '4.png').write_bytes(b'no image')
+    codes, told = end(start(tmp_path / 'evaluation', flags))
+    assert codes == [2, 2], told
+    assert all('val/b/4.png' in text.splitlines()[-1] for text in told)
+
+
+@pytest.mark.parametrize(
+    ('arguments', 'says'),
+    [
+        ((None, None, None), '--coordinator=HOST:PORT'),
+        (('here', 2, 0), 'HOST:PORT'),
+        (('a:1', 2, 2), 'the ids are 0 to 1'),
+    ],
+)
+def test_arguments_that_do_not_fit_together(monkeypatch, arguments, says):
+    for name in ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(UserError, match=says):
+        distributed.initialize(*arguments)
+
+
+def test_a_variable_that_is_no_number(monkeypatch):
+    monkeypatch.setenv('JAX_NUM_PROCESSES', 'two')
+    with pytest.raises(UserError, match="JAX_NUM_PROCESSES='two'"):
+        distributed.initialize('a:1')

@@ -1,0 +1,65 @@
+"""A run is killed 50 times at random moments, and ends in the bits of one that was left alone."""
+
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.conftest import REPO, command, environment
+from tests.training.test_resume import arrays, records
+
+KILLS, SEED, STEPS = 50, 0, 2000
+FLAGS = (
+    '--config=configs/digits_lenet5.py',
+    f'--config.training.duration={STEPS} steps',
+    '--config.training.batch_size=16',
+    '--config.training.log_every=7 steps',
+    '--config.training.eval_every=40 steps',
+    '--config.training.checkpoint_every=5 steps',
+    '--config.training.ema_decay=0.9',
+    '--config.schedule.warmup=5 steps',
+)
+
+
+def start(workdir):
+    return subprocess.Popen(
+        command('experiments.train', *FLAGS, f'--workdir={workdir}'),
+        env=environment(),
+        cwd=REPO,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def kill_after(process, seconds):
+    """Kills a run so long after it said that it goes on; returns whether it was still there."""
+    for line in process.stderr:
+        if 'the first one is compiled' in line:
+            break
+    time.sleep(seconds)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    return process.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_fifty_kills_change_no_bit(tmp_path):
+    moments = random.Random(SEED)
+    workdir, in_saves = tmp_path / 'killed', 0
+    for kill in range(KILLS):
+        assert kill_after(start(workdir), moments.uniform(0.0, 2.0)), f'ended before kill {kill}'
+        in_saves += any((workdir / 'checkpoints').glob('*.orbax-checkpoint-tmp'))
+    last = start(workdir)
+    _, errors = last.communicate()
+    assert last.returncode == 0, errors
+    alone = start(tmp_path / 'alone')
+    _, errors = alone.communicate()
+    assert alone.returncode == 0, errors
+    print(f'{KILLS} kills, {in_saves} of them while a checkpoint was being written')
+    assert in_saves >= 5
+    assert records(workdir) == records(tmp_path / 'alone')
+    step, ours = arrays(workdir)
+    assert step == STEPS
+    assert (step, ours) == arrays(tmp_path / 'alone')

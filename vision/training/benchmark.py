@@ -1,0 +1,144 @@
+"""What the training loop costs beside its step, and what a second start saves."""
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from vision.core.config import default_config
+from vision.preprocess import inputs
+from vision.training.hooks import Hook
+from vision.training.loop import train
+from vision.training.setup import setup
+from vision.training.step import init_state, make_train_step
+
+_TIMED = 40  # steps of a round
+_START = """
+import os, sys
+os.environ['XDG_CACHE_HOME'] = sys.argv[3]
+os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
+from vision.core.startup import use_compilation_cache
+use_compilation_cache()
+from vision.training.benchmark import take_one_step
+take_one_step(sys.argv[1], int(sys.argv[2]), int(sys.argv[4]))
+"""
+
+
+def synthetic_config(model: str, image_size: int, batch_size: int) -> ConfigDict:
+    """A run on synthetic images, without an evaluation within its first steps."""
+    config = default_config()
+    config.model.name = model
+    config.data.source = 'synthetic'
+    config.data.num_examples, config.data.image_size = 512, image_size
+    config.preprocess.mean, config.preprocess.std = (0.3,), (0.2,)
+    config.training.batch_size = batch_size
+    config.training.duration = '1000000 steps'
+    config.training.eval_every = config.training.checkpoint_every = '1000000 steps'
+    return config
+
+
+def loop_speed(
+    model: str = 'resnet20', image_size: int = 32, batch_size: int = 64, rounds: int = 3
+) -> dict[str, Any]:
+    """Measures the loop and the bare jitted step in turn, in one process.
+
+    Args:
+      model: in the registry.
+      image_size: pixels.
+      batch_size: of the global batch.
+      rounds: how often each is measured.
+
+    Returns:
+      `step` and `loop`, images per second (the median of the rounds), and `ratio`, the median of the
+      rounds' ratios. The bare step has its batch on the device; the loop makes, counts, records and
+      shows.
+    """
+    config = synthetic_config(model, image_size, batch_size)
+    run = setup(config)
+    state = init_state(run.model, run.optimizer, run.config, run.input_shape, run.mesh)
+    train_step = make_train_step(run.model, run.optimizer, run.schedule, run.config, run.mesh)
+    batch = next(inputs.TrainBatches(run.train, run.config, run.mesh, 0))
+    steps, loops = [], []
+    for _ in range(rounds):
+        for timed in (False, True):
+            began = time.perf_counter()
+            for _ in range(_TIMED if timed else 2):
+                state, metrics = train_step(state, batch)
+            jax.block_until_ready(metrics)
+        steps.append(_TIMED * batch_size / (time.perf_counter() - began))
+        loops.append(_loop_rate(config))
+    ratios = [loop / step for loop, step in zip(loops, steps, strict=True)]
+    return {
+        'model': model,
+        'step': statistics.median(steps),
+        'loop': statistics.median(loops),
+        'ratio': statistics.median(ratios),
+    }
+
+
+def startup(model: str = 'resnet50', image_size: int = 224, batch_size: int = 8) -> dict[str, Any]:
+    """Measures seconds from the start of a process to its first step, with an empty cache and again.
+
+    Args:
+      model: in the registry.
+      image_size: pixels.
+      batch_size: of the global batch.
+
+    Returns:
+      `cold` and `warm`, seconds, and `ratio`, warm over cold.
+    """
+    with tempfile.TemporaryDirectory() as cache:
+        seconds = []
+        for _ in range(2):
+            began = time.perf_counter()
+            words = [sys.executable, '-c', _START, model, str(image_size), cache, str(batch_size)]
+            subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            seconds.append(time.perf_counter() - began)
+    return {
+        'model': model,
+        'cold': seconds[0],
+        'warm': seconds[1],
+        'ratio': seconds[1] / seconds[0],
+    }
+
+
+class _First(Hook):
+    """Ends the process with its first step."""
+
+    def after_step(self, step: int, batch: Any, metrics: Any) -> None:
+        jax.block_until_ready(metrics)
+        os._exit(0)
+
+
+def take_one_step(model: str, image_size: int, batch_size: int) -> None:
+    """Starts a run in this process, and ends it with its first step."""
+    with tempfile.TemporaryDirectory() as workdir:
+        train(synthetic_config(model, image_size, batch_size), workdir, [_First()])
+
+
+class _Rate(Hook):
+    """Times the loop from step 3 to the end, log records and all."""
+
+    def after_step(self, step: int, batch: Any, metrics: Any) -> None:
+        if step == 2:
+            jax.block_until_ready(metrics)
+            self.began = time.perf_counter()
+        if step == _TIMED + 2:
+            jax.block_until_ready(metrics)
+            self.seconds = time.perf_counter() - self.began
+
+
+def _loop_rate(config: ConfigDict) -> float:
+    config = config.copy_and_resolve_references()
+    config.training.stop_after = f'{_TIMED + 2} steps'
+    config.training.log_every = f'{_TIMED // 2} steps'
+    rate = _Rate()
+    with tempfile.TemporaryDirectory() as workdir:
+        train(config, workdir, [rate])
+    return _TIMED * config.training.batch_size / rate.seconds

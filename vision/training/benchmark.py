@@ -26,7 +26,7 @@ os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
 from vision.core.startup import use_compilation_cache
 use_compilation_cache()
 from vision.training.benchmark import take_one_step
-take_one_step(sys.argv[1], int(sys.argv[2]), int(sys.argv[4]))
+take_one_step(sys.argv[1], int(sys.argv[2]), int(sys.argv[4]), sys.argv[3])
 """
 
 
@@ -116,10 +116,10 @@ class _First(Hook):
         os._exit(0)
 
 
-def take_one_step(model: str, image_size: int, batch_size: int) -> None:
-    """Starts a run in this process, and ends it with its first step."""
-    with tempfile.TemporaryDirectory() as workdir:
-        train(synthetic_config(model, image_size, batch_size), workdir, [_First()])
+def take_one_step(model: str, image_size: int, batch_size: int, folder: str) -> None:
+    """Starts a run in a new folder within `folder`, and ends the process with its first step."""
+    workdir = tempfile.mkdtemp(dir=folder)
+    train(synthetic_config(model, image_size, batch_size), workdir, [_First()])
 
 
 class _Rate(Hook):

@@ -43,14 +43,14 @@ class Checkpoints:
         policy = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(keep),
-                policies.BestN(get_metric_fn=_rank, n=1, keep_checkpoints_without_metrics=False),
+                policies.BestN(get_metric_fn=rank, n=1, keep_checkpoints_without_metrics=False),
             ]
         )
         options = ocp.CheckpointManagerOptions(
             read_only=read_only,
             create=not read_only,
             cleanup_tmp_directories=not read_only,
-            best_fn=_rank,
+            best_fn=rank,
             preservation_policy=None if read_only else policy,
         )
         handlers = {name: ocp.StandardCheckpointHandler() for name in ('model', 'ema', 'training')}
@@ -137,7 +137,7 @@ class Checkpoints:
         A small validation split has many equals in top-1. Of equals in both the latest counts.
         """
         metrics = {s: self._manager.metrics(s) for s in self.steps()}
-        scored = [(_rank(m), s) for s, m in metrics.items() if m]
+        scored = [(rank(m), s) for s, m in metrics.items() if m]
         return max(scored)[1] if scored else None
 
     def find(self, which: str) -> int:
@@ -216,8 +216,8 @@ def _training(state: TrainState) -> dict[str, Any]:
     return {'step': state.step, 'opt_state': state.opt_state, 'rng': state.rng}
 
 
-def _rank(metrics: Any) -> tuple[float, float]:
-    """What checkpoints are ordered by, the best last: top-1, then the loss."""
+def rank(metrics: Any) -> tuple[float, float]:
+    """What evaluations are ordered by, the best last: top-1, then the loss."""
     loss = metrics['loss']
     return metrics['top1'], -math.inf if math.isnan(loss) else -loss
 

@@ -87,12 +87,8 @@ def newest(
 
 
 def grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
-    """Lays uint8 images [N, H, W, C] out in rows: one image, with lines between, RGB.
-
-    Images of other than 1 or 3 channels are shown as the mean of their channels, in grey.
-    """
-    if images.shape[-1] not in (1, 3):
-        images = images.mean(-1, keepdims=True).round().astype(np.uint8)
+    """Lays uint8 images [N, H, W, C] out in rows: one image, with lines between, RGB."""
+    images = visible(images)
     n, height, width, _ = images.shape
     columns = min(columns, n)
     rows = -(-n // columns)
@@ -101,6 +97,13 @@ def grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
         sheet[top : top + height, left : left + width] = image
     return sheet
+
+
+def visible(images: np.ndarray) -> np.ndarray:
+    """Images [..., C] of other than 1 or 3 channels as the mean of their channels, in grey."""
+    if images.shape[-1] in (1, 3):
+        return images
+    return images.mean(-1, keepdims=True).round().astype(np.uint8)
 
 
 def _lines(path: Path) -> list[str]:

@@ -3,6 +3,7 @@
 from fractions import Fraction
 from typing import Any
 
+from vision.core.checkpoints import rank
 from vision.training.hooks import Hook
 
 
@@ -34,10 +35,9 @@ class EarlyStopping(Hook):
         return self._patience is not None and self._last_step - self._best_step >= self._patience
 
     def after_evaluation(self, step: int, scores: dict[str, Any]) -> str | None:
-        """Looks whether it was better: by top-1, then by loss, as the best checkpoint is chosen."""
-        rank = (scores['top1'], -scores['loss'])
-        if self._best is None or rank > self._best:
-            self._best, self._best_step = rank, step
+        """Looks whether it was better, as the best checkpoint is chosen."""
+        if self._best is None or rank(scores) > self._best:
+            self._best, self._best_step = rank(scores), step
         self._last_step = step
         if not self.reached:
             return None

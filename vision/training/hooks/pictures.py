@@ -9,7 +9,7 @@ from vision.core import processes
 from vision.preprocess.device import Batch
 from vision.training.evaluator import Evaluator
 from vision.training.hooks import Hook
-from vision.training.recorder import Recorder
+from vision.training.recorder import Recorder, visible
 from vision.training.step import Metrics
 
 _TRAIN, _VALIDATION = 64, 32  # images of a grid
@@ -62,7 +62,7 @@ def captioned(image: np.ndarray, caption: str, color: tuple[int, int, int]) -> n
     from PIL import Image, ImageDraw, ImageFont
 
     pixels = np.clip(np.round(np.asarray(image, np.float32)), 0, 255).astype(np.uint8)
-    picture = Image.fromarray(np.broadcast_to(pixels[..., :3], (*pixels.shape[:2], 3)))
+    picture = Image.fromarray(np.broadcast_to(visible(pixels), (*pixels.shape[:2], 3)))
     times = max(1, -(-_TILE // min(picture.size)))
     picture = picture.resize(
         (picture.width * times, picture.height * times), Image.Resampling.NEAREST

@@ -38,6 +38,7 @@ def initialize(
         raise UserError(f'--coordinator={coordinator}: write HOST:PORT')
     if process_id is not None and num_processes is not None and process_id >= num_processes:
         raise UserError(f'--process_id={process_id}: the ids are 0 to {num_processes - 1}')
+    _own_stdout()
     try:
         jax.distributed.initialize(
             coordinator,
@@ -69,6 +70,14 @@ def leave(code: int) -> None:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
+
+
+def _own_stdout() -> None:
+    """Sends what C++ prints on stdout (Gloo tells of each connection) to stderr; Python keeps it."""
+    sys.stdout.flush()
+    ours = os.dup(1)
+    os.dup2(2, 1)
+    sys.stdout = os.fdopen(ours, 'w', buffering=1)
 
 
 def _number(name: str, value: int | None) -> int | None:

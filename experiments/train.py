@@ -10,13 +10,15 @@ import json
 
 from absl import flags
 
-from vision.core import cli, startup
+from vision.core import cli
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder that the run lives in.')
 DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what the run would be, from three steps; stop.')
 PROFILE = flags.DEFINE_string('profile', None, 'START:STOP, the steps to trace.')
-DEBUG = flags.DEFINE_list('debug', [], ', '.join(startup.DEBUG))
+DEBUG = flags.DEFINE_list(
+    'debug', [], 'nans, no_jit, transfers: see vision/training/hooks/debugging.py.'
+)
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the figures are printed.')
 join_others = cli.define_distributed()
 
@@ -27,7 +29,6 @@ def main(argv: list[str]) -> None:
     cli.require(config=CONFIG.value)
     if not DRY_RUN.value:
         cli.require(workdir=WORKDIR.value)
-    startup.debug(DEBUG.value)
     join_others()
     from rich.console import Console
 
@@ -35,13 +36,15 @@ def main(argv: list[str]) -> None:
     from vision.training import train
     from vision.training.dry_run import dry_run, dry_run_text
     from vision.training.hooks import profile
+    from vision.training.hooks.debugging import debugging
     from vision.training.results import results_table
 
     if DRY_RUN.value:
         result = dry_run(CONFIG.value)
     else:
         hooks = [profile.from_flag(PROFILE.value, WORKDIR.value)] if PROFILE.value else []
-        result = train(CONFIG.value, WORKDIR.value, hooks)
+        with debugging(DEBUG.value) as debug_hooks:
+            result = train(CONFIG.value, WORKDIR.value, [*hooks, *debug_hooks])
     if not processes.is_first():
         return
     if FORMAT.value == 'json':

@@ -3,11 +3,7 @@
 import subprocess
 import sys
 
-import pytest
-
 from tests.conftest import REPO, environment
-from vision.core import startup
-from vision.core.errors import UserError
 
 
 def cache_of(code, **env):
@@ -42,8 +38,3 @@ def test_importing_sets_nothing(tmp_path):
     code = 'import vision.training, vision.core.cli, vision.core.startup'
     assert cache_of(code, XDG_CACHE_HOME=str(tmp_path)) == 'None'
     assert list(tmp_path.iterdir()) == []
-
-
-def test_an_unknown_switch():
-    with pytest.raises(UserError, match="Did you mean 'nans'"):
-        startup.debug(['nan'])

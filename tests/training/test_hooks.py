@@ -14,6 +14,7 @@ from vision.core.checkpoints import Checkpoints
 from vision.core.errors import UserError
 from vision.training import train
 from vision.training.hooks import Hook, profile
+from vision.training.hooks.debugging import NoTransfers
 from vision.training.hooks.early_stopping import EarlyStopping
 from vision.training.hooks.pictures import captioned
 from vision.training.recorder import read
@@ -45,34 +46,32 @@ class Witness(Hook):
         self.told.append(('evaluation', step, scores['top1']))
 
 
-class NoReads(Hook):
-    """Fails where the host reads the device, or moves something to it unasked, within steps."""
+class NoReads(NoTransfers):
+    """Guards a step, and notes where the host reads the device all the same.
+
+    On the CPU the guard lets reads pass, since they copy nothing.
+    """
 
     def __init__(self, monkeypatch):
         from jax._src.array import ArrayImpl
 
-        value, self._within, self.reads = ArrayImpl._value, False, []
-        # On the CPU a guard lets reads pass that copy nothing: they are seen here.
-        monkeypatch.setattr(ArrayImpl, '_value', property(self._watched(value.fget)))
+        super().__init__()
+        value, self.within, self.reads = ArrayImpl._value, False, []
 
-    def _watched(self, get):
         def watched(array):
-            if self._within:
+            if self.within:
                 self.reads.append(array.shape)
-            return get(array)
+            return value.fget(array)
 
-        return watched
+        monkeypatch.setattr(ArrayImpl, '_value', property(watched))
 
     def before_step(self, step):
-        if step > 1:  # the first is compiled, and shown
-            self._within = True
-            self._guard = jax.transfer_guard('disallow')
-            self._guard.__enter__()
+        super().before_step(step)
+        self.within = step > 1  # the first is compiled, and shown
 
     def after_step(self, step, batch, metrics):
-        if step > 1:
-            self._guard.__exit__(None, None, None)
-            self._within = False
+        self.within = False
+        super().after_step(step, batch, metrics)
 
 
 def test_hooks_are_called_at_their_points(tmp_path):
@@ -93,12 +92,10 @@ def test_the_loop_never_waits_for_the_device_but_to_write_something_down(tmp_pat
     guard = NoReads(monkeypatch)
     train(tiny_config(), tmp_path, [guard])
     assert guard.reads == []
-    # The same eyes do see a read within a step.
-    seen = NoReads(monkeypatch)
-    seen.after_log = lambda *_: None
-    seen._within = True
+    # Those eyes do see a read.
+    guard.within = True
     float(jax.numpy.ones(()) + 1)
-    assert seen.reads == [()]
+    assert guard.reads == [()]
 
 
 def test_evaluation_compiles_nothing_for_the_last_batch_nor_the_second_time(tmp_path):

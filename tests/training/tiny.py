@@ -8,6 +8,7 @@ def tiny_config(**overrides):
     config = get_config()
     values = {
         'training.batch_size': 32,
+        'training.ema_decay': 0.0,
         'training.duration': '24 steps',
         'training.eval_every': '8 steps',
         'training.log_every': '6 steps',

@@ -11,7 +11,7 @@ import sys
 from vision.core.errors import UserError
 
 # Seconds without a sign of life after which a process counts as dead, and all end.
-_HEARTBEAT_TIMEOUT = 20
+_HEARTBEAT_TIMEOUT = 30
 _SHUTDOWN_TIMEOUT = 60  # seconds that a process which is through waits for the others
 _VARIABLES = {'num_processes': 'JAX_NUM_PROCESSES', 'process_id': 'JAX_PROCESS_ID'}
 

@@ -44,6 +44,7 @@ def test_an_unknown_switch():
         pass
 
 
+@pytest.mark.slow  # each operation by itself
 def test_without_jit_the_step_is_python(tmp_path, monkeypatch):
     from vision.training import losses
 
@@ -55,6 +56,7 @@ def test_without_jit_the_step_is_python(tmp_path, monkeypatch):
 
     monkeypatch.setattr(losses, 'smooth_labels', look)
     config = tiny_config(training__stop_after='2 steps', training__batch_size=4)
+    config.preprocess.train = 'resize(32)'
     with debugging(['no_jit']):
         train(config, tmp_path)
     assert seen == [4.0, 4.0]

@@ -48,7 +48,7 @@ def start(workdir, flags=FLAGS, **env):
     ]  # fmt: skip
 
 
-def end(processes, seconds=120):
+def end(processes, seconds=300):
     """Waits for both; returns exit codes and what they wrote to stderr."""
     try:
         told = [p.communicate(timeout=seconds) for p in processes]
@@ -88,7 +88,7 @@ def test_one_is_killed_both_start_again_and_end_in_the_same_bits(tmp_path, alone
     began = time.monotonic()
     codes, _ = end(processes)
     assert codes[victim] == -signal.SIGKILL and codes[1 - victim] != 0
-    assert time.monotonic() - began < 60  # the other does not wait for it for ever
+    assert time.monotonic() - began < 120  # the other does not wait for it for ever
     codes, told = end(start(tmp_path))
     assert codes == [0, 0], told
     assert 'going on from step' in told[0]

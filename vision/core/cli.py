@@ -119,16 +119,19 @@ def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         sys.stderr.close()
         return 0
+    except OSError as e:
+        return _complain_of_room(e) if e.errno in _NO_ROOM else _fail(e)
     except Exception as e:
-        no_room = isinstance(e, OSError) and e.errno in _NO_ROOM
-        if not no_room and not distributed.is_initialized():
-            raise
-        code = _complain_of_room(e) if no_room else 1
-        if not no_room:
-            traceback.print_exc()
-        if distributed.is_initialized():  # the others do not know, and would be waited for
-            distributed.leave(code)
-        return code
+        return _fail(e)
+
+
+def _fail(error: Exception) -> int:
+    """Shows what is ours, and where others would be waited for that do not know, leaves at once."""
+    if not distributed.is_initialized():
+        raise error
+    traceback.print_exception(error)
+    distributed.leave(1)
+    return 1
 
 
 def _quiet_orbax() -> None:

@@ -44,7 +44,7 @@ def synthetic_config(model: str, image_size: int, batch_size: int) -> ConfigDict
 
 
 def loop_speed(
-    model: str = 'resnet20', image_size: int = 32, batch_size: int = 64, rounds: int = 3
+    model: str = 'resnet20', image_size: int = 32, batch_size: int = 16, rounds: int = 3
 ) -> dict[str, Any]:
     """Measures the loop and the bare jitted step in turn, in one process.
 

@@ -1,40 +1,59 @@
 """What a command sets before JAX is used, and what importing leaves alone."""
 
+import os
 import subprocess
 import sys
 
+import jax
+import pytest
+
 from tests.conftest import REPO, environment
+from vision.core.startup import use_compilation_cache
+
+VARIABLE = 'JAX_COMPILATION_CACHE_DIR'
 
 
-def cache_of(code, **env):
-    """Where JAX keeps what it compiles, after this code, in a process of its own."""
-    clean = {k: v for k, v in environment(**env).items() if env.get(k) or k[:9] != 'JAX_COMPI'}
-    code += '\nimport jax; print(repr(jax.config.jax_compilation_cache_dir))'
-    done = subprocess.run(
-        [sys.executable, '-c', code], env=clean, cwd=REPO, capture_output=True, text=True
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    """An empty cache folder of the user's, and nothing set."""
+    monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+    monkeypatch.delenv(VARIABLE)
+    before = jax.config.jax_compilation_cache_dir
+    yield tmp_path
+    jax.config.update('jax_compilation_cache_dir', before)
+    os.environ.pop(VARIABLE, None)
+
+
+def test_the_cache_is_the_users(home):
+    use_compilation_cache()
+    assert os.environ[VARIABLE] == jax.config.jax_compilation_cache_dir == f'{home}/vision-jax'
+
+
+@pytest.mark.parametrize('value', ['', '/elsewhere'])
+def test_it_can_be_moved_and_switched_off(home, monkeypatch, value):
+    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.setenv(VARIABLE, value)
+    use_compilation_cache()
+    assert os.environ[VARIABLE] == value and jax.config.jax_compilation_cache_dir == before
+    assert list(home.iterdir()) == []
+
+
+def test_a_home_that_cannot_be_written_to_is_no_reason_to_stop(home, monkeypatch):
+    (home / 'file').write_text('')
+    monkeypatch.setenv('XDG_CACHE_HOME', str(home / 'file'))
+    use_compilation_cache()
+    assert VARIABLE not in os.environ
+
+
+def test_importing_sets_nothing_and_an_empty_variable_is_no_cache(tmp_path):
+    code = (
+        'import vision.core.cli, vision.core.startup, jax\n'
+        'assert not jax.config.jax_compilation_cache_dir\n'
+        'vision.core.startup.use_compilation_cache()\n'
+        'assert not jax.config.jax_compilation_cache_dir\n'
+        'jax.jit(lambda x: x + 1)(1)'
     )
+    env = environment(XDG_CACHE_HOME=str(tmp_path), JAX_COMPILATION_CACHE_DIR='')
+    done = subprocess.run([sys.executable, '-c', code], env=env, cwd=REPO, capture_output=True)
     assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
-
-
-USE = 'from vision.core.startup import use_compilation_cache as use; use()'
-
-
-def test_the_cache_is_the_users_and_can_be_moved_or_switched_off(tmp_path, monkeypatch):
-    home = str(tmp_path / 'home')
-    assert cache_of(USE, XDG_CACHE_HOME=home) == repr(f'{home}/vision-jax')
-    # Also where JAX was imported before.
-    assert cache_of(f'import jax; {USE}', XDG_CACHE_HOME=home) == repr(f'{home}/vision-jax')
-    mine = str(tmp_path / 'mine')
-    assert cache_of(USE, JAX_COMPILATION_CACHE_DIR=mine, XDG_CACHE_HOME=home) == repr(mine)
-    off = f'import os; os.environ["JAX_COMPILATION_CACHE_DIR"] = ""; {USE}'
-    assert cache_of(off, XDG_CACHE_HOME=home) in ("''", 'None')
-    # A home that cannot be written to is no reason to stop.
-    (tmp_path / 'file').write_text('')
-    assert cache_of(USE, XDG_CACHE_HOME=str(tmp_path / 'file')) == 'None'
-
-
-def test_importing_sets_nothing(tmp_path):
-    code = 'import vision.training, vision.core.cli, vision.core.startup'
-    assert cache_of(code, XDG_CACHE_HOME=str(tmp_path)) == 'None'
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,9 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from tests.conftest import REPO, command, environment, run_module
@@ -47,26 +49,22 @@ def records(workdir):
 
 def arrays(workdir):
     """Every array of the last checkpoint, byte for byte."""
-    import orbax.checkpoint as ocp
-
     with Checkpoints(Path(workdir), read_only=True) as checkpoints:
         step = checkpoints.find('last')
     folder = Path(workdir) / 'checkpoints' / str(step)
-    found = {}
-    for item in ('model', 'ema', 'training'):
-        tree = ocp.StandardCheckpointer().restore(folder / item)
-        for path, leaf in _leaves(tree):
-            found[f'{item}{path}'] = np.asarray(leaf).tobytes()
-    return step, found
+    return step, {
+        f'{item}{jax.tree_util.keystr(path)}': leaf.tobytes()
+        for item in ('model', 'ema', 'training')
+        for path, leaf in jax.tree_util.tree_leaves_with_path(stored(folder / item))
+    }
 
 
-def _leaves(tree):
-    import jax
-
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.random.key_data(leaf)
-        yield jax.tree_util.keystr(path), leaf
+def stored(folder):
+    """An item of a checkpoint as NumPy arrays, whatever the devices it was saved from."""
+    checkpointer = ocp.PyTreeCheckpointer()
+    tree = checkpointer.metadata(folder).item_metadata.tree
+    as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+    return checkpointer.restore(folder, restore_args=as_numpy)
 
 
 @pytest.fixture(scope='module')

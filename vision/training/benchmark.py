@@ -82,7 +82,7 @@ def loop_speed(
     }
 
 
-def startup(model: str = 'resnet50', image_size: int = 224, batch_size: int = 8) -> dict[str, Any]:
+def startup(model: str = 'resnet50', image_size: int = 224, batch_size: int = 2) -> dict[str, Any]:
     """Measures seconds from the start of a process to its first step, with an empty cache and again.
 
     Args:

@@ -121,8 +121,8 @@ def draw(workdirs: Sequence[str | os.PathLike], path: Path) -> None:
 
 def compare_tables(result: dict[str, Any]) -> list[Table]:
     """What `compare` returned, as a person reads it."""
-    runs = Table('run', 'model', 'checkpoint', title='the best checkpoint of each run')
-    for name in ('validation top-1', 'validation loss', 'test top-1', 'test loss', 'images/s'):
+    runs = Table('run', 'model', 'step', title='the best checkpoint of each run')
+    for name in ('val. top-1', 'val. loss', 'test top-1', 'test loss', 'images/s'):
         runs.add_column(name, justify='right')
     for row in result['runs']:
         cells = [
@@ -136,7 +136,7 @@ def compare_tables(result: dict[str, Any]) -> list[Table]:
             row['run'], row['model'], checkpoint, *cells, '–' if rate is None else f'{rate:,.0f}'
         )
     title = f"McNemar's exact test on the {result['split']} examples"
-    pairs = Table('first', 'second', 'only first right', 'only second right', 'p', title=title)
+    pairs = Table('first', 'second', 'first alone right', 'second alone right', 'p', title=title)
     for pair in result['pairs']:
         if pair['error']:
             pairs.add_row(pair['first'], pair['second'], pair['error'])

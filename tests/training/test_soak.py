@@ -10,7 +10,7 @@ import pytest
 from tests.conftest import REPO, command, environment
 from tests.training.test_resume import arrays, records
 
-KILLS, SEED, STEPS = 50, 0, 2000
+KILLS, SEED, STEPS = 50, 0, 3000
 FLAGS = (
     '--config=configs/digits_lenet5.py',
     f'--config.training.duration={STEPS} steps',
@@ -33,11 +33,19 @@ def start(workdir):
     )
 
 
-def kill_after(process, seconds):
-    """Kills a run so long after it said that it goes on; returns whether it was still there."""
+def kill_after(process, workdir, seconds, early):
+    """Kills a run so long after its first new checkpoint was begun; returns whether it was there.
+
+    An early kill counts from when the run said that it goes on.
+    """
     for line in process.stderr:
         if 'the first one is compiled' in line:
             break
+    before = set((workdir / 'checkpoints').iterdir())
+    while not early and process.poll() is None:
+        if set((workdir / 'checkpoints').iterdir()) - before:
+            break
+        time.sleep(0.005)
     time.sleep(seconds)
     process.send_signal(signal.SIGKILL)
     process.communicate()
@@ -49,7 +57,8 @@ def test_fifty_kills_change_no_bit(tmp_path):
     moments = random.Random(SEED)
     workdir, in_saves = tmp_path / 'killed', 0
     for kill in range(KILLS):
-        assert kill_after(start(workdir), moments.uniform(0.0, 2.0)), f'ended before kill {kill}'
+        seconds, early = moments.uniform(0.0, 0.5), kill % 5 == 4
+        assert kill_after(start(workdir), workdir, seconds, early), f'ended before kill {kill}'
         in_saves += any((workdir / 'checkpoints').glob('*.orbax-checkpoint-tmp'))
     last = start(workdir)
     _, errors = last.communicate()

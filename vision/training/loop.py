@@ -21,6 +21,7 @@ from vision.core.errors import Stopped, UserError
 from vision.core.state import TrainState
 from vision.evaluation.evaluate import evaluate, make_eval_step
 from vision.preprocess import inputs
+from vision.training import plateau
 from vision.training import recorder as recorder_lib
 from vision.training.display import Display
 from vision.training.init_from import init_from
@@ -94,7 +95,9 @@ def _loop(
 ) -> None:
     """Takes the steps from `state.step` to `run.stop_step`; leaves a checkpoint of the last one."""
     start = int(state.step)
-    train_step = make_train_step(run.model, run.optimizer, run.schedule, run.config, run.mesh)
+    train_step = make_train_step(
+        run.model, run.optimizer, run.schedule, run.config, run.mesh, run.polyak_from
+    )
     batches = inputs.train_batches(run.train, run.config, run.mesh, start)
     clock = Clock()
     with Display(run.total_steps, start) as display:
@@ -128,6 +131,10 @@ def _loop(
                     scores = evaluator('validation', state.eval_variables)
                     recorder.write(step, {f'validation/{k}': v for k, v in scores.items()})
                     display.evaluated(step, 'validation', scores)
+                    if state.ema_params is not None:  # beside the average, which is selected by
+                        raw = evaluator('validation', state.variables)
+                        recorder.write(step, {f'validation_raw/{k}': v for k, v in raw.items()})
+                    state = plateau.observe(state, scores, run.config.schedule, run.mesh)
                 if evaluating or saving or stopping:
                     checkpoints.save(state, interval.to_json(), scores)
             if stopping and signals.received is not None:

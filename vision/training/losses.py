@@ -55,7 +55,7 @@ def total_weight(examples: dict[str, jax.Array], config: ConfigDict) -> jax.Arra
     """
     weights = examples['mask']
     if config.class_weights:
-        weights = weights * (examples['targets'] @ _weights(config))
+        weights = weights * jnp.sum(examples['targets'] * _weights(config), axis=-1)
     total = jnp.sum(weights)
     return jnp.where(total > 0, total, 1.0)
 
@@ -85,10 +85,7 @@ def make_loss(config: ConfigDict) -> Loss:
     loss = LOSSES[config.name]
     given = {key: config[key] for key in config if key not in _COMMON}
     own = list(inspect.signature(loss).parameters)[2:]
-    for key in given:
-        if key not in own:
-            raise unknown(f'argument of loss {config.name!r}', key, [*own, *_COMMON])
-    arguments.check(f'loss {config.name!r}', loss, own, given)
+    arguments.check(f'loss {config.name!r}', loss, [*own, *_COMMON], given)
     return functools.partial(loss, **given)
 
 
@@ -98,7 +95,8 @@ def check(config: ConfigDict, num_classes: int) -> None:
     Raises:
       UserError: an unknown loss or argument, or class weights that do not fit K classes.
     """
-    make_loss(config)
+    one = jax.ShapeDtypeStruct((1, num_classes), jnp.float32)
+    jax.eval_shape(make_loss(config), one, one)
     weights = config.class_weights
     if not weights:
         return

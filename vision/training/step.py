@@ -35,6 +35,7 @@ def init_state(
 
     It is jitted for one device and laid out afterwards: XLA may round the initial values
     differently for another mesh, and a seed must mean the same parameters on any number of devices.
+    (So with 'fsdp', too, the state must fit into the memory of one device, once.)
 
     Args:
       model: to be initialised.

@@ -19,8 +19,8 @@ from vision.training import averages, losses, patterns, plateau
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
-# What the gradient is computed of: `images` float32 [B, H, W, C], `targets` float32 [B, K] for the
-# loss, `label` int32 [B] for the accuracy, `mask` float32 [B].
+# What the gradient is computed of: `images` float32 [B, H, W, C], `targets` float32 [B, K], of which
+# the largest is the right answer, `mask` float32 [B].
 Examples = dict[str, jax.Array]
 
 
@@ -141,11 +141,9 @@ def make_train_step(
 
 def make_examples(batch: Batch, config: ConfigDict, num_classes: int) -> Examples:
     """Turns a batch into what the model is fed and what its loss is measured against."""
-    targets = jax.nn.one_hot(batch['label'], num_classes)
     return {
         'images': normalise(batch['image'], config.preprocess.mean, config.preprocess.std),
-        'targets': targets,
-        'label': batch['label'],
+        'targets': jax.nn.one_hot(batch['label'], num_classes),
         'mask': batch['mask'],
     }
 
@@ -172,12 +170,13 @@ def _make_gradient(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable
             rngs={'dropout': key},
             mutable=['batch_stats'],
         )
-        mask, targets = examples['mask'], losses.loss_targets(examples['targets'], config.loss)
+        mask, right = examples['mask'], examples['targets'].argmax(-1)
+        targets = losses.loss_targets(examples['targets'], config.loss)
         loss = jnp.sum(loss_fn(logits, targets) * mask)
         total = loss / normaliser
         for aux in endpoints.get('aux', ()):
             total += config.loss.aux_weight * jnp.sum(loss_fn(aux, targets) * mask) / normaliser
-        correct = jnp.sum((logits.argmax(-1) == examples['label']) * mask)
+        correct = jnp.sum((logits.argmax(-1) == right) * mask)
         sums = {'objective': total, 'loss': loss, 'correct': correct}
         return total, (sums, updated.get('batch_stats', batch_stats))
 

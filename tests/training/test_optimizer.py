@@ -274,9 +274,10 @@ def test_another_optimizer_need_not_know_sgds_defaults():
         (
             'adamw',
             {'optimizer.weight_decay': 0.1, 'weight_decay_form': 'decoupled'},
-            'write weight_decay=0.1 instead',
+            'write weight_decay=0.1, not',
         ),
-        ('novograd', {'optimizer.weight_decay': 0.1}, 'write weight_decay=0.1 instead'),
+        ('sgd', {'optimizer.weight_decay': 0.1}, 'write weight_decay=0.1, not'),
+        ('novograd', {'optimizer.weight_decay': 0.1}, 'write weight_decay=0.1, not'),
         ('sgd', {'weight_decay_form': 'l1'}, 'decoupled'),
         ('sgd', {'weight_decay': 0.1, 'weight_decay_pattern': '('}, 'no regular expression'),
         ('sgd', {'freeze': '('}, 'no regular expression'),

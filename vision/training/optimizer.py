@@ -32,7 +32,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
 }
 
 # Keys of config.optimizer that are no arguments of optax's function.
-_COMMON = ('name', 'lr', 'lr_for_batch', 'clip_norm', 'clip_value')
+_COMMON = ('name', 'lr', 'lr_for_batch', 'clip_norm', 'clip_value', 'weight_decay')
 # Arguments that only have a meaning in a range: lowest value, and what it must be below.
 _RANGES = {
     **dict.fromkeys(('momentum', 'decay', 'b1', 'b2', 'b3', 'beta'), (0, 1)),
@@ -70,9 +70,11 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
         regular expression, weight decay given twice.
     """
     patterns.check(config)
-    name, arguments = config.optimizer.name, _arguments(config)
+    name = config.optimizer.name
+    if name not in OPTIMIZERS:
+        raise unknown('optimizer.name', name, OPTIMIZERS)
     decay, form = _decay(config)
-    own = _own_decay(name)
+    arguments, own = _arguments(config), _own_decay(name)
     in_place = form == 'default' and own is not None
     if own:  # its own default need not be 0
         arguments |= {own[0]: decay if in_place else 0.0, own[1]: _decayed(config)}
@@ -82,7 +84,7 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
         optimizer = _with_schedule(name, schedule, arguments)
     except (TypeError, ValueError) as e:
         raise UserError(f'optimizer {name!r}: {e}') from None
-    parts = [*_clipping(config)]
+    parts = _clipping(config)
     if decay and not in_place and form != 'decoupled':
         parts.append(optax.add_decayed_weights(decay, _decayed(config)))
     parts.append(optimizer)
@@ -129,8 +131,6 @@ def check(config: ConfigDict, optimizer: optax.GradientTransformation, params: A
 def _arguments(config: ConfigDict) -> dict[str, Any]:
     """The arguments of optax's function that the config gives, checked; without weight decay."""
     name = config.optimizer.name
-    if name not in OPTIMIZERS:
-        raise unknown('optimizer.name', name, OPTIMIZERS)
     parameters = inspect.signature(OPTIMIZERS[name]).parameters
     known = [key for key in parameters if key not in _OWN]
     default, arguments = default_config().optimizer, {}
@@ -140,10 +140,9 @@ def _arguments(config: ConfigDict) -> dict[str, Any]:
         if key in known:
             _check_argument(name, key, value, parameters[key].default)
             arguments[key] = value
-        # The default config is sgd's; another optimizer need not know what was never set.
+        # The default config's momentum is sgd's: it is no mistake of whoever names another optimizer.
         elif key not in default or value != default[key]:
-            raise unknown(f'argument of optimizer {name!r}', key, [*known, *_COMMON])
-    arguments.pop('weight_decay', None)
+            raise unknown(f'argument of optimizer {name!r}', key, {*known, *_COMMON})
     return arguments
 
 
@@ -175,13 +174,14 @@ def _decay(config: ConfigDict) -> tuple[float, str]:
     if own is None:
         return config.weight_decay, form
     name = config.optimizer.name
+    _check_argument(name, 'weight_decay', own, 0.0)
     if config.weight_decay:
         raise UserError(
             f'weight decay is given twice: weight_decay={config.weight_decay} and '
             f'optimizer.weight_decay={own}; keep the first'
         )
     if form != 'default' or _own_decay(name) is None:
-        raise UserError(f'optimizer.weight_decay={own}: write weight_decay={own} instead')
+        raise UserError(f'optimizer {name!r}: write weight_decay={own}, not optimizer.weight_decay')
     return own, form
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from configs import digits_lenet5
@@ -50,6 +50,7 @@ def reference(values, patience, factor, rtol, cooldown):
         yield scale
 
 
+@settings(max_examples=50)
 @given(
     scores=st.lists(st.integers(0, 8), min_size=1, max_size=12),
     patience=st.integers(1, 3),

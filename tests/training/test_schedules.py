@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vision.core import durations
@@ -78,6 +78,7 @@ ARGUMENTS = {'step': {'at': ('60 epochs',)}, 'exponential': {'every': '3 epochs'
 
 
 @pytest.mark.parametrize('name', SCHEDULES)
+@settings(max_examples=25)
 @given(lr=st.floats(1e-4, 10), warmup=st.integers(1, 599))
 def test_a_warmup_rises_from_zero_and_ends_exactly_at_the_rate(name, lr, warmup):
     schedule = schedule_of(lr, name=name, warmup=f'{warmup} steps', **ARGUMENTS.get(name, {}))
@@ -89,6 +90,7 @@ def test_a_warmup_rises_from_zero_and_ends_exactly_at_the_rate(name, lr, warmup)
     assert all(0 <= rate <= np.float32(lr) for rate in rest)
 
 
+@settings(max_examples=25)
 @given(batch=st.integers(1, 10**5), times=st.integers(1, 50))
 def test_the_rate_grows_with_the_batch(batch, times):
     """Goyal et al. 2017, section 2.1: k times the batch, k times the rate."""

@@ -49,7 +49,7 @@ def digits(**training):
     config = digits_lenet5.get_config()
     config.schedule.warmup = '2 steps'
     config.training.update(
-        {'duration': '30 steps', 'eval_every': '10 steps', 'log_every': '30 steps', **training}
+        {'duration': '30 steps', 'eval_every': '10 steps', 'ema_decay': 0.0, **training}
     )
     return config
 

@@ -93,8 +93,9 @@ def test_other_schedules_are_told_nothing():
 def digits(**training):
     config = digits_lenet5.get_config()
     config.schedule = {'name': 'plateau', 'patience': 1, 'factor': 0.5, 'warmup': '2 steps'}
+    config.training.ema_decay = 0.0
     config.training.update(
-        {'duration': '24 steps', 'eval_every': '4 steps', 'log_every': '4 steps', **training}
+        {'duration': '24 steps', 'eval_every': '4 steps', 'log_every': '4 steps'} | training
     )
     return config
 

@@ -39,8 +39,10 @@ def config_of(name, changes):
         )
         for key, value in changes.items():
             if key.startswith('optimizer.'):  # of any type: what is given is to be checked
-                config.optimizer.pop(key.split('.')[1], None)
-                config.optimizer[key.split('.')[1]] = value
+                argument = key.split('.')[1]
+                if argument in config.optimizer:
+                    del config.optimizer[argument]
+                config.optimizer[argument] = value
     return config
 
 

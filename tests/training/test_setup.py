@@ -16,7 +16,7 @@ from vision.training.setup import setup
         ({'freeze': 'layer1'}, "freeze: 'layer1' names no parameter of the model"),
         ({'weight_decay_pattern': 'weight$'}, "weight_decay_pattern: 'weight.' names no"),
         ({'training.batch_size': 64, 'training.accumulate': 3}, 'in each of 3 parts'),
-        ({'training.polyak_from': '60 epochs'}, 'the whole run has'),
+        ({'training.polyak_from': '60 epochs', 'training.ema_decay': 0.0}, 'the whole run has'),
         ({'schedule.warmup': '90 epochs'}, 'the whole run has'),
         ({'schedule.name': 'cosin'}, "Did you mean 'cosine'"),
         ({'schedule.name': 'step', 'schedule.at': ('-1 epochs',)}, 'negative'),

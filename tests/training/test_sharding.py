@@ -46,7 +46,7 @@ def test_the_curve_is_that_of_one_device(eight, ours, theirs):
         np.testing.assert_allclose(a, b, rtol=tolerance)
         np.testing.assert_allclose(a[:2], b[:2], rtol=1e-5)
     losses = [step['loss'] for step in eight['figures'][ours]]
-    assert losses[-1] != pytest.approx(losses[0], rel=0.01)  # it is a curve
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_evaluation_reads_what_is_sharded(eight):

@@ -56,9 +56,8 @@ def default_config() -> ConfigDict:
 
     # An optax optimizer by name; other keys than these are its arguments (vision.training.optimizer).
     config.optimizer = ConfigDict({'name': 'sgd', 'lr': 0.1, 'momentum': 0.9, 'nesterov': False})
-    config.optimizer.lr_for_batch = placeholder(
-        int
-    )  # lr is for so many images: scaled to the batch
+    # The batch that lr is for: the rate is lr times training.batch_size over it.
+    config.optimizer.lr_for_batch = placeholder(int)
     config.optimizer.clip_norm = placeholder(float)  # of the whole gradient, at most
     config.optimizer.clip_value = placeholder(float)  # of each of its values, at most
     # The rate of some parameters is `optimizer.lr` times a factor: {'backbone': 0.1}, or by a regular
@@ -74,9 +73,7 @@ def default_config() -> ConfigDict:
 
     config.training = ConfigDict()
     config.training.batch_size = 128  # of the global batch
-    config.training.accumulate = (
-        1  # compute it in so many parts, one after the other, to save memory
-    )
+    config.training.accumulate = 1  # in how many parts it is computed, to save memory
     # Parameters and optimizer state: 'data' (on every device) or 'fsdp' (a share of each on each).
     config.training.shard = 'data'
     config.training.duration = '10 epochs'

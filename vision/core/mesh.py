@@ -132,8 +132,7 @@ def to_host(tree: Any) -> Any:
     def whole(x: jax.Array) -> np.ndarray:
         if x.is_fully_addressable:
             return jax.device_get(x)
-        assert isinstance(x.sharding, NamedSharding)
-        mesh = x.sharding.mesh
-        return jax.device_get(jax.jit(lambda x: x, out_shardings=replicated(mesh))(x))
+        everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())  # type: ignore[attr-defined]
+        return jax.device_get(jax.jit(lambda x: x, out_shardings=everywhere)(x))
 
     return jax.tree.map(whole, tree)

@@ -19,7 +19,7 @@ def kernel(tree):
 
 @pytest.mark.parametrize('start', [0, 2, 4])
 def test_polyaks_average_is_the_mean_from_its_start_on(start):
-    state, step = setup(Linear(), polyak_from=start, training__polyak_from=f'{start} steps')
+    state, step = setup(Linear(), training__polyak_from=f'{start} steps')
     seen = [kernel(state.params)]
     for t in range(1, 7):
         state, _ = step(state, batch())
@@ -33,14 +33,14 @@ def test_the_exponential_average_warms_up_to_its_decay():
     """tf.train.ExponentialMovingAverage(decay, num_updates): min(decay, (1 + t) / (10 + t))."""
     config = default_config()
     config.training.ema_decay = 0.9
-    pull = averages.make_pull(config, None)
+    pull = averages.make_pull(config)
     got = [float(pull(jnp.int32(t))) for t in (1, 8, 79, 80, 81, 10**6)]
     np.testing.assert_allclose(got, [9 / 11, 1 / 2, 9 / 89, 0.1, 0.1, 0.1], rtol=1e-5)
 
 
 def test_without_an_average_there_is_none():
     state, step = setup(Linear())
-    assert averages.make_pull(default_config(), None) is None
+    assert averages.make_pull(default_config()) is None
     state, _ = step(state, batch())
     assert state.ema_params is None
 
@@ -55,7 +55,7 @@ def digits(**training):
 
 
 def test_the_average_selects_and_both_are_recorded(tmp_path):
-    train(digits(polyak_from='15 steps'), tmp_path)
+    train(digits(polyak_from=f'{15 * 64} examples'), tmp_path)
     records = read(tmp_path)
     average = {r['step']: r['validation/top1'] for r in records if 'validation/top1' in r}
     raw = {r['step']: r['validation_raw/loss'] for r in records if 'validation_raw/loss' in r}

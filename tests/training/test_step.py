@@ -27,7 +27,7 @@ class Linear(nn.Module):
         return logits, {'features': x, **({'aux': (other,)} if self.aux and train else {})}
 
 
-def setup(model, polyak_from=None, **changes):
+def setup(model, **changes):
     config = default_config()
     config.preprocess.std = (1 / 255,)
     for key, value in changes.items():
@@ -36,7 +36,7 @@ def setup(model, polyak_from=None, **changes):
     schedule = lambda step: 0.1 / (1 + step)  # noqa: E731
     optimizer = make_optimizer(config, schedule)
     state = init_state(model, optimizer, config, (2, 2, 1), mesh)
-    return state, make_train_step(model, optimizer, schedule, config, mesh, polyak_from)
+    return state, make_train_step(model, optimizer, schedule, config, mesh)
 
 
 def batch(mask=(1, 1, 1, 1)):

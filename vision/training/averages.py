@@ -6,6 +6,8 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
+from vision.core import durations
+
 Pull = Callable[[jax.Array], jax.Array]
 
 
@@ -14,7 +16,7 @@ def is_averaged(config: ConfigDict) -> bool:
     return bool(config.training.ema_decay) or config.training.polyak_from is not None
 
 
-def make_pull(config: ConfigDict, polyak_from: int | None) -> Pull | None:
+def make_pull(config: ConfigDict) -> Pull | None:
     """Returns how far the average moves towards the parameters of step t: average += pull(t) · (p − average).
 
     `training.ema_decay` is an exponential average. It begins at the initial parameters, and so that
@@ -27,15 +29,16 @@ def make_pull(config: ConfigDict, polyak_from: int | None) -> Pull | None:
     BatchNorm's running statistics are averaged in the same way.
 
     Args:
-      config: the whole config.
-      polyak_from: `training.polyak_from` in steps, or None.
+      config: the whole config; `training.polyak_from` is in steps, as `setup` leaves it.
 
     Returns:
       A function of t, the steps done (≥ 1); None where there is no average.
     """
     if config.training.polyak_from is not None:
-        assert polyak_from is not None
-        return lambda t: 1.0 / jnp.maximum(t - polyak_from + 1, 1).astype(jnp.float32)
+        start, unit = durations.parse(config.training.polyak_from, 'training.polyak_from')
+        if unit != 'steps':
+            raise ValueError(f'{config.training.polyak_from!r} is not in steps')
+        return lambda t: 1.0 / jnp.maximum(t - start + 1, 1.0)
     decay = config.training.ema_decay
     if not decay:
         return None

@@ -95,9 +95,7 @@ def _loop(
 ) -> None:
     """Takes the steps from `state.step` to `run.stop_step`; leaves a checkpoint of the last one."""
     start = int(state.step)
-    train_step = make_train_step(
-        run.model, run.optimizer, run.schedule, run.config, run.mesh, run.polyak_from
-    )
+    train_step = make_train_step(run.model, run.optimizer, run.schedule, run.config, run.mesh)
     batches = inputs.train_batches(run.train, run.config, run.mesh, start)
     clock = Clock()
     with Display(run.total_steps, start) as display:

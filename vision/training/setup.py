@@ -31,7 +31,7 @@ class Setup:
     """A run, resolved.
 
     Attributes:
-      config: checked; nothing in it is missing.
+      config: checked; nothing in it is missing, and `training.polyak_from` is in steps.
       mesh: of all devices.
       train: the training split.
       validation: the split that models are selected on, or None.
@@ -40,7 +40,6 @@ class Setup:
       model: unbound.
       schedule: the learning rate by step.
       optimizer: optax's.
-      polyak_from: the step that Polyak's average begins at, or None.
       total_steps: of the run.
       stop_step: where it stops this time, ≤ total_steps.
       eval_every, checkpoint_every, log_every: at which steps that is due.
@@ -55,7 +54,6 @@ class Setup:
     model: nn.Module
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
-    polyak_from: int | None
     total_steps: int
     stop_step: int
     eval_every: durations.Every
@@ -109,7 +107,7 @@ def setup(config: ConfigDict) -> Setup:
     optimizer = make_optimizer(config, schedule)
     if plateau.is_plateau(config.schedule) and validation is None:
         raise UserError('schedule.name=plateau needs a validation split: data.validation')
-    polyak_from = _polyak_from(config, total_steps, to_steps)
+    config = _resolve_polyak(config, total_steps, to_steps)
     stop = config.training.stop_after
     for ops in (config.preprocess.train, config.preprocess.eval):
         inputs.check(train, ops)
@@ -131,7 +129,6 @@ def setup(config: ConfigDict) -> Setup:
         model=model,
         schedule=schedule,
         optimizer=optimizer,
-        polyak_from=polyak_from,
         total_steps=total_steps,
         stop_step=total_steps
         if stop is None
@@ -142,18 +139,21 @@ def setup(config: ConfigDict) -> Setup:
     )
 
 
-def _polyak_from(
+def _resolve_polyak(
     config: ConfigDict, total_steps: int, to_steps: Callable[[str, str], int]
-) -> int | None:
+) -> ConfigDict:
+    """A config in which Polyak's average begins at a step: the training step knows no epochs."""
     if config.training.polyak_from is None:
-        return None
+        return config
     start = to_steps(config.training.polyak_from, 'training.polyak_from')
     if start >= total_steps:
         raise UserError(
             f'training.polyak_from={config.training.polyak_from!r} is {start} steps; '
             f'the whole run has {total_steps}'
         )
-    return start
+    config = config.copy_and_resolve_references()
+    config.training.polyak_from = f'{start} steps'
+    return config
 
 
 def _check_classes(model: nn.Module, train: Source) -> None:

@@ -69,7 +69,6 @@ def make_train_step(
     schedule: optax.Schedule,
     config: ConfigDict,
     mesh: Mesh,
-    polyak_from: int | None = None,
 ) -> TrainStep:
     """Builds the jitted step, one update of the parameters; the state that it is given is donated.
 
@@ -93,9 +92,8 @@ def make_train_step(
       schedule: the learning rate by step.
       config: the whole config.
       mesh: of all devices.
-      polyak_from: `training.polyak_from` in steps.
     """
-    pull = averages.make_pull(config, polyak_from)
+    pull = averages.make_pull(config)
     shard = config.training.shard
     gradient_of = _make_gradient(model, config, mesh)
 

@@ -50,7 +50,7 @@ def reference(values, patience, factor, rtol, cooldown):
         yield scale
 
 
-@settings(max_examples=50)
+@settings(max_examples=25)
 @given(
     scores=st.lists(st.integers(0, 8), min_size=1, max_size=12),
     patience=st.integers(1, 3),

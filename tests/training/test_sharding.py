@@ -89,7 +89,7 @@ def test_the_longest_axis_that_divides_is_shared(shape, spec):
     assert mesh_lib.state_sharding(shape, fake_mesh(8), 'data').is_fully_replicated
 
 
-@pytest.mark.parametrize('name', ['alexnet', 'vgg16', 'googlenet', 'inception_v3', 'resnet50'])
+@pytest.mark.parametrize('name', ['alexnet', 'inception_v3', 'resnet50'])
 def test_the_rule_shares_the_papers_models(name):
     """By shape alone: under one part in fifty more than an eighth."""
     model = create_model(name)
@@ -118,6 +118,7 @@ FLAGS = (
 )
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_another_layout_and_is_evaluated_and_predicted_with(tmp_path):
     workdir = f'--workdir={tmp_path}'
     for devices, flags in (

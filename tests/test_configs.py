@@ -30,7 +30,7 @@ def test_a_config_takes_a_step(name):
     from vision.data import arrays
     from vision.evaluation.evaluate import evaluate, make_eval_step
     from vision.preprocess import inputs
-    from vision.training.optimizer import make_schedule
+    from vision.training.schedules import make_schedule
     from vision.training.setup import create_model, make_optimizer
     from vision.training.step import init_state, make_train_step
 

@@ -6,6 +6,7 @@ key that is not here, nor in the file, is refused on the command line.
 """
 
 import json
+import math
 import os
 from typing import Any
 
@@ -21,6 +22,7 @@ MAY_DIFFER = (
     'training.patience',
     'training.log_every',
     'training.keep',
+    'training.shard',  # where arrays lie, as the number of devices may change, too
 )
 
 
@@ -51,23 +53,39 @@ def default_config() -> ConfigDict:
     config.loss.name = 'softmax_cross_entropy'
     config.loss.label_smoothing = 0.0
     config.loss.aux_weight = 0.3  # of each auxiliary head's loss (GoogLeNet .3, Inception-v3 .4)
+    config.loss.class_weights = ()  # one for each class, as in torch's CrossEntropyLoss; (): all 1
 
-    # An optax optimizer by name; all keys but lr and weight decay are its arguments.
+    # An optax optimizer by name; other keys than these are its arguments (vision.training.optimizer).
     config.optimizer = ConfigDict({'name': 'sgd', 'lr': 0.1, 'momentum': 0.9, 'nesterov': False})
+    # The batch that lr is for: the rate is lr times training.batch_size over it.
+    config.optimizer.lr_for_batch = placeholder(int)
+    config.optimizer.clip_norm = placeholder(float)  # of the whole gradient, at most
+    config.optimizer.clip_value = placeholder(float)  # of each of its values, at most
     # The rate of some parameters is `optimizer.lr` times a factor: {'backbone': 0.1}, or by a regular
     # expression on their names; the first that fits counts.
     config.lr_factors = ConfigDict()
-    config.weight_decay = 0.0  # L2 in the gradient, on kernels only
+    config.weight_decay = 0.0
+    config.weight_decay_pattern = 'kernel$'  # a regular expression on parameter names
+    # 'l2' (in the gradient), 'decoupled' (times the rate: SGDW, AdamW) or 'default': the optimizer's
+    # own form where it has one (adamw, lamb), else L2.
+    config.weight_decay_form = 'default'
+    # constant, cosine, linear, step, exponential or plateau; other keys are its arguments.
     config.schedule = ConfigDict({'name': 'cosine', 'warmup': '0 steps'})
 
     config.training = ConfigDict()
     config.training.batch_size = 128  # of the global batch
+    config.training.accumulate = 1  # in how many parts it is computed, to save memory
+    # Parameters and optimizer state: 'data' (on every device) or 'fsdp' (a share of each on each).
+    config.training.shard = 'data'
     config.training.duration = '10 epochs'
     config.training.eval_every = '1 epochs'  # on the validation split; a checkpoint is kept with it
     config.training.checkpoint_every = '1000 steps'
     config.training.keep = 2  # the last N checkpoints, and the best by validation top-1
     config.training.log_every = '50 steps'
-    config.training.ema_decay = 0.0  # 0: no moving average of the parameters
+    # An average of the parameters, which is then what is selected and predicted with: exponential, or
+    # Polyak's uniform one from so far on ('80 epochs').
+    config.training.ema_decay = 0.0
+    config.training.polyak_from = placeholder(str)
     config.training.stop_after = placeholder(str)  # stop early; the schedules stay as they are
     # How long the validation split may see nothing better before the run ends: '10 epochs'.
     config.training.patience = placeholder(str)
@@ -111,13 +129,27 @@ def check(config: ConfigDict) -> None:
     for key in ('stop_after', 'patience'):
         if training[key] is not None and durations.parse(training[key], f'training.{key}')[0] <= 0:
             raise UserError(f'training.{key}={training[key]!r} must be above 0')
+    if training.polyak_from is not None:
+        durations.parse(training.polyak_from, 'training.polyak_from')
+        if training.ema_decay:
+            raise UserError(
+                'training.ema_decay and training.polyak_from: only one can be averaged by'
+            )
+    if training.shard not in ('data', 'fsdp'):
+        raise unknown('training.shard', training.shard, ('data', 'fsdp'))
+    _check_range('seed', config.seed, 0, 2**32)
     _check_range('training.keep', training.keep, 1, None)
     _check_range('training.ema_decay', training.ema_decay, 0, 1)
-    _check_range('loss.label_smoothing', config.loss.label_smoothing, 0, 1)
-    _check_range('weight_decay', config.weight_decay, 0, None)
-    _check_range('optimizer.lr', config.optimizer.get('lr'), 0, None)
+    _check_range('training.accumulate', training.accumulate, 1, None)
     _check_range('training.batch_size', training.batch_size, 1, None)
     _check_range('evaluation.batch_size', config.evaluation.batch_size, 1, None)
+    _check_range('loss.label_smoothing', config.loss.label_smoothing, 0, 1)
+    _check_range('loss.aux_weight', config.loss.aux_weight, 0, None)
+    _check_range('weight_decay', config.weight_decay, 0, None)
+    _check_range('optimizer.lr', config.optimizer.get('lr'), 0, None)
+    for key in ('lr_for_batch', 'clip_norm', 'clip_value'):
+        if config.optimizer.get(key) is not None:
+            _check_above_zero(f'optimizer.{key}', config.optimizer[key])
     if any(s <= 0 for s in config.preprocess.std):
         raise UserError(f'preprocess.std={tuple(config.preprocess.std)} must be above 0')
 
@@ -154,10 +186,18 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
 
 
 def _check_range(key: str, value: Any, low: float, high: float | None) -> None:
-    number = isinstance(value, int | float) and value == value
-    if not number or value < low or (high is not None and value >= high):
+    if not _is_number(value) or value < low or (high is not None and value >= high):
         bounds = f'at least {low}' if high is None else f'in [{low}, {high})'
         raise UserError(f'{key}={value!r} must be a number {bounds}')
+
+
+def _check_above_zero(key: str, value: Any) -> None:
+    if not _is_number(value) or value <= 0:
+        raise UserError(f'{key}={value!r} must be a number above 0')
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _tuples(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """The mesh of devices, built at run time, and how arrays are laid out on it.
 
-One code path for a laptop, eight GPUs and a pod: a batch is split over the axis 'data',
-parameters are on every device, and `jax.jit` puts the communication in between.
+One code path for a laptop, eight GPUs and a pod: a batch is split over the axis 'data', parameters
+are on every device or split over the same axis, and `jax.jit` puts the communication in between.
 """
 
 from typing import Any
@@ -11,6 +11,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from vision.core.errors import UserError
+
+# Arrays of fewer values are not worth a message: with 'fsdp', too, they are on every device.
+MIN_SHARDED = 1024
 
 
 def make_mesh() -> Mesh:
@@ -28,12 +31,66 @@ def split_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec('data'))
 
 
-def check_batch_size(batch_size: int, mesh: Mesh, key: str) -> None:
-    """Raises UserError if the devices cannot share a global batch of that size."""
-    if batch_size < 1 or batch_size % mesh.size:
+def state_sharding(shape: tuple[int, ...], mesh: Mesh, shard: str) -> NamedSharding:
+    """How an array of the train state is laid out.
+
+    Args:
+      shape: of the array; what has the shape of a parameter (its momentum, its average) lies where
+        the parameter lies.
+      mesh: of all devices.
+      shard: 'data': on every device. 'fsdp' (fully sharded data parallel: Rajbhandari et al. 2020,
+        "ZeRO", stage 3): split over the devices along its longest axis that they can share equally,
+        the last of equals; on every device if there is none, or under `MIN_SHARDED` values.
+    """
+    if shard == 'data' or np.prod(shape) < MIN_SHARDED:
+        return replicated(mesh)
+    axes = [i for i, length in enumerate(shape) if length % mesh.size == 0]
+    if not axes:
+        return replicated(mesh)
+    axis = max(axes, key=lambda i: (shape[i], i))
+    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, 'data'))
+
+
+def put_state(tree: Any, mesh: Mesh, shard: str) -> Any:
+    """Lays a PyTree that every process holds alike out as `state_sharding` says."""
+    return jax.tree.map(lambda x: put(x, state_sharding(x.shape, mesh, shard)), tree)
+
+
+def constrain_state(tree: Any, mesh: Mesh, shard: str) -> Any:
+    """The same under jit: what the compiler must lay out as `state_sharding` says."""
+    return jax.tree.map(
+        lambda x: jax.lax.with_sharding_constraint(x, state_sharding(x.shape, mesh, shard)), tree
+    )
+
+
+def microbatches(batch: Any, count: int, mesh: Mesh) -> Any:
+    """Deals the rows of a batch out in turn, under jit: no row leaves its device.
+
+    Args:
+      batch: a PyTree of arrays [B, …].
+      count: n, of the microbatches; the devices' share of B is a multiple of it.
+      mesh: of all devices.
+
+    Returns:
+      Arrays [n, B / n, …]: row i of microbatch j is row i · n + j, on any number of devices.
+    """
+    sharding = NamedSharding(mesh, PartitionSpec(None, 'data'))
+
+    def deal(x: jax.Array) -> jax.Array:
+        dealt = x.reshape(len(x) // count, count, *x.shape[1:]).swapaxes(0, 1)
+        return jax.lax.with_sharding_constraint(dealt, sharding)
+
+    return jax.tree.map(deal, batch)
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, key: str, parts: int = 1) -> None:
+    """Raises UserError if the devices cannot share each of the `parts` of a global batch equally."""
+    share = mesh.size * parts
+    if batch_size < 1 or batch_size % share:
+        in_parts = f' in each of {parts} parts' if parts > 1 else ''
         raise UserError(
             f'{key}={batch_size}: the {mesh.size} devices must get an equal share of at least one '
-            f'example each; use a multiple of {mesh.size}'
+            f'example each{in_parts}; use a multiple of {share}'
         )
 
 
@@ -67,3 +124,15 @@ def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
+
+
+def to_host(tree: Any) -> Any:
+    """Reads a PyTree of arrays, however they lie on the devices; every process gets them whole."""
+
+    def whole(x: jax.Array) -> np.ndarray:
+        if x.is_fully_addressable:
+            return jax.device_get(x)
+        everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())  # type: ignore[attr-defined]
+        return jax.device_get(jax.jit(lambda x: x, out_shardings=everywhere)(x))
+
+    return jax.tree.map(whole, tree)

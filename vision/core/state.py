@@ -15,7 +15,7 @@ class TrainState:
       params: the model's parameters, float32.
       batch_stats: BatchNorm's running mean and variance; {} where there is no BatchNorm.
       opt_state: optax's.
-      ema_params: exponential moving average of `params`, or None.
+      ema_params: the average of `params`, exponential or Polyak's, or None.
       ema_batch_stats: the statistics that belong to `ema_params`, or None.
       rng: typed key; the randomness of a step is `fold_in(rng, step)`.
     """

@@ -27,6 +27,7 @@ def make_eval_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> EvalStep
     """
 
     def eval_step(variables: Any, batch: Batch) -> Batch:
+        variables = mesh_lib.constrain_state(variables, mesh, 'data')  # of 'fsdp', too
         images = normalise(batch['image'], config.preprocess.mean, config.preprocess.std)
         logits, _ = model.apply(variables, images, train=False)
         label = batch['label'][:, None]
@@ -43,7 +44,7 @@ def make_eval_step(model: nn.Module, config: ConfigDict, mesh: Mesh) -> EvalStep
     replicated = mesh_lib.replicated(mesh)
     return jax.jit(
         eval_step,
-        in_shardings=(replicated, mesh_lib.split_batch(mesh)),
+        in_shardings=(None, mesh_lib.split_batch(mesh)),
         out_shardings=replicated,
     )
 

@@ -2,8 +2,6 @@
 
 import importlib
 import inspect
-import types
-import typing
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -11,6 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from vision.core import arguments as arguments_lib
 from vision.core.errors import UserError, nearest, unknown
 from vision.models import alexnet, lenet
 from vision.models.googlenet import GoogLeNet
@@ -135,7 +134,7 @@ def _check_arguments(name: str, factory: Callable, arguments: dict[str, Any]) ->
     parameters = dict(inspect.signature(factory).parameters)
     known = [key for key in parameters if key not in ('parent', 'name')]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = _type_hints(factory)
+    hints = arguments_lib.type_hints(factory)
     for key, value in arguments.items():
         if key not in known and not takes_any:
             guess = nearest(key, known)
@@ -143,40 +142,9 @@ def _check_arguments(name: str, factory: Callable, arguments: dict[str, Any]) ->
             raise UserError(
                 f'model {name!r} has no argument {key!r}{hint}. Known: {", ".join(sorted(known))}.'
             )
-        if key in hints and not _fits(value, hints[key]):
-            raise UserError(f'model {name!r}: {key}={value!r} is not {_describe(hints[key])}')
+        if key in hints and not arguments_lib.fits(value, hints[key]):
+            raise UserError(
+                f'model {name!r}: {key}={value!r} is not {arguments_lib.describe(hints[key])}'
+            )
     if isinstance(arguments['num_classes'], int) and arguments['num_classes'] < 1:
         raise UserError(f'model {name!r}: num_classes={arguments["num_classes"]} is not 1 or more')
-
-
-def _type_hints(factory: Callable) -> dict[str, Any]:
-    while isinstance(factory, partial):
-        factory = factory.func
-    try:
-        return typing.get_type_hints(factory)
-    except (NameError, TypeError):  # a user's own class may annotate as it likes
-        return {}
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Whether the value is of the annotated type, for the types that configs can hold."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin is typing.Literal:
-        return any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in arguments)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, a) for a in arguments)
-    if hint is bool:
-        return isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is str:
-        return isinstance(value, str)
-    return True
-
-
-def _describe(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return 'one of ' + ', '.join(repr(a) for a in typing.get_args(hint))
-    return f'of type {getattr(hint, "__name__", hint)}'

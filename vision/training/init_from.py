@@ -29,7 +29,7 @@ def init_from(source: str, model_name: str, state: TrainState) -> TrainState:
     Raises:
       UserError: the source cannot be read, or is of another model; names all that differs.
     """
-    variables = jax.device_get(state.variables)
+    variables = mesh_lib.to_host(state.variables)
     if os.path.isdir(source):
         variables = _from_run(source, variables)
     else:

@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from vision.core.errors import UserError
+
 
 def lenet_mse(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """Eq. 8: the distance of the correct class's bitmap.
@@ -30,7 +32,12 @@ def lenet_discriminative(logits: jax.Array, targets: jax.Array, j: float = 1.0) 
 
     Returns:
       float32 [B], never negative for one-hot targets.
+
+    Raises:
+      UserError: j is not above 0.
     """
+    if j <= 0:
+        raise UserError(f'loss.j={j} must be above 0')
     rubbish = jnp.full((*logits.shape[:-1], 1), -j, logits.dtype)
     competing = jax.nn.logsumexp(jnp.concatenate([logits, rubbish], -1), axis=-1)
-    return lenet_mse(logits, targets) + competing
+    return lenet_mse(logits, targets) + targets.sum(-1) * competing

@@ -20,6 +20,7 @@ from vision.core.checkpoints import Checkpoints
 from vision.core.errors import Stopped, UserError
 from vision.core.state import TrainState
 from vision.preprocess import inputs
+from vision.training import plateau
 from vision.training.evaluator import Evaluator
 from vision.training.hooks import Hook
 from vision.training.hooks.display import Display
@@ -165,6 +166,10 @@ def _loop(
                     scores = evaluator('validation', state.eval_variables)
                     recorder.write(step, {f'validation/{k}': v for k, v in scores.items()})
                     reasons = [hook.after_evaluation(step, scores) for hook in hooks]
+                    if state.ema_params is not None:  # beside the average, which is selected by
+                        raw = evaluator('validation', state.variables)
+                        recorder.write(step, {f'validation_raw/{k}': v for k, v in raw.items()})
+                    state = plateau.observe(state, scores, run.config.schedule, run.mesh)
                 if evaluating or saving:
                     checkpoints.save(state, interval.to_json(), scores)
             if signum is not None:

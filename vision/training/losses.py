@@ -1,17 +1,20 @@
 """Losses, per example. Each takes logits [B, K] and targets [B, K] and returns float32 [B].
 
-Targets are probabilities over the classes: one-hot, smoothed or mixed.
+Targets are probabilities over the classes (one-hot, smoothed or mixed), times the class weights where
+there are any. Every loss is linear in them: the loss of a mixed target is the mix of the losses.
 """
 
 import functools
 import inspect
+import math
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from vision.core.errors import unknown
+from vision.core import arguments
+from vision.core.errors import UserError, unknown
 from vision.training.lenet_losses import lenet_discriminative, lenet_mse
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -27,6 +30,40 @@ def smooth_labels(targets: jax.Array, smoothing: float) -> jax.Array:
     return targets * (1 - smoothing) + smoothing / targets.shape[-1]
 
 
+def loss_targets(targets: jax.Array, config: ConfigDict) -> jax.Array:
+    """What a loss takes for targets: smoothed, then times the class weights.
+
+    Args:
+      targets: float32 [B, K], probabilities.
+      config: `config.loss`.
+    """
+    smoothed = smooth_labels(targets, config.label_smoothing)
+    return smoothed * _weights(config) if config.class_weights else smoothed
+
+
+def total_weight(examples: dict[str, jax.Array], config: ConfigDict) -> jax.Array:
+    """What the sum of a batch's losses is divided by: the sum of its examples' class weights.
+
+    An example's weight is that of its class, or the mean over its targets; masked ones have none.
+    That is the mean of torch's `CrossEntropyLoss(weight=…, label_smoothing=…)` for class indices.
+    (For mixed targets torch divides by the number of examples, which would give a one-hot target
+    another weight than its class index.) 1 where nothing counts.
+
+    Args:
+      examples: has `targets` [B, K], not smoothed, and `mask` [B].
+      config: `config.loss`.
+    """
+    weights = examples['mask']
+    if config.class_weights:
+        weights = weights * jnp.sum(examples['targets'] * _weights(config), axis=-1)
+    total = jnp.sum(weights)
+    return jnp.where(total > 0, total, 1.0)
+
+
+def _weights(config: ConfigDict) -> jax.Array:
+    return jnp.asarray(config.class_weights, jnp.float32)
+
+
 LOSSES: dict[str, Callable[..., jax.Array]] = {
     'softmax_cross_entropy': softmax_cross_entropy,
     'lenet_mse': lenet_mse,
@@ -34,7 +71,7 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {
 }
 
 # Keys of config.loss that are no arguments of the loss.
-_COMMON = ('name', 'label_smoothing', 'aux_weight')
+_COMMON = ('name', 'label_smoothing', 'aux_weight', 'class_weights')
 
 
 def make_loss(config: ConfigDict) -> Loss:
@@ -46,9 +83,25 @@ def make_loss(config: ConfigDict) -> Loss:
     if config.name not in LOSSES:
         raise unknown('loss.name', config.name, LOSSES)
     loss = LOSSES[config.name]
-    arguments = {key: config[key] for key in config if key not in _COMMON}
+    given = {key: config[key] for key in config if key not in _COMMON}
     own = list(inspect.signature(loss).parameters)[2:]
-    for key in arguments:
-        if key not in own:
-            raise unknown(f'argument of loss {config.name!r}', key, [*own, *_COMMON])
-    return functools.partial(loss, **arguments)
+    arguments.check(f'loss {config.name!r}', loss, [*own, *_COMMON], given)
+    return functools.partial(loss, **given)
+
+
+def check(config: ConfigDict, num_classes: int) -> None:
+    """Checks `config.loss` before it is used.
+
+    Raises:
+      UserError: an unknown loss or argument, or class weights that do not fit K classes.
+    """
+    one = jax.ShapeDtypeStruct((1, num_classes), jnp.float32)
+    jax.eval_shape(make_loss(config), one, one)
+    weights = config.class_weights
+    if not weights:
+        return
+    if len(weights) != num_classes:
+        raise UserError(f'loss.class_weights has {len(weights)} values for {num_classes} classes')
+    numbers = all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights)
+    if not numbers or not any(weights):
+        raise UserError(f'loss.class_weights={tuple(weights)} must be 0 or more, and not all 0')

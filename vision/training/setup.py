@@ -1,6 +1,7 @@
 """What a config turns into before the first step: data, model, optimizer, and the run's length."""
 
 import dataclasses
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -20,8 +21,10 @@ from vision.evaluation.run import init_variables
 from vision.models import create_model
 from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
-from vision.training import losses
-from vision.training.optimizer import make_optimizer, make_schedule
+from vision.training import losses, patterns, plateau
+from vision.training import optimizer as optimizer_lib
+from vision.training.optimizer import make_optimizer
+from vision.training.schedules import make_schedule
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Setup:
     """A run, resolved.
 
     Attributes:
-      config: checked; nothing in it is missing.
+      config: checked; nothing in it is missing, and `training.polyak_from` is in steps.
       mesh: of all devices.
       train: the training split.
       validation: the split that models are selected on, or None.
@@ -83,7 +86,9 @@ def setup(config: ConfigDict) -> Setup:
     config_lib.check(config)
     config = config_lib.resolve(config)
     mesh = mesh_lib.make_mesh()
-    mesh_lib.check_batch_size(config.training.batch_size, mesh, 'training.batch_size')
+    mesh_lib.check_batch_size(
+        config.training.batch_size, mesh, 'training.batch_size', config.training.accumulate
+    )
     train = data.load(config.data, 'train')
     validation, test = (_load_optional(config, split) for split in ('validation', 'test'))
     for split in (validation, test):
@@ -103,16 +108,23 @@ def setup(config: ConfigDict) -> Setup:
 
     total_steps = to_steps(config.training.duration, 'training.duration')
     schedule = make_schedule(config, total_steps, to_steps)
+    optimizer = make_optimizer(config, schedule)
+    if plateau.is_plateau(config.schedule) and validation is None:
+        raise UserError('schedule.name=plateau needs a validation split: data.validation')
+    config = _resolve_polyak(config, total_steps, to_steps)
     stop, patience = config.training.stop_after, config.training.patience
     if patience is not None and validation is None:
         raise UserError('training.patience: this data has no validation split to judge by')
-    losses.make_loss(config.loss)
     for ops in (config.preprocess.train, config.preprocess.eval):
         inputs.check(train, ops)
     input_shape = inputs.input_shape(train, config.preprocess.eval)
     check_channels(config.preprocess.mean, config.preprocess.std, input_shape[-1])
     model = create_model(**{'num_classes': len(train.class_names)} | config.model.to_dict())
-    jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
+    _check_classes(model, train)
+    losses.check(config.loss, model.num_classes)
+    shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
+    patterns.check_model(config, shapes['params'])
+    optimizer_lib.check(config, optimizer, shapes['params'])
     return Setup(
         config=config,
         mesh=mesh,
@@ -122,7 +134,7 @@ def setup(config: ConfigDict) -> Setup:
         input_shape=input_shape,
         model=model,
         schedule=schedule,
-        optimizer=make_optimizer(config, schedule),
+        optimizer=optimizer,
         total_steps=total_steps,
         stop_step=total_steps
         if stop is None
@@ -134,6 +146,30 @@ def setup(config: ConfigDict) -> Setup:
         checkpoint_every=every('checkpoint_every'),
         log_every=every('log_every'),
     )
+
+
+def _resolve_polyak(
+    config: ConfigDict, total_steps: int, to_steps: Callable[[str, str], int]
+) -> ConfigDict:
+    """A config in which Polyak's average begins at a step: the training step knows no epochs."""
+    if config.training.polyak_from is None:
+        return config
+    start = to_steps(config.training.polyak_from, 'training.polyak_from')
+    if start >= total_steps:
+        raise UserError(
+            f'training.polyak_from={config.training.polyak_from!r} is {start} steps; '
+            f'the whole run has {total_steps}'
+        )
+    config = config.copy_and_resolve_references()
+    config.training.polyak_from = f'{start} steps'
+    return config
+
+
+def _check_classes(model: nn.Module, train: Source) -> None:
+    if model.num_classes < len(train.class_names):
+        raise UserError(
+            f'model.num_classes={model.num_classes}: {train.name} has {len(train.class_names)} classes'
+        )
 
 
 def _load_optional(config: ConfigDict, split: str) -> Source | None:

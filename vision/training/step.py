@@ -14,10 +14,14 @@ from vision.core import mesh as mesh_lib
 from vision.core.state import TrainState
 from vision.evaluation.run import init_variables
 from vision.preprocess.device import Batch, normalise
-from vision.training import losses
+from vision.training import averages, losses, patterns, plateau
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+
+# What the gradient is computed of: `images` float32 [B, H, W, C], `targets` float32 [B, K], of which
+# the largest is the right answer, `mask` float32 [B].
+Examples = dict[str, jax.Array]
 
 
 def init_state(
@@ -31,11 +35,12 @@ def init_state(
 
     It is jitted for one device and laid out afterwards: XLA may round the initial values
     differently for another mesh, and a seed must mean the same parameters on any number of devices.
+    (So with 'fsdp', too, the state must fit into the memory of one device, once.)
 
     Args:
       model: to be initialised.
       optimizer: of the run.
-      config: `seed` and `training.ema_decay` are used.
+      config: `seed`, and of `training` the averages and `shard` are used.
       input_shape: (H, W, C) of what the model is fed.
       mesh: of all devices.
     """
@@ -44,18 +49,18 @@ def init_state(
         param_key, run_key = jax.random.split(jax.random.key(config.seed))
         variables = init_variables(model, input_shape, param_key)
         params, batch_stats = variables['params'], variables['batch_stats']
-        ema = config.training.ema_decay > 0
+        averaged = averages.is_averaged(config)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             batch_stats=batch_stats,
             opt_state=optimizer.init(params),
-            ema_params=params if ema else None,
-            ema_batch_stats=batch_stats if ema else None,
+            ema_params=params if averaged else None,
+            ema_batch_stats=batch_stats if averaged else None,
             rng=run_key,
         )
 
-    return mesh_lib.put_replicated(jax.jit(init)(), mesh)
+    return mesh_lib.put_state(jax.jit(init)(), mesh, config.training.shard)
 
 
 def make_train_step(
@@ -65,56 +70,59 @@ def make_train_step(
     config: ConfigDict,
     mesh: Mesh,
 ) -> TrainStep:
-    """Builds the jitted step; the state that it is given is donated.
+    """Builds the jitted step, one update of the parameters; the state that it is given is donated.
 
-    Its metrics are sums over the batch's examples (`loss`, `correct`, `count`), the learning rate
-    `lr`, the norms of the gradient and of the new parameters, and `finite`: whether the loss and
-    all new parameters are numbers.
+    With `training.accumulate` = n the batch is computed in n parts, one after the other. Loss and
+    gradient are those of the whole batch (up to rounding): the mean over all its examples, clipped
+    and applied once, so steps, schedules and logs are what they are without. BatchNorm normalises
+    each part by the part's own statistics (over all devices), as with a batch of B / n, and moves
+    its running ones n times. Row i of the batch is in part i mod n.
+
+    With `training.shard='fsdp'` the parameters are gathered from all devices for each use, and
+    every device updates its share.
+
+    Its metrics are sums over the batch's examples (`loss`, `correct`, `count`; with class weights
+    `loss` is `count` times the weighted mean), the learning rate `lr`, the norms of the gradient of
+    what is not frozen and of the new parameters, and `finite`: whether the loss and all new
+    parameters are numbers.
+
+    Args:
+      model: unbound.
+      optimizer: as `make_optimizer` builds it.
+      schedule: the learning rate by step.
+      config: the whole config.
+      mesh: of all devices.
     """
-    frozen = config.freeze == 'backbone'  # its batch statistics and dropout too
-    loss_fn = losses.make_loss(config.loss)
+    pull = averages.make_pull(config)
+    shard = config.training.shard
+    gradient_of = _make_gradient(model, config, mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        images = normalise(batch['image'], config.preprocess.mean, config.preprocess.std)
-        mask = batch['mask']
-
-        def objective(params: Any) -> tuple[jax.Array, tuple]:
-            (logits, endpoints), updated = model.apply(
-                {'params': params, 'batch_stats': state.batch_stats},
-                images,
-                train=not frozen,
-                rngs={'dropout': jax.random.fold_in(state.rng, state.step)},
-                mutable=['batch_stats'],
-            )
-            targets = jax.nn.one_hot(batch['label'], logits.shape[-1])
-            smoothed = losses.smooth_labels(targets, config.loss.label_smoothing)
-            example_loss = loss_fn(logits, smoothed)
-            total = mean(example_loss, mask)
-            for aux in endpoints.get('aux', ()):
-                total += config.loss.aux_weight * mean(loss_fn(aux, smoothed), mask)
-            return total, (example_loss, logits, updated.get('batch_stats', state.batch_stats))
-
-        gradient, (example_loss, logits, batch_stats) = jax.grad(objective, has_aux=True)(
-            state.params
+        examples = make_examples(batch, config, model.num_classes)
+        key = jax.random.fold_in(state.rng, state.step)
+        normaliser = losses.total_weight(examples, config.loss)
+        gradient, sums, batch_stats = gradient_of(state, examples, normaliser, key)
+        gradient = mesh_lib.constrain_state(gradient, mesh, shard)
+        updates, opt_state = optimizer.update(
+            gradient, state.opt_state, state.params, value=sums['objective']
         )
-        updates, opt_state = optimizer.update(gradient, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
-        loss_sum, param_norm = jnp.sum(example_loss * mask), optax.global_norm(params)
+        ema_params, ema_batch_stats = state.ema_params, state.ema_batch_stats
+        if pull is not None:
+            rate = pull(state.step + 1)
+            ema_params = optax.incremental_update(params, ema_params, rate)
+            ema_batch_stats = optax.incremental_update(batch_stats, ema_batch_stats, rate)
+        count, param_norm = jnp.sum(examples['mask']), optax.global_norm(params)
         metrics = {
-            'loss': loss_sum,
-            'correct': jnp.sum((logits.argmax(-1) == batch['label']) * mask),
-            'count': jnp.sum(mask),
-            'lr': jnp.asarray(schedule(state.step), jnp.float32),
+            'loss': sums['loss'] * (count / normaliser),
+            'correct': sums['correct'],
+            'count': count,
+            'lr': jnp.asarray(schedule(state.step) * plateau.scale(state.opt_state), jnp.float32),
             'grad_norm': optax.global_norm(gradient),
             'param_norm': param_norm,
-            'finite': jnp.isfinite(loss_sum) & jnp.isfinite(param_norm),
+            'finite': jnp.isfinite(sums['loss']) & jnp.isfinite(param_norm),
         }
-        ema_params, ema_batch_stats = state.ema_params, state.ema_batch_stats
-        if ema_params is not None:
-            pull = 1 - config.training.ema_decay
-            ema_params = optax.incremental_update(params, ema_params, pull)
-            ema_batch_stats = optax.incremental_update(batch_stats, ema_batch_stats, pull)
-        return TrainState(
+        new = TrainState(
             step=state.step + 1,
             params=params,
             batch_stats=batch_stats,
@@ -122,17 +130,81 @@ def make_train_step(
             ema_params=ema_params,
             ema_batch_stats=ema_batch_stats,
             rng=state.rng,
-        ), metrics
+        )
+        return mesh_lib.constrain_state(new, mesh, shard), metrics
 
-    replicated = mesh_lib.replicated(mesh)
-    return jax.jit(
-        train_step,
-        in_shardings=(replicated, mesh_lib.split_batch(mesh)),
-        out_shardings=(replicated, replicated),
-        donate_argnums=0,
-    )
+    # The state comes, and goes, as it lies on the mesh.
+    return jax.jit(train_step, in_shardings=(None, mesh_lib.split_batch(mesh)), donate_argnums=0)
 
 
-def mean(values: jax.Array, mask: jax.Array) -> jax.Array:
-    """The mean of `values` [B] over the examples whose mask is 1; 0 if there are none."""
-    return jnp.sum(values * mask) / jnp.maximum(jnp.sum(mask), 1.0)
+def make_examples(batch: Batch, config: ConfigDict, num_classes: int) -> Examples:
+    """Turns a batch into what the model is fed and what its loss is measured against."""
+    return {
+        'images': normalise(batch['image'], config.preprocess.mean, config.preprocess.std),
+        'targets': jax.nn.one_hot(batch['label'], num_classes),
+        'mask': batch['mask'],
+    }
+
+
+def _make_gradient(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable:
+    """Builds `(state, examples, normaliser, key) -> (gradient, sums, batch_stats)`, of the whole batch.
+
+    `sums` has the objective, and the sums over the examples of their loss and of the right answers.
+    """
+    frozen = config.freeze == patterns.BACKBONE  # its batch statistics and dropout too
+    loss_fn, parts = losses.make_loss(config.loss), config.training.accumulate
+
+    def objective(
+        params: Any, batch_stats: Any, examples: Examples, normaliser: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, tuple]:
+        # XLA gathers what is sharded, and leaves out the gradients that nothing asks for.
+        params = mesh_lib.constrain_state(params, mesh, 'data')
+        factors = patterns.lr_factors(config, params)
+        params = jax.tree.map(lambda p, f: p if f else jax.lax.stop_gradient(p), params, factors)
+        (logits, endpoints), updated = model.apply(
+            {'params': params, 'batch_stats': batch_stats},
+            examples['images'],
+            train=not frozen,
+            rngs={'dropout': key},
+            mutable=['batch_stats'],
+        )
+        mask, right = examples['mask'], examples['targets'].argmax(-1)
+        targets = losses.loss_targets(examples['targets'], config.loss)
+        loss = jnp.sum(loss_fn(logits, targets) * mask)
+        total = loss / normaliser
+        for aux in endpoints.get('aux', ()):
+            total += config.loss.aux_weight * jnp.sum(loss_fn(aux, targets) * mask) / normaliser
+        correct = jnp.sum((logits.argmax(-1) == right) * mask)
+        sums = {'objective': total, 'loss': loss, 'correct': correct}
+        return total, (sums, updated.get('batch_stats', batch_stats))
+
+    def gradient_of(
+        state: TrainState, examples: Examples, normaliser: jax.Array, key: jax.Array
+    ) -> tuple[Any, Metrics, Any]:
+        differentiate = jax.grad(objective, has_aux=True)
+        if parts == 1:
+            gradient, (sums, stats) = differentiate(
+                state.params, state.batch_stats, examples, normaliser, key
+            )
+            return gradient, sums, stats
+
+        def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
+            gradient, sums, stats = carry
+            index, rows = part
+            part_key = jax.random.fold_in(key, index)
+            more, (values, stats) = differentiate(state.params, stats, rows, normaliser, part_key)
+            gradient, sums = jax.tree.map(jnp.add, (gradient, sums), (more, values))
+            return (
+                mesh_lib.constrain_state(gradient, mesh, config.training.shard),
+                sums,
+                stats,
+            ), None
+
+        zeros = jax.tree.map(jnp.zeros_like, state.params)
+        sums = dict.fromkeys(('objective', 'loss', 'correct'), jnp.zeros(()))
+        rows = mesh_lib.microbatches(examples, parts, mesh)
+        start = (zeros, sums, state.batch_stats)
+        carry, _ = jax.lax.scan(add, start, (jnp.arange(parts), rows))
+        return carry
+
+    return gradient_of

@@ -1,0 +1,165 @@
+"""On 8 simulated devices: what 'data', 'fsdp' and one device do with the same steps, as JSON."""
+
+import json
+import sys
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import AxisType
+
+from vision.core import mesh as mesh_lib
+from vision.core.checkpoints import Checkpoints
+from vision.core.config import default_config
+from vision.evaluation.evaluate import evaluate, make_eval_step
+from vision.models import create_model
+from vision.training.optimizer import make_optimizer
+from vision.training.step import init_state, make_train_step
+
+STEPS = 12
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (2, 32, 8, 8, 3), dtype=np.uint8)
+LABELS = RNG.integers(0, 8, (2, 32)).astype(np.int32)
+COMPILED = {'times': 0}
+
+
+def count_compilations(event, duration, **_):
+    COMPILED['times'] += event.endswith('backend_compile_duration')
+
+
+class Net(nn.Module):
+    """Convolutions with BatchNorm; one kernel's longest axis cannot be shared by 8."""
+
+    num_classes: int = 8
+
+    @nn.compact
+    def __call__(self, images, train):
+        x = images
+        for features in (32, 52, 64):
+            x = nn.Conv(features, (3, 3), (2, 2), use_bias=False)(x)
+            x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
+        x = x.mean((1, 2))
+        return nn.Dense(self.num_classes)(nn.Dropout(0.1, deterministic=not train)(x)), {}
+
+
+def config_of(shard, **training):
+    config = default_config()
+    config.optimizer.update({'name': 'adamw', 'lr': 3e-3, 'clip_norm': 1.0})
+    config.weight_decay = 0.05
+    config.training.update({'shard': shard, 'batch_size': 32, 'ema_decay': 0.9, **training})
+    return config
+
+
+def build(config, mesh, model=None, size=8):
+    model = model or Net()
+    schedule = optax.constant_schedule(config.optimizer.lr)
+    optimizer = make_optimizer(config, schedule)
+    state = init_state(model, optimizer, config, (size, size, 3), mesh)
+    return state, make_train_step(model, optimizer, schedule, config, mesh)
+
+
+def batch(i, mesh):
+    rows = {
+        'image': IMAGES[i % 2], 'label': LABELS[i % 2],
+        'id': np.arange(32, dtype=np.int32), 'mask': np.ones(32, np.float32),
+    }  # fmt: skip
+    return mesh_lib.put_batch(rows, mesh)
+
+
+def run(shard, devices, **training):
+    """Trains; returns the last state and the figures of each step."""
+    axis = (AxisType.Auto,)
+    mesh = jax.make_mesh((devices,), ('data',), axis_types=axis, devices=jax.devices()[:devices])
+    config = config_of(shard, **training)
+    state, step = build(config, mesh)
+    figures, compiled = [], 0
+    for i in range(STEPS):
+        compiled = COMPILED['times'] if i == 1 else compiled
+        layout = jax.tree.map(lambda x: x.sharding, state)
+        state, metrics = step(state, batch(i, mesh))
+        assert jax.tree.map(lambda x: x.sharding, state) == layout
+        figures.append({k: float(metrics[k]) for k in ('loss', 'grad_norm', 'param_norm')})
+    assert COMPILED['times'] == compiled > 0  # one compilation serves all steps
+    scores = evaluate(
+        make_eval_step(Net(), config, mesh),
+        state.eval_variables,
+        [{**batch(0, mesh)}],
+        32,
+        8,
+    )
+    return state, figures, scores
+
+
+def shares(tree):
+    """The bytes of each device over those of the whole tree."""
+    leaves = [x for x in jax.tree.leaves(tree) if x.dtype == jnp.float32]
+    total = sum(x.nbytes for x in leaves)
+    on = dict.fromkeys(jax.devices(), 0)
+    for leaf in leaves:
+        for shard in leaf.addressable_shards:
+            on[shard.device] += shard.data.nbytes
+    return [count / total for count in on.values()]
+
+
+def aliased(shard):
+    """The bytes that a step writes over its donated state, and the bytes of that state, on a device."""
+    mesh = mesh_lib.make_mesh()
+    state, step = build(config_of(shard), mesh)
+    memory = step.lower(state, batch(0, mesh)).compile().memory_analysis()
+    floats = [x for x in jax.tree.leaves(state) if x.dtype == jnp.float32]
+    return memory.alias_size_in_bytes, sum(x.addressable_shards[0].data.nbytes for x in floats)
+
+
+def main():
+    """Prints what the test asks for; leaves a checkpoint of the 'fsdp' run in the folder given."""
+    jax.monitoring.register_event_duration_secs_listener(count_compilations)
+    figures, scores, states = {}, {}, {}
+    for name, shard, devices, training in (
+        ('one', 'data', 1, {}),
+        ('data', 'data', 8, {}),
+        ('fsdp', 'fsdp', 8, {}),
+        ('one, in parts', 'data', 1, {'accumulate': 4}),
+        ('fsdp, in parts', 'fsdp', 8, {'accumulate': 4}),
+    ):
+        states[name], figures[name], scores[name] = run(shard, devices, **training)
+    folder = Path(sys.argv[1])
+    with Checkpoints(folder) as checkpoints:
+        checkpoints.save(states['fsdp'], {})
+        checkpoints.wait()
+        restored = {k: checkpoints.restore(STEPS, states[k])[0] for k in ('one', 'data', 'fsdp')}
+    same = {
+        name: all(
+            np.array_equal(a, b)
+            for a, b in zip(
+                jax.tree.leaves(mesh_lib.to_host((state.variables, state.opt_state))),
+                jax.tree.leaves(
+                    mesh_lib.to_host((states['fsdp'].variables, states['fsdp'].opt_state))
+                ),
+                strict=True,
+            )
+        )
+        and jax.tree.map(lambda x: x.sharding, state)
+        == jax.tree.map(lambda x: x.sharding, states[name])
+        for name, state in restored.items()
+    }
+    config = config_of('fsdp')
+    large, _ = build(config, mesh_lib.make_mesh(), create_model('resnet18', num_classes=1000), 32)
+    trees = {'params': large.params, 'opt_state': large.opt_state, 'ema': large.ema_params}
+    print(
+        json.dumps(
+            {
+                'figures': figures,
+                'scores': scores,
+                'restored': same,
+                'shares': {k: shares(v) for k, v in trees.items()},
+                'aliased': {k: aliased(k) for k in ('data', 'fsdp')},
+            }
+        )
+    )
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,111 @@
+"""Losses against PyTorch's numbers, and the laws that mixed targets and class weights keep."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vision.core.config import default_config
+from vision.core.errors import UserError
+from vision.training import losses
+
+LOGITS = np.array([[(7 * i + 3 * k) % 5 - 2 + 0.25 * k for k in range(4)] for i in range(6)])
+LABELS = np.array([0, 3, 1, 1, 2, 0])
+WEIGHTS = (0.5, 1.0, 2.0, 0.25)
+
+# torch 2.14.1, float64: CrossEntropyLoss(weight=…, label_smoothing=…)(LOGITS, LABELS), and the
+# second row of its gradient.
+TORCH = {
+    (0.0, ()): (2.5173338583604274, [0.025902989, 0.0045012646, 0.1160891443, -0.1464933983]),
+    (0.0, WEIGHTS): (1.6938014966851882, [0.0074008541, 0.0012860756, 0.0331683269, -0.0418552566]),
+    (0.1, ()): (2.4923338583604275, [0.0217363227, 0.00033459794, 0.1119224776, -0.1339933983]),
+    (0.1, WEIGHTS): (1.773599974698144, [0.0070551366, -0.0031221584, 0.0327658073, -0.0366987856]),
+}
+
+
+def config_of(**changes):
+    config = default_config().loss
+    with config.unlocked():
+        for key, value in changes.items():
+            config[key] = value
+    return config
+
+
+def batch_loss(logits, targets, mask, config):
+    """The mean that a step differentiates."""
+    per_example = losses.make_loss(config)(logits, losses.loss_targets(targets, config))
+    return (per_example * mask).sum() / losses.total_weight(
+        {'targets': targets, 'mask': mask}, config
+    )
+
+
+@pytest.mark.parametrize(('smoothing', 'weights'), TORCH)
+def test_cross_entropy_is_torchs(smoothing, weights):
+    config = config_of(label_smoothing=smoothing, class_weights=weights)
+    # Two more rows that are masked: they count for nothing.
+    logits = jnp.asarray(np.concatenate([LOGITS, 9 * LOGITS[:2]]), jnp.float32)
+    targets = jax.nn.one_hot(np.append(LABELS, [1, 2]), 4)
+    mask = jnp.asarray([1.0] * 6 + [0.0] * 2)
+    loss, gradient = jax.value_and_grad(batch_loss)(logits, targets, mask, config)
+    expected, row = TORCH[smoothing, weights]
+    assert float(loss) == pytest.approx(expected, rel=1e-6)
+    np.testing.assert_allclose(gradient[1], row, atol=1e-7)
+    np.testing.assert_array_equal(gradient[6:], 0)
+
+
+@pytest.mark.parametrize('name', losses.LOSSES)
+@pytest.mark.parametrize('weights', [(), WEIGHTS])
+@settings(max_examples=25)
+@given(share=st.floats(0, 1), smoothing=st.floats(0, 0.9))
+def test_the_loss_of_a_mixed_target_is_the_mix_of_the_losses(name, weights, share, smoothing):
+    config = config_of(name=name, class_weights=weights, label_smoothing=smoothing)
+    loss = losses.make_loss(config)
+    one, other = jax.nn.one_hot(LABELS, 4), jax.nn.one_hot(LABELS[::-1], 4)
+    logits = jnp.asarray(LOGITS, jnp.float32)
+
+    def of(targets):
+        return loss(logits, losses.loss_targets(targets, config))
+
+    expected = share * of(one) + (1 - share) * of(other)
+    np.testing.assert_allclose(
+        of(share * one + (1 - share) * other), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_a_class_of_twice_the_weight_is_as_if_its_examples_came_twice():
+    logits = jnp.asarray(LOGITS, jnp.float32)
+    targets = jax.nn.one_hot(LABELS, 4)
+    weighted = batch_loss(logits, targets, jnp.ones(6), config_of(class_weights=(1, 2, 1, 1)))
+    again = np.append(np.arange(6), np.flatnonzero(LABELS == 1))
+    twice = batch_loss(logits[again], targets[again], jnp.ones(8), config_of())
+    assert float(weighted) == pytest.approx(float(twice), rel=1e-6)
+
+
+def test_a_batch_in_which_nothing_counts_has_no_loss_and_no_gradient():
+    targets = jax.nn.one_hot(LABELS, 4)
+    for mask, weights in ((jnp.zeros(6), ()), (jnp.ones(6), (0.0, 0.0, 0.0, 0.0))):
+        config = config_of(class_weights=weights)
+        loss, gradient = jax.value_and_grad(batch_loss)(
+            jnp.asarray(LOGITS, jnp.float32), targets, mask, config
+        )
+        assert float(loss) == 0 and not np.asarray(gradient).any()
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        ({'name': 'hinge'}, 'softmax_cross_entropy'),
+        ({'class_weights': (1.0, 2.0)}, '2 values for 4 classes'),
+        ({'class_weights': (1.0, -1.0, 1.0, 1.0)}, '0 or more'),
+        ({'class_weights': (0.0,) * 4}, 'not all 0'),
+        ({'class_weights': (1.0, 'a', 1.0, 1.0)}, '0 or more'),
+        ({'name': 'lenet_discriminative', 'j': 0.0}, 'above 0'),
+        ({'name': 'lenet_discriminative', 'j': 'a'}, 'of type float'),
+        ({'j': 1.0}, "unknown argument of loss 'softmax_cross_entropy'"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(changes, says):
+    with pytest.raises(UserError, match=says):
+        losses.check(config_of(**changes), 4)

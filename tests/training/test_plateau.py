@@ -1,0 +1,129 @@
+"""The rate falls when validation stops improving, and a run that went on in between does the same."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from configs import digits_lenet5
+from vision.core.checkpoints import Checkpoints
+from vision.core.config import default_config
+from vision.core.errors import UserError
+from vision.core.mesh import make_mesh
+from vision.core.state import TrainState
+from vision.training import plateau, train
+from vision.training.optimizer import make_optimizer
+from vision.training.recorder import TIMES, read
+
+
+def config_of(**schedule):
+    config = default_config()
+    config.optimizer.momentum = 0.0
+    config.schedule = {'name': 'plateau', **schedule}
+    return config
+
+
+def start(config):
+    params = {'kernel': jnp.ones(2)}
+    optimizer = make_optimizer(config, optax.constant_schedule(0.1))
+    return optimizer, TrainState(
+        step=jnp.int32(0), params=params, batch_stats={}, opt_state=optimizer.init(params),
+        ema_params=None, ema_batch_stats=None, rng=jax.random.key(0),
+    )  # fmt: skip
+
+
+def reference(values, patience, factor, rtol, cooldown):
+    """PyTorch's ReduceLROnPlateau in its own words; yields the scale after each evaluation."""
+    best, bad, cooling, scale = np.inf, 0, 0, 1.0
+    for value in values:
+        if value < best * (1 - rtol):
+            best, bad = value, 0
+        else:
+            bad += 1
+        if cooling:
+            cooling, bad = cooling - 1, 0
+        elif bad == patience:
+            scale, bad, cooling = scale * factor, 0, cooldown
+        yield scale
+
+
+@settings(max_examples=25)
+@given(
+    scores=st.lists(st.integers(0, 8), min_size=1, max_size=12),
+    patience=st.integers(1, 3),
+    cooldown=st.integers(0, 2),
+    metric=st.sampled_from(['top1', 'loss']),
+)
+def test_the_scale_is_the_rules(scores, patience, cooldown, metric):
+    config = config_of(patience=patience, factor=0.5, cooldown=cooldown, metric=metric)
+    _, state = start(config)
+    tops = [s / 8 for s in scores]
+    values = [1 - t if metric == 'top1' else t for t in tops]
+    for top, scale in zip(tops, reference(values, patience, 0.5, 1e-4, cooldown), strict=True):
+        other = {'top1': 'loss', 'loss': 'top1'}[metric]
+        state = plateau.observe(state, {metric: top, other: 0.3}, config.schedule, make_mesh())
+        assert float(plateau.scale(state.opt_state)) == pytest.approx(scale)
+
+
+def test_the_scale_multiplies_the_change_and_steps_do_not_count():
+    config = config_of(patience=1, factor=0.1)
+    optimizer, state = start(config)
+    state = plateau.observe(state, {'top1': 0.5}, config.schedule, make_mesh())
+    gradient, opt_state = {'kernel': jnp.ones(2)}, state.opt_state
+    for _ in range(5):
+        updates, opt_state = optimizer.update(gradient, opt_state, state.params)
+        np.testing.assert_allclose(updates['kernel'], -0.1, rtol=1e-6)
+    state = plateau.observe(
+        state.replace(opt_state=opt_state), {'top1': 0.5}, config.schedule, make_mesh()
+    )
+    updates, _ = optimizer.update(gradient, state.opt_state, state.params)
+    np.testing.assert_allclose(updates['kernel'], -0.01, rtol=1e-6)
+
+
+def test_other_schedules_are_told_nothing():
+    config = default_config()
+    _, state = start(config)
+    assert plateau.observe(state, {'top1': 0.5}, config.schedule, make_mesh()) is state
+    assert plateau.scale(state.opt_state) == 1.0
+
+
+def digits(**training):
+    config = digits_lenet5.get_config()
+    config.schedule = {'name': 'plateau', 'patience': 1, 'factor': 0.5, 'warmup': '2 steps'}
+    config.training.ema_decay = 0.0
+    config.training.update(
+        {'duration': '24 steps', 'eval_every': '4 steps', 'log_every': '4 steps'} | training
+    )
+    return config
+
+
+def test_a_run_that_was_stopped_has_the_same_rates_and_bits(tmp_path):
+    train(digits(), tmp_path / 'alone')
+    for stop in ('10 steps', '14 steps', '24 steps'):
+        train(digits(stop_after=stop), tmp_path / 'stopped')
+    records, states = [], []
+    for name in ('alone', 'stopped'):
+        workdir = tmp_path / name
+        records.append([{k: v for k, v in r.items() if k not in TIMES} for r in read(workdir)])
+        with Checkpoints(workdir, read_only=True) as checkpoints:
+            states.append(checkpoints.find('last'))
+    assert records[0] == records[1] and states == [24, 24]
+    rates = [r['train/lr'] for r in records[0] if 'train/lr' in r]
+    scores = [r['validation/top1'] for r in records[0] if 'validation/top1' in r]
+    scales = list(reference([1 - s for s in scores], 1, 0.5, 1e-4, 0))
+    # What was seen at an evaluation counts from the next step on.
+    expected = [0.05 * scale for scale in [1.0, *scales[:-1]]]
+    np.testing.assert_allclose(rates, expected, rtol=1e-5)
+    assert rates[-1] < 0.05
+
+
+def test_without_a_validation_split_there_is_no_plateau(tmp_path):
+    images, labels = np.zeros((80, 8, 8), np.uint8), np.arange(80) % 10
+    np.savez(tmp_path / 'data.npz', x_train=images, y_train=labels)
+    config = digits()
+    config.data.update({'source': 'npz', 'path': str(tmp_path / 'data.npz')})
+    with pytest.raises(UserError, match='needs a validation split'):
+        train(config, tmp_path / 'run')

@@ -1,0 +1,45 @@
+"""What makes no sense for the data or the model is one line before anything is compiled."""
+
+import jax
+import pytest
+
+from configs import digits_lenet5
+from vision.core.errors import UserError
+from vision.training.setup import setup
+
+
+@pytest.mark.parametrize(
+    ('changes', 'says'),
+    [
+        ({'model.num_classes': 9}, r'model.num_classes=9: digits\S* has 10 classes'),
+        ({'loss.class_weights': (1.0,) * 9}, '9 values for 10 classes'),
+        ({'freeze': 'layer1'}, "freeze: 'layer1' names no parameter of the model"),
+        ({'weight_decay_pattern': 'weight$'}, "weight_decay_pattern: 'weight.' names no"),
+        ({'training.batch_size': 64, 'training.accumulate': 3}, 'in each of 3 parts'),
+        ({'training.polyak_from': '60 epochs', 'training.ema_decay': 0.0}, 'the whole run has'),
+        ({'schedule.warmup': '90 epochs'}, 'the whole run has'),
+        ({'schedule.name': 'cosin'}, "Did you mean 'cosine'"),
+        ({'schedule.name': 'step', 'schedule.at': ('-1 epochs',)}, 'negative'),
+        ({'optimizer.name': 'adamw', 'optimizer.weight_decay': 0.1}, 'given twice'),
+        ({'optimizer.name': 'sdg'}, "Did you mean 'sgd'"),
+        ({'optimizer.clip_norm': 0.0}, 'above 0'),
+        ({'seed': 2**32}, 'seed'),
+        ({'training.duration': '-2 epochs'}, 'negative'),
+    ],
+)
+def test_a_config_that_makes_no_sense(changes, says, monkeypatch):
+    monkeypatch.setattr(jax, 'jit', lambda *_, **__: pytest.fail('compiles'))
+    config = digits_lenet5.get_config()
+    for key, value in changes.items():
+        section, _, name = key.rpartition('.')
+        with config.unlocked():
+            (config[section] if section else config)[name] = value
+    with pytest.raises(UserError, match=says) as error:
+        setup(config)
+    assert '\n' not in str(error.value)
+
+
+def test_more_logits_than_classes_are_allowed():
+    config = digits_lenet5.get_config()
+    config.model.num_classes = 12
+    assert setup(config).model.num_classes == 12

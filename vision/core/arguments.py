@@ -1,0 +1,73 @@
+"""Arguments that come from a config: known by name, and of the type that is annotated."""
+
+import types
+import typing
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from vision.core.errors import UserError, unknown
+
+
+def check(what: str, function: Callable, known: list[str], arguments: Mapping[str, Any]) -> None:
+    """Checks keyword arguments before a function gets them.
+
+    Args:
+      what: the function's name for the message: "schedule 'step'".
+      function: whose annotations count.
+      known: the arguments that may be given.
+      arguments: by name.
+
+    Raises:
+      UserError: an argument that is not known, or of another type.
+    """
+    hints = type_hints(function)
+    for key, value in arguments.items():
+        if key not in known:
+            raise unknown(f'argument of {what}', key, known)
+        if key in hints and not fits(value, hints[key]):
+            raise UserError(f'{what}: {key}={value!r} is not {describe(hints[key])}')
+
+
+def type_hints(function: Callable) -> dict[str, Any]:
+    """The annotated types of a function or class, by argument."""
+    while isinstance(function, partial):
+        function = function.func
+    try:
+        return typing.get_type_hints(function)
+    except (NameError, TypeError):  # a user's own class may annotate as it likes
+        return {}
+
+
+def fits(value: Any, hint: Any) -> bool:
+    """Whether the value is of the annotated type, for the types that configs can hold."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return any(fits(value, a) for a in arguments)
+    if origin is tuple and arguments[-1] is ...:
+        return isinstance(value, tuple | list) and all(fits(v, arguments[0]) for v in value)
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is str:
+        return isinstance(value, str)
+    if hint is type(None):
+        return value is None
+    return True
+
+
+def describe(hint: Any) -> str:
+    """'one of 1, 2' or 'of type bool': what `fits` asks for."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is typing.Literal:
+        return 'one of ' + ', '.join(repr(a) for a in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return ' or '.join(describe(a) for a in arguments)
+    if origin is tuple:
+        return f'a tuple of {getattr(arguments[0], "__name__", arguments[0])}'
+    return f'of type {getattr(hint, "__name__", hint)}'

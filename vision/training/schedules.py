@@ -1,0 +1,154 @@
+"""Schedules: the learning rate by step, by name and arguments in the config.
+
+A step is one update, whatever `training.accumulate` is.
+"""
+
+import inspect
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import optax
+from ml_collections import ConfigDict
+
+from vision.core import arguments
+from vision.core.errors import UserError, unknown
+
+ToSteps = Callable[[str, str], int]  # a duration and its key in the config, to steps
+
+
+def make_schedule(config: ConfigDict, total_steps: int, to_steps: ToSteps) -> optax.Schedule:
+    """Builds the learning rate as a function of the step.
+
+    A warm-up goes from 0 to `optimizer.lr` in a straight line, and any schedule follows.
+
+    Args:
+      config: the whole config; `optimizer.lr` is the rate after the warm-up.
+      total_steps: of the run.
+      to_steps: turns a duration of the config into steps.
+
+    Raises:
+      UserError: an unknown schedule or argument, or a warm-up longer than the run.
+    """
+    args = dict(config.schedule)
+    name, warmup = args.pop('name'), to_steps(args.pop('warmup', '0 steps'), 'schedule.warmup')
+    if warmup and warmup >= total_steps:
+        raise UserError(
+            f'schedule.warmup={config.schedule.warmup!r} is {warmup} steps; '
+            f'the whole run has {total_steps}'
+        )
+    if name not in SCHEDULES:
+        raise unknown('schedule.name', name, SCHEDULES)
+    own = list(inspect.signature(SCHEDULES[name]).parameters)[3:]
+    arguments.check(f'schedule {name!r}', SCHEDULES[name], own, args)
+    lr = peak_rate(config)
+
+    def after_warmup(text: str, key: str) -> int:
+        return to_steps(text, key) - warmup
+
+    main = SCHEDULES[name](lr, total_steps - warmup, after_warmup, **args)
+    if not warmup:
+        return main
+    return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), main], [warmup])
+
+
+def peak_rate(config: ConfigDict) -> float:
+    """The rate after the warm-up: `optimizer.lr`, for `optimizer.lr_for_batch` images if it is given.
+
+    Goyal et al. 2017, section 2.1: when the batch is k times as large, the rate is, too.
+    """
+    reference = config.optimizer.get('lr_for_batch')
+    if reference is None:
+        return config.optimizer.lr
+    return config.optimizer.lr * config.training.batch_size / reference
+
+
+def _constant(lr: float, steps: int, to_steps: ToSteps) -> optax.Schedule:
+    return optax.constant_schedule(lr)
+
+
+def _cosine(lr: float, steps: int, to_steps: ToSteps, end: float = 0.0) -> optax.Schedule:
+    """Half a cosine from `lr` to `end` (a fraction of it)."""
+    _check_fraction('end', end)
+    return optax.cosine_decay_schedule(lr, steps, alpha=end)
+
+
+def _linear(lr: float, steps: int, to_steps: ToSteps, end: float = 0.0) -> optax.Schedule:
+    _check_fraction('end', end)
+    return optax.linear_schedule(lr, lr * end, steps)
+
+
+def _step(
+    lr: float,
+    steps: int,
+    to_steps: ToSteps,
+    at: tuple[str, ...] = (),
+    factor: float | tuple[float, ...] = 0.1,
+) -> optax.Schedule:
+    """Times `factor` at each of the durations `at`, counted from the run's start.
+
+    Several factors are one for each duration, as in LeNet-5's paper and ResNet-110's first epoch.
+    """
+    factors = list(factor) if isinstance(factor, tuple | list) else [factor] * len(at)
+    if len(factors) != len(at):
+        raise UserError(f'schedule.factor has {len(factors)} values for {len(at)} durations in at')
+    if any(not 0 < f < math.inf for f in factors):
+        raise UserError(f'schedule.factor={factor!r} must be above 0')
+    boundaries = [to_steps(text, 'schedule.at') for text in at]
+    if any(later <= sooner for sooner, later in zip([0, *boundaries], boundaries, strict=False)):
+        raise UserError(f'schedule.at={tuple(at)!r} must rise, and begin after the warm-up')
+    return optax.piecewise_constant_schedule(lr, dict(zip(boundaries, factors, strict=True)))
+
+
+def _exponential(
+    lr: float, steps: int, to_steps: ToSteps, every: str = '8 epochs', factor: float = 0.96
+) -> optax.Schedule:
+    """Times `factor` each `every` after the warm-up, in stairs (GoogLeNet: 4 % each 8 epochs)."""
+    period = to_steps(every, 'schedule.every') - to_steps('0 steps', 'schedule.every')
+    if period < 1:
+        raise UserError(f'schedule.every={every!r} must be above 0')
+    if not 0 < factor < math.inf:
+        raise UserError(f'schedule.factor={factor!r} must be above 0')
+    return optax.exponential_decay(lr, period, factor, staircase=True)
+
+
+def _plateau(
+    lr: float,
+    steps: int,
+    to_steps: ToSteps,
+    metric: Literal['top1', 'loss'] = 'top1',
+    factor: float = 0.1,
+    patience: int = 10,
+    cooldown: int = 0,
+    rtol: float = 1e-4,
+    atol: float = 0.0,
+    min_scale: float = 0.0,
+) -> optax.Schedule:
+    """Times `factor` when `patience` evaluations in a row have not bettered the validation `metric`.
+
+    The rate itself is constant: `vision.training.plateau` scales it (optax's `reduce_on_plateau`).
+    """
+    for key, value, low in (('patience', patience, 1), ('cooldown', cooldown, 0)):
+        if value < low:
+            raise UserError(f'schedule.{key}={value} must be at least {low}')
+    try:
+        optax.contrib.reduce_on_plateau(factor, patience, rtol, atol, cooldown, 1, min_scale)
+    except ValueError as e:
+        raise UserError(f"schedule 'plateau': {e}") from None
+    _check_fraction('min_scale', min_scale)
+    return optax.constant_schedule(lr)
+
+
+SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
+    'constant': _constant,
+    'cosine': _cosine,
+    'linear': _linear,
+    'step': _step,
+    'exponential': _exponential,
+    'plateau': _plateau,
+}
+
+
+def _check_fraction(key: str, value: float) -> None:
+    if not 0 <= value <= 1:
+        raise UserError(f'schedule.{key}={value} must be in [0, 1]')

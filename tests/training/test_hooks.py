@@ -157,10 +157,9 @@ def test_early_stopping_is_a_function_of_what_was_recorded(scores, patience):
 def test_a_trace_is_written_of_the_steps_asked_for(tmp_path):
     hook = profile.from_flag('9:10', str(tmp_path))
     train(tiny_config(training__stop_after='12 steps'), tmp_path, [hook])
-    names = {p.name.split('.', 1)[-1] for p in (tmp_path / 'plugins' / 'profile').rglob('*.*')}
-    assert {'xplane.pb', 'trace.json.gz'} <= {
-        n.split('.', 1)[-1] if 'vm' in n else n for n in names
-    }
+    names = [p.name for p in (tmp_path / 'plugins' / 'profile').rglob('*.*')]
+    assert any(name.endswith('.xplane.pb') for name in names)  # TensorBoard
+    assert 'perfetto_trace.json.gz' in names
 
 
 @pytest.mark.parametrize('text', ['', '5', '7:6', '0:3', 'a:b', '-1:4'])

@@ -106,7 +106,7 @@ def _train(
         if run.test is not None:
             scores = evaluator('test', checkpoints.restore_variables(best, template))
             record = {f'test/{k}': v for k, v in scores.items()}
-            recorder.write(int(last), record | {'test/checkpoint': best})
+            recorder.write(last, record | {'test/checkpoint': best})
     return best
 
 

@@ -39,9 +39,7 @@ def test_stopping_logging_and_keeping_may_differ(key):
 
 @pytest.mark.parametrize('key', ['init_from', 'freeze'])
 @pytest.mark.parametrize('nothing', ['', 'None'])
-def test_the_command_line_can_take_back_what_a_config_file_sets(
-    key, nothing, monkeypatch
-):
+def test_the_command_line_can_take_back_what_a_config_file_sets(key, nothing, monkeypatch):
     file = REPO / 'configs' / 'folder_finetune.py'
     argv = ['train', f'--config={file}:frozen', f'--config.{key}={nothing}']
     monkeypatch.setattr('sys.argv', argv)  # where ml_collections looks for overrides

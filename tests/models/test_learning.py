@@ -1,20 +1,23 @@
 """Every model learns: it fits 64 images, every parameter has a gradient, evaluation changes nothing."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tests.golden.generator import images
-from tests.models.common import DEEP
 from vision.models import MODELS, create_model
 from vision.models.summary import default_model
 from vision.training.lenet_losses import lenet_discriminative, lenet_mse
 
-FAST = ('lenet5_1998', 'lenet5', 'vgg11_bn', 'resnet20')
+FAST = ('lenet5_1998', 'lenet5', 'vgg_a', 'resnet20')
 CLASSES = 4
-MAX_STEPS = 150
+MAX_STEPS = 100
+# Of these networks compiling is most of the work, and what LLVM adds to it is not worth its time.
+COMPILER = {'xla_backend_optimization_level': 1, 'xla_llvm_disable_expensive_passes': True}
 
 
 def setting(name):
@@ -24,15 +27,14 @@ def setting(name):
     if name.startswith('alexnet'):
         return {'stem': 'small', 'hidden': 128, 'dropout': 0.0}, 16, 3, 1e-3
     if name.startswith('vgg'):
-        # Without norms a signal dies where most of each 3x3 window is padding.
-        return {'stem': 'small'}, 8 if name == 'vgg11_bn' else 32, 3, 3e-4
-    if name == 'googlenet_2014':
-        return {'stem': 'small', 'dropout': 0.0, 'aux_dropout': 0.0}, 16, 3, 3e-4
+        return {'stem': 'small'}, 8, 3, 3e-4
+    if name == 'googlenet_2014':  # its auxiliary heads need 10 px
+        return {'stem': 'small', 'dropout': 0.0, 'aux_dropout': 0.0}, 10, 3, 3e-4
     if name == 'googlenet':
         return {'dropout': 0.0, 'aux_dropout': 0.0}, 32, 3, 1e-3
     if name == 'inception_v3':  # the gradients of its auxiliary head are compared with torch's
         return {'dropout': 0.0, 'aux_heads': False}, 75, 3, 1e-3
-    return {}, 32 if default_model(name)[1][0] > 32 else 16, 3, 1e-3
+    return {}, 32 if default_model(name)[1][0] > 32 else 8, 3, 1e-3
 
 
 def losses(name):
@@ -44,7 +46,7 @@ def losses(name):
 CASES = [
     pytest.param(name, loss, id=f'{name}-{loss}', marks=() if name in FAST else pytest.mark.slow)
     for name in MODELS
-    if name not in DEEP
+    if name != 'resnet1202'  # counts and shapes only
     for loss in losses(name)
 ]
 
@@ -59,18 +61,18 @@ def test_fits_64_images_and_reaches_every_parameter(name, loss):
     labels = np.arange(64) % CLASSES
     step, evaluate = make_steps(model, loss_of, jax.nn.one_hot(labels, classes), rate)
 
-    variables = jax.jit(lambda x: model.init(jax.random.key(0), x, train=True))(x)
-    params, stats = variables['params'], variables.get('batch_stats', {})
+    params, stats = initialise(model, x)
     state = (params, stats, optax.adam(rate).init(params))
     reached = jax.tree.map(lambda p: False, params)
     for count in range(1, MAX_STEPS + 1):
         state, found = step(state, x)
         reached = jax.tree.map(lambda a, b: a or bool(b), reached, found)
-        if count % 10 == 0:
+        if count % 5 == 0:
             logits, value, after = evaluate(state, x)
             accuracy = (np.asarray(logits).argmax(-1) == labels).mean()
             if accuracy == 1 and value < bound:
                 break
+    print(f'{name}: {count} steps, loss {value:.3f}')
     assert accuracy == 1, f'{accuracy} of the images after {count} steps, loss {value}'
     assert value < bound
     dead = [
@@ -80,10 +82,42 @@ def test_fits_64_images_and_reaches_every_parameter(name, loss):
     jax.tree.map(np.testing.assert_array_equal, after, state[1])
 
 
+def initialise(model, x, seed=0):
+    """The model's own start; where it has no norms, each layer's outputs are normalised once.
+
+    Through a dozen layers without norms a signal of 8 px dies, or all images become one. So each
+    kernel and bias is scaled by the statistics of the layer's outputs, as batch normalisation
+    would be at step 0 (Salimans and Kingma 2016, section 3). Nothing but the start is changed.
+    """
+
+    def init(x):
+        return model.init(jax.random.key(seed), x, train=True)
+
+    variables = compiled(init)(x)
+    params, stats = variables['params'], variables.get('batch_stats', {})
+    if stats or type(model).__name__.startswith('LeNet'):
+        return params, stats
+    normalised = {}
+
+    def normalise(next_fun, args, kwargs, context):
+        y, module = next_fun(*args, **kwargs), context.module
+        if context.method_name != '__call__' or not module.has_variable('params', 'kernel'):
+            return y
+        kernel, bias = (module.get_variable('params', n) for n in ('kernel', 'bias'))
+        axes = tuple(range(y.ndim - 1))
+        mean, std = y.mean(axes), y.std(axes)
+        normalised[(*module.path, 'kernel')] = kernel / std
+        normalised[(*module.path, 'bias')] = (bias - mean) / std
+        return (y - mean) / std
+
+    with nn.intercept_methods(normalise):
+        model.apply({'params': params}, x, train=True)
+    return unflatten_dict(flatten_dict(params) | normalised), stats
+
+
 def make_steps(model, loss_of, targets, rate):
     optimizer = optax.adam(rate)
 
-    @jax.jit
     def step(state, x):
         params, stats, moments = state
 
@@ -105,10 +139,13 @@ def make_steps(model, loss_of, targets, rate):
         reached = jax.tree.map(lambda g: jnp.any(g != 0), grads)
         return (optax.apply_updates(params, updates), stats, moments), reached
 
-    @jax.jit
     def evaluate(state, x):
         variables = {'params': state[0], 'batch_stats': state[1]}
         (logits, _), after = model.apply(variables, x, train=False, mutable=['batch_stats'])
         return logits, loss_of(logits, targets).mean(), after.get('batch_stats', {})
 
-    return step, evaluate
+    return compiled(step), compiled(evaluate)
+
+
+def compiled(function):
+    return jax.jit(function, compiler_options=COMPILER)

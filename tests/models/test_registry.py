@@ -59,6 +59,7 @@ def test_a_users_own_model_needs_no_line_in_the_registry(name):
         (f'{__name__}:Missing', {}, "has no 'Missing'"),
         (f'{__name__}:DEEP', {}, 'no class or function but tuple'),
         (f'{__name__}:not_a_model', {}, 'no Flax module but str'),
+        ('flax.linen:Sequential', {}, 'must take num_classes and dtype'),
         (f'{__name__}:MyModel', {'widht': 3}, "did you mean 'width'"),
     ],
 )
@@ -250,6 +251,11 @@ def test_a_model_that_breaks_the_contract_is_refused():
         def __call__(self, images, train):
             return nn.Dense(3)(images.mean((1, 2)))
 
+    class NoArray(nn.Module):
+        @nn.compact
+        def __call__(self, images, train):
+            return {'logits': nn.Dense(3)(images.mean((1, 2)))}, {}
+
     class NoTrain(nn.Module):
         @nn.compact
         def __call__(self, images):
@@ -259,6 +265,7 @@ def test_a_model_that_breaks_the_contract_is_refused():
         (HalfLogits(), 'float32 logits'),
         (NoFeatures(), 'features'),
         (NoPair(), 'logits, endpoints'),
+        (NoArray(), 'float32 logits .* not dict'),
         (NoTrain(), 'train'),
     ):
         with pytest.raises(UserError, match=says):

@@ -108,7 +108,7 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
 
     Args:
       source: a `.safetensors` or `.pth` file of torchvision or timm, or 'hf:org/name'.
-      name: the model's, in the registry; by default what the source's name begins with.
+      name: the model's, in the registry; by default what the source's name or its tensors tell.
 
     Raises:
       UserError: the source cannot be read, or its tensors are not the model's.
@@ -133,7 +133,7 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
         step=0,
         model=model,
         variables=mesh_lib.put_replicated(
-            pretrained.load_pretrained(source, name, variables), mesh
+            pretrained.load_pretrained(source, name, variables, new_head=False), mesh
         ),
         mesh=mesh,
     )

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 import flax.linen as nn
-import jax
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -15,8 +14,8 @@ from vision.core import durations
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.data.source import ArraySource, NoSplitError, Source
-from vision.evaluation.run import init_variables
 from vision.models import create_model
+from vision.models.summary import check_contract
 from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
 from vision.training import losses
@@ -106,7 +105,7 @@ def setup(config: ConfigDict) -> Setup:
     input_shape = inputs.input_shape(train, config.preprocess.eval)
     check_channels(config.preprocess.mean, config.preprocess.std, input_shape[-1])
     model = create_model(**{'num_classes': len(train.class_names)} | config.model.to_dict())
-    jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
+    check_contract(model, input_shape)
     return Setup(
         config=config,
         mesh=mesh,

@@ -9,7 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tests.golden.generator import images
-from vision.models import MODELS, create_model
+from vision.models import MODELS, create_model, resnet_v2
 from vision.models.summary import default_model
 from vision.training.lenet_losses import lenet_discriminative, lenet_mse
 
@@ -18,6 +18,8 @@ CLASSES = 4
 MAX_STEPS = 100
 # Of these networks compiling is most of the work, and what LLVM adds to it is not worth its time.
 COMPILER = {'xla_backend_optimization_level': 1, 'xla_llvm_disable_expensive_passes': True}
+# As one program its 333 blocks compile for many minutes; its few kinds of block, each on its own, do not.
+BY_BLOCKS = ('resnet1001_v2',)
 
 
 def setting(name):
@@ -52,37 +54,49 @@ CASES = [
 
 
 @pytest.mark.parametrize('name, loss', CASES)
-def test_fits_64_images_and_reaches_every_parameter(name, loss):
+def test_fits_64_images_and_reaches_every_parameter(name, loss, monkeypatch):
+    jit = compiled
+    if name in BY_BLOCKS:
+        block = nn.jit(resnet_v2.PreActivationBlock, static_argnums=(2,))
+        monkeypatch.setattr(resnet_v2, 'PreActivationBlock', block)
+        jit = run_as_it_is
     arguments, size, channels, rate = setting(name)
     loss_of, bound = losses(name)[loss]
     classes = 10 if name == 'lenet5_1998' else CLASSES
     model = create_model(name, num_classes=classes, **arguments)
     x = images(size, 64)[..., :channels]
     labels = np.arange(64) % CLASSES
-    step, evaluate = make_steps(model, loss_of, jax.nn.one_hot(labels, classes), rate)
+    gradients, evaluate = make_steps(model, loss_of, jax.nn.one_hot(labels, classes), jit)
+    optimizer = optax.adam(rate)
 
-    params, stats = initialise(model, x)
-    state = (params, stats, optax.adam(rate).init(params))
-    reached = jax.tree.map(lambda p: False, params)
+    params, stats = initialise(model, x, jit)
+    leaves, tree = jax.tree.flatten(params)
+    moments, reached = [optimizer.init(p) for p in leaves], [False] * len(leaves)
+
+    @jax.jit
+    def update(param, gradient, moment):
+        change, moment = optimizer.update(gradient, moment)
+        return param + change, moment, jnp.any(gradient != 0)
+
     for count in range(1, MAX_STEPS + 1):
-        state, found = step(state, x)
-        reached = jax.tree.map(lambda a, b: a or bool(b), reached, found)
+        grads, stats = gradients(jax.tree.unflatten(tree, leaves), stats, x)
+        updated = map(update, leaves, jax.tree.leaves(grads), moments)
+        leaves, moments, found = map(list, zip(*updated, strict=True))
+        reached = [a or bool(b) for a, b in zip(reached, found, strict=True)]
         if count % 5 == 0:
-            logits, value, after = evaluate(state, x)
+            logits, value, after = evaluate(jax.tree.unflatten(tree, leaves), stats, x)
             accuracy = (np.asarray(logits).argmax(-1) == labels).mean()
             if accuracy == 1 and value < bound:
                 break
     print(f'{name}: {count} steps, loss {value:.3f}')
     assert accuracy == 1, f'{accuracy} of the images after {count} steps, loss {value}'
     assert value < bound
-    dead = [
-        jax.tree_util.keystr(p) for p, r in jax.tree_util.tree_leaves_with_path(reached) if not r
-    ]
-    assert not dead
-    jax.tree.map(np.testing.assert_array_equal, after, state[1])
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    assert not [path for path, r in zip(paths, reached, strict=True) if not r]
+    jax.tree.map(np.testing.assert_array_equal, after, stats)
 
 
-def initialise(model, x, seed=0):
+def initialise(model, x, jit, seed=0):
     """The model's own start; where it has no norms, each layer's outputs are normalised once.
 
     Through a dozen layers without norms a signal of 8 px dies, or all images become one. So each
@@ -93,7 +107,7 @@ def initialise(model, x, seed=0):
     def init(x):
         return model.init(jax.random.key(seed), x, train=True)
 
-    variables = compiled(init)(x)
+    variables = jit(init)(x)
     params, stats = variables['params'], variables.get('batch_stats', {})
     if stats or type(model).__name__.startswith('LeNet'):
         return params, stats
@@ -115,12 +129,8 @@ def initialise(model, x, seed=0):
     return unflatten_dict(flatten_dict(params) | normalised), stats
 
 
-def make_steps(model, loss_of, targets, rate):
-    optimizer = optax.adam(rate)
-
-    def step(state, x):
-        params, stats, moments = state
-
+def make_steps(model, loss_of, targets, jit):
+    def gradients(params, stats, x):
         def objective(params):
             (logits, endpoints), updated = model.apply(
                 {'params': params, 'batch_stats': stats},
@@ -134,18 +144,19 @@ def make_steps(model, loss_of, targets, rate):
                 total += 0.3 * loss_of(aux, targets).mean()
             return total, updated.get('batch_stats', {})
 
-        grads, stats = jax.grad(objective, has_aux=True)(params)
-        updates, moments = optimizer.update(grads, moments)
-        reached = jax.tree.map(lambda g: jnp.any(g != 0), grads)
-        return (optax.apply_updates(params, updates), stats, moments), reached
+        return jax.grad(objective, has_aux=True)(params)
 
-    def evaluate(state, x):
-        variables = {'params': state[0], 'batch_stats': state[1]}
+    def evaluate(params, stats, x):
+        variables = {'params': params, 'batch_stats': stats}
         (logits, _), after = model.apply(variables, x, train=False, mutable=['batch_stats'])
         return logits, loss_of(logits, targets).mean(), after.get('batch_stats', {})
 
-    return compiled(step), compiled(evaluate)
+    return jit(gradients), jit(evaluate)
 
 
 def compiled(function):
     return jax.jit(function, compiler_options=COMPILER)
+
+
+def run_as_it_is(function):
+    return function

@@ -275,6 +275,31 @@ def test_what_is_fed_is_what_the_weights_were_trained_with():
     assert pretrained_input('googlenet').mean == (0.5, 0.5, 0.5)
 
 
+def test_timms_weights_on_the_hub_say_what_they_are_fed(monkeypatch, tmp_path):
+    """As `config.json` of timm/resnet50.a1_in1k and timm/inception_v3.gluon_in1k have it."""
+    config = {
+        'input_size': [3, 224, 224],
+        'test_input_size': [3, 288, 288],
+        'crop_pct': 0.95,
+        'test_crop_pct': 1.0,
+        'interpolation': 'bicubic',
+        'mean': [0.485, 0.456, 0.406],
+        'std': [0.229, 0.224, 0.225],
+    }
+    file = tmp_path / 'config.json'
+    monkeypatch.setattr('huggingface_hub.hf_hub_download', lambda repository, filename: file)
+    file.write_text(json.dumps({'pretrained_cfg': config}))
+    fed = pretrained_input('resnet50', 'hf:timm/resnet50.a1_in1k')
+    assert (fed.resize, fed.crop, fed.method) == (288, 288, 'bicubic')
+    del config['test_input_size'], config['test_crop_pct']
+    config |= {'input_size': [3, 299, 299], 'crop_pct': 0.875}
+    file.write_text(json.dumps({'pretrained_cfg': config}))
+    fed = pretrained_input('inception_v3', 'hf:timm/inception_v3.gluon_in1k')
+    assert (fed.resize, fed.crop, fed.mean) == (341, 299, (0.485, 0.456, 0.406))
+    file.write_text('{}')
+    assert pretrained_input('resnet50', 'hf:someone/resnet50') == pretrained_input('resnet50')
+
+
 @pytest.mark.parametrize(
     'name', ['lenet5', 'alexnet', 'vgg11', 'googlenet', 'resnet18', 'resnet20']
 )

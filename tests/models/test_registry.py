@@ -11,7 +11,7 @@ from vision.core.errors import UserError
 from vision.models import MODELS, create_model
 from vision.models.base import ImageModel
 from vision.models.layers import Dense
-from vision.models.summary import abstract_variables, check_contract, default_model
+from vision.models.summary import abstract_variables, check_contract, default_model, summarise
 
 
 class MyModel(ImageModel):
@@ -228,6 +228,23 @@ def test_gradients_with_respect_to_a_stage_can_be_had():
     )
     assert gradient['stage3'].shape == (1, 8, 8, 64)
     assert np.abs(gradient['stem']).max() > 0
+
+
+class NoEndpoints(nn.Module):
+    """A user's own that returns logits alone."""
+
+    num_classes: int
+    dtype: object
+
+    @nn.compact
+    def __call__(self, images, train):
+        return nn.Dense(self.num_classes)(images.mean((1, 2)))
+
+
+def test_the_table_of_a_model_that_breaks_the_contract_is_one_error():
+    assert summarise(f'{__name__}:MyModel', 8).parameters > 0
+    with pytest.raises(UserError, match=r'NoEndpoints must return \(logits, endpoints\)'):
+        summarise(f'{__name__}:NoEndpoints', 8)
 
 
 def test_a_model_that_breaks_the_contract_is_refused():

@@ -114,10 +114,11 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
       UserError: the source cannot be read, or its tensors are not the model's.
     """
     name = name or pretrained.guess_name(source)
-    fed = pretrained.pretrained_input(name)
+    fed = pretrained.pretrained_input(name, source)
     config = default_config()
     config.model.name = name
-    config.preprocess.eval = f'decode|resize_small({fed.resize})|central_crop({fed.crop})'
+    resize = f'resize_small({fed.resize}, {fed.method!r})'
+    config.preprocess.eval = f'decode|{resize}|central_crop({fed.crop})'
     config.preprocess.mean, config.preprocess.std = fed.mean, fed.std
     config.evaluation.batch_size = 32
     model = create_model(name, num_classes=len(pretrained.IMAGENET_CLASSES))

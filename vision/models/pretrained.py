@@ -1,5 +1,6 @@
 """Pretrained weights: torchvision's and timm's state dicts, turned into our variables."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vision.core.errors import UserError
 from vision.models.registry import MODELS
-from vision.models.state_dicts import StateDict, read_state_dict
+from vision.models.state_dicts import StateDict, read_hub_config, read_state_dict
 from vision.models.summary import abstract_variables, default_model
 from vision.models.torch_names import TORCHVISION_MODELS, Path, TorchNames, torch_names
 
@@ -32,18 +33,35 @@ class PretrainedInput:
 
     resize: int = 256
     crop: int = 224
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    method: str = 'bilinear'
 
 
-def pretrained_input(name: str) -> PretrainedInput:
-    """Returns the preprocessing that torchvision's weights of the model `name` expect (bilinear)."""
+def pretrained_input(name: str, source: str = '') -> PretrainedInput:
+    """Returns the preprocessing that weights of the model `name` expect.
+
+    It is torchvision's, unless the weights come from the hub and timm's `config.json` beside them
+    says otherwise: timm evaluates many at 288 px, bicubic.
+    """
     half = (0.5, 0.5, 0.5)  # what torchvision's `transform_input` makes of ImageNet's mean and std
+    default = PretrainedInput()
     if name == 'inception_v3':
-        return PretrainedInput(342, 299, half, half)
+        default = PretrainedInput(342, 299, half, half)
     if name == 'googlenet':
-        return PretrainedInput(256, 224, half, half)
-    return PretrainedInput()
+        default = PretrainedInput(256, 224, half, half)
+    config = read_hub_config(source) if source.startswith('hf:') else {}
+    timm = config.get('pretrained_cfg', {})
+    if not {'input_size', 'crop_pct', 'mean', 'std'} <= set(timm):
+        return default
+    crop = timm.get('test_input_size', timm['input_size'])[-1]
+    return PretrainedInput(
+        resize=math.floor(crop / timm.get('test_crop_pct', timm['crop_pct'])),
+        crop=crop,
+        mean=tuple(timm['mean']),
+        std=tuple(timm['std']),
+        method='bicubic' if timm.get('interpolation') == 'bicubic' else 'bilinear',
+    )
 
 
 def load_pretrained(

@@ -15,7 +15,7 @@ import numpy as np
 
 from vision.core.errors import UserError
 from vision.models.base import ImageModel
-from vision.models.registry import create_model
+from vision.models.registry import MODELS, create_model
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,15 @@ def summarise(
       **kwargs: the model's own arguments.
 
     Raises:
-      UserError: what `create_model` raises, and a size that the model cannot take.
+      UserError: what `create_model` raises, a size that the model cannot take, and a model of one's
+        own that is none (see `check_contract`).
     """
     model, shape = default_model(name, num_classes, **kwargs)
     size = input_size or shape[0]
-    return count(name, model, (size, size, channels or shape[2]))
+    input_shape = (size, size, channels or shape[2])
+    if name not in MODELS:
+        check_contract(model, input_shape)
+    return count(name, model, input_shape)
 
 
 def default_model(

@@ -9,6 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tests.golden.generator import images
+from tests.models.common import COMPILER
 from vision.models import MODELS, create_model, resnet_v2
 from vision.models.summary import default_model
 from vision.training.lenet_losses import lenet_discriminative, lenet_mse
@@ -16,8 +17,6 @@ from vision.training.lenet_losses import lenet_discriminative, lenet_mse
 FAST = ('lenet5_1998', 'lenet5', 'vgg_a', 'resnet20')
 CLASSES = 4
 MAX_STEPS = 100
-# Of these networks compiling is most of the work, and what LLVM adds to it is not worth its time.
-COMPILER = {'xla_backend_optimization_level': 1, 'xla_llvm_disable_expensive_passes': True}
 # As one program its 333 blocks compile for many minutes; its few kinds of block, each on its own, do not.
 BY_BLOCKS = ('resnet1001_v2',)
 

@@ -108,6 +108,7 @@ def _download(source: str, filename: str) -> Path | None:
     """Returns the hub's file, as it lies in the hub client's cache; None if the hub has none."""
     try:
         from huggingface_hub import hf_hub_download
+        from huggingface_hub import logging as hub_logging
         from huggingface_hub.errors import (
             EntryNotFoundError,
             HfHubHTTPError,
@@ -116,21 +117,20 @@ def _download(source: str, filename: str) -> Path | None:
         )
     except ImportError as e:
         raise UserError(f'{source}: downloading it needs huggingface-hub: {_EXTRA}') from e
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()  # of what fails, it warns and then raises
     try:
         return Path(hf_hub_download(source.removeprefix('hf:'), filename))
-    except (
-        LocalEntryNotFoundError
-    ) as e:  # no network: a kind of the error below, and not what it says
-        raise UserError(f'{source} cannot be downloaded: {_first_line(e)}') from e
-    except EntryNotFoundError:
-        return None
-    except (HfHubHTTPError, HFValidationError, OSError, ValueError) as e:
-        # What the hub's client raises without a network is an OSError or a kind of it.
-        raise UserError(f'{source} cannot be downloaded: {_first_line(e)}') from e
     except Exception as e:
-        if type(e).__module__.split('.')[0] in ('httpx', 'requests', 'httpcore'):
+        # A local entry is not found where there is no network; that says nothing of the hub.
+        if isinstance(e, EntryNotFoundError) and not isinstance(e, LocalEntryNotFoundError):
+            return None
+        network = type(e).__module__.split('.')[0] in ('httpx', 'requests', 'httpcore')
+        if network or isinstance(e, HfHubHTTPError | HFValidationError | OSError | ValueError):
             raise UserError(f'{source} cannot be downloaded: {_first_line(e)}') from e
         raise
+    finally:
+        hub_logging.set_verbosity(verbosity)
 
 
 def _first_line(error: Exception) -> str:

@@ -9,6 +9,7 @@ well features of such a network carry over.
         --config.data.path=FOLDER
     …:frozen                                   only the new classifier is trained
     … --config.init_from=resnet50.safetensors  weights from a file, or from a workdir
+    … --config.init_from=                      none: from scratch
 
 The whole network is trained, the backbone at a tenth of the classifier's rate.
 """
@@ -35,7 +36,7 @@ def get_config(variant: str = 'full') -> ConfigDict:
     config.preprocess.std = (0.229, 0.224, 0.225)
     config.optimizer.lr = 0.01
     config.weight_decay = 1e-4
-    config.schedule.warmup = '50 steps'
+    config.schedule.warmup = '0.5 epochs'
     config.training.batch_size = 32
     config.training.duration = '10 epochs'
     config.training.log_every = '10 steps'

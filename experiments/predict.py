@@ -16,7 +16,7 @@ PRETRAINED = flags.DEFINE_string(
     'pretrained', None, 'ImageNet weights: FILE.safetensors, FILE.pth or hf:org/name.'
 )
 MODEL = flags.DEFINE_string(
-    'model', None, 'The model, where the name of --pretrained does not tell.'
+    'model', None, 'The model, where neither name nor tensors of --pretrained tell.'
 )
 FOLD = flags.DEFINE_bool('fold', True, 'Fold BatchNorm into the convolutions: faster.')
 CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')

@@ -1,8 +1,11 @@
 """Configs on disk: read back as they were, compared by key, their paths absolute."""
 
 import pytest
-from ml_collections import ConfigDict
+from absl.flags import FlagValues
+from ml_collections import ConfigDict, config_flags
 
+from configs import folder_finetune
+from tests.conftest import REPO
 from vision.core import config as config_lib
 from vision.core import workdir
 from vision.core.errors import UserError
@@ -32,6 +35,19 @@ def test_stopping_logging_and_keeping_may_differ(key):
     section, name = key.split('.')
     new[section][name] = 3 if name == 'keep' else '3 steps'
     assert config_lib.differences(old, new) == []
+
+
+@pytest.mark.parametrize('key', ['init_from', 'freeze'])
+@pytest.mark.parametrize('nothing', ['', 'None'])
+def test_the_command_line_can_take_back_what_a_config_file_sets(key, nothing, monkeypatch):
+    file = REPO / 'configs' / 'folder_finetune.py'
+    argv = ['train', f'--config={file}:frozen', f'--config.{key}={nothing}']
+    monkeypatch.setattr('sys.argv', argv)  # where ml_collections looks for overrides
+    holder = FlagValues()
+    config_flags.DEFINE_config_file('config', flag_values=holder)
+    holder(argv)
+    assert folder_finetune.get_config('frozen')[key]
+    assert config_lib.resolve(holder.config)[key] is None
 
 
 def test_paths_are_found_from_any_folder(tmp_path, monkeypatch):

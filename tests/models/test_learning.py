@@ -1,20 +1,24 @@
 """Every model learns: it fits 64 images, every parameter has a gradient, evaluation changes nothing."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tests.golden.generator import images
-from tests.models.common import DEEP
-from vision.models import MODELS, create_model
+from tests.models.common import COMPILER
+from vision.models import MODELS, create_model, resnet_v2
 from vision.models.summary import default_model
 from vision.training.lenet_losses import lenet_discriminative, lenet_mse
 
-FAST = ('lenet5_1998', 'lenet5', 'vgg11_bn', 'resnet20')
+FAST = ('lenet5_1998', 'lenet5', 'vgg_a', 'resnet20')
 CLASSES = 4
-MAX_STEPS = 150
+MAX_STEPS = 100
+# As one program its 333 blocks compile for many minutes; its few kinds of block, each on its own, do not.
+BY_BLOCKS = ('resnet1001_v2',)
 
 
 def setting(name):
@@ -24,15 +28,14 @@ def setting(name):
     if name.startswith('alexnet'):
         return {'stem': 'small', 'hidden': 128, 'dropout': 0.0}, 16, 3, 1e-3
     if name.startswith('vgg'):
-        # Without norms a signal dies where most of each 3x3 window is padding.
-        return {'stem': 'small'}, 8 if name == 'vgg11_bn' else 32, 3, 3e-4
-    if name == 'googlenet_2014':
-        return {'stem': 'small', 'dropout': 0.0, 'aux_dropout': 0.0}, 16, 3, 3e-4
+        return {'stem': 'small'}, 8, 3, 3e-4
+    if name == 'googlenet_2014':  # its auxiliary heads need 10 px
+        return {'stem': 'small', 'dropout': 0.0, 'aux_dropout': 0.0}, 10, 3, 3e-4
     if name == 'googlenet':
         return {'dropout': 0.0, 'aux_dropout': 0.0}, 32, 3, 1e-3
     if name == 'inception_v3':  # the gradients of its auxiliary head are compared with torch's
         return {'dropout': 0.0, 'aux_heads': False}, 75, 3, 1e-3
-    return {}, 32 if default_model(name)[1][0] > 32 else 16, 3, 1e-3
+    return {}, 32 if default_model(name)[1][0] > 32 else 8, 3, 1e-3
 
 
 def losses(name):
@@ -44,49 +47,89 @@ def losses(name):
 CASES = [
     pytest.param(name, loss, id=f'{name}-{loss}', marks=() if name in FAST else pytest.mark.slow)
     for name in MODELS
-    if name not in DEEP
+    if name != 'resnet1202'  # counts and shapes only
     for loss in losses(name)
 ]
 
 
 @pytest.mark.parametrize('name, loss', CASES)
-def test_fits_64_images_and_reaches_every_parameter(name, loss):
+def test_fits_64_images_and_reaches_every_parameter(name, loss, monkeypatch):
+    jit = compiled
+    if name in BY_BLOCKS:
+        block = nn.jit(resnet_v2.PreActivationBlock, static_argnums=(2,))
+        monkeypatch.setattr(resnet_v2, 'PreActivationBlock', block)
+        jit = run_as_it_is
     arguments, size, channels, rate = setting(name)
     loss_of, bound = losses(name)[loss]
     classes = 10 if name == 'lenet5_1998' else CLASSES
     model = create_model(name, num_classes=classes, **arguments)
     x = images(size, 64)[..., :channels]
     labels = np.arange(64) % CLASSES
-    step, evaluate = make_steps(model, loss_of, jax.nn.one_hot(labels, classes), rate)
+    gradients, evaluate = make_steps(model, loss_of, jax.nn.one_hot(labels, classes), jit)
+    optimizer = optax.adam(rate)
 
-    variables = jax.jit(lambda x: model.init(jax.random.key(0), x, train=True))(x)
-    params, stats = variables['params'], variables.get('batch_stats', {})
-    state = (params, stats, optax.adam(rate).init(params))
-    reached = jax.tree.map(lambda p: False, params)
+    params, stats = initialise(model, x, jit)
+    leaves, tree = jax.tree.flatten(params)
+    moments, reached = [optimizer.init(p) for p in leaves], [False] * len(leaves)
+
+    @jax.jit
+    def update(param, gradient, moment):
+        change, moment = optimizer.update(gradient, moment)
+        return param + change, moment, jnp.any(gradient != 0)
+
     for count in range(1, MAX_STEPS + 1):
-        state, found = step(state, x)
-        reached = jax.tree.map(lambda a, b: a or bool(b), reached, found)
-        if count % 10 == 0:
-            logits, value, after = evaluate(state, x)
+        grads, stats = gradients(jax.tree.unflatten(tree, leaves), stats, x)
+        updated = map(update, leaves, jax.tree.leaves(grads), moments)
+        leaves, moments, found = map(list, zip(*updated, strict=True))
+        reached = [a or bool(b) for a, b in zip(reached, found, strict=True)]
+        if count % 5 == 0:
+            logits, value, after = evaluate(jax.tree.unflatten(tree, leaves), stats, x)
             accuracy = (np.asarray(logits).argmax(-1) == labels).mean()
             if accuracy == 1 and value < bound:
                 break
+    print(f'{name}: {count} steps, loss {value:.3f}')
     assert accuracy == 1, f'{accuracy} of the images after {count} steps, loss {value}'
     assert value < bound
-    dead = [
-        jax.tree_util.keystr(p) for p, r in jax.tree_util.tree_leaves_with_path(reached) if not r
-    ]
-    assert not dead
-    jax.tree.map(np.testing.assert_array_equal, after, state[1])
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    assert not [path for path, r in zip(paths, reached, strict=True) if not r]
+    jax.tree.map(np.testing.assert_array_equal, after, stats)
 
 
-def make_steps(model, loss_of, targets, rate):
-    optimizer = optax.adam(rate)
+def initialise(model, x, jit, seed=0):
+    """The model's own start; where it has no norms, each layer's outputs are normalised once.
 
-    @jax.jit
-    def step(state, x):
-        params, stats, moments = state
+    Through a dozen layers without norms a signal of 8 px dies, or all images become one. So each
+    kernel and bias is scaled by the statistics of the layer's outputs, as batch normalisation
+    would be at step 0 (Salimans and Kingma 2016, section 3). Nothing but the start is changed.
+    """
 
+    def init(x):
+        return model.init(jax.random.key(seed), x, train=True)
+
+    variables = jit(init)(x)
+    params, stats = variables['params'], variables.get('batch_stats', {})
+    if stats or type(model).__name__.startswith('LeNet'):
+        return params, stats
+    normalised = {}
+
+    def normalise(next_fun, args, kwargs, context):
+        y, module = next_fun(*args, **kwargs), context.module
+        if context.method_name != '__call__' or not module.has_variable('params', 'kernel'):
+            return y
+        kernel, bias = (module.get_variable('params', n) for n in ('kernel', 'bias'))
+        axes = tuple(range(y.ndim - 1))
+        mean, std = y.mean(axes), y.std(axes)
+        normalised[(*module.path, 'kernel')] = kernel / std
+        normalised[(*module.path, 'bias')] = (bias - mean) / std
+        return (y - mean) / std
+
+    with nn.intercept_methods(normalise):
+        model.apply({'params': params}, x, train=True)
+    return unflatten_dict(flatten_dict(params) | normalised), stats
+
+
+def make_steps(model, loss_of, targets, jit):
+    def gradients(params, stats, x):
         def objective(params):
             (logits, endpoints), updated = model.apply(
                 {'params': params, 'batch_stats': stats},
@@ -100,15 +143,19 @@ def make_steps(model, loss_of, targets, rate):
                 total += 0.3 * loss_of(aux, targets).mean()
             return total, updated.get('batch_stats', {})
 
-        grads, stats = jax.grad(objective, has_aux=True)(params)
-        updates, moments = optimizer.update(grads, moments)
-        reached = jax.tree.map(lambda g: jnp.any(g != 0), grads)
-        return (optax.apply_updates(params, updates), stats, moments), reached
+        return jax.grad(objective, has_aux=True)(params)
 
-    @jax.jit
-    def evaluate(state, x):
-        variables = {'params': state[0], 'batch_stats': state[1]}
+    def evaluate(params, stats, x):
+        variables = {'params': params, 'batch_stats': stats}
         (logits, _), after = model.apply(variables, x, train=False, mutable=['batch_stats'])
         return logits, loss_of(logits, targets).mean(), after.get('batch_stats', {})
 
-    return step, evaluate
+    return jit(gradients), jit(evaluate)
+
+
+def compiled(function):
+    return jax.jit(function, compiler_options=COMPILER)
+
+
+def run_as_it_is(function):
+    return function

@@ -93,7 +93,7 @@ def test_it_has_ten_classes_and_one_channel_only(lenet):
             jax.random.key(0), jnp.zeros((1, 32, 32, 1)), train=False
         )
     model, params, _ = lenet
-    with pytest.raises(UserError, match='1 channels, not 3'):
+    with pytest.raises(UserError, match='channels = 1, not 3'):
         model.apply({'params': params}, jnp.zeros((1, 32, 32, 3)), train=False)
     with pytest.raises(UserError, match=r'32x32, not 28x28: pad'):
         model.apply({'params': params}, jnp.zeros((1, 28, 28, 1)), train=False)

@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.golden.generator import state_dict
-from tests.models.test_parity import GOLDEN
+from tests.models.test_parity import GOLDEN, NAMES
 from vision.core.errors import UserError
 from vision.models import create_model, pretrained, state_dicts
 from vision.models.pretrained import (
@@ -22,6 +22,7 @@ from vision.models.pretrained import (
     pretrained_input,
 )
 from vision.models.summary import abstract_variables
+from vision.models.torch_names import TORCHVISION_MODELS
 
 
 def torch_state(name):
@@ -70,6 +71,14 @@ def test_a_head_of_other_classes_starts_afresh_and_is_reported(resnet18, caplog)
     assert 'fc' in caplog.text
 
 
+def test_a_head_of_other_classes_cannot_answer(resnet18, tmp_path):
+    state = dict(resnet18[0])
+    state['fc.weight'], state['fc.bias'] = state['fc.weight'][:5], state['fc.bias'][:5]
+    path = save(tmp_path / 'five.safetensors', state)
+    with pytest.raises(UserError, match='classifier has another number of classes'):
+        load_pretrained(path, 'resnet18', fresh_variables('resnet18'), new_head=False)
+
+
 def test_missing_surplus_and_misshapen_tensors_are_named_in_one_error(resnet18, tmp_path):
     state = dict(resnet18[0])
     del state['layer1.0.conv1.weight'], state['bn1.running_mean']
@@ -111,6 +120,9 @@ def test_auxiliary_heads_may_be_absent_on_either_side(tmp_path, caplog):
     assert (loaded['params']['aux1']['fc1']['kernel'] == -7).all()
     assert not (loaded['params']['fc']['kernel'] == -7).any()
     assert 'aux1, aux2' in caplog.text
+    caplog.clear()
+    load_pretrained(path, 'googlenet', fresh_variables('googlenet'), new_head=False)
+    assert caplog.text == ''  # they only train
     some = {key: value for key, value in state.items() if key != 'aux1.fc1.weight'}
     path = save(tmp_path / 'some.safetensors', some)
     with pytest.raises(UserError, match=r'missing aux1\.fc1\.weight$'):
@@ -230,8 +242,23 @@ def test_the_model_is_guessed_from_the_sources_name(source, name):
     assert guess_name(source) == name
 
 
-def test_a_source_with_no_models_name_is_refused():
-    with pytest.raises(UserError, match=r'unknown model .*my_weights'):
+def test_there_is_a_golden_for_each_model_whose_tensors_are_known():
+    assert sorted(TORCHVISION_MODELS) == NAMES
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_tensors_tell_the_model_where_the_name_does_not(name, monkeypatch):
+    with np.load(GOLDEN / f'{name}.npz') as golden:
+        shapes = json.loads(str(golden['shapes']))
+    heads = {'fc.weight', 'fc.bias', 'classifier.6.weight', 'classifier.6.bias'}
+    state = {
+        key: np.broadcast_to(np.float32(0), (7, *shape[1:]) if key in heads else shape)
+        for key, shape in shapes.items()
+    }
+    monkeypatch.setattr(pretrained, 'read_state_dict', lambda source: state)
+    assert guess_name('my_weights.pth') == name
+    state['surplus'] = np.zeros(3, np.float32)
+    with pytest.raises(UserError, match=r'my_weights\.pth: neither its name nor .*--model'):
         guess_name('my_weights.pth')
 
 
@@ -246,6 +273,31 @@ def test_what_is_fed_is_what_the_weights_were_trained_with():
     assert pretrained_input('resnet50').crop == 224
     assert pretrained_input('inception_v3').crop == 299
     assert pretrained_input('googlenet').mean == (0.5, 0.5, 0.5)
+
+
+def test_timms_weights_on_the_hub_say_what_they_are_fed(monkeypatch, tmp_path):
+    """As `config.json` of timm/resnet50.a1_in1k and timm/inception_v3.gluon_in1k have it."""
+    config = {
+        'input_size': [3, 224, 224],
+        'test_input_size': [3, 288, 288],
+        'crop_pct': 0.95,
+        'test_crop_pct': 1.0,
+        'interpolation': 'bicubic',
+        'mean': [0.485, 0.456, 0.406],
+        'std': [0.229, 0.224, 0.225],
+    }
+    file = tmp_path / 'config.json'
+    monkeypatch.setattr('huggingface_hub.hf_hub_download', lambda repository, filename: file)
+    file.write_text(json.dumps({'pretrained_cfg': config}))
+    fed = pretrained_input('resnet50', 'hf:timm/resnet50.a1_in1k')
+    assert (fed.resize, fed.crop, fed.method) == (288, 288, 'bicubic')
+    del config['test_input_size'], config['test_crop_pct']
+    config |= {'input_size': [3, 299, 299], 'crop_pct': 0.875}
+    file.write_text(json.dumps({'pretrained_cfg': config}))
+    fed = pretrained_input('inception_v3', 'hf:timm/inception_v3.gluon_in1k')
+    assert (fed.resize, fed.crop, fed.mean) == (341, 299, (0.485, 0.456, 0.406))
+    file.write_text('{}')
+    assert pretrained_input('resnet50', 'hf:someone/resnet50') == pretrained_input('resnet50')
 
 
 @pytest.mark.parametrize(

@@ -155,8 +155,14 @@ def check(config: ConfigDict) -> None:
 
 
 def resolve(config: ConfigDict) -> ConfigDict:
-    """A copy whose paths are absolute, so that a run finds its data from any folder."""
+    """A copy whose paths are absolute, so that a run finds its data from any folder.
+
+    `--config.init_from=` and `--config.freeze=` take back what the file sets.
+    """
     config = config.copy_and_resolve_references()
+    for key in ('init_from', 'freeze'):
+        if config[key] in ('', 'None'):  # the command line has no other way to say None
+            config[key] = None
     for key in ('path', 'data_dir'):
         if config.data.get(key):
             config.data[key] = os.path.abspath(os.path.expanduser(config.data[key]))

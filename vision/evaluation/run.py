@@ -108,16 +108,17 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
 
     Args:
       source: a `.safetensors` or `.pth` file of torchvision or timm, or 'hf:org/name'.
-      name: the model's, in the registry; by default what the source's name begins with.
+      name: the model's, in the registry; by default what the source's name or its tensors tell.
 
     Raises:
       UserError: the source cannot be read, or its tensors are not the model's.
     """
     name = name or pretrained.guess_name(source)
-    fed = pretrained.pretrained_input(name)
+    fed = pretrained.pretrained_input(name, source)
     config = default_config()
     config.model.name = name
-    config.preprocess.eval = f'decode|resize_small({fed.resize})|central_crop({fed.crop})'
+    resize = f'resize_small({fed.resize}, {fed.method!r})'
+    config.preprocess.eval = f'decode|{resize}|central_crop({fed.crop})'
     config.preprocess.mean, config.preprocess.std = fed.mean, fed.std
     config.evaluation.batch_size = 32
     model = create_model(name, num_classes=len(pretrained.IMAGENET_CLASSES))
@@ -133,7 +134,7 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
         step=0,
         model=model,
         variables=mesh_lib.put_replicated(
-            pretrained.load_pretrained(source, name, variables), mesh
+            pretrained.load_pretrained(source, name, variables, new_head=False), mesh
         ),
         mesh=mesh,
     )

@@ -58,7 +58,7 @@ class ImageModel(nn.Module):
                 f'not {height}x{width}{hint}'
             )
         if channels is not None and depth != channels:
-            raise UserError(f'{self._title} takes images of {channels} channels, not {depth}{hint}')
+            raise UserError(f'{self._title} takes images with channels = {channels}, not {depth}')
         if depth == 0:
             raise UserError(f'{self._title} takes images with channels, not shape {images.shape}')
 

@@ -27,7 +27,9 @@ C3_INPUTS = (
     (0, 1, 2, 3, 4, 5),
 )
 
-# Figure 3: the stylised digits 0 to 9, 7 wide and 12 high, that the output layer compares with.
+# Figure 3: the stylised digits 0 to 9, 7 wide and 12 high, that the output layer compares with. The
+# figure is small and printed only: this is how public implementations read it (the same, pixel by
+# pixel, in github.com/mattwang44/LeNet-from-Scratch, utils/RBF_initial_weight.py).
 DIGIT_BITMAPS = """
 .#####.  ...##..  .#####.  #######  .#####.  .#####.  ..####.  #######  .#####.  .#####.
 .......  ..###..  .......  .....##  .......  .......  .##....  .....##  ##...##  ##..###

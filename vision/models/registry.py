@@ -137,6 +137,8 @@ def _check_arguments(name: str, factory: Callable, arguments: dict[str, Any]) ->
     hints = arguments_lib.type_hints(factory)
     for key, value in arguments.items():
         if key not in known and not takes_any:
+            if key in ('num_classes', 'dtype'):
+                raise UserError(f'model {name!r} must take num_classes and dtype, as all models do')
             guess = nearest(key, known)
             hint = f'; did you mean {guess!r}?' if guess else ''
             raise UserError(

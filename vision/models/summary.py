@@ -15,7 +15,7 @@ import numpy as np
 
 from vision.core.errors import UserError
 from vision.models.base import ImageModel
-from vision.models.registry import create_model
+from vision.models.registry import MODELS, create_model
 
 
 @dataclass(frozen=True)
@@ -70,11 +70,15 @@ def summarise(
       **kwargs: the model's own arguments.
 
     Raises:
-      UserError: what `create_model` raises, and a size that the model cannot take.
+      UserError: what `create_model` raises, a size that the model cannot take, and a model of one's
+        own that is none (see `check_contract`).
     """
     model, shape = default_model(name, num_classes, **kwargs)
     size = input_size or shape[0]
-    return count(name, model, (size, size, channels or shape[2]))
+    input_shape = (size, size, channels or shape[2])
+    if name not in MODELS:
+        check_contract(model, input_shape)
+    return count(name, model, input_shape)
 
 
 def default_model(
@@ -151,14 +155,16 @@ def check_contract(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
             ) from e
         if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
             raise UserError(f'model {title} must return (logits, endpoints), a pair with a dict')
-        logits, endpoints = out
-        wanted = (2, getattr(model, 'num_classes', logits.shape[-1]))
-        if logits.shape != wanted or logits.dtype != jnp.float32:
+        logits, features = out[0], out[1].get('features')
+        shape, dtype = getattr(logits, 'shape', None), getattr(logits, 'dtype', None)
+        classes = getattr(model, 'num_classes', shape[-1] if shape else 1)
+        if shape != (2, classes) or dtype != jnp.float32:
+            found = type(logits).__name__ if shape is None else f'{dtype} {shape}'
             raise UserError(
-                f'model {title} must return float32 logits {wanted}, '
-                f'not {logits.dtype} {logits.shape}'
+                f'model {title} must return float32 logits {(2, classes)} for two images, '
+                f'not {found}'
             )
-        if 'features' not in endpoints or endpoints['features'].ndim != 2:
+        if getattr(features, 'ndim', None) != 2:
             raise UserError(f"model {title} must return endpoints['features'] of shape [B, D]")
 
 

@@ -16,6 +16,18 @@ from vision.models.vgg import CONFIGURATIONS, VGG
 
 Path = tuple[str, ...]
 
+# What torchvision has under the same name. No two of them have the same tensors; other models of
+# the registry have the tensors of one of these (vgg_a those of vgg11, resnet50_v1 those of resnet50).
+TORCHVISION_MODELS = (
+    'alexnet',
+    *(f'vgg{depth}{norm}' for depth in (11, 13, 16, 19) for norm in ('', '_bn')),
+    'googlenet',
+    'inception_v3',
+    *(f'resnet{depth}' for depth in (18, 34, 50, 101, 152)),
+    'wide_resnet50_2',
+    'resnext50_32x4d',
+)
+
 _LEAVES = {
     'kernel': 'weight',
     'scale': 'weight',

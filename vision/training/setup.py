@@ -19,6 +19,7 @@ from vision.core.errors import UserError
 from vision.data.source import ArraySource, NoSplitError, Source
 from vision.evaluation.run import init_variables
 from vision.models import create_model
+from vision.models.summary import check_contract
 from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
 from vision.training import losses, patterns, plateau
@@ -121,6 +122,7 @@ def setup(config: ConfigDict) -> Setup:
     check_channels(config.preprocess.mean, config.preprocess.std, input_shape[-1])
     model = create_model(**{'num_classes': len(train.class_names)} | config.model.to_dict())
     _check_classes(model, train)
+    check_contract(model, input_shape)
     losses.check(config.loss, model.num_classes)
     shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
     patterns.check_model(config, shapes['params'])

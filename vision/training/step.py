@@ -190,8 +190,7 @@ def _make_gradient(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable
 
         def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
             gradient, sums, stats = carry
-            index, rows = part
-            part_key = jax.random.fold_in(key, index)
+            part_key, rows = part
             more, (values, stats) = differentiate(state.params, stats, rows, normaliser, part_key)
             gradient, sums = jax.tree.map(jnp.add, (gradient, sums), (more, values))
             return (
@@ -204,7 +203,7 @@ def _make_gradient(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable
         sums = dict.fromkeys(('objective', 'loss', 'correct'), jnp.zeros(()))
         rows = mesh_lib.microbatches(examples, parts, mesh)
         start = (zeros, sums, state.batch_stats)
-        carry, _ = jax.lax.scan(add, start, (jnp.arange(parts), rows))
+        carry, _ = jax.lax.scan(add, start, (jax.random.split(key, parts), rows))
         return carry
 
     return gradient_of

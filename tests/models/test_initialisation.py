@@ -1,0 +1,75 @@
+"""Each family starts as its paper or its authors' code says."""
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from tests.models.common import COMPILER
+from vision.models import create_model, googlenet, inception
+
+
+def start(module, size, channels=3):
+    """The module's parameters at step 0, by 'layer/name'; norms and biases included."""
+    rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
+    x = np.zeros((2, size, size, channels), np.float32)
+    variables = jax.jit(lambda x: module.init(rngs, x, True), compiler_options=COMPILER)(x)
+    return {'/'.join(path): np.asarray(v) for path, v in flatten_dict(variables['params']).items()}
+
+
+def fan_in(kernel):
+    return np.prod(kernel.shape[:-1])
+
+
+def test_alexnet_is_normal_with_ones_in_the_biases_that_section_5_names():
+    params = start(create_model('alexnet_2012', num_classes=500, stem='small', hidden=256), 32)
+    for layer in ('conv1', 'conv2', 'conv3', 'conv4', 'conv5', 'fc6', 'fc7', 'fc8'):
+        ones = layer in ('conv2', 'conv4', 'conv5', 'fc6', 'fc7')
+        assert (params[f'{layer}/bias'] == ones).all(), layer
+        assert params[f'{layer}/kernel'].std() == pytest.approx(0.01, rel=0.03), layer
+
+
+def test_vgg_of_the_paper_is_glorots():
+    params = start(create_model('vgg_a', num_classes=10, stem='small'), 8)
+    for name, kernel in params.items():
+        if name.endswith('kernel') and name.startswith('conv'):
+            fans = np.prod(kernel.shape[:2]) * sum(kernel.shape[2:])
+            assert np.abs(kernel).max() <= np.sqrt(6 / fans)
+            assert kernel.std() == pytest.approx(np.sqrt(2 / fans), rel=0.03)
+        elif name.endswith('bias'):
+            assert (kernel == 0).all()
+
+
+@pytest.mark.parametrize('name, zero', [('resnet50', True), ('resnet50_v1', False)])
+def test_resnet_is_hes_and_todays_starts_its_blocks_as_identity(name, zero):
+    params = start(create_model(name, num_classes=10, stage_sizes=(1, 1), stem='small'), 8)
+    for layer in ('layer1_0', 'layer2_0'):
+        assert (params[f'{layer}/bn3/scale'] == (0 if zero else 1)).all()
+        assert (params[f'{layer}/bn2/scale'] == 1).all()
+        kernel = params[f'{layer}/conv2/kernel']
+        fan_out = 9 * kernel.shape[-1]
+        assert kernel.std() == pytest.approx(np.sqrt(2 / fan_out), rel=0.03)
+
+
+@pytest.mark.parametrize('name', ['resnet20', 'resnet110_v2'])
+def test_cifar_resnets_are_hes_over_the_inputs(name):
+    params = start(create_model(name, num_classes=10, stage_sizes=(1, 1, 1)), 8)
+    kernel = params['layer3_0/conv1/kernel']
+    assert kernel.std() == pytest.approx(np.sqrt(2 / fan_in(kernel)), rel=0.03)
+
+
+def test_googlenet_of_the_paper_is_the_caffe_replicas():
+    params = start(googlenet.Inception(googlenet.WIDTHS['3a'], original=True), 4, 192)
+    assert all((v == np.float32(0.2)).all() for k, v in params.items() if k.endswith('bias'))
+    kernel = params['branch2_1/conv/kernel']
+    fans = 9 * sum(kernel.shape[2:])
+    assert kernel.std() == pytest.approx(np.sqrt(2 / fans), rel=0.03)
+
+
+def test_inceptions_auxiliary_head_is_narrower():
+    cut = 0.8796  # the spread of a normal of 1 that is cut at 2
+    params = start(inception.AuxiliaryHead(200, 'small'), 17, 256)
+    for layer, std in (('conv0/conv', 0.1), ('conv1/conv', 0.01), ('fc', 0.001)):
+        kernel = params[f'{layer}/kernel']
+        assert kernel.std() == pytest.approx(std * cut, rel=0.03)
+        assert np.abs(kernel).max() <= 2 * std

@@ -130,7 +130,7 @@ def test_globs_jsonl_csv_and_table(workdir, folder):
     )
     assert [row['rank'] for row in table] == ['', '1', '2', '3', '4', '5', '']
     assert sum(float(r['probability']) for r in table if r['rank']) <= 1.0001
-    done = run_module('experiments.predict', *args)
+    done = run_module('experiments.predict', *args, COLUMNS='400')
     assert done.returncode == 3
     assert 'no such file' in done.stdout and 'scan.png' in done.stdout
 

@@ -42,12 +42,13 @@ def write_page(path: Path, title: str, note: str, rows: Iterable[Row]) -> None:
         for heading, figures in rows:
             file.write(f'<section><h2>{html.escape(heading)}</h2><div class="row">')
             for image, caption in figures:
-                file.write(_figure(image, caption))
+                file.write(figure(image, caption))
             file.write('</div></section>\n')
         file.write('</body></html>\n')
 
 
-def _figure(image: np.ndarray | None, caption: str) -> str:
+def figure(image: np.ndarray | None, caption: str) -> str:
+    """A picture, uint8 [H, W, C], with its caption below, as HTML."""
     text = html.escape(caption)
     picture = (
         '' if image is None else f'<img src="{data_uri(image)}" alt="{html.escape(caption, True)}">'

@@ -24,7 +24,7 @@ _BATCH = 1024  # vectors that are searched for at once
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """Images with names that outlive this process: absolute paths, or 'SPLIT:ID'."""
+    """Images and their names: paths as they were given, or 'SPLIT:ID' of a run's own data."""
 
     source: Source
     names: Sequence[str]
@@ -38,7 +38,7 @@ def whole_split(run: Run, split: str) -> Named:
     """
     source = own_split(run, split)
     if isinstance(source, FileSource):
-        return Named(source, list(map(os.path.abspath, source.paths)))
+        return Named(source, source.paths)
     return Named(source, [f'{split}:{i}' for i in range(source.num_examples)])
 
 
@@ -64,7 +64,7 @@ def named(run: Run, words: Sequence[str]) -> list[Named]:
     def flush() -> None:
         if waiting:
             source = feed.files(waiting)
-            found.append(Named(source, list(map(os.path.abspath, source.paths))))
+            found.append(Named(source, source.paths))
             waiting.clear()
 
     for word in words:
@@ -85,7 +85,7 @@ def _one_example(run: Run, word: str, split: str, index: int) -> Named:
     part = slice(index, index + 1)
     if isinstance(source, FileSource):
         one: Source = FileSource(source.name, (), source.paths[part], source.labels[part])
-        return Named(one, [os.path.abspath(source.paths[index])])
+        return Named(one, [source.paths[index]])
     if isinstance(source, ArraySource):
         one = ArraySource(source.name, source.class_names, source.images[part], source.labels[part])
         return Named(one, [word])
@@ -127,7 +127,7 @@ def build(
 
 
 def add(classifier: Classifier, index: Index, images: Iterable[Named]) -> dict[str, str]:
-    """Adds images that are not in the index yet, by their names.
+    """Adds images that are not in the index yet, by their names; paths become absolute.
 
     Returns:
       Why some could not be read, by name.
@@ -141,7 +141,10 @@ def add(classifier: Classifier, index: Index, images: Iterable[Named]) -> dict[s
             name = some.names[position]
             if vector is None:
                 failed[name] = reason
-            elif name not in known:
+                continue
+            if isinstance(some.source, FileSource):
+                name = os.path.abspath(name)
+            if name not in known:
                 known.add(name)
                 names.append(name)
                 vectors.append(vector)
@@ -222,7 +225,7 @@ def write_results(
       path: of an HTML page or a PNG.
       limit: of the images that are shown.
     """
-    show = _Pictures(run)
+    show = Pictures(run)
     rows: Iterator[pages.Row] = (
         (
             r['path'],
@@ -242,10 +245,11 @@ def write_results(
     pages.write_page(path, 'Nearest images', note, rows)
 
 
-class _Pictures:
+class Pictures:
     """Finds images again by their names."""
 
     def __init__(self, run: Run):
+        """Takes the run whose data the names 'SPLIT:ID' mean."""
         self._run = run
         self._splits: dict[str, Source] = {}
 

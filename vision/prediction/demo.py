@@ -84,10 +84,8 @@ def serve(classifier: Classifier, index: Index | None, port: int) -> None:
         uvicorn.Server(config).run(sockets=[listener])
 
 
-def answer(classifier: Classifier, index: Index | None, path: str | None) -> str:
+def answer(classifier: Classifier, index: Index | None, path: str) -> str:
     """What the page says of an uploaded file: HTML, without the file's place on this machine."""
-    if path is None:
-        return ''
     try:
         return _answer(classifier, index, FileSource('upload', (), (path,), np.array([-1])))
     except Exception:
@@ -122,12 +120,15 @@ def _answer(classifier: Classifier, index: Index | None, source: FileSource) -> 
     return ''.join(parts)
 
 
-def _page(gradio: Any, respond: Callable[[str | None], str]) -> Any:
+def _page(gradio: Any, respond: Callable[[str], str]) -> Any:
     with gradio.Blocks(title='Classify an image', analytics_enabled=False) as page:
         gradio.Markdown(f'## Classify an image\nDrop one of at most {MAX_UPLOAD} MB.')
         file = gradio.File(label='Image', type='filepath')
         result = gradio.HTML()
-        file.change(respond, file, result, api_name=False, show_progress='minimal')
+        # The upload makes way for the next one, and with it the link to where it lay.
+        file.upload(
+            lambda path: (None, respond(path)), file, [file, result], api_name=False, queue=False
+        )
     return page
 
 

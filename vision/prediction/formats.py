@@ -99,8 +99,9 @@ def _table(predictions: Iterable[Prediction], file: TextIO) -> None:
     while chunk := list(itertools.islice(rows, _TABLE_ROWS)):
         table = Table()
         for name in ('image', 'class', 'probability', 'then'):
-            justify = 'right' if name == 'probability' else 'left'
-            table.add_column(name, justify=justify, overflow='fold')
+            table.add_column(
+                name, justify='right' if name == 'probability' else 'left', overflow='fold'
+            )
         for path, answer, probability, then in chunk:
             style = 'bold' if probability else 'red'
             table.add_row(Text(path), Text(answer, style), probability, Text(then))

@@ -1,6 +1,7 @@
 """The page in a real browser: an image is dropped, classes, heat maps and similar images come."""
 
 import json
+import os
 import re
 import shutil
 import signal
@@ -46,7 +47,8 @@ def address(workdir, index_file):
 @pytest.fixture
 def browser():
     if not (CHROMIUM and DRIVER):
-        pytest.skip('chromium and chromedriver are not installed')
+        missing = 'chromium and chromedriver are not installed (Debian: chromium chromium-driver)'
+        pytest.fail(missing) if os.environ.get('CI') else pytest.skip(missing)
     from selenium import webdriver
 
     options = webdriver.ChromeOptions()

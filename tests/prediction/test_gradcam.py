@@ -49,37 +49,51 @@ def test_equals_the_formula_worked_out_by_hand():
             np.testing.assert_allclose(maps[i, j], expected, rtol=1e-4, atol=1e-6)
 
 
+slow = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
     ('name', 'size', 'channels', 'stage'),
     [
         ('lenet5', 32, 1, 'stage2'),
         ('lenet5_1998', 32, 1, 's4'),
         ('resnet20', 16, 3, 'stage3'),
-        ('vgg11', 32, 3, None),
-        ('googlenet', 64, 3, None),
+        pytest.param('alexnet', 64, 3, 'stage4', marks=slow),
+        pytest.param('vgg11', 64, 3, 'stage5', marks=slow),
+        pytest.param('vgg_a', 64, 3, 'stage5', marks=slow),
+        pytest.param('googlenet', 64, 3, None, marks=slow),
+        pytest.param('inception_v3', 107, 3, None, marks=slow),
+        pytest.param('resnet50_v2', 64, 3, 'stage4', marks=slow),
     ],
 )
-def test_models_as_finite_differences_say(name, size, channels, stage):
-    """The weights are the logit's mean derivatives: adding a constant to one map says the same."""
+def test_the_weights_are_mean_derivatives(name, size, channels, stage):
+    """Of a constant added to each map, in other words; for any model, the last stage by default."""
     model = create_model(name, num_classes=10)
     images = jax.random.normal(jax.random.key(0), (1, size, size, channels))
-    variables = dict(model.init(jax.random.key(1), images, train=False))
-    variables.pop('perturbations', None)
-    maps, _ = gradcam.grad_cam(model, variables, images, jnp.array([[1]]), stage)
-    created = model.apply(variables, images, train=False, mutable=['perturbations'])[1]
-    zeros = created['perturbations']
-    _, endpoints = model.apply(variables, images, train=False)
-    stage = stage or [k for k, v in endpoints.items() if v.ndim == 4 and v.shape[1] > 1][-1]
-    activation = endpoints[stage]
+    variables = jax.jit(lambda: model.init(jax.random.key(1), images, train=False))()
+    zeros, variables = (
+        variables['perturbations'],
+        {k: v for k, v in variables.items() if k != 'perturbations'},
+    )
+    spatial = [k for k, v in zeros.items() if v.ndim == 4 and v.shape[1] > 1]
+    used = stage or spatial[-1]
 
-    def logit(shift):
-        moved = {**zeros, stage: jnp.broadcast_to(shift, activation.shape)}
-        return model.apply({**variables, 'perturbations': moved}, images, train=False)[0][0, 1]
+    @jax.jit
+    def ours(variables):
+        return gradcam.grad_cam(model, variables, images, jnp.array([[1]]))[0][0, 0]
 
-    positions = activation.shape[1] * activation.shape[2]
-    weights = jax.grad(logit)(jnp.zeros(activation.shape[-1])) / positions
-    expected = np.maximum((np.asarray(activation[0]) * np.asarray(weights)).sum(-1), 0)
-    np.testing.assert_allclose(maps[0, 0], expected, rtol=1e-3, atol=1e-6 + 1e-4 * expected.max())
+    def logit(shift, variables):
+        moved = {**zeros, used: jnp.broadcast_to(shift, zeros[used].shape)}
+        logits, endpoints = model.apply({**variables, 'perturbations': moved}, images, train=False)
+        return logits[0, 1], endpoints[used][0]
+
+    shift = jnp.zeros(zeros[used].shape[-1])
+    slopes, activation = jax.jit(jax.grad(logit, has_aux=True))(shift, variables)
+    weights = slopes / np.prod(activation.shape[:2])
+    expected = np.maximum((np.asarray(activation) * np.asarray(weights)).sum(-1), 0)
+    np.testing.assert_allclose(
+        ours(variables), expected, rtol=1e-3, atol=1e-7 + 1e-4 * expected.max()
+    )
 
 
 def test_folded_and_not_are_alike():

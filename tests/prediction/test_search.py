@@ -192,11 +192,6 @@ def test_an_index_of_another_model_endpoint_or_preprocessing(classifier, digits,
         (['--index=i', 'query'], 'at least one image'),
         (['--index=i', 'build'], 'files, folders or globs'),
         (['--index=no/where/i', 'build', 'docs/digits'], 'folder is not there'),
-        (['--index=no-such-file', 'query', 'test:0'], 'make it with build'),
-        (['--split=train', 'query', 'test:360'], '0 … 359'),
-        (['--split=tran', 'query', 'test:0'], "Did you mean 'train'"),
-        (['--split=train', 'query', 'test:0', '--endpoint=feature'], "Did you mean 'features'"),
-        (['--split=train', 'query', 'test:0', '--output=x.gif'], '.png or .html'),
         (['--index=i', 'duplicates', 'docs'], 'unexpected'),
     ],
 )  # fmt: skip
@@ -205,6 +200,26 @@ def test_a_wrong_command_line(workdir, args, says):
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stdout == '' and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    ('word', 'says'),
+    [
+        ('test:360', '0 … 359'),
+        ('no/*.png', 'no images match'),
+        ('tests', 'the folder has no images'),
+    ],
+)
+def test_images_that_are_not_there(classifier, word, says):
+    with pytest.raises(UserError, match=says):
+        search.named(classifier.run, [word])
+
+
+def test_a_split_or_endpoint_that_is_not_there(classifier):
+    with pytest.raises(UserError, match="Did you mean 'train'"):
+        search.whole_split(classifier.run, 'tran')
+    with pytest.raises(UserError, match="Did you mean 'features'"):
+        search.build(classifier, search.named(classifier.run, ['test:1']), 'feature')
 
 
 def test_without_faiss_one_line_says_what_to_install(workdir, tmp_path):

@@ -32,7 +32,7 @@ ENDPOINT = flags.DEFINE_string('endpoint', 'features', 'What of the model descri
 METRIC = flags.DEFINE_enum('metric', 'cosine', ['cosine', 'euclidean'], 'What is near.')
 HNSW = flags.DEFINE_bool('hnsw', False, 'An approximate index, for 100,000 images and more.')
 TOP_K = flags.DEFINE_integer('top_k', 10, 'How many neighbours.', lower_bound=1)
-THRESHOLD = flags.DEFINE_float('threshold', 0.99, 'From which cosine on images are duplicates.')
+THRESHOLD = flags.DEFINE_float('threshold', 0.95, 'From which cosine on images may be duplicates.')
 OUTPUT = flags.DEFINE_string('output', None, 'A .html or .png file for the pictures.')
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the answers are printed.')
 
@@ -99,9 +99,9 @@ def _duplicates(words: list[str]) -> int:
 
     cli.refuse_arguments(['', *words])
     output = pictures.check_output(OUTPUT.value, 'output') if OUTPUT.value else None
-    made = index.load(_index_path())
-    results = search.duplicates(made, THRESHOLD.value, TOP_K.value)
-    return _tell_found(results, 'cosine', _classifier() if output else None, output)
+    made, classifier = index.load(_index_path()), _classifier()
+    results = search.duplicates(made, classifier.run, THRESHOLD.value, TOP_K.value)
+    return _tell_found(results, 'cosine', classifier, output)
 
 
 def _evaluate(words: list[str]) -> int:

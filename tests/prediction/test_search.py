@@ -129,7 +129,7 @@ def test_build_add_query_duplicates(workdir, photos, tmp_path):
     assert found[1] == {'path': f'{tmp_path}/broken.png', 'neighbours': [], 'error': 'not an image'}
     page = (tmp_path / 'page.html').read_text()
     assert page.count('src="data:image') == 8 and 'http' not in page
-    groups = run('duplicates', '--threshold=0.9999')
+    groups = run('duplicates')
     assert [
         {r['path'], *(n['path'] for n in r['neighbours'])} for r in groups
     ] == [  # the folder's own order: 0/, 1/, copies

@@ -48,6 +48,14 @@ def thumbnail(image: np.ndarray, side: int = THUMBNAIL) -> Any:
     return picture.resize(size, resample)
 
 
+def grey(image: np.ndarray, side: int) -> np.ndarray:
+    """uint8 [H, W, C] → float32 [side, side], each the mean of its part, whatever the aspect."""
+    from PIL import Image
+
+    small = Image.fromarray(to_rgb(image)).convert('L').resize((side, side), Image.Resampling.BOX)
+    return np.asarray(small, np.float32)
+
+
 def data_uri(image: np.ndarray, side: int = THUMBNAIL) -> str:
     """uint8 [H, W, C] as a `data:` URI that a page can hold: PNG if small, JPEG if a photo."""
     small = max(image.shape[:2]) <= side // 2

@@ -7,12 +7,10 @@ It runs on the JAX version that wrote it and on newer ones.
 """
 
 import json
-from pathlib import Path
 
 from absl import flags
 
 from vision.core import cli
-from vision.core.errors import UserError
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
 OUTPUT = flags.DEFINE_string('output', None, 'The file.')
@@ -25,9 +23,7 @@ def main(argv: list[str]) -> None:
     """Exports, and says what is in the file."""
     cli.refuse_arguments(argv)
     cli.require(workdir=WORKDIR.value, output=OUTPUT.value)
-    path = Path(OUTPUT.value).expanduser()
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        raise UserError(f'--output={OUTPUT.value}: it is a folder, or its folder is not there')
+    path = cli.output_file('output', OUTPUT.value)
     from vision.prediction import Classifier
     from vision.prediction.export import export
 

@@ -36,9 +36,9 @@ def main(argv: list[str]) -> int:
     if len(argv) < 2:
         raise UserError('name at least one image, folder or glob')
     from vision.core.progress import track
-    from vision.prediction import Classifier, explain, feed, formats, pictures
+    from vision.prediction import Classifier, explain, feed, formats
 
-    picture = pictures.check_output(EXPLAIN.value, 'explain') if EXPLAIN.value else None
+    picture = cli.output_file('explain', EXPLAIN.value, cli.PICTURES) if EXPLAIN.value else None
     if PRETRAINED.value is not None:
         classifier = Classifier.from_pretrained(PRETRAINED.value, MODEL.value, FOLD.value)
     else:

@@ -76,17 +76,17 @@ def _add(words: list[str]) -> int:
 
 
 def _query(words: list[str]) -> int:
-    from vision.prediction import index, pictures, search
+    from vision.prediction import index, search
 
     if not words:
         raise UserError('name at least one image to look for')
-    output = pictures.check_output(OUTPUT.value, 'output') if OUTPUT.value else None
+    output = _output_path()
     if INDEX.value is None and SPLIT.value is None:
         raise UserError('--index=FILE, or --split of the run to look in, is missing; see --help')
     classifier = _classifier()
     asked = search.named(classifier.run, words)
     if INDEX.value is not None:
-        made = index.load(_index_path())
+        made = index.load(Path(INDEX.value).expanduser())
     else:
         where = [search.whole_split(classifier.run, SPLIT.value)]
         made, _ = search.build(classifier, where, ENDPOINT.value, METRIC.value, HNSW.value)
@@ -95,11 +95,12 @@ def _query(words: list[str]) -> int:
 
 
 def _duplicates(words: list[str]) -> int:
-    from vision.prediction import index, pictures, search
+    from vision.prediction import index, search
 
     cli.refuse_arguments(['', *words])
-    output = pictures.check_output(OUTPUT.value, 'output') if OUTPUT.value else None
-    made, classifier = index.load(_index_path()), _classifier()
+    output = _output_path()
+    cli.require(index=INDEX.value)
+    made, classifier = index.load(Path(INDEX.value).expanduser()), _classifier()
     results = search.duplicates(made, classifier.run, THRESHOLD.value, TOP_K.value)
     return _tell_found(results, 'cosine', classifier, output)
 
@@ -115,10 +116,11 @@ def _evaluate(words: list[str]) -> int:
 
 def _index_path() -> Path:
     cli.require(index=INDEX.value)
-    path = Path(INDEX.value).expanduser()
-    if not path.absolute().parent.is_dir() or path.is_dir():
-        raise UserError(f'--index={path}: it is a folder, or its folder is not there')
-    return path
+    return cli.output_file('index', INDEX.value)
+
+
+def _output_path() -> Path | None:
+    return cli.output_file('output', OUTPUT.value, cli.PICTURES) if OUTPUT.value else None
 
 
 def _classifier() -> Any:

@@ -81,7 +81,11 @@ def test_threads_get_their_own_answers(classifier, digits):
     expected = classifier(digits.images[:128])
     with ThreadPoolExecutor(8) as pool:
         rows = list(pool.map(lambda i: classifier(digits.images[i : i + 16]), range(0, 128, 16)))
+        asked = [classifier.embed, classifier.explain] * 4
+        others = list(pool.map(lambda f: f(digits.images[:16]), asked))
     np.testing.assert_allclose(np.concatenate(rows), expected, atol=1e-6)
+    for function, other in zip(asked, others, strict=True):
+        np.testing.assert_allclose(other, function(digits.images[:16]), atol=1e-6)
 
 
 def test_every_format_is_read_and_what_is_not_has_its_reason(workdir, folder, digits):

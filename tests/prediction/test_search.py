@@ -10,6 +10,7 @@ from PIL import Image
 
 from tests.conftest import run_module
 from vision.core.errors import UserError
+from vision.data import arrays
 from vision.prediction import Classifier, index, search
 
 ABOUT = {'model': 'm', 'preprocessing': 'p', 'endpoint': 'features', 'weights': 'w'}
@@ -145,8 +146,6 @@ def test_a_split_by_euclidean_distance_in_one_command(workdir, digits, classifie
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = json.loads(done.stdout)
-    from vision.data import arrays
-
     train = arrays.digits('train').images
     distances = np.linalg.norm(
         classifier.embed(digits.images[:2])[:, None] - classifier.embed(train), axis=-1
@@ -162,7 +161,11 @@ def test_a_split_by_euclidean_distance_in_one_command(workdir, digits, classifie
 def test_an_index_of_another_model_endpoint_or_preprocessing(classifier, digits, workdir, tmp_path):
     source = [search.whole_split(classifier.run, 'validation')]
     made, failed = search.build(classifier, source, endpoint='stage2')
-    assert len(made.names) == 180 and not failed and made.names[5] == 'validation:5'
+    assert (
+        len(made.names) == arrays.digits('validation').num_examples
+        and not failed
+        and made.names[5] == 'validation:5'
+    )
     made.check(classifier)
     made.check(Classifier.from_workdir(workdir, fold=False))
     last = Classifier.from_workdir(workdir, 'last')
@@ -191,7 +194,7 @@ def test_an_index_of_another_model_endpoint_or_preprocessing(classifier, digits,
         (['query', 'test:0'], '--index'),
         (['--index=i', 'query'], 'at least one image'),
         (['--index=i', 'build'], 'files, folders or globs'),
-        (['--index=no/where/i', 'build', 'docs/digits'], 'folder is not there'),
+        (['--index=no/where/i', 'build', 'docs/digits'], 'there is no folder'),
         (['--index=i', 'duplicates', 'docs'], 'unexpected'),
     ],
 )  # fmt: skip

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 
-from vision.core.errors import UserError
 from vision.data.source import ArraySource, FileSource, Source
 from vision.preprocess.decode import BadImage, read
 
@@ -77,22 +76,6 @@ def example(source: Source, index: int) -> np.ndarray | None:
         return read(read_file(source.paths[index]))
     except BadImage:
         return None
-
-
-def check_output(path: str, flag: str, endings: tuple[str, ...] = ('.png', '.html')) -> Path:
-    """The file that a picture or page goes to.
-
-    Raises:
-      UserError: it has another ending, or its folder is not there.
-    """
-    file = Path(path).expanduser()
-    if file.suffix.lower() not in endings:
-        raise UserError(f'--{flag}={path}: it must end in {" or ".join(endings)}')
-    if not file.absolute().parent.is_dir():
-        raise UserError(f'--{flag}={path}: there is no folder {file.parent}')
-    if file.is_dir():
-        raise UserError(f'--{flag}={path} is a folder')
-    return file
 
 
 def draw_grid(rows: list[list[tuple[np.ndarray | None, str]]], path: Path) -> None:

@@ -28,7 +28,9 @@ MODEL = flags.DEFINE_string('model', None, 'The model, where --pretrained does n
 CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
 INDEX = flags.DEFINE_string('index', None, 'The file of the index.')
 SPLIT = flags.DEFINE_string('split', None, "Of the run's own data, instead of or beside PATHs.")
-ENDPOINT = flags.DEFINE_string('endpoint', 'features', 'What of the model describes an image.')
+ENDPOINT = flags.DEFINE_string(
+    'endpoint', None, 'What of the model describes an image: features, logits or a stage.'
+)
 METRIC = flags.DEFINE_enum('metric', 'cosine', ['cosine', 'euclidean'], 'What is near.')
 HNSW = flags.DEFINE_bool('hnsw', False, 'An approximate index, for 100,000 images and more.')
 TOP_K = flags.DEFINE_integer('top_k', 10, 'How many neighbours.', lower_bound=1)
@@ -54,9 +56,11 @@ def main(argv: list[str]) -> int:
 def _build(words: list[str]) -> int:
     from vision.prediction import search
 
-    path, classifier = _index_path(), _classifier()
+    path = _index_path()
+    index.check_replaceable(path)
+    classifier = _classifier()
     made, failed = search.build(
-        classifier, _images(classifier, words), ENDPOINT.value, METRIC.value, HNSW.value
+        classifier, _images(classifier, words), _endpoint(), METRIC.value, HNSW.value
     )
     made.save(path)
     recall = {'recall@10': made.recall()} if made.approximate else {}
@@ -68,7 +72,7 @@ def _add(words: list[str]) -> int:
 
     path, classifier = _index_path(), _classifier()
     made = index.load(path)
-    made.check(classifier)
+    made.check(classifier, ENDPOINT.value)
     before = len(made.names)
     failed = search.add(classifier, made, _images(classifier, words))
     made.save(path)
@@ -87,9 +91,10 @@ def _query(words: list[str]) -> int:
     asked = search.named(classifier.run, words)
     if INDEX.value is not None:
         made = index.load(Path(INDEX.value).expanduser())
+        made.check(classifier, ENDPOINT.value)
     else:
         where = [search.whole_split(classifier.run, SPLIT.value)]
-        made, _ = search.build(classifier, where, ENDPOINT.value, METRIC.value, HNSW.value)
+        made, _ = search.build(classifier, where, _endpoint(), METRIC.value, HNSW.value)
     results = list(search.query(classifier, made, asked, TOP_K.value))
     return _tell_found(results, made.metric, classifier, output)
 
@@ -109,7 +114,7 @@ def _evaluate(words: list[str]) -> int:
     from vision.prediction import features
 
     cli.refuse_arguments(['', *words])
-    figures = features.judge_run(_classifier(), SPLIT.value or 'test', ENDPOINT.value)
+    figures = features.judge_run(_classifier(), SPLIT.value or 'test', _endpoint())
     _print(figures)
     return 0
 
@@ -117,6 +122,10 @@ def _evaluate(words: list[str]) -> int:
 def _index_path() -> Path:
     cli.require(index=INDEX.value)
     return cli.output_file('index', INDEX.value)
+
+
+def _endpoint() -> str:
+    return ENDPOINT.value or 'features'
 
 
 def _output_path() -> Path | None:

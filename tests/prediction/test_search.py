@@ -87,6 +87,16 @@ def test_an_index_that_is_damaged_is_one_line(tmp_path):
         index.load(tmp_path / 'nowhere')
 
 
+def test_what_is_no_index_is_not_overwritten(tmp_path):
+    (tmp_path / 'photo.jpg').write_bytes(b'\xff\xd8')
+    with pytest.raises(UserError, match='is no index; take another name'):
+        index.check_replaceable(tmp_path / 'photo.jpg')
+    made = index.create(ABOUT, 16)
+    made.save(tmp_path / 'i')
+    index.check_replaceable(tmp_path / 'i')
+    index.check_replaceable(tmp_path / 'new')
+
+
 def test_a_write_that_fails_leaves_the_old_index(tmp_path, monkeypatch):
     made = index.create(ABOUT, 16)
     made.add(['a'], vectors(1))
@@ -167,6 +177,8 @@ def test_an_index_of_another_model_endpoint_or_preprocessing(classifier, digits,
         and made.names[5] == 'validation:5'
     )
     made.check(classifier)
+    with pytest.raises(UserError, match='another endpoint: stage2 there, features here'):
+        made.check(classifier, 'features')
     made.check(Classifier.from_workdir(workdir, fold=False))
     last = Classifier.from_workdir(workdir, 'last')
     other = Classifier.from_workdir(workdir)

@@ -90,9 +90,14 @@ class Index:
         _, exact = faiss().downcast_index(self.index.storage).search(queries, k)
         return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(found, exact, strict=True)]))
 
-    def check(self, classifier: Classifier) -> None:
-        """Raises UserError unless the classifier makes vectors as those that are in here."""
-        here = fingerprint(classifier, self.made_by['endpoint'])
+    def check(self, classifier: Classifier, endpoint: str | None = None) -> None:
+        """Raises UserError unless the classifier makes vectors as those that are in here.
+
+        Args:
+          classifier: any.
+          endpoint: of the model, if not the index's own.
+        """
+        here = fingerprint(classifier, endpoint or self.made_by['endpoint'])
         for key, value in here.items():
             if self.made_by[key] != value:
                 raise UserError(
@@ -149,6 +154,17 @@ def create(made_by: dict[str, str], size: int, metric: str = 'cosine', hnsw: boo
     return Index(made_by, metric, [], graph)
 
 
+def check_replaceable(path: Path) -> None:
+    """Raises UserError if there is a file that is no index: nobody means to overwrite that."""
+    if not path.exists():
+        return
+    with open(path, 'rb') as file:
+        file.seek(max(0, path.stat().st_size - len(_MARK)))
+        ours = file.read() == _MARK
+    if not ours:
+        raise UserError(f'--index={path} is there, and is no index; take another name')
+
+
 def load(path: Path) -> Index:
     """Reads an index.
 
@@ -166,6 +182,8 @@ def load(path: Path) -> Index:
             if trailer[8:] != _MARK:
                 raise ValueError('it has no list of images')
             (length,) = struct.unpack('<Q', trailer[:8])
+            if length > end:
+                raise ValueError('it is cut off')
             file.seek(end - length)
             about = json.loads(file.read(length))
             file.seek(0)

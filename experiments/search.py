@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
 
 
 def _build(words: list[str]) -> int:
-    from vision.prediction import search
+    from vision.prediction import index, search
 
     path = _index_path()
     index.check_replaceable(path)

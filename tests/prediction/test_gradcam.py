@@ -14,7 +14,7 @@ from vision.core.errors import UserError
 from vision.models import create_model
 from vision.models.base import ImageModel
 from vision.models.fold import fold_batch_norm
-from vision.models.layers import Conv, Dense
+from vision.models.layers import Conv, Dense, global_avg_pool
 from vision.prediction import Classifier, gradcam
 
 
@@ -27,6 +27,19 @@ class TwoStages(ImageModel):
         x = nn.relu(Conv(3, 3, padding=1, name='conv')(images))
         x = self.record(endpoints, 'stage', x)
         x = self.record(endpoints, 'features', x.reshape(len(x), -1))
+        return Dense(self.num_classes, name='head')(x), endpoints
+
+
+class Averaged(ImageModel):
+    """Three convolutions and a mean over positions: what tells the class may be anywhere."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        endpoints, x = {}, images
+        for i, (width, strides) in enumerate(((16, 1), (32, 2), (32, 2))):
+            x = nn.relu(Conv(width, 3, strides=strides, padding=1, name=f'conv{i}')(x))
+            x = self.record(endpoints, f'stage{i}', x)
+        x = self.record(endpoints, 'features', global_avg_pool(x))
         return Dense(self.num_classes, name='head')(x), endpoints
 
 
@@ -112,7 +125,7 @@ def test_folded_and_not_are_alike():
 def corner_images(rng, corner, count):
     """Noise everywhere, and in one corner the pattern that tells the class."""
     labels = rng.integers(0, 3, count)
-    images = rng.integers(0, 120, (count, 32, 32, 1), dtype=np.uint8)
+    images = rng.integers(0, 60, (count, 32, 32, 1), dtype=np.uint8)
     stripes = np.zeros((3, 8, 8, 1), np.uint8)
     stripes[0, ::2], stripes[1, :, ::2], stripes[2, 2:6, 2:6] = 255, 255, 255
     y, x = (corner // 2) * 22 + 1, (corner % 2) * 22 + 1
@@ -131,8 +144,8 @@ def corner_run(request, tmp_path_factory):
     np.savez(folder / 'data.npz', **arrays)
     config = default_config()
     config.data = ConfigDict({'source': 'npz', 'path': str(folder / 'data.npz'), 'validation': 64})
-    config.model.name = 'lenet5'
-    config.optimizer.lr = 0.05
+    config.model.name = f'{__name__}:Averaged'
+    config.optimizer.lr = 0.1
     config.preprocess.mean, config.preprocess.std = (0.25,), (0.2,)
     config.training.batch_size, config.training.duration = 64, '8 epochs'
     config.training.eval_every = '8 epochs'
@@ -151,7 +164,7 @@ def test_lights_the_corner_that_tells_the_class(corner_run):
     assert (quadrants == corner).mean() > 0.95
     rows, columns = (slice(16 * i, 16 * i + 16) for i in divmod(corner, 2))
     inside = maps[:, rows, columns].sum(axis=(1, 2)) / np.maximum(maps.sum(axis=(1, 2)), 1e-9)
-    assert np.median(inside) > 0.6
+    assert np.median(inside) > 0.8
 
 
 def test_explain_takes_classes_stages_and_nothing_else(classifier, digits):

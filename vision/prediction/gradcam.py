@@ -3,6 +3,10 @@
 Selvaraju, Cogswell, Das, Vedantam, Parikh and Batra 2017, "Grad-CAM: Visual explanations from deep
 networks via gradient-based localization", section 3: the maps of a stage, each weighted by the
 mean gradient of the class's logit with respect to it, summed, and what is negative cut off.
+
+It is sharpest for models that average over positions at their end (ResNet, GoogLeNet, Inception).
+Where fully connected layers read each position by itself (LeNet, AlexNet, VGG), the mean forgets at
+which of them a map counted, and the same pattern elsewhere is lit as well.
 """
 
 from collections.abc import Mapping

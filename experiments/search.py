@@ -57,6 +57,7 @@ def _build(words: list[str]) -> int:
     from vision.prediction import index, search
 
     path = _index_path()
+    _require_images(words)
     index.check_replaceable(path)
     classifier = _classifier()
     made, failed = search.build(
@@ -70,8 +71,9 @@ def _build(words: list[str]) -> int:
 def _add(words: list[str]) -> int:
     from vision.prediction import index, search
 
-    path, classifier = _index_path(), _classifier()
-    made = index.load(path)
+    path = _index_path()
+    _require_images(words)
+    made, classifier = index.load(path), _classifier()
     made.check(classifier, ENDPOINT.value)
     before = len(made.names)
     failed = search.add(classifier, made, _images(classifier, words))
@@ -140,11 +142,14 @@ def _classifier() -> Any:
     return Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value)
 
 
+def _require_images(words: list[str]) -> None:
+    if not words and SPLIT.value is None:
+        raise UserError('name files, folders or globs, or a --split of the run')
+
+
 def _images(classifier: Any, words: list[str]) -> list[Any]:
     from vision.prediction import search
 
-    if not words and SPLIT.value is None:
-        raise UserError('name files, folders or globs, or a --split of the run')
     split = [search.whole_split(classifier.run, SPLIT.value)] if SPLIT.value else []
     return split + search.named(classifier.run, words)
 

@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from tests.conftest import run_module
+from tests.conftest import run_forked, run_module
 from vision.core.config import default_config
 from vision.core.errors import UserError
 from vision.models import create_model
@@ -203,9 +203,9 @@ def test_predict_draws_a_png_and_a_page(workdir, digits, tmp_path):
 
 
 @pytest.mark.parametrize('name', ['out.jpg', 'nowhere/out.png'])
-def test_where_a_picture_cannot_go(workdir, tmp_path, name):
-    done = run_module(
-        'experiments.predict', f'--workdir={workdir}', 'docs/digits', f'--explain={tmp_path}/{name}'
+def test_where_a_picture_cannot_go(tmp_path, name):
+    done = run_forked(
+        'experiments.predict', '--workdir=x', 'docs/digits', f'--explain={tmp_path}/{name}'
     )
     assert done.returncode == 2 and done.stdout == ''
     assert len(done.stderr.strip().splitlines()) == 1 and '--explain' in done.stderr

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.conftest import REPO, run_forked, run_module
+from tests.conftest import REPO, run_module
 from vision.prediction import Classifier, export
 
 README = (REPO / 'README.md').read_text()
@@ -80,6 +80,6 @@ def test_a_program_that_differs_is_not_put_in_place(classifier, monkeypatch, tmp
 
 @pytest.mark.parametrize('output', ['', 'nowhere/x'])
 def test_where_it_cannot_go(tmp_path, output):
-    done = run_forked('experiments.export', '--workdir=x', f'--output={tmp_path}/{output}')
+    done = run_module('experiments.export', '--workdir=x', f'--output={tmp_path}/{output}')
     assert done.returncode == 2 and '--output' in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from tests.conftest import run_forked, run_module
+from tests.conftest import run_module
 from vision.core.config import default_config
 from vision.core.errors import UserError
 from vision.models import create_model
@@ -123,13 +123,17 @@ def test_folded_and_not_are_alike():
 
 
 def corner_images(rng, corner, count):
-    """Noise everywhere, and in one corner the pattern that tells the class."""
-    labels = rng.integers(0, 3, count)
+    """Noise everywhere, and in one corner the pattern that tells the class; in class 3 there is none.
+
+    Without that class a model would take one of the others for granted where it sees nothing.
+    """
+    labels = rng.integers(0, 4, count)
     images = rng.integers(0, 60, (count, 32, 32, 1), dtype=np.uint8)
-    stripes = np.zeros((3, 8, 8, 1), np.uint8)
-    stripes[0, ::2], stripes[1, :, ::2], stripes[2, 2:6, 2:6] = 255, 255, 255
     y, x = (corner // 2) * 22 + 1, (corner % 2) * 22 + 1
-    images[:, y : y + 8, x : x + 8] = stripes[labels]
+    place = images[:, y : y + 8, x : x + 8]
+    place[labels == 0, ::2] = 255
+    place[labels == 1, :, ::2] = 255
+    place[labels == 2, 2:6, 2:6] = 255
     return images, labels
 
 
@@ -147,19 +151,20 @@ def corner_run(request, tmp_path_factory):
     config.model.name = f'{__name__}:Averaged'
     config.optimizer.lr, config.schedule.warmup = 0.03, '20 steps'
     config.preprocess.mean, config.preprocess.std = (0.25,), (0.2,)
-    config.training.batch_size, config.training.duration = 64, '8 epochs'
-    config.training.eval_every = '8 epochs'
+    config.training.batch_size, config.training.duration = 64, '12 epochs'
+    config.training.eval_every = '12 epochs'
     results = train(config, folder / 'run')
     assert results['test']['top1'] > 0.95
-    return folder / 'run', request.param, splits['test'][0]
+    images, labels = splits['test']
+    return folder / 'run', request.param, images[labels < 3]
 
 
 def test_lights_the_corner_that_tells_the_class(corner_run):
     workdir, corner, images = corner_run
     maps = Classifier.from_workdir(workdir).explain(images)
-    assert maps.shape == (96, 32, 32) and maps.dtype == np.float32
+    assert maps.shape == (len(images), 32, 32) and maps.dtype == np.float32
     assert maps.min() >= 0 and maps.max() <= 1
-    peaks = maps.reshape(96, -1).argmax(axis=1)
+    peaks = maps.reshape(len(maps), -1).argmax(axis=1)
     quadrants = 2 * (peaks // 32 >= 16) + (peaks % 32 >= 16)
     assert (quadrants == corner).mean() > 0.95
     rows, columns = (slice(16 * i, 16 * i + 16) for i in divmod(corner, 2))
@@ -204,7 +209,7 @@ def test_predict_draws_a_png_and_a_page(workdir, digits, tmp_path):
 
 @pytest.mark.parametrize('name', ['out.jpg', 'nowhere/out.png'])
 def test_where_a_picture_cannot_go(tmp_path, name):
-    done = run_forked(
+    done = run_module(
         'experiments.predict', '--workdir=x', 'docs/digits', f'--explain={tmp_path}/{name}'
     )
     assert done.returncode == 2 and done.stdout == ''

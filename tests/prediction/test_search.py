@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import run_forked, run_module
+from tests.conftest import run_module
 from vision.core.errors import UserError
 from vision.data import arrays
 from vision.prediction import Classifier, index, search
@@ -211,7 +211,7 @@ def test_an_index_of_another_model_endpoint_or_preprocessing(classifier, digits,
     ],
 )  # fmt: skip
 def test_a_wrong_command_line(args, says):
-    done = run_forked('experiments.search', '--workdir=never-looked-at', *args)
+    done = run_module('experiments.search', '--workdir=never-looked-at', *args)
     assert done.returncode == 2, done.stdout + done.stderr
     assert done.stdout == '' and len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert says in done.stderr

@@ -57,7 +57,7 @@ def browser():
         options.add_argument(flag)
     options.set_capability('goog:loggingPrefs', {'performance': 'ALL'})
     driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
-    driver.implicitly_wait(20)
+    driver.implicitly_wait(60)  # the first image is compiled for
     yield driver
     driver.quit()
 

@@ -6,7 +6,6 @@ McNemar's exact test is made of each two runs' answers for the same test example
 """
 
 import json
-from pathlib import Path
 
 from absl import flags
 
@@ -19,8 +18,7 @@ FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print'
 
 def main(argv: list[str]) -> None:
     """Compares, draws and prints."""
-    path = Path(OUTPUT.value)
-    cli.check_output(path)
+    path = cli.output_file('output', OUTPUT.value, ['.png'])
     from vision.training.compare import compare, compare_tables, draw
 
     result = compare(argv[1:], SPLIT.value)

@@ -4,7 +4,6 @@ python -m experiments.find_lr --config=configs/NAME.py[:ARG] [--output=find_lr.p
 """
 
 import json
-from pathlib import Path
 
 from absl import flags
 
@@ -20,8 +19,7 @@ def main(argv: list[str]) -> None:
     """Runs the test, draws it and prints the suggestion."""
     cli.refuse_arguments(argv)
     cli.require(config=CONFIG.value)
-    path = Path(OUTPUT.value)
-    cli.check_output(path)
+    path = cli.output_file('output', OUTPUT.value, ['.png'])
     from vision.training import find_lr
 
     result = find_lr.find_lr(CONFIG.value, STEPS.value)

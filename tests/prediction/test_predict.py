@@ -3,36 +3,19 @@
 import csv
 import io
 import json
+import os
+import time
 
+import jax
 import numpy as np
 import pytest
+from jax import monitoring
 from PIL import Image
 
 from tests.conftest import run_module
 from vision.core.errors import UserError
-from vision.data import arrays
-from vision.prediction import Classifier
-
-
-@pytest.fixture(scope='module')
-def workdir(tmp_path_factory):
-    path = tmp_path_factory.mktemp('run')
-    done = run_module(
-        'experiments.train', '--config=configs/digits_lenet5.py', f'--workdir={path}',
-        '--config.training.duration=15 epochs',
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    return path
-
-
-@pytest.fixture(scope='module')
-def classifier(workdir):
-    return Classifier.from_workdir(workdir)
-
-
-@pytest.fixture(scope='module')
-def digits():
-    return arrays.digits('test')
+from vision.prediction import formats
+from vision.preprocess import device, opstring
 
 
 @pytest.fixture(scope='module')
@@ -98,7 +81,11 @@ def test_threads_get_their_own_answers(classifier, digits):
     expected = classifier(digits.images[:128])
     with ThreadPoolExecutor(8) as pool:
         rows = list(pool.map(lambda i: classifier(digits.images[i : i + 16]), range(0, 128, 16)))
+        asked = [classifier.embed, classifier.explain] * 4
+        others = list(pool.map(lambda f: f(digits.images[:16]), asked))
     np.testing.assert_allclose(np.concatenate(rows), expected, atol=1e-6)
+    for function, other in zip(asked, others, strict=True):
+        np.testing.assert_allclose(other, function(digits.images[:16]), atol=1e-6)
 
 
 def test_every_format_is_read_and_what_is_not_has_its_reason(workdir, folder, digits):
@@ -130,7 +117,7 @@ def test_globs_jsonl_csv_and_table(workdir, folder):
     )
     assert [row['rank'] for row in table] == ['', '1', '2', '3', '4', '5', '']
     assert sum(float(r['probability']) for r in table if r['rank']) <= 1.0001
-    done = run_module('experiments.predict', *args)
+    done = run_module('experiments.predict', *args, COLUMNS='400')
     assert done.returncode == 3
     assert 'no such file' in done.stdout and 'scan.png' in done.stdout
 
@@ -145,3 +132,102 @@ def test_nothing_to_predict_is_the_users_mistake(workdir, tmp_path):
         done = run_module('experiments.predict', f'--workdir={workdir}', *args)
         assert done.returncode == 2 and done.stdout == '', args
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_names_that_are_not_utf8(workdir, folder, tmp_path):
+    """They do not end `predict` under a strict stdout, and JSON gives their bytes back."""
+    name = os.fsencode(tmp_path) + b'/\xff\xe9 caf\xc3\xa9.png'
+    with open(name, 'wb') as file:
+        file.write((folder / 'scan.png').read_bytes())
+    done = run_module(
+        'experiments.predict', f'--workdir={workdir}', tmp_path, '--format=json',
+        PYTHONIOENCODING='utf-8:strict',
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert os.fsencode(json.loads(done.stdout)[0]['path']) == name
+
+
+@pytest.mark.parametrize('encoding', ['utf-8', 'ascii'])
+@pytest.mark.parametrize('form', ['json', 'jsonl', 'csv', 'table'])
+def test_every_format_can_be_written_to_any_stdout(form, encoding):
+    path = os.fsdecode(b'\xff caf\xc3\xa9.png')
+    row = {'path': path, 'predictions': [], 'error': 'größe'}
+    raw = io.BytesIO()
+    file = io.TextIOWrapper(raw, encoding, 'strict')
+    assert formats.write([row], form, file) == 1
+    file.flush()
+    text = raw.getvalue().decode(encoding)
+    assert '\\udcff' in text
+    if form.startswith('json'):
+        assert json.loads(text) in (row, [row])
+
+
+def test_an_empty_and_a_streamed_document_are_json():
+    for count in (0, 1, 3):
+        rows = [{'path': f'{i}', 'predictions': [], 'error': 'x'} for i in range(count)]
+        text = io.StringIO()
+        assert formats.write(iter(rows), 'json', text) == count
+        assert json.loads(text.getvalue()) == rows
+
+
+def test_answers_come_before_all_images_were_read(classifier, digits, tmp_path):
+    """A stream: the first rows are there after a few batches."""
+    Image.fromarray(digits.images[0, ..., 0]).save(tmp_path / 'one.png')
+    paths = [tmp_path / 'one.png'] * 5_000
+    started = time.perf_counter()
+    answers = classifier.classify_files(paths)
+    next(answers)
+    first = time.perf_counter() - started
+    assert sum(1 for _ in answers) == 4_999
+    assert first < (time.perf_counter() - started) / 4
+
+
+def test_nothing_is_compiled_for_the_last_batch(classifier, digits, tmp_path):
+    Image.fromarray(digits.images[0, ..., 0]).save(tmp_path / 'one.png')
+    compiled = []
+
+    def listen(event, seconds, **_):
+        if event == '/jax/core/compile/backend_compile_duration':
+            compiled.append(seconds)
+
+    size = classifier.run.config.evaluation.batch_size
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        answers = classifier.classify_files([tmp_path / 'one.png'] * (3 * size + 1))
+        next(answers)
+        before = len(compiled)
+        assert sum(1 for _ in answers) == 3 * size
+        assert len(compiled) == before
+        list(classifier.classify_files([tmp_path / 'one.png'] * (2 * size + 7)))
+        assert len(compiled) == before
+        jax.jit(lambda x: x + before)(1.0)  # the ear is open
+        assert len(compiled) > before
+    finally:
+        monitoring.unregister_event_duration_listener(listen)
+
+
+def test_embeddings_are_the_endpoints(classifier, digits, tmp_path):
+    """What the model returns for the pixels that it is fed; one path for arrays and files."""
+    run = classifier.run
+    images = digits.images[:8]
+    for i, image in enumerate(images):
+        Image.fromarray(image[..., 0]).save(tmp_path / f'{i}.png')
+    fed = device.apply_ops(opstring.parse(run.config.preprocess.eval), images[0], jax.random.key(0))
+    x = device.normalise(fed[None], run.config.preprocess.mean, run.config.preprocess.std)
+    logits, endpoints = run.model.apply(run.variables, x, train=False)
+    vectors = classifier.embed(images)
+    assert vectors.shape == (8, 84) and vectors.dtype == np.float32
+    np.testing.assert_allclose(vectors[0], endpoints['features'][0], atol=1e-4)
+    stage = classifier.embed(images, 'stage2')
+    assert stage.shape == (8, 16)
+    np.testing.assert_allclose(stage[0], endpoints['stage2'][0].mean((0, 1)), atol=1e-4)
+    np.testing.assert_allclose(classifier.embed(images, 'logits')[0], logits[0], atol=1e-4)
+    paths = sorted(tmp_path.iterdir())
+    np.testing.assert_array_equal(classifier.embed(paths), vectors)
+    np.testing.assert_array_equal(classifier(paths), classifier(images))
+    assert classifier.embed(images[:0]).shape == (0, 84)
+    with pytest.raises(UserError, match="Did you mean 'features'"):
+        classifier.embed(images, 'feature')
+    (tmp_path / '9.png').write_bytes(b'nothing')
+    with pytest.raises(UserError, match=r'9\.png cannot be read: not an image'):
+        classifier.embed([*paths, tmp_path / '9.png'])

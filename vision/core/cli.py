@@ -25,6 +25,7 @@ from vision.core.errors import Stopped, UserError, nearest
 
 USER_MISTAKE = 2
 ANSWERED_IN_PART = 3
+PICTURES = ('.png', '.html')  # what pictures may be written to
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -96,13 +97,28 @@ def require(**values: object) -> None:
             raise UserError(f'--{name}=… is missing; see --help')
 
 
-def check_output(path: Path) -> None:
-    """Raises UserError, before any work is done, if a file cannot be written there."""
-    if path.is_dir() or not path.absolute().parent.is_dir():
-        what = 'is a folder' if path.is_dir() else 'its folder does not exist'
-        raise UserError(f'{path}: {what}; name a file in a folder that is there')
-    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise UserError(f'{path} cannot be written')
+def output_file(flag: str, value: str, endings: Sequence[str] = ()) -> Path:
+    """The file that a flag says to write to.
+
+    Args:
+      flag: its name.
+      value: of the flag.
+      endings: that the file may have, with their dots; any if empty.
+
+    Raises:
+      UserError: it has another ending, is a folder, or its folder is not there or is read only.
+    """
+    path = Path(value).expanduser()
+    folder = path.absolute().parent
+    if endings and path.suffix.lower() not in endings:
+        raise UserError(f'--{flag}={value}: it must end in {" or ".join(endings)}')
+    if path.is_dir():
+        raise UserError(f'--{flag}={value} is a folder; name a file')
+    if not folder.is_dir():
+        raise UserError(f'--{flag}={value}: there is no folder {folder}')
+    if not os.access(folder, os.W_OK):
+        raise UserError(f'--{flag}={value}: the folder {folder} cannot be written to')
+    return path
 
 
 def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:

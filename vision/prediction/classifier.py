@@ -1,41 +1,68 @@
 """Step 6, predict: a trained run answers for new images, in memory or in files."""
 
+import dataclasses
+import functools
+import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vision.core import mesh as mesh_lib
-from vision.core.errors import UserError
-from vision.data.source import ArraySource, FileSource
+from vision.core.errors import UserError, unknown
+from vision.data.source import FileSource, Source
 from vision.evaluation.run import Run, load_run, pretrained_run
 from vision.models.fold import fold_batch_norm
-from vision.preprocess import device, inputs
-from vision.preprocess.device import Batch, normalise
+from vision.prediction import gradcam
+from vision.prediction.feed import Fed, Feed, files
+from vision.preprocess.device import normalise
+
+Images = np.ndarray | Sequence[np.ndarray] | Sequence[str | os.PathLike]
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """Why an image was classified as it was.
+
+    Attributes:
+      index: the image's, in the order in which they were given.
+      image: uint8 [H, W, C], what the model was fed.
+      classes: int32 [k], the likeliest first.
+      probabilities: float32 [k].
+      maps: float32 [k, H, W] in 0 … 1, where the evidence for each class lies.
+    """
+
+    index: int
+    image: np.ndarray
+    classes: np.ndarray
+    probabilities: np.ndarray
+    maps: np.ndarray
 
 
 class Classifier:
     """A trained model and the preprocessing that it was evaluated with.
 
-    Calls may come from several threads. Batches are padded to one size a call, a power of two up
-    to `evaluation.batch_size`, so that few shapes are ever compiled.
+    Calls may come from several threads. Images are either in memory, uint8 [N, H, W, C] as the
+    run's source would give them (before preprocessing), or in files: a sequence of paths.
 
     Attributes:
       class_names: K names, in the order of the probabilities.
+      run: what was read: config, shapes, variables.
     """
 
     def __init__(self, run: Run, fold: bool = True):
         """Takes a run; `fold` folds BatchNorm into the convolutions: faster, equal within 1e-4."""
-        self.class_names = run.class_names
-        self._run = run
-        self._model, self._variables = run.model, run.variables
+        self.class_names, self.run = run.class_names, run
+        self.model, self.variables = run.model, run.variables
         if fold:
             folded, variables = fold_batch_norm(run.model, run.variables, run.input_shape)
-            self._model, self._variables = folded, mesh_lib.put_replicated(variables, run.mesh)
-        self._apply = jax.jit(self._probabilities, out_shardings=mesh_lib.replicated(run.mesh))
+            self.model, self.variables = folded, mesh_lib.put_replicated(variables, run.mesh)
+        self._feed = Feed(run)
+        self._compiled: dict[Any, Callable] = {}
 
     @classmethod
     def from_workdir(
@@ -71,23 +98,73 @@ class Classifier:
             return cls.from_workdir(source, fold=fold)
         return cls(pretrained_run(source, model), fold)
 
-    def __call__(self, images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-        """Classifies images that are in memory.
+    def __call__(self, images: Images) -> np.ndarray:
+        """Classifies images.
 
         Args:
-          images: uint8 [N, H, W, C], as the run's source would give them: before preprocessing.
+          images: uint8 [N, H, W, C], or N paths.
 
         Returns:
           Probabilities, float32 [N, K].
 
         Raises:
-          UserError: images of another type or shape than the model can take.
+          UserError: images of another type or shape than the model can take, or a file that
+            cannot be read.
         """
-        images = self._checked(np.asarray(images))
-        if not len(images):
-            return np.empty((0, len(self.class_names)), np.float32)
-        source = ArraySource('images', self.class_names, images, np.zeros(len(images), np.int32))
-        return np.concatenate([p[m > 0] for p, m in self._run_model(self._array_batches(source))])
+        return self._collect(images, self.probabilities, (len(self.class_names),))
+
+    def embed(self, images: Images, endpoint: str = 'features') -> np.ndarray:
+        """Describes images by vectors: for search, or for a classifier of one's own.
+
+        Args:
+          images: uint8 [N, H, W, C], or N paths.
+          endpoint: a stage of the model, or 'logits'; `features` is what the last layer sees. The
+            maps of a stage [H, W, D] are averaged over their positions.
+
+        Returns:
+          float32 [N, D].
+
+        Raises:
+          UserError: as for a call; or an unknown endpoint.
+        """
+        embedding = functools.partial(self.embedding, endpoint=endpoint)
+        empty = jax.eval_shape(
+            embedding, self.variables, jax.ShapeDtypeStruct((1, *self.run.input_shape), np.uint8)
+        )
+        return self._collect(images, embedding, empty.shape[1:])
+
+    def explain(
+        self,
+        images: Images,
+        classes: Sequence[int] | np.ndarray | None = None,
+        stage: str | None = None,
+    ) -> np.ndarray:
+        """Shows where in each image the evidence for a class lies (Grad-CAM).
+
+        Args:
+          images: uint8 [N, H, W, C], or N paths.
+          classes: int [N], or one for all; by default each image's likeliest.
+          stage: whose maps are weighted; by default the last with more than one position.
+
+        Returns:
+          Heat maps, float32 [N, H, W] in 0 … 1, of the size that the model is fed; all 0 where
+          nothing speaks for the class.
+
+        Raises:
+          UserError: as for a call; or an unknown stage or class.
+        """
+        count = len(images)
+        wanted = np.broadcast_to(np.asarray(-1 if classes is None else classes, np.int32), (count,))
+        if classes is not None and count and not 0 <= wanted.min() <= wanted.max() < self._k:
+            raise UserError(f'classes must be in 0 … {self._k - 1}, not {np.asarray(classes)}')
+        if not count:
+            return np.empty((0, *self.run.input_shape[:2]), np.float32)
+        function = functools.partial(self._explanation, stage=stage)
+        maps = [
+            outputs['maps'][:, 0]
+            for _, outputs, mask in self._stream(self._fed(images), function, wanted[:, None])
+        ]
+        return np.concatenate(maps)
 
     def classify_files(
         self, paths: Sequence[str | os.PathLike], top_k: int = 5
@@ -105,104 +182,162 @@ class Classifier:
         Raises:
           UserError: a folder or glob without images.
         """
-        from vision.data.folder import files
+        return self.classify_source(files(paths), top_k)
 
-        source = files([os.fspath(p) for p in paths])
-        batches, corrupt = self._file_batches(source)
-        done = 0
-        for probabilities, mask in self._run_model(batches):
-            for row, real in zip(probabilities, mask, strict=True):
-                if done == source.num_examples:
-                    break
-                path = source.paths[done]
-                error = None if real else corrupt()[path]
+    def classify_source(self, source: FileSource, top_k: int = 5) -> Iterator[dict[str, Any]]:
+        """`classify_files` for files that were listed before."""
+        fed = self._feed.source(source)
+        for start, probabilities, mask in self._stream(fed, self.probabilities):
+            for i, (row, real) in enumerate(zip(probabilities, mask, strict=True)):
+                path = source.paths[start + i]
+                error = None if real else fed.corrupt()[path]
                 yield self._prediction(path, row, error, top_k)
-                done += 1
 
-    def _probabilities(self, variables: Any, images: jax.Array) -> jax.Array:
-        preprocess = self._run.config.preprocess
-        x = normalise(images, preprocess.mean, preprocess.std)
-        logits, _ = self._model.apply(variables, x, train=False)
+    def embed_source(
+        self, source: Source, endpoint: str = 'features'
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
+        """Describes files or a split by vectors, in a stream; what cannot be read is left out.
+
+        Yields:
+          For each batch the images' indices in the source (int64 [n]), their vectors
+          (float32 [n, D]), and why others of the batch could not be read, by index.
+        """
+        fed = self._feed.source(source)
+        embedding = functools.partial(self.embedding, endpoint=endpoint)
+        for start, vectors, mask in self._stream(fed, embedding):
+            there, not_there = np.flatnonzero(mask), np.flatnonzero(mask == 0)
+            failed = {start + int(i): _reason(fed, source, start + int(i)) for i in not_there}
+            yield start + there, vectors[there], failed
+
+    def explain_source(self, source: Source, top_k: int = 3) -> Iterator[Explanation]:
+        """Explains the likeliest classes of files or a split, in a stream; see `explain`.
+
+        What cannot be read is left out.
+        """
+        fed = self._feed.source(source)
+        ranks = -1 - np.arange(min(top_k, self._k), dtype=np.int32)
+        wanted = np.broadcast_to(ranks, (source.num_examples, len(ranks)))
+        for start, outputs, mask in self._stream(fed, self._explanation, wanted):
+            for i in np.flatnonzero(mask):
+                order = np.argsort(-outputs['probabilities'][i], kind='stable')[: len(ranks)]
+                yield Explanation(
+                    index=start + int(i),
+                    image=np.clip(np.rint(outputs['image'][i]), 0, 255).astype(np.uint8),
+                    classes=order.astype(np.int32),
+                    probabilities=outputs['probabilities'][i][order],
+                    maps=outputs['maps'][i],
+                )
+
+    def probabilities(self, variables: Any, images: jax.Array) -> jax.Array:
+        """The classifier as a pure function.
+
+        Args:
+          variables: the classifier's own.
+          images: [B, H, W, C] in 0 … 255, of the size that the model is fed.
+
+        Returns:
+          Probabilities float32 [B, K].
+        """
+        logits, _ = self.model.apply(variables, self._normalised(images), train=False)
         return jax.nn.softmax(logits)
 
-    def _run_model(self, batches: Iterator[Batch]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yields the probabilities [B, K] and the mask [B] of each batch, one batch behind."""
-        previous = None
-        for batch in batches:
-            shape = batch['image'].shape[1:]
-            if shape != self._run.input_shape:
-                raise UserError(
-                    f'preprocessing makes images of {list(shape)}; '
-                    f'the model was trained on {list(self._run.input_shape)}'
-                )
-            current = self._apply(self._variables, batch['image']), batch['mask']
-            if previous is not None:
-                yield jax.device_get(previous)
-            previous = current
-        if previous is not None:
-            yield jax.device_get(previous)
+    def embedding(self, variables: Any, images: jax.Array, endpoint: str) -> jax.Array:
+        """`embed` as a pure function; arguments as for `probabilities`, returns float32 [B, D]."""
+        logits, endpoints = self.model.apply(variables, self._normalised(images), train=False)
+        known = {**endpoints, 'logits': logits}
+        if endpoint not in known:
+            raise unknown('endpoint', endpoint, known)
+        x = known[endpoint].astype(jnp.float32)
+        return x.mean(axis=(1, 2)) if x.ndim == 4 else x.reshape(len(x), -1)
 
-    def _array_batches(self, source: ArraySource) -> Iterator[Batch]:
-        ops, size = self._run.config.preprocess.eval, self._batch_size(source.num_examples)
-        if not inputs.on_device(source, ops):
-            yield from inputs.EvalBatches(source, ops, size, self._run.mesh)
-            return
-        size *= self._run.mesh.size
-        for start in range(0, source.num_examples, size):
-            yield self._device_batch(source.images[start : start + size], size)
+    @property
+    def _k(self) -> int:
+        return len(self.class_names)
 
-    def _device_batch(self, images: np.ndarray, size: int, mask: np.ndarray | None = None) -> Batch:
-        """Preprocesses up to `size` images on the device, padded to that many."""
-        real = np.ones(len(images), bool) if mask is None else mask > 0
-        ids = np.full(size, -1)
-        ids[: len(images)] = np.where(real, np.arange(len(images)), -1)
-        padded = np.zeros((size, *images.shape[1:]), np.uint8)
-        padded[: len(images)] = images
-        source = ArraySource('images', self.class_names, padded, np.zeros(size, np.int32))
-        ops = self._run.config.preprocess.eval
-        split = device.DeviceSplit(source, ops, 0, self._run.mesh)
-        return split.batch(ids, np.zeros(size, np.int64))
-
-    def _file_batches(
-        self, source: FileSource
-    ) -> tuple[Iterator[Batch], Callable[[], dict[str, str]]]:
-        """Batches of files, and what says which of those so far could not be read, and why."""
-        run, size = self._run, self._batch_size(source.num_examples)
-        ops = run.config.preprocess.eval
-        if run.image_shape is None or not device.can_run(ops):
-            every = inputs.EvalBatches(source, ops, size, run.mesh, skip_corrupt=True)
-            return iter(every), lambda: every.corrupt
-        # The run's source had images of one size in memory: bring files to that size first.
-        from vision.preprocess import pipeline
-
-        size *= run.mesh.size
-        height, width, channels = run.image_shape
-        decoded = pipeline.eval_batches(
-            source,
-            f'decode(channels={channels})|resize({height}, {width})',
-            batch_size=size,
-            skip_corrupt=True,
+    def _explanation(
+        self, variables: Any, images: jax.Array, classes: jax.Array, stage: str | None = None
+    ) -> dict[str, jax.Array]:
+        maps, logits = gradcam.grad_cam(
+            self.model, variables, self._normalised(images), classes, stage
         )
-        batches = (self._device_batch(b['image'], size, b['mask']) for b in decoded)
-        return batches, lambda: decoded.corrupt
+        return {
+            'maps': gradcam.enlarge(maps, *images.shape[1:3]),
+            'probabilities': jax.nn.softmax(logits),
+            'image': images,
+        }
 
-    def _batch_size(self, num_examples: int) -> int:
-        """For each device: a power of two, up to what evaluation uses."""
-        share = -(-num_examples // self._run.mesh.size)
-        return min(self._run.config.evaluation.batch_size, 1 << (share - 1).bit_length())
+    def _normalised(self, images: jax.Array) -> jax.Array:
+        preprocess = self.run.config.preprocess
+        return normalise(images, preprocess.mean, preprocess.std)
 
-    def _checked(self, images: np.ndarray) -> np.ndarray:
-        if images.dtype != np.uint8 or images.ndim != 4:
+    def _fed(self, images: Images) -> Fed:
+        """Images in memory, or files that must all be readable."""
+        if not _are_paths(images):
+            return self._feed.images(images)
+        listed = FileSource('files', (), tuple(map(os.fspath, images)), np.full(len(images), -1))
+        fed = self._feed.source(listed)
+
+        def readable() -> Iterator[Any]:
+            for batch in fed.batches:
+                for path, reason in fed.corrupt().items():
+                    raise UserError(f'{path} cannot be read: {reason}')
+                yield batch
+
+        return Fed(fed.num_examples, readable(), fed.corrupt)
+
+    def _collect(self, images: Images, function: Callable, shape: tuple[int, ...]) -> np.ndarray:
+        if not len(images):
+            return np.empty((0, *shape), np.float32)
+        return np.concatenate([out for _, out, _ in self._stream(self._fed(images), function)])
+
+    def _stream(
+        self, fed: Fed, function: Callable, extra: np.ndarray | None = None
+    ) -> Iterator[tuple[int, Any, np.ndarray]]:
+        """Computes a function of every batch, one batch ahead of what is read back.
+
+        Args:
+          fed: the images.
+          function: (variables, images [B, …]) → a tree of arrays [B, …].
+          extra: a third argument [N, …], cut and padded to each batch.
+
+        Yields:
+          The index of the first image, what was computed of the n images of the batch, [n, …],
+          and their mask [n]; padding is cut off.
+        """
+        compiled = self._jit(function)
+
+        def compute() -> Iterator[Any]:
+            start = 0
+            for batch in fed.batches:
+                self._check_shape(batch['image'].shape[1:])
+                size = len(batch['mask'])
+                arguments = [self.variables, batch['image']]
+                if extra is not None:
+                    rows = np.zeros((size, *extra.shape[1:]), extra.dtype)
+                    rows[: len(extra) - start] = extra[start : start + size]
+                    arguments.append(rows)
+                yield compiled(*arguments), batch['mask']
+                start += size
+
+        start = 0
+        for outputs, mask in map(jax.device_get, _one_behind(compute())):
+            real = slice(fed.num_examples - start)
+            yield start, jax.tree.map(operator.itemgetter(real), outputs), mask[real]
+            start += len(mask)
+
+    def _jit(self, function: Callable) -> Callable:
+        """The function under jit, the same one each time: it is compiled once a shape."""
+        parts = function if isinstance(function, functools.partial) else functools.partial(function)
+        key = (parts.func.__name__, *sorted(parts.keywords.items()))
+        layout = mesh_lib.replicated(self.run.mesh)
+        return self._compiled.setdefault(key, jax.jit(function, out_shardings=layout))
+
+    def _check_shape(self, shape: tuple[int, ...]) -> None:
+        if shape != self.run.input_shape:
             raise UserError(
-                f'images must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}'
+                f'preprocessing makes images of {list(shape)}; '
+                f'the model was trained on {list(self.run.input_shape)}'
             )
-        expected = self._run.image_shape
-        if expected is not None and images.shape[1:] != expected and len(images):
-            raise UserError(
-                f'images of {list(images.shape[1:])}; the run was trained on images of '
-                f'{list(expected)}: resize them, or give their files'
-            )
-        return images
 
     def _prediction(
         self, path: str, probabilities: np.ndarray, error: str | None, top_k: int
@@ -217,3 +352,28 @@ class Classifier:
             for i in order
         ]
         return {'path': str(Path(path)), 'predictions': predictions, 'error': error}
+
+
+def _one_behind(items: Iterable[Any]) -> Iterator[Any]:
+    """Passes items on when the next one was asked for: the device computes while the host reads."""
+    previous = None
+    for item in items:
+        if previous is not None:
+            yield previous
+        previous = item
+    if previous is not None:
+        yield previous
+
+
+def _are_paths(images: Images) -> bool:
+    return not isinstance(images, np.ndarray) and all(
+        isinstance(x, str | os.PathLike) for x in images
+    )
+
+
+def _reason(fed: Fed, source: Source, index: int) -> str:
+    """Why an example could not be read."""
+    name = (
+        source.paths[index] if isinstance(source, FileSource) else f'{source.name}, example {index}'
+    )
+    return fed.corrupt()[name]

@@ -1,6 +1,8 @@
 """Predictions as a table, JSON, JSON lines or CSV."""
 
 import csv
+import io
+import itertools
 import json
 import sys
 from collections.abc import Iterable, Iterator
@@ -8,9 +10,11 @@ from typing import Any, TextIO
 
 Prediction = dict[str, Any]
 
+_TABLE_ROWS = 1000  # in one table: what is laid out at once
+
 
 def write(predictions: Iterable[Prediction], form: str, file: TextIO | None = None) -> int:
-    """Writes predictions as they come (a table and a JSON document at the end).
+    """Writes predictions as they come (tables when all are there).
 
     Args:
       predictions: as `Classifier.classify_files` yields them.
@@ -32,25 +36,51 @@ def write(predictions: Iterable[Prediction], form: str, file: TextIO | None = No
     return failed
 
 
+def printable(text: str, file: TextIO) -> str:
+    """The text, with '\\udcff' and the like for what a file cannot take.
+
+    Bytes of a file's name that are not UTF-8 are such, and whatever an ASCII terminal lacks.
+    """
+    encoding = file.encoding or 'utf-8'
+    return text.encode(encoding, 'backslashreplace').decode(encoding)
+
+
+def dump_json(value: Any, file: TextIO, indent: int | None = None) -> str:
+    """JSON that `file` can take: what it cannot is escaped, so that any parser reads it back."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    if printable(text, file) == text:
+        return text
+    return json.dumps(value, indent=indent)
+
+
 def _json(predictions: Iterable[Prediction], file: TextIO) -> None:
-    json.dump(list(predictions), file, indent=2, ensure_ascii=False)
-    file.write('\n')
+    separator = '[\n'
+    for prediction in predictions:
+        text = dump_json(prediction, file, indent=2)
+        file.write(separator + '\n'.join(f'  {line}' for line in text.splitlines()))
+        separator = ',\n'
+    file.write('[]\n' if separator == '[\n' else '\n]\n')
 
 
 def _jsonl(predictions: Iterable[Prediction], file: TextIO) -> None:
     for prediction in predictions:
-        file.write(json.dumps(prediction, ensure_ascii=False) + '\n')
+        file.write(dump_json(prediction, file) + '\n')
 
 
 def _csv(predictions: Iterable[Prediction], file: TextIO) -> None:
     """One row for each class that is named; an image that could not be read has one row."""
-    writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(['path', 'rank', 'class', 'index', 'probability', 'error'])
+
+    def write_row(*row: Any) -> None:
+        line = io.StringIO()
+        csv.writer(line, lineterminator='\n').writerow(row)
+        file.write(printable(line.getvalue(), file))
+
+    write_row('path', 'rank', 'class', 'index', 'probability', 'error')
     for p in predictions:
         if p['error'] is not None:
-            writer.writerow([p['path'], '', '', '', '', p['error']])
+            write_row(p['path'], '', '', '', '', p['error'])
         for rank, c in enumerate(p['predictions'], 1):
-            writer.writerow([p['path'], rank, c['class'], c['index'], c['probability'], ''])
+            write_row(p['path'], rank, c['class'], c['index'], c['probability'], '')
 
 
 def _table(predictions: Iterable[Prediction], file: TextIO) -> None:
@@ -58,20 +88,49 @@ def _table(predictions: Iterable[Prediction], file: TextIO) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table()
-    for name in ('image', 'class', 'probability', 'then'):
-        table.add_column(
-            name, justify='right' if name == 'probability' else 'left', overflow='fold'
-        )
-    for p in predictions:
+    def row(p: Prediction) -> tuple[str, str, str, str]:
         if p['error'] is not None:
-            table.add_row(Text(p['path']), Text(f'cannot be read: {p["error"]}', 'red'), '', '')
-            continue
+            return p['path'], f'cannot be read: {p["error"]}', '', ''
         best, *rest = p['predictions']
         then = ', '.join(f'{c["class"]} {c["probability"]:.1%}' for c in rest)
-        table.add_row(
-            Text(p['path']), Text(best['class'], 'bold'), f'{best["probability"]:.1%}', Text(then)
-        )
+        return p['path'], best['class'], f'{best["probability"]:.1%}', then
+
+    rows = iter([tuple(printable(cell, file) for cell in row(p)) for p in predictions])
+    while chunk := list(itertools.islice(rows, _TABLE_ROWS)):
+        table = Table()
+        for name in ('image', 'class', 'probability', 'then'):
+            table.add_column(
+                name, justify='right' if name == 'probability' else 'left', overflow='fold'
+            )
+        for path, answer, probability, then in chunk:
+            style = 'bold' if probability else 'red'
+            table.add_row(Text(path), Text(answer, style), probability, Text(then))
+        Console(file=file).print(table)
+
+
+def write_neighbours(results: Iterable[dict[str, Any]], file: TextIO) -> None:
+    """Writes what a search found as a table.
+
+    Args:
+      results: as `vision.prediction.search.query` yields them.
+      file: that it goes to.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table()
+    table.add_column('image', overflow='fold')
+    table.add_column('nearest', overflow='fold')
+    table.add_column('score', justify='right')
+    for r in results:
+        lines = [(n['path'], f'{n["score"]:.4f}') for n in r['neighbours']]
+        if 'error' in r:
+            lines = [(f'cannot be read: {r["error"]}', '')]
+        for i, (nearest, score) in enumerate(lines):
+            name = r['path'] if i == 0 else ''
+            cells = [Text(printable(text, file)) for text in (name, nearest)]
+            table.add_row(*cells, score, end_section=i == len(lines) - 1)
     Console(file=file).print(table)
 
 

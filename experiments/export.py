@@ -1,0 +1,43 @@
+"""Exports a trained run as StableHLO: uint8 images in, probabilities out, JAX alone to run it.
+
+python -m experiments.export --workdir=DIR --output=FILE [--checkpoint=best|last|STEP] [--nofold]
+
+The file is checked against the model on images of the run's own data before it is put in place.
+It runs on the JAX version that wrote it and on newer ones.
+"""
+
+import json
+
+from absl import flags
+
+from vision.core import cli
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
+OUTPUT = flags.DEFINE_string('output', None, 'The file.')
+CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
+FOLD = flags.DEFINE_bool('fold', True, 'Fold BatchNorm into the convolutions: faster.')
+FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the answer is printed.')
+
+
+def main(argv: list[str]) -> None:
+    """Exports, and says what is in the file."""
+    cli.refuse_arguments(argv)
+    cli.require(workdir=WORKDIR.value, output=OUTPUT.value)
+    path = cli.output_file('output', OUTPUT.value)
+    from vision.prediction import Classifier
+    from vision.prediction.export import export
+
+    classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value, FOLD.value)
+    about = export(classifier, path)
+    if FORMAT.value == 'json':
+        print(json.dumps(about))
+        return
+    print(
+        f'{about["output"]}: {about["bytes"]:,} bytes; uint8 [B, {", ".join(map(str, about["input"]))}] '
+        f'-> float32 [B, {about["classes"]}]; {about["checked"]} images give the same probabilities '
+        f'within {about["largest_difference"]:.1e}'
+    )
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,200 @@
+"""Search by image: the nearest images of a folder or a split, near-duplicates, how good features are.
+
+python -m experiments.search --workdir=DIR|--pretrained=SOURCE --index=FILE build|add PATH… | query IMAGE… | duplicates [--top_k=10]
+
+build, add      describe images (or --split=train of the run's own data) and put them in the index
+query           the nearest images; without --index, of --split, which is described first
+duplicates      images of the index that are nearly the same
+evaluate        no index: what the features tell of the classes of --split
+
+An IMAGE or PATH is a file, a folder, a glob or, of the run's own data, SPLIT:NUMBER as in test:12.
+--output=FILE.html|FILE.png shows the answers of query and duplicates as pictures. Exit code 3: some
+images could not be read.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from vision.core import cli
+from vision.core.errors import UserError, unknown
+
+WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
+PRETRAINED = flags.DEFINE_string('pretrained', None, 'Weights; see experiments.predict.')
+MODEL = flags.DEFINE_string('model', None, 'The model, where --pretrained does not tell.')
+CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
+INDEX = flags.DEFINE_string('index', None, 'The file of the index.')
+SPLIT = flags.DEFINE_string('split', None, "Of the run's own data, instead of or beside PATHs.")
+ENDPOINT = flags.DEFINE_string(
+    'endpoint', None, 'What of the model describes an image: features, logits or a stage.'
+)
+METRIC = flags.DEFINE_enum('metric', 'cosine', ['cosine', 'euclidean'], 'What is near.')
+HNSW = flags.DEFINE_bool('hnsw', False, 'An approximate index, for 100,000 images and more.')
+TOP_K = flags.DEFINE_integer('top_k', 10, 'How many neighbours.', lower_bound=1)
+THRESHOLD = flags.DEFINE_float('threshold', 0.95, 'From which cosine on images may be duplicates.')
+OUTPUT = flags.DEFINE_string('output', None, 'A .html or .png file for the pictures.')
+FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the answers are printed.')
+
+
+def main(argv: list[str]) -> int:
+    """Does what the first word says, and prints the answers."""
+    if (WORKDIR.value is None) == (PRETRAINED.value is None):
+        raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
+    if len(argv) < 2 or argv[1] not in COMMANDS:
+        known = ', '.join(COMMANDS)
+        raise (
+            UserError(f'say what to do: {known}')
+            if len(argv) < 2
+            else unknown('command', argv[1], COMMANDS)
+        )
+    return COMMANDS[argv[1]](argv[2:])
+
+
+def _build(words: list[str]) -> int:
+    from vision.prediction import index, search
+
+    path = _index_path()
+    _require_images(words)
+    index.check_replaceable(path)
+    classifier = _classifier()
+    made, failed = search.build(
+        classifier, _images(classifier, words), _endpoint(), METRIC.value, HNSW.value
+    )
+    made.save(path)
+    recall = {'recall@10': made.recall()} if made.approximate else {}
+    return _tell_built(made, len(made.names), failed, recall)
+
+
+def _add(words: list[str]) -> int:
+    from vision.prediction import index, search
+
+    path = _index_path()
+    _require_images(words)
+    made, classifier = index.load(path), _classifier()
+    made.check(classifier, ENDPOINT.value)
+    before = len(made.names)
+    failed = search.add(classifier, made, _images(classifier, words))
+    made.save(path)
+    return _tell_built(made, len(made.names) - before, failed, {})
+
+
+def _query(words: list[str]) -> int:
+    from vision.prediction import index, search
+
+    if not words:
+        raise UserError('name at least one image to look for')
+    output = _output_path()
+    if INDEX.value is None and SPLIT.value is None:
+        raise UserError('--index=FILE, or --split of the run to look in, is missing; see --help')
+    classifier = _classifier()
+    asked = search.named(classifier.run, words)
+    if INDEX.value is not None:
+        made = index.load(Path(INDEX.value).expanduser())
+        made.check(classifier, ENDPOINT.value)
+    else:
+        where = [search.whole_split(classifier.run, SPLIT.value)]
+        made, _ = search.build(classifier, where, _endpoint(), METRIC.value, HNSW.value)
+    results = list(search.query(classifier, made, asked, TOP_K.value))
+    return _tell_found(results, made.metric, classifier, output)
+
+
+def _duplicates(words: list[str]) -> int:
+    from vision.prediction import index, search
+
+    cli.refuse_arguments(['', *words])
+    output = _output_path()
+    cli.require(index=INDEX.value)
+    made, classifier = index.load(Path(INDEX.value).expanduser()), _classifier()
+    results = search.duplicates(made, classifier.run, THRESHOLD.value, TOP_K.value)
+    return _tell_found(results, 'cosine', classifier, output)
+
+
+def _evaluate(words: list[str]) -> int:
+    from vision.prediction import features
+
+    cli.refuse_arguments(['', *words])
+    figures = features.judge_run(_classifier(), SPLIT.value or 'test', _endpoint())
+    _print(figures)
+    return 0
+
+
+def _index_path() -> Path:
+    cli.require(index=INDEX.value)
+    return cli.output_file('index', INDEX.value)
+
+
+def _endpoint() -> str:
+    return ENDPOINT.value or 'features'
+
+
+def _output_path() -> Path | None:
+    return cli.output_file('output', OUTPUT.value, cli.PICTURES) if OUTPUT.value else None
+
+
+def _classifier() -> Any:
+    from vision.prediction import Classifier
+
+    if PRETRAINED.value is not None:
+        return Classifier.from_pretrained(PRETRAINED.value, MODEL.value)
+    return Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value)
+
+
+def _require_images(words: list[str]) -> None:
+    if not words and SPLIT.value is None:
+        raise UserError('name files, folders or globs, or a --split of the run')
+
+
+def _images(classifier: Any, words: list[str]) -> list[Any]:
+    from vision.prediction import search
+
+    split = [search.whole_split(classifier.run, SPLIT.value)] if SPLIT.value else []
+    return split + search.named(classifier.run, words)
+
+
+def _tell_built(made: Any, count: int, failed: dict[str, str], more: dict[str, Any]) -> int:
+    for path, reason in failed.items():
+        print(f'{path} cannot be read: {reason}', file=sys.stderr)
+    about = {'index': INDEX.value, 'images': len(made.names), 'new': count, 'metric': made.metric}
+    kind = 'hnsw' if made.approximate else 'exact'
+    errors = [{'path': p, 'error': e} for p, e in failed.items()]
+    extra = {'failed': errors} if FORMAT.value == 'json' else {'failed': len(failed)}
+    _print({**about, 'endpoint': made.made_by['endpoint'], 'kind': kind, **more, **extra})
+    return cli.ANSWERED_IN_PART if failed else 0
+
+
+def _tell_found(
+    results: list[dict[str, Any]], metric: str, classifier: Any, output: Path | None
+) -> int:
+    from vision.prediction import formats, search
+
+    if FORMAT.value == 'json':
+        print(formats.dump_json(results, sys.stdout, indent=2))
+    else:
+        formats.write_neighbours(results, sys.stdout)
+    if output is not None:
+        search.write_results(classifier.run, results, metric, output)
+        print(f'Pictures: {output}', file=sys.stderr)
+    return cli.ANSWERED_IN_PART if any('error' in r for r in results) else 0
+
+
+def _print(figures: dict[str, Any]) -> None:
+    if FORMAT.value == 'json':
+        print(json.dumps(figures))
+        return
+    for name, value in figures.items():
+        print(f'{name:>12}  {value:.4f}' if isinstance(value, float) else f'{name:>12}  {value}')
+
+
+COMMANDS = {
+    'build': _build,
+    'add': _add,
+    'query': _query,
+    'duplicates': _duplicates,
+    'evaluate': _evaluate,
+}
+
+if __name__ == '__main__':
+    cli.run(main)

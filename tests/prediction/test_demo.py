@@ -1,0 +1,154 @@
+"""The page in a real browser: an image is dropped, classes, heat maps and similar images come."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import REPO, command, environment, run_module
+from vision.prediction import demo, index, search
+
+CHROMIUM = shutil.which('chromium')
+DRIVER = shutil.which('chromedriver')
+FLAGS = (
+    '--headless', '--no-sandbox', '--disable-gpu', '--disable-quic', '--no-first-run',
+    '--disable-background-networking', '--disable-component-update', '--disable-sync',
+)  # fmt: skip
+
+
+@pytest.fixture(scope='module')
+def index_file(classifier, tmp_path_factory):
+    path = tmp_path_factory.mktemp('index') / 'i'
+    made, _ = search.build(classifier, [search.whole_split(classifier.run, 'validation')])
+    made.save(path)
+    return path
+
+
+@pytest.fixture(scope='module')
+def address(workdir, index_file):
+    server = subprocess.Popen(
+        command('experiments.demo', f'--workdir={workdir}', f'--index={index_file}', '--port=0'),
+        env=environment(), cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    line = server.stdout.readline()
+    assert line.startswith('http://127.0.0.1:'), server.stderr.read()
+    yield line.strip()
+    server.send_signal(signal.SIGINT)
+    assert server.wait(20) == 130
+    assert 'Traceback' not in server.stderr.read()
+
+
+@pytest.fixture
+def browser():
+    if not (CHROMIUM and DRIVER):
+        missing = 'chromium and chromedriver are not installed (Debian: chromium chromium-driver)'
+        pytest.fail(missing) if os.environ.get('CI') else pytest.skip(missing)
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = CHROMIUM
+    for flag in FLAGS:
+        options.add_argument(flag)
+    options.set_capability('goog:loggingPrefs', {'performance': 'ALL'})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    driver.implicitly_wait(60)  # the first image is compiled for
+    yield driver
+    driver.quit()
+
+
+def drop(browser, path):
+    browser.find_element('css selector', 'input[type=file]').send_keys(str(path))
+
+
+def requested(browser):
+    messages = (json.loads(e['message'])['message'] for e in browser.get_log('performance'))
+    return {
+        m['params']['request']['url']
+        for m in messages
+        if m['method'] == 'Network.requestWillBeSent'
+    }
+
+
+def test_a_dropped_image_is_answered_and_nothing_comes_from_elsewhere(
+    browser, address, digits, tmp_path
+):
+    Image.fromarray(digits.images[0, ..., 0]).save(tmp_path / 'scan.png')
+    browser.get(address)
+    drop(browser, tmp_path / 'scan.png')
+    table = browser.find_element('id', 'classes')
+    assert table.text.split()[0] == str(digits.labels[0])
+    for part, count in (('heat', 4), ('similar', 8)):
+        pictures = browser.find_elements('css selector', f'#{part} img')
+        assert len(pictures) == count
+        for picture in pictures:
+            assert picture.get_attribute('src').startswith('data:')
+            assert int(picture.get_attribute('naturalWidth')) > 0
+    assert str(tmp_path) not in browser.page_source
+    assert not re.search(r'file=/|"/tmp/', browser.page_source)
+    urls = requested(browser)
+    assert any(url.startswith(address) for url in urls)
+    assert all(url.startswith((address, 'data:', 'blob:', 'chrome')) for url in urls), urls
+
+
+def test_what_is_no_image_and_what_is_too_large_is_refused(browser, address, tmp_path):
+    (tmp_path / 'no.png').write_text('no image')
+    browser.get(address)
+    drop(browser, tmp_path / 'no.png')
+    said = browser.find_element('xpath', "//p[contains(., 'cannot be read')]").text
+    assert said == 'This file cannot be read: not an image.'
+    browser.get(address)
+    (tmp_path / 'large.png').write_bytes(bytes(demo.MAX_UPLOAD * 1024 * 1024 + 1))
+    drop(browser, tmp_path / 'large.png')
+    assert browser.find_element('xpath', "//*[contains(., 'exceed the maximum')]")
+    assert not re.search(r'file=/|"/tmp/|Traceback', browser.page_source)
+
+
+def test_an_error_of_ours_shows_neither_path_nor_traceback(classifier, monkeypatch, tmp_path):
+    def fail(*_):
+        raise RuntimeError(f'{tmp_path} is broken')
+
+    monkeypatch.setattr(classifier, 'classify_source', fail)
+    said = demo.answer(classifier, None, str(tmp_path / 'x.png'))
+    assert str(tmp_path) not in said and 'Traceback' not in said and 'the log' in said
+
+
+def test_names_of_classes_are_text(classifier, monkeypatch, tmp_path, digits):
+    Image.fromarray(digits.images[0, ..., 0]).save(tmp_path / 'x.png')
+    monkeypatch.setattr(classifier, 'class_names', ('<script>',) * 10)
+    said = demo.answer(classifier, None, str(tmp_path / 'x.png'))
+    assert '<script>' not in said and '&lt;script&gt;' in said
+
+
+def test_a_taken_port_and_an_index_of_another_model_are_one_line(workdir, tmp_path):
+    import socket
+
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = run_module('experiments.demo', f'--workdir={workdir}', f'--port={port}')
+    assert done.returncode == 2 and f'--port={port}' in done.stderr
+    about = {'model': 'm', 'preprocessing': 'p', 'endpoint': 'features', 'weights': 'w'}
+    made = index.create(about, 4)
+    made.add(['a'], np.ones((1, 4), np.float32))
+    made.save(tmp_path / 'i')
+    done = run_module(
+        'experiments.demo', f'--workdir={workdir}', f'--index={tmp_path}/i', '--port=0'
+    )
+    assert done.returncode == 2 and done.stdout == '' and 'another model' in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_without_gradio_one_line_says_what_to_install(workdir, tmp_path):
+    (tmp_path / 'gradio.py').write_text("raise ImportError('not here')")
+    done = run_module(
+        'experiments.demo', f'--workdir={workdir}', '--port=0', PYTHONPATH=str(tmp_path)
+    )
+    assert done.returncode == 2 and '[demo]' in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

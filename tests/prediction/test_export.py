@@ -1,0 +1,85 @@
+"""What is exported answers as the model does, where there is nothing but JAX and NumPy."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from tests.conftest import REPO, run_module
+from vision.prediction import Classifier, export
+
+README = (REPO / 'README.md').read_text()
+
+
+@pytest.fixture(scope='module')
+def exported(workdir, tmp_path_factory):
+    path = tmp_path_factory.mktemp('export') / 'digits.stablehlo'
+    done = run_module(
+        'experiments.export', f'--workdir={workdir}', f'--output={path}', '--format=json'
+    )
+    assert done.returncode == 0, done.stderr
+    return path, json.loads(done.stdout)
+
+
+def test_says_what_was_checked(exported):
+    path, about = exported
+    assert about['bytes'] == path.stat().st_size
+    assert about['checked'] == 64 and about['largest_difference'] < 1e-4
+    assert about['platforms'] == ['cpu', 'cuda', 'tpu'] and about['input'] == [32, 32, 1]
+    assert os.listdir(path.parent) == [path.name]
+
+
+def test_the_readmes_script_reads_it_with_jax_and_numpy_alone(exported, classifier, tmp_path):
+    """Run in a folder of its own, so that nothing of ours can be imported."""
+    script = next(b for b in re.findall(r'```python\n(.*?)```', README, re.S) if 'deserialize' in b)
+    assert len(script.strip().splitlines()) <= 15
+    modules = set(re.findall(r'^(?:import|from) (\w+)', script, re.M))
+    assert modules == {'jax', 'numpy'}
+    images = export.real_images(classifier, 5)
+    np.save(tmp_path / 'images.npy', images)
+    (tmp_path / 'digits.stablehlo').symlink_to(exported[0])
+    program = re.sub(r"open\('[^']*'", "open('digits.stablehlo'", script)
+    check = (
+        "\nimport sys; assert 'flax' not in sys.modules and 'vision' not in sys.modules\n"
+        "np.save('answers.npy', np.asarray(model.call(np.load('images.npy'))))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, '-I', '-c', program + check], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    ours = jax.jit(classifier.probabilities)(classifier.variables, images)
+    np.testing.assert_allclose(np.load(tmp_path / 'answers.npy'), ours, atol=1e-5)
+
+
+@pytest.mark.parametrize('batch', [1, 7, 64])
+def test_any_batch_size(exported, classifier, batch):
+    from jax import export as jax_export
+
+    program = jax_export.deserialize(bytearray(exported[0].read_bytes()))
+    images = np.random.default_rng(0).integers(0, 256, (batch, 32, 32, 1), dtype=np.uint8)
+    answers = np.asarray(program.call(images))
+    assert answers.shape == (batch, 10) and answers.dtype == np.float32
+    ours = jax.jit(classifier.probabilities)(classifier.variables, images)
+    np.testing.assert_allclose(answers, ours, atol=1e-5)
+
+
+def test_a_program_that_differs_is_not_put_in_place(classifier, monkeypatch, tmp_path):
+    other = Classifier(classifier.run)
+    other.variables = jax.tree.map(lambda x: x * 1.5, other.variables)
+    wrong = export.serialise(other)
+    monkeypatch.setattr(export, 'serialise', lambda c: wrong)
+    with pytest.raises(RuntimeError, match='differs'):
+        export.export(classifier, tmp_path / 'x')
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('output', ['', 'nowhere/x'])
+def test_where_it_cannot_go(tmp_path, output):
+    done = run_module('experiments.export', '--workdir=x', f'--output={tmp_path}/{output}')
+    assert done.returncode == 2 and '--output' in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

@@ -1,0 +1,28 @@
+"""Mutated images under a memory limit: each is answered or refused, nothing crashes or hangs."""
+
+import json
+import subprocess
+
+import pytest
+
+from tests.conftest import REPO, command, environment
+from tests.prediction import fuzz
+
+
+@pytest.mark.parametrize('count', [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_each_is_answered_or_refused(count, tmp_path):
+    done = subprocess.run(
+        command('tests.prediction.fuzz', tmp_path / 'images', count), cwd=REPO, env=environment(),
+        capture_output=True, text=True, timeout=60 + count / 10,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    found = json.loads(done.stdout)
+    assert found['answered'] + found['refused'] == found['images'] == count
+    assert found['answered'] > 0.1 * count and found['refused'] > 0.1 * count
+
+
+def test_the_same_seed_makes_the_same_images(tmp_path):
+    for name in 'ab':
+        fuzz.write(tmp_path / name, 40, seed=3)
+    one, other = ([p.read_bytes() for p in sorted((tmp_path / n).iterdir())] for n in 'ab')
+    assert one == other and len(set(one)) > 30

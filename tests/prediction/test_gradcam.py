@@ -1,0 +1,216 @@
+"""Grad-CAM: equal to its formula worked out by hand, right where the answer is known, for any model."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from tests.conftest import run_module
+from vision.core.config import default_config
+from vision.core.errors import UserError
+from vision.models import create_model
+from vision.models.base import ImageModel
+from vision.models.fold import fold_batch_norm
+from vision.models.layers import Conv, Dense, global_avg_pool
+from vision.prediction import Classifier, gradcam
+
+
+class TwoStages(ImageModel):
+    """Small enough to differentiate by hand: a convolution, ReLU, a dense layer on all positions."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        endpoints = {}
+        x = nn.relu(Conv(3, 3, padding=1, name='conv')(images))
+        x = self.record(endpoints, 'stage', x)
+        x = self.record(endpoints, 'features', x.reshape(len(x), -1))
+        return Dense(self.num_classes, name='head')(x), endpoints
+
+
+class Averaged(ImageModel):
+    """Three convolutions and a mean over positions: what tells the class may be anywhere."""
+
+    @nn.compact
+    def __call__(self, images, train):
+        endpoints, x = {}, images
+        for i, (width, strides) in enumerate(((16, 1), (32, 2), (32, 2))):
+            x = nn.relu(Conv(width, 3, strides=strides, padding=1, name=f'conv{i}')(x))
+            x = self.record(endpoints, f'stage{i}', x)
+        x = self.record(endpoints, 'features', global_avg_pool(x))
+        return Dense(self.num_classes, name='head')(x), endpoints
+
+
+def test_equals_the_formula_worked_out_by_hand():
+    """The logit is linear in the stage: its gradient is the head's own weights (eq. 1 and 2)."""
+    model = TwoStages(num_classes=4)
+    images = jax.random.normal(jax.random.key(0), (2, 5, 6, 1))
+    variables = {'params': model.init(jax.random.key(1), images, train=False)['params']}
+    classes = jnp.array([[0, 3], [2, -1]])
+    maps, logits = gradcam.grad_cam(model, variables, images, classes)
+    expected_logits, endpoints = model.apply(variables, images, train=False)
+    np.testing.assert_allclose(logits, expected_logits, rtol=1e-5)
+    activation = np.asarray(endpoints['stage'])
+    head = np.asarray(variables['params']['head']['kernel']).reshape(5, 6, 3, 4)
+    chosen = [[0, 3], [2, int(logits[1].argmax())]]
+    for i in range(2):
+        for j in range(2):
+            weights = head[..., chosen[i][j]].mean(axis=(0, 1))
+            expected = np.maximum((activation[i] * weights).sum(-1), 0)
+            np.testing.assert_allclose(maps[i, j], expected, rtol=1e-4, atol=1e-6)
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ('name', 'size', 'channels', 'stage'),
+    [
+        ('lenet5', 32, 1, 'stage2'),
+        ('lenet5_1998', 32, 1, 's4'),
+        ('resnet20', 16, 3, 'stage3'),
+        pytest.param('alexnet', 64, 3, 'stage4', marks=slow),
+        pytest.param('vgg11', 64, 3, 'stage5', marks=slow),
+        pytest.param('vgg_a', 64, 3, 'stage5', marks=slow),
+        pytest.param('googlenet', 64, 3, None, marks=slow),
+        pytest.param('inception_v3', 107, 3, None, marks=slow),
+        pytest.param('resnet50_v2', 64, 3, 'stage4', marks=slow),
+    ],
+)
+def test_the_weights_are_mean_derivatives(name, size, channels, stage):
+    """Of a constant added to each map, in other words; for any model, the last stage by default."""
+    model = create_model(name, num_classes=10)
+    images = jax.random.normal(jax.random.key(0), (1, size, size, channels))
+    variables = jax.jit(lambda: model.init(jax.random.key(1), images, train=False))()
+    zeros, variables = (
+        variables['perturbations'],
+        {k: v for k, v in variables.items() if k != 'perturbations'},
+    )
+    spatial = [k for k, v in zeros.items() if v.ndim == 4 and v.shape[1] > 1]
+    used = stage or spatial[-1]
+
+    @jax.jit
+    def ours(variables):
+        return gradcam.grad_cam(model, variables, images, jnp.array([[1]]))[0][0, 0]
+
+    def logit(shift, variables):
+        moved = {**zeros, used: jnp.broadcast_to(shift, zeros[used].shape)}
+        logits, endpoints = model.apply({**variables, 'perturbations': moved}, images, train=False)
+        return logits[0, 1], endpoints[used][0]
+
+    shift = jnp.zeros(zeros[used].shape[-1])
+    slopes, activation = jax.jit(jax.grad(logit, has_aux=True))(shift, variables)
+    weights = slopes / np.prod(activation.shape[:2])
+    expected = np.maximum((np.asarray(activation) * np.asarray(weights)).sum(-1), 0)
+    np.testing.assert_allclose(
+        ours(variables), expected, rtol=1e-3, atol=1e-7 + 1e-4 * expected.max()
+    )
+
+
+def test_folded_and_not_are_alike():
+    model = create_model('resnet20', num_classes=10)
+    images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+    variables = model.init(jax.random.key(1), images, train=False)
+    variables = {k: variables[k] for k in ('params', 'batch_stats')}
+    variables['batch_stats'] = jax.tree.map(lambda x: x + 0.3, variables['batch_stats'])
+    folded, their = fold_batch_norm(model, variables, (16, 16, 3))
+    classes = jnp.array([[3, 5], [0, 1]])
+    one, _ = gradcam.grad_cam(model, variables, images, classes)
+    other, _ = gradcam.grad_cam(folded, their, images, classes)
+    np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * float(one.max()))
+
+
+def corner_images(rng, corner, count):
+    """Noise everywhere, and in one corner the pattern that tells the class; in class 3 there is none.
+
+    Without that class a model would take one of the others for granted where it sees nothing.
+    """
+    labels = rng.integers(0, 4, count)
+    images = rng.integers(0, 60, (count, 32, 32, 1), dtype=np.uint8)
+    y, x = (corner // 2) * 22 + 1, (corner % 2) * 22 + 1
+    place = images[:, y : y + 8, x : x + 8]
+    place[labels == 0, ::2] = 255
+    place[labels == 1, :, ::2] = 255
+    place[labels == 2, 2:6, 2:6] = 255
+    return images, labels
+
+
+@pytest.fixture(scope='module', params=[1, 2])
+def corner_run(request, tmp_path_factory):
+    from vision.training import train
+
+    folder = tmp_path_factory.mktemp('corner')
+    rng = np.random.default_rng(request.param)
+    splits = {s: corner_images(rng, request.param, n) for s, n in (('train', 768), ('test', 96))}
+    arrays = {f'{p}_{s}': splits[s][i] for s in splits for i, p in enumerate('xy')}
+    np.savez(folder / 'data.npz', **arrays)
+    config = default_config()
+    config.data = ConfigDict({'source': 'npz', 'path': str(folder / 'data.npz'), 'validation': 64})
+    config.model.name = f'{__name__}:Averaged'
+    config.optimizer.lr, config.schedule.warmup = 0.03, '20 steps'
+    config.preprocess.mean, config.preprocess.std = (0.25,), (0.2,)
+    config.training.batch_size, config.training.duration = 64, '12 epochs'
+    config.training.eval_every = '12 epochs'
+    results = train(config, folder / 'run')
+    assert results['test']['top1'] > 0.95
+    images, labels = splits['test']
+    return folder / 'run', request.param, images[labels < 3]
+
+
+def test_lights_the_corner_that_tells_the_class(corner_run):
+    workdir, corner, images = corner_run
+    maps = Classifier.from_workdir(workdir).explain(images)
+    assert maps.shape == (len(images), 32, 32) and maps.dtype == np.float32
+    assert maps.min() >= 0 and maps.max() <= 1
+    peaks = maps.reshape(len(maps), -1).argmax(axis=1)
+    quadrants = 2 * (peaks // 32 >= 16) + (peaks % 32 >= 16)
+    assert (quadrants == corner).mean() > 0.95
+    rows, columns = (slice(16 * i, 16 * i + 16) for i in divmod(corner, 2))
+    inside = maps[:, rows, columns].sum(axis=(1, 2)) / np.maximum(maps.sum(axis=(1, 2)), 1e-9)
+    assert np.median(inside) > 0.8
+
+
+def test_explain_takes_classes_stages_and_nothing_else(classifier, digits):
+    images = digits.images[:6]
+    likeliest = classifier.explain(images)
+    by_class = classifier.explain(images, classifier(images).argmax(1))
+    np.testing.assert_allclose(likeliest, by_class, atol=1e-5)
+    assert classifier.explain(images, 3, 'stage1').shape == (6, 32, 32)
+    assert classifier.explain(images[:0]).shape == (0, 32, 32)
+    with pytest.raises(UserError, match='stage2'):
+        classifier.explain(images, stage='stage3')
+    with pytest.raises(UserError, match='0 … 9'):
+        classifier.explain(images, 10)
+
+
+def test_predict_draws_a_png_and_a_page(workdir, digits, tmp_path):
+    for i in range(3):
+        Image.fromarray(digits.images[i, ..., 0]).save(tmp_path / f'<b>{i}.png')
+    (tmp_path / 'broken.png').write_bytes(b'no')
+    done = run_module(
+        'experiments.predict', f'--workdir={workdir}', tmp_path, f'--explain={tmp_path}/out.PNG',
+        '--format=json',
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    assert done.stdout.startswith('[')
+    assert Image.open(tmp_path / 'out.PNG').size[0] > 400
+    done = run_module(
+        'experiments.predict', f'--workdir={workdir}', f'{tmp_path}/[<b]*.png',
+        f'--explain={tmp_path}/out.html',
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    page = (tmp_path / 'out.html').read_text()
+    assert page.count('<img src="data:image/png;base64,') == 3 * 4
+    assert '&lt;b&gt;1.png' in page and '<b>' not in page
+    assert 'http' not in page and '<script' not in page
+
+
+@pytest.mark.parametrize('name', ['out.jpg', 'nowhere/out.png'])
+def test_where_a_picture_cannot_go(tmp_path, name):
+    done = run_module(
+        'experiments.predict', '--workdir=x', 'docs/digits', f'--explain={tmp_path}/{name}'
+    )
+    assert done.returncode == 2 and done.stdout == ''
+    assert len(done.stderr.strip().splitlines()) == 1 and '--explain' in done.stderr

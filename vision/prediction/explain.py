@@ -1,0 +1,47 @@
+"""Heat maps of the likeliest classes, laid over the images: a PNG or a page."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from vision.data.source import FileSource
+from vision.prediction import pages, pictures
+from vision.prediction.classifier import Classifier
+
+CLASSES = 3  # explained of each image
+_IN_PNG, _IN_PAGE = 16, 500  # images
+
+
+def explain_files(classifier: Classifier, source: FileSource, path: Path) -> int:
+    """Writes each image and, beside it, where the evidence for its likeliest classes lies.
+
+    Args:
+      classifier: any.
+      source: files; what cannot be read is left out.
+      path: of a PNG, which shows the first 16 images, or of an HTML page, 500.
+
+    Returns:
+      How many files were left out because the picture is full.
+    """
+    limit = _IN_PNG if path.suffix.lower() == '.png' else _IN_PAGE
+    first = FileSource(source.name, (), source.paths[:limit], source.labels[:limit])
+    rows = _rows(classifier, first)
+    if path.suffix.lower() == '.png':
+        drawn = [[(figures[0][0], heading), *figures[1:]] for heading, figures in rows]
+        pictures.draw_grid(drawn or [[(None, 'no image could be read')]], path)
+    else:
+        note = (
+            'Grad-CAM (Selvaraju et al. 2017): the warmer, the more a place speaks for the class.'
+        )
+        pages.write_page(path, 'Why these classes', note, rows)
+    return source.num_examples - first.num_examples
+
+
+def _rows(classifier: Classifier, source: FileSource) -> Iterator[pages.Row]:
+    for e in classifier.explain_source(source, CLASSES):
+        figures: list[tuple[np.ndarray | None, str]] = [(e.image, 'what the model is fed')]
+        for index, probability, heat in zip(e.classes, e.probabilities, e.maps, strict=True):
+            caption = f'{classifier.class_names[index]} {probability:.1%}'
+            figures.append((pictures.overlay(e.image, heat), caption))
+        yield source.paths[e.index], figures

@@ -1,0 +1,129 @@
+"""What a run's model is fed: batches of one size, preprocessed as in evaluation."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from vision.core.errors import UserError
+from vision.data.source import ArraySource, FileSource, Source
+from vision.evaluation.run import Run
+from vision.preprocess import device, inputs
+from vision.preprocess.device import Batch
+
+
+@dataclasses.dataclass(frozen=True)
+class Fed:
+    """A pass over some images, in their order; iterate over it once.
+
+    Attributes:
+      num_examples: N.
+      batches: as the pipeline makes them, `image` [B, H, W, C] in 0 … 255 and `mask` [B]; the
+        last one is padded. An image that cannot be read keeps its place, with mask 0.
+      corrupt: returns what could not be read so far: path → reason.
+    """
+
+    num_examples: int
+    batches: Iterable[Batch]
+    corrupt: Callable[[], Mapping[str, str]]
+
+
+class Feed:
+    """Makes batches of arrays, of files, or of a split of a run's own data.
+
+    Batches have one size a call, a power of two up to `evaluation.batch_size` for each device, so
+    that few shapes are ever compiled.
+    """
+
+    def __init__(self, run: Run):
+        """Takes a run: its preprocessing, and the shapes that its model was trained on."""
+        self._run = run
+        self._ops = run.config.preprocess.eval
+
+    def images(self, images: Any) -> Fed:
+        """Images in memory, uint8 [N, H, W, C], N > 0, as the run's source would give them.
+
+        Raises:
+          UserError: images of another type or shape.
+        """
+        return self.source(self._array_source(self._checked(images)))
+
+    def source(self, source: Source) -> Fed:
+        """A split, or files; what cannot be read is masked."""
+        size = self._batch_size(source.num_examples)
+        if inputs.on_device(source, self._ops):
+            return Fed(source.num_examples, self._on_device(source.images, size), dict)
+        in_memory = isinstance(source, ArraySource)
+        if in_memory or self._run.image_shape is None or not device.can_run(self._ops):
+            every = inputs.EvalBatches(source, self._ops, size, self._run.mesh, skip_corrupt=True)
+            return Fed(source.num_examples, every, lambda: every.corrupt)
+        return self._resized_files(source, size)
+
+    def _resized_files(self, source: Source, size: int) -> Fed:
+        """Files for a run whose source had images of one size in memory: brought to that size."""
+        from vision.preprocess import pipeline
+
+        assert self._run.image_shape is not None
+        size *= self._run.mesh.size
+        height, width, channels = self._run.image_shape
+        decoded = pipeline.eval_batches(
+            source,
+            f'decode(channels={channels})|resize({height}, {width})',
+            batch_size=size,
+            skip_corrupt=True,
+        )
+        batches = (self._device_batch(b['image'], size, b['mask']) for b in decoded)
+        return Fed(source.num_examples, batches, lambda: decoded.corrupt)
+
+    def _on_device(self, images: np.ndarray, size: int) -> Iterator[Batch]:
+        size *= self._run.mesh.size
+        for start in range(0, len(images), size):
+            yield self._device_batch(images[start : start + size], size)
+
+    def _device_batch(self, images: np.ndarray, size: int, mask: np.ndarray | None = None) -> Batch:
+        """Preprocesses up to `size` images on the device, padded to that many."""
+        real = np.ones(len(images), bool) if mask is None else mask > 0
+        ids = np.full(size, -1)
+        ids[: len(images)] = np.where(real, np.arange(len(images)), -1)
+        padded = np.zeros((size, *images.shape[1:]), np.uint8)
+        padded[: len(images)] = images
+        split = device.DeviceSplit(self._array_source(padded), self._ops, 0, self._run.mesh)
+        return split.batch(ids, np.zeros(size, np.int64))
+
+    def _array_source(self, images: np.ndarray) -> ArraySource:
+        labels = np.zeros(len(images), np.int32)
+        return ArraySource('images', self._run.class_names, images, labels)
+
+    def _batch_size(self, num_examples: int) -> int:
+        """For each device: a power of two, up to what evaluation uses."""
+        share = -(-num_examples // self._run.mesh.size)
+        return min(self._run.config.evaluation.batch_size, 1 << (share - 1).bit_length())
+
+    def _checked(self, images: Any) -> np.ndarray:
+        try:
+            images = np.asarray(images)
+        except ValueError:
+            raise UserError(
+                'images in one array must be of one size; or give their files'
+            ) from None
+        if images.dtype != np.uint8 or images.ndim != 4:
+            raise UserError(
+                f'images must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}'
+            )
+        expected = self._run.image_shape
+        if expected is not None and images.shape[1:] != expected:
+            raise UserError(
+                f'images of {list(images.shape[1:])}; the run was trained on images of '
+                f'{list(expected)}: resize them, or give their files'
+            )
+        return images
+
+
+def files(paths: Iterable[Any]) -> FileSource:
+    """Files, folders and globs as a source; see `vision.data.folder.files`."""
+    import os
+
+    from vision.data import folder
+
+    return folder.files([os.fspath(p) for p in paths])

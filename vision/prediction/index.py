@@ -1,0 +1,226 @@
+"""An index of images on disk: a faiss index, and after it in the same file what it is of.
+
+The file begins as faiss writes it, so `faiss.read_index` reads it too; then comes JSON with the
+names of the images and what made the vectors, its length in 8 bytes, and a mark.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vision.core.errors import UserError
+from vision.prediction.classifier import Classifier
+
+_MARK = b'\nVISION-INDEX-1\n'
+_HNSW_LINKS, _HNSW_BUILD, _HNSW_SEARCH = 32, 200, 256  # neighbours of a node, beams
+_SAMPLE = 1000  # vectors that the recall is measured on
+METRICS = ('cosine', 'euclidean')
+
+
+def faiss() -> Any:
+    """The library.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        import faiss
+    except ImportError:
+        raise UserError(
+            'search needs faiss: pip install "jax-image-classification[search]"'
+        ) from None
+    return faiss
+
+
+@dataclasses.dataclass
+class Index:
+    """Vectors of images, searchable.
+
+    Attributes:
+      made_by: of the vectors: `fingerprint`'s keys, all strings.
+      metric: 'cosine', higher is nearer, or 'euclidean', lower is nearer.
+      names: of the images, in the order of the vectors: paths, or 'SPLIT:ID' of the run's data.
+      index: faiss's.
+    """
+
+    made_by: dict[str, str]
+    metric: str
+    names: list[str]
+    index: Any
+
+    def add(self, names: Sequence[str], vectors: np.ndarray) -> None:
+        """Adds images; vectors are float32 [n, D]."""
+        self.index.add(self._prepared(vectors))
+        self.names += names
+
+    def search(self, vectors: np.ndarray, k: int) -> list[list[tuple[int, float]]]:
+        """Returns for each of the vectors, float32 [n, D], its ≤ k nearest: (position, score)."""
+        scores, rows = self.index.search(self._prepared(vectors), min(k, len(self.names)))
+        if self.metric == 'euclidean':
+            scores = np.sqrt(np.maximum(scores, 0))
+        return [
+            [(int(i), float(s)) for i, s in zip(*pair, strict=True) if i >= 0]
+            for pair in zip(rows, scores, strict=True)
+        ]
+
+    def vectors(self) -> np.ndarray:
+        """All vectors, float32 [N, D], as they are in the index."""
+        return self.index.reconstruct_n(0, len(self.names))
+
+    @property
+    def approximate(self) -> bool:
+        """Whether it is an HNSW graph, and not exact."""
+        return hasattr(self.index, 'hnsw')
+
+    def recall(self, k: int = 10) -> float:
+        """The fraction of the exact k nearest that an approximate index finds, by its own images."""
+        rng = np.random.default_rng(0)
+        count = min(_SAMPLE, len(self.names))
+        chosen = np.sort(rng.choice(len(self.names), count, replace=False))
+        queries = np.stack([self.index.reconstruct(int(i)) for i in chosen])
+        k = min(k, len(self.names))
+        _, found = self.index.search(queries, k)
+        _, exact = faiss().downcast_index(self.index.storage).search(queries, k)
+        return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(found, exact, strict=True)]))
+
+    def check(self, classifier: Classifier, endpoint: str | None = None) -> None:
+        """Raises UserError unless the classifier makes vectors as those that are in here.
+
+        Args:
+          classifier: any.
+          endpoint: of the model, if not the index's own.
+        """
+        here = fingerprint(classifier, endpoint or self.made_by['endpoint'])
+        for key, value in here.items():
+            if self.made_by[key] != value:
+                raise UserError(
+                    f'the index was made by another {key}: {self.made_by[key]} there, {value} '
+                    'here; build it again, or take the run that made it'
+                )
+
+    def save(self, path: Path) -> None:
+        """Writes the file whole or not at all.
+
+        Raises:
+          UserError: it cannot be written.
+        """
+        about = {'made_by': self.made_by, 'metric': self.metric, 'names': self.names}
+        data = json.dumps(about).encode()
+        temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+        try:
+            with open(temporary, 'wb') as file:
+                faiss().write_index(self.index, faiss().PyCallbackIOWriter(file.write))
+                file.write(data + struct.pack('<Q', len(data)) + _MARK)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as e:
+            raise UserError(f'--index={path}: {e.strerror}') from None
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def _prepared(self, vectors: np.ndarray) -> np.ndarray:
+        vectors = np.ascontiguousarray(vectors, np.float32)
+        return unit(vectors) if self.metric == 'cosine' else vectors
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Divides vectors [N, D] by their lengths; a vector of zeros stays one."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors / np.where(lengths > 0, lengths, 1)
+
+
+def create(made_by: dict[str, str], size: int, metric: str = 'cosine', hnsw: bool = False) -> Index:
+    """An empty index.
+
+    Args:
+      made_by: what makes the vectors.
+      size: D.
+      metric: 'cosine' or 'euclidean'.
+      hnsw: approximate, by Malkov and Yashunin's graphs (2016): for 100,000 images and more.
+    """
+    kind = faiss().METRIC_INNER_PRODUCT if metric == 'cosine' else faiss().METRIC_L2
+    if not hnsw:
+        return Index(made_by, metric, [], faiss().IndexFlat(size, kind))
+    graph = faiss().IndexHNSWFlat(size, _HNSW_LINKS, kind)
+    graph.hnsw.efConstruction, graph.hnsw.efSearch = _HNSW_BUILD, _HNSW_SEARCH
+    return Index(made_by, metric, [], graph)
+
+
+def check_replaceable(path: Path) -> None:
+    """Raises UserError if there is a file that is no index: nobody means to overwrite that."""
+    if not path.exists():
+        return
+    with open(path, 'rb') as file:
+        file.seek(max(0, path.stat().st_size - len(_MARK)))
+        ours = file.read() == _MARK
+    if not ours:
+        raise UserError(f'--index={path} is there, and is no index; take another name')
+
+
+def load(path: Path) -> Index:
+    """Reads an index.
+
+    Raises:
+      UserError: there is no such file, or it is none of ours.
+    """
+    faiss()
+    try:
+        with open(path, 'rb') as file:
+            tail = len(_MARK) + 8
+            file.seek(0, os.SEEK_END)
+            end = file.tell() - tail
+            file.seek(max(end, 0))
+            trailer = file.read()
+            if trailer[8:] != _MARK:
+                raise ValueError('it has no list of images')
+            (length,) = struct.unpack('<Q', trailer[:8])
+            if length > end:
+                raise ValueError('it is cut off')
+            file.seek(end - length)
+            about = json.loads(file.read(length))
+            file.seek(0)
+            index = faiss().read_index(faiss().PyCallbackIOReader(file.read))
+        if index.ntotal != len(about['names']):
+            raise ValueError(f'{index.ntotal} vectors of {len(about["names"])} images')
+    except OSError as e:
+        raise UserError(f'--index={path}: {e.strerror}; make it with build') from None
+    except (ValueError, RuntimeError, KeyError) as e:
+        reason = str(e).strip().splitlines()[-1]
+        raise UserError(f'--index={path} is no index of images, or damaged ({reason})') from None
+    return Index(about['made_by'], about['metric'], about['names'], index)
+
+
+def fingerprint(classifier: Classifier, endpoint: str) -> dict[str, str]:
+    """What decides the vectors that a classifier makes: model, weights, preprocessing, endpoint."""
+    run = classifier.run
+    digest = hashlib.sha256()
+    for path, leaf in _sorted_leaves(run.variables):
+        digest.update(path.encode())
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    config = run.config
+    model = {k: str(v) for k, v in sorted(config.model.to_dict().items())}
+    preprocess = [
+        config.preprocess.eval,
+        *map(list, (config.preprocess.mean, config.preprocess.std)),
+    ]
+    return {
+        'model': json.dumps(model),
+        'preprocessing': json.dumps([*preprocess, run.image_shape, run.input_shape]),
+        'endpoint': endpoint,
+        'weights': digest.hexdigest()[:16],
+    }
+
+
+def _sorted_leaves(tree: Any) -> list[tuple[str, np.ndarray]]:
+    import jax
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves]

@@ -1,0 +1,56 @@
+"""Pages that are one file: pictures inside, nothing loaded from outside, no script."""
+
+import html
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from vision.prediction.pictures import data_uri
+
+_STYLE = """
+:root { color-scheme: light dark; font: 14px/1.4 system-ui, sans-serif; }
+body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
+section { border-top: 1px solid #8884; padding: .75rem 0; }
+h2 { font-size: 1rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
+.row { display: flex; flex-wrap: wrap; gap: .75rem; }
+figure { margin: 0; width: 160px; }
+figure:first-child { margin-right: 1.5rem; }
+img { display: block; max-width: 160px; border-radius: 4px; }
+figcaption { font-size: 12px; overflow-wrap: anywhere; }
+"""
+
+Row = tuple[str, list[tuple[np.ndarray | None, str]]]
+
+
+def write_page(path: Path, title: str, note: str, rows: Iterable[Row]) -> None:
+    """Writes a page, row by row.
+
+    Args:
+      path: of the page.
+      title: of it.
+      note: one sentence below the title.
+      rows: of (heading, [(uint8 [H, W, C] or None, caption), …]).
+    """
+    with open(path, 'w', encoding='utf-8', errors='backslashreplace') as file:
+        file.write(
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width">'
+            f'<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>'
+            f'<h1>{html.escape(title)}</h1><p>{html.escape(note)}</p>\n'
+        )
+        for heading, figures in rows:
+            file.write(f'<section><h2>{html.escape(heading)}</h2><div class="row">')
+            for image, caption in figures:
+                file.write(figure(image, caption))
+            file.write('</div></section>\n')
+        file.write('</body></html>\n')
+
+
+def figure(image: np.ndarray | None, caption: str) -> str:
+    """A picture, uint8 [H, W, C], with its caption below, as HTML."""
+    text = html.escape(caption)
+    picture = (
+        '' if image is None else f'<img src="{data_uri(image)}" alt="{html.escape(caption, True)}">'
+    )
+    return f'<figure>{picture}<figcaption>{text}</figcaption></figure>'

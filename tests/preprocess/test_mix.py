@@ -47,7 +47,9 @@ def test_labels_mix_in_the_pixels_proportion(batch, kind):
 
 
 def test_mixup_draws_from_beta(batch):
-    draws = jax.vmap(lambda k: mix(*batch, k, 0.4)[1][0, 0])(jax.random.split(jax.random.key(1), 4000))
+    draws = jax.vmap(lambda k: mix(*batch, k, 0.4)[1][0, 0])(
+        jax.random.split(jax.random.key(1), 4000)
+    )
     from scipy import stats
 
     assert stats.kstest(np.asarray(draws), stats.beta(0.4, 0.4).cdf).pvalue > 0.001
@@ -63,7 +65,7 @@ def test_cutmix_pastes_one_box_of_the_images_aspect_and_leaves_the_rest(batch):
         rows, columns = from_other.any(1), from_other.any(0)
         np.testing.assert_array_equal(from_other, rows[:, None] & columns[None, :])
         height, width = rows.sum(), columns.sum()
-        inside = 0 < np.flatnonzero(rows)[:1] if height else [False]
+        inside = np.flatnonzero(rows)[:1] > 0 if height else [False]
         if height and inside and rows[-1] == 0 and columns[0] == 0 and columns[-1] == 0:
             uncut += 1  # half sides are rounded down, each by less than a pixel
             assert abs(height / H - width / W) < 2 / H
@@ -74,7 +76,8 @@ def test_cutmix_pastes_one_box_of_the_images_aspect_and_leaves_the_rest(batch):
 def test_both_means_one_of_them_a_batch(batch):
     images, targets, mask = batch
     cut = [
-        set(np.unique(mixed(images, targets, mask, jax.random.key(i), 1.0, 1.0)[0][1])) <= {0.0, 1.0}
+        set(np.unique(mixed(images, targets, mask, jax.random.key(i), 1.0, 1.0)[0][1]))
+        <= {0.0, 1.0}
         for i in range(60)
     ]
     assert 15 < sum(cut) < 45
@@ -118,7 +121,11 @@ def test_the_step_trains_on_smoothed_mixed_labels(kind):
     state = init_state(model, optimizer, config, (32, 32, 1), mesh)
     key = jax.random.fold_in(jax.random.fold_in(state.rng, 0), 1)
     images, targets = mix(
-        batch['image'] / np.float32(255), np.eye(10, dtype=np.float32)[:8], batch['mask'], key, *kind
+        batch['image'] / np.float32(255),
+        np.eye(10, dtype=np.float32)[:8],
+        batch['mask'],
+        key,
+        *kind,
     )
     logits, _ = model.apply(state.variables, images, train=True)
     loss = losses.softmax_cross_entropy(logits, losses.smooth_labels(targets, 0.1)) * batch['mask']

@@ -162,7 +162,9 @@ def _check_preprocess(preprocess: ConfigDict) -> None:
         values = tuple(preprocess[key])
         if not values or any(isinstance(v, str) or not low < v < math.inf for v in values):
             what = 'numbers above 0' if key == 'std' else 'numbers'
-            raise UserError(f'preprocess.{key}={values} must be {what}, one for each channel or one')
+            raise UserError(
+                f'preprocess.{key}={values} must be {what}, one for each channel or one'
+            )
     for key in ('mixup', 'cutmix'):
         _check_range(f'preprocess.{key}', preprocess[key], 0, None)
 

@@ -48,11 +48,11 @@ def mix(
     else:
         own, share = _mixup(draw, mixup, images.shape)
     there = jnp.roll(mask, 1) > 0
-    own = jnp.where(there[:, None, None, None], own, 1.0)
-    share = jnp.where(there, share, 1.0)[:, None]
+    mixed = own * images + (1 - own) * jnp.roll(images, 1, axis=0)
+    mixed_targets = share * targets + (1 - share) * jnp.roll(targets, 1, axis=0)
     return (
-        own * images + (1 - own) * jnp.roll(images, 1, axis=0),
-        share * targets + (1 - share) * jnp.roll(targets, 1, axis=0),
+        jnp.where(there[:, None, None, None], mixed, images),
+        jnp.where(there[:, None], mixed_targets, targets),
     )
 
 

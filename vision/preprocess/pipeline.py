@@ -8,6 +8,7 @@ code on an image.
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from vision.core.errors import UserError
 from vision.core.tf_cpu import tf_cpu
-from vision.data.source import ArraySource, FileSource, Source, TFDSSource
+from vision.data.source import ArraySource, FileSource, RecordSource, Source, TFDSSource
 from vision.preprocess import cache as cache_lib
 from vision.preprocess import ops as ops_lib
 from vision.preprocess import rows
@@ -233,9 +234,17 @@ class _Preprocess:
 
     def sequential(self, segments: Iterator[Any]) -> Iterator:
         """Batches of records, data set by data set, as `rows.aligned` yields them."""
+        errors: list[Exception] = []
         for records in segments:
-            dataset = rows.sequential(records, self._local, self._seed, len(self._ops))
+            dataset = rows.sequential(
+                records, self._local, self._seed, len(self._ops), errors.append
+            )
             yield from rows.aligned(self._run(dataset), self._local)
+            if errors:
+                raise UserError(
+                    f'{self._source.name}: its records cannot be read ({_first_line(errors[0])}); '
+                    'remove the data set and prepare it again'
+                )
 
     def padding(self) -> tuple[rows.Plan, np.ndarray, np.ndarray]:
         """A batch of nothing, for a host that has fewer examples than another."""
@@ -278,6 +287,8 @@ class _Preprocess:
             image = self._source.images[example]
         elif isinstance(self._source, FileSource):
             image = read(read_file(name), self.channels)
+        elif isinstance(self._source, RecordSource):
+            image = read(self._source.read([example])[0][0], self.channels)
         else:
             raise BadImage('cannot be decoded, or is too small for the ops')
         try:
@@ -338,7 +349,7 @@ class _Preprocess:
 
         if isinstance(self._source, ArraySource):
             return ops_lib.apply(self._ops, data, draws)
-        shape = _known_shape(self._source)
+        shape = self._source.image_shape if not isinstance(self._source, FileSource) else None
         if self._decoded is None and shape is None:
             return ops_lib.apply(self._ops, encoded(), draws)
         image = self._decode(example, encoded)
@@ -350,14 +361,6 @@ class _Preprocess:
             return ops_lib.apply(self._ops[:1], encoded(), None)
 
         return decode() if self._decoded is None else self._decoded.get(example, decode)
-
-
-def _known_shape(source: Source) -> tuple[int, int, int] | None:
-    if not isinstance(source, TFDSSource):
-        return None
-    from vision.data import tfds_source
-
-    return tfds_source.image_shape(source)
 
 
 def read_file(path: str) -> bytes:
@@ -380,4 +383,5 @@ def read_file(path: str) -> bytes:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).split('\n')[0]
+    """What an error says, without TensorFlow's names of nodes and ops around it."""
+    return re.sub(r'\{\{.*?\}\}\s*|\s*\[[[O].*', '', str(error).split('\n')[0])

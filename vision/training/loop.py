@@ -27,7 +27,7 @@ from vision.training.display import Display
 from vision.training.init_from import init_from
 from vision.training.interval import Clock, Interval
 from vision.training.recorder import Recorder
-from vision.training.setup import Setup, setup
+from vision.training.setup import Setup, normalised, setup
 from vision.training.signals import StopSignals
 from vision.training.step import init_state, make_train_step
 
@@ -61,6 +61,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> Results:
             if latest == run.total_steps and _is_finished(path, run):
                 print(f'{path}: this run is finished; nothing was changed', file=sys.stderr)
                 return _results(path, checkpoints.find('best'))
+            known = None if latest is None else workdir_lib.read_json(path, 'dataset.json')
+            run = normalised(run, known)
             workdir_lib.describe(path, run.dataset)
             state = init_state(run.model, run.optimizer, config, run.input_shape, run.mesh)
             template = mesh_lib.abstract(state.eval_variables)

@@ -9,6 +9,7 @@ the same in every run with as many hosts, another with more. Resuming reads the 
 begun epoch again, without decoding them; whole epochs are not read.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -93,6 +94,7 @@ def _prepare(builder: Any, name: str) -> None:
     from tensorflow_datasets.core.download import downloader
 
     downloader.MAX_RETRIES = _RETRIES
+    logging.getLogger('urllib3').setLevel(logging.ERROR)  # it tells every retry
     try:
         builder.download_and_prepare()
     except requests.exceptions.ConnectionError as e:

@@ -62,6 +62,18 @@ def train_batches(
     yield from _prefetch(batches, mesh)
 
 
+def cache_report(source: Source, config: ConfigDict) -> str | None:
+    """Says how much of the host's memory `data.cache` will take; None if it takes none."""
+    kind, ops = config.data.cache, config.preprocess.train
+    if kind == 'none' or on_device(source, ops):
+        return None
+    from vision.preprocess import cache
+    from vision.preprocess import ops as host_ops
+
+    cache.check(kind, source)
+    return cache.report(source, host_ops.channels(host_ops.parse(ops)), kind)
+
+
 class EvalBatches:
     """Every example of a split once, in order, on the mesh; as often as it is iterated over.
 

@@ -34,7 +34,6 @@ class TrainBatches:
 
     Attributes:
       corrupt: the examples that could not be read so far: name → reason.
-      cache_report: how much memory the cache will take.
     """
 
     def __init__(
@@ -55,7 +54,6 @@ class TrainBatches:
         self._preprocess = _Preprocess(source, ops, local, seed, cache)
         self._source, self._max_corrupt = source, max_corrupt
         self.corrupt: dict[str, str] = {}
-        self.cache_report = cache_lib.report(source, self._preprocess.channels, cache)
         if isinstance(source, TFDSSource):
             from vision.data import tfds_source
 

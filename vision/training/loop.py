@@ -102,6 +102,8 @@ def _loop(
     clock = Clock()
     with Display(run.total_steps, start) as display:
         display.start(run.train.name, start)
+        if (report := inputs.cache_report(run.train, run.config)) is not None:
+            display.say(report)
         for step in range(start + 1, run.stop_step + 1):
             with clock.waiting():
                 batch = next(batches)

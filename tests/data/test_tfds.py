@@ -253,9 +253,9 @@ def test_damaged_files_are_said_and_never_pass_for_the_end(tmp_path, damage, fil
         download_config=tfds_lib.download.DownloadConfig(num_shards=4, max_shard_size=1 << 20)
     )
     (shard,) = tmp_path.rglob(f'*train.{file_format}-00001*')
-    raw = bytearray(shard.read_bytes())
-    raw[len(raw) // 2] ^= 255
-    shard.write_bytes(raw if damage == 'flipped' else raw[: len(raw) // 2])
+    raw = shard.read_bytes()
+    flipped = raw[:64] + bytes(b ^ 255 for b in raw[64:600]) + raw[600:]
+    shard.write_bytes(flipped if damage == 'flipped' else raw[: len(raw) // 2])
     if damage == 'gone':
         shard.unlink()
     why = 'records cannot be read' if file_format == 'tfrecord' else 'example 1[3-9]: |max_corrupt'
@@ -275,6 +275,9 @@ def test_array_record_in_memory():
     source = tfds_source.as_arrays(RecordSource('x', tuple('abcdefg'), records, (28, 28, 1)))
     np.testing.assert_array_equal(source.images, pixels)
     np.testing.assert_array_equal(source.labels, np.arange(7))
+    records[3] = {'image': b'junk', 'label': 3}
+    with pytest.raises(UserError, match='x: example 3 cannot be read'):
+        tfds_source.as_arrays(RecordSource('x', tuple('abcdefg'), records, (28, 28, 1)))
 
 
 @pytest.mark.parametrize(

@@ -97,7 +97,8 @@ class RecordSource:
             found = list(self.records.__getitems__(here))
         except Exception:  # whatever a damaged file leads the reader to: see which records it is
             found = [self._read_one(i) for i in here]
-        examples = iter(found)
+        # Where its file was cut off, a record comes without its parts.
+        examples = (e if None not in e.values() else _NOTHING for e in found)
         every = [next(examples) if i >= 0 else _NOTHING for i in ids]
         labels = np.array([example['label'] for example in every], np.int64)
         return [example['image'] for example in every], labels

@@ -136,11 +136,18 @@ def as_arrays(source: TFDSSource | RecordSource) -> ArraySource | None:
         return None
     images = np.empty((source.num_examples, *source.image_shape), np.uint8)
     labels = np.empty(source.num_examples, np.int32)
-    read = -1
-    for read, (image, label) in enumerate(_decoded(source)):
-        images[read], labels[read] = image, label
-    if read + 1 != source.num_examples:
-        raise UserError(f'{source.name}: {read + 1} examples, not {source.num_examples}')
+    read = 0
+    tf = tf_cpu()
+    try:
+        for read, (image, label) in enumerate(_decoded(source), 1):
+            images[read - 1], labels[read - 1] = image, label
+    except tf.errors.OpError as e:
+        raise UserError(
+            f'{source.name}: example {read} cannot be read ({_first_line(e)}); '
+            'remove the data set and prepare it again'
+        ) from None
+    if read != source.num_examples:
+        raise UserError(f'{source.name}: {read} examples, not {source.num_examples}')
     return ArraySource(source.name, source.class_names, images, labels)
 
 
@@ -150,8 +157,8 @@ def _decoded(source: TFDSSource | RecordSource) -> Iterator[tuple[np.ndarray, in
     if isinstance(source, RecordSource):
         channels = source.image_shape[-1] if source.image_shape else 3
         for i in range(source.num_examples):
-            example = source.records[i]
-            yield tf.io.decode_image(example['image'], channels).numpy(), example['label']
+            (image,), (label,) = source.read([i])
+            yield tf.io.decode_image(image, channels).numpy(), int(label)
         return
     for example in _dataset(source.builder, source.split, None, decode=True):
         yield example['image'].numpy(), int(example['label'])

@@ -10,6 +10,7 @@ import numpy as np
 from vision.core.errors import UserError
 from vision.core.tf_cpu import tf_cpu
 from vision.data.source import ArraySource, FileSource, RecordSource, Source, TFDSSource
+from vision.preprocess.decode import MAX_PIXELS
 
 CACHES = ('none', 'raw', 'decoded')
 _SAMPLE = 200  # images looked at for the estimate
@@ -73,8 +74,8 @@ def _bytes(image: str | bytes, channels: int, cache: str) -> int:
             return os.path.getsize(image)
         head = image if isinstance(image, bytes) else _head(image)
         width, height = Image.open(io.BytesIO(head)).size
-        return width * height * channels
-    except (OSError, ValueError, Image.DecompressionBombError):
+        return width * height * channels if width * height <= MAX_PIXELS else 0
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return 0
 
 

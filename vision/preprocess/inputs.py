@@ -82,7 +82,13 @@ class EvalBatches:
     """
 
     def __init__(
-        self, source: Source, ops: str, batch_size: int, mesh: Mesh, skip_corrupt: bool = False
+        self,
+        source: Source,
+        ops: str,
+        batch_size: int,
+        mesh: Mesh,
+        skip_corrupt: bool = False,
+        max_corrupt: float = 0.0,
     ):
         """Prepares the split.
 
@@ -93,9 +99,11 @@ class EvalBatches:
             there are; the last batch is padded.
           mesh: of all devices.
           skip_corrupt: mask images that cannot be read, instead of raising UserError.
+          max_corrupt: mask them up to that fraction of the split.
         """
         self.source, self.corrupt = source, dict[str, str]()
-        self._ops, self._mesh, self._skip_corrupt = ops, mesh, skip_corrupt
+        self._ops, self._mesh = ops, mesh
+        self._max_corrupt = 1.0 if skip_corrupt else max_corrupt
         self._batch_size = batch_size * mesh.size
         self._split = DeviceSplit(source, ops, 0, mesh) if on_device(source, ops) else None
 
@@ -111,9 +119,10 @@ class EvalBatches:
             batch_size=self._batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            skip_corrupt=self._skip_corrupt,
+            max_corrupt=self._max_corrupt,
         )
-        self.corrupt = batches.corrupt
+        self.corrupt.clear()
+        batches.corrupt = self.corrupt  # whoever holds it sees what is added
         yield from _prefetch(batches, self._mesh)
 
 

@@ -74,24 +74,13 @@ class TrainBatches:
         if len(slots) == len(plan.ids):
             return _batch(plan, images, np.ones(len(slots), np.float32))
         filled, mask = self._preprocess.fill(plan, slots, images, self.corrupt)
-        self._check_corrupt()
+        check_corrupt(self.corrupt, self._source, self._max_corrupt)
         there = np.flatnonzero(mask)
         labels = plan.labels.copy()
         for slot in np.flatnonzero(mask == 0) if there.size else ():
             copied = there[slot % there.size]
             filled[slot], labels[slot] = filled[copied], labels[copied]
         return _batch(plan._replace(labels=labels), filled, mask)
-
-    def _check_corrupt(self) -> None:
-        allowed = self._max_corrupt * self._source.num_examples
-        if len(self.corrupt) > allowed:
-            name, reason = next(iter(self.corrupt.items()))
-            raise UserError(
-                f'{self._source.name}: {len(self.corrupt)} images of '
-                f'{self._source.num_examples:,} could not be read so far, more than '
-                f'data.max_corrupt={self._max_corrupt:g} allows; the first is {name}: {reason}. '
-                'Mend or remove them, or raise data.max_corrupt.'
-            )
 
 
 class EvalBatches:
@@ -110,11 +99,13 @@ class EvalBatches:
         process_index: int = 0,
         process_count: int = 1,
         skip_corrupt: bool = False,
+        max_corrupt: float = 0.0,
     ):
         """See `eval_batches`."""
         local = _local_size(batch_size, process_count)
         self._preprocess = _Preprocess(source, ops, local, seed=0, cache='none')
-        self._skip_corrupt = skip_corrupt
+        self._source = source
+        self._max_corrupt = 1.0 if skip_corrupt else max_corrupt
         self.corrupt: dict[str, str] = {}
         if isinstance(source, TFDSSource):
             from vision.data import tfds_source
@@ -144,12 +135,24 @@ class EvalBatches:
         if len(slots) == len(plan.ids):
             return _batch(plan, images, real)
         filled, mask = self._preprocess.fill(plan, slots, images, self.corrupt)
-        if self.corrupt and not self._skip_corrupt:
+        if self.corrupt and not self._max_corrupt:
             name, reason = next(iter(self.corrupt.items()))
             raise UserError(
                 f'{name}: {reason}. Mend or remove it, or leave such images out: --skip_corrupt.'
             )
+        check_corrupt(self.corrupt, self._source, self._max_corrupt)
         return _batch(plan, filled, mask * real)
+
+
+def check_corrupt(corrupt: dict[str, str], source: Source, max_corrupt: float) -> None:
+    """Raises UserError if more than that fraction of a split's examples could not be read."""
+    if len(corrupt) > max_corrupt * source.num_examples:
+        name, reason = next(iter(corrupt.items()))
+        raise UserError(
+            f'{source.name}: {len(corrupt)} images of {source.num_examples:,} could not be read so '
+            f'far, more than data.max_corrupt={max_corrupt:g} allows; the first is {name}: '
+            f'{reason}. Mend or remove them, or raise data.max_corrupt.'
+        )
 
 
 def train_batches(source: Source, ops: str, **kwargs: Any) -> TrainBatches:
@@ -181,15 +184,15 @@ def eval_batches(source: Source, ops: str, **kwargs: Any) -> EvalBatches:
       source: the split.
       ops: an op string that ends in images of one size.
       **kwargs: batch_size (global); process_index and process_count; skip_corrupt: give an image
-        that cannot be read mask 0 and an entry in `corrupt`.
+        that cannot be read mask 0 and an entry in `corrupt`; max_corrupt: do so up to that
+        fraction of the examples.
 
     Returns:
       An iterator as that of `train_batches`, of the same length on every host. Padding has id −1,
       label 0 and mask 0.
 
     Raises:
-      UserError: the op string does not fit; while iterating, an image cannot be read and
-        skip_corrupt is False.
+      UserError: the op string does not fit; while iterating, more images than that cannot be read.
     """
     return EvalBatches(source, ops, **kwargs)
 

@@ -178,11 +178,21 @@ class Evaluator:
         assert source is not None
         if split not in self._batches:
             self._batches[split] = inputs.EvalBatches(
-                source, run.config.preprocess.eval, run.config.evaluation.batch_size, run.mesh
+                source,
+                run.config.preprocess.eval,
+                run.config.evaluation.batch_size,
+                run.mesh,
+                max_corrupt=run.config.data.max_corrupt,
             )
-        num_classes = len(source.class_names)
         batches = self._batches[split]
-        return evaluate(self._eval_step, variables, batches, source.num_examples, num_classes)
+        return evaluate(
+            self._eval_step,
+            variables,
+            batches,
+            source.num_examples,
+            len(source.class_names),
+            batches.corrupt,
+        )
 
 
 def _is_finished(path: Path, run: Setup) -> bool:

@@ -268,6 +268,14 @@ def test_evaluation_skips_corrupt_images_on_request(jpegs, tmp_path, encode, pho
         np.testing.assert_array_equal(here['image'], expected)
 
 
+def test_evaluation_skips_up_to_max_corrupt(jpegs, tmp_path, encode, photo):
+    source, reasons = broken_folder(tmp_path, jpegs, encode, photo)
+    batches = eval_batches(source, EVAL, batch_size=16, max_corrupt=0.1)
+    assert sum(b['mask'].sum() for b in batches) == 54 and batches.corrupt == reasons
+    with pytest.raises(UserError, match=r'4 images of 60 .*data\.max_corrupt=0\.05'):
+        list(eval_batches(source, EVAL, batch_size=16, max_corrupt=0.05))
+
+
 def test_unreadable_files_have_their_reasons(jpegs, tmp_path):
     source = dataclasses.replace(
         jpegs, paths=(jpegs.paths[0], str(tmp_path / 'none.jpg'), str(tmp_path)),

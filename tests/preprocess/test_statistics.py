@@ -51,7 +51,7 @@ def test_a_run_computes_them_once_and_keeps_them(tmp_path, monkeypatch):
     config = get_config()
     config.preprocess.normalise = 'dataset'
     config.training.duration, config.training.eval_every = '6 steps', '6 steps'
-    config.training.stop_after = '3 steps'
+    config.training.stop_after, config.schedule.warmup = '3 steps', '0 steps'
     workdir = tmp_path / 'run'
     train(config, workdir)
     source = arrays.digits('train')

@@ -1,6 +1,7 @@
 """TFDS: by name under TFDS's own mocks, and a small data set in its format, in several shards."""
 
 import io
+import time
 
 import numpy as np
 import pytest
@@ -293,3 +294,21 @@ def test_the_config_opens_every_split_of_each(name):
         for source in sources:
             assert source.num_examples and source.class_names == sources[0].class_names
             assert inputs.input_shape(source, config.preprocess.eval)[-1] == 3
+
+
+def test_without_a_connection_it_says_so_in_seconds_and_what_to_do():
+    from tensorflow_datasets.core.download import downloader
+
+    class Unreachable:
+        data_dir = 'somewhere'
+
+        def download_and_prepare(self):
+            with downloader._open_url('http://127.0.0.1:9/mnist.gz'):  # nothing listens there
+                pass
+
+    began = time.monotonic()
+    with pytest.raises(
+        UserError, match=r'no connection to 127\.0\.0\.1.*data\.source=idx'
+    ) as error:
+        tfds_source._prepare(Unreachable(), 'mnist')
+    assert time.monotonic() - began < 10 and '\n' not in str(error.value)

@@ -381,6 +381,8 @@ def read_file(path: str) -> bytes:
         raise BadImage('is a folder') from None
     except OSError as e:
         raise BadImage(e.strerror or 'cannot be read') from None
+    except ValueError:  # a path that no file can have: with a zero byte in it
+        raise BadImage('no such file') from None
 
 
 def _first_line(error: Exception) -> str:

@@ -10,7 +10,8 @@ from vision.core.mesh import make_mesh
 from vision.models import create_model
 from vision.preprocess.mix import mix
 from vision.training import losses
-from vision.training.optimizer import make_optimizer, make_schedule
+from vision.training.optimizer import make_optimizer
+from vision.training.schedules import make_schedule
 from vision.training.step import init_state, make_train_step
 
 B, H, W, K = 6, 12, 20, 6

@@ -85,9 +85,9 @@ def make_train_step(
     every device updates its share.
 
     Its metrics are sums over the batch's examples (`loss`, `correct`, `count`; with class weights
-    `loss` is `count` times the weighted mean; of a mixed label the largest share is right), the learning rate `lr`, the norms of the gradient of
-    what is not frozen and of the new parameters, and `finite`: whether the loss and all new
-    parameters are numbers.
+    `loss` is `count` times the weighted mean; of a mixed label the largest share is right), the
+    learning rate `lr`, the norms of the gradient of what is not frozen and of the new parameters,
+    and `finite`: whether the loss and all new parameters are numbers.
 
     Args:
       model: unbound.
@@ -140,9 +140,7 @@ def make_train_step(
     return jax.jit(train_step, in_shardings=(None, mesh_lib.split_batch(mesh)), donate_argnums=0)
 
 
-def make_examples(
-    batch: Batch, config: ConfigDict, num_classes: int, key: jax.Array
-) -> Examples:
+def make_examples(batch: Batch, config: ConfigDict, num_classes: int, key: jax.Array) -> Examples:
     """Turns a batch into what the model is fed and what its loss is measured against, mixed."""
     images, targets = mix(
         normalise(batch['image'], config.preprocess.mean, config.preprocess.std),

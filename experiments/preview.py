@@ -10,7 +10,7 @@ from absl import flags
 from vision.core import cli
 
 CONFIG = cli.define_config()
-OUTPUT = flags.DEFINE_string('output', 'preview', 'The folder that the pictures go to.')
+OUTPUT = flags.DEFINE_string('output', 'runs/preview', 'The folder that the pictures go to.')
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print')
 
 

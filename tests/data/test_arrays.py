@@ -1,4 +1,5 @@
 import gzip
+import os
 import shutil
 import struct
 
@@ -87,6 +88,12 @@ def damage_gzip(path):
     path.write_bytes(data[: len(data) // 2])
 
 
+def damage_inside_gzip(path):
+    data = bytearray(gzip.compress(path.read_bytes()))
+    data[len(data) // 2] ^= 255
+    path.write_bytes(data)
+
+
 def damage_empty(path):
     path.write_bytes(b'')
 
@@ -102,8 +109,8 @@ def damage_swap(path):
 @pytest.mark.parametrize(
     'damage',
     [
-        damage_truncate, damage_magic, damage_header, damage_gzip, damage_empty, damage_remove,
-        damage_swap,
+        damage_truncate, damage_magic, damage_header, damage_gzip, damage_inside_gzip,
+        damage_empty, damage_remove, damage_swap,
     ],
 )  # fmt: skip
 def test_a_damaged_idx_file_is_named(idx_folder, damage):
@@ -145,12 +152,44 @@ def test_npz_in_both_ways_of_naming(tmp_path, form):
         {'x_train': np.zeros((0, 4, 4), np.uint8), 'y_train': np.zeros(0, int)},
         {'x_train': np.zeros((3, 4, 4), np.uint8), 'y_train': np.array([0, -1, 2])},
         {'images': np.zeros((3, 4, 4), np.uint8)},
+        {'x_train': np.zeros((3, 4, 4), np.uint8), 'y_train': np.array(['a', 'b', 'c'])},
+        {'x_train': np.zeros((3, 4, 4), np.uint8), 'y_train': np.array(['a', 1, None], object)},
+        {'x_train': np.zeros((3, 4, 4), np.uint8), 'y_train': np.array(3)},
+        {'x_train': np.uint8(3), 'y_train': np.array(3)},
+        {'x_train': np.zeros((3, 0, 4), np.uint8), 'y_train': np.zeros(3, int)},
+        {'x_train': np.zeros((3, 4, 4), np.uint8), 'y_train': np.zeros((3, 3), int)},
+        {'x_train': np.zeros((3, 4, 4, 1, 1), np.uint8), 'y_train': np.zeros(3, int)},
     ],
 )
 def test_npz_with_other_contents_is_refused(tmp_path, contents):
     np.savez(tmp_path / 'a.npz', **contents)
     with pytest.raises(UserError, match=r'a\.npz'):
         arrays.npz('train', str(tmp_path / 'a.npz'))
+
+
+def test_an_absurd_label_is_refused_before_memory_is_spent(tmp_path):
+    arrays_ = {'x_train': np.zeros((3, 4, 4), np.uint8), 'y_train': np.array([0, 1, 1 << 40])}
+    np.savez(tmp_path / 'a.npz', **arrays_)
+    with pytest.raises(UserError, match='a label of 1099511627776'):
+        arrays.npz('train', str(tmp_path / 'a.npz'))
+
+
+def test_a_damaged_npz_is_named(tmp_path):
+    path = tmp_path / 'a.npz'
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8)
+    np.savez_compressed(path, x_train=images, y_train=np.arange(30) % 3)
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 97):
+        for damaged in (whole[:place], whole[:place] + b'\xff\x00\x37' + whole[place + 3 :]):
+            path.write_bytes(damaged)
+            try:
+                np.testing.assert_array_equal(arrays.npz('train', str(path)).images[..., 0], images)
+            except UserError as e:
+                assert 'a.npz' in str(e)
+    np.save(tmp_path / 'b.npz', images)
+    os.replace(tmp_path / 'b.npz.npy', tmp_path / 'b.npz')
+    with pytest.raises(UserError, match=r'b\.npz is not a readable \.npz'):
+        arrays.npz('train', str(tmp_path / 'b.npz'))
 
 
 def test_a_file_that_is_no_npz_is_refused(tmp_path):

@@ -1,6 +1,7 @@
 """Folders and lists of images: which files, which split, which class."""
 
 import json
+import os
 import time
 
 import numpy as np
@@ -220,3 +221,17 @@ def test_ten_thousand_files_open_in_seconds(tmp_path):
     source = folder('train', str(tmp_path / 'images'))
     assert time.perf_counter() - begin < 3
     assert 7800 < source.num_examples < 8200
+
+
+def test_links_that_lead_back_are_passed_over_and_others_followed(tmp_path):
+    touch(tmp_path, *(f'photos/{c}/{i}.jpg' for c in 'ab' for i in range(30)), 'elsewhere/x/30.jpg')
+    os.symlink(tmp_path / 'photos', tmp_path / 'photos/a/again')
+    os.symlink(tmp_path / 'photos/a', tmp_path / 'photos/a/me')
+    os.symlink(tmp_path / 'photos', tmp_path / 'photos/loop')
+    os.symlink(tmp_path / 'elsewhere', tmp_path / 'photos/b/more')
+    root = tmp_path / 'photos'
+    found = []
+    for split in ('train', 'validation', 'test'):
+        found += names(folder(split, str(root)), root)
+    expected = [f'{c}/{i}.jpg' for c in 'ab' for i in range(30)] + ['b/more/x/30.jpg']
+    assert sorted(found) == sorted(expected)

@@ -1,15 +1,21 @@
 """TFDS: by name under TFDS's own mocks, and a small data set in its format, in several shards."""
 
 import io
+import time
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds_lib
 from PIL import Image
 
+from configs import tfds_resnet
+from vision import data
 from vision.core.errors import UserError
 from vision.data import tfds_source
+from vision.data.order import batch_ids
+from vision.data.source import RecordSource
 from vision.data.tfds_source import tfds
+from vision.preprocess import inputs
 from vision.preprocess.pipeline import eval_batches, train_batches
 
 COUNT = 53
@@ -170,3 +176,139 @@ def test_what_is_not_there_is_said(data_dir):
         open_tiny(data_dir, 'validation')
     with pytest.raises(UserError, match='no examples'):
         open_tiny(data_dir, 'train[:0]')
+
+
+@pytest.fixture(scope='module')
+def indexed_dir(tmp_path_factory):
+    path = tmp_path_factory.mktemp('array_record')
+    builder = TinyPictures(data_dir=path, file_format='array_record')
+    builder.download_and_prepare(
+        download_config=tfds_lib.download.DownloadConfig(num_shards=4, max_shard_size=1 << 20)
+    )
+    assert builder.info.splits['train'].num_shards == 4
+    return str(path)
+
+
+def test_array_record_is_shuffled_in_full_by_the_order_of_the_ids(indexed_dir):
+    source = open_tiny(indexed_dir)
+    assert isinstance(source, RecordSource) and source.class_names == ('even', 'odd')
+    run = epochs(source, 12)
+    for step, batch in enumerate(run):
+        np.testing.assert_array_equal(batch['id'], batch_ids(3, COUNT, 10, step)[0])
+        np.testing.assert_array_equal(batch['label'], np.array(shades(batch)) % 2)
+    resumed = epochs(source, 5, start_step=7)
+    for hosts in (2, 5):
+        parts = [epochs(source, 12, process_index=h, process_count=hosts) for h in range(hosts)]
+        for step, batch in enumerate(run):
+            for key in batch:
+                together = np.concatenate([part[step][key] for part in parts])
+                np.testing.assert_array_equal(together, batch[key])
+                if step >= 7:
+                    np.testing.assert_array_equal(resumed[step - 7][key], batch[key])
+
+
+@pytest.mark.parametrize('split', ['train', 'train[:60%]', 'train[7:31]', 'train+test[:10]'])
+def test_array_record_is_evaluated_once_and_in_order(indexed_dir, split):
+    source = open_tiny(indexed_dir, split)
+    batches = list(eval_batches(source, OPS, batch_size=8))
+    ids = np.concatenate([b['id'] for b in batches])
+    np.testing.assert_array_equal(ids[ids >= 0], np.arange(source.num_examples))
+    expected = [source.records[i]['label'] for i in range(source.num_examples)]
+    labels = np.concatenate([b['label'][b['mask'] > 0] for b in batches])
+    np.testing.assert_array_equal(labels, expected)
+    assert len(set(all_shades(batches))) >= min(COUNT, source.num_examples) - 10
+
+
+class SomeBroken(TinyPictures):
+    """The same, of which every tenth record holds no image."""
+
+    def _generate_examples(self):
+        for key, example in super()._generate_examples():
+            yield key, {**example, 'image': io.BytesIO(b'junk')} if key % 10 == 3 else example
+
+
+@pytest.mark.parametrize('file_format', ['tfrecord', 'array_record'])
+def test_records_without_an_image_are_masked_and_counted(tmp_path, file_format):
+    SomeBroken(data_dir=tmp_path, file_format=file_format).download_and_prepare()
+    source = tfds('train', 'some_broken', str(tmp_path))
+    with pytest.raises(UserError, match=r'some_broken:train, example \d+: .*--skip_corrupt'):
+        list(eval_batches(source, OPS, batch_size=10))
+    batches = eval_batches(source, OPS, batch_size=10, skip_corrupt=True)
+    good = all_shades(batches)
+    assert sorted(good) == [i for i in range(COUNT) if i % 10 != 3]
+    assert len(batches.corrupt) == 5
+    with pytest.raises(UserError, match=r'data\.max_corrupt=0\.05'):
+        epochs(source, 6, max_corrupt=0.05)
+    training = train_batches(source, OPS, batch_size=10, seed=3, max_corrupt=0.2)
+    run = [next(training) for _ in range(12)]
+    assert len(training.corrupt) == 5
+    for batch in run:
+        assert len(batch['id']) == 10
+        np.testing.assert_array_equal(batch['image'][:, 4, 4, 0] % 2, batch['label'])
+
+
+@pytest.mark.parametrize('damage', ['flipped', 'cut', 'gone'])
+@pytest.mark.parametrize('file_format', ['tfrecord', 'array_record'])
+def test_damaged_files_are_said_and_never_pass_for_the_end(tmp_path, damage, file_format):
+    TinyPictures(data_dir=tmp_path, file_format=file_format).download_and_prepare(
+        download_config=tfds_lib.download.DownloadConfig(num_shards=4, max_shard_size=1 << 20)
+    )
+    (shard,) = tmp_path.rglob(f'*train.{file_format}-00001*')
+    raw = shard.read_bytes()
+    flipped = raw[:64] + bytes(b ^ 255 for b in raw[64:600]) + raw[600:]
+    shard.write_bytes(flipped if damage == 'flipped' else raw[: len(raw) // 2])
+    if damage == 'gone':
+        shard.unlink()
+    why = 'records cannot be read' if file_format == 'tfrecord' else 'example 1[3-9]: |max_corrupt'
+    with pytest.raises(UserError, match=why):
+        list(eval_batches(open_tiny(str(tmp_path)), OPS, batch_size=10))
+    with pytest.raises(UserError, match=why):
+        epochs(open_tiny(str(tmp_path)), 20)
+
+
+def test_array_record_in_memory():
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 28, 28, 1), dtype=np.uint8)
+    records = []
+    for i, image in enumerate(pixels):
+        buffer = io.BytesIO()
+        Image.fromarray(image[..., 0]).save(buffer, 'PNG')
+        records.append({'image': buffer.getvalue(), 'label': i})
+    source = tfds_source.as_arrays(RecordSource('x', tuple('abcdefg'), records, (28, 28, 1)))
+    np.testing.assert_array_equal(source.images, pixels)
+    np.testing.assert_array_equal(source.labels, np.arange(7))
+    records[3] = {'image': b'junk', 'label': 3}
+    with pytest.raises(UserError, match='x: example 3 cannot be read'):
+        tfds_source.as_arrays(RecordSource('x', tuple('abcdefg'), records, (28, 28, 1)))
+
+
+@pytest.mark.parametrize(
+    'name',
+    ['cifar10', 'cifar100', 'imagenette', 'cats_vs_dogs', 'oxford_flowers102', 'imagenet2012'],
+)
+def test_the_config_opens_every_split_of_each(name):
+    config = tfds_resnet.get_config(name)
+    if config.data.get('in_memory'):
+        config.data.validation = 5
+    with tfds_lib.testing.mock_data(num_examples=20, policy=tfds_lib.testing.MockPolicy.USE_CODE):
+        sources = [data.load(config.data, s) for s in ('train', 'validation', 'test')]
+        for source in sources:
+            assert source.num_examples and source.class_names == sources[0].class_names
+            assert inputs.input_shape(source, config.preprocess.eval)[-1] == 3
+
+
+def test_without_a_connection_it_says_so_in_seconds_and_what_to_do():
+    from tensorflow_datasets.core.download import downloader
+
+    class Unreachable:
+        data_dir = 'somewhere'
+
+        def download_and_prepare(self):
+            with downloader._open_url('http://127.0.0.1:9/mnist.gz'):  # nothing listens there
+                pass
+
+    began = time.monotonic()
+    with pytest.raises(
+        UserError, match=r'no connection to 127\.0\.0\.1.*data\.source=idx'
+    ) as error:
+        tfds_source._prepare(Unreachable(), 'mnist')
+    assert time.monotonic() - began < 10 and '\n' not in str(error.value)

@@ -198,6 +198,48 @@ def test_truncated_jpeg_is_named_so(photo, encode):
         read(encode(photo)[:5000])
 
 
+@pytest.mark.parametrize('size', [(1, 60_000), (60_000, 1), (5, 505)])
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG'])
+def test_strips_are_refused_before_they_are_resized(decode, encode, size, kind):
+    data = encode(np.zeros((*size, 3), np.uint8), kind)
+    with pytest.raises(BadImage, match=f'a strip of {size[1]}x{size[0]} pixels'):
+        read(data)
+    with pytest.raises(tf.errors.OpError):
+        decode(data)
+    assert decode(encode(np.zeros((5, 500, 3), np.uint8), kind)).shape == (5, 500, 3)
+
+
+@pytest.mark.parametrize('damage', ['flipped', 'zeros', 'cut out', 'end marker', 'noise'])
+@pytest.mark.parametrize('place', [0.3, 0.8])
+def test_a_jpeg_damaged_inside_is_refused_or_intact_before_the_damage(
+    decode, photo, encode, damage, place
+):
+    data = bytearray(encode(photo, quality=90))
+    start = data.index(b'\xff\xda') + 14
+    at = start + int((len(data) - start) * place)
+    if damage == 'flipped':
+        data[at] ^= 0x55
+    elif damage == 'zeros':
+        data[at : at + 300] = bytes(300)
+    elif damage == 'cut out':
+        del data[at : at + 2000]
+    elif damage == 'end marker':
+        data[at : at + 2] = b'\xff\xd9'
+    else:
+        data[at:-2] = (
+            np.random.default_rng(0).integers(0, 256, len(data) - at - 2, np.uint8).tobytes()
+        )
+    assert data[-2:] == b'\xff\xd9'
+    whole = pillow(encode(photo, quality=90))
+    try:
+        image = decode(bytes(data))
+    except tf.errors.OpError:
+        return  # the pipeline asks `read` for the reason, and counts it
+    assert image.shape == whole.shape
+    intact = int(len(whole) * place * 0.5) // 16 * 16  # the data is not spread evenly
+    np.testing.assert_array_equal(image[:intact], whole[:intact])
+
+
 def test_bytes_after_the_end_do_no_harm(decode, photo, encode):
     data = encode(photo)
     np.testing.assert_array_equal(decode(data + b'\0' * 100), pillow(data))

@@ -1,9 +1,12 @@
+import inspect
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vision.core.errors import UserError
-from vision.preprocess import opstring
+from vision.preprocess import op_values, ops, opstring
+from vision.preprocess.device_ops import DEVICE_OPS
 from vision.preprocess.opstring import Op
 
 names = st.from_regex(r'[a-z][a-z0-9_]{0,10}', fullmatch=True).filter(
@@ -21,7 +24,7 @@ literals = st.recursive(
     lambda inner: st.lists(inner).map(tuple) | st.lists(inner),
     max_leaves=5,
 )
-ops = st.builds(
+op_calls = st.builds(
     Op,
     names,
     st.lists(literals, max_size=3).map(tuple),
@@ -29,7 +32,7 @@ ops = st.builds(
 )
 
 
-@given(st.lists(ops, max_size=5).map(tuple))
+@given(st.lists(op_calls, max_size=5).map(tuple))
 def test_what_is_written_is_read_back(parsed):
     assert opstring.parse(opstring.format_ops(parsed)) == parsed
 
@@ -81,3 +84,42 @@ def resize(image, key, height, width=None):
 def test_unknown_ops_and_arguments_are_named(text, message):
     with pytest.raises(UserError, match=message):
         opstring.check(opstring.parse(text), {'resize': resize}, skip=2)
+
+
+# Ops that both routes have.
+@pytest.mark.parametrize(
+    'text',
+    [
+        'resize("a")', 'resize(-3)', 'resize(0)', 'resize(32.5)', 'resize(True)', 'resize(1000000000)',
+        'pad(-1)', 'pad(1, 256)', 'random_crop(8, padding=-1)', 'central_crop([8])', 'cutout("x")',
+        'translate(1.5)', 'affine(degrees="a")', 'affine(scale=-1)', 'elastic(1, 0)', 'elastic("a", 1)',
+    ],
+)  # fmt: skip
+def test_values_that_make_no_sense_are_refused_on_both_routes(text):
+    with pytest.raises(UserError, match='must be') as error:
+        opstring.check(opstring.parse(text), DEVICE_OPS, skip=2)
+    assert text.split('(')[0] in str(error.value)
+    with pytest.raises(UserError, match='must be'):
+        ops.parse(text)
+
+
+@pytest.mark.parametrize(
+    'text',
+    [
+        'decode(2)', 'decode(True)', 'resize(3, antialias=1)', 'random_resized_crop(8, area=(0.5, 0.1))',
+        'random_resized_crop(8, area=0.5)', 'random_resized_crop(8, ratio=(0, 1))', 'zoom(0, 2)',
+        'zoom(2, 1)', 'scale_jitter(0, 5)', 'scale_jitter("a")', 'grayscale(1.5)', 'brightness(-1)',
+        'random_erasing(area=(0.5, 2))', 'rotate("left")', 'multi_scale_crops(8, scales=(0,))',
+    ],
+)  # fmt: skip
+def test_values_that_make_no_sense_are_refused_on_the_host(text):
+    with pytest.raises(UserError, match='must be'):
+        ops.parse(text)
+
+
+@pytest.mark.parametrize('registry', [DEVICE_OPS, ops.OPS])
+def test_every_parameter_has_a_rule_or_a_check_of_its_own(registry):
+    own = {'method', 'policy', 'num_layers', 'magnitude', 'low', 'high'}
+    for op in registry.values():
+        names = set(inspect.signature(op).parameters) - {'image', 'rng', 'key'}
+        assert names <= set(op_values.RULES) | own, op.__name__

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from vision.core.errors import UserError
 from vision.data.order import batch_ids
 from vision.data.source import ArraySource, FileSource
+from vision.preprocess import cache as cache_lib
 from vision.preprocess import rows
 from vision.preprocess.pipeline import eval_batches, train_batches
 
@@ -152,7 +153,8 @@ def test_caches_change_no_bit(jpegs, tmp_path, cache):
     for path in paths:  # the second and third epoch come from memory
         os.remove(path)
     assert equal(plain[3:], take(cached, 6))
-    assert 'GiB for 60 images' in cached.cache_report
+    size = 60 * 120 * 160 * 3 if cache == 'decoded' else sum(map(os.path.getsize, jpegs.paths))
+    assert f'about {size / 2**20:.1f} MiB for 60 images' in cache_lib.report(jpegs, 3, cache)
 
 
 def test_raw_cache_is_for_files(arrays):
@@ -264,6 +266,14 @@ def test_evaluation_skips_corrupt_images_on_request(jpegs, tmp_path, encode, pho
         np.testing.assert_array_equal(here['id'], there['id'])
         expected = np.where((here['mask'] > 0)[:, None, None, None], there['image'], 0)
         np.testing.assert_array_equal(here['image'], expected)
+
+
+def test_evaluation_skips_up_to_max_corrupt(jpegs, tmp_path, encode, photo):
+    source, reasons = broken_folder(tmp_path, jpegs, encode, photo)
+    batches = eval_batches(source, EVAL, batch_size=16, max_corrupt=0.1)
+    assert sum(b['mask'].sum() for b in batches) == 54 and batches.corrupt == reasons
+    with pytest.raises(UserError, match=r'4 images of 60 .*data\.max_corrupt=0\.05'):
+        list(eval_batches(source, EVAL, batch_size=16, max_corrupt=0.05))
 
 
 def test_unreadable_files_have_their_reasons(jpegs, tmp_path):

@@ -8,6 +8,7 @@ import pytest
 from matplotlib.image import imread
 
 from vision.core.config import default_config
+from vision.preprocess import preview as preview_lib
 from vision.preprocess.preview import preview, text
 
 
@@ -76,3 +77,13 @@ def test_digits_have_a_preview_too(tmp_path):
     summary = preview(get_config(), str(tmp_path))
     assert sum(s['examples'] for s in summary['splits'].values()) == 1797
     assert (tmp_path / 'inputs.png').stat().st_size > 10_000
+
+
+@pytest.mark.parametrize('channels', [1, 2, 3, 4])
+def test_images_of_any_number_of_channels_are_drawn(channels):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    preview_lib._show(axes, np.full((4, 5, channels), 128, np.uint8))
+    (drawn,) = axes.get_images()
+    assert drawn.get_array().shape == ((4, 5, 3) if channels >= 3 else (4, 5))

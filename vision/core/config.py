@@ -46,8 +46,14 @@ def default_config() -> ConfigDict:
     config.preprocess = ConfigDict()
     config.preprocess.train = ''  # op strings, e.g. 'decode|random_resized_crop(224)|flip_lr'
     config.preprocess.eval = ''
+    # 'constants', or 'dataset': the training split's own mean and std replace those below.
+    config.preprocess.normalise = 'constants'
     config.preprocess.mean = (0.0,)  # per channel, of pixels scaled to 0 … 1
     config.preprocess.std = (1.0,)
+    # Mixing within a batch: alpha of mixup's and CutMix's Beta distribution; 0 for none. Where both
+    # are given, each batch gets one of them.
+    config.preprocess.mixup = 0.0
+    config.preprocess.cutmix = 0.0
 
     config.loss = ConfigDict()
     config.loss.name = 'softmax_cross_entropy'
@@ -150,8 +156,21 @@ def check(config: ConfigDict) -> None:
     for key in ('lr_for_batch', 'clip_norm', 'clip_value'):
         if config.optimizer.get(key) is not None:
             _check_above_zero(f'optimizer.{key}', config.optimizer[key])
-    if any(s <= 0 for s in config.preprocess.std):
-        raise UserError(f'preprocess.std={tuple(config.preprocess.std)} must be above 0')
+    _check_preprocess(config.preprocess)
+
+
+def _check_preprocess(preprocess: ConfigDict) -> None:
+    if preprocess.normalise not in ('constants', 'dataset'):
+        raise unknown('preprocess.normalise', preprocess.normalise, ('constants', 'dataset'))
+    for key, low in (('mean', -math.inf), ('std', 0.0)):
+        values = tuple(preprocess[key])
+        if not values or any(isinstance(v, str) or not low < v < math.inf for v in values):
+            what = 'numbers above 0' if key == 'std' else 'numbers'
+            raise UserError(
+                f'preprocess.{key}={values} must be {what}, one for each channel or one'
+            )
+    for key in ('mixup', 'cutmix'):
+        _check_range(f'preprocess.{key}', preprocess[key], 0, None)
 
 
 def resolve(config: ConfigDict) -> ConfigDict:

@@ -4,6 +4,7 @@ import gzip
 import math
 import struct
 import zipfile
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +16,14 @@ from vision.data.source import ArraySource, NoSplitError
 from vision.data.splits import hold_out
 
 _IDX_PREFIX = {'train': 'train', 'test': 't10k'}
+_MOST_CLASSES = 1_000_000
+
+# What NumPy raises for a file of another kind (an .npy has no names), a damaged one, or one that
+# claims to be enormous.
+_NOT_NPZ = (
+    OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile,
+    zlib.error,
+)  # fmt: skip
 
 
 def digits(split: str) -> ArraySource:
@@ -103,16 +112,17 @@ def npz(
                 )
             images, labels = file[names[0]], file[names[1]]
             has_validation = _npz_names(file.files, 'validation') is not None
-            class_names = class_names or _numbers(
-                file[(_npz_names(file.files, 'train') or names)[1]]
-            )
+            # Of all splits: one of them may lack the last class.
+            every_label = file[(_npz_names(file.files, 'train') or names)[1]]
     except FileNotFoundError:
         raise UserError(f'data.path={path}: there is no such file') from None
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
+    except _NOT_NPZ as e:
         raise UserError(f'{path} is not a readable .npz file: {e}') from None
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     images = images[..., None] if images.ndim == 3 else images
-    source = from_arrays(f'npz:{path}:{split}', images, labels, class_names)
+    name = f'npz:{path}:{split}'
+    _check_labels(name, every_label.reshape(-1))
+    source = from_arrays(name, images, labels, class_names or _numbers(every_label))
     if has_validation or split == 'test':
         return source
     return subset(source, split, validation)
@@ -173,15 +183,11 @@ def from_arrays(
         raise UserError(
             f'{name}: images must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}'
         )
-    if (
-        labels.ndim != 1
-        or not np.issubdtype(labels.dtype, np.integer)
-        or len(labels) != len(images)
-    ):
-        raise UserError(
-            f'{name}: labels must be {len(images)} integers, '
-            f'not {labels.dtype} {list(labels.shape)}'
-        )
+    _check_labels(name, labels)
+    if len(labels) != len(images):
+        raise UserError(f'{name}: {len(images)} images, but {len(labels)} labels')
+    if 0 in images.shape[1:]:
+        raise UserError(f'{name}: images of shape {list(images.shape[1:])} have no pixels')
     if not len(labels):
         raise UserError(f'{name} has no examples')
     names = tuple(class_names) or _numbers(labels)
@@ -191,6 +197,13 @@ def from_arrays(
             f'but there are {len(names)} classes'
         )
     return ArraySource(name, names, np.ascontiguousarray(images), labels.astype(np.int32))
+
+
+def _check_labels(name: str, labels: np.ndarray) -> None:
+    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+        raise UserError(
+            f'{name}: labels must be integers [N], not {labels.dtype} {list(labels.shape)}'
+        )
 
 
 def subset(source: ArraySource, split: str, validation: int | float) -> ArraySource:
@@ -215,7 +228,7 @@ def read_idx(path: Path) -> np.ndarray:
             data = file.read()
         if data[:2] == b'\x1f\x8b':
             data = gzip.decompress(data)
-    except (OSError, EOFError, gzip.BadGzipFile) as e:
+    except (OSError, EOFError, zlib.error) as e:
         raise UserError(f'{path} cannot be read: {e}') from None
     if len(data) < 4 or data[:3] != b'\0\0\x08':
         raise UserError(f'{path} is not an IDX file of unsigned bytes')
@@ -243,6 +256,8 @@ def _find_idx(folder: Path, stem: str, kind: str) -> Path:
 
 
 def _numbers(labels: np.ndarray) -> tuple[str, ...]:
+    if labels.max(initial=0) >= _MOST_CLASSES:
+        raise UserError(f'a label of {labels.max()}: labels must be 0 … number of classes - 1')
     return tuple(str(i) for i in range(int(labels.max(initial=0)) + 1))
 
 

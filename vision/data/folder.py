@@ -128,21 +128,33 @@ def _is_image(name: str) -> bool:
 
 def _images_below(root: str, prefix: str = '') -> Iterator[str]:
     """Yields the images below a folder, as paths relative to it with '/' between the parts."""
-    with os.scandir(os.path.join(root, prefix)) as entries:
-        for entry in entries:
-            if entry.name.startswith('.'):
-                continue
-            name = f'{prefix}/{entry.name}' if prefix else entry.name
-            if entry.is_dir():
-                yield from _images_below(root, name)
-            elif _is_image(entry.name):
-                yield name
+    for entry in _entries(os.path.join(root, prefix)):
+        name = f'{prefix}/{entry.name}' if prefix else entry.name
+        if entry.is_dir():
+            yield from _images_below(root, name)
+        elif _is_image(entry.name):
+            yield name
 
 
 def _subfolders(root: str) -> list[str]:
-    with os.scandir(root) as entries:
-        names = [e.name for e in entries if not e.name.startswith('.') and e.is_dir()]
-    return sorted(names)
+    return sorted(entry.name for entry in _entries(root) if entry.is_dir())
+
+
+def _entries(folder: str) -> Iterator[os.DirEntry]:
+    """What a folder holds, but for what is hidden and for links back to where one came from."""
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                hidden = entry.name.startswith('.')
+                if not hidden and not (entry.is_symlink() and _leads_back(entry.path, folder)):
+                    yield entry
+    except OSError as e:
+        raise UserError(f'{folder} cannot be read: {e.strerror}') from None
+
+
+def _leads_back(link: str, folder: str) -> bool:
+    target, here = os.path.realpath(link), os.path.realpath(folder)
+    return here == target or here.startswith(target.rstrip(os.sep) + os.sep)
 
 
 def _split_folders(root: str) -> dict[str, str]:

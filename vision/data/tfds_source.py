@@ -1,6 +1,7 @@
 """TensorFlow Datasets: any image classification data set by name.
 
-The order in which TFRecord files are read. They cannot be indexed, so a full shuffle is not to be
+Data sets prepared as ArrayRecord are read by index, like folders: fully shuffled. TFRecord files,
+which is what TFDS writes unless told otherwise, cannot be indexed, so a full shuffle is not to be
 had. Each epoch, each host reads its own contiguous part of the split (the parts differ by at most
 one example): its shards in a new order, several at a time, through a window of
 `SHUFFLE_WINDOW` examples. The order is a function of (seed, epoch, host, number of hosts):
@@ -8,6 +9,7 @@ the same in every run with as many hosts, another with more. Resuming reads the 
 begun epoch again, without decoding them; whole epochs are not read.
 """
 
+import logging
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -17,14 +19,15 @@ import numpy as np
 from vision.core.errors import UserError, nearest
 from vision.core.tf_cpu import tf_cpu
 from vision.data.order import hash64
-from vision.data.source import ArraySource, TFDSSource
+from vision.data.source import ArraySource, RecordSource, TFDSSource
 
 SHUFFLE_WINDOW = 16_384  # encoded examples in memory: 1.8 GB of ImageNet's
 _SEGMENT = 200_000  # examples of a data set that is built at once; a new one stalls the pipeline
 _SEGMENT_EPOCHS = 4
+_RETRIES = 3  # of a download; TFDS's own 10 take minutes to find that there is no connection
 
 
-def tfds(split: str, name: str, data_dir: str | None = None) -> TFDSSource:
+def tfds(split: str, name: str, data_dir: str | None = None) -> TFDSSource | RecordSource:
     """Opens a split of a data set, downloading and preparing it where that was not done.
 
     Args:
@@ -44,16 +47,29 @@ def tfds(split: str, name: str, data_dir: str | None = None) -> TFDSSource:
         )
     if not hasattr(features['label'], 'names'):
         raise UserError(f'TFDS {name!r} is no classification data set: its label is no class')
-    if builder.info.file_format.value == 'array_record':
-        raise UserError(
-            f'TFDS {name!r} was prepared as ArrayRecord, which tf.data cannot read; '
-            "prepare it with file_format='tfrecord'"
-        )
     count = _num_examples(builder, name, split)
     if count == 0:
         raise UserError(f'TFDS {name!r}: the split {split!r} has no examples')
-    classes = tuple(features['label'].names)
-    return TFDSSource(f'{name}:{split}', classes, builder, split, count)
+    full_name, classes = f'{name}:{split}', tuple(features['label'].names)
+    shape = features['image'].shape
+    image_shape = tuple(shape) if None not in shape else None
+    if builder.info.file_format.value == 'array_record':
+        return RecordSource(full_name, classes, _by_index(builder, split), image_shape)
+    return TFDSSource(full_name, classes, builder, split, count, image_shape)
+
+
+def _by_index(builder: Any, split: str) -> Any:
+    """The split's records as TFDS reads them at random, with the images left encoded."""
+    import tensorflow_datasets as tfds_lib
+
+    decoders = {'image': tfds_lib.decode.SkipDecoding()}
+    try:
+        return builder.as_data_source(split, decoders=decoders)
+    except ImportError:  # tensorflow-datasets brings it along on Linux only
+        raise UserError(
+            f'{builder.info.name} was prepared as ArrayRecord: pip install array_record, '
+            "or prepare it with file_format='tfrecord'"
+        ) from None
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
@@ -68,14 +84,31 @@ def _builder(name: str, data_dir: str | None) -> Any:
         raise UserError(f'TFDS has no data set {name!r}.{hint}') from None
     except (ValueError, AssertionError) as e:
         raise UserError(f'TFDS {name!r}: {_first_line(e)}') from None
+    _prepare(builder, name)
+    return builder
+
+
+def _prepare(builder: Any, name: str) -> None:
+    """Downloads and prepares a data set, unless that was done."""
+    import requests
+    from tensorflow_datasets.core.download import downloader
+
+    downloader.MAX_RETRIES = _RETRIES
+    logging.getLogger('urllib3').setLevel(logging.ERROR)  # it tells every retry
     try:
         builder.download_and_prepare()
+    except requests.exceptions.ConnectionError as e:
+        host = getattr(getattr(e.args[0], 'pool', None), 'host', 'its server') if e.args else ''
+        raise UserError(
+            f'TFDS could not download {name!r}: no connection to {host}. Offline, point '
+            'data.data_dir at a folder where it is prepared, or take files that are here: '
+            'data.source=idx (MNIST and its like), npz or folder, and data.path'
+        ) from None
     except Exception as e:  # whatever a download can raise: there is no common class
         raise UserError(
             f'TFDS could not prepare {name!r} in {builder.data_dir}: {_first_line(e)}. '
             'If it must be downloaded by hand, see its page on tensorflow.org/datasets.'
         ) from e
-    return builder
 
 
 def _num_examples(builder: Any, name: str, split: str) -> int:
@@ -94,28 +127,41 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).strip().split('\n')[0].strip('\'"')
 
 
-def as_arrays(source: TFDSSource) -> ArraySource | None:
+def as_arrays(source: TFDSSource | RecordSource) -> ArraySource | None:
     """Reads a whole split into memory, or returns None if its images are not of one known size.
 
     Small data sets (MNIST, CIFAR) can then be kept on the device.
     """
-    shape = image_shape(source)
-    if shape is None:
+    if source.image_shape is None:
         return None
-    images = np.empty((source.num_examples, *shape), np.uint8)
+    images = np.empty((source.num_examples, *source.image_shape), np.uint8)
     labels = np.empty(source.num_examples, np.int32)
-    read = -1
-    for read, example in enumerate(_dataset(source.builder, source.split, None, decode=True)):
-        images[read], labels[read] = example['image'].numpy(), int(example['label'])
-    if read + 1 != source.num_examples:
-        raise UserError(f'{source.name}: {read + 1} examples, not {source.num_examples}')
+    read = 0
+    tf = tf_cpu()
+    try:
+        for read, (image, label) in enumerate(_decoded(source), 1):
+            images[read - 1], labels[read - 1] = image, label
+    except tf.errors.OpError as e:
+        raise UserError(
+            f'{source.name}: example {read} cannot be read ({_first_line(e)}); '
+            'remove the data set and prepare it again'
+        ) from None
+    if read != source.num_examples:
+        raise UserError(f'{source.name}: {read} examples, not {source.num_examples}')
     return ArraySource(source.name, source.class_names, images, labels)
 
 
-def image_shape(source: TFDSSource) -> tuple[int, int, int] | None:
-    """[H, W, C] of every image, where the data set says so."""
-    shape = source.builder.info.features['image'].shape
-    return tuple(shape) if None not in shape else None
+def _decoded(source: TFDSSource | RecordSource) -> Iterator[tuple[np.ndarray, int]]:
+    """Yields the images and labels of a split whose images TensorFlow can decode, in order."""
+    tf = tf_cpu()
+    if isinstance(source, RecordSource):
+        channels = source.image_shape[-1] if source.image_shape else 3
+        for i in range(source.num_examples):
+            (image,), (label,) = source.read([i])
+            yield tf.io.decode_image(image, channels).numpy(), int(label)
+        return
+    for example in _dataset(source.builder, source.split, None, decode=True):
+        yield example['image'].numpy(), int(example['label'])
 
 
 def train_segments(

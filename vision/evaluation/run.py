@@ -28,7 +28,7 @@ class Run:
 
     Attributes:
       path: its workdir.
-      config: as it was trained with.
+      config: as it was trained with; mean and std are what its images were normalised by.
       class_names: K names.
       image_shape: (H, W, C) of the images of its source; None where each has its own size.
       input_shape: (H, W, C) of what the model is fed.
@@ -78,6 +78,9 @@ def load_run(workdir: str | os.PathLike, checkpoint: str = 'best') -> Run:
     path = Path(workdir).expanduser().absolute()
     config = workdir_lib.read_config(path)
     dataset = workdir_lib.read_json(path, 'dataset.json')
+    if config.preprocess.get('normalise') == 'dataset':
+        config.preprocess.mean = tuple(dataset['mean'])
+        config.preprocess.std = tuple(dataset['std'])
     model = create_model(**{'num_classes': len(dataset['class_names'])} | config.model.to_dict())
     mesh = mesh_lib.make_mesh()
     shapes = jax.eval_shape(

@@ -2,16 +2,18 @@
 
 import io
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from vision.core.errors import UserError
 from vision.core.tf_cpu import tf_cpu
-from vision.data.source import FileSource, Source
+from vision.data.source import ArraySource, FileSource, RecordSource, Source, TFDSSource
+from vision.preprocess.decode import MAX_PIXELS
 
 CACHES = ('none', 'raw', 'decoded')
-_SAMPLE = 200  # files looked at for the estimate
+_SAMPLE = 200  # images looked at for the estimate
 
 
 def check(cache: str, source: Source) -> None:
@@ -23,36 +25,63 @@ def check(cache: str, source: Source) -> None:
 
 
 def report(source: Source, channels: int, cache: str) -> str:
-    """Says how much memory a cache of the whole split will take; files are sampled.
+    """Says how much memory a cache of the whole split will take.
 
     Args:
-      source: the split.
+      source: the split; where its images have several sizes, some of them are looked at.
       channels: of the decoded images.
-      cache: one of CACHES.
+      cache: raw or decoded.
     """
-    if cache == 'none' or not isinstance(source, FileSource) or not source.num_examples:
-        return f'cache {cache} of {source.name}: size unknown' if cache != 'none' else 'no cache'
-    every = max(1, source.num_examples // _SAMPLE)
-    sizes = [_bytes(path, channels, cache) for path in source.paths[::every]]
-    total = float(np.mean(sizes)) * source.num_examples
+    shape = _known_shape(source)
+    if shape is not None:
+        mean = float(np.prod(shape[:2])) * channels
+    else:
+        mean = float(np.mean([_bytes(head, channels, cache) for head in _sample(source)]))
+    total = mean * source.num_examples
     free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     return (
-        f'cache {cache} of {source.name}: about {total / 2**30:.2f} GiB for '
-        f'{source.num_examples:,} images, of {free / 2**30:.2f} GiB free'
+        f'cache {cache} of {source.name}: about {total / 2**20:,.1f} MiB for '
+        f'{source.num_examples:,} images, of {free / 2**20:,.1f} MiB free'
     )
 
 
-def _bytes(path: str, channels: int, cache: str) -> int:
+def _known_shape(source: Source) -> tuple[int, ...] | None:
+    if isinstance(source, ArraySource):
+        return source.images.shape[1:]
+    return None if isinstance(source, FileSource) else source.image_shape
+
+
+def _sample(source: Source) -> Iterator[str | bytes]:
+    """Yields paths or encoded images, evenly spread; the first ones of what is read in sequence."""
+    every = max(1, source.num_examples // _SAMPLE)
+    if isinstance(source, FileSource):
+        yield from source.paths[::every]
+    elif isinstance(source, RecordSource):
+        yield from source.read(range(0, source.num_examples, every))[0]
+    elif isinstance(source, TFDSSource):
+        from vision.data.tfds_source import eval_records
+
+        for *_, data in eval_records(source, 0, 1).take(_SAMPLE).as_numpy_iterator():
+            yield data
+
+
+def _bytes(image: str | bytes, channels: int, cache: str) -> int:
+    """What one image takes; 0 if it cannot be read."""
     from PIL import Image
 
     try:
         if cache == 'raw':
-            return os.path.getsize(path)
-        with open(path, 'rb') as file:
-            width, height = Image.open(io.BytesIO(file.read(1 << 16))).size
-        return width * height * channels
-    except (OSError, ValueError, Image.DecompressionBombError):
+            return os.path.getsize(image)
+        head = image if isinstance(image, bytes) else _head(image)
+        width, height = Image.open(io.BytesIO(head)).size
+        return width * height * channels if width * height <= MAX_PIXELS else 0
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return 0
+
+
+def _head(path: str) -> bytes:
+    with open(path, 'rb') as file:
+        return file.read(1 << 16)
 
 
 class RawCache:

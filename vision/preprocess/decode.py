@@ -8,6 +8,11 @@ anything with an unusual header) is read by Pillow, in `read`:
 * what is transparent is laid on white, as a browser does: dropping the alpha channel would show
   colours that nobody was meant to see;
 * the first frame of an animation is taken; EXIF's orientation is applied.
+
+A JPEG that ends before its end marker is refused, though part of the picture is there. One that is
+damaged inside and does have its end marker is read as browsers read it: what comes before the
+damage is intact, libjpeg goes on behind it as best it can, and neither TensorFlow nor Pillow can
+tell that it did (JPEG has no checksum; libjpeg's warning goes to stderr). What libjpeg refuses is refused.
 """
 
 import functools
@@ -20,6 +25,8 @@ import numpy as np
 from vision.core.tf_cpu import tf_cpu
 
 MAX_PIXELS = 200_000_000  # the largest phone cameras; 600 MB as RGB
+# Longer side over shorter: resized by its shorter side, a strip of pixels would fill the memory.
+MAX_ASPECT = 100
 
 
 class BadImage(ValueError):
@@ -37,7 +44,7 @@ def read(data: bytes, channels: int = 3) -> np.ndarray:
       uint8 [H, W, channels].
 
     Raises:
-      BadImage: it is no image, is cut off, or claims more than MAX_PIXELS.
+      BadImage: it is no image, is cut off, claims more than MAX_PIXELS, or is a mere strip.
     """
     from PIL import ImageOps, UnidentifiedImageError
 
@@ -75,6 +82,8 @@ def _check_size(width: int, height: int) -> None:
         raise BadImage(
             f'claims {width}x{height} pixels; the limit is {MAX_PIXELS // 1_000_000} million'
         )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise BadImage(f'is a strip of {width}x{height} pixels; the limit is {MAX_ASPECT} to 1')
 
 
 def _to_array(image: Any, channels: int) -> np.ndarray:
@@ -116,8 +125,8 @@ def _jpeg_needs_pillow(data: bytes) -> bool:
 def is_plain_jpeg(data: Any) -> Any:
     """Whether TensorFlow reads these bytes as Pillow does: a boolean scalar, in the graph.
 
-    A JPEG that ends with its end marker (so that it is not cut off), of one or three components
-    and no more than MAX_PIXELS, that is upright. A file that begins with EXIF or some other
+    A JPEG that ends with its end marker (so that it is not cut off), of one or three components,
+    no more than MAX_PIXELS and no strip, that is upright. A file that begins with EXIF or some other
     application's data is looked at in Python; the others, by far the most, are not.
     """
     tf = tf_cpu()
@@ -160,9 +169,11 @@ def _ask_pillow(data: Any) -> Any:
 def _shape_is_plain(data: Any) -> Any:
     tf = tf_cpu()
     shape = tf.io.extract_jpeg_shape(data, output_type=tf.int32)
-    pixels = tf.cast(shape[0], tf.int64) * tf.cast(shape[1], tf.int64)
-    colours = tf.logical_or(shape[2] == 1, shape[2] == 3)
-    return tf.logical_and(colours, tf.logical_and(pixels > 0, pixels <= MAX_PIXELS))
+    height, width = tf.cast(shape[0], tf.int64), tf.cast(shape[1], tf.int64)
+    pixels = height * width
+    colours = (shape[2] == 1) | (shape[2] == 3)
+    no_strip = tf.maximum(height, width) <= MAX_ASPECT * tf.minimum(height, width)
+    return colours & (pixels > 0) & (pixels <= MAX_PIXELS) & no_strip
 
 
 def read_in_graph(data: Any, channels: int) -> Any:

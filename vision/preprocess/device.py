@@ -1,6 +1,10 @@
 """Preprocessing on the device: images in its memory, gathered and augmented under jit.
 
 For what fits (digits, MNIST, CIFAR): no TensorFlow, and the bus carries ids instead of pixels.
+
+Each step is a call of its own. Several in one `lax.scan` cost four times the CPU time a step here
+(LeNet-5 at batch 64 on two cores, JAX 0.10.2: 17 ms against 65 ms of CPU time): XLA's CPU backend
+runs convolutions inside a loop on its slow path. On accelerators it was not measured.
 """
 
 import functools

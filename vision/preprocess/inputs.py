@@ -84,6 +84,18 @@ class TrainBatches:
             self._host.check()
 
 
+def cache_report(source: Source, config: ConfigDict) -> str | None:
+    """Says how much of the host's memory `data.cache` will take; None if it takes none."""
+    kind, ops = config.data.cache, config.preprocess.train
+    if kind == 'none' or on_device(source, ops):
+        return None
+    from vision.preprocess import cache
+    from vision.preprocess import ops as host_ops
+
+    cache.check(kind, source)
+    return cache.report(source, host_ops.channels(host_ops.parse(ops)), kind)
+
+
 class EvalBatches:
     """Every example of a split once, in order, on the mesh; as often as it is iterated over.
 
@@ -92,7 +104,13 @@ class EvalBatches:
     """
 
     def __init__(
-        self, source: Source, ops: str, batch_size: int, mesh: Mesh, skip_corrupt: bool = False
+        self,
+        source: Source,
+        ops: str,
+        batch_size: int,
+        mesh: Mesh,
+        skip_corrupt: bool = False,
+        max_corrupt: float = 0.0,
     ):
         """Prepares the split.
 
@@ -103,14 +121,16 @@ class EvalBatches:
             there are; the last batch is padded.
           mesh: of all devices.
           skip_corrupt: mask images that cannot be read, instead of raising UserError.
+          max_corrupt: mask them up to that fraction of the split.
         """
         self.source, self.corrupt = source, dict[str, str]()
-        self._ops, self._mesh, self._skip_corrupt = ops, mesh, skip_corrupt
+        self._ops, self._mesh = ops, mesh
+        self._max_corrupt = 1.0 if skip_corrupt else max_corrupt
         self._batch_size = batch_size * mesh.size
         self._split = DeviceSplit(source, ops, 0, mesh) if on_device(source, ops) else None
 
     def __iter__(self) -> Iterator[Batch]:
-        self.corrupt = {}
+        self.corrupt.clear()  # one dict for all passes: whoever holds it sees what is added
         if self._split is not None:
             yield from self._split.eval_batches(self._batch_size)
             return
@@ -122,13 +142,14 @@ class EvalBatches:
             batch_size=self._batch_size,
             process_index=jax.process_index(),
             process_count=jax.process_count(),
-            skip_corrupt=self._skip_corrupt,
+            max_corrupt=self._max_corrupt,
         )
+        batches.corrupt = self.corrupt
         host = _HostBatches(batches, len(batches))
         yield from _prefetch(host, self._mesh)
         host.check()
-        for theirs in processes.share(batches.corrupt):
-            self.corrupt = self.corrupt | theirs
+        for theirs in processes.share(self.corrupt):
+            self.corrupt.update(theirs)
 
 
 def check(source: Source, ops: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vision.data.source import ArraySource, FileSource, Source
+from vision.data.source import ArraySource, FileSource, RecordSource, Source
 from vision.preprocess.decode import BadImage, read
 from vision.preprocess.pipeline import read_file
 
@@ -90,6 +90,10 @@ def _examples(source: Source) -> Iterator[tuple[str, int, Any]]:
     elif isinstance(source, ArraySource):
         for i, image in enumerate(source.images):
             yield f'{source.name}, example {i}', int(source.labels[i]), image
+    elif isinstance(source, RecordSource):
+        for i in range(source.num_examples):
+            (data,), (label,) = source.read([i])
+            yield f'{source.name}, example {i}', int(label), data
     else:
         from vision.data.tfds_source import eval_records
 

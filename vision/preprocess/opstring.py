@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from vision.core.errors import UserError, unknown
+from vision.preprocess import op_values
 
 
 class Op(NamedTuple):
@@ -46,7 +47,7 @@ def check(ops: tuple[Op, ...], registry: Mapping[str, Callable], skip: int = 1) 
       skip: how many parameters do not come from the op string.
 
     Raises:
-      UserError: an unknown op, a missing, surplus or unknown argument.
+      UserError: an unknown op, a missing, surplus or unknown argument, or one that makes no sense.
     """
     for op in ops:
         if op.name not in registry:
@@ -54,10 +55,12 @@ def check(ops: tuple[Op, ...], registry: Mapping[str, Callable], skip: int = 1) 
         signature = inspect.signature(registry[op.name])
         own = list(signature.parameters.values())[skip:]
         try:
-            signature.replace(parameters=own).bind(*op.args, **op.kwargs)
+            bound = signature.replace(parameters=own).bind(*op.args, **op.kwargs)
         except TypeError as e:
             usage = f'{op.name}({", ".join(str(p) for p in own)})'
             raise UserError(f'op {str(op)!r}: {e}. It is {usage}.') from None
+        bound.apply_defaults()
+        op_values.check(str(op), bound.arguments)
 
 
 def _split(text: str) -> list[str]:

@@ -8,6 +8,7 @@ code on an image.
 
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 
 from vision.core.errors import UserError
 from vision.core.tf_cpu import tf_cpu
-from vision.data.source import ArraySource, FileSource, Source, TFDSSource
+from vision.data.source import ArraySource, FileSource, RecordSource, Source, TFDSSource
 from vision.preprocess import cache as cache_lib
 from vision.preprocess import ops as ops_lib
 from vision.preprocess import rows
@@ -33,7 +34,6 @@ class TrainBatches:
 
     Attributes:
       corrupt: the examples that could not be read so far: name → reason.
-      cache_report: how much memory the cache will take.
     """
 
     def __init__(
@@ -54,7 +54,6 @@ class TrainBatches:
         self._preprocess = _Preprocess(source, ops, local, seed, cache)
         self._source, self._max_corrupt = source, max_corrupt
         self.corrupt: dict[str, str] = {}
-        self.cache_report = cache_lib.report(source, self._preprocess.channels, cache)
         if isinstance(source, TFDSSource):
             from vision.data import tfds_source
 
@@ -75,24 +74,13 @@ class TrainBatches:
         if len(slots) == len(plan.ids):
             return _batch(plan, images, np.ones(len(slots), np.float32))
         filled, mask = self._preprocess.fill(plan, slots, images, self.corrupt)
-        self._check_corrupt()
+        check_corrupt(self.corrupt, self._source, self._max_corrupt)
         there = np.flatnonzero(mask)
         labels = plan.labels.copy()
         for slot in np.flatnonzero(mask == 0) if there.size else ():
             copied = there[slot % there.size]
             filled[slot], labels[slot] = filled[copied], labels[copied]
         return _batch(plan._replace(labels=labels), filled, mask)
-
-    def _check_corrupt(self) -> None:
-        allowed = self._max_corrupt * self._source.num_examples
-        if len(self.corrupt) > allowed:
-            name, reason = next(iter(self.corrupt.items()))
-            raise UserError(
-                f'{self._source.name}: {len(self.corrupt)} images of '
-                f'{self._source.num_examples:,} could not be read so far, more than '
-                f'data.max_corrupt={self._max_corrupt:g} allows; the first is {name}: {reason}. '
-                'Mend or remove them, or raise data.max_corrupt.'
-            )
 
 
 class EvalBatches:
@@ -111,11 +99,13 @@ class EvalBatches:
         process_index: int = 0,
         process_count: int = 1,
         skip_corrupt: bool = False,
+        max_corrupt: float = 0.0,
     ):
         """See `eval_batches`."""
         local = _local_size(batch_size, process_count)
         self._preprocess = _Preprocess(source, ops, local, seed=0, cache='none')
-        self._skip_corrupt = skip_corrupt
+        self._source = source
+        self._max_corrupt = 1.0 if skip_corrupt else max_corrupt
         self.corrupt: dict[str, str] = {}
         if isinstance(source, TFDSSource):
             from vision.data import tfds_source
@@ -145,12 +135,24 @@ class EvalBatches:
         if len(slots) == len(plan.ids):
             return _batch(plan, images, real)
         filled, mask = self._preprocess.fill(plan, slots, images, self.corrupt)
-        if self.corrupt and not self._skip_corrupt:
+        if self.corrupt and not self._max_corrupt:
             name, reason = next(iter(self.corrupt.items()))
             raise UserError(
                 f'{name}: {reason}. Mend or remove it, or leave such images out: --skip_corrupt.'
             )
+        check_corrupt(self.corrupt, self._source, self._max_corrupt)
         return _batch(plan, filled, mask * real)
+
+
+def check_corrupt(corrupt: dict[str, str], source: Source, max_corrupt: float) -> None:
+    """Raises UserError if more than that fraction of a split's examples could not be read."""
+    if len(corrupt) > max_corrupt * source.num_examples:
+        name, reason = next(iter(corrupt.items()))
+        raise UserError(
+            f'{source.name}: {len(corrupt)} images of {source.num_examples:,} could not be read so '
+            f'far, more than data.max_corrupt={max_corrupt:g} allows; the first is {name}: '
+            f'{reason}. Mend or remove them, or raise data.max_corrupt.'
+        )
 
 
 def train_batches(source: Source, ops: str, **kwargs: Any) -> TrainBatches:
@@ -182,15 +184,15 @@ def eval_batches(source: Source, ops: str, **kwargs: Any) -> EvalBatches:
       source: the split.
       ops: an op string that ends in images of one size.
       **kwargs: batch_size (global); process_index and process_count; skip_corrupt: give an image
-        that cannot be read mask 0 and an entry in `corrupt`.
+        that cannot be read mask 0 and an entry in `corrupt`; max_corrupt: do so up to that
+        fraction of the examples.
 
     Returns:
       An iterator as that of `train_batches`, of the same length on every host. Padding has id −1,
       label 0 and mask 0.
 
     Raises:
-      UserError: the op string does not fit; while iterating, an image cannot be read and
-        skip_corrupt is False.
+      UserError: the op string does not fit; while iterating, more images than that cannot be read.
     """
     return EvalBatches(source, ops, **kwargs)
 
@@ -233,9 +235,17 @@ class _Preprocess:
 
     def sequential(self, segments: Iterator[Any]) -> Iterator:
         """Batches of records, data set by data set, as `rows.aligned` yields them."""
+        errors: list[Exception] = []
         for records in segments:
-            dataset = rows.sequential(records, self._local, self._seed, len(self._ops))
+            dataset = rows.sequential(
+                records, self._local, self._seed, len(self._ops), errors.append
+            )
             yield from rows.aligned(self._run(dataset), self._local)
+            if errors:
+                raise UserError(
+                    f'{self._source.name}: its records cannot be read ({_first_line(errors[0])}); '
+                    'remove the data set and prepare it again'
+                )
 
     def padding(self) -> tuple[rows.Plan, np.ndarray, np.ndarray]:
         """A batch of nothing, for a host that has fewer examples than another."""
@@ -278,6 +288,8 @@ class _Preprocess:
             image = self._source.images[example]
         elif isinstance(self._source, FileSource):
             image = read(read_file(name), self.channels)
+        elif isinstance(self._source, RecordSource):
+            image = read(self._source.read([example])[0][0], self.channels)
         else:
             raise BadImage('cannot be decoded, or is too small for the ops')
         try:
@@ -338,7 +350,7 @@ class _Preprocess:
 
         if isinstance(self._source, ArraySource):
             return ops_lib.apply(self._ops, data, draws)
-        shape = _known_shape(self._source)
+        shape = self._source.image_shape if not isinstance(self._source, FileSource) else None
         if self._decoded is None and shape is None:
             return ops_lib.apply(self._ops, encoded(), draws)
         image = self._decode(example, encoded)
@@ -350,14 +362,6 @@ class _Preprocess:
             return ops_lib.apply(self._ops[:1], encoded(), None)
 
         return decode() if self._decoded is None else self._decoded.get(example, decode)
-
-
-def _known_shape(source: Source) -> tuple[int, int, int] | None:
-    if not isinstance(source, TFDSSource):
-        return None
-    from vision.data import tfds_source
-
-    return tfds_source.image_shape(source)
 
 
 def read_file(path: str) -> bytes:
@@ -377,7 +381,10 @@ def read_file(path: str) -> bytes:
         raise BadImage('is a folder') from None
     except OSError as e:
         raise BadImage(e.strerror or 'cannot be read') from None
+    except ValueError:  # a path that no file can have: with a zero byte in it
+        raise BadImage('no such file') from None
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).split('\n')[0]
+    """What an error says, without TensorFlow's names of nodes and ops around it."""
+    return re.sub(r'\{\{.*?\}\}\s*|\s*\[(\[|Op).*', '', str(error).split('\n')[0])

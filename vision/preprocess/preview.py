@@ -124,8 +124,10 @@ def _draw_inputs(source: Source, config: ConfigDict, path: Path) -> None:
 
 
 def _show(axes: Any, image: np.ndarray) -> None:
+    """Shows the first three channels as colours, or the first one as grey if there are fewer."""
     image = np.clip(np.asarray(image, np.float32), 0, 255) / 255
-    grey = image.shape[-1] == 1
+    grey = image.shape[-1] < 3
+    image = image[..., :3]
     axes.imshow(image[..., 0] if grey else image, cmap='gray' if grey else None, vmin=0, vmax=1)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from vision.core.tf_cpu import tf_cpu
 from vision.data.order import batch_ids
-from vision.data.source import ArraySource, FileSource
+from vision.data.source import FileSource, Indexed, RecordSource
 from vision.preprocess.draws import PER_OP, draw
 
 
@@ -31,23 +31,20 @@ class Plan(NamedTuple):
     labels: np.ndarray
 
 
-def train_plan(
-    source: ArraySource | FileSource, seed: int, batch_size: int, part: slice
-) -> Callable[[int], Plan]:
-    """Returns the function from a step to the host's rows `part` of that training batch."""
+def train_plan(source: Indexed, seed: int, batch_size: int, part: slice) -> Callable[[int], Plan]:
+    """Returns the function from a step to the host's rows `part` of that batch, labels to come."""
 
     def plan(step: int) -> Plan:
         ids, epochs = batch_ids(seed, source.num_examples, batch_size, step)
-        ids, epochs = ids[part], epochs[part]
-        return Plan(ids, epochs, source.labels[ids].astype(np.int64))
+        return Plan(ids[part], epochs[part], np.zeros_like(ids[part]))
 
     return plan
 
 
 def eval_plan(
-    source: ArraySource | FileSource, batch_size: int, process_index: int, process_count: int
+    source: Indexed, batch_size: int, process_index: int, process_count: int
 ) -> Callable[[int], Plan]:
-    """Returns the function from a step to the host's rows of that evaluation batch.
+    """Returns the function from a step to the host's rows of that batch, labels to come.
 
     Batches hold the ids in order. What remains for the last one is shared among the hosts, so
     that their shares of the split differ by one example at most.
@@ -61,14 +58,13 @@ def eval_plan(
         ids = np.full(local, -1)
         count = share + (process_index < extra)
         ids[:count] = first + np.arange(count)
-        labels = np.where(ids < 0, 0, source.labels[ids])
-        return Plan(ids, np.zeros(local, np.int64), labels.astype(np.int64))
+        return Plan(ids, *np.zeros((2, local), np.int64))
 
     return plan
 
 
 def indexed(
-    source: ArraySource | FileSource,
+    source: Indexed,
     plan: Callable[[int], Plan],
     steps: tuple[int, int],
     seed: int,
@@ -77,35 +73,53 @@ def indexed(
     """Rows of a source that can be indexed.
 
     Args:
-      source: files or arrays.
-      plan: what each step's batch holds.
+      source: files, arrays or records.
+      plan: what each step's batch holds; the labels are filled in here.
       steps: the first, and one past the last.
       seed: of the run.
       num_ops: how many ops draw random numbers.
 
     Returns:
       A data set of dicts: slot int64, id int64, draws float64 [num_ops, PER_OP], plan (bytes of
-      the Plan in a tick, else empty), data (a path, or uint8 [H, W, C]).
+      the Plan in a tick, else empty), data (a path, encoded bytes, or uint8 [H, W, C]).
     """
     tf = tf_cpu()
-    # The last entry stands for no image, id −1; what it holds is never looked at.
-    if isinstance(source, FileSource):
-        content = np.empty(source.num_examples + 1, np.object_)
-        content[:] = [*map(os.fsencode, source.paths), b'']
-        kind, shape = tf.string, ()
-    else:
-        content = source.images
-        kind, shape = tf.uint8, content.shape[1:]
+    content, kind, shape = _content(source)
 
     def rows(step: np.int64) -> list[np.ndarray]:
         this = plan(int(step))
-        return [*rows_of(this, seed, num_ops), content[np.append(this.ids, -1)]]
+        data, labels = content(this.ids)
+        labelled = this._replace(labels=np.where(this.ids < 0, 0, labels).astype(np.int64))
+        return [*rows_of(labelled, seed, num_ops), data]
 
     def map_rows(step: Any) -> dict[str, Any]:
         values = tf.numpy_function(rows, [step], [*_row_types(), kind])
         return named(values, num_ops, shape)
 
-    return tf.data.Dataset.range(*steps).map(map_rows).unbatch()
+    return tf.data.Dataset.range(*steps).map(map_rows).prefetch(1).unbatch()
+
+
+def _content(source: Indexed) -> tuple[Callable[[np.ndarray], tuple], Any, tuple[int, ...]]:
+    """What gives the data and labels of ids [b], with a row more for the tick; its type and shape.
+
+    The tick's row, like those of padding, is never looked at.
+    """
+    tf = tf_cpu()
+    if isinstance(source, RecordSource):
+
+        def read(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            data, labels = source.read(ids.tolist())
+            return np.array([*data, b''], object), labels
+
+        return read, tf.string, ()
+    if isinstance(source, FileSource):
+        data = np.empty(source.num_examples + 1, np.object_)
+        data[:] = [*map(os.fsencode, source.paths), b'']
+        kind, shape = tf.string, ()
+    else:
+        data = source.images
+        kind, shape = tf.uint8, data.shape[1:]
+    return lambda ids: (data[np.append(ids, -1)], source.labels[ids]), kind, shape
 
 
 def rows_of(plan: Plan, seed: int, num_ops: int) -> list[np.ndarray]:
@@ -133,7 +147,9 @@ def named(values: list[Any], num_ops: int, data_shape: tuple[int | None, ...]) -
     }
 
 
-def sequential(records: Any, local: int, seed: int, num_ops: int) -> Any:
+def sequential(
+    records: Any, local: int, seed: int, num_ops: int, failed: Callable[[Exception], None]
+) -> Any:
     """Rows of a data set of records that must be read in sequence.
 
     Args:
@@ -141,25 +157,32 @@ def sequential(records: Any, local: int, seed: int, num_ops: int) -> Any:
       local: rows of a batch on this host, b; the last batch is padded.
       seed: of the run.
       num_ops: how many ops draw random numbers.
+      failed: told why, where the records cannot be read to their end; the rows end there.
 
     Returns:
       As `indexed`, with data the encoded bytes.
     """
     tf = tf_cpu()
 
-    def rows(
-        ids: np.ndarray, epochs: np.ndarray, labels: np.ndarray, data: np.ndarray
-    ) -> list[np.ndarray]:
-        missing = local - len(ids)
-        ids = np.pad(ids, (0, missing), constant_values=-1)
-        epochs, labels = np.pad(epochs, (0, missing)), np.pad(labels, (0, missing))
-        data = np.array([*data, *([b''] * (missing + 1))], object)
-        return [*rows_of(Plan(ids, epochs, labels), seed, num_ops), data]
+    def rows() -> Iterator[tuple[np.ndarray, ...]]:
+        # In Python, because what fails inside the data set is skipped together with bad images.
+        try:
+            for ids, epochs, labels, data in records.batch(local).prefetch(1).as_numpy_iterator():
+                missing = local - len(ids)
+                ids = np.pad(ids, (0, missing), constant_values=-1)
+                epochs, labels = np.pad(epochs, (0, missing)), np.pad(labels, (0, missing))
+                data = np.array([*data, *([b''] * (missing + 1))], object)
+                yield (*rows_of(Plan(ids, epochs, labels), seed, num_ops), data)
+        except tf.errors.OpError as e:
+            failed(e)
 
-    def map_rows(*record: Any) -> dict[str, Any]:
-        return named(tf.numpy_function(rows, record, [*_row_types(), tf.string]), num_ops, ())
-
-    return records.batch(local).map(map_rows).unbatch()
+    types = [*_row_types(), tf.string]
+    shapes = [[], [], [num_ops, PER_OP], [], []]
+    signature = tuple(
+        tf.TensorSpec([None, *shape], kind) for kind, shape in zip(types, shapes, strict=True)
+    )
+    batches = tf.data.Dataset.from_generator(rows, output_signature=signature)
+    return batches.map(lambda *values: named(list(values), num_ops, ())).unbatch()
 
 
 def aligned(

@@ -29,9 +29,13 @@ class Evaluator:
         assert source is not None
         if split not in self._batches:
             self._batches[split] = inputs.EvalBatches(
-                source, run.config.preprocess.eval, run.config.evaluation.batch_size, run.mesh
+                source,
+                run.config.preprocess.eval,
+                run.config.evaluation.batch_size,
+                run.mesh,
+                max_corrupt=run.config.data.max_corrupt,
             )
-        num_classes = len(source.class_names)
+        num_classes, count = len(source.class_names), source.num_examples
         batches = self._batches[split]
         self.first.pop(split, None)
 
@@ -40,4 +44,4 @@ class Evaluator:
             self.first.setdefault(split, (batch, answers))
             return answers
 
-        return evaluate(eval_step, variables, batches, source.num_examples, num_classes)
+        return evaluate(eval_step, variables, batches, count, num_classes, batches.corrupt)

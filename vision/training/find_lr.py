@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from vision.core.errors import UserError
 from vision.preprocess import inputs
 from vision.training.optimizer import make_optimizer
-from vision.training.setup import setup
+from vision.training.setup import normalised, setup
 from vision.training.step import init_state, make_train_step
 
 LOWEST, HIGHEST = 1e-6, 10.0
@@ -40,7 +40,7 @@ def find_lr(config: ConfigDict, steps: int = 150) -> dict[str, Any]:
     Raises:
       UserError: whatever would stop a run, or a loss that fell nowhere.
     """
-    run = setup(config)
+    run = normalised(setup(config))
     factor = (HIGHEST / LOWEST) ** (1 / max(steps - 1, 1))
     schedule: optax.Schedule = lambda step: LOWEST * factor**step  # noqa: E731
     run = dataclasses.replace(

@@ -30,7 +30,7 @@ from vision.training.init_from import init_from
 from vision.training.interval import Clock, Interval
 from vision.training.recorder import Recorder, newest, read
 from vision.training.results import Results, evaluations, results
-from vision.training.setup import Setup, setup
+from vision.training.setup import Setup, normalised, setup
 from vision.training.signals import StopSignals
 from vision.training.step import init_state, make_train_step
 
@@ -65,6 +65,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] 
                 _say(f'{path}: this run is finished; nothing was changed')
                 best: int | None = checkpoints.find('best')
             else:
+                known = workdir_lib.read_json(path, 'dataset.json') if latest else None
+                run = normalised(run, known)
                 workdir_lib.describe(path, run.dataset)
                 best = _train(run, path, latest, ended, checkpoints, early_stopping, signals, hooks)
             return {} if best is None else processes.on_first(lambda: results(path, best))
@@ -99,6 +101,8 @@ def _train(
             display = Display(run.train.name, run.total_steps)
             pictures = Pictures(recorder, evaluator, run.train.class_names)
             hooks = (display, pictures, early_stopping, *hooks)
+            if (report := inputs.cache_report(run.train, run.config)) is not None:
+                _say(report)
             ended = _loop(run, state, interval, evaluator, checkpoints, recorder, signals, hooks)
         if not ended:
             return None

@@ -22,6 +22,7 @@ from vision.models import create_model
 from vision.models.summary import check_contract
 from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
+from vision.preprocess.statistics import channel_statistics
 from vision.training import losses, patterns, plateau
 from vision.training import optimizer as optimizer_lib
 from vision.training.optimizer import make_optimizer
@@ -75,6 +76,8 @@ class Setup:
             'image_shape': list(in_memory.images.shape[1:]) if in_memory else None,
             'input_shape': list(self.input_shape),
             'num_examples': {k: v.num_examples for k, v in splits.items() if v is not None},
+            'mean': list(self.config.preprocess.mean),
+            'std': list(self.config.preprocess.std),
         }
 
 
@@ -172,6 +175,30 @@ def _check_classes(model: nn.Module, train: Source) -> None:
         raise UserError(
             f'model.num_classes={model.num_classes}: {train.name} has {len(train.class_names)} classes'
         )
+
+
+def normalised(run: Setup, dataset: dict[str, Any] | None = None) -> Setup:
+    """The run with what `preprocess.normalise` asks for in place of its config's mean and std.
+
+    Args:
+      run: as `setup` returns it.
+      dataset: `dataset.json` of the run that goes on; without it the statistics are computed,
+        which reads the training split once.
+
+    Raises:
+      UserError: the training split has no image, or none but of one colour.
+    """
+    if run.config.preprocess.normalise == 'constants':
+        return run
+    config = run.config.copy_and_resolve_references()
+    preprocess = config.preprocess
+    if dataset is None:
+        preprocess.mean, preprocess.std = channel_statistics(
+            run.train, preprocess.eval, config.evaluation.batch_size, run.mesh
+        )
+    else:
+        preprocess.mean, preprocess.std = tuple(dataset['mean']), tuple(dataset['std'])
+    return dataclasses.replace(run, config=config)
 
 
 def _load_optional(config: ConfigDict, split: str) -> Source | None:

@@ -14,9 +14,12 @@ from vision.core import mesh as mesh_lib
 from vision.core.state import TrainState
 from vision.evaluation.run import init_variables
 from vision.preprocess.device import Batch, normalise
+from vision.preprocess.mix import mix
 from vision.training import averages, losses, patterns, plateau
 
 Metrics = dict[str, jax.Array]
+
+MIX = 1  # folded into a step's key for mixup and CutMix; dropout takes the key itself
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 # What the gradient is computed of: `images` float32 [B, H, W, C], `targets` float32 [B, K], of which
@@ -82,9 +85,9 @@ def make_train_step(
     every device updates its share.
 
     Its metrics are sums over the batch's examples (`loss`, `correct`, `count`; with class weights
-    `loss` is `count` times the weighted mean), the learning rate `lr`, the norms of the gradient of
-    what is not frozen and of the new parameters, and `finite`: whether the loss and all new
-    parameters are numbers.
+    `loss` is `count` times the weighted mean; of a mixed label the largest share is right), the
+    learning rate `lr`, the norms of the gradient of what is not frozen and of the new parameters,
+    and `finite`: whether the loss and all new parameters are numbers.
 
     Args:
       model: unbound.
@@ -98,8 +101,8 @@ def make_train_step(
     gradient_of = _make_gradient(model, config, mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        examples = make_examples(batch, config, model.num_classes)
         key = jax.random.fold_in(state.rng, state.step)
+        examples = make_examples(batch, config, model.num_classes, key)
         normaliser = losses.total_weight(examples, config.loss)
         gradient, sums, batch_stats = gradient_of(state, examples, normaliser, key)
         gradient = mesh_lib.constrain_state(gradient, mesh, shard)
@@ -137,13 +140,17 @@ def make_train_step(
     return jax.jit(train_step, in_shardings=(None, mesh_lib.split_batch(mesh)), donate_argnums=0)
 
 
-def make_examples(batch: Batch, config: ConfigDict, num_classes: int) -> Examples:
-    """Turns a batch into what the model is fed and what its loss is measured against."""
-    return {
-        'images': normalise(batch['image'], config.preprocess.mean, config.preprocess.std),
-        'targets': jax.nn.one_hot(batch['label'], num_classes),
-        'mask': batch['mask'],
-    }
+def make_examples(batch: Batch, config: ConfigDict, num_classes: int, key: jax.Array) -> Examples:
+    """Turns a batch into what the model is fed and what its loss is measured against, mixed."""
+    images, targets = mix(
+        normalise(batch['image'], config.preprocess.mean, config.preprocess.std),
+        jax.nn.one_hot(batch['label'], num_classes),
+        batch['mask'],
+        jax.random.fold_in(key, MIX),
+        config.preprocess.mixup,
+        config.preprocess.cutmix,
+    )
+    return {'images': images, 'targets': targets, 'mask': batch['mask']}
 
 
 def _make_gradient(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable:

@@ -1,0 +1,60 @@
+"""A folder of real images of which a tenth are broken, from training to evaluation."""
+
+import numpy as np
+import pytest
+
+from configs.digits_lenet5 import get_config
+from tests.preprocess.conftest import encode
+from tests.preprocess.test_pipeline import absurd
+from vision.core.errors import UserError
+from vision.evaluation.run import evaluate_run, load_run
+from vision.training import train
+
+BREAK = [
+    lambda data: data[: len(data) // 2],
+    lambda data: b'path,label\na.jpg,cat\n',
+    lambda data: b'',
+    absurd,
+]
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    """Forty images in each split, of two classes; four of each split are broken."""
+    import skimage.data
+
+    photo, root = skimage.data.chelsea(), tmp_path_factory.mktemp('broken')
+    rng = np.random.default_rng(0)
+    for split in ('train', 'val', 'test'):
+        for i in range(40):
+            y, x = rng.integers(photo.shape[0] - 48), rng.integers(photo.shape[1] - 64)
+            data = encode(photo[y : y + 48, x : x + 64])
+            path = root / split / f'class {i % 2}' / f'{i:03}.JPG'
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(BREAK[i // 10](data) if i % 10 == 5 else data)
+    return root
+
+
+def config_for(root):
+    config = get_config()
+    config.data.source, config.data.path = 'folder', str(root)
+    config.preprocess.train = 'decode(channels=1)|random_resized_crop(32)|flip_lr'
+    config.preprocess.eval = 'decode(channels=1)|resize(32)'
+    config.training.batch_size, config.schedule.warmup = 20, '0 steps'
+    config.training.duration = config.training.eval_every = '2 epochs'
+    return config
+
+
+def test_training_refuses_too_many_and_goes_through_when_they_are_allowed(root, tmp_path):
+    config = config_for(root)
+    with pytest.raises(UserError, match=r'of 40 could not be read so far.*data\.max_corrupt=0\.01'):
+        train(config, tmp_path / 'refused')
+    config.data.max_corrupt = 0.1
+    results = train(config, tmp_path / 'run')
+    assert results['validation']['count'] == results['test']['count'] == 36
+    run = load_run(tmp_path / 'run')
+    with pytest.raises(UserError, match='--skip_corrupt'):
+        evaluate_run(run)
+    scores = evaluate_run(run, skip_corrupt=True)
+    assert (scores['count'], scores['corrupt']) == (36, 4)
+    assert {key: scores[key] for key in results['test']} == results['test']

@@ -16,8 +16,9 @@ from ml_collections.config_dict import placeholder
 from vision.core import durations
 from vision.core.errors import UserError, unknown
 
-# What may differ when a run goes on in its workdir: stopping, logging and keeping.
+# What may differ when a run goes on in its workdir: stopping, logging, keeping, other evaluations.
 MAY_DIFFER = (
+    'evals',
     'training.stop_after',
     'training.log_every',
     'training.keep',
@@ -89,7 +90,27 @@ def default_config() -> ConfigDict:
 
     # For each device: what a device computes, and so every bit of it, is the same on any number.
     config.evaluation = ConfigDict({'batch_size': 256})
+    # Evaluations beside the run's own test split, by name: entries as `default_eval()` has them, of
+    # which only what differs is written, {'v2': {'data': {'name': 'imagenet_v2'}}}.
+    config.evals = ConfigDict()
     return config
+
+
+def default_eval() -> ConfigDict:
+    """An entry of `config.evals`, and what `--eval.KEY=VALUE` sets: the run's own test split."""
+    entry = ConfigDict()
+    entry.split = 'test'
+    # Keys of config.data that differ. One that has a source, name or path is another data set:
+    # its classes are found in the run's by name.
+    entry.data = ConfigDict()
+    # A paper's test protocol (vision.evaluation.protocols), instead of preprocess.eval: 'ten_crop',
+    # 'crops_144', 'multi_scale_crops', 'dense(256, 384, 512)'.
+    entry.protocol = placeholder(str)
+    entry.ops = placeholder(str)  # an op string instead of preprocess.eval; it may end in views
+    entry.weights = placeholder(str)  # 'raw', or 'ema', which is taken where there is one
+    # 'data': of another data set, the logits of its own classes are compared; 'all': of all classes.
+    entry.classes = 'data'
+    return entry
 
 
 def check(config: ConfigDict) -> None:
@@ -100,7 +121,7 @@ def check(config: ConfigDict) -> None:
     """
     default = default_config()
     for key in default:
-        if key not in config:
+        if key not in config and key != 'evals':  # workdirs of older versions have none
             raise UserError(f'config.{key} is missing; start from default_config()')
     for key in config:
         if key not in default:
@@ -119,6 +140,8 @@ def check(config: ConfigDict) -> None:
         for key in config[section]:
             if key not in default[section]:
                 raise unknown(f'key of config.{section}', key, default[section].keys())
+    for name, entry in config.get('evals', {}).items():
+        complete_eval(entry, f'config.evals.{name}')
     training = config.training
     for key in ('duration', 'eval_every', 'checkpoint_every', 'log_every'):
         if durations.parse(training[key], f'training.{key}')[0] <= 0:
@@ -150,6 +173,34 @@ def check(config: ConfigDict) -> None:
         raise UserError(f'preprocess.std={tuple(config.preprocess.std)} must be above 0')
 
 
+def complete_eval(entry: ConfigDict, name: str = '--eval') -> ConfigDict:
+    """An entry of `config.evals` with its defaults.
+
+    Args:
+      entry: what differs from `default_eval()`.
+      name: what it is called in messages.
+
+    Raises:
+      UserError: a key that entries do not have, or a value that makes no sense.
+    """
+    complete = default_eval()
+    if not isinstance(entry, ConfigDict):
+        raise UserError(f"{name}={entry!r} must be a dict, as {{'split': 'validation'}}")
+    for key, value in entry.items():
+        if key not in complete:
+            raise unknown(f'key of {name}', key, complete.keys())
+        try:
+            complete[key] = value
+        except TypeError:
+            raise UserError(f'{name}.{key}={value!r} is of the wrong type') from None
+    if complete.protocol and complete.ops:
+        raise UserError(f'{name}: give either a protocol or ops, not both')
+    for key, known in (('weights', ('ema', 'raw', None)), ('classes', ('data', 'all'))):
+        if complete[key] not in known:
+            raise unknown(f'{name}.{key}', complete[key], [k for k in known if k])
+    return complete
+
+
 def resolve(config: ConfigDict) -> ConfigDict:
     """A copy whose paths are absolute, so that a run finds its data from any folder.
 
@@ -159,9 +210,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
     for key in ('init_from', 'freeze'):
         if config[key] in ('', 'None'):  # the command line has no other way to say None
             config[key] = None
-    for key in ('path', 'data_dir'):
-        if config.data.get(key):
-            config.data[key] = os.path.abspath(os.path.expanduser(config.data[key]))
+    for data in (config.data, *(e.get('data', {}) for e in config.get('evals', {}).values())):
+        for key in ('path', 'data_dir'):
+            if data.get(key):
+                data[key] = os.path.abspath(os.path.expanduser(data[key]))
     if config.init_from and os.path.exists(os.path.expanduser(config.init_from)):
         config.init_from = os.path.abspath(os.path.expanduser(config.init_from))
     return config
@@ -182,7 +234,8 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     before, after = _flatten(old.to_dict()), _flatten(new.to_dict())
     phrases = []
     for key in dict.fromkeys([*before, *after]):
-        if key not in MAY_DIFFER and before.get(key) != after.get(key):
+        kept = key not in MAY_DIFFER and key.split('.')[0] not in MAY_DIFFER
+        if kept and before.get(key) != after.get(key):
             phrases.append(f'{key} is {before.get(key)!r} there and {after.get(key)!r} here')
     return phrases
 

@@ -113,8 +113,14 @@ def evaluate_entry(
     return Evaluation(name, entry, source, predictions, figures, corrupt)
 
 
-def figures_of(predictions: Predictions) -> dict[str, Any]:
+def figures_of(
+    predictions: Predictions, resamples: int = metrics.RESAMPLES
+) -> dict[str, Any]:
     """The figures of a split.
+
+    Args:
+      predictions: of its examples.
+      resamples: of the bootstrap.
 
     Returns:
       `top1`, `top5` (fractions of 1; `top5` None under 5 classes), `loss`, `count`,
@@ -132,7 +138,9 @@ def figures_of(predictions: Predictions) -> dict[str, Any]:
         'ece': metrics.expected_calibration_error(p.confidence, correct),
         'brier': math.fsum(p.squared_error) / n,
     }
-    intervals = metrics.intervals(p.labels, p.rank, p.loss, p.confidence, p.squared_error)
+    intervals = metrics.intervals(
+        p.labels, p.rank, p.loss, p.confidence, p.squared_error, resamples=resamples
+    )
     figures = {k: None if v is None or not np.isfinite(v) else v for k, v in figures.items()}
     figures['intervals'] = {k: list(v) for k, v in intervals.items() if figures[k] is not None}
     return figures

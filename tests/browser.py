@@ -53,7 +53,11 @@ def browser(folder: Path, width: int = 1280, height: int = 900) -> Iterator:
     webdriver = pytest.importorskip('selenium.webdriver')
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
-    for flag in (*FLAGS, f'--user-data-dir={folder / "profile"}', f'--window-size={width},{height}'):
+    for flag in (
+        *FLAGS,
+        f'--user-data-dir={folder / "profile"}',
+        f'--window-size={width},{height}',
+    ):
         options.add_argument(flag)
     options.set_capability('goog:loggingPrefs', {'performance': 'ALL', 'browser': 'ALL'})
     driver = webdriver.Chrome(options, webdriver.ChromeService(driver_path))

@@ -88,9 +88,7 @@ def example(n=400, k=10, seed=0):
 
 
 def intervals(p, **kwargs):
-    return metrics.intervals(
-        p.labels, p.rank, p.loss, p.confidence, p.squared_error, **kwargs
-    )
+    return metrics.intervals(p.labels, p.rank, p.loss, p.confidence, p.squared_error, **kwargs)
 
 
 def test_intervals_are_scipys_percentile_bootstrap():

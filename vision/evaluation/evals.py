@@ -113,9 +113,7 @@ def evaluate_entry(
     return Evaluation(name, entry, source, predictions, figures, corrupt)
 
 
-def figures_of(
-    predictions: Predictions, resamples: int = metrics.RESAMPLES
-) -> dict[str, Any]:
+def figures_of(predictions: Predictions, resamples: int = metrics.RESAMPLES) -> dict[str, Any]:
     """The figures of a split.
 
     Args:

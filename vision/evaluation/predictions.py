@@ -86,8 +86,9 @@ def from_scores(
     right = np.take_along_axis(scores, labels[:, None], axis=1)
     lower = np.arange(scores.shape[1]) < labels[:, None]
     ahead = ~(scores <= right) | ((scores == right) & lower)
-    log_sum = np.logaddexp.reduce(scores, axis=1, keepdims=True)
-    probabilities = np.exp(scores - log_sum)
+    with np.errstate(invalid='ignore'):  # what is no number stays one that is none
+        log_sum = np.logaddexp.reduce(scores, axis=1, keepdims=True)
+        probabilities = np.exp(scores - log_sum)
     right_probability = np.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0]
     top = np.argsort(-scores, axis=1, kind='stable')[:, :TOP_K]
     return Predictions(

@@ -101,7 +101,8 @@ class EvalBatches:
             process_count=jax.process_count(),
             skip_corrupt=self._skip_corrupt,
         )
-        self.corrupt = batches.corrupt
+        self.corrupt.clear()  # one dict over all passes: who was given it sees what comes
+        batches.corrupt = self.corrupt
         yield from _prefetch(batches, self._mesh)
 
 

@@ -17,8 +17,9 @@ from vision.evaluation.report.charts import curves, line_chart, reliability_char
 from vision.evaluation.report.pictures import thumbnails
 from vision.evaluation.run import Run
 
-_MISTAKES = 18  # pictures of each kind
+_MISTAKES = 16  # pictures of each kind
 _PAIRS = 25  # of classes that are confused
+_SIDE_BY_SIDE = 12  # classes; with more, the pairs are below the matrix
 _HEADLINES = {
     'top1': ('top-1', 'the right class came first'),
     'top5': ('top-5', 'it was among the first five'),
@@ -90,10 +91,13 @@ def _evaluation(e: Evaluation) -> str:
     return f'''<section class="evaluation" id="{_anchor(e)}">
 <h2>{html.escape(e.name)} <small>{html.escape(_how(e))}</small></h2>
 <div class="cards">{_cards(e)}</div>
+<p class="quiet">In brackets: 95 % confidence intervals, by resampling the examples {metrics.RESAMPLES:,} times.</p>
 <h3>Which classes are taken for which</h3>
+<div class="matrix{' large' if len(p.class_names) > _SIDE_BY_SIDE else ''}">
 <div class="confusion"><script type="application/json">{_confusion_data(p, matrix)}</script></div>
-{_pairs(p, matrix)}
+{_pairs(p, matrix)}</div>
 <h3>Mistakes with the highest loss</h3>
+<p class="quiet">The class that is right, what it was taken for (→) and how surely. Point at a picture for its name.</p>
 {_gallery(p, worst, images, 'worst')}
 <h3>Mistakes that it was surest of</h3>
 {_gallery(p, confident, images, 'confident')}
@@ -121,10 +125,11 @@ def _cards(e: Evaluation) -> str:
             continue
         low, high = e.figures['intervals'][key]
         digits = 1 if key in _PERCENT else 3
+        interval = f'{_value(low, key, digits)} … {_value(high, key, digits)}'.replace(' % …', ' …')
         cards.append(
             f'<div class="card"><div class="name">{title}</div>'
             f'<div class="figure">{_value(e.figures[key], key)}</div>'
-            f'<div class="interval">95 %: {_value(low, key, digits)} … {_value(high, key, digits)}</div>'
+            f'<div class="interval">({interval})</div>'
             f'<div class="quiet">{explained}</div></div>'
         )
     return ''.join(cards)
@@ -158,8 +163,8 @@ def _gallery(p: Predictions, rows: list[int], images: dict[int, str], kind: str)
         cells.append(
             f'<figure class="mistake" title="{_escape(where)}">{shown}<figcaption>'
             f'<b>{_escape(p.class_names[label])}</b>'
-            f'<span class="said">{_escape(p.class_names[said])} {p.confidence[i]:.1%}</span>'
-            f'<span class="quiet">{_escape(where.rsplit("/", 1)[-1])}, loss {p.loss[i]:.2f}</span>'
+            f'<span class="said">→ {_escape(p.class_names[said])} {p.confidence[i]:.1%}</span>'
+            f'<span class="quiet">loss {p.loss[i]:.2f}</span>'
             '</figcaption></figure>'
         )
     return f'<div class="gallery {kind}">{"".join(cells)}</div>'

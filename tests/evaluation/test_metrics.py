@@ -71,11 +71,11 @@ def test_calibration(drawn, bins):
     _, _, got = drawn
     r = metrics.reliability(got.confidence, got.correct, bins)
     accuracy, confidence = calibration_curve(got.correct, got.confidence, n_bins=bins)
-    there = r.count > 0
+    there = r.examples > 0
     np.testing.assert_allclose(r.accuracy[there], accuracy)
     np.testing.assert_allclose(r.confidence[there], confidence)
-    assert np.isnan(r.accuracy[~there]).all() and r.count.sum() == len(got)
-    gaps = np.abs(accuracy - confidence) * r.count[there] / len(got)
+    assert np.isnan(r.accuracy[~there]).all() and r.examples.sum() == len(got)
+    gaps = np.abs(accuracy - confidence) * r.examples[there] / len(got)
     ece = metrics.expected_calibration_error(got.confidence, got.correct, bins)
     assert ece == pytest.approx(gaps.sum(), abs=1e-12)
 

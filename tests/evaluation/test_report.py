@@ -73,9 +73,8 @@ def test_ten_classes(tmp_path):
         assert len(find('#curves svg polyline')) == 3  # a curve of NaN is none
         assert len(find('#eval-test .mistake img[src^="data:image/png"]')) == 32
         assert len(find('#eval-test svg rect.bar')) > 3
-        assert '"top_k' not in find('#config pre')[0].text
         assert '"seed": 0' in find('#config pre')[0].get_attribute('textContent')
-        assert '"jax"' in find('#environment pre')[0].get_attribute('textContent')
+        assert '"jax"' in find('#evaluated_with pre')[0].get_attribute('textContent')
         cells = find('#eval-test .confusion td')
         assert len(cells) == 100
         counts = [int(c.text or 0) for c in cells]

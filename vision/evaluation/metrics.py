@@ -34,12 +34,12 @@ class Reliability(NamedTuple):
     """How often a model is right at each level of confidence: bins of equal width, (low, high].
 
     Attributes:
-      count: int64 [bins].
+      examples: int64 [bins], how many.
       confidence: float64 [bins], mean probability of the class that was named; NaN if empty.
       accuracy: float64 [bins], the fraction that was right; NaN if empty.
     """
 
-    count: np.ndarray
+    examples: np.ndarray
     confidence: np.ndarray
     accuracy: np.ndarray
 
@@ -88,7 +88,7 @@ def reliability(
     where = _bins(confidence, bins)
     count = np.bincount(where, minlength=bins)
     return Reliability(
-        count=count,
+        examples=count,
         confidence=_quotient(np.bincount(where, confidence, bins), count),
         accuracy=_quotient(np.bincount(where, correct, bins), count),
     )
@@ -113,7 +113,8 @@ def intervals(
 ) -> dict[str, tuple[float, float]]:
     """95 % confidence intervals by the bootstrap (Efron): percentiles over resampled examples.
 
-    They hold for test examples drawn anew, not for a model trained anew.
+    They hold for test examples drawn anew, not for a model trained anew. Where all examples are
+    right, resampling finds no others, and the interval of an accuracy is a point.
 
     Args:
       labels: int [N].

@@ -59,10 +59,10 @@ def reliability_chart(bins: Reliability) -> str:
     """Accuracy in each bin of confidence, against the diagonal, and how many examples are there."""
     ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
     place = _Place(ticks, ticks)
-    n, most = len(bins.count), max(int(bins.count.max()), 1)
+    n, most = len(bins.examples), max(int(bins.examples.max()), 1)
     parts = [_axes(place, True, 'confidence')]
     for i in range(n):
-        count = int(bins.count[i])
+        count = int(bins.examples[i])
         if not count:
             continue
         left, right = place.x(i / n), place.x((i + 1) / n)
@@ -77,7 +77,7 @@ def reliability_chart(bins: Reliability) -> str:
             f'<g><title>{told}</title>'
             f'<rect class="count" x="{left:.1f}" width="{right - left:.1f}" '
             f'y="{_HEIGHT - _BOTTOM - height:.1f}" height="{height:.1f}"/>'
-            f'<rect class="bar" x="{left + 2:.1f}" width="{right - left - 4:.1f}" '
+            f'<rect class="bar" fill-opacity="{0.3 + 0.6 * math.sqrt(count / most):.2f}" x="{left + 2:.1f}" width="{right - left - 4:.1f}" '
             f'y="{place.y(accuracy):.1f}" height="{place.y(0) - place.y(accuracy):.1f}"/></g>'
         )
     corners = f'x1="{place.x(0)}" y1="{place.y(0)}" x2="{place.x(1)}" y2="{place.y(1)}"'
@@ -116,8 +116,8 @@ def _axes(place: _Place, percent: bool, x_name: str) -> str:
     for x in place.x_ticks:
         label = f'{x:.0%}' if x_name == 'confidence' else f'{x:,.0f}'
         anchor = 'end' if x == place.x_ticks[-1] else 'middle'
-        at = f'x="{place.x(x)}" y="{_HEIGHT - _BOTTOM + 16}"'
-        parts.append(f'<text {at} text-anchor="{anchor}">{label}</text>')
+        where = f'x="{place.x(x)}" y="{_HEIGHT - _BOTTOM + 16}"'
+        parts.append(f'<text {where} text-anchor="{anchor}">{label}</text>')
     middle = (_LEFT + _WIDTH - _RIGHT) / 2
     parts.append(f'<text x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{x_name}</text>')
     return ''.join(parts)

@@ -50,10 +50,17 @@ def page(runs: list[Run], evaluations: list[Evaluation]) -> str:
         'curves': charts or '<p class="quiet">There are no records of the training.</p>',
         'evaluations': ''.join(_evaluation(e) for e in evaluations),
         'config': html.escape(config_lib.to_json(runs[0].config)),
-        'environment': html.escape(json.dumps(environment(), indent=2)),
+        'trained_with': html.escape(_environment_of(runs[0])),
+        'evaluated_with': html.escape(json.dumps(environment(), indent=2)),
     }
     template = resources.files(__package__).joinpath('template.html').read_text(encoding='utf-8')
     return re.sub(r'\{\{(\w+)\}\}', lambda match: parts[match[1]], template)
+
+
+def _environment_of(run: Run) -> str:
+    """What the run was trained on, as it was written down."""
+    path = run.path / 'environment.json'
+    return path.read_text() if path.exists() else 'It was not written down.'
 
 
 def _subtitle(runs: list[Run]) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
-from vision.data.source import ArraySource, FileSource, Source
+from vision.data.source import ArraySource, FileSource, Source, TFDSSource
 from vision.preprocess.decode import BadImage, read
 from vision.preprocess.pipeline import read_file
 
@@ -35,7 +35,7 @@ def _images(source: Source, ids: set[int]) -> Iterator[tuple[int, np.ndarray]]:
                 continue
 
 
-def _encoded(source: Source, ids: set[int]) -> Iterator:
+def _encoded(source: FileSource | TFDSSource, ids: set[int]) -> Iterator:
     """Yields ids and what gives the encoded image."""
     if isinstance(source, FileSource):
         yield from ((i, lambda i=i: read_file(source.paths[i])) for i in ids)

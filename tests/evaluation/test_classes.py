@@ -42,6 +42,14 @@ def test_numbers_are_no_names(run, names):
     assert match(tuple(run), source(*names)).logits is None
 
 
+def test_a_data_set_of_one_nameless_class_is_not_easier():
+    """Its only label is 0: compared with that class alone, every answer would be right."""
+    classes = match(RUN, source('0'))
+    assert classes.logits is None and classes.names == RUN
+    with pytest.raises(UserError, match='of its 5 classes are not among the 4'):
+        match(RUN, source(*'01234'))
+
+
 def test_a_class_that_the_run_does_not_know():
     with pytest.raises(UserError, match=r"2 of its 3 classes.*'dogs'; did you mean 'dog'"):
         match(RUN, source('cat', 'dogs', 'eel'))

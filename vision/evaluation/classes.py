@@ -44,8 +44,8 @@ class Classes(NamedTuple):
 def match(run_names: tuple[str, ...], source: Source, which: str = 'data') -> Classes:
     """Finds a data set's classes among a run's, by name.
 
-    Where one side has mere numbers and both have as many, their order is the same
-    ('cifar10_corrupted' of TFDS has no names). ImageNet-A and -R have 200 of 1,000.
+    Numbers are no names: a data set that has no others ('cifar10_corrupted' of TFDS, an `.npz`)
+    has the run's first classes, all of which are compared. ImageNet-A and -R have 200 of 1,000.
 
     Args:
       run_names: K names.
@@ -57,8 +57,9 @@ def match(run_names: tuple[str, ...], source: Source, which: str = 'data') -> Cl
       UserError: it has a class that the run does not know.
     """
     places, kept = _places(run_names, source), _subset(source)
-    same = kept is None and np.array_equal(places, np.arange(len(run_names)))
-    if which == 'all' or same:
+    nameless = _are_numbers(source.class_names)
+    same = nameless or np.array_equal(places, np.arange(len(run_names)))
+    if which == 'all' or (same and kept is None):
         return Classes(run_names, None, places)
     kept = np.arange(len(places)) if kept is None else kept
     labels = np.full(len(places), -1)
@@ -77,8 +78,8 @@ def _subset(source: Source) -> np.ndarray | None:
 def _places(run_names: tuple[str, ...], source: Source) -> np.ndarray:
     """Where each of the data set's classes is among the run's."""
     names = source.class_names
-    same_order = _are_numbers(names) or _are_numbers(run_names)
-    if names == run_names or (same_order and len(names) == len(run_names)):
+    nameless = _are_numbers(names) and len(names) <= len(run_names)
+    if nameless or (_are_numbers(run_names) and len(names) == len(run_names)):
         return np.arange(len(names))
     index = {name: i for i, name in enumerate(run_names)}
     missing = [name for name in names if name not in index]

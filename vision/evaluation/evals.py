@@ -37,7 +37,8 @@ class Evaluation:
       source: the data.
       predictions: of every example.
       figures: JSON: see `figures_of`, with `split`, `checkpoint`, `corrupt` and, where they are not
-        the run's own test protocol and data, `data`, `protocol`, `weights` and `models`.
+        the run's own test protocol and data, `data`, `classes` (how many are compared, where not
+        all are), `protocol`, `ops`, `weights` and `models`.
       corrupt: the images that could not be read: name → reason.
     """
 
@@ -107,6 +108,8 @@ def evaluate_entry(
     }
     if not own:
         figures['data'] = source.name
+    if classes.logits is not None:
+        figures['classes'] = len(classes.names)
     figures |= {k: entry[k] for k in ('protocol', 'ops', 'weights') if entry[k]}
     if len(runs) > 1:
         figures['models'] = [str(run.path) for run in runs]

@@ -117,9 +117,10 @@ def _evaluation(e: Evaluation) -> str:
 
 def _how(e: Evaluation) -> str:
     corrupt = f', {len(e.corrupt)} could not be read' if e.corrupt else ''
+    among = f', {e.figures["classes"]:,} classes compared' if 'classes' in e.figures else ''
     extra = [str(e.figures[key]) for key in ('protocol', 'ops', 'weights') if key in e.figures]
     return (
-        f'{e.source.name}, {len(e.predictions):,} examples'
+        f'{e.source.name}, {len(e.predictions):,} examples{among}'
         + ''.join(f', {x}' for x in extra)
         + corrupt
     )

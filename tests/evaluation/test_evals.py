@@ -236,6 +236,63 @@ def test_images_that_cannot_be_read(photos, tmp_path):
     assert (simple['count'], simple['corrupt']) == (6, 1)
 
 
+def test_dense_passes_turn_on_a_models_dense_evaluation(photos):
+    class Switch(Corner):
+        dense_evaluation = False
+
+        def clone(self, dense_evaluation):
+            switched = Switch()
+            switched.dense_evaluation = dense_evaluation
+            return switched
+
+        def apply(self, variables, images, train):
+            return super().apply(variables, images * self.dense_evaluation, train)
+
+    run = photo_run(photos)
+    object.__setattr__(run, 'model', Switch())
+    assert len(set(evaluate(run, protocol='dense(16)').predictions.loss)) > 1
+    np.testing.assert_allclose(evaluate(run).predictions.loss, np.log(K), rtol=1e-6)
+
+
+class Shade:
+    """Says odd where a picture is bright; TinyPictures' shade is the picture's number."""
+
+    def apply(self, variables, images, train):
+        shade = images.mean((1, 2, 3))
+        return jnp.stack([0 * shade, shade - 26], axis=1), {}
+
+
+def test_a_tfds_data_set_whole_and_its_pictures(tmp_path):
+    import base64
+    import io
+
+    import tensorflow_datasets as tfds_lib
+
+    from tests.data.test_tfds import COUNT, TinyPictures
+    from vision.evaluation.report.pictures import thumbnails
+
+    TinyPictures(data_dir=tmp_path).download_and_prepare(
+        download_config=tfds_lib.download.DownloadConfig(num_shards=3, max_shard_size=1 << 20)
+    )
+    run = make_run(tmp_path, ('even', 'odd'), ops='decode|central_crop(8)', input_shape=(8, 8, 3))
+    run.config.data = ConfigDict(
+        {'source': 'tfds', 'name': 'tiny_pictures', 'data_dir': str(tmp_path)}
+    )
+    run.config.preprocess.std = (1 / 255,)
+    object.__setattr__(run, 'image_shape', None)
+    object.__setattr__(run, 'model', Shade())
+    evaluation = evaluate(run)
+    p, whole = evaluation.predictions, evaluate(run, protocol='dense(8)').predictions
+    np.testing.assert_array_equal(p.ids, np.arange(COUNT))
+    np.testing.assert_array_equal(whole.labels, p.labels)
+    np.testing.assert_allclose(whole.loss, p.loss, rtol=1e-5, atol=1e-6)
+    for example, uri in thumbnails(evaluation.source, [5, 40]).items():
+        data = base64.b64decode(uri.split(',')[1])
+        shade = int(np.asarray(Image.open(io.BytesIO(data)))[4, 4, 0])
+        assert p.labels[example] == shade % 2
+        assert p.predicted[example] == (shade > 26)
+
+
 def test_a_class_without_examples_and_a_single_example(data, tmp_path):
     path, images, _ = data
     run = make_run(path, NAMES, ops='central_crop(8)')
@@ -279,6 +336,11 @@ def test_entries_that_make_no_sense(entry, message):
 
     with pytest.raises(UserError, match=message):
         check(config_with(x=entry))
+
+
+def test_names_become_files():
+    with pytest.raises(UserError, match='letters, digits'):
+        named_entries(config_with(**{'a/b': {}}), ['all'], ConfigDict())
 
 
 def test_evaluations_and_protocols_that_do_not_exist(data):

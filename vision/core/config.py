@@ -8,6 +8,7 @@ key that is not here, nor in the file, is refused on the command line.
 import json
 import math
 import os
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -184,6 +185,8 @@ def complete_eval(entry: ConfigDict, name: str = '--eval') -> ConfigDict:
       UserError: a key that entries do not have, or a value that makes no sense.
     """
     complete = default_eval()
+    if not re.fullmatch(r'[\w.-]+', name):  # files are called by it
+        raise UserError(f'{name!r}: the names of evaluations have letters, digits, _ and - only')
     if not isinstance(entry, ConfigDict):
         raise UserError(f"{name}={entry!r} must be a dict, as {{'split': 'validation'}}")
     for key, value in entry.items():

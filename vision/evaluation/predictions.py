@@ -87,8 +87,10 @@ def from_scores(
     lower = np.arange(scores.shape[1]) < labels[:, None]
     ahead = ~(scores <= right) | ((scores == right) & lower)
     with np.errstate(invalid='ignore'):  # what is no number stays one that is none
-        log_sum = np.logaddexp.reduce(scores, axis=1, keepdims=True)
-        probabilities = np.exp(scores - log_sum)
+        highest = scores.max(axis=1, keepdims=True)
+        probabilities = np.exp(scores - highest)
+        total = probabilities.sum(axis=1, keepdims=True)
+        probabilities /= total
     right_probability = np.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0]
     top = np.argsort(-scores, axis=1, kind='stable')[:, :TOP_K]
     return Predictions(
@@ -96,7 +98,7 @@ def from_scores(
         ids=ids.astype(np.int64),
         labels=labels.astype(np.int32),
         rank=ahead.sum(1, dtype=np.int32),
-        loss=(log_sum - right)[:, 0],
+        loss=(np.log(total) + (highest - right))[:, 0],
         squared_error=np.square(probabilities).sum(1) - 2 * right_probability + 1,
         top_classes=top.astype(np.int32),
         top_probabilities=np.take_along_axis(probabilities, top, axis=1),

@@ -43,6 +43,16 @@ def test_parts_are_joined_in_the_order_of_the_ids():
     np.testing.assert_array_equal(p.correct, p.predicted == labels)
 
 
+def test_the_likeliest_five_are_those_of_a_stable_sort():
+    scores = np.random.default_rng(0).integers(0, 4, (500, 7)).astype(np.float32)
+    scores[::7, 2] = -np.inf
+    p = from_scores(np.arange(500), np.zeros(500, int), scores, NAMES)
+    expected = np.argsort(-scores, axis=1, kind='stable')[:, :5]
+    np.testing.assert_array_equal(p.top_classes, expected)
+    few = from_scores(np.arange(500), np.zeros(500, int), scores[:, :3], NAMES[:3])
+    np.testing.assert_array_equal(few.top_classes, np.argsort(-scores[:, :3], kind='stable'))
+
+
 @pytest.mark.parametrize('paths', [None, [f'/a/é "{i}", \udcff.png' for i in range(20)]])
 def test_written_and_read_again(tmp_path, paths):
     p, _ = predictions(paths)

@@ -17,9 +17,8 @@ from ml_collections.config_dict import placeholder
 from vision.core import durations
 from vision.core.errors import UserError, unknown
 
-# What may differ when a run goes on in its workdir: stopping, logging, keeping, other evaluations.
+# What may differ when a run goes on in its workdir: stopping, logging and keeping; also `evals`.
 MAY_DIFFER = (
-    'evals',
     'training.stop_after',
     'training.log_every',
     'training.keep',
@@ -237,8 +236,8 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     before, after = _flatten(old.to_dict()), _flatten(new.to_dict())
     phrases = []
     for key in dict.fromkeys([*before, *after]):
-        kept = key not in MAY_DIFFER and key.split('.')[0] not in MAY_DIFFER
-        if kept and before.get(key) != after.get(key):
+        free = key in MAY_DIFFER or key.startswith('evals.')
+        if not free and before.get(key) != after.get(key):
             phrases.append(f'{key} is {before.get(key)!r} there and {after.get(key)!r} here')
     return phrases
 

@@ -92,7 +92,7 @@ def from_scores(
         total = probabilities.sum(axis=1, keepdims=True)
         probabilities /= total
     right_probability = np.take_along_axis(probabilities, labels[:, None], axis=1)[:, 0]
-    top = np.argsort(-scores, axis=1, kind='stable')[:, :TOP_K]
+    top = _top(scores, TOP_K)
     return Predictions(
         class_names=class_names,
         ids=ids.astype(np.int64),
@@ -103,6 +103,16 @@ def from_scores(
         top_classes=top.astype(np.int32),
         top_probabilities=np.take_along_axis(probabilities, top, axis=1),
     )
+
+
+def _top(scores: np.ndarray, k: int) -> np.ndarray:
+    """The k highest of each row, int64 [N, min(k, K)]; of equals the lower index, NaN first."""
+    left = np.maximum(scores, np.finfo(scores.dtype).min)  # below what was taken
+    top = np.empty((len(left), min(k, left.shape[1])), np.int64)
+    for place in range(top.shape[1]):
+        top[:, place] = left.argmax(1)
+        left[np.arange(len(left)), top[:, place]] = -np.inf
+    return top
 
 
 def join(parts: Iterable[Predictions], paths: Sequence[str] | None = None) -> Predictions:

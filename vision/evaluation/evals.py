@@ -27,6 +27,14 @@ from vision.evaluation.scores import Member, Progress, predict_source
 _HOW_TO_READ = ('source', 'data_dir', 'in_memory', 'cache', 'max_corrupt')
 
 
+# Given an evaluation's name and how many examples will be fed; returns what is told how many were.
+Start = Callable[[str, int], Progress]
+
+
+def _silent(name: str, total: int) -> Progress:
+    return lambda done: None
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
     """What came of one evaluation.
@@ -55,7 +63,7 @@ def evaluate_runs(
     entries: dict[str, ConfigDict],
     checkpoint: str = 'best',
     skip_corrupt: bool = False,
-    progress: Callable[[str, int], Progress] = lambda name, total: lambda done: None,
+    progress: Start = _silent,
 ) -> tuple[list[Run], list[Evaluation]]:
     """Evaluates a run, or several as an ensemble, in each of the ways that are asked for.
 
@@ -65,8 +73,7 @@ def evaluate_runs(
       entries: by name, as `named_entries` returns them.
       checkpoint: 'best', 'last' or a step.
       skip_corrupt: leave out images that cannot be read.
-      progress: given an evaluation's name and how many examples will be fed, returns what is told
-        how many are done.
+      progress: starts what shows it.
 
     Raises:
       UserError: no such run, checkpoint, weights, data or protocol, or images that cannot be read.
@@ -85,7 +92,7 @@ def evaluate_entry(
     name: str,
     entry: ConfigDict,
     skip_corrupt: bool = False,
-    progress: Callable[[str, int], Progress] = lambda name, total: lambda done: None,
+    progress: Start = _silent,
 ) -> Evaluation:
     """Evaluates loaded runs in one way; see `evaluate_runs`."""
     first = runs[0]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from ml_collections import ConfigDict
 
-from tests.conftest import run_forked, run_module
+from tests.conftest import run_module
 from vision.core.config import default_config
 from vision.core.mesh import make_mesh
 from vision.data.arrays import from_arrays
@@ -189,7 +189,7 @@ def test_an_ensemble_of_one_run_twice_is_that_run(trained):
     ],
 )
 def test_mistakes_are_one_line(trained, flags, said):
-    done = run_forked('experiments.evaluate', f'--workdir={trained}', *flags)
+    done = run_module('experiments.evaluate', f'--workdir={trained}', *flags)
     assert done.returncode == 2, done.stderr
     assert done.stderr.count('\n') == 1 and said in done.stderr and done.stdout == ''
 

@@ -1,41 +1,80 @@
-"""Evaluates a trained run on one split, every example once.
+"""Evaluates a trained run, every example once, and writes a report into its workdir.
 
 python -m experiments.evaluate --workdir=DIR [--split=test] [--checkpoint=best|last|STEP]
+    --evals=all|NAME,…                        the evaluations that the run's config names
+    --eval.protocol=ten_crop                  a paper's test protocol; crops_144, dense, …
+    --eval.data.name=imagenet_v2              another data set; --eval.KEY sets what a config could
+    --eval.weights=raw                        the weights as trained, not their moving average
+    --workdir=A --workdir=B                   an ensemble: the mean of the runs' probabilities
+
+The report is DIR/report/index.html, with the predictions for each example beside it.
 """
 
 import json
+from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict, config_flags
 
 from vision.core import cli
+from vision.core.config import default_eval
+from vision.core.errors import UserError
+from vision.core.workdir import read_config
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
-SPLIT = flags.DEFINE_string('split', 'test', 'train, validation or test.')
+WORKDIR = flags.DEFINE_multi_string(
+    'workdir', None, 'The folder of the run; given several times, an ensemble.'
+)
+SPLIT = flags.DEFINE_string('split', None, 'train, validation or test; test by default.')
 CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
+EVALS = flags.DEFINE_list('evals', None, "Evaluations that the run's config names, or all.")
+EVAL = config_flags.DEFINE_config_dict(
+    'eval', default_eval(), 'How to evaluate.', lock_config=False, accept_new_attributes=True
+)
 SKIP_CORRUPT = flags.DEFINE_bool('skip_corrupt', False, 'Leave out images that cannot be read.')
+REPORT = flags.DEFINE_bool('report', True, 'Write the report and the predictions.')
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the figures are printed.')
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates, and prints the figures."""
+    """Evaluates, prints the figures and writes the report."""
     cli.refuse_arguments(argv)
-    cli.require(workdir=WORKDIR.value)
-    from vision.evaluation.run import evaluate_run, load_run
+    cli.require(workdir=WORKDIR.value or None)
+    from vision.core.progress import progress_bar
+    from vision.evaluation.evals import evaluate_runs, named_entries
+    from vision.evaluation.report import write_report
 
-    metrics = evaluate_run(
-        load_run(WORKDIR.value, CHECKPOINT.value), SPLIT.value, SKIP_CORRUPT.value
-    )
+    config = read_config(Path(WORKDIR.value[0]).expanduser().absolute())
+    entries = named_entries(config, EVALS.value, _overrides())
+    with progress_bar() as progress:
+        runs, evaluations = evaluate_runs(
+            WORKDIR.value, entries, CHECKPOINT.value, SKIP_CORRUPT.value, progress
+        )
+    page = write_report(runs, evaluations) if REPORT.value else None
+    figures = {e.name: e.figures for e in evaluations}
     if FORMAT.value == 'json':
-        print(json.dumps(metrics))
+        print(json.dumps(figures if EVALS.value else evaluations[0].figures))
         return
     from rich.console import Console
 
     from vision.evaluation.tables import metrics_table
 
-    title = f'{WORKDIR.value}, step {metrics["checkpoint"]}'
-    Console().print(metrics_table({metrics['split']: metrics}, title))
-    if metrics['corrupt']:
-        print(f'{metrics["corrupt"]} images could not be read and were left out.')
+    Console().print(metrics_table(figures, f'{", ".join(WORKDIR.value)}, step {runs[0].step}'))
+    for name, f in figures.items():
+        if f['corrupt']:
+            print(f'{name}: {f["corrupt"]} images could not be read and were left out.')
+    if page is not None:
+        print(f'The report: {page}')
+
+
+def _overrides() -> ConfigDict:
+    """The keys of --eval that were given, and --split."""
+    default = default_eval()
+    given = {k: v for k, v in EVAL.value.items() if k not in default or v != default[k]}
+    if SPLIT.value is not None:
+        if 'split' in given:
+            raise UserError('give either --split or --eval.split')
+        given['split'] = SPLIT.value
+    return ConfigDict(given)
 
 
 if __name__ == '__main__':

@@ -92,3 +92,10 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     with pytest.raises(OSError, match='killed'):
         workdir.write_text(path, 'two')
     assert path.read_text() == 'one'
+
+
+def test_other_evaluations_are_no_other_run():
+    old, new = config_lib.default_config(), config_lib.default_config()
+    new.evals.held_out = ConfigDict({'split': 'validation'})
+    config_lib.check(new)
+    assert config_lib.differences(old, new) == []

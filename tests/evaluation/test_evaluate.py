@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from ml_collections import ConfigDict
 
 from tests.conftest import run_module
 from vision.core.config import default_config
@@ -87,12 +88,29 @@ def test_a_lost_example_stops_an_evaluation():
         evaluate(step, {'bias': jnp.float32(0)}, short, 6, 7)
 
 
+CONFIG = """
+from configs import digits_lenet5
+
+def get_config():
+    config = digits_lenet5.get_config()
+    config.evals = {
+        'held_out': {'split': 'validation'},
+        'crops': {'protocol': 'ten_crop(36)'},
+        'raw': {'weights': 'raw'},
+    }
+    return config
+"""
+
+
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
     workdir = tmp_path_factory.mktemp('run')
+    config = tmp_path_factory.mktemp('config') / 'digits_with_evals.py'
+    config.write_text(CONFIG)
     done = run_module(
         'experiments.train',
-        '--config=configs/digits_lenet5.py',
+        f'--config={config}',
+        '--config.training.ema_decay=0.9',
         '--config.training.duration=40 steps',
         '--config.evaluation.batch_size=64',
         '--config.schedule.warmup=5 steps',
@@ -104,17 +122,76 @@ def trained(tmp_path_factory):
 
 def test_the_figures_are_the_same_on_1_2_and_8_devices(trained):
     """Digits' 360 test images are no multiple of the batch nor of the devices."""
-    figures = []
+    figures, predictions = [], []
     for devices in (1, 2, 8):
         done = run_module(
-            'experiments.evaluate', f'--workdir={trained}', '--format=json', devices=devices
+            'experiments.evaluate',
+            f'--workdir={trained}',
+            '--format=json',
+            '--evals=all',
+            devices=devices,
         )
         assert done.returncode == 0, done.stderr
         figures.append(json.loads(done.stdout))
+        predictions.append((trained / 'report' / 'predictions_crops.jsonl').read_bytes())
     assert figures[0] == figures[1] == figures[2]
-    assert figures[0]['count'] == 360
-    assert set(figures[0]) >= {'top1', 'top5', 'loss', 'count'}
-    assert 0.5 < figures[0]['top1'] < 1
+    assert predictions[0] == predictions[1] == predictions[2]
+    assert {name: f['count'] for name, f in figures[0].items()} == {
+        'crops': 360,
+        'held_out': len(predictions_of(trained, 'held_out')),
+        'raw': 360,
+    }
+    assert figures[0]['raw']['loss'] != figures[0]['crops']['loss']
+    assert 0.5 < figures[0]['raw']['top1'] < 1
+    assert (trained / 'report' / 'index.html').read_text().count('<section') == 3
+
+
+def predictions_of(workdir, name):
+    from vision.evaluation.predictions import read_predictions
+
+    return read_predictions(workdir, name)
+
+
+def test_one_evaluation_is_one_json_document(trained):
+    done = run_module('experiments.evaluate', f'--workdir={trained}', '--format=json')
+    figures = json.loads(done.stdout)
+    assert set(figures) >= {'split', 'top1', 'top5', 'loss', 'count', 'checkpoint', 'intervals'}
+    recorded = [json.loads(line) for line in (trained / 'metrics.jsonl').read_text().splitlines()]
+    tested = next(r for r in recorded if 'test/top1' in r)
+    for name in ('top1', 'top5', 'count', 'checkpoint'):
+        assert figures[name] == tested[f'test/{name}']
+    assert figures['loss'] == pytest.approx(tested['test/loss'], rel=1e-6)
+    assert predictions_of(trained, 'test').correct.mean() == pytest.approx(figures['top1'])
+
+
+def test_an_ensemble_of_one_run_twice_is_that_run(trained):
+    from vision.evaluation.evals import evaluate_runs, named_entries
+    from vision.evaluation.run import load_run
+
+    entries = named_entries(load_run(trained).config, ['held_out'], ConfigDict())
+    _, (alone,) = evaluate_runs([trained], entries)
+    _, (twice,) = evaluate_runs([trained, trained], entries)
+    np.testing.assert_allclose(twice.predictions.loss, alone.predictions.loss, atol=1e-5)
+    assert twice.figures['top1'] == alone.figures['top1']
+
+
+@pytest.mark.parametrize(
+    ('flags', 'said'),
+    [
+        (['--split=tset'], "Did you mean 'test'"),
+        (['--evals=crop'], "Did you mean 'crops'"),
+        (['--eval.protocol=eleven_crop'], "Did you mean 'ten_crop'"),
+        (['--eval.weights=averaged'], 'Known: ema, raw'),
+        (['--eval.data.source=npz'], 'data.path'),
+        (['--eval.ops=resize(9)'], '32x32'),
+        (['--split=test', '--eval.split=train'], 'either --split or --eval.split'),
+        (['--workdir=/nowhere'], '/nowhere does not exist'),
+    ],
+)
+def test_mistakes_are_one_line(trained, flags, said):
+    done = run_module('experiments.evaluate', f'--workdir={trained}', *flags)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count('\n') == 1 and said in done.stderr and done.stdout == ''
 
 
 def test_batch_sizes_do_not_matter(trained):

@@ -17,7 +17,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from vision.core import mesh as mesh_lib
 from vision.core import processes
-from vision.core.errors import UserError
+from vision.core.errors import UserError, unknown
 from vision.core.state import TrainState
 
 
@@ -187,17 +187,26 @@ class Checkpoints:
             ema_batch_stats=ema['batch_stats'],
         ), loop
 
-    def restore_variables(self, step: int, variables: dict) -> dict:
-        """Reads what is evaluated: the moving average where there is one, else the model.
+    def restore_variables(self, step: int, variables: dict, weights: str | None = None) -> dict:
+        """Reads what is evaluated.
 
         Args:
           step: one of `steps()`.
           variables: params and batch_stats as arrays or ShapeDtypeStructs with shardings.
+          weights: 'ema', the moving average; 'raw', as trained; None: the average if there is one.
 
         Raises:
-          UserError: the checkpoint is another model's.
+          UserError: the checkpoint is another model's, or has no moving average.
         """
-        name = 'ema' if (self._directory / str(step) / 'ema').is_dir() else 'model'
+        averaged = (self._directory / str(step) / 'ema').is_dir()
+        if weights not in (None, 'ema', 'raw'):
+            raise unknown('weights', weights, ['ema', 'raw'])
+        if weights == 'ema' and not averaged:
+            raise UserError(
+                f'{self._directory / str(step)} has no moving average of the weights: '
+                'the run was trained with training.ema_decay=0'
+            )
+        name = 'ema' if averaged and weights != 'raw' else 'model'
         return self._restore(step, {name: variables})[0][name]
 
     def _restore(self, step: int, items: dict[str, Any]) -> tuple[dict[str, Any], dict]:

@@ -8,6 +8,7 @@ key that is not here, nor in the file, is refused on the command line.
 import json
 import math
 import os
+import re
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -16,7 +17,7 @@ from ml_collections.config_dict import placeholder
 from vision.core import durations
 from vision.core.errors import UserError, unknown
 
-# What may differ when a run goes on in its workdir: stopping, logging and keeping.
+# What may differ when a run goes on in its workdir: stopping, logging and keeping; also `evals`.
 MAY_DIFFER = (
     'training.stop_after',
     'training.patience',
@@ -98,7 +99,27 @@ def default_config() -> ConfigDict:
 
     # For each device: what a device computes, and so every bit of it, is the same on any number.
     config.evaluation = ConfigDict({'batch_size': 256})
+    # Evaluations beside the run's own test split, by name: entries as `default_eval()` has them, of
+    # which only what differs is written, {'v2': {'data': {'name': 'imagenet_v2'}}}.
+    config.evals = ConfigDict()
     return config
+
+
+def default_eval() -> ConfigDict:
+    """An entry of `config.evals`, and what `--eval.KEY=VALUE` sets: the run's own test split."""
+    entry = ConfigDict()
+    entry.split = 'test'
+    # Keys of config.data that differ. One that has a source, name or path is another data set:
+    # its classes are found in the run's by name.
+    entry.data = ConfigDict()
+    # A paper's test protocol (vision.evaluation.protocols), instead of preprocess.eval: 'ten_crop',
+    # 'crops_144', 'multi_scale_crops', 'dense(256, 384, 512)'.
+    entry.protocol = placeholder(str)
+    entry.ops = placeholder(str)  # an op string instead of preprocess.eval; it may end in views
+    entry.weights = placeholder(str)  # 'raw', or 'ema', which is taken where there is one
+    # 'data': of another data set, the logits of its own classes are compared; 'all': of all classes.
+    entry.classes = 'data'
+    return entry
 
 
 def check(config: ConfigDict) -> None:
@@ -109,7 +130,7 @@ def check(config: ConfigDict) -> None:
     """
     default = default_config()
     for key in default:
-        if key not in config:
+        if key not in config and key != 'evals':  # workdirs of older versions have none
             raise UserError(f'config.{key} is missing; start from default_config()')
     for key in config:
         if key not in default:
@@ -128,6 +149,8 @@ def check(config: ConfigDict) -> None:
         for key in config[section]:
             if key not in default[section]:
                 raise unknown(f'key of config.{section}', key, default[section].keys())
+    for name, entry in config.get('evals', {}).items():
+        complete_eval(entry, f'config.evals.{name}')
     training = config.training
     for key in ('duration', 'eval_every', 'checkpoint_every', 'log_every'):
         if durations.parse(training[key], f'training.{key}')[0] <= 0:
@@ -173,6 +196,36 @@ def _check_preprocess(preprocess: ConfigDict) -> None:
         _check_range(f'preprocess.{key}', preprocess[key], 0, None)
 
 
+def complete_eval(entry: ConfigDict, name: str = '--eval') -> ConfigDict:
+    """An entry of `config.evals` with its defaults.
+
+    Args:
+      entry: what differs from `default_eval()`.
+      name: what it is called in messages.
+
+    Raises:
+      UserError: a key that entries do not have, or a value that makes no sense.
+    """
+    complete = default_eval()
+    if not re.fullmatch(r'[\w.-]+', name):  # files are called by it
+        raise UserError(f'{name!r}: the names of evaluations have letters, digits, _ and - only')
+    if not isinstance(entry, ConfigDict):
+        raise UserError(f"{name}={entry!r} must be a dict, as {{'split': 'validation'}}")
+    for key, value in entry.items():
+        if key not in complete:
+            raise unknown(f'key of {name}', key, complete.keys())
+        try:
+            complete[key] = value
+        except TypeError:
+            raise UserError(f'{name}.{key}={value!r} is of the wrong type') from None
+    if complete.protocol and complete.ops:
+        raise UserError(f'{name}: give either a protocol or ops, not both')
+    for key, known in (('weights', ('ema', 'raw', None)), ('classes', ('data', 'all'))):
+        if complete[key] not in known:
+            raise unknown(f'{name}.{key}', complete[key], [k for k in known if k])
+    return complete
+
+
 def resolve(config: ConfigDict) -> ConfigDict:
     """A copy whose paths are absolute, so that a run finds its data from any folder.
 
@@ -182,9 +235,10 @@ def resolve(config: ConfigDict) -> ConfigDict:
     for key in ('init_from', 'freeze'):
         if config[key] in ('', 'None'):  # the command line has no other way to say None
             config[key] = None
-    for key in ('path', 'data_dir'):
-        if config.data.get(key):
-            config.data[key] = os.path.abspath(os.path.expanduser(config.data[key]))
+    for data in (config.data, *(e.get('data', {}) for e in config.get('evals', {}).values())):
+        for key in ('path', 'data_dir'):
+            if data.get(key):
+                data[key] = os.path.abspath(os.path.expanduser(data[key]))
     if config.init_from and os.path.exists(os.path.expanduser(config.init_from)):
         config.init_from = os.path.abspath(os.path.expanduser(config.init_from))
     return config
@@ -205,7 +259,8 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     before, after = _flatten(old.to_dict()), _flatten(new.to_dict())
     phrases = []
     for key in dict.fromkeys([*before, *after]):
-        if key not in MAY_DIFFER and before.get(key) != after.get(key):
+        free = key in MAY_DIFFER or key.startswith('evals.')
+        if not free and before.get(key) != after.get(key):
             phrases.append(f'{key} is {before.get(key)!r} there and {after.get(key)!r} here')
     return phrases
 

@@ -1,18 +1,17 @@
-"""A bar on stderr for what takes long; nothing at all where stderr is no terminal."""
+"""Bars on stderr for what takes long; nothing at all where stderr is no terminal."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar('T')
 
 
-def track(items: Iterable[T], total: int, what: str, show: bool = True) -> Iterator[T]:
-    """Passes items on, and shows how many of them are through.
+@contextmanager
+def progress_bar(show: bool = True) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
+    """Gives what starts a bar: called with a name and a total, it returns what moves the bar.
 
     Args:
-      items: of whatever kind.
-      total: how many there will be.
-      what: is done to them, in a word: 'classifying'.
       show: False where the answers themselves go to the same terminal meanwhile.
     """
     from rich.console import Console
@@ -25,13 +24,36 @@ def track(items: Iterable[T], total: int, what: str, show: bool = True) -> Itera
     )
 
     console = Console(stderr=True)
-    if not (show and console.is_terminal):
-        yield from items
-        return
-    columns = (TextColumn(what), MofNCompleteColumn(), BarColumn(), TimeRemainingColumn())
-    # Rich would send what is printed on stdout, a pipe perhaps, to this console.
-    with Progress(*columns, console=console, transient=True, redirect_stdout=False) as progress:
-        task = progress.add_task('', total=total)
-        for item in items:
+    bar = Progress(
+        TextColumn('{task.description}'),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,  # Rich would send it, a pipe perhaps, to this console
+        disable=not (show and console.is_terminal),
+    )
+
+    def start(name: str, total: int) -> Callable[[int], None]:
+        task = bar.add_task(name, total=total)
+        return lambda done: bar.update(task, completed=done)
+
+    with bar:
+        yield start
+
+
+def track(items: Iterable[T], total: int, what: str, show: bool = True) -> Iterator[T]:
+    """Passes items on, and shows how many of them are through.
+
+    Args:
+      items: of whatever kind.
+      total: how many there will be.
+      what: is done to them, in a word: 'classifying'.
+      show: as `progress_bar` has it.
+    """
+    with progress_bar(show) as start:
+        move = start(what, total)
+        for done, item in enumerate(items, 1):
             yield item
-            progress.advance(task)
+            move(done)

@@ -140,6 +140,13 @@ def read_json(workdir: Path, name: str) -> dict[str, Any]:
         raise UserError(f'{workdir / name} is damaged: {e}') from None
 
 
+def read_records(workdir: Path) -> list[dict[str, Any]]:
+    """Returns the records of a run, oldest first; a half-written last line is left out."""
+    path = workdir / 'metrics.jsonl'
+    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith('\n')]
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all, whenever the process is killed."""
     temporary = path.with_name(path.name + '.tmp')

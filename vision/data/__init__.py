@@ -85,4 +85,7 @@ def load(data: ConfigDict, split: str) -> Source:
             raise unknown('key of config.data', key, known - {'split'})
     source = SOURCES[data.source]
     own = inspect.signature(source).parameters
+    for name, parameter in own.items():
+        if parameter.default is parameter.empty and name not in ('split', *data):
+            raise UserError(f'data.{name} is missing: the source {data.source!r} needs it')
     return source(split, **{key: data[key] for key in data if key in own})

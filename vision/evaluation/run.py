@@ -17,6 +17,8 @@ from vision.core import mesh as mesh_lib
 from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import Checkpoints
 from vision.core.config import default_config
+from vision.core.errors import UserError
+from vision.data.source import ArraySource, Source
 from vision.evaluation.evaluate import evaluate, make_eval_step
 from vision.models import create_model, pretrained
 from vision.preprocess import inputs
@@ -65,12 +67,15 @@ def init_variables(model: nn.Module, input_shape: Sequence[int], key: jax.Array)
     return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
 
 
-def load_run(workdir: str | os.PathLike, checkpoint: str = 'best') -> Run:
+def load_run(
+    workdir: str | os.PathLike, checkpoint: str = 'best', weights: str | None = None
+) -> Run:
     """Reads a run's model.
 
     Args:
       workdir: of a run that has written a checkpoint; it may still be training.
       checkpoint: 'best' (by validation top-1), 'last', or a step.
+      weights: 'ema', 'raw', or None: the moving average where there is one.
 
     Raises:
       UserError: it is no workdir, has no such checkpoint, or one of another model.
@@ -91,7 +96,7 @@ def load_run(workdir: str | os.PathLike, checkpoint: str = 'best') -> Run:
     )
     with Checkpoints(path, read_only=True) as checkpoints:
         step = checkpoints.find(checkpoint)
-        variables = checkpoints.restore_variables(step, template)
+        variables = checkpoints.restore_variables(step, template, weights)
     image_shape = dataset['image_shape']
     return Run(
         path=path,
@@ -144,7 +149,7 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
 
 
 def evaluate_run(run: Run, split: str = 'test', skip_corrupt: bool = False) -> dict[str, Any]:
-    """Evaluates a run on one split of its own data.
+    """Evaluates a run on one split of its own data, as training does: four figures, no more.
 
     Args:
       run: as `load_run` returns it.
@@ -155,9 +160,10 @@ def evaluate_run(run: Run, split: str = 'test', skip_corrupt: bool = False) -> d
       As `vision.evaluation.evaluate.evaluate`, with `split`, `checkpoint` (its step) and `corrupt`.
 
     Raises:
-      UserError: no such split, or images that cannot be read.
+      UserError: no such split, data that have changed, or images that cannot be read.
     """
     source = data.load(run.config.data, split)
+    check_data(run, source)
     batches = inputs.EvalBatches(
         source,
         run.config.preprocess.eval,
@@ -175,3 +181,33 @@ def evaluate_run(run: Run, split: str = 'test', skip_corrupt: bool = False) -> d
         batches.corrupt,
     )
     return {'split': split, 'checkpoint': run.step, **metrics, 'corrupt': len(batches.corrupt)}
+
+
+def check_data(run: Run, source: Source) -> None:
+    """Checks that a run's data still are what it was trained on.
+
+    Raises:
+      UserError: its classes or the images' shape have changed; says in what.
+    """
+    was, now = run.class_names, source.class_names
+    if was != now:
+        gone, new = ([n for n in a if n not in b] for a, b in ((was, now), (now, was)))
+        differ = [f'{what} {names[0]!r}' for what, names in (('lost', gone), ('has', new)) if names]
+        raise UserError(
+            f'{source.name} has {len(now)} classes and {run.path} was trained on {len(was)}: '
+            f'the data {" and ".join(differ) or "has them in another order"} now. '
+            'Give it the data it was trained on, or evaluate on this as another data set: '
+            '--eval.data.path=… finds the classes by name'
+        )
+    if isinstance(source, ArraySource):
+        check_shape(run, source)
+
+
+def check_shape(run: Run, source: ArraySource) -> None:
+    """Raises UserError if images in memory are not of the shape that the run was trained on."""
+    shape = source.images.shape[1:]
+    if run.image_shape is not None and shape != run.image_shape:
+        raise UserError(
+            f'{source.name} has images of {list(shape)}; {run.path} was trained on images of '
+            f'{list(run.image_shape)}'
+        )

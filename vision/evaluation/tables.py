@@ -9,7 +9,8 @@ def metrics_table(rows: dict[str, dict[str, Any]], title: str) -> Table:
     """A table of evaluations, one row each.
 
     Args:
-      rows: metrics as `evaluate` returns them, by what was evaluated.
+      rows: metrics as `evaluate` returns them, by what was evaluated; where there are `intervals`,
+        they are shown.
       title: above the table.
     """
     table = Table(title=title, title_justify='left')
@@ -17,6 +18,19 @@ def metrics_table(rows: dict[str, dict[str, Any]], title: str) -> Table:
     for name in ('top-1', 'top-5', 'loss', 'examples'):
         table.add_column(name, justify='right')
     for name, m in rows.items():
-        top5 = '–' if m['top5'] is None else f'{m["top5"]:.2%}'
-        table.add_row(name, f'{m["top1"]:.2%}', top5, f'{m["loss"]:.4f}', f'{m["count"]:,}')
+        table.add_row(
+            name,
+            _percent(m['top1'], m.get('intervals', {}).get('top1')),
+            _percent(m['top5'], None),
+            '–' if m['loss'] is None else f'{m["loss"]:.4f}',
+            f'{m["count"]:,}',
+        )
     return table
+
+
+def _percent(value: float | None, interval: list[float] | None) -> str:
+    if value is None:
+        return '–'
+    return f'{value:.2%}' + (
+        f' ({interval[0]:.1%} … {interval[1]:.1%})' if interval is not None else ''
+    )

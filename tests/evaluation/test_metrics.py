@@ -1,0 +1,143 @@
+"""The figures are scikit-learn's on the same predictions."""
+
+import numpy as np
+import pytest
+import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy.special import softmax
+from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
+
+from vision.evaluation import metrics
+from vision.evaluation.evals import figures_of
+from vision.evaluation.predictions import from_scores
+
+
+@st.composite
+def predictions(draw):
+    """Scores of up to 60 examples and 7 classes, with ties, classes that are absent and unnamed."""
+    n, k = draw(st.integers(1, 60)), draw(st.integers(2, 7))
+    scores = draw(hnp.arrays(np.float32, (n, k), elements=st.integers(-8, 8)))
+    labels = draw(hnp.arrays(np.int64, n, elements=st.integers(0, k - 1)))
+    return labels, scores, from_scores(np.arange(n), labels, scores, tuple('abcdefg'[:k]))
+
+
+@given(predictions())
+def test_accuracies_and_losses(drawn):
+    labels, scores, got = drawn
+    k, probabilities = scores.shape[1], softmax(scores.astype(np.float64), axis=1)
+    figures = figures_of(got, resamples=1)
+    assert figures['top1'] == sk.accuracy_score(labels, scores.argmax(1))
+    assert figures['count'] == len(labels)
+    if k >= 5:  # scikit-learn breaks ties towards the last class: nudge them apart
+        apart = scores.astype(np.float64) - 1e-6 * np.arange(k)
+        top5 = sk.top_k_accuracy_score(labels, apart, k=5, labels=np.arange(k))
+        assert figures['top5'] == pytest.approx(top5, abs=1e-12)
+    else:
+        assert figures['top5'] is None
+    loss = sk.log_loss(labels, probabilities, labels=np.arange(k))
+    assert figures['loss'] == pytest.approx(loss, rel=1e-9, abs=1e-12)
+    brier = sk.brier_score_loss(labels, probabilities, labels=np.arange(k), scale_by_half=False)
+    assert figures['brier'] == pytest.approx(brier, abs=1e-12)
+
+
+@given(predictions())
+def test_classes_and_confusion(drawn):
+    labels, scores, got = drawn
+    k = scores.shape[1]
+    matrix = metrics.confusion(got.labels, got.predicted, k)
+    np.testing.assert_array_equal(
+        matrix, sk.confusion_matrix(labels, scores.argmax(1), labels=np.arange(k))
+    )
+    each = metrics.per_class(matrix)
+    precision, recall, f1, support = sk.precision_recall_fscore_support(
+        labels, scores.argmax(1), labels=np.arange(k), zero_division=np.nan
+    )
+    np.testing.assert_allclose(each.precision, precision)
+    np.testing.assert_allclose(each.recall, recall)
+    np.testing.assert_allclose(each.f1, f1)
+    np.testing.assert_array_equal(each.support, support)
+    present = np.isin(scores.argmax(1), labels)  # scikit-learn warns of classes without examples
+    if present.all():
+        expected = sk.balanced_accuracy_score(labels, scores.argmax(1))
+        assert metrics.balanced_accuracy(got.labels, got.correct) == pytest.approx(expected)
+    assert metrics.balanced_accuracy(got.labels, got.correct) == pytest.approx(np.nanmean(recall))
+
+
+@given(predictions(), st.integers(1, 20))
+def test_calibration(drawn, bins):
+    _, _, got = drawn
+    r = metrics.reliability(got.confidence, got.correct, bins)
+    accuracy, confidence = calibration_curve(got.correct, got.confidence, n_bins=bins)
+    there = r.examples > 0
+    np.testing.assert_allclose(r.accuracy[there], accuracy)
+    np.testing.assert_allclose(r.confidence[there], confidence)
+    assert np.isnan(r.accuracy[~there]).all() and r.examples.sum() == len(got)
+    gaps = np.abs(accuracy - confidence) * r.examples[there] / len(got)
+    ece = metrics.expected_calibration_error(got.confidence, got.correct, bins)
+    assert ece == pytest.approx(gaps.sum(), abs=1e-12)
+
+
+def example(n=400, k=10, seed=0):
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(k, size=n)
+    scores = rng.normal(size=(n, k)) + 2 * np.eye(k)[labels]
+    return from_scores(np.arange(n), labels, scores, tuple(map(str, range(k))))
+
+
+def intervals(p, **kwargs):
+    return metrics.intervals(p.labels, p.rank, p.loss, p.confidence, p.squared_error, **kwargs)
+
+
+def test_intervals_are_scipys_percentile_bootstrap():
+    p = example()
+    got = intervals(p, resamples=4000)
+    for name, values in {'top1': p.correct, 'loss': p.loss, 'brier': p.squared_error}.items():
+        theirs = scipy.stats.bootstrap(
+            (values.astype(float),), np.mean, n_resamples=4000, method='percentile',
+            rng=np.random.default_rng(1),
+        ).confidence_interval  # fmt: skip
+        np.testing.assert_allclose(got[name], theirs, rtol=0.03)
+    paired = scipy.stats.bootstrap(
+        (p.labels, p.predicted),
+        lambda a, b: sk.balanced_accuracy_score(a, b),
+        paired=True, vectorized=False, n_resamples=500, method='percentile',
+        rng=np.random.default_rng(1),
+    ).confidence_interval  # fmt: skip
+    np.testing.assert_allclose(got['balanced_accuracy'], paired, atol=0.01)
+
+
+def test_intervals_are_seeded_and_hold_the_figure():
+    p = example()
+    assert intervals(p, seed=3) == intervals(p, seed=3) != intervals(p, seed=4)
+    figures = figures_of(p)
+    for name, (low, high) in figures['intervals'].items():
+        # Resampled calibration errors lie above the figure: noise only adds to a sum of gaps.
+        assert low <= figures[name] <= high or name == 'ece'
+
+
+def test_one_example_and_one_class():
+    p = from_scores(np.array([0]), np.array([0]), np.zeros((1, 1)), ('only',))
+    figures = figures_of(p)
+    assert figures['top1'] == figures['balanced_accuracy'] == 1
+    assert figures['loss'] == figures['ece'] == figures['brier'] == 0
+    assert figures['intervals']['top1'] == [1, 1]
+
+
+def test_a_model_of_nan_is_never_right_and_its_figures_are_json():
+    import json
+
+    p = from_scores(np.arange(3), np.zeros(3, int), np.full((3, 5), np.nan), tuple('abcde'))
+    figures = figures_of(p)
+    assert figures['top1'] == figures['top5'] == 0
+    assert figures['loss'] is None and 'loss' not in figures['intervals']
+    json.dumps(figures, allow_nan=False)
+
+
+def test_extreme_scores_do_not_overflow():
+    scores = np.array([[1e5, -1e5], [-1e5, 1e5]])
+    p = from_scores(np.arange(2), np.array([0, 0]), scores, ('a', 'b'))
+    np.testing.assert_allclose(p.loss, [0, 2e5])
+    np.testing.assert_allclose(p.squared_error, [0, 2])

@@ -1,0 +1,167 @@
+"""Figures of a split, from what is known of each of its examples; NumPy, sums in float64.
+
+Every figure equals scikit-learn's on the same predictions (`tests/evaluation/test_metrics.py`).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+RELIABILITY_BINS = 15  # Guo et al. 2017, section 2
+RESAMPLES = 1000
+CONFIDENCE = 0.95
+
+
+class PerClass(NamedTuple):
+    """What is known of each of K classes; NaN where a quotient has no examples below it.
+
+    Attributes:
+      support: int64 [K], examples of the class.
+      predicted: int64 [K], examples that were taken for it.
+      precision: float64 [K], of those taken for it, the fraction that are.
+      recall: float64 [K], of its examples, the fraction that were found.
+      f1: float64 [K], the harmonic mean of both.
+    """
+
+    support: np.ndarray
+    predicted: np.ndarray
+    precision: np.ndarray
+    recall: np.ndarray
+    f1: np.ndarray
+
+
+class Reliability(NamedTuple):
+    """How often a model is right at each level of confidence: bins of equal width, (low, high].
+
+    Attributes:
+      examples: int64 [bins], how many.
+      confidence: float64 [bins], mean probability of the class that was named; NaN if empty.
+      accuracy: float64 [bins], the fraction that was right; NaN if empty.
+    """
+
+    examples: np.ndarray
+    confidence: np.ndarray
+    accuracy: np.ndarray
+
+
+def confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """Counts int64 [K, K]: row i, column j are the examples of class i that were taken for j.
+
+    Args:
+      labels: int [N].
+      predicted: int [N].
+      num_classes: K.
+    """
+    cells = labels.astype(np.int64) * num_classes + predicted
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def per_class(matrix: np.ndarray) -> PerClass:
+    """Precision, recall and F1 of each class, out of the confusion matrix int [K, K]."""
+    found, support, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
+    return PerClass(
+        support=support,
+        predicted=predicted,
+        precision=_quotient(found, predicted),
+        recall=_quotient(found, support),
+        f1=_quotient(2 * found, support + predicted),
+    )
+
+
+def balanced_accuracy(labels: np.ndarray, correct: np.ndarray) -> float:
+    """The mean of the recalls of the classes that have examples: labels int [N], correct [N]."""
+    support = np.bincount(labels)
+    there = support > 0
+    return float(np.mean(np.bincount(labels, correct)[there] / support[there]))
+
+
+def reliability(
+    confidence: np.ndarray, correct: np.ndarray, bins: int = RELIABILITY_BINS
+) -> Reliability:
+    """The reliability diagram (Guo et al. 2017, "On calibration of modern neural networks", 2).
+
+    Args:
+      confidence: float64 [N], the probability of the class that was named.
+      correct: bool [N].
+      bins: how many, of equal width; the right edge belongs to a bin, and 0 to the first.
+    """
+    where = _bins(confidence, bins)
+    count = np.bincount(where, minlength=bins)
+    return Reliability(
+        examples=count,
+        confidence=_quotient(np.bincount(where, confidence, bins), count),
+        accuracy=_quotient(np.bincount(where, correct, bins), count),
+    )
+
+
+def expected_calibration_error(
+    confidence: np.ndarray, correct: np.ndarray, bins: int = RELIABILITY_BINS
+) -> float:
+    """ECE: the mean over the examples of their bin's |accuracy − confidence| (Guo et al., eq. 3)."""
+    gaps = np.bincount(_bins(confidence, bins), confidence - correct, bins)
+    return float(np.abs(gaps).sum() / len(confidence))
+
+
+def intervals(
+    labels: np.ndarray,
+    rank: np.ndarray,
+    loss: np.ndarray,
+    confidence: np.ndarray,
+    squared_error: np.ndarray,
+    seed: int = 0,
+    resamples: int = RESAMPLES,
+) -> dict[str, tuple[float, float]]:
+    """95 % confidence intervals by the bootstrap (Efron): percentiles over resampled examples.
+
+    They hold for test examples drawn anew, not for a model trained anew. Where all examples are
+    right, resampling finds no others, and the interval of an accuracy is a point.
+
+    Args:
+      labels: int [N].
+      rank: int [N], how many classes were put before the right one.
+      loss: float64 [N].
+      confidence: float64 [N], the probability of the class that was named.
+      squared_error: float64 [N], whose mean is the Brier score.
+      seed: of the resampling; the same seed gives the same intervals.
+      resamples: how many.
+
+    Returns:
+      (low, high) of `top1`, `top5`, `loss`, `balanced_accuracy`, `ece` and `brier`.
+    """
+    n, rng = len(labels), np.random.default_rng(seed)
+    correct = (rank < 1).astype(np.float64)
+    means = {
+        'top1': correct,
+        'top5': (rank < 5).astype(float),
+        'loss': loss,
+        'brier': squared_error,
+    }
+    where, gap = _bins(confidence, RELIABILITY_BINS), confidence - correct
+    drawn: dict[str, list[float]] = {k: [] for k in (*means, 'balanced_accuracy', 'ece')}
+    for _ in range(resamples):
+        times = np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64)
+        for name, values in means.items():
+            drawn[name].append(float((times * values).sum()) / n)
+        support = np.bincount(labels, times)
+        there = support > 0
+        recall = np.bincount(labels, times * correct)[there] / support[there]
+        drawn['balanced_accuracy'].append(float(recall.mean()))
+        gaps = np.bincount(where, times * gap, RELIABILITY_BINS)
+        drawn['ece'].append(float(np.abs(gaps).sum()) / n)
+    outside = 50 * (1 - CONFIDENCE)
+    return {
+        name: (float(low), float(high))
+        for name, values in drawn.items()
+        for low, high in [np.percentile(values, [outside, 100 - outside])]
+    }
+
+
+def _bins(confidence: np.ndarray, bins: int) -> np.ndarray:
+    edges = np.linspace(0, 1, bins + 1)
+    return np.searchsorted(edges[1:-1], confidence)
+
+
+def _quotient(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """above / below, NaN where below is 0."""
+    out = np.full(len(below), np.nan)
+    return np.divide(above, below, out=out, where=below > 0)

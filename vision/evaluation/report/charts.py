@@ -1,0 +1,152 @@
+"""Charts as SVG text: curves over steps, and the reliability diagram."""
+
+import html
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from vision.evaluation.metrics import Reliability
+
+_WIDTH, _HEIGHT = 520, 260
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 14, 36
+_POINTS = 400  # of a curve: more would not be seen
+
+
+class Curve(NamedTuple):
+    """A line of a chart: its name, a CSS class for its colour, and its points (x, y)."""
+
+    name: str
+    style: str
+    points: list[tuple[float, float]]
+
+
+def curves(records: Sequence[dict[str, Any]], metric: str) -> list[Curve]:
+    """The curves of a metric ('loss') in a run's records, of the splits that have it."""
+    found = []
+    for split in ('train', 'validation', 'test'):
+        key = f'{split}/{metric}'
+        points = [(r['step'], r[key]) for r in records if _finite(r.get(key))]
+        stride = -(-len(points) // _POINTS) or 1
+        if points:
+            found.append(Curve(split, split, points[::-stride][::-1]))
+    return found
+
+
+def line_chart(title: str, lines: Sequence[Curve], percent: bool = False) -> str:
+    """A chart of curves over the step; '' where there are none."""
+    points = [p for line in lines for p in line.points]
+    if not points:
+        return ''
+    ys = [y for _, y in points]
+    x_ticks = _ticks(0, max(x for x, _ in points))
+    y_ticks = _ticks(min(ys), min(1, max(ys)) if percent else max(ys))
+    place = _Place(x_ticks, y_ticks)
+    parts = [_axes(place, percent, 'step')]
+    for line in lines:
+        path = ' '.join(f'{place.x(x):.1f},{place.y(y):.1f}' for x, y in line.points)
+        parts.append(f'<polyline class="line {line.style}" points="{path}"/>')
+        if len(line.points) <= 40:
+            parts += [
+                f'<circle class="dot {line.style}" cx="{place.x(x):.1f}" cy="{place.y(y):.1f}" r="2.5">'
+                f'<title>{line.name}, step {x:,}: {_label(y, percent, 2)}</title></circle>'
+                for x, y in line.points
+            ]
+    legend = ''.join(f'<span class="key {c.style}">{c.name}</span>' for c in lines)
+    return _figure(title, legend, ''.join(parts))
+
+
+def reliability_chart(bins: Reliability) -> str:
+    """Accuracy in each bin of confidence, against the diagonal, and how many examples are there."""
+    ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
+    place = _Place(ticks, ticks)
+    n, most = len(bins.examples), max(int(bins.examples.max()), 1)
+    parts = [_axes(place, True, 'confidence')]
+    for i in range(n):
+        count = int(bins.examples[i])
+        if not count:
+            continue
+        left, right = place.x(i / n), place.x((i + 1) / n)
+        accuracy, confidence = float(bins.accuracy[i]), float(bins.confidence[i])
+        told = (
+            f'{count:,} examples, confidence {confidence:.1%}, right {accuracy:.1%}'
+            if math.isfinite(accuracy)
+            else f'{count:,} examples'
+        )
+        height = (_HEIGHT - _BOTTOM - _TOP) * count / most
+        parts.append(
+            f'<g><title>{told}</title>'
+            f'<rect class="count" x="{left:.1f}" width="{right - left:.1f}" '
+            f'y="{_HEIGHT - _BOTTOM - height:.1f}" height="{height:.1f}"/>'
+            f'<rect class="bar" fill-opacity="{0.3 + 0.6 * math.sqrt(count / most):.2f}" x="{left + 2:.1f}" width="{right - left - 4:.1f}" '
+            f'y="{place.y(accuracy):.1f}" height="{place.y(0) - place.y(accuracy):.1f}"/></g>'
+        )
+    corners = f'x1="{place.x(0)}" y1="{place.y(0)}" x2="{place.x(1)}" y2="{place.y(1)}"'
+    parts.append(f'<line class="diagonal" {corners}/>')
+    legend = (
+        '<span class="key bar">accuracy</span><span class="key count">examples</span>'
+        '<span class="key diagonal">perfectly calibrated</span>'
+    )
+    return _figure('Is it as sure as it is right?', legend, ''.join(parts))
+
+
+class _Place:
+    """Where a value is in the picture."""
+
+    def __init__(self, x_ticks: list[float], y_ticks: list[float]):
+        self.x_ticks, self.y_ticks = x_ticks, y_ticks
+
+    def x(self, value: float) -> float:
+        low, high = self.x_ticks[0], self.x_ticks[-1]
+        return _LEFT + (_WIDTH - _LEFT - _RIGHT) * (value - low) / (high - low)
+
+    def y(self, value: float) -> float:
+        low, high = self.y_ticks[0], self.y_ticks[-1]
+        return _HEIGHT - _BOTTOM - (_HEIGHT - _TOP - _BOTTOM) * (value - low) / (high - low)
+
+
+def _axes(place: _Place, percent: bool, x_name: str) -> str:
+    parts = []
+    for y in place.y_ticks:
+        at = place.y(y)
+        parts.append(
+            f'<line class="grid" x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{at}" y2="{at}"/>'
+        )
+        label = _label(y, percent)
+        parts.append(f'<text x="{_LEFT - 6}" y="{at + 4}" text-anchor="end">{label}</text>')
+    for x in place.x_ticks:
+        label = f'{x:.0%}' if x_name == 'confidence' else f'{x:,.0f}'
+        anchor = 'end' if x == place.x_ticks[-1] else 'middle'
+        where = f'x="{place.x(x)}" y="{_HEIGHT - _BOTTOM + 16}"'
+        parts.append(f'<text {where} text-anchor="{anchor}">{label}</text>')
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{x_name}</text>')
+    return ''.join(parts)
+
+
+def _figure(title: str, legend: str, inside: str) -> str:
+    name = html.escape(title)
+    return (
+        f'<figure><figcaption><b>{name}</b>{legend}</figcaption>'
+        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{name}">{inside}</svg></figure>'
+    )
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers that enclose both, four to eight of them."""
+    span = high - low or abs(high) or 1.0
+    step = 10 ** math.floor(math.log10(span / 4))
+    step = next(step * m for m in (1, 2, 5, 10) if span / (step * m) <= 6)
+    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
+    return [round(i * step, 12) for i in range(first, max(last, first + 1) + 1)]
+
+
+def _label(value: float, percent: bool, digits: int = 0) -> str:
+    return (
+        f'{100 * value:.{max(digits, 0 if value == round(value, 2) else 1)}f} %'
+        if percent
+        else f'{value:.4g}'
+    )
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -59,8 +59,8 @@ def check(ops: tuple[Op, ...], registry: Mapping[str, Callable], skip: int = 1) 
         except TypeError as e:
             usage = f'{op.name}({", ".join(str(p) for p in own)})'
             raise UserError(f'op {str(op)!r}: {e}. It is {usage}.') from None
-        bound.apply_defaults()
-        op_values.check(str(op), bound.arguments)
+        defaults = {p.name: p.default for p in own if p.default is not p.empty}
+        op_values.check(str(op), defaults | bound.arguments)
 
 
 def _split(text: str) -> list[str]:

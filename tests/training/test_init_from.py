@@ -9,6 +9,7 @@ from PIL import Image
 
 from configs import folder_finetune
 from tests.models.test_pretrained import save, torch_state
+from tests.training.tiny import tiny_config
 from vision.core.errors import UserError
 from vision.training import train
 from vision.training.init_from import init_from
@@ -128,3 +129,12 @@ def test_patterns_and_factors_that_make_no_sense(pattern, factor):
     config.lr_factors = {pattern: factor}
     with pytest.raises(UserError, match=r'regular expression|lr_factors'):
         make_optimizer(config, lambda step: 0.1)
+
+
+def test_a_source_that_is_refused_leaves_the_workdir_to_the_right_one(tmp_path):
+    config = tiny_config()
+    config.init_from = str(tmp_path / 'weights.safetensors')
+    with pytest.raises(UserError, match='no torchvision or timm weights'):
+        train(config, tmp_path / 'run')
+    config.init_from = None
+    assert train(config, tmp_path / 'run')['test']['count'] > 0

@@ -89,18 +89,17 @@ def create(workdir: str | os.PathLike) -> Path:
     return path
 
 
-def claim(workdir: Path, config: ConfigDict) -> None:
-    """Writes the config, or checks that the run that is there was made with the same one.
+def check_config(workdir: Path, config: ConfigDict) -> None:
+    """Checks that the run that is there, if any, was made with this config.
 
     Raises:
       UserError: the workdir belongs to another config; says what differs.
     """
-    processes.on_first(lambda: _claim(workdir, config))
+    processes.on_first(lambda: _check_config(workdir, config))
 
 
-def _claim(workdir: Path, config: ConfigDict) -> None:
-    path = workdir / 'config.json'
-    if path.exists():
+def _check_config(workdir: Path, config: ConfigDict) -> None:
+    if (workdir / 'config.json').exists():
         differ = config_lib.differences(read_config(workdir), config)
         if differ:
             more = f' (and {len(differ) - 3} more)' if len(differ) > 3 else ''
@@ -108,13 +107,12 @@ def _claim(workdir: Path, config: ConfigDict) -> None:
                 f'{workdir} holds a run with another config: {"; ".join(differ[:3])}{more}. '
                 'Take another --workdir, or the same config'
             )
-    if not path.exists() or path.read_text() != config_lib.to_json(config):
-        write_text(path, config_lib.to_json(config))
 
 
-def describe(workdir: Path, dataset: dict[str, Any]) -> None:
-    """Writes what the run's data and this process are: `dataset.json` and `environment.json`."""
+def describe(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
+    """Writes what the run, its data and this process are: all JSON files of the workdir."""
     if processes.is_first():
+        write_text(workdir / 'config.json', config_lib.to_json(config))
         for name, value in (('dataset.json', dataset), ('environment.json', environment())):
             write_text(workdir / name, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
 

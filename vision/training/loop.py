@@ -55,7 +55,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] 
     run = processes.together(lambda: setup(config))  # what is refused leaves no workdir behind
     path = workdir_lib.create(workdir)
     with StopSignals() as signals, workdir_lib.Lock(path):
-        workdir_lib.claim(path, run.config)
+        workdir_lib.check_config(path, run.config)
         with Checkpoints(path, keep=run.config.training.keep) as checkpoints:
             latest = checkpoints.latest_step()
             early_stopping = EarlyStopping(run.patience)
@@ -65,9 +65,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] 
                 _say(f'{path}: this run is finished; nothing was changed')
                 best: int | None = checkpoints.find('best')
             else:
-                known = workdir_lib.read_json(path, 'dataset.json') if latest else None
-                run = normalised(run, known)
-                workdir_lib.describe(path, run.dataset)
                 best = _train(run, path, latest, ended, checkpoints, early_stopping, signals, hooks)
             return {} if best is None else processes.on_first(lambda: results(path, best))
 
@@ -87,6 +84,9 @@ def _train(
     Returns:
       The best checkpoint's step; None if the run was stopped before its end.
     """
+    config = run.config  # as it is recorded, whatever the data's own statistics are
+    known = workdir_lib.read_json(path, 'dataset.json') if latest else None
+    run = normalised(run, known)
     state = init_state(run.model, run.optimizer, run.config, run.input_shape, run.mesh)
     template = mesh_lib.abstract(state.eval_variables)
     interval = Interval()
@@ -95,6 +95,8 @@ def _train(
     if latest is not None:
         state, saved = checkpoints.restore(latest, state)
         interval = Interval(saved)
+    # Not before: what is refused up to here leaves the workdir to whatever config comes next.
+    workdir_lib.describe(path, config, run.dataset)
     evaluator = Evaluator(run)
     with Recorder(path, latest or 0) as recorder:
         if not ended and (latest or 0) < run.stop_step:

@@ -205,5 +205,7 @@ def _read(workdir: Path, name: str) -> str:
     except FileNotFoundError:
         what = 'is not a workdir' if workdir.is_dir() else 'does not exist'
         raise UserError(f'{workdir} {what}: there is no {name} in it') from None
+    except NotADirectoryError:
+        raise UserError(f'{workdir} is a file; a workdir is a folder') from None
     except OSError as e:
         raise UserError(f'{workdir / name}: {e.strerror}') from None

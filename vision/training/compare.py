@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from rich.table import Table
+from rich.table import Column, Table
 
 from vision import data
 from vision.core import workdir as workdir_lib
@@ -121,7 +121,9 @@ def draw(workdirs: Sequence[str | os.PathLike], path: Path) -> None:
 
 def compare_tables(result: dict[str, Any]) -> list[Table]:
     """What `compare` returned, as a person reads it."""
-    runs = Table('run', 'model', 'step', title='the best checkpoint of each run')
+    runs = Table(
+        Column('run', overflow='fold'), 'model', 'step', title='the best checkpoint of each run'
+    )
     for name in ('val. top-1', 'val. loss', 'test top-1', 'test loss', 'images/s'):
         runs.add_column(name, justify='right')
     for row in result['runs']:
@@ -135,8 +137,9 @@ def compare_tables(result: dict[str, Any]) -> list[Table]:
         runs.add_row(
             row['run'], row['model'], checkpoint, *cells, '–' if rate is None else f'{rate:,.0f}'
         )
-    title = f"McNemar's exact test on the {result['split']} examples"
-    pairs = Table('first', 'second', 'first alone right', 'second alone right', 'p', title=title)
+    title = f"right answers on the {result['split']} examples, McNemar's exact test"
+    names = [Column(header, overflow='fold') for header in ('first', 'second')]
+    pairs = Table(*names, 'first alone', 'second alone', 'p', title=title)
     for pair in result['pairs']:
         if pair['error']:
             pairs.add_row(pair['first'], pair['second'], pair['error'])

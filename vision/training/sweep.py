@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
-from rich.table import Table
+from rich.table import Column, Table
 
 from vision.core import config as config_lib
 from vision.core import workdir as workdir_lib
@@ -147,8 +147,12 @@ def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def sweep_tables(result: dict[str, Any]) -> list[Table]:
     """What `sweep` returned, as a person reads it."""
-    table = Table('trial', title='the best checkpoint of each trial', title_justify='left')
-    for split in ('validation', 'test'):
+    table = Table(
+        Column('trial', overflow='fold'),
+        title='the best checkpoint of each trial',
+        title_justify='left',
+    )
+    for split in ('val.', 'test'):
         for metric in _METRICS:
             table.add_column(f'{split} {metric}', justify='right')
     for row in result['trials']:

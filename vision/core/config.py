@@ -229,12 +229,17 @@ def complete_eval(entry: ConfigDict, name: str = '--eval') -> ConfigDict:
 def resolve(config: ConfigDict) -> ConfigDict:
     """A copy whose paths are absolute, so that a run finds its data from any folder.
 
+    `config.data` may have been replaced as a whole: how images are read is as by default then.
     `--config.init_from=` and `--config.freeze=` take back what the file sets.
     """
     config = config.copy_and_resolve_references()
     for key in ('init_from', 'freeze'):
         if config[key] in ('', 'None'):  # the command line has no other way to say None
             config[key] = None
+    with config.unlocked():
+        for key, value in default_config().data.items():
+            if key != 'source':
+                config.data.setdefault(key, value)
     for data in (config.data, *(e.get('data', {}) for e in config.get('evals', {}).values())):
         for key in ('path', 'data_dir'):
             if data.get(key):

@@ -86,14 +86,14 @@ class TrainBatches:
 
 def cache_report(source: Source, config: ConfigDict) -> str | None:
     """Says how much of the host's memory `data.cache` will take; None if it takes none."""
-    kind, ops = config.data.cache, config.preprocess.train
-    if kind == 'none' or on_device(source, ops):
+    ops = config.preprocess.train
+    if on_device(source, ops) or config.data.cache == 'none':
         return None
     from vision.preprocess import cache
     from vision.preprocess import ops as host_ops
 
-    cache.check(kind, source)
-    return cache.report(source, host_ops.channels(host_ops.parse(ops)), kind)
+    cache.check(config.data.cache, source)
+    return cache.report(source, host_ops.channels(host_ops.parse(ops)), config.data.cache)
 
 
 class EvalBatches:

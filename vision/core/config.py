@@ -237,9 +237,9 @@ def resolve(config: ConfigDict) -> ConfigDict:
         if config[key] in ('', 'None'):  # the command line has no other way to say None
             config[key] = None
     with config.unlocked():
-        for key, value in default_config().data.items():
-            if key != 'source':
-                config.data.setdefault(key, value)
+        for key in ('cache', 'max_corrupt'):
+            if key not in config.data:
+                config.data[key] = default_config().data[key]
     for data in (config.data, *(e.get('data', {}) for e in config.get('evals', {}).values())):
         for key in ('path', 'data_dir'):
             if data.get(key):

@@ -12,10 +12,13 @@ training images are held out to select on. The data set's own list: two convolut
 from ml_collections import ConfigDict
 
 from configs import mnist_lenet5
+from vision.core.errors import unknown
 
 
 def get_config(variant: str = 'full') -> ConfigDict:
     """The experiment; 'quick' is a smoke test of seconds."""
+    if variant not in ('full', 'quick'):
+        raise unknown('variant of fashion_mnist_lenet5.py', variant, ['full', 'quick'])
     config = mnist_lenet5.get_config(variant)
     config.data.name = 'fashion_mnist'
     config.data.class_names = (

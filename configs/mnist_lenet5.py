@@ -6,7 +6,14 @@ training images are held out to select on. The paper's test error: 0.95 %, 0.8 %
 
     python -m experiments.train --config=configs/mnist_lenet5.py --workdir=runs/mnist
     … --config.data.source=idx --config.data.path=FOLDER     the four IDX files, no internet
+    … --config=configs/mnist_lenet5.py:plain                 10 epochs, no distortions
+    … --config=configs/mnist_lenet5.py:1998                  the network and the loss as published
     … --config=configs/mnist_lenet5.py:quick                 one epoch of a few thousand images
+
+1998 has the sparse C3, the RBF output and the loss of eq. 9, 20 passes, and the paper's rates
+relative to the first one. What deviates: batches of 32 with momentum in place of single patterns
+with a diagonal Levenberg-Marquardt step (so the first rate is 1e-3, found on validation), and the
+best of 20 passes on 5,000 held-out images is reported.
 
 Measured: 99.55 % test accuracy (one seed), 5 minutes on two CPU cores.
 """
@@ -17,11 +24,13 @@ from ml_collections.config_dict import placeholder
 from vision.core.config import default_config
 from vision.core.errors import unknown
 
+VARIANTS = ('full', 'plain', '1998', 'quick')
+
 
 def get_config(variant: str = 'full') -> ConfigDict:
     """The experiment; 'quick' is a smoke test of seconds."""
-    if variant not in ('full', 'quick'):
-        raise unknown('variant of mnist_lenet5.py', variant, ['full', 'quick'])
+    if variant not in VARIANTS:
+        raise unknown('variant of mnist_lenet5.py', variant, VARIANTS)
     config = default_config()
     config.model = ConfigDict({'name': 'lenet5'})
     config.data.source = 'tfds'
@@ -40,9 +49,30 @@ def get_config(variant: str = 'full') -> ConfigDict:
     config.training.duration = '20 epochs'
     config.training.log_every = '100 steps'
     config.evaluation.batch_size = 1000
-    if variant == 'quick':
+    if variant == 'plain':
+        config.preprocess.train = 'pad(2)'
+        config.training.duration = '10 epochs'
+    elif variant == '1998':
+        _as_published(config)
+    elif variant == 'quick':
         config.training.duration = '200 steps'
         config.training.eval_every = '100 steps'
         config.training.log_every = '50 steps'
         config.schedule.warmup = '20 steps'
     return config
+
+
+def _as_published(config: ConfigDict) -> None:
+    """Sections II.B, II.C and III.B: the network, its loss, its pixels, its rates."""
+    config.model = ConfigDict({'name': 'lenet5_1998'})
+    config.loss.name = 'lenet_discriminative'
+    config.preprocess.train = 'pad(2)'
+    config.preprocess.mean = (0.1 / 1.275,)  # white paper becomes -0.1, black ink 1.175
+    config.preprocess.std = (1 / 1.275,)
+    config.optimizer.lr = 1e-3
+    config.weight_decay = 0.0
+    # 5e-4 for two passes, 2e-4 for three, 1e-4 for three, 5e-5 for four, then 1e-5.
+    config.schedule = ConfigDict({'name': 'step', 'warmup': '0 steps'})
+    config.schedule.at = ('2 epochs', '5 epochs', '8 epochs', '12 epochs')
+    config.schedule.factor = (0.4, 0.5, 0.5, 0.2)
+    config.training.batch_size = 32

@@ -21,7 +21,7 @@ from vision.models.layers import (
     uniform_bias,
 )
 
-Shortcut = Literal['A', 'B', 'C']
+Shortcut = Literal['A', 'B', 'C', 'none']
 
 
 def pad_shortcut(x: jax.Array, features: int, strides: int) -> jax.Array:
@@ -37,7 +37,8 @@ class Block(nn.Module):
       width: of the block's inner convolutions.
       strides: of the block.
       shortcut: the paper's option: 'A' pads with zeros, 'B' projects where the shape changes, 'C'
-        projects always.
+        projects always. 'none' is the plain network that it is compared with; it cannot start
+        as identity.
       zero_init: whether the last norm's scale starts at 0, so that the block starts as identity.
       stride_in: where a bottleneck has its stride.
     """
@@ -69,6 +70,8 @@ class Block(nn.Module):
 
     def shortcut_of(self, x: jax.Array, features: int, train: bool) -> jax.Array:
         """What is added to the residual: `x`, padded or projected to its shape."""
+        if self.shortcut == 'none':
+            return jnp.zeros((), x.dtype)
         same = self.strides == 1 and x.shape[-1] == features
         if same and self.shortcut != 'C':
             return x

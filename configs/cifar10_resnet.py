@@ -1,0 +1,44 @@
+"""ResNet on CIFAR-10: He et al. 2015, arXiv:1512.03385, section 4.2; the depth stands behind the colon.
+
+Batch 128, rate .1 divided by 10 at 32k and 48k of 64k iterations, momentum .9, weight decay 1e-4, padded
+by 4, cropped, flipped; 45,000 images to train on and 5,000 to select on. 110 layers and more begin at .01
+(in the paper until the training error is below 80 %, about 400 iterations). The paper's test error:
+20 8.75; 32 7.51; 44 7.17; 56 6.97; 110 6.43 (mean of five 6.61 ± .16); 1202 7.93 %.
+
+    python -m experiments.train --config=configs/cifar10_resnet.py:56 --workdir=runs/cifar10_56
+    …:20  …:32  …:44  …:110  …:1202      …:110-v2  …:164-v2   pre-activation (arXiv:1603.05027)
+
+What deviates: channels' means and deviations stand for the mean of each pixel; the best checkpoint by
+the held-out images is reported. Not measured here: the data set must be downloaded.
+"""
+
+from ml_collections import ConfigDict
+
+from vision.core.config import default_config
+from vision.core.errors import unknown
+
+DEPTHS = ('20', '32', '44', '56', '110', '1202', '110-v2', '164-v2')
+
+
+def get_config(depth: str = '20') -> ConfigDict:
+    """The experiment with so many layers."""
+    if depth not in DEPTHS:
+        raise unknown('depth of cifar10_resnet.py', depth, DEPTHS)
+    config = default_config()
+    config.model = ConfigDict({'name': f'resnet{depth.replace("-", "_")}'})
+    config.data.source, config.data.name = 'tfds', 'cifar10'
+    config.data.in_memory, config.data.validation = True, 5000
+    config.preprocess.train = 'random_crop(32, padding=4)|flip_lr'
+    config.preprocess.mean = (0.4914, 0.4822, 0.4465)
+    config.preprocess.std = (0.2470, 0.2435, 0.2616)
+    config.optimizer.lr = 0.1
+    config.weight_decay = 1e-4
+    at, factor = ('32000 steps', '48000 steps'), (0.1, 0.1)
+    if int(depth.split('-')[0]) >= 110:
+        config.optimizer.lr = 0.01
+        at, factor = ('400 steps', *at), (10.0, *factor)
+    config.schedule = ConfigDict({'name': 'step', 'warmup': '0 steps', 'at': at, 'factor': factor})
+    config.training.batch_size = 128
+    config.training.duration = '64000 steps'
+    config.evaluation.batch_size = 500
+    return config

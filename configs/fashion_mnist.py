@@ -1,0 +1,42 @@
+"""Today's small forms of VGG, GoogLeNet and ResNet on Fashion-MNIST, the model named behind the colon.
+
+Xiao, Rasul and Vollgraf 2017, "Fashion-MNIST". The data set's own list, accuracy: two convolutions with
+pooling 87.6 … 91.6 % (93.9 % with flips), VGG-16 93.5, GoogLeNet 93.7, ResNet-18 94.9, DenseNet-BC 95.4,
+WRN-40-4 96.7. ResNet-20: He et al. 2015, section 4.2; VGG: Simonyan and Zisserman 2014 with BatchNorm,
+GoogLeNet: Szegedy et al. 2014 with BatchNorm, each with its usual stem for small images.
+
+    python -m experiments.train --config=configs/fashion_mnist.py:resnet20 --workdir=runs/fashion
+    …:vgg11_bn  …:googlenet
+    … --config.data.source=idx --config.data.path=FOLDER     the four IDX files, no internet
+
+One recipe for all: SGD with momentum, a cosine over 30 epochs, padded crops and flips, a moving average.
+LeNet-5 has its own file, `fashion_mnist_lenet5.py`. Measured: see README, 'Results'.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import fashion_mnist_lenet5
+from vision.core.errors import unknown
+
+_MODELS = {
+    'resnet20': {},
+    'vgg11_bn': {'stem': 'small'},
+    'googlenet': {'stem': 'small', 'aux_heads': False},
+}
+
+
+def get_config(model: str = 'resnet20') -> ConfigDict:
+    """The experiment with this model."""
+    if model not in _MODELS:
+        raise unknown('model of fashion_mnist.py', model, _MODELS)
+    config = fashion_mnist_lenet5.get_config()
+    config.model = ConfigDict({'name': model} | _MODELS[model])
+    config.preprocess.train = 'random_crop(28, padding=2)|flip_lr'
+    config.preprocess.eval = ''
+    config.preprocess.mean = (0.286,)
+    config.preprocess.std = (0.353,)
+    config.optimizer.lr = 0.1
+    config.optimizer.nesterov = True
+    config.training.duration = '30 epochs'
+    config.training.ema_decay = 0.999
+    return config

@@ -1,0 +1,108 @@
+"""Reproduces the papers' figures: trains the rows that are named, over seeds, and prints the table.
+
+    python -m experiments.reproduce [ROW…] [--seeds=0,1,2] [--mnist=FOLDER] [--fashion_mnist=FOLDER] [--data_dir=DIR]
+
+Without a row it prints what has been measured so far; one that was not run says so. The same command
+goes on with runs that were stopped. Where no folder of IDX files is named, TFDS downloads the data.
+"""
+
+import importlib
+import json
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from vision.core import cli
+from vision.core.errors import UserError, unknown
+
+SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'of the runs of each row')
+WORKDIR = flags.DEFINE_string('workdir', 'runs/reproduce', 'the folder that the runs go to')
+RESULTS = flags.DEFINE_string('results', 'experiments/results', 'where the figures are kept')
+MNIST = flags.DEFINE_string('mnist', None, "the folder of MNIST's IDX files")
+FASHION = flags.DEFINE_string('fashion_mnist', None, "the folder of Fashion-MNIST's IDX files")
+DATA_DIR = flags.DEFINE_string('data_dir', None, "TFDS's folder, for ImageNet and CIFAR-10")
+FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print')
+
+_LECUN, _HE = 'LeCun 1998, MNIST', 'He 2015, CIFAR-10'
+_FASHION = "Fashion-MNIST's list"
+# Name, config, paper, published error.
+ROWS = (
+    ('digits-lenet5', 'configs/digits_lenet5.py', 'scikit-learn digits', '–'),
+    ('mnist-lenet5', 'configs/mnist_lenet5.py:plain', _LECUN, '0.95 %'),
+    ('mnist-lenet5-distorted', 'configs/mnist_lenet5.py', _LECUN, '0.8 %'),
+    ('mnist-lenet5-1998', 'configs/mnist_lenet5.py:1998', _LECUN, '0.95 %'),
+    ('mnist-best', 'configs/mnist_best.py', 'our own recipe', 'aim 0.3 %'),
+    ('fashion-lenet5', 'configs/fashion_mnist_lenet5.py', _FASHION, '8.4 … 12.4 %'),
+    ('fashion-vgg11-bn', 'configs/fashion_mnist.py:vgg11_bn', _FASHION, '6.5 % (VGG-16)'),
+    ('fashion-googlenet', 'configs/fashion_mnist.py:googlenet', _FASHION, '6.3 %'),
+    ('fashion-resnet20', 'configs/fashion_mnist.py:resnet20', _FASHION, '5.1 % (ResNet-18)'),
+    ('cifar10-resnet20', 'configs/cifar10_resnet.py:20', _HE, '8.75 %'),
+    ('cifar10-resnet32', 'configs/cifar10_resnet.py:32', _HE, '7.51 %'),
+    ('cifar10-resnet44', 'configs/cifar10_resnet.py:44', _HE, '7.17 %'),
+    ('cifar10-resnet56', 'configs/cifar10_resnet.py:56', _HE, '6.97 %'),
+    ('cifar10-resnet110', 'configs/cifar10_resnet.py:110', _HE, '6.61 ± 0.16 %'),
+    ('imagenet-alexnet', 'configs/imagenet_alexnet.py', 'Krizhevsky 2012', '42.9 % (replica)'),
+    ('imagenet-vgg16', 'configs/imagenet_vgg.py:16', 'Simonyan 2014', '25.6 % (dense)'),
+    ('imagenet-vgg19', 'configs/imagenet_vgg.py:19', 'Simonyan 2014', '25.5 % (dense)'),
+    ('imagenet-googlenet', 'configs/imagenet_googlenet.py', 'Szegedy 2014', '31.3 % (replica)'),
+    ('imagenet-inception-v3', 'configs/imagenet_inception_v3.py', 'Szegedy 2015', '21.2 %'),
+    ('imagenet-resnet50', 'configs/imagenet_resnet.py:50', 'He 2015', '24.7 %'),
+    ('imagenet-resnet101', 'configs/imagenet_resnet.py:101', 'He 2015', '23.6 %'),
+    ('imagenet-resnet152', 'configs/imagenet_resnet.py:152', 'He 2015', '23.0 %'),
+    ('imagenet-resnet50-v1', 'configs/imagenet_resnet.py:50-v1', 'torchvision V1', '23.87 %'),
+    ('imagenet-resnet50-v2', 'configs/imagenet_resnet.py:50-v2', 'torchvision V2', '19.14 %'),
+)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the rows named, and prints and writes the table of all."""
+    known = [name for name, *_ in ROWS]
+    for name in argv[1:]:
+        if name not in known:
+            raise unknown('row', name, known)
+    if not SEEDS.value or not all(re.fullmatch(r'\d+', seed) for seed in SEEDS.value):
+        raise UserError(f'--seeds={",".join(SEEDS.value)} must be whole numbers, as in 0,1,2')
+    from rich.console import Console
+
+    from vision.training import reproduce
+
+    rows = [reproduce.Row(*row) for row in ROWS]
+    results = Path(RESULTS.value)
+    for row in (row for row in rows if row.name in argv[1:]):
+        reproduce.reproduce(
+            row, _config(row), [int(s) for s in SEEDS.value], Path(WORKDIR.value), results,
+            _command(row),
+        )  # fmt: skip
+        reproduce.write_markdown(reproduce.table(rows, results), results / 'table.md')
+    measured = reproduce.table(rows, results)
+    if FORMAT.value == 'json':
+        print(json.dumps(measured))
+    else:
+        Console().print(reproduce.rich_table(measured))
+
+
+def _config(row: Any) -> Any:
+    file, _, argument = row.config.partition(':')
+    module = importlib.import_module(file.removesuffix('.py').replace('/', '.'))
+    config = module.get_config(*([argument] if argument else []))
+    data = config.data
+    folder = {'mnist': MNIST.value, 'fashion_mnist': FASHION.value}.get(data.get('name'))
+    with data.unlocked():
+        if folder:
+            data.source, data.path = 'idx', folder
+        elif data.source == 'tfds' and DATA_DIR.value:
+            data.data_dir = DATA_DIR.value
+    return config
+
+
+def _command(row: Any) -> str:
+    """What reproduces a row anywhere: folders are the user's own."""
+    seeds = shlex.quote(','.join(SEEDS.value))
+    return f'python -m experiments.reproduce {row.name} --seeds={seeds}'
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,198 @@
+"""The configs of papers.md are what their papers say: models, rates, lengths, optimizers, augmentation."""
+
+import importlib
+import importlib.resources
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vision.core import config as config_lib
+from vision.core import durations
+from vision.core.errors import UserError
+from vision.models import create_model
+from vision.preprocess import ops as ops_lib
+from vision.preprocess.decode import read
+from vision.preprocess.draws import draw
+from vision.training import losses
+from vision.training.optimizer import make_optimizer
+from vision.training.schedules import make_schedule
+
+IMAGENET, CIFAR, MNIST = 1_268_355, 45_000, 55_000  # examples to train on, without those held out
+
+# Config and argument: parameters, examples, steps, and the rate at the papers' milestones: just
+# before and at each, in epochs or steps.
+CASES = {
+    'mnist_lenet5:1998': (60_000, MNIST, 34_375, [
+        ('0 epochs', 1e-3), ('1.99 epochs', 1e-3), ('2 epochs', 4e-4), ('5 epochs', 2e-4),
+        ('8 epochs', 1e-4), ('11.99 epochs', 1e-4), ('12 epochs', 2e-5)]),
+    'imagenet_alexnet': (60_965_224, IMAGENET, 891_812, [
+        ('29.9 epochs', 0.01), ('30 epochs', 1e-3), ('60 epochs', 1e-4), ('80 epochs', 1e-5)]),
+    'imagenet_vgg:11': (132_863_336, IMAGENET, 366_634, [('0 epochs', 0.01)]),
+    'imagenet_vgg:16': (138_357_544, IMAGENET, 366_634, [
+        ('24.9 epochs', 0.01), ('25 epochs', 1e-3), ('50 epochs', 1e-4), ('73 epochs', 1e-5)]),
+    'imagenet_vgg:19': (143_667_240, IMAGENET, 366_634, [('73 epochs', 1e-5)]),
+    'imagenet_googlenet': (13_378_280, IMAGENET, 1_238_628, [
+        ('7.9 epochs', 0.01), ('8.1 epochs', 0.0096), ('16.1 epochs', 0.01 * 0.96**2)]),
+    'imagenet_inception_v3': (27_161_264, IMAGENET, 79_272, [
+        ('1.9 epochs', 0.045), ('2.1 epochs', 0.045 * 0.94), ('98.1 epochs', 0.045 * 0.94**49)]),
+    'imagenet_resnet:34a': (None, IMAGENET, 600_000, [('599999 steps', 0.1)]),
+    'imagenet_resnet:50': (25_557_032, IMAGENET, 600_000, [('599999 steps', 0.1)]),
+    'imagenet_resnet:101': (44_549_160, IMAGENET, 600_000, []),
+    'imagenet_resnet:152': (60_192_808, IMAGENET, 600_000, []),
+    'imagenet_resnet:50-v1': (25_557_032, IMAGENET, 445_906, [
+        ('29.9 epochs', 0.1), ('30 epochs', 0.01), ('60 epochs', 1e-3), ('89 epochs', 1e-3)]),
+    'imagenet_resnet:50-v2': (25_557_032, IMAGENET, 743_177, [
+        ('0 epochs', 0.0), ('2.5 epochs', 0.25), ('5 epochs', 0.5), ('302.5 epochs', 0.25),
+        ('600 epochs', 0.0)]),
+    'cifar10_resnet:20': (269_722, CIFAR, 64_000, [
+        ('31999 steps', 0.1), ('32000 steps', 0.01), ('48000 steps', 1e-3), ('63999 steps', 1e-3)]),
+    'cifar10_resnet:56': (853_018, CIFAR, 64_000, [('48000 steps', 1e-3)]),
+    'cifar10_resnet:110': (1_727_962, CIFAR, 64_000, [
+        ('399 steps', 0.01), ('400 steps', 0.1), ('32000 steps', 0.01), ('48000 steps', 1e-3)]),
+}  # fmt: skip
+
+
+def load(name):
+    file, _, argument = name.partition(':')
+    return importlib.import_module(f'configs.{file}').get_config(*([argument] if argument else []))
+
+
+def parameters(config):
+    model = create_model(**{'num_classes': 10} | config.model.to_dict())
+    images = jnp.zeros((1, *type(model).input_shape))
+    shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=True))
+    return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes['params']))
+
+
+@pytest.mark.parametrize('name', CASES)
+def test_length_and_rates_are_the_papers(name):
+    config, (_, examples, steps, rates) = load(name), CASES[name]
+    config_lib.check(config)
+
+    def to_steps(text, key):
+        return durations.to_steps(text, config.training.batch_size, examples, key)
+
+    total = to_steps(config.training.duration, 'training.duration')
+    assert total == steps
+    schedule = make_schedule(config, total, to_steps)
+    for when, rate in rates:
+        step = to_steps(when, 'when')
+        # A stair may be half a step off where an epoch is no whole number of steps.
+        np.testing.assert_allclose(schedule(step), rate, rtol=1e-3, atol=1e-9, err_msg=when)
+
+
+@pytest.mark.parametrize('name', [n for n, case in CASES.items() if case[0]])
+def test_the_model_has_the_papers_parameters(name):
+    config = load(name)
+    with config.unlocked():
+        if name.startswith('imagenet'):
+            config.model.num_classes = 1000
+    assert parameters(config) == CASES[name][0]
+
+
+@pytest.mark.parametrize(
+    'name', ['imagenet_vgg:12', 'imagenet_resnet:51', 'cifar10_resnet:21', 'mnist_lenet5:1999',
+             'fashion_mnist:resnet21', 'fashion_mnist_lenet5:1998'],
+)  # fmt: skip
+def test_an_unknown_argument_is_refused(name):
+    with pytest.raises(UserError, match='Known: '):
+        load(name)
+
+
+def two_steps(name):
+    """The config, two gradients, and the parameters after each of them."""
+    config = load(name)
+    params = {'conv': {'kernel': jnp.array([[0.5, -2.0]]), 'bias': jnp.array([0.3, 0.1])}}
+    gradients = [
+        {'conv': {'kernel': jnp.array([[0.1, 0.2]]), 'bias': jnp.array([-0.3, 0.4])}},
+        {'conv': {'kernel': jnp.array([[-0.2, 0.1]]), 'bias': jnp.array([0.5, 0.6])}},
+    ]
+    optimizer = make_optimizer(config, lambda step: config.optimizer.lr)
+    state, trail = optimizer.init(params), []
+    for gradient in gradients:
+        updates, state = optimizer.update(gradient, state, params, value=jnp.zeros(()))
+        params = jax.tree.map(jnp.add, params, updates)
+        trail.append(jax.device_get(params))
+    return config, [jax.device_get(g) for g in gradients], trail
+
+
+@pytest.mark.parametrize(
+    ('name', 'decay', 'bias_decay'),
+    [
+        ('imagenet_alexnet', 5e-4, 5e-4),
+        ('imagenet_vgg:16', 5e-4, 0.0),
+        ('imagenet_googlenet', 2e-4, 0.0),
+        ('imagenet_resnet:50-v1', 1e-4, 1e-4),
+        ('imagenet_resnet:50-v2', 2e-5, 0.0),
+        ('cifar10_resnet:56', 1e-4, 0.0),
+        ('mnist_lenet5:1998', 0.0, 0.0),
+    ],
+)
+def test_two_steps_are_sgd_with_momentum(name, decay, bias_decay):
+    config, gradients, trail = two_steps(name)
+    for leaf, start, d in (
+        ('kernel', [[0.5, -2.0]], decay),
+        ('bias', [0.3, 0.1], bias_decay),
+    ):
+        w, velocity = np.array(start), 0.0
+        for gradient, got in zip(gradients, trail, strict=True):
+            velocity = 0.9 * velocity + gradient['conv'][leaf] + d * w
+            w = w - config.optimizer.lr * velocity
+            np.testing.assert_allclose(got['conv'][leaf], w, rtol=1e-6)
+
+
+def test_two_steps_of_inception_are_rmsprop_with_epsilon_in_the_root():
+    config, gradients, trail = two_steps('imagenet_inception_v3')
+    assert config.optimizer.clip_norm == 2.0  # these gradients are below
+    for leaf, start, d in (('kernel', [[0.5, -2.0]], 4e-5), ('bias', [0.3, 0.1], 0.0)):
+        w, square, momentum = np.array(start), 1.0, 0.0
+        for gradient, got in zip(gradients, trail, strict=True):
+            g = gradient['conv'][leaf] + d * w
+            square = 0.9 * square + 0.1 * g**2
+            momentum = 0.9 * momentum + 0.045 * g / np.sqrt(square + 1.0)
+            w = w - momentum
+            np.testing.assert_allclose(got['conv'][leaf], w, rtol=1e-6)
+
+
+AUGMENTED = {
+    'imagenet_alexnet': 227,
+    'imagenet_vgg:16': 224,
+    'imagenet_googlenet': 224,
+    'imagenet_inception_v3': 299,
+    'imagenet_resnet:50': 224,
+    'imagenet_resnet:50-v1': 224,
+    'imagenet_resnet:50-v2': 176,
+}
+
+
+def views(name, image, count):
+    """What the config's augmentation makes of a photo in so many epochs: uint8 [N, H, W, 3]."""
+    config = load(name)
+    ops = ops_lib.parse(config.preprocess.train)
+    draws = draw(0, np.arange(count), np.zeros(count, int), len(ops))
+    return np.stack([np.asarray(ops_lib.apply(ops, image, d, decoded=True)) for d in draws])
+
+
+@pytest.mark.parametrize('name', AUGMENTED)
+def test_a_photo_is_augmented(name):
+    import sklearn.datasets
+    import tensorflow as tf
+
+    file = importlib.resources.files(sklearn.datasets) / 'images' / 'china.jpg'
+    photo = tf.constant(read(file.read_bytes()))
+    size = AUGMENTED[name]
+    made = views(name, photo, 4)
+    assert made.shape == (4, size, size, 3) and made.dtype == np.uint8
+    assert len({image.tobytes() for image in made}) == 4
+    assert made.std() > 20  # something is to be seen
+    evaluation = ops_lib.parse(load(name).preprocess.eval)
+    assert np.asarray(ops_lib.apply(evaluation, photo, [], decoded=True)).std() > 20
+
+
+def test_auxiliary_losses_and_smoothing_are_the_papers():
+    googlenet, inception = load('imagenet_googlenet'), load('imagenet_inception_v3')
+    assert (googlenet.loss.aux_weight, inception.loss.aux_weight) == (0.3, 0.4)
+    smoothed = losses.loss_targets(jnp.eye(1000)[:1], inception.loss)
+    np.testing.assert_allclose(smoothed[0, :2], [0.9 + 1e-4, 1e-4], rtol=1e-5)

@@ -1,0 +1,106 @@
+"""Rows over seeds: what is measured is written down, small; what was not run says so."""
+
+import importlib
+import json
+
+import numpy as np
+import pytest
+
+from experiments import reproduce as command
+from tests.conftest import run_module
+from tests.training.tiny import tiny_config
+from vision.core.errors import UserError
+from vision.training import reproduce as lib
+
+ROW = lib.Row('tiny', 'configs/digits_lenet5.py', 'nobody 2026', '1 %')
+OTHER = lib.Row('other', 'configs/mnist_lenet5.py', 'nobody 2026', '2 %')
+
+
+@pytest.fixture(scope='module')
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp('reproduce')
+    lib.reproduce(ROW, tiny_config(), [0, 1], root / 'runs', root / 'results', 'python -m x')
+    return root / 'runs', root / 'results'
+
+
+def test_errors_are_the_runs_own(folders):
+    runs, results = folders
+    summary = json.loads((results / 'tiny' / 'summary.json').read_text())
+    for seed in ('0', '1'):
+        records = (runs / 'tiny' / f'seed={seed}' / 'metrics.jsonl').read_text()
+        top1 = next(json.loads(r)['test/top1'] for r in records.splitlines() if 'test/top1' in r)
+        assert summary['errors'][seed] == pytest.approx(100 * (1 - top1))
+        assert summary['seconds'][seed] > 0
+        assert (results / 'tiny' / f'seed={seed}.jsonl').read_text() == records
+    assert {p.suffix for p in results.rglob('*') if p.is_file()} == {'.json', '.jsonl'}
+    assert summary['machine'] and summary['commit'] and summary['command'] == 'python -m x'
+
+
+def test_the_table_has_mean_and_deviation_and_says_what_was_not_run(folders, tmp_path):
+    measured = lib.table([ROW, OTHER], folders[1])
+    errors = list(measured[0]['summary']['errors'].values())
+    first, second = map(lib.cells, measured)
+    assert first[3] == f'{np.mean(errors):.2f} ± {np.std(errors, ddof=1):.2f} %'
+    assert second[3] == 'not run' and measured[1]['summary'] is None
+    lib.write_markdown(measured, tmp_path / 'table.md')
+    text = (tmp_path / 'table.md').read_text()
+    assert first[3] in text and 'not run' in text and 'python -m x' in text
+
+
+def test_a_row_that_is_done_is_read_and_goes_on_with_more_seeds(folders, tmp_path, capsys):
+    runs, _ = folders
+    before = (runs / 'tiny' / 'seed=0' / 'metrics.jsonl').read_bytes()
+    summary = lib.reproduce(ROW, tiny_config(), [0, 2], runs, tmp_path, 'x')
+    assert 'seed=0: this run is finished' in capsys.readouterr().err
+    assert (runs / 'tiny' / 'seed=0' / 'metrics.jsonl').read_bytes() == before
+    assert list(summary['errors']) == ['0', '2']
+
+
+def test_a_run_in_pieces_took_the_time_of_all_of_them():
+    records = [{'seconds': 3.0}, {}, {'seconds': 5.0}, {'seconds': 1.0}, {'seconds': 2.0}]
+    assert lib._seconds(records) == 7.0
+    assert lib._seconds([]) == 0.0
+
+
+def test_data_that_is_not_there_is_refused_and_nothing_written(tmp_path):
+    config = tiny_config()
+    config.data = {'source': 'idx', 'path': str(tmp_path), 'cache': 'none', 'max_corrupt': 0.01}
+    with pytest.raises(UserError, match='train-images'):
+        lib.reproduce(ROW, config, [0], tmp_path / 'runs', tmp_path / 'results', 'x')
+    assert not (tmp_path / 'results').exists()
+
+
+@pytest.mark.parametrize('row', command.ROWS, ids=lambda row: row[0])
+def test_every_row_names_a_config(row):
+    file, _, argument = row[1].partition(':')
+    module = importlib.import_module(file.removesuffix('.py').replace('/', '.'))
+    module.get_config(*([argument] if argument else []))
+
+
+def test_names_are_unique():
+    names = [row[0] for row in command.ROWS]
+    assert len(set(names)) == len(names)
+
+
+@pytest.mark.parametrize(
+    ('words', 'says'),
+    [
+        (['mnist-lenet'], "unknown row 'mnist-lenet'"),
+        (['digits-lenet5', '--seeds=one'], 'whole numbers'),
+        (['digits-lenet5', '--seeds='], 'whole numbers'),
+        (['mnist-lenet5', '--mnist=nowhere'], 'nowhere'),
+    ],
+)
+def test_a_mistake_is_one_line(words, says, tmp_path):
+    done = run_module(
+        'experiments.reproduce', *words, f'--workdir={tmp_path}/w', f'--results={tmp_path}/r'
+    )
+    assert done.returncode == 2
+    assert says in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_without_a_row_the_table_says_what_there_is(tmp_path):
+    done = run_module('experiments.reproduce', f'--results={tmp_path}', '--format=json')
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)) == len(command.ROWS)
+    assert all(row['summary'] is None for row in json.loads(done.stdout))

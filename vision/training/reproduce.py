@@ -1,0 +1,175 @@
+"""The table of the papers' figures beside ours: rows of runs over seeds, and what was measured of them.
+
+A row's trials are a sweep over seeds, so that it goes on where it stopped. What is kept of it is
+small: a summary and each trial's `metrics.jsonl`, in a folder that is under version control.
+"""
+
+import json
+import shutil
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+from rich.table import Table
+
+from vision.core import workdir as workdir_lib
+from vision.core.errors import UserError
+from vision.training.recorder import read
+from vision.training.sweep import sweep
+
+_SUMMARY = 'summary.json'
+_HEADER = (
+    'row',
+    'paper',
+    "paper's error",
+    'our error',
+    'seeds',
+    'hours a seed',
+    'machine',
+    'commit',
+)
+
+
+class Row(NamedTuple):
+    """One figure of a paper.
+
+    Attributes:
+      name: of the row and of its folders.
+      config: 'configs/NAME.py[:ARGUMENT]'.
+      paper: who, when, on what.
+      figure: the published error on the test split, as text, top-1 unless it says otherwise.
+    """
+
+    name: str
+    config: str
+    paper: str
+    figure: str
+
+
+def reproduce(
+    row: Row,
+    config: ConfigDict,
+    seeds: Sequence[int],
+    workdir: Path,
+    results: Path,
+    command: str,
+) -> dict[str, Any]:
+    """Trains a row over seeds, or goes on with it, and writes down what came out.
+
+    Args:
+      row: whose figure is to be reproduced.
+      config: that its `config` names, with the place of the data.
+      seeds: each is a trial; those that are finished are read.
+      workdir: of all rows; this one's sweep is the folder of its name in it.
+      results: the folder of all summaries; this row's is replaced.
+      command: that does it again, for the table.
+
+    Returns:
+      `errors` (test, in %, by seed), `seconds` (of training, by seed), `machine`, `commit`,
+      `command`.
+
+    Raises:
+      UserError: a config or data that makes no sense, or a trial that failed.
+      Stopped: a signal came; the same command goes on.
+    """
+    found = sweep(config, 'seed=' + ','.join(map(str, seeds)), workdir / row.name)
+    trials = sorted(found['trials'], key=lambda trial: trial['values']['seed'])
+    folder = results / row.name
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    errors, seconds, about = {}, {}, []
+    for trial in trials:
+        if trial['error']:
+            raise UserError(f'{row.name}, {trial["trial"]}: {trial["error"]}')
+        if trial['test'] is None:
+            raise UserError(f'{row.name}: this data has no test split to report')
+        seed, path = str(trial['values']['seed']), Path(trial['workdir'])
+        errors[seed] = 100 * (1 - trial['test']['top1'])
+        seconds[seed] = _seconds(read(path))
+        about.append(workdir_lib.read_json(path, 'environment.json'))
+        shutil.copyfile(path / 'metrics.jsonl', folder / f'{trial["trial"]}.jsonl')
+    summary = {
+        'errors': errors,
+        'seconds': seconds,
+        'machine': _join(_machine(environment) for environment in about),
+        'commit': _join(_commit(environment) for environment in about),
+        'command': command,
+    }
+    workdir_lib.write_text(folder / _SUMMARY, json.dumps(summary, indent=2) + '\n')
+    return summary
+
+
+def table(rows: Sequence[Row], results: Path) -> list[dict[str, Any]]:
+    """All rows with what was measured of them: `summary` is None for those that were not run.
+
+    Args:
+      rows: in the table's order.
+      results: the folder that `reproduce` wrote to.
+    """
+    measured = []
+    for row in rows:
+        path = results / row.name / _SUMMARY
+        summary = json.loads(path.read_text()) if path.is_file() else None
+        measured.append({**row._asdict(), 'summary': summary})
+    return measured
+
+
+def cells(row: dict[str, Any]) -> tuple[str, ...]:
+    """A row of `table` as text, in the order of the table's columns."""
+    start = (row['name'], row['paper'], row['figure'])
+    if row['summary'] is None:
+        return (*start, 'not run', '–', '–', '–', '–')
+    summary = row['summary']
+    errors, hours = (list(summary[key].values()) for key in ('errors', 'seconds'))
+    mean = f'{np.mean(errors):.2f}'
+    if len(errors) > 1:
+        mean += f' ± {np.std(errors, ddof=1):.2f}'
+    cost = f'{np.mean(hours) / 3600:.2f}'
+    return (*start, f'{mean} %', str(len(errors)), cost, summary['machine'], summary['commit'])
+
+
+def rich_table(measured: Sequence[dict[str, Any]]) -> Table:
+    """The table as a terminal shows it."""
+    made = Table(*_HEADER)
+    for row in measured:
+        made.add_row(*cells(row))
+    return made
+
+
+def write_markdown(measured: Sequence[dict[str, Any]], path: Path) -> None:
+    """Writes the table, with the command of each row that was run."""
+    lines = ['| ' + ' | '.join(_HEADER) + ' |', '|' + '---|' * len(_HEADER)]
+    lines += ['| ' + ' | '.join(cells(row)) + ' |' for row in measured]
+    commands = [f'- {r["name"]}: `{r["summary"]["command"]}`' for r in measured if r['summary']]
+    text = "# The papers' figures and ours\n\nTest error of the checkpoint that is best on "
+    text += 'held-out training images, mean ± standard deviation over seeds.\n\n'
+    workdir_lib.write_text(path, text + '\n'.join([*lines, '', *commands]) + '\n')
+
+
+def _machine(environment: dict[str, Any]) -> str:
+    devices = environment['devices']
+    kind = f'{environment["cpu_count"]} CPU cores' if devices[0] == 'cpu' else devices[0]
+    many = f'{len(devices)} × {kind}' if len(devices) > 1 else kind
+    return f'{many}, JAX {environment["versions"]["jax"]}'
+
+
+def _commit(environment: dict[str, Any]) -> str:
+    commit, plus, changes = (environment['git'] or 'unknown').partition('+')
+    return commit[:10] + plus + changes
+
+
+def _seconds(records: Sequence[dict[str, Any]]) -> float:
+    """Of training, as recorded: each process of a run that was stopped counts from 0."""
+    total = last = 0.0
+    for seconds in (record['seconds'] for record in records if 'seconds' in record):
+        if seconds < last:
+            total += last
+        last = seconds
+    return total + last
+
+
+def _join(texts: Iterable[str]) -> str:
+    return '; '.join(dict.fromkeys(texts))

@@ -262,16 +262,14 @@ class Shade:
         return jnp.stack([0 * shade, shade - 26], axis=1), {}
 
 
-def test_a_tfds_data_set_whole_and_its_pictures(tmp_path):
-    import base64
-    import io
-
+@pytest.mark.parametrize('file_format', ['tfrecord', 'array_record'])
+def test_a_tfds_data_set_whole_and_its_pictures(tmp_path, file_format):
     import tensorflow_datasets as tfds_lib
 
     from tests.data.test_tfds import COUNT, TinyPictures
-    from vision.evaluation.report.pictures import thumbnails
+    from vision.preprocess.pictures import examples
 
-    TinyPictures(data_dir=tmp_path).download_and_prepare(
+    TinyPictures(data_dir=tmp_path, file_format=file_format).download_and_prepare(
         download_config=tfds_lib.download.DownloadConfig(num_shards=3, max_shard_size=1 << 20)
     )
     run = make_run(tmp_path, ('even', 'odd'), ops='decode|central_crop(8)', input_shape=(8, 8, 3))
@@ -286,9 +284,10 @@ def test_a_tfds_data_set_whole_and_its_pictures(tmp_path):
     np.testing.assert_array_equal(p.ids, np.arange(COUNT))
     np.testing.assert_array_equal(whole.labels, p.labels)
     np.testing.assert_allclose(whole.loss, p.loss, rtol=1e-5, atol=1e-6)
-    for example, uri in thumbnails(evaluation.source, [5, 40]).items():
-        data = base64.b64decode(uri.split(',')[1])
-        shade = int(np.asarray(Image.open(io.BytesIO(data)))[4, 4, 0])
+    found = dict(examples(evaluation.source, [5, 40, COUNT]))
+    assert set(found) == {5, 40}
+    for example, image in found.items():
+        shade = int(image[4, 4, 0])
         assert p.labels[example] == shade % 2
         assert p.predicted[example] == (shade > 26)
 

@@ -4,7 +4,6 @@ import json
 import shutil
 
 import numpy as np
-import pytest
 
 from tests.browser import browser, complaints, requests
 from vision.core.config import default_config, default_eval
@@ -138,13 +137,3 @@ def test_no_mistakes_no_records_no_room(tmp_path, capsys):
     (run_dir / 'report').write_text('in the way')
     assert report(run_dir, 2, 1)[0] is None
     assert 'no report was written' in capsys.readouterr().err
-
-
-@pytest.mark.parametrize('channels', [1, 2, 3, 4])
-def test_thumbnails_of_any_channels(channels):
-    from vision.evaluation.report.pictures import thumbnails
-
-    images = np.zeros((3, 200, 100, channels), np.uint8)
-    source = ArraySource('x', ('a',), images, np.zeros(3, np.int32))
-    got = thumbnails(source, [0, 2])
-    assert set(got) == {0, 2} and got[0].startswith('data:image/jpeg;base64,')

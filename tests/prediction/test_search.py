@@ -245,3 +245,37 @@ def test_without_faiss_one_line_says_what_to_install(workdir, tmp_path):
     )  # fmt: skip
     assert done.returncode == 2 and 'pip install' in done.stderr and '[search]' in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_examples_of_a_tfds_split_that_is_read_by_index(tmp_path):
+    import jax
+    from ml_collections import ConfigDict
+
+    from tests.data.test_tfds import TinyPictures
+    from vision.core.config import default_config
+    from vision.core.mesh import make_mesh, put_replicated
+    from vision.evaluation.run import Run, init_variables
+    from vision.models import create_model
+
+    TinyPictures(data_dir=tmp_path, file_format='array_record').download_and_prepare()
+    config = default_config()
+    config.data = ConfigDict(
+        {'source': 'tfds', 'name': 'tiny_pictures', 'data_dir': str(tmp_path), 'in_memory': False}
+    )
+    config.preprocess.eval = 'decode|central_crop(8)'
+    (tmp_path / 'dataset.json').write_text('{}')
+    model, mesh = create_model('resnet20', num_classes=2), make_mesh()
+    variables = put_replicated(init_variables(model, (8, 8, 3), jax.random.key(0)), mesh)
+    run = Run(
+        path=tmp_path, config=config, class_names=('even', 'odd'), image_shape=None,
+        input_shape=(8, 8, 3), step=0, model=model, variables=variables, mesh=mesh,
+    )  # fmt: skip
+    classifier, whole = Classifier(run), [search.whole_split(run, 'test')]
+    made, failed = search.build(classifier, whole, endpoint='stem', metric='euclidean')
+    assert not failed and len(made.names) == 53
+    (found,) = search.query(classifier, made, search.named(run, ['test:7']), 1)
+    assert found['path'] == 'test:7' and found['neighbours'][0]['path'] == 'test:7'
+    show = search.Pictures(run)
+    assert show.title('test:7') == ('even', 'odd')[show('test:7')[4, 4, 0] % 2]
+    search.write_results(run, [found], made.metric, tmp_path / 'page.html')
+    assert (tmp_path / 'page.html').read_text().count('<img') == 2

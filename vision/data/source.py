@@ -68,7 +68,8 @@ class RecordSource:
     Attributes:
       name: 'imagenet2012:train'.
       class_names: K names, in the order of the labels.
-      records: N dicts `{'image': bytes, 'label': int}`, with `__getitem__` and `__getitems__`.
+      records: N dicts `{'image': bytes, 'label': int}`, with `__getitem__`; `__getitems__`, where
+        there is one, reads faster.
       image_shape: (H, W, C) of every image, or None where each has its own.
     """
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from vision.prediction.pictures import data_uri
+from vision.preprocess.pictures import THUMBNAIL, data_uri
 
 _STYLE = """
 :root { color-scheme: light dark; font: 14px/1.4 system-ui, sans-serif; }
@@ -49,8 +49,13 @@ def write_page(path: Path, title: str, note: str, rows: Iterable[Row]) -> None:
 
 def figure(image: np.ndarray | None, caption: str) -> str:
     """A picture, uint8 [H, W, C], with its caption below, as HTML."""
-    text = html.escape(caption)
-    picture = (
-        '' if image is None else f'<img src="{data_uri(image)}" alt="{html.escape(caption, True)}">'
-    )
+    text, picture = html.escape(caption), ''
+    if image is not None:
+        scale = THUMBNAIL / max(image.shape[:2])
+        height, width = (max(1, round(scale * side)) for side in image.shape[:2])
+        hard = ' style="image-rendering: pixelated"' if scale >= 2 else ''
+        picture = (
+            f'<img src="{data_uri(image)}" alt="{html.escape(caption, True)}" '
+            f'width="{width}" height="{height}"{hard}>'
+        )
     return f'<figure>{picture}<figcaption>{text}</figcaption></figure>'

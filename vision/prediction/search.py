@@ -13,11 +13,12 @@ import numpy as np
 from vision import data
 from vision.core.errors import UserError
 from vision.core.progress import track
-from vision.data.source import ArraySource, FileSource, Source
+from vision.data.source import ArraySource, FileSource, RecordSource, Source, TFDSSource
 from vision.evaluation.run import Run
 from vision.prediction import feed, pages, pictures
 from vision.prediction.classifier import Classifier
 from vision.prediction.index import Index, create, faiss, fingerprint, unit
+from vision.preprocess.pictures import examples
 
 _OF_SPLIT = re.compile(r'(train|validation|test):(\d+)')
 _BATCH = 1024  # vectors that are searched for at once
@@ -92,6 +93,11 @@ def _one_example(run: Run, word: str, split: str, index: int) -> Named:
         return Named(one, [source.paths[index]])
     if isinstance(source, ArraySource):
         one = ArraySource(source.name, source.class_names, source.images[part], source.labels[part])
+        return Named(one, [word])
+    if isinstance(source, RecordSource):
+        (image,), (label,) = source.read([index])
+        record = {'image': image, 'label': int(label)}
+        one = RecordSource(source.name, source.class_names, [record], source.image_shape)
         return Named(one, [word])
     raise UserError(
         f'{word}: {source.name} is read in sequence only; set data.in_memory, or name files'
@@ -270,13 +276,17 @@ class Pictures:
     def __call__(self, name: str) -> np.ndarray | None:
         """uint8 [H, W, C], or None."""
         source, index = self._find(name)
-        return pictures.example(source, index)
+        if isinstance(source, TFDSSource):  # each picture would read the split through
+            return None
+        return next((image for _, image in examples(source, [index])), None)
 
     def title(self, name: str) -> str:
         """The class of an example of a split; a file's own name."""
         source, index = self._find(name)
         if isinstance(source, ArraySource):
             return source.class_names[source.labels[index]]
+        if isinstance(source, RecordSource):
+            return source.class_names[source.read([index])[1][0]]
         return os.path.basename(name)
 
     def _find(self, name: str) -> tuple[Source, int]:

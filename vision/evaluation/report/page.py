@@ -14,10 +14,11 @@ from vision.evaluation import metrics
 from vision.evaluation.evals import Evaluation
 from vision.evaluation.predictions import Predictions
 from vision.evaluation.report.charts import curves, line_chart, reliability_chart
-from vision.evaluation.report.pictures import thumbnails
 from vision.evaluation.run import Run
+from vision.preprocess.pictures import data_uri, examples
 
 _MISTAKES = 16  # pictures of each kind
+_THUMBNAIL = 112  # pixels of the longer side of a large image; a small one stays as it is
 _PAIRS = 25  # of classes that are confused
 _SIDE_BY_SIDE = 12  # classes; with more, the pairs are below the matrix
 _HEADLINES = {
@@ -94,7 +95,8 @@ def _evaluation(e: Evaluation) -> str:
     p = e.predictions
     matrix = metrics.confusion(p.labels, p.predicted, len(p.class_names))
     worst, confident = _mistakes(p)
-    images = thumbnails(e.source, {int(p.ids[i]) for i in (*worst, *confident)})
+    shown = examples(e.source, {int(p.ids[i]) for i in (*worst, *confident)})
+    images = {example: data_uri(image, _THUMBNAIL) for example, image in shown}
     return f'''<section class="evaluation" id="{_anchor(e)}">
 <h2>{html.escape(e.name)} <small>{html.escape(_how(e))}</small></h2>
 <div class="cards">{_cards(e)}</div>
@@ -171,8 +173,8 @@ def _gallery(p: Predictions, rows: list[int], images: dict[int, str], kind: str)
         cells.append(
             f'<figure class="mistake" title="{_escape(where)}">{shown}<figcaption>'
             f'<b>{_escape(p.class_names[label])}</b>'
-            f'<span class="said">→ {_escape(p.class_names[said])} {p.confidence[i]:.1%}</span>'
-            f'<span class="quiet">loss {p.loss[i]:.2f}</span>'
+            f'<span class="said">→ {_escape(p.class_names[said])}</span>'
+            f'<span class="quiet">{p.confidence[i]:.1%}, loss {p.loss[i]:.2f}</span>'
             '</figcaption></figure>'
         )
     return f'<div class="gallery {kind}">{"".join(cells)}</div>'

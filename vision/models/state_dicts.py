@@ -12,7 +12,7 @@ from vision.models.torch_names import normalise_keys
 
 StateDict = dict[str, np.ndarray]
 
-_EXTRA = "install the extra 'pretrained'"
+_EXTRA = 'pip install "jax-image-classification[pretrained]"'
 
 
 def read_state_dict(source: str) -> StateDict:

@@ -184,7 +184,6 @@ def test_images_that_one_cannot_read_stop_both(tmp_path):
 @pytest.mark.parametrize(
     ('arguments', 'says'),
     [
-        ((None, None, None), '--coordinator=HOST:PORT'),
         (('here', 2, 0), 'HOST:PORT'),
         (('a:1', 2, 2), 'the ids are 0 to 1'),
     ],
@@ -194,6 +193,12 @@ def test_arguments_that_do_not_fit_together(monkeypatch, arguments, says):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(UserError, match=says):
         distributed.initialize(*arguments)
+
+
+def test_where_no_cluster_is_recognised_it_says_what_to_give(tmp_path):
+    done = run_module('experiments.train', *FLAGS, f'--workdir={tmp_path}/run', '--distributed')
+    assert done.returncode == 2 and '--coordinator=HOST:PORT' in done.stderr
+    assert not (tmp_path / 'run').exists()
 
 
 def test_a_variable_that_is_no_number(monkeypatch):

@@ -9,7 +9,8 @@ code on an image.
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -70,6 +71,10 @@ class TrainBatches:
         return self
 
     def __next__(self) -> Batch:
+        with _ended_by_error(self._steps):
+            return self._next()
+
+    def _next(self) -> Batch:
         plan, slots, images = next(self._steps)
         if len(slots) == len(plan.ids):
             return _batch(plan, images, np.ones(len(slots), np.float32))
@@ -130,6 +135,10 @@ class EvalBatches:
         if self._done == self._num_batches:
             raise StopIteration
         self._done += 1
+        with _ended_by_error(self._steps):
+            return self._next()
+
+    def _next(self) -> Batch:
         plan, slots, images = next(self._steps, None) or self._preprocess.padding()
         real = (plan.ids >= 0).astype(np.float32)
         if len(slots) == len(plan.ids):
@@ -203,6 +212,20 @@ def _local_size(batch_size: int, process_count: int) -> int:
     return batch_size // process_count
 
 
+@contextmanager
+def _ended_by_error(steps: Generator) -> Iterator[None]:
+    """Lets go of TensorFlow's iterator when its user is told of an error.
+
+    The error's traceback would keep it until Python collects garbage. If that happens on one of the
+    iterator's own threads, which run Python too, it waits for itself for ever.
+    """
+    try:
+        yield
+    except UserError:
+        steps.close()
+        raise
+
+
 def _batch(plan: rows.Plan, images: np.ndarray, mask: np.ndarray) -> Batch:
     return {
         'image': images,
@@ -227,13 +250,13 @@ class _Preprocess:
         self._decoded = cache_lib.DecodedCache(self.channels) if cache == 'decoded' else None
         self._function: Any = None
 
-    def indexed(self, plan: Callable[[int], rows.Plan], steps: tuple[int, int]) -> Iterator:
+    def indexed(self, plan: Callable[[int], rows.Plan], steps: tuple[int, int]) -> Generator:
         """Batches of a source that can be indexed, as `rows.aligned` yields them."""
         assert not isinstance(self._source, TFDSSource)
         dataset = rows.indexed(self._source, plan, steps, self._seed, len(self._ops))
         return rows.aligned(self._run(dataset), self._local)
 
-    def sequential(self, segments: Iterator[Any]) -> Iterator:
+    def sequential(self, segments: Iterator[Any]) -> Generator:
         """Batches of records, data set by data set, as `rows.aligned` yields them."""
         errors: list[Exception] = []
         for records in segments:

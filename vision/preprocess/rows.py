@@ -6,7 +6,7 @@ where, so the others stay in their places and no example pays for the possibilit
 """
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -187,7 +187,7 @@ def sequential(
 
 def aligned(
     chunks: Iterator[dict[str, np.ndarray]], local: int
-) -> Iterator[tuple[Plan, np.ndarray, np.ndarray]]:
+) -> Generator[tuple[Plan, np.ndarray, np.ndarray], None, None]:
     """Cuts a stream of rows, some of which dropped out, at its ticks.
 
     Args:

@@ -10,7 +10,7 @@ GoogLeNet: Szegedy et al. 2014 with BatchNorm, each with its usual stem for smal
     … --config.data.source=idx --config.data.path=FOLDER     the four IDX files, no internet
 
 One recipe for all: SGD with momentum, a cosine over 30 epochs, padded crops and flips, a moving average.
-LeNet-5 has its own file, `fashion_mnist_lenet5.py`. Measured: see README, 'Results'.
+LeNet-5 has its own file, `fashion_mnist_lenet5.py`. Not measured yet.
 """
 
 from ml_collections import ConfigDict

@@ -6,18 +6,24 @@ import importlib.resources
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from ml_collections import ConfigDict
 
+from vision import data
 from vision.core import config as config_lib
 from vision.core import durations
 from vision.core.errors import UserError
+from vision.core.mesh import make_mesh
 from vision.models import create_model
+from vision.preprocess import inputs
 from vision.preprocess import ops as ops_lib
 from vision.preprocess.decode import read
 from vision.preprocess.draws import draw
 from vision.training import losses
 from vision.training.optimizer import make_optimizer
 from vision.training.schedules import make_schedule
+from vision.training.step import init_state, make_train_step
 
 IMAGENET, CIFAR, MNIST = 1_268_355, 45_000, 55_000  # examples to train on, without those held out
 
@@ -196,3 +202,23 @@ def test_auxiliary_losses_and_smoothing_are_the_papers():
     assert (googlenet.loss.aux_weight, inception.loss.aux_weight) == (0.3, 0.4)
     smoothed = losses.loss_targets(jnp.eye(1000)[:1], inception.loss)
     np.testing.assert_allclose(smoothed[0, :2], [0.9 + 1e-4, 1e-4], rtol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['mnist_lenet5:1998', 'cifar10_resnet:20'])
+def test_the_loss_falls_on_real_images(name):
+    config, mesh = load(name), make_mesh()
+    grey = name.startswith('mnist')
+    config.preprocess.train = 'resize(32)' if grey else 'resize(32)|rgb'
+    config.data = ConfigDict({'source': 'digits'})
+    config.training.batch_size = 32
+    source = data.load(config.data, 'train')
+    model = create_model(**{'num_classes': 10} | config.model.to_dict())
+    schedule = optax.constant_schedule(config.optimizer.lr)
+    optimizer = make_optimizer(config, schedule)
+    state = init_state(model, optimizer, config, (32, 32, 1 if grey else 3), mesh)
+    step = make_train_step(model, optimizer, schedule, config, mesh)
+    batches, trail = inputs.TrainBatches(source, config, mesh, 0), []
+    for _ in range(60):
+        state, metrics = step(state, next(batches))
+        trail.append(float(metrics['loss']) / 32)
+    assert np.mean(trail[-10:]) < 0.95 * np.mean(trail[:10])

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from vision.core.errors import UserError
+from vision.models import fast
 
 Pair = int | tuple[int, int]
 Initializer = Callable[..., jax.Array]
@@ -57,14 +58,7 @@ def convolve(
     x: jax.Array, kernel: jax.Array, strides: Pair = 1, padding: Pair = 0, groups: int = 1
 ) -> jax.Array:
     """Convolves [B, H, W, C] with [h, w, C / groups, K]; every convolution of every model is this."""
-    return lax.conv_general_dilated(
-        x,
-        kernel,
-        pair(strides),
-        [(p, p) for p in pair(padding)],
-        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
-        feature_group_count=groups,
-    )
+    return fast.convolve(x, kernel, pair(strides), pair(padding), groups)
 
 
 class Conv(nn.Module):
@@ -211,7 +205,7 @@ def max_pool(
     `ceil` keeps a last window that hangs over the edge, as Caffe does.
     """
     pads = [_pool_padding(n, window, strides, padding, ceil) for n in x.shape[1:3]]
-    return nn.max_pool(x, (window, window), (strides, strides), pads)
+    return fast.max_pool(x, window, strides, pads)
 
 
 def avg_pool(x: jax.Array, window: int, strides: int, padding: int = 0) -> jax.Array:

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision.core.errors import UserError
+from vision.models import fast
 from vision.models.base import ImageModel
 from vision.models.registry import MODELS, create_model
 
@@ -103,7 +104,8 @@ def count(name: str, model: nn.Module, input_shape: tuple[int, int, int]) -> Sum
         order.extend(endpoints)  # what JAX returns is sorted by name
         return logits, endpoints
 
-    jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(variables, image)
+    with fast.switched_off():  # so that a convolution is one
+        jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(variables, image)
     products = [_product(eqn) for eqn in _equations(jaxpr.jaxpr)]
     predicting = _without_aux(variables['params'])
     stages = {stage: shapes[1][stage].shape[1:] for stage in order}

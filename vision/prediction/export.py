@@ -10,6 +10,7 @@ import numpy as np
 from vision import data
 from vision.core.errors import UserError
 from vision.data.source import NoSplitError, Source
+from vision.models import fast
 from vision.prediction.classifier import Classifier
 from vision.prediction.feed import Feed
 
@@ -74,7 +75,8 @@ def serialise(classifier: Classifier) -> bytes:
     def probabilities(images: jax.Array) -> jax.Array:
         return classifier.probabilities(variables, images)
 
-    exported = jax_export.export(jax.jit(probabilities), platforms=PLATFORMS)(shape)
+    with fast.switched_off():  # it is for other machines too
+        exported = jax_export.export(jax.jit(probabilities), platforms=PLATFORMS)(shape)
     return bytes(exported.serialize())
 
 

@@ -1,0 +1,120 @@
+"""The fast forms against `lax`, whatever their shape: values and gradients, sharded, scanned, remade."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.conftest import run_module
+from vision.models import fast
+from vision.models.layers import convolve, max_pool
+
+DTYPES = {jnp.float32: 1e-5, jnp.bfloat16: 3e-2}
+pytestmark = pytest.mark.skipif(jax.default_backend() != 'cpu', reason='XLA has its own elsewhere')
+
+
+def _with_gradients(function, *arguments):
+    """The value, and the gradients of its product with something fixed."""
+    value, pull = jax.vjp(function, *arguments)
+    weights = jax.random.normal(jax.random.key(7), value.shape, value.dtype)
+    return value, *pull(weights)
+
+
+def _assert_same(function, *arguments):
+    """What is computed fast is what XLA computes, to the rounding of the type."""
+    tolerance = DTYPES[arguments[0].dtype.type]
+    got = jax.jit(partial(_with_gradients, function))(*arguments)
+    with fast.switched_off():
+        expected = jax.jit(partial(_with_gradients, function))(*arguments)
+    for ours, theirs in zip(got, expected, strict=True):
+        assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
+        ours, theirs = np.asarray(ours, np.float64), np.asarray(theirs, np.float64)
+        assert np.abs(ours - theirs).max() <= tolerance * max(np.abs(theirs).max(), 1e-3)
+
+
+def _draw(seed, shape, dtype=jnp.float32):
+    return jax.random.normal(jax.random.key(seed), shape, dtype)
+
+
+@settings(max_examples=10)
+@given(
+    st.tuples(st.integers(1, 2), st.integers(3, 9), st.integers(3, 9)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(0, 3), st.integers(0, 3)),
+    st.sampled_from([1, 1, 2]),
+    st.sampled_from(list(DTYPES)),
+)
+def test_convolutions(size, kernel, strides, padding, groups, dtype):
+    x, k = _draw(0, (*size, 4), dtype), _draw(1, (*kernel, 4 // groups, 6), dtype)
+    _assert_same(lambda x, k: convolve(x, k, strides, padding, groups), x, k)
+
+
+@settings(max_examples=6)
+@given(
+    st.tuples(st.integers(1, 2), st.integers(3, 9), st.integers(3, 9)),
+    st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    st.sampled_from([(3, 5), (8, 4)]),
+)
+def test_winograd_has_no_smallest_shape(size, padding, channels):
+    """The measured bounds are about time: without them every 3 x 3 convolution is one."""
+    x, k = _draw(0, (*size, channels[0])), _draw(1, (3, 3, *channels))
+    bounds = ('_WINOGRAD_CHANNELS', '_WINOGRAD_GRADIENT_CHANNELS', '_WINOGRAD_WORK')
+    with pytest.MonkeyPatch.context() as patch:
+        for name in bounds:
+            patch.setattr(fast, name, 0)
+        assert fast._is_winograd(x.shape, k.shape, (1, 1), padding, x.dtype, 0)
+        _assert_same(lambda x, k: convolve(x, k, 1, padding), x, k)
+
+
+@settings(max_examples=10)
+@given(
+    st.tuples(st.integers(1, 2), st.integers(3, 9), st.integers(3, 9)),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.integers(0, 1),
+    st.booleans(),
+    st.sampled_from(list(DTYPES)),
+)
+def test_max_pools(size, window, strides, padding, ceil, dtype):
+    x = _draw(0, (*size, 3), dtype)
+    padding = min(padding, window // 2)
+    _assert_same(lambda x: max_pool(x, window, strides, padding, ceil), x)
+
+
+def test_equals_share_no_gradient_and_nothing_hides_what_is_no_number():
+    x = jnp.zeros((1, 4, 4, 1)).at[0, 0, 0, 0].set(jnp.nan)
+    assert np.isnan(max_pool(x, 2, 2)[0, 0, 0, 0])
+    _assert_same(lambda x: max_pool(x, 2, 1), jnp.ones((1, 4, 4, 1)))
+
+
+def _two_layers(x, kernel):
+    return max_pool(convolve(x, kernel, 1, 1), 3, 2, 1)
+
+
+@pytest.mark.parametrize('shape', [(2, 16, 16, 64), (2, 16, 16, 128)])
+def test_large_enough_ones_are_winograd_rematerialised_and_scanned(monkeypatch, shape):
+    monkeypatch.setattr(fast, '_WINOGRAD_WORK', 10**6)
+    x, kernel = _draw(0, shape), _draw(1, (3, 3, shape[-1], shape[-1])) / 30
+    assert 'reduce_window' not in str(jax.make_jaxpr(_two_layers)(x, kernel))
+    assert 'conv_general_dilated' not in str(jax.make_jaxpr(_two_layers)(x, kernel))
+    _assert_same(jax.checkpoint(_two_layers), x, kernel)
+
+    def scanned(x, kernel):
+        part = jax.grad(lambda k, row: _two_layers(row[None], k).sum())
+        add = lambda total, row: (total + part(kernel, row), None)  # noqa: E731
+        return jax.lax.scan(add, jnp.zeros_like(kernel), x)[0]
+
+    got = jax.jit(scanned)(x, kernel)
+    with fast.switched_off():
+        expected = jax.jit(lambda x, k: scanned(x, k))(x, kernel)
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
+
+
+def test_a_batch_on_eight_devices_is_not_gathered():
+    done = run_module('tests.models.fast_on_devices', devices=8)
+    assert done.returncode == 0, done.stderr

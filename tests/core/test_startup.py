@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from tests.conftest import REPO, environment
+from vision.core import startup
 from vision.core.startup import use_compilation_cache
 
 VARIABLE = 'JAX_COMPILATION_CACHE_DIR'
@@ -57,3 +58,61 @@ def test_importing_sets_nothing_and_an_empty_variable_is_no_cache(tmp_path):
     done = subprocess.run([sys.executable, '-c', code], env=env, cwd=REPO, capture_output=True)
     assert done.returncode == 0, done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+TUNED = """
+import os, resource
+import vision.core.cli
+from vision.core import startup
+print(os.environ.get('XLA_FLAGS'))
+startup.tune()
+print(os.environ.get('XLA_FLAGS'))
+import jax.numpy as jnp
+jnp.ones((64, 1024, 1024)).block_until_ready()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+x = jnp.ones((32, 1024, 1024))
+(x + 1).block_until_ready()
+before = faults()
+for _ in range(5):
+    (x + 1).block_until_ready()
+print(faults() - before)
+"""
+
+
+def _tuned(**env):
+    """What XLA_FLAGS are before and after, and the page faults of five sums of 128 MB."""
+    env = {k: v for k, v in {**os.environ, **env}.items() if v is not None}
+    words = [sys.executable, '-c', TUNED]
+    done = subprocess.run(words, env=env, cwd=REPO, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    before, after, faults = done.stdout.splitlines()
+    return before, after, int(faults)
+
+
+@pytest.mark.skipif(sys.platform != 'linux', reason='glibc')
+def test_memory_is_kept_unless_the_user_says_otherwise():
+    assert _tuned()[2] < 10_000  # of 4 KiB; 163,840 are touched
+    assert _tuned(VISION_TUNE='0')[2] > 100_000
+    assert _tuned(MALLOC_TRIM_THRESHOLD_='131072')[2] > 100_000
+
+
+def test_flags_of_xla_are_added_for_tested_versions_only(monkeypatch):
+    flag = startup._ONEDNN_FLAG
+    monkeypatch.setattr(startup.importlib.metadata, 'version', lambda name: '0.12.3')
+    for before, after in [
+        (None, f'{flag}=true'),
+        ('--xla_a=1', f'--xla_a=1 {flag}=true'),
+        (f'{flag}=false', f'{flag}=false'),
+    ]:
+        monkeypatch.setenv('XLA_FLAGS', before or '')
+        startup._use_onednn()
+        assert os.environ['XLA_FLAGS'] == after
+    monkeypatch.setattr(startup.importlib.metadata, 'version', lambda name: '0.13.0')
+    monkeypatch.setenv('XLA_FLAGS', '')
+    startup._use_onednn()
+    assert os.environ['XLA_FLAGS'] == ''
+
+
+def test_importing_tunes_nothing_and_one_variable_switches_it_off():
+    assert _tuned(XLA_FLAGS=None)[0] == 'None'
+    assert _tuned(XLA_FLAGS=None, VISION_TUNE='0')[1] == 'None'

@@ -124,6 +124,7 @@ def output_file(flag: str, value: str, endings: Sequence[str] = ()) -> Path:
 def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     logging.set_verbosity(logging.WARNING)
     _quiet_orbax()
+    startup.tune()
     startup.use_compilation_cache()
     try:
         return main(argv) or 0

@@ -23,8 +23,9 @@ _START = """
 import os, sys
 os.environ['XDG_CACHE_HOME'] = sys.argv[3]
 os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
-from vision.core.startup import use_compilation_cache
-use_compilation_cache()
+from vision.core import startup
+startup.tune()
+startup.use_compilation_cache()
 from vision.training.benchmark import take_one_step
 take_one_step(sys.argv[1], int(sys.argv[2]), int(sys.argv[4]), sys.argv[3])
 """

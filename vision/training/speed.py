@@ -1,0 +1,208 @@
+"""How fast models train and infer, beside the peer: each in processes of its own, in turn."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from vision.core.errors import UserError
+
+Mode = Literal['train', 'infer']
+
+# Pixels, channels and images a batch: what the figures of `docs/performance.md` are for.
+SIZES = {
+    'resnet50': (224, 3, 16),
+    'resnet18': (224, 3, 16),
+    'googlenet': (224, 3, 16),
+    'vgg16': (224, 3, 8),
+    'alexnet': (224, 3, 32),
+    'lenet5': (28, 1, 128),
+}
+PEERS = ('torchvision',)
+_PEER = Path(__file__).with_name('torch_peer.py')
+_OURS = """
+import sys
+from vision.core import startup
+startup.tune()
+startup.use_compilation_cache()
+from vision.training.speed import measure
+print(measure(*sys.argv[1:4], *map(int, sys.argv[4:])))
+"""
+# Peak of dense products in bfloat16, FLOP/s, by a part of the device's kind: the makers' data sheets.
+PEAKS = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12, 'L4': 121e12, 'TPU v4': 275e12}
+_SECONDS = 6.0  # of steps that are timed, and at least so many:
+_STEPS = 5
+
+
+def compare(
+    mode: Mode,
+    models: Sequence[str],
+    dtypes: Sequence[str],
+    peer: str | None,
+    peer_python: str | None,
+    rounds: int,
+) -> list[dict[str, Any]]:
+    """Measures each model and its peer alternately.
+
+    Args:
+      mode: one update of the parameters, or probabilities with BatchNorm folded.
+      models: of `SIZES`.
+      dtypes: 'float32' and 'bfloat16' (the peer's autocast).
+      peer: 'torchvision' or None.
+      peer_python: the Python that has it.
+      rounds: processes of each.
+
+    Returns:
+      For each model and type `ours` and `peer`, images per second, the medians of the rounds;
+      `ratio` of them; `spread`, the largest of ours over the smallest; `mfu`, the model's FLOPs over
+      the peak of the device, where it is known; all readings under 'rounds'.
+
+    Raises:
+      UserError: an unknown model, type or peer, or a process that fails.
+    """
+    for name, values, known in [
+        ('models', models, SIZES),
+        ('dtypes', dtypes, ('float32', 'bfloat16')),
+        ('peer', [peer] if peer else [], PEERS),
+    ]:
+        for value in values:
+            if value not in known:
+                raise UserError(f'--{name}: no {value!r}; there are {", ".join(known)}')
+    return [
+        _compare(mode, model, dtype, peer and (peer_python or 'python'), rounds)
+        for model in models
+        for dtype in dtypes
+    ]
+
+
+def _compare(mode: Mode, model: str, dtype: str, python: str | None, rounds: int) -> dict[str, Any]:
+    words = [mode, model, dtype, *map(str, SIZES[model])]
+    readings: dict[str, list[Any]] = {'ours': [], 'peer': []}
+    for _ in range(rounds):
+        readings['ours'].append(_run([sys.executable, '-c', _OURS, *words]))
+        if python:
+            readings['peer'].append(_run([python, str(_PEER), *words]))
+    ours = [reading['rate'] for reading in readings['ours']]
+    peers = [reading['rate'] for reading in readings['peer']]
+    medians = statistics.median(ours), statistics.median(peers) if peers else None
+    return {
+        'model': model,
+        'dtype': dtype,
+        'batch': SIZES[model][2],
+        'ours': medians[0],
+        'peer': medians[1],
+        'ratio': medians[0] / medians[1] if medians[1] else None,
+        'spread': max(ours) / min(ours),
+        'mfu': readings['ours'][0]['flops_per_image'] * medians[0] / peak
+        if (peak := readings['ours'][0]['peak'])
+        else None,
+        'device': readings['ours'][0]['device'],
+        'rounds': {'ours': ours, 'peer': peers},
+    }
+
+
+def _run(words: Sequence[str]) -> dict[str, Any]:
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as e:
+        lines = (getattr(e, 'stderr', None) or str(e)).strip().splitlines()
+        raise UserError(f'{words[0]}: {lines[-1]}') from None
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure(mode: Mode, model: str, dtype: str, size: int, channels: int, batch: int) -> str:
+    """Measures one model in this process.
+
+    Returns:
+      JSON: `rate`, images per second by the median step, `device`, its `peak` in FLOP/s or null, and
+      `flops_per_image`: two for each multiplication of the forward pass, three times that in training.
+    """
+    import jax
+
+    from vision.models.registry import create_model
+    from vision.models.summary import count
+
+    make = {'train': _training, 'infer': _inference}[mode]
+    step = make(model, dtype, size, channels, batch)
+    jax.block_until_ready(step())
+    jax.block_until_ready(step())
+    seconds: list[float] = []
+    while len(seconds) < _STEPS or sum(seconds) < _SECONDS:
+        began = time.perf_counter()
+        jax.block_until_ready(step())
+        seconds.append(time.perf_counter() - began)
+    classes = _classes(channels)
+    macs = count(model, create_model(model, num_classes=classes), (size, size, channels)).macs
+    kind = jax.devices()[0].device_kind
+    return json.dumps(
+        {
+            'rate': batch / statistics.median(seconds),
+            'device': kind,
+            'peak': next((peak for name, peak in PEAKS.items() if name in kind), None),
+            'flops_per_image': macs * (6 if mode == 'train' else 2),
+        }
+    )
+
+
+def _classes(channels: int) -> int:
+    return 1000 if channels == 3 else 10
+
+
+def _training(model: str, dtype: str, size: int, channels: int, batch: int) -> Callable[[], Any]:
+    """One update of the parameters, the batch on the device."""
+    import numpy as np
+    import optax
+
+    from vision.core import mesh as mesh_lib
+    from vision.models.registry import create_model
+    from vision.training.benchmark import synthetic_config
+    from vision.training.step import init_state, make_train_step
+
+    config = synthetic_config(model, size, batch)
+    network = create_model(model, num_classes=_classes(channels), dtype=dtype)
+    mesh = mesh_lib.make_mesh()
+    schedule = optax.constant_schedule(1e-3)
+    optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(schedule, momentum=0.9))
+    state = init_state(network, optimizer, config, (size, size, channels), mesh)
+    train_step = make_train_step(network, optimizer, schedule, config, mesh)
+    rng = np.random.default_rng(0)
+    batches = {
+        'image': rng.integers(0, 256, (batch, size, size, channels), np.uint8),
+        'label': rng.integers(0, _classes(channels), batch, np.int32),
+        'id': np.arange(batch, dtype=np.int32),
+        'mask': np.ones(batch, np.float32),
+    }
+    examples = mesh_lib.put_batch(batches, mesh)
+
+    def step() -> Any:
+        nonlocal state
+        state, metrics = train_step(state, examples)
+        return metrics
+
+    return step
+
+
+def _inference(model: str, dtype: str, size: int, channels: int, batch: int) -> Callable[[], Any]:
+    """Probabilities of images on the device, by the form that predicts."""
+    import jax
+    import jax.numpy as jnp
+
+    from vision.evaluation.run import init_variables
+    from vision.models.fold import fold_batch_norm
+    from vision.models.registry import create_model
+
+    network = create_model(model, num_classes=_classes(channels), dtype=dtype)
+    shape = (size, size, channels)
+    variables = jax.jit(lambda key: init_variables(network, shape, key))(jax.random.key(0))
+    folded, variables = fold_batch_norm(network, variables, shape)
+    images = jax.random.normal(jax.random.key(1), (batch, *shape))
+
+    @jax.jit
+    def probabilities(variables: Any, images: jax.Array) -> jax.Array:
+        return jax.nn.softmax(folded.apply(variables, images, train=False)[0].astype(jnp.float32))
+
+    return lambda: probabilities(variables, images)

@@ -1,0 +1,85 @@
+"""The peer's side of `vision.training.speed`, run by a Python that has PyTorch and torchvision.
+
+    python torch_peer.py train|infer MODEL float32|bfloat16 PIXELS CHANNELS BATCH
+
+It imports nothing of this project.
+"""
+
+import contextlib
+import json
+import statistics
+import sys
+import time
+
+_SECONDS = 6.0
+_STEPS = 5
+
+
+def main(mode, name, dtype, size, channels, batch):
+    """Prints JSON with `rate`, images per second by the median step, eager, as its users would run it."""
+    import torch
+
+    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    classes = 1000 if channels == 3 else 10
+    model = _make(name, classes).to(device)
+    images = torch.randn(batch, channels, size, size, device=device)
+    labels = torch.randint(0, classes, (batch,), device=device)
+    autocast = torch.autocast(device, torch.bfloat16) if dtype == 'bfloat16' else None
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4)
+
+    def train():
+        optimizer.zero_grad()
+        with autocast or contextlib.nullcontext():
+            outputs = model(images)
+            heads = [(outputs, 1.0)]
+            if isinstance(outputs, tuple):  # GoogLeNet's auxiliary logits
+                weights = 1.0, 0.3, 0.3
+                heads = list(zip(outputs, weights, strict=True))
+            loss = sum(w * torch.nn.functional.cross_entropy(o, labels) for o, w in heads)
+        loss.backward()
+        optimizer.step()
+
+    def infer():
+        with torch.inference_mode(), autocast or contextlib.nullcontext():
+            model(images).softmax(-1)
+
+    model.train(mode == 'train')
+    step = train if mode == 'train' else infer
+    seconds = []
+    for i in range(10**9):
+        began = time.perf_counter()
+        step()
+        if device == 'cuda':
+            torch.cuda.synchronize()
+        if i >= 2:
+            seconds.append(time.perf_counter() - began)
+        if len(seconds) >= _STEPS and sum(seconds) >= _SECONDS:
+            break
+    print(json.dumps({'rate': batch / statistics.median(seconds)}))
+
+
+def _make(name, classes):
+    import torchvision
+    from torch import nn
+
+    if name != 'lenet5':
+        arguments = {'init_weights': False} if name == 'googlenet' else {}
+        return getattr(torchvision.models, name)(num_classes=classes, **arguments)
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(400, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, classes),
+    )
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:4], *map(int, sys.argv[4:]))

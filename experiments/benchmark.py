@@ -41,7 +41,7 @@ def _input() -> dict[str, Any]:
 def _speed(mode: Literal['train', 'infer']) -> list[dict[str, Any]]:
     from vision.training import speed
 
-    models = MODELS.value or list(speed.SIZES)
+    models = list(speed.SIZES) if MODELS.value is None else MODELS.value
     peer = PEER.value, PEER_PYTHON.value
     return speed.compare(mode, models, DTYPES.value, *peer, ROUNDS.value)
 

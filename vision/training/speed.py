@@ -64,6 +64,8 @@ def compare(
     Raises:
       UserError: an unknown model, type or peer, or a process that fails.
     """
+    if not models or not dtypes:
+        raise UserError('--models or --dtypes is empty')
     for name, values, known in [
         ('models', models, SIZES),
         ('dtypes', dtypes, ('float32', 'bfloat16')),

@@ -55,7 +55,7 @@ def _loop() -> dict[str, Any]:
 def _startup() -> list[dict[str, Any]]:
     from vision.training.benchmark import startup
 
-    return [startup('lenet5', 28, 128), startup('resnet50', 224, 2)]
+    return [startup('lenet5', 32, 128), startup('resnet50', 224, 2)]
 
 
 def _search() -> dict[str, Any]:

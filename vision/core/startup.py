@@ -1,6 +1,5 @@
 """What a command sets before JAX is used; importing `vision` sets none of it."""
 
-import ctypes
 import importlib.metadata
 import os
 import sys
@@ -14,34 +13,16 @@ SWITCH = 'VISION_TUNE'
 # that gives it a flag it does not know. On 0.10 the flag changes nothing.
 _ONEDNN_VERSIONS = ('0.12',)
 _ONEDNN_FLAG = '--xla_cpu_experimental_onednn_custom_call'
-_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # as in glibc's malloc.h
 
 
 def tune() -> None:
-    """Keeps freed memory in the process, and gives XLA's CPU backend oneDNN where that was tested.
+    """Gives XLA's CPU backend oneDNN where that was tested; to be called before JAX has a backend.
 
-    To be called before JAX has a backend. What the user has set of either stays as it is: a
-    MALLOC_* variable or GLIBC_TUNABLES, another allocator, or the flag in XLA_FLAGS.
+    A user's own value of the flag in XLA_FLAGS stays as it is.
     """
     if os.environ.get(SWITCH) == '0':
         return
-    _keep_memory()
     _use_onednn()
-
-
-def _keep_memory() -> None:
-    """Lets glibc keep large buffers for the next step.
-
-    By default each step maps its buffers afresh and the kernel clears every page of them: a ReLU of
-    51 MB takes 13.6 ms, and 1.7 ms if they are kept.
-    """
-    set_by_user = ('MALLOC_', 'GLIBC_TUNABLES', 'LD_PRELOAD')
-    if sys.platform != 'linux' or any(name.startswith(set_by_user) for name in os.environ):
-        return
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, 'gnu_get_libc_version'):  # other C libraries have no such thing to set
-        libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, -1)
 
 
 def _use_onednn() -> None:

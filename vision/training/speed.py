@@ -125,7 +125,6 @@ def measure(mode: Mode, model: str, dtype: str, size: int, channels: int, batch:
     """
     import jax
 
-    from vision.models.registry import create_model
     from vision.models.summary import count
 
     make = {'train': _training, 'infer': _inference}[mode]
@@ -137,8 +136,7 @@ def measure(mode: Mode, model: str, dtype: str, size: int, channels: int, batch:
         began = time.perf_counter()
         jax.block_until_ready(step())
         seconds.append(time.perf_counter() - began)
-    classes = _classes(channels)
-    macs = count(model, create_model(model, num_classes=classes), (size, size, channels)).macs
+    macs = count(model, _network(model, 'float32', channels), (size, size, channels)).macs
     kind = jax.devices()[0].device_kind
     return json.dumps(
         {
@@ -154,18 +152,24 @@ def _classes(channels: int) -> int:
     return 1000 if channels == 3 else 10
 
 
+def _network(model: str, dtype: str, channels: int) -> Any:
+    from vision.models.registry import create_model
+
+    arguments = {'padding': 2} if model == 'lenet5' else {}  # for 28 px
+    return create_model(model, num_classes=_classes(channels), dtype=dtype, **arguments)
+
+
 def _training(model: str, dtype: str, size: int, channels: int, batch: int) -> Callable[[], Any]:
     """One update of the parameters, the batch on the device."""
     import numpy as np
     import optax
 
     from vision.core import mesh as mesh_lib
-    from vision.models.registry import create_model
     from vision.training.benchmark import synthetic_config
     from vision.training.step import init_state, make_train_step
 
     config = synthetic_config(model, size, batch)
-    network = create_model(model, num_classes=_classes(channels), dtype=dtype)
+    network = _network(model, dtype, channels)
     mesh = mesh_lib.make_mesh()
     schedule = optax.constant_schedule(1e-3)
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(schedule, momentum=0.9))
@@ -195,9 +199,8 @@ def _inference(model: str, dtype: str, size: int, channels: int, batch: int) -> 
 
     from vision.evaluation.run import init_variables
     from vision.models.fold import fold_batch_norm
-    from vision.models.registry import create_model
 
-    network = create_model(model, num_classes=_classes(channels), dtype=dtype)
+    network = _network(model, dtype, channels)
     shape = (size, size, channels)
     variables = jax.jit(lambda key: init_variables(network, shape, key))(jax.random.key(0))
     folded, variables = fold_batch_norm(network, variables, shape)

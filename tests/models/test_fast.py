@@ -43,7 +43,7 @@ def _draw(seed, shape, dtype=jnp.float32):
     return jax.random.normal(jax.random.key(seed), shape, dtype)
 
 
-@settings(max_examples=10)
+@settings(max_examples=7)
 @given(
     st.tuples(st.integers(1, 2), st.integers(3, 9), st.integers(3, 9)),
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -57,7 +57,7 @@ def test_convolutions(size, kernel, strides, padding, groups, dtype):
     _assert_same(lambda x, k: convolve(x, k, strides, padding, groups), x, k)
 
 
-@settings(max_examples=6)
+@settings(max_examples=4)
 @given(
     st.tuples(st.integers(1, 2), st.integers(3, 9), st.integers(3, 9)),
     st.tuples(st.integers(0, 2), st.integers(0, 2)),

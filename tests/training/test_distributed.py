@@ -84,7 +84,7 @@ def alone(tmp_path_factory):
     return workdir
 
 
-@pytest.mark.parametrize('victim', [0, 1])
+@pytest.mark.parametrize('victim', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_one_is_killed_both_start_again_and_end_in_the_same_bits(tmp_path, alone, victim):
     processes = start(tmp_path)
     wait_for_step(tmp_path, 12, processes)
@@ -111,7 +111,9 @@ def test_the_first_steps_are_those_of_one_process(tmp_path, alone):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=0, atol=1e-6), one, two)
 
 
-@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    'signum', [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_to_one_stops_both_at_one_step(tmp_path, alone, signum):
     processes = start(tmp_path)
     wait_for_step(tmp_path, 6, processes)

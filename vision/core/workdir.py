@@ -174,7 +174,9 @@ def environment() -> dict[str, Any]:
         'backend': jax.default_backend(),
         'devices': [d.device_kind for d in jax.devices()],
         'processes': jax.process_count(),
-        'cpu_count': os.cpu_count(),
+        'cpu_count': len(os.sched_getaffinity(0))
+        if hasattr(os, 'sched_getaffinity')
+        else os.cpu_count(),
         'environment': {
             k: os.environ[k] for k in ('XLA_FLAGS', 'JAX_PLATFORMS') if k in os.environ
         },

@@ -21,6 +21,7 @@ from vision.models.layers import (
     glorot_uniform,
     local_response_norm,
     max_pool,
+    scaled,
     truncated_normal,
 )
 
@@ -131,6 +132,8 @@ class GoogLeNet(ImageModel):
       aux_dropout: of the heads' hidden layer.
       stem: 'small' is the usual form for 28 and 32 px: one 3x3 convolution in place of stages 1
         and 2.
+      width: multiplies the widths of all convolutions but those of the auxiliary heads, for small
+        data.
       remat: computes each Inception module again in the backward pass, to save memory.
     """
 
@@ -139,6 +142,7 @@ class GoogLeNet(ImageModel):
     aux_heads: bool = True
     aux_dropout: float = 0.7
     stem: Literal['imagenet', 'small'] = 'imagenet'
+    width: float = 1.0
     remat: bool = False
 
     input_shape: ClassVar = (224, 224, 3)
@@ -151,7 +155,8 @@ class GoogLeNet(ImageModel):
         x = self._stem(images.astype(self.dtype), endpoints, train)
         module = nn.remat(Inception, static_argnums=(2,)) if self.remat else Inception
         aux = []
-        for name, widths in WIDTHS.items():
+        for name, published in WIDTHS.items():
+            widths = tuple(scaled(width, self.width) for width in published)
             if name == '4a':
                 x = max_pool(x, 3, 2, ceil=True)
             if name == '5a':
@@ -176,7 +181,10 @@ class GoogLeNet(ImageModel):
         return logits(x), endpoints
 
     def _stem(self, x: jax.Array, endpoints: Endpoints, train: bool) -> jax.Array:
-        unit = partial(ConvUnit, original=self.original, dtype=self.dtype)
+        def unit(width: int, *args: Any, **kwargs: Any) -> ConvUnit:
+            arguments = {'original': self.original, 'dtype': self.dtype} | kwargs
+            return ConvUnit(scaled(width, self.width), *args, **arguments)
+
         norm = local_response_norm if self.original else lambda x: x
         if self.stem == 'small':
             x = norm(unit(192, 3, padding=1, name='conv3')(x, train))

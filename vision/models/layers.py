@@ -21,6 +21,17 @@ Pair = int | tuple[int, int]
 Initializer = Callable[..., jax.Array]
 
 
+def scaled(width: int, multiplier: float) -> int:
+    """A width times a width multiplier, rounded down.
+
+    Raises:
+      UserError: nothing would be left of it.
+    """
+    if not int(width * multiplier):
+        raise UserError(f'model.width={multiplier} leaves no channel of {width}')
+    return int(width * multiplier)
+
+
 def pair(value: Pair) -> tuple[int, int]:
     """Returns (value, value) for an int; a tuple is returned as it is."""
     return (value, value) if isinstance(value, int) else value

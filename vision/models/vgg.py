@@ -22,6 +22,7 @@ from vision.models.layers import (
     max_pool,
     multiply,
     normal,
+    scaled,
 )
 
 # Table 1: kernel size and width of each convolution; a pool of 2 ends each of the five stages.
@@ -93,6 +94,7 @@ class VGG(ImageModel):
         Otherwise the last stage is pooled to 7x7 whatever the image's size.
       stem: 'small' is the usual form for 28 and 32 px: the five stages leave one pixel (an odd
         edge is kept by its pool), and one layer on their 512 values makes the logits.
+      width: multiplies the widths of all convolutions, for small data.
     """
 
     configuration: Literal['A', 'B', 'C', 'D', 'E'] = 'D'
@@ -102,6 +104,7 @@ class VGG(ImageModel):
     weight_init: Literal['he', 'glorot'] = 'he'
     dense_evaluation: bool = False
     stem: Literal['imagenet', 'small'] = 'imagenet'
+    width: float = 1.0
 
     input_shape: ClassVar = (224, 224, 3)
 
@@ -116,7 +119,7 @@ class VGG(ImageModel):
         for stage, layers in enumerate(CONFIGURATIONS[self.configuration].split('|'), 1):
             for i, layer in enumerate(layers.split(), 1):
                 kernel, width = (int(n) for n in layer.split('-'))
-                x = self._convolution(x, kernel, width, f'{stage}_{i}', train)
+                x = self._convolution(x, kernel, scaled(width, self.width), f'{stage}_{i}', train)
                 if self.lrn and (stage, i) == (1, 1):
                     x = local_response_norm(x)
             x = max_pool(x, 2, 2, ceil=small)

@@ -20,9 +20,10 @@ settings.load_profile('vision')
 REPO = Path(__file__).parent.parent
 
 # What one test compiled, the next need not: most of a short run is compilation.
-COMPILED = tempfile.mkdtemp(prefix='vision-compiled-')
-atexit.register(shutil.rmtree, COMPILED, ignore_errors=True)
-os.environ['JAX_COMPILATION_CACHE_DIR'] = COMPILED
+# Workers of pytest-xdist share their parent's.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='vision-compiled-')
+    atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
 
 # Folders with the four IDX files; the tests that need them are skipped without.

@@ -3,13 +3,14 @@
 Xiao, Rasul and Vollgraf 2017, "Fashion-MNIST". The data set's own list, accuracy: two convolutions with
 pooling 87.6 … 91.6 % (93.9 % with flips), VGG-16 93.5, GoogLeNet 93.7, ResNet-18 94.9, DenseNet-BC 95.4,
 WRN-40-4 96.7. ResNet-20: He et al. 2015, section 4.2; VGG: Simonyan and Zisserman 2014 with BatchNorm,
-GoogLeNet: Szegedy et al. 2014 with BatchNorm, each with its usual stem for small images.
+GoogLeNet: Szegedy et al. 2014 with BatchNorm, each with its usual stem for small images, a half and a
+quarter as wide as published.
 
     python -m experiments.train --config=configs/fashion_mnist.py:resnet20 --workdir=runs/fashion
     …:vgg11_bn  …:googlenet
     … --config.data.source=idx --config.data.path=FOLDER     the four IDX files, no internet
 
-One recipe for all: SGD with momentum, a cosine over 30 epochs, padded crops and flips, a moving average.
+One recipe for all: SGD with momentum, a cosine over 15 epochs, padded crops and flips, a moving average.
 LeNet-5 has its own file, `fashion_mnist_lenet5.py`. Not measured yet.
 """
 
@@ -20,8 +21,8 @@ from vision.core.errors import unknown
 
 _MODELS = {
     'resnet20': {},
-    'vgg11_bn': {'stem': 'small'},
-    'googlenet': {'stem': 'small', 'aux_heads': False},
+    'vgg11_bn': {'stem': 'small', 'width': 0.5},
+    'googlenet': {'stem': 'small', 'aux_heads': False, 'width': 0.25},
 }
 
 
@@ -37,6 +38,6 @@ def get_config(model: str = 'resnet20') -> ConfigDict:
     config.preprocess.std = (0.353,)
     config.optimizer.lr = 0.1
     config.optimizer.nesterov = True
-    config.training.duration = '30 epochs'
+    config.training.duration = '15 epochs'
     config.training.ema_decay = 0.999
     return config

@@ -1,6 +1,6 @@
-"""The best that this codebase's own recipe reaches on MNIST: a ResNet-20, distortions, an average.
+"""The best that this codebase's own recipe reaches on MNIST: a small VGG, distortions, an average.
 
-He et al. 2015 (arXiv:1512.03385), section 4.2, for the network; planar distortions of LeCun et al. 1998,
+Simonyan and Zisserman 2014 (arXiv:1409.1556), configuration A with BatchNorm, half as wide, for the network; planar distortions of LeCun et al. 1998,
 section III.A, and elastic ones of Simard et al. 2003, section 2; an exponential average of the parameters.
 The aim is 0.3 % test error. Not measured yet.
 
@@ -16,7 +16,7 @@ from configs import mnist_lenet5
 def get_config() -> ConfigDict:
     """The experiment."""
     config = mnist_lenet5.get_config()
-    config.model = ConfigDict({'name': 'resnet20'})
+    config.model = ConfigDict({'name': 'vgg11_bn', 'stem': 'small', 'width': 0.5})
     config.preprocess.train = (
         'elastic(alpha=34, sigma=4)|affine(degrees=10, scale=0.15, shear=0.1, shift=2)'
     )
@@ -24,5 +24,6 @@ def get_config() -> ConfigDict:
     config.preprocess.mean = (0.13,)
     config.preprocess.std = (0.31,)
     config.optimizer.lr = 0.1
+    config.training.duration = '15 epochs'
     config.training.ema_decay = 0.999
     return config

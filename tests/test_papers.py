@@ -31,8 +31,8 @@ IMAGENET, CIFAR, MNIST = 1_268_355, 45_000, 55_000  # examples to train on, with
 # before and at each, in epochs or steps.
 CASES = {
     'mnist_lenet5:1998': (60_000, MNIST, 34_375, [
-        ('0 epochs', 1e-3), ('1.99 epochs', 1e-3), ('2 epochs', 4e-4), ('5 epochs', 2e-4),
-        ('8 epochs', 1e-4), ('11.99 epochs', 1e-4), ('12 epochs', 2e-5)]),
+        ('0 epochs', 3e-3), ('1.99 epochs', 3e-3), ('2 epochs', 1.2e-3), ('5 epochs', 6e-4),
+        ('8 epochs', 3e-4), ('11.99 epochs', 3e-4), ('12 epochs', 6e-5)]),
     'imagenet_alexnet': (60_965_224, IMAGENET, 891_812, [
         ('29.9 epochs', 0.01), ('30 epochs', 1e-3), ('60 epochs', 1e-4), ('80 epochs', 1e-5)]),
     'imagenet_vgg:11': (132_863_336, IMAGENET, 366_634, [('0 epochs', 0.01)]),

@@ -21,7 +21,7 @@ from vision.preprocess import inputs
 from vision.training.recorder import read
 from vision.training.results import results
 
-_LEGEND = 140  # letters that fit below the picture
+_LEGEND = 125  # letters that fit below the picture
 
 
 class Answers(NamedTuple):
@@ -158,12 +158,27 @@ def compare_tables(result: dict[str, Any]) -> list[Table]:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """What tells paths apart: their last parts, as few as will do."""
+    """What tells paths apart: their last parts, as few as will do; of a sweep's trials, the values."""
     for count in range(1, max(len(p.parts) for p in paths) + 1):
         names = [str(Path(*p.parts[-count:])) for p in paths]
         if len(set(names)) == len(names):
-            return names
+            return _values(names) if count == 1 else names
     return [str(p) for p in paths]
+
+
+def _values(names: list[str]) -> list[str]:
+    """Of 'model.shortcut=A,seed=0' and 'model.shortcut=B,seed=0': 'shortcut=A' and 'shortcut=B'."""
+    trials = [name.split(',') for name in names]
+    keys = [[value.partition('=')[0] for value in values if '=' in value] for values in trials]
+    if any(
+        own != keys[0] or len(own) < len(values) for own, values in zip(keys, trials, strict=True)
+    ):
+        return names
+    differ = [i for i in range(len(keys[0])) if len({values[i] for values in trials}) > 1]
+    short = [key.rpartition('.')[2] for key in keys[0]]
+    return [
+        ','.join(f'{short[i]}={values[i].partition("=")[2]}' for i in differ) for values in trials
+    ]
 
 
 def _figures(path: Path, name: str) -> dict[str, Any]:

@@ -6,7 +6,6 @@ import importlib.resources
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from ml_collections import ConfigDict
 
@@ -36,6 +35,7 @@ CASES = {
     'imagenet_alexnet': (60_965_224, IMAGENET, 891_812, [
         ('29.9 epochs', 0.01), ('30 epochs', 1e-3), ('60 epochs', 1e-4), ('80 epochs', 1e-5)]),
     'imagenet_vgg:11': (132_863_336, IMAGENET, 366_634, [('0 epochs', 0.01)]),
+    'imagenet_vgg:13': (133_047_848, IMAGENET, 366_634, [('49.9 epochs', 1e-3)]),
     'imagenet_vgg:16': (138_357_544, IMAGENET, 366_634, [
         ('24.9 epochs', 0.01), ('25 epochs', 1e-3), ('50 epochs', 1e-4), ('73 epochs', 1e-5)]),
     'imagenet_vgg:19': (143_667_240, IMAGENET, 366_634, [('73 epochs', 1e-5)]),
@@ -43,7 +43,11 @@ CASES = {
         ('7.9 epochs', 0.01), ('8.1 epochs', 0.0096), ('16.1 epochs', 0.01 * 0.96**2)]),
     'imagenet_inception_v3': (27_161_264, IMAGENET, 79_272, [
         ('1.9 epochs', 0.045), ('2.1 epochs', 0.045 * 0.94), ('98.1 epochs', 0.045 * 0.94**49)]),
+    'imagenet': (11_689_512, IMAGENET, 445_906, [
+        ('29.9 epochs', 0.1), ('30 epochs', 0.01), ('60 epochs', 1e-3)]),
     'imagenet_resnet:34a': (None, IMAGENET, 600_000, [('599999 steps', 0.1)]),
+    'imagenet_resnet:34b': (21_797_672, IMAGENET, 600_000, [('599999 steps', 0.1)]),
+    'imagenet_resnet:34c': (None, IMAGENET, 600_000, [('599999 steps', 0.1)]),
     'imagenet_resnet:50': (25_557_032, IMAGENET, 600_000, [('599999 steps', 0.1)]),
     'imagenet_resnet:101': (44_549_160, IMAGENET, 600_000, []),
     'imagenet_resnet:152': (60_192_808, IMAGENET, 600_000, []),
@@ -54,10 +58,21 @@ CASES = {
         ('600 epochs', 0.0)]),
     'cifar10_resnet:20': (269_722, CIFAR, 64_000, [
         ('31999 steps', 0.1), ('32000 steps', 0.01), ('48000 steps', 1e-3), ('63999 steps', 1e-3)]),
+    'cifar10_resnet:32': (464_154, CIFAR, 64_000, [('48000 steps', 1e-3)]),
+    'cifar10_resnet:44': (658_586, CIFAR, 64_000, [('48000 steps', 1e-3)]),
     'cifar10_resnet:56': (853_018, CIFAR, 64_000, [('48000 steps', 1e-3)]),
     'cifar10_resnet:110': (1_727_962, CIFAR, 64_000, [
         ('399 steps', 0.01), ('400 steps', 0.1), ('32000 steps', 0.01), ('48000 steps', 1e-3)]),
+    **{f'cifar10_resnet:{depth}': (None, CIFAR, 64_000, [
+        ('399 steps', 0.01), ('400 steps', 0.1), ('32000 steps', 0.01), ('48000 steps', 1e-3)])
+       for depth in ('1202', '110-v2', '164-v2')},
 }  # fmt: skip
+# Recipes that are not a paper's: SGD with momentum, a warm-up, a rate that falls to 0.
+OWN = (
+    'mnist_lenet5', 'mnist_lenet5:plain', 'mnist_best', 'digits_lenet5', 'fashion_mnist_lenet5',
+    'fashion_mnist:resnet20', 'fashion_mnist:vgg11_bn', 'fashion_mnist:googlenet',
+    'ablation:resnet', 'ablation:vgg',
+)  # fmt: skip
 
 
 def load(name):
@@ -89,6 +104,43 @@ def test_length_and_rates_are_the_papers(name):
         np.testing.assert_allclose(schedule(step), rate, rtol=1e-3, atol=1e-9, err_msg=when)
 
 
+@pytest.mark.parametrize('name', OWN)
+def test_our_own_recipes_warm_up_and_fall_to_nothing(name):
+    config = load(name)
+    config_lib.check(config)
+
+    def to_steps(text, key):
+        return durations.to_steps(text, config.training.batch_size, 10_000, key)
+
+    total = to_steps(config.training.duration, 'training.duration')
+    warmup = to_steps(config.schedule.warmup, 'schedule.warmup')
+    rate, lr = make_schedule(config, total, to_steps), config.optimizer.lr
+    assert 0 < warmup < total / 4
+    np.testing.assert_allclose([rate(0), rate(warmup), rate(total)], [0, lr, 0], atol=1e-6)
+    np.testing.assert_allclose(rate(warmup // 2), lr * (warmup // 2) / warmup, rtol=1e-5)
+    middle = warmup + (total - warmup) / 2
+    np.testing.assert_allclose(rate(middle), lr / 2, rtol=1e-3)  # of a line and of a cosine
+    falling = [float(rate(step)) for step in range(warmup, total, total // 20)]
+    assert falling == sorted(falling, reverse=True)
+
+
+@pytest.mark.parametrize('name', OWN)
+def test_two_steps_of_our_own_recipes_are_sgd_with_their_momentum(name):
+    config, gradients, trail = two_steps(name)
+    momentum, nesterov = config.optimizer.momentum, config.optimizer.nesterov
+    assert momentum > 0 and config.weight_decay > 0
+    for leaf, start, d in (
+        ('kernel', [[0.5, -2.0]], config.weight_decay),
+        ('bias', [0.3, 0.1], 0.0),
+    ):
+        w, velocity = np.array(start), 0.0
+        for gradient, got in zip(gradients, trail, strict=True):
+            g = gradient['conv'][leaf] + d * w
+            velocity = momentum * velocity + g
+            w = w - config.optimizer.lr * (g + momentum * velocity if nesterov else velocity)
+            np.testing.assert_allclose(got['conv'][leaf], w, rtol=1e-6)
+
+
 @pytest.mark.parametrize('name', [n for n, case in CASES.items() if case[0]])
 def test_the_model_has_the_papers_parameters(name):
     config = load(name)
@@ -107,14 +159,15 @@ def test_an_unknown_argument_is_refused(name):
         load(name)
 
 
-def two_steps(name):
-    """The config, two gradients, and the parameters after each of them."""
+def two_steps(name, size=1.0):
+    """The config, two gradients of norm .56 · size and .81 · size, the parameters after each."""
     config = load(name)
     params = {'conv': {'kernel': jnp.array([[0.5, -2.0]]), 'bias': jnp.array([0.3, 0.1])}}
     gradients = [
         {'conv': {'kernel': jnp.array([[0.1, 0.2]]), 'bias': jnp.array([-0.3, 0.4])}},
         {'conv': {'kernel': jnp.array([[-0.2, 0.1]]), 'bias': jnp.array([0.5, 0.6])}},
     ]
+    gradients = jax.tree.map(lambda g: size * g, gradients)
     optimizer = make_optimizer(config, lambda step: config.optimizer.lr)
     state, trail = optimizer.init(params), []
     for gradient in gradients:
@@ -130,9 +183,12 @@ def two_steps(name):
         ('imagenet_alexnet', 5e-4, 5e-4),
         ('imagenet_vgg:16', 5e-4, 0.0),
         ('imagenet_googlenet', 2e-4, 0.0),
+        ('imagenet', 1e-4, 0.0),
+        ('imagenet_resnet:50', 1e-4, 0.0),
         ('imagenet_resnet:50-v1', 1e-4, 1e-4),
         ('imagenet_resnet:50-v2', 2e-5, 0.0),
         ('cifar10_resnet:56', 1e-4, 0.0),
+        ('cifar10_resnet:110', 1e-4, 0.0),
         ('mnist_lenet5:1998', 0.0, 0.0),
     ],
 )
@@ -149,13 +205,16 @@ def test_two_steps_are_sgd_with_momentum(name, decay, bias_decay):
             np.testing.assert_allclose(got['conv'][leaf], w, rtol=1e-6)
 
 
-def test_two_steps_of_inception_are_rmsprop_with_epsilon_in_the_root():
-    config, gradients, trail = two_steps('imagenet_inception_v3')
-    assert config.optimizer.clip_norm == 2.0  # these gradients are below
+@pytest.mark.parametrize('size', [1.0, 3.0, 100.0])
+def test_two_steps_of_inception_are_rmsprop_with_epsilon_in_the_root(size):
+    """The clip at a norm of 2: no gradient is above it, the second one is, both are."""
+    _, gradients, trail = two_steps('imagenet_inception_v3', size)
+    norms = [np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(g))) for g in gradients]
+    assert [norm > 2 for norm in norms] == [size > 50, size > 2]
     for leaf, start, d in (('kernel', [[0.5, -2.0]], 4e-5), ('bias', [0.3, 0.1], 0.0)):
         w, square, momentum = np.array(start), 1.0, 0.0
-        for gradient, got in zip(gradients, trail, strict=True):
-            g = gradient['conv'][leaf] + d * w
+        for gradient, norm, got in zip(gradients, norms, trail, strict=True):
+            g = gradient['conv'][leaf] * min(1.0, 2.0 / norm) + d * w
             square = 0.9 * square + 0.1 * g**2
             momentum = 0.9 * momentum + 0.045 * g / np.sqrt(square + 1.0)
             w = w - momentum
@@ -204,21 +263,78 @@ def test_auxiliary_losses_and_smoothing_are_the_papers():
     np.testing.assert_allclose(smoothed[0, :2], [0.9 + 1e-4, 1e-4], rtol=1e-5)
 
 
+def falls(config, source, steps, shape):
+    """The loss a step, of the config's model on these images, by its own rate and schedule."""
+    mesh, batch = make_mesh(), config.training.batch_size
+
+    def to_steps(text, key):
+        return durations.to_steps(text, batch, source.num_examples, key)
+
+    model = create_model(**{'num_classes': len(source.class_names)} | config.model.to_dict())
+    schedule = make_schedule(config, steps, to_steps)
+    optimizer = make_optimizer(config, schedule)
+    state = init_state(model, optimizer, config, shape, mesh)
+    step = make_train_step(model, optimizer, schedule, config, mesh)
+    batches, trail = inputs.TrainBatches(source, config, mesh, 0), []
+    for _ in range(steps):
+        state, metrics = step(state, next(batches))
+        trail.append(float(metrics['loss']) / batch)
+    return trail
+
+
 @pytest.mark.parametrize('name', ['mnist_lenet5:1998', 'cifar10_resnet:20'])
 def test_the_loss_falls_on_real_images(name):
-    config, mesh = load(name), make_mesh()
+    config = load(name)
     grey = name.startswith('mnist')
     config.preprocess.train = 'resize(32)' if grey else 'resize(32)|rgb'
     config.data = ConfigDict({'source': 'digits'})
     config.training.batch_size = 32
-    source = data.load(config.data, 'train')
-    model = create_model(**{'num_classes': 10} | config.model.to_dict())
-    schedule = optax.constant_schedule(config.optimizer.lr)
-    optimizer = make_optimizer(config, schedule)
-    state = init_state(model, optimizer, config, (32, 32, 1 if grey else 3), mesh)
-    step = make_train_step(model, optimizer, schedule, config, mesh)
-    batches, trail = inputs.TrainBatches(source, config, mesh, 0), []
-    for _ in range(60):
-        state, metrics = step(state, next(batches))
-        trail.append(float(metrics['loss']) / 32)
+    trail = falls(config, data.load(config.data, 'train'), 60, (32, 32, 1 if grey else 3))
     assert np.mean(trail[-10:]) < 0.95 * np.mean(trail[:10])
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    """A folder of 48 crops of three photographs, each photograph a class."""
+    import skimage.data
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    root, rng = tmp_path_factory.mktemp('photos'), np.random.default_rng(0)
+    flower = load_sample_images().images[1]
+    named = {'flower': flower, 'coffee': skimage.data.coffee(), 'cat': skimage.data.chelsea()}
+    for label, image in named.items():
+        (root / label).mkdir()
+        for i in range(16):
+            y, x = (rng.integers(size - 160) for size in image.shape[:2])
+            crop = Image.fromarray(image[y : y + 160, x : x + 160])
+            crop.save(root / label / f'{i:02}.jpg', quality=90)
+    return root
+
+
+# The smallest input that the recipe's model takes. Inception's auxiliary head needs 299 px, or the
+# stem for small images.
+SMALLEST = {
+    'imagenet_alexnet': (67, {}),
+    'imagenet_vgg:11': (32, {}),
+    'imagenet_googlenet': (65, {}),
+    'imagenet_inception_v3': (32, {'stem': 'small'}),
+    'imagenet_resnet:50': (32, {}),
+    'imagenet_resnet:50-v1': (32, {}),
+    'imagenet_resnet:50-v2': (32, {}),
+}
+
+
+@pytest.mark.slow  # minutes: most of it is compiling
+@pytest.mark.parametrize('name', SMALLEST)
+def test_the_loss_of_a_recipe_for_photos_falls(name, photos):
+    config, (size, model) = load(name), SMALLEST[name]
+    config.model.update(model)
+    config.preprocess.train += f'|resize({size})'
+    config.data = ConfigDict(
+        {'source': 'folder', 'path': str(photos), 'cache': 'none', 'max_corrupt': 0.0}
+    )
+    config.training.batch_size = 16
+    trail = falls(config, data.load(config.data, 'train'), 40, (size, size, 3))
+    print(name, np.round(trail, 3).tolist())
+    assert np.mean(trail[-8:]) < 0.9 * np.mean(trail[:8])

@@ -99,3 +99,11 @@ def test_other_evaluations_are_no_other_run():
     new.evals.held_out = ConfigDict({'split': 'validation'})
     config_lib.check(new)
     assert config_lib.differences(old, new) == []
+
+
+@pytest.mark.parametrize('repeats', [0, -1, 1.5, 129, '4'])
+def test_repeats_that_make_no_sense_are_refused(repeats):
+    config = config_lib.default_config()
+    config.data = ConfigDict({'source': 'digits', 'repeats': repeats})
+    with pytest.raises(UserError, match=r'data\.repeats='):
+        config_lib.check(config)

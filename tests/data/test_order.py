@@ -27,6 +27,38 @@ def test_batches_are_the_stream_cut_in_pieces(seed, n, batch_size, step):
     )
 
 
+@given(seeds, st.integers(0, 20), sizes, st.integers(2, 5))
+def test_with_repeats_an_epoch_is_torchvisions(seed, epoch, n, repeats):
+    """Each id of a shuffled order `repeats` times, and of these the first n."""
+    ids, views = order.batch_ids(seed, n, n, epoch, repeats)  # a batch that is one epoch
+    expected = np.repeat(order.epoch_order(seed, epoch, n), repeats)[:n]
+    np.testing.assert_array_equal(np.sort(ids), np.sort(expected))
+    drawn, counts = np.unique(ids, return_counts=True)
+    assert len(drawn) == -(-n // repeats) and (counts == repeats).sum() == n // repeats
+    assert len(set(zip(ids, views, strict=True))) == n  # no view comes twice
+    np.testing.assert_array_equal(views // repeats, epoch)
+
+
+@given(seeds, sizes, st.integers(1, 64), st.integers(0, 20), st.integers(1, 5))
+def test_with_repeats_batches_are_the_stream_cut_in_pieces(seed, n, batch_size, step, repeats):
+    epochs = (step + 1) * batch_size // n + 1
+    stream = np.concatenate(
+        [np.repeat(order.epoch_order(seed, e, n), repeats)[:n] for e in range(epochs)]
+    )
+    ids, _ = order.batch_ids(seed, n, batch_size, step, repeats)
+    cut = stream[step * batch_size : (step + 1) * batch_size]
+    np.testing.assert_array_equal(np.sort(ids), np.sort(cut))
+
+
+def test_views_of_an_image_lie_in_different_parts_of_the_batch():
+    ids, views = order.batch_ids(3, 1000, 32, 5, 4)
+    for part in ids.reshape(4, 8):
+        assert len(set(part)) == 8
+    for image in np.unique(ids):
+        assert sorted(views[ids == image]) == [0, 1, 2, 3]
+    assert (ids != np.roll(ids, 1)).all()  # mixup's neighbours
+
+
 def test_orders_differ_between_epochs_and_seeds():
     orders = [order.epoch_order(s, e, 1000) for s in range(3) for e in range(3)]
     for i, a in enumerate(orders):

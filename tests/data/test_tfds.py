@@ -126,6 +126,28 @@ def test_runs_have_the_same_bits_and_resuming_too(data_dir, monkeypatch):
         np.testing.assert_array_equal(here['image'], there['image'])
 
 
+@pytest.mark.parametrize('host', [None, 0, 1])
+def test_with_repeats_each_example_of_an_epoch_comes_so_often(data_dir, host):
+    ops = OPS + '|random_erasing(1)'
+    shard = {} if host is None else {'process_index': host, 'process_count': 2}
+    size = {None: COUNT, 0: 27, 1: 26}[host]  # what this host has of the split
+    settings = {'batch_size': 12, 'seed': 3, 'repeats': 3, **shard}
+    batches = train_batches(open_tiny(data_dir), ops, **settings)
+    run = [next(batches) for _ in range(12)]
+    ids, images = (np.concatenate([b[k] for b in run]) for k in ('id', 'image'))
+    local = len(run[0]['id'])
+    for batch in run[: size // local]:  # whole views apart, each of other pixels
+        assert len(set(batch['id'][: local // 3])) == local // 3
+        assert len(np.unique(batch['id'])) == local // 3
+    counts = np.unique(ids[: size // local * local], return_counts=True)[1]
+    assert (counts == 3).all()
+    assert len({image.tobytes() for image in images}) == len(images)
+    resumed = train_batches(open_tiny(data_dir), ops, start_step=7, **settings)
+    for here, there in zip(run[7:], resumed, strict=False):
+        for key in here:
+            np.testing.assert_array_equal(here[key], there[key])
+
+
 @pytest.mark.parametrize('hosts', [2, 3])
 def test_hosts_parts_are_disjoint_cover_and_are_even(data_dir, hosts):
     source = open_tiny(data_dir)

@@ -48,6 +48,16 @@ def test_augmentation_is_of_the_example_and_the_epoch_and_not_of_its_place(split
     assert all((a != b).any() for a, b in zip(one, other, strict=True))
 
 
+def test_repeated_augmentation_shows_views_that_differ(split):
+    config = default_config()
+    config.preprocess.train, config.seed = AUGMENT, 5
+    config.training.batch_size, config.data.repeats = 50, 5
+    batch = next(inputs.TrainBatches(split.source, config, make_mesh(), 2))
+    np.testing.assert_array_equal(batch['id'], batch_ids(5, 360, 50, 2, 5)[0])
+    assert len(np.unique(batch['id'])) == 10
+    assert len({image.tobytes() for image in np.asarray(batch['image'])}) == 50
+
+
 def test_evaluation_pads_and_counts_each_once():
     source = arrays.digits('test')
     seen = [

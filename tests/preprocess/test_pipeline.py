@@ -96,6 +96,25 @@ def test_hosts_batches_together_are_one_hosts(jpegs, hosts):
     assert equal(one, together)
 
 
+def test_repeated_augmentation_shows_views_that_differ_and_can_be_sought(jpegs):
+    settings = {'batch_size': 16, 'seed': 1, 'repeats': 4}
+    one = take(train_batches(jpegs, TRAIN, **settings), 8)
+    for step, batch in enumerate(one):
+        np.testing.assert_array_equal(batch['id'], batch_ids(1, 60, 16, step, 4)[0])
+    epoch = {k: np.concatenate([batch[k] for batch in one])[:60] for k in one[0]}
+    assert len(np.unique(epoch['id'])) == 15
+    assert len({image.tobytes() for image in epoch['image']}) == 60
+    assert equal(one[5:], take(train_batches(jpegs, TRAIN, start_step=5, **settings), 3))
+    halves = [
+        take(train_batches(jpegs, TRAIN, process_index=h, process_count=2, **settings), 8)
+        for h in range(2)
+    ]
+    for step, batch in enumerate(one):
+        for key, value in batch.items():
+            together = np.concatenate([half[step][key] for half in halves])
+            np.testing.assert_array_equal(together, value)
+
+
 @given(n=st.integers(1, 200), local=st.integers(1, 16), hosts=st.integers(1, 8))
 @settings(max_examples=200)
 def test_evaluation_shares_are_disjoint_cover_and_are_even(n, local, hosts):

@@ -91,3 +91,19 @@ def test_names_are_as_short_as_they_can_be():
     paths = [Path('/a/x/run'), Path('/a/y/run'), Path('/a/z')]
     assert short_names(paths) == ['x/run', 'y/run', 'a/z']
     assert short_names(paths[1:]) == ['run', 'z']
+
+
+@pytest.mark.parametrize(
+    ('names', 'short'),
+    [
+        (['optimizer.lr=1,seed=0', 'optimizer.lr=2,seed=0'], ['lr=1', 'lr=2']),
+        (['lr=1,seed=0', 'lr=1,seed=1'], ['seed=0', 'seed=1']),
+        (['a.x=1,b.y=0', 'a.x=2,b.y=1'], ['x=1,y=0', 'x=2,y=1']),
+        (['a.x=1,seed=0', 'a.x=1'], ['a.x=1,seed=0', 'a.x=1']),
+        (['t=crop_8,_p=2_', 't=flip_lr'], ['t=crop_8,_p=2_', 't=flip_lr']),
+        (['t=f_2,_9_', 't=f_2,_8_'], ['t=f_2,_9_', 't=f_2,_8_']),
+    ],
+)
+def test_of_trials_the_values_that_differ_are_named(names, short):
+    assert short_names([Path('/sweep') / name for name in names]) == short
+    assert short_names([Path('/a/lr=1'), Path('/b/lr=1')]) == ['a/lr=1', 'b/lr=1']

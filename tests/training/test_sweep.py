@@ -61,6 +61,8 @@ def test_every_combination_is_a_trial():
     assert len({t.name for t in trials}) == 6
     assert [(t.config.optimizer.lr, t.config.seed) for t in trials][1] == (1.0, 1)
     assert config.seed == 0 and config.optimizer.lr == 0.05
+    depths = make_trials(config, 'model.stage_sizes=(1,1,1),(3,3,3)')
+    assert [t.name for t in depths] == ['model.stage_sizes=1-1-1', 'model.stage_sizes=3-3-3']
     # Names that a folder cannot have stay apart.
     odd = make_trials(config, 'preprocess.train=resize(32)|pad(0),resize(32)/pad(0)')
     assert len({t.name for t in odd}) == 2 and not any('/' in t.name for t in odd)

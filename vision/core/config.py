@@ -43,6 +43,8 @@ def default_config() -> ConfigDict:
 
     # The source's name; all other keys are its arguments (vision.data.SOURCES).
     config.data = ConfigDict({'source': 'digits', 'cache': 'none', 'max_corrupt': 0.01})
+    # Repeated augmentation: so many views of an image in an epoch, which then shows fewer images.
+    config.data.repeats = 1
 
     config.preprocess = ConfigDict()
     config.preprocess.train = ''  # op strings, e.g. 'decode|random_resized_crop(224)|flip_lr'
@@ -179,6 +181,11 @@ def check(config: ConfigDict) -> None:
     for key in ('lr_for_batch', 'clip_norm', 'clip_value'):
         if config.optimizer.get(key) is not None:
             _check_above_zero(f'optimizer.{key}', config.optimizer[key])
+    repeats = config.data.get('repeats', 1)
+    if not isinstance(repeats, int) or not 1 <= repeats <= training.batch_size:
+        raise UserError(
+            f'data.repeats={repeats!r} must be a whole number from 1 to training.batch_size'
+        )
     _check_preprocess(config.preprocess)
 
 
@@ -237,7 +244,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         if config[key] in ('', 'None'):  # the command line has no other way to say None
             config[key] = None
     with config.unlocked():
-        for key in ('cache', 'max_corrupt'):
+        for key in ('cache', 'max_corrupt', 'repeats'):
             if key not in config.data:
                 config.data[key] = default_config().data[key]
     for data in (config.data, *(e.get('data', {}) for e in config.get('evals', {}).values())):

@@ -63,7 +63,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
 }
 
 # Keys of config.data that concern the pipeline, not the source.
-_PIPELINE_KEYS = ('source', 'max_corrupt', 'cache')
+_PIPELINE_KEYS = ('source', 'max_corrupt', 'cache', 'repeats')
 
 
 def load(data: ConfigDict, split: str) -> Source:

@@ -4,6 +4,10 @@ Plain integer arithmetic, so the order is the same on every machine, Python and 
 follow one another without a gap: position p of the endless stream is example
 `epoch_order(seed, p // n, n)[p % n]`, and batch `step` holds the positions
 `step * B … (step + 1) * B − 1`. To resume is to compute, not to replay.
+
+With repeated augmentation (Hoffer et al. 2019, arXiv:1901.09335; torchvision's recipe V2) each id
+stands in `repeats` positions that follow one another, and an epoch still has n of them: it shows the
+first n / repeats ids of its order.
 """
 
 import functools
@@ -36,7 +40,9 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
     return order
 
 
-def batch_ids(seed: int, n: int, batch_size: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+def batch_ids(
+    seed: int, n: int, batch_size: int, step: int, repeats: int = 1
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns what the global training batch of `step` holds.
 
     Args:
@@ -44,14 +50,26 @@ def batch_ids(seed: int, n: int, batch_size: int, step: int) -> tuple[np.ndarray
       n: number of examples in the split.
       batch_size: of the global batch, B.
       step: counted from 0.
+      repeats: in how many positions of its epoch an id stands.
 
     Returns:
-      ids int64 [B] and the epoch of each, int64 [B] (a batch may lie across two epochs or more).
+      ids int64 [B] and, int64 [B], which view of its image each one is: no two positions of the
+      stream that hold an id share its view, which augmentation is keyed on. Without repeats it is
+      the epoch (a batch may lie across two epochs or more).
     """
-    positions = step * batch_size + np.arange(batch_size)
-    epochs = positions // n
+    positions = step * batch_size + apart(batch_size, repeats)
+    epochs, places = positions // n, positions % n
     ids = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs):
         here = epochs == epoch
-        ids[here] = epoch_order(seed, int(epoch), n)[positions[here] % n]
-    return ids, epochs
+        ids[here] = epoch_order(seed, int(epoch), n)[places[here] // repeats]
+    return ids, epochs * repeats + places % repeats
+
+
+def apart(batch_size: int, repeats: int) -> np.ndarray:
+    """The positions within a batch, int64 [B], in the order in which its rows hold them.
+
+    The views of an image lie far apart, as torchvision deals them out to different GPUs: mixup, which
+    mixes neighbours, would else mix an image with itself.
+    """
+    return np.concatenate([np.arange(first, batch_size, repeats) for first in range(repeats)])

@@ -171,6 +171,7 @@ def train_segments(
     start_step: int,
     process_index: int,
     process_count: int,
+    repeats: int = 1,
 ) -> Iterator[Any]:
     """Yields data sets of (id, epoch, label, bytes) that follow one another, from a step on.
 
@@ -181,6 +182,8 @@ def train_segments(
       start_step: the first batch.
       process_index: this host.
       process_count: of how many.
+      repeats: how often each example comes in its epoch, which then shows fewer of them; in place
+        of the epoch stands the view, as `order.batch_ids` counts them.
     """
     part, first, size = _host_part(source, process_index, process_count)
     if size == 0:
@@ -194,6 +197,7 @@ def train_segments(
         for epoch in range(position // size, -(-end // size)):
             order = int(hash64(seed, epoch, process_index, process_count) >> np.uint64(33))
             these = _records(source, part, first, order, epoch)
+            these = these if repeats == 1 else _views(these, repeats)
             begin = max(position - epoch * size, 0)
             these = these.skip(begin).take(min(size, end - epoch * size) - begin)
             records = these if records is None else records.concatenate(these)
@@ -242,6 +246,17 @@ def _records(source: TFDSSource, part: Any, first: int, order: int | None, epoch
         size = min(SHUFFLE_WINDOW, source.num_examples)
         dataset = dataset.shuffle(size, seed=order, reshuffle_each_iteration=False)
     return dataset
+
+
+def _views(records: Any, repeats: int) -> Any:
+    """Each record `repeats` times, with the number of the view in place of the epoch."""
+    tf = tf_cpu()
+
+    def views(example: Any, epoch: Any, label: Any, image: Any) -> Any:
+        numbers = tf.data.Dataset.range(repeats)
+        return numbers.map(lambda view: (example, epoch * repeats + view, label, image))
+
+    return records.flat_map(views)
 
 
 def _shard_begins(builder: Any, part: Any) -> list[tuple[str, int]]:

@@ -102,16 +102,19 @@ class DeviceSplit:
 
         Args:
           ids: int [B]; −1 is padding.
-          epochs: int [B]; with the seed and the id, it decides the augmentation.
+          epochs: int [B], or views; with the seed and the id, it decides the augmentation.
         """
         rows = _own_rows(len(ids))
         index = {'id': ids[rows].astype(np.int32), 'epoch': epochs[rows].astype(np.int32)}
         return self._gather(self._images, self._labels, mesh_lib.put_batch(index, self._mesh))
 
-    def train_batches(self, batch_size: int, seed: int, start_step: int) -> Iterator[Batch]:
+    def train_batches(
+        self, batch_size: int, seed: int, start_step: int, repeats: int = 1
+    ) -> Iterator[Batch]:
         """Yields the global batches of step `start_step`, `start_step` + 1, … without end."""
         for step in itertools.count(start_step):
-            yield self.batch(*batch_ids(seed, self.source.num_examples, batch_size, step))
+            ids, epochs = batch_ids(seed, self.source.num_examples, batch_size, step, repeats)
+            yield self.batch(ids, epochs)
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
         """Yields every example once, in order; the last batch is padded."""

@@ -45,10 +45,11 @@ class TrainBatches:
           UserError: an op that is unknown or does not fit.
         """
         batch_size, seed = config.training.batch_size, config.seed
+        repeats = config.data.get('repeats', 1)
         self._host: _HostBatches | None = None
         if on_device(source, config.preprocess.train):
             split = DeviceSplit(source, config.preprocess.train, seed, mesh)
-            self._batches = split.train_batches(batch_size, seed, start_step)
+            self._batches = split.train_batches(batch_size, seed, start_step, repeats)
             return
         from vision.preprocess import pipeline
 
@@ -63,6 +64,7 @@ class TrainBatches:
                 process_count=jax.process_count(),
                 cache=config.data.cache,
                 max_corrupt=config.data.max_corrupt,
+                repeats=repeats,
             )
         )
         self._batches = _prefetch(self._host, mesh)

@@ -49,6 +49,7 @@ class TrainBatches:
         process_count: int = 1,
         cache: str = 'none',
         max_corrupt: float = 0.01,
+        repeats: int = 1,
     ):
         """See `train_batches`."""
         local = _local_size(batch_size, process_count)
@@ -59,12 +60,12 @@ class TrainBatches:
             from vision.data import tfds_source
 
             segments = tfds_source.train_segments(
-                source, local, seed, start_step, process_index, process_count
+                source, local, seed, start_step, process_index, process_count, repeats
             )
-            self._steps = self._preprocess.sequential(segments)
+            self._steps = self._preprocess.sequential(segments, repeats)
         else:
             part = slice(process_index * local, (process_index + 1) * local)
-            plan = rows.train_plan(source, seed, batch_size, part)
+            plan = rows.train_plan(source, seed, batch_size, part, repeats)
             self._steps = self._preprocess.indexed(plan, (start_step, _FOREVER))
 
     def __iter__(self) -> 'TrainBatches':
@@ -172,7 +173,7 @@ def train_batches(source: Source, ops: str, **kwargs: Any) -> TrainBatches:
       ops: an op string that ends in images of one size.
       **kwargs: batch_size (global); seed; start_step: reached without decoding; process_index and
         process_count; cache: none, raw or decoded; max_corrupt: the fraction of the examples that
-        may be unreadable.
+        may be unreadable; repeats: views of an example in an epoch.
 
     Returns:
       An iterator of `{'image': uint8 [b, H, W, C], 'label': int32 [b], 'id': int32 [b],
@@ -256,12 +257,12 @@ class _Preprocess:
         dataset = rows.indexed(self._source, plan, steps, self._seed, len(self._ops))
         return rows.aligned(self._run(dataset), self._local)
 
-    def sequential(self, segments: Iterator[Any]) -> Generator:
+    def sequential(self, segments: Iterator[Any], repeats: int = 1) -> Generator:
         """Batches of records, data set by data set, as `rows.aligned` yields them."""
         errors: list[Exception] = []
         for records in segments:
             dataset = rows.sequential(
-                records, self._local, self._seed, len(self._ops), errors.append
+                records, self._local, self._seed, len(self._ops), errors.append, repeats
             )
             yield from rows.aligned(self._run(dataset), self._local)
             if errors:

@@ -150,5 +150,6 @@ def _pairs(source: Source, config: ConfigDict) -> tuple[np.ndarray, np.ndarray, 
         batch_size=config.training.batch_size,
         seed=config.seed,
         max_corrupt=config.data.max_corrupt,
+        repeats=config.data.get('repeats', 1),
     )
     return next(plain)['image'], after, labels

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vision.core.tf_cpu import tf_cpu
-from vision.data.order import batch_ids
+from vision.data.order import apart, batch_ids
 from vision.data.source import FileSource, Indexed, RecordSource
 from vision.preprocess.draws import PER_OP, draw
 
@@ -22,7 +22,7 @@ class Plan(NamedTuple):
 
     Attributes:
       ids: int64 [b].
-      epochs: int64 [b].
+      epochs: int64 [b]; with repeated augmentation the view, as `order.batch_ids` counts them.
       labels: int64 [b].
     """
 
@@ -31,11 +31,13 @@ class Plan(NamedTuple):
     labels: np.ndarray
 
 
-def train_plan(source: Indexed, seed: int, batch_size: int, part: slice) -> Callable[[int], Plan]:
+def train_plan(
+    source: Indexed, seed: int, batch_size: int, part: slice, repeats: int
+) -> Callable[[int], Plan]:
     """Returns the function from a step to the host's rows `part` of that batch, labels to come."""
 
     def plan(step: int) -> Plan:
-        ids, epochs = batch_ids(seed, source.num_examples, batch_size, step)
+        ids, epochs = batch_ids(seed, source.num_examples, batch_size, step, repeats)
         return Plan(ids[part], epochs[part], np.zeros_like(ids[part]))
 
     return plan
@@ -148,7 +150,12 @@ def named(values: list[Any], num_ops: int, data_shape: tuple[int | None, ...]) -
 
 
 def sequential(
-    records: Any, local: int, seed: int, num_ops: int, failed: Callable[[Exception], None]
+    records: Any,
+    local: int,
+    seed: int,
+    num_ops: int,
+    failed: Callable[[Exception], None],
+    repeats: int = 1,
 ) -> Any:
     """Rows of a data set of records that must be read in sequence.
 
@@ -158,6 +165,7 @@ def sequential(
       seed: of the run.
       num_ops: how many ops draw random numbers.
       failed: told why, where the records cannot be read to their end; the rows end there.
+      repeats: how many records of one example follow one another; a batch has them apart.
 
     Returns:
       As `indexed`, with data the encoded bytes.
@@ -167,7 +175,9 @@ def sequential(
     def rows() -> Iterator[tuple[np.ndarray, ...]]:
         # In Python, because what fails inside the data set is skipped together with bad images.
         try:
-            for ids, epochs, labels, data in records.batch(local).prefetch(1).as_numpy_iterator():
+            for batch in records.batch(local).prefetch(1).as_numpy_iterator():
+                order = apart(len(batch[0]), repeats)
+                ids, epochs, labels, data = (column[order] for column in batch)
                 missing = local - len(ids)
                 ids = np.pad(ids, (0, missing), constant_values=-1)
                 epochs, labels = np.pad(epochs, (0, missing)), np.pad(labels, (0, missing))

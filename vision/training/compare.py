@@ -21,6 +21,8 @@ from vision.preprocess import inputs
 from vision.training.recorder import read
 from vision.training.results import results
 
+_LEGEND = 125  # letters that fit below the picture
+
 
 class Answers(NamedTuple):
     """What a run said of a split, in the order of the ids.
@@ -93,14 +95,16 @@ def per_example(workdir: str | os.PathLike, split: str = 'test') -> Answers:
 def draw(workdirs: Sequence[str | os.PathLike], path: Path) -> None:
     """Draws the curves of runs into one picture: loss and accuracy over epochs."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     paths = [Path(w).expanduser().absolute() for w in workdirs]
+    names = short_names(paths)
     figure = Figure(figsize=(11, 4.2), layout='constrained')
     axes = figure.subplots(1, 2)
-    for i, (workdir, name) in enumerate(zip(paths, short_names(paths), strict=True)):
+    for i, (workdir, name) in enumerate(zip(paths, names, strict=True)):
         records, per_epoch = read(workdir), _steps_per_epoch(workdir)
         for metric, panel in zip(('loss', 'top1'), axes, strict=True):
-            for split, style in (('train', ':'), ('validation', '-')):
+            for split, style in (('train', ':'), ('validation', '.-')):
                 key = f'{split}/{metric}'
                 points = [(r['step'] / per_epoch, r[key]) for r in records if key in r]
                 if points:
@@ -109,12 +113,16 @@ def draw(workdirs: Sequence[str | os.PathLike], path: Path) -> None:
                     panel.plot(x, y, style, color=f'C{i % 10}', label=label, linewidth=1.3)
     axes[0].set_ylabel('loss')
     axes[0].set_yscale('log')
+    axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[0].yaxis.set_major_formatter('{x:g}')
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
     axes[1].set_ylabel('top-1 accuracy')
     for panel in axes:
         panel.set_xlabel('epoch')
         panel.grid(alpha=0.3)
     handles, labels = axes[1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc='outside lower center', ncols=min(len(paths), 4))
+    columns = max(1, _LEGEND // (max(map(len, names)) + 7))  # a line and its margins: 7 letters
+    figure.legend(handles, labels, loc='outside lower center', ncols=min(len(paths), columns))
     figure.suptitle('validation (lines) and training (dots)', fontsize=10)
     figure.savefig(path, dpi=120)
 
@@ -150,12 +158,27 @@ def compare_tables(result: dict[str, Any]) -> list[Table]:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """What tells paths apart: their last parts, as few as will do."""
+    """What tells paths apart: their last parts, as few as will do; of a sweep's trials, the values."""
     for count in range(1, max(len(p.parts) for p in paths) + 1):
         names = [str(Path(*p.parts[-count:])) for p in paths]
         if len(set(names)) == len(names):
-            return names
+            return _values(names) if count == 1 else names
     return [str(p) for p in paths]
+
+
+def _values(names: list[str]) -> list[str]:
+    """Of 'model.shortcut=A,seed=0' and 'model.shortcut=B,seed=0': 'shortcut=A' and 'shortcut=B'."""
+    trials = [name.split(',') for name in names]
+    keys = [[value.partition('=')[0] for value in values if '=' in value] for values in trials]
+    if any(
+        own != keys[0] or len(own) < len(values) for own, values in zip(keys, trials, strict=True)
+    ):
+        return names
+    differ = [i for i in range(len(keys[0])) if len({values[i] for values in trials}) > 1]
+    short = [key.rpartition('.')[2] for key in keys[0]]
+    return [
+        ','.join(f'{short[i]}={values[i].partition("=")[2]}' for i in differ) for values in trials
+    ]
 
 
 def _figures(path: Path, name: str) -> dict[str, Any]:

@@ -214,9 +214,15 @@ def _set(config: ConfigDict, key: str, value: Any) -> None:
 
 def _name(values: dict[str, Any]) -> str:
     """A folder's name: what the values are, and where that is not all of it, a hash."""
-    text = ','.join(f'{key}={value}' for key, value in values.items())
+    text = ','.join(f'{key}={_text(value)}' for key, value in values.items())
     safe = re.sub(r'[^\w.=,+-]', '_', text)[:120]
     return safe if safe == text else f'{safe}-{hashlib.sha256(text.encode()).hexdigest()[:6]}'
+
+
+def _text(value: Any) -> str:
+    """A value as a name has it: (3, 3, 3) is 3-3-3."""
+    flat = isinstance(value, tuple) and len(value) > 1 and all(isinstance(v, int) for v in value)
+    return '-'.join(map(str, value)) if flat else str(value)
 
 
 def _value(text: str) -> Any:

@@ -67,6 +67,9 @@ def test_every_block_runs_and_digits_reach_what_they_should(folder):
             assert done.returncode == 0, f'{command}\n{done.stderr}'
             ran += 1
     assert ran >= 7
+    paper = json.loads((folder / 'runs' / 'paper' / 'sweep.json').read_text())
+    assert [row['count'] for row in paper['seeds']] == [2, 2]
+    assert (folder / 'runs' / 'paper.png').read_bytes().startswith(b'\x89PNG')
     accuracy = run(
         [sys.executable, '-m', 'experiments.evaluate', '--workdir=runs/digits', '--format=json'],
         folder,

@@ -32,7 +32,7 @@ from typing import Any, Literal
 
 from absl import flags
 
-from vision.core import cli
+from vision.core import cli, startup
 from vision.core.errors import UserError, unknown
 
 MODELS = flags.DEFINE_list('models', None, 'of train and infer; all that are known')
@@ -57,13 +57,15 @@ def _speed(mode: Literal['train', 'infer']) -> list[dict[str, Any]]:
 
     models = list(speed.SIZES) if MODELS.value is None else MODELS.value
     peer = PEER.value, PEER_PYTHON.value
-    return speed.compare(mode, models, DTYPES.value, *peer, ROUNDS.value)
+    environment = startup.shipped_environment()
+    return speed.compare(mode, models, DTYPES.value, *peer, ROUNDS.value, environment)
 
 
 def _race() -> dict[str, Any]:
     from vision.training.race import race
 
-    return race(MNIST.value, PEER.value, PEER_PYTHON.value, ROUNDS.value)
+    environment = startup.shipped_environment()
+    return race(MNIST.value, PEER.value, PEER_PYTHON.value, ROUNDS.value, environment)
 
 
 def _gpu() -> list[dict[str, Any]]:

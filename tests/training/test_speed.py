@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import run_module
 from vision.core.errors import UserError
-from vision.training import speed
+from vision.training import race, speed
 
 
 def test_medians_ratio_and_spread_of_readings_taken_in_turn(monkeypatch):
@@ -56,9 +56,10 @@ def test_a_process_that_fails_is_named(tmp_path):
         speed.run_process([sys.executable, '-c', "raise SystemExit('no peer here')"])
 
 
-def test_the_peer_needs_nothing_of_ours():
+@pytest.mark.parametrize('file', [speed._PEER, race._PEER])
+def test_the_peer_needs_nothing_of_ours(file):
     done = subprocess.run(
-        [sys.executable, '-S', '-c', f'import runpy; runpy.run_path({str(speed._PEER)!r})'],
+        [sys.executable, '-S', '-c', f'import runpy; runpy.run_path({str(file)!r})'],
         capture_output=True,
         text=True,
     )

@@ -28,7 +28,7 @@ from vision.training.speed import PEERS, run_process
 # Momentum is Nesterov's; weight decay is L2 on kernels; the warm-up and the cosine go by steps.
 RECIPE: dict[str, Any] = {
     'accuracy': 0.99,
-    'epochs': 5,
+    'epochs': 4,
     'batch_size': 100,
     'lr': 0.1,
     'momentum': 0.9,
@@ -112,12 +112,12 @@ def write_arrays(mnist: str | None, folder: Path) -> Path:
     config = ConfigDict({'source': 'tfds', 'name': 'mnist', 'in_memory': True})
     if mnist is not None:
         config = ConfigDict({'source': 'idx', 'path': mnist})
-    arrays = {}
+    arrays: dict[str, np.ndarray] = {}
     for split, source in [(s, data.load(config, s)) for s in ('train', 'test')]:
         assert isinstance(source, ArraySource)
         arrays |= {f'x_{split}': source.images, f'y_{split}': source.labels}
     arrays |= {'x_validation': arrays['x_test'], 'y_validation': arrays['y_test']}
-    np.savez(folder / 'mnist.npz', **arrays)
+    np.savez(folder / 'mnist.npz', allow_pickle=False, **arrays)
     return folder / 'mnist.npz'
 
 
@@ -234,11 +234,11 @@ class Compilations:
         self._spans: list[tuple[float, float]] = []  # apart, in order
         jax.monitoring.register_event_duration_secs_listener(self._add)
 
-    def _add(self, event: str, seconds: float, **_: Any) -> None:
+    def _add(self, event: str, duration_secs: float, **_: Any) -> None:
         if not event.startswith('/jax/core/compile'):
             return
         end = time.perf_counter()
-        begin = end - seconds
+        begin = end - duration_secs
         while self._spans and self._spans[-1][0] >= begin:  # it was a part of this one
             self._spans.pop()
         self._spans.append((begin, end))

@@ -1,7 +1,7 @@
 """How speed goes with the batch, memory with the depth, and what XLA counts of a ResNet-50 step."""
 
+import os
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -28,16 +28,16 @@ with fast.switched_off():
 """
 
 
-def scaling(env: Mapping[str, str] | None = None) -> dict[str, Any]:
+def scaling() -> dict[str, Any]:
     """Measures `batches`, each in a process of its own, and asks XLA for `depths` and `cost` in another.
 
     XLA is asked about its own forms, without the fast ones and without oneDNN, whose calls hold and
     count nothing that it knows of.
-
-    Args:
-      env: the environment without what a command sets at start-up; this process's if None.
     """
-    told = speed.run_process([sys.executable, '-c', _OF_XLA], env)
+    flags = os.environ.get('XLA_FLAGS', '').replace(
+        'onednn_custom_call=true', 'onednn_custom_call=false'
+    )
+    told = speed.run_process([sys.executable, '-c', _OF_XLA], os.environ | {'XLA_FLAGS': flags})
     return {'batches': by_batch(), **told}
 
 
@@ -87,7 +87,7 @@ def step_cost(model: str = 'resnet50', size: int = 224, batch: int = 8) -> dict[
       and `mb_accessed`, what its fused operations read and write, in 1e6 bytes.
     """
     cost = compile_step(model, size, batch).cost_analysis()
-    network = create_model(model, num_classes=1000)
+    network = create_model(model, num_classes=speed.classes(size))
     return {
         'model': model,
         'batch': batch,
@@ -106,12 +106,12 @@ def compile_step(model: str, size: int, batch: int, **arguments: Any) -> Any:
       batch: of the global batch.
       **arguments: the model's.
     """
-    network = create_model(model, num_classes=1000 if size > 32 else 10, **arguments)
+    network = create_model(model, num_classes=speed.classes(size), **arguments)
     mesh, schedule = mesh_lib.make_mesh(), optax.constant_schedule(1e-3)
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(schedule, momentum=0.9))
     variables = abstract_variables(network, (size, size, 3))
     state = TrainState(
-        step=jax.ShapeDtypeStruct((), jnp.int32),
+        step=jax.eval_shape(lambda: jnp.zeros((), jnp.int32)),
         params=variables['params'],
         batch_stats=variables['batch_stats'],
         opt_state=jax.eval_shape(optimizer.init, variables['params']),

@@ -177,7 +177,8 @@ def measure(mode: Mode, model: str, dtype: str, size: int, channels: int, batch:
     )
 
 
-def _classes(size: int) -> int:
+def classes(size: int) -> int:
+    """How many classes are told apart in images of that size: ImageNet's, or MNIST's and CIFAR-10's."""
     return 1000 if size > 32 else 10
 
 
@@ -185,7 +186,7 @@ def _network(model: str, dtype: str, size: int) -> Any:
     from vision.models.registry import create_model
 
     arguments = {'padding': 2} if model == 'lenet5' and size == 28 else {}
-    return create_model(model, num_classes=_classes(size), dtype=dtype, **arguments)
+    return create_model(model, num_classes=classes(size), dtype=dtype, **arguments)
 
 
 def _training(model: str, dtype: str, size: int, channels: int, batch: int) -> Callable[[], Any]:
@@ -207,7 +208,7 @@ def _training(model: str, dtype: str, size: int, channels: int, batch: int) -> C
     rng = np.random.default_rng(0)
     batches = {
         'image': rng.integers(0, 256, (batch, size, size, channels), np.uint8),
-        'label': rng.integers(0, _classes(size), batch, np.int32),
+        'label': rng.integers(0, classes(size), batch, np.int32),
         'id': np.arange(batch, dtype=np.int32),
         'mask': np.ones(batch, np.float32),
     }

@@ -17,12 +17,13 @@ def main(file, recipe, seed, started):
     import torch
     from torch_peer import lenet5
 
-    recipe, seconds, last = json.loads(recipe), {}, float(started)
+    recipe, last = json.loads(recipe), float(started)
+    seconds = dict.fromkeys(('import', 'data', 'compile', 'train', 'eval'), 0.0)
 
     def mark(phase):
         nonlocal last
         now = time.time()
-        seconds[phase] = seconds.get(phase, 0.0) + now - last
+        seconds[phase] += now - last
         last = now
 
     mark('import')
@@ -31,16 +32,14 @@ def main(file, recipe, seed, started):
     images, labels = {}, {}
     with np.load(file) as arrays:
         for split in ('train', 'test'):
-            pixels = (arrays[f'x_{split}'].astype(np.float32) / 255 - recipe['mean']) / recipe[
-                'std'
-            ]
-            images[split] = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous().to(device)
+            pixels = arrays[f'x_{split}'].astype(np.float32) / 255
+            pixels = torch.from_numpy((pixels - recipe['mean']) / recipe['std'])
+            images[split] = pixels.permute(0, 3, 1, 2).contiguous().to(device)
             labels[split] = torch.from_numpy(arrays[f'y_{split}'].astype(np.int64)).to(device)
-    mark('data')
     model = lenet5(10).to(device)
     optimizer, schedule = _optimizer(model, recipe, len(labels['train']))
     loss = torch.nn.CrossEntropyLoss(label_smoothing=recipe['label_smoothing'])
-    mark('compile')  # nothing is: the parameters were made
+    mark('data')  # nothing is compiled
     top1 = []
     for _ in range(recipe['epochs']):
         model.train()
@@ -79,11 +78,16 @@ def _optimizer(model, recipe, examples):
     warmup, total = round(recipe['warmup_epochs'] * epoch), round(recipe['epochs'] * epoch)
 
     def factor(step):
-        if step < warmup:
-            return step / warmup
-        return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / (total - warmup), 1)))
+        return rate_factor(step, warmup, total)
 
     return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+
+
+def rate_factor(step, warmup, total):
+    """The rate of a step (from 0) over the highest: a straight line up, half a cosine down."""
+    if step < warmup:
+        return step / warmup
+    return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / (total - warmup), 1)))
 
 
 if __name__ == '__main__':

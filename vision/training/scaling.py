@@ -113,7 +113,7 @@ def compile_step(model: str, size: int, batch: int, **arguments: Any) -> Any:
     state = TrainState(
         step=jax.eval_shape(lambda: jnp.zeros((), jnp.int32)),
         params=variables['params'],
-        batch_stats=variables['batch_stats'],
+        batch_stats=variables.get('batch_stats', {}),
         opt_state=jax.eval_shape(optimizer.init, variables['params']),
         ema_params=None,
         ema_batch_stats=None,

@@ -17,11 +17,13 @@ torch torchvision`, then `--peer_python=peer/bin/python`.
 input: training batches from JPEGs, images per second.
 race: seconds from the start of a process to 99 % on MNIST's test set, LeNet-5, ours and plain
 PyTorch. MNIST is TFDS's, or the four IDX files in FOLDER.
-gpu: all that a GPU is measured by, in under eight minutes: ResNet-50's training step and inference
-with MFU, epochs of LeNet-5 and ResNet-20. --tiny tries it anywhere, at sizes that say nothing.
-end_to_end: training ResNet-18 from JPEG files and on synthetic images, images per second. loop: the loop against its bare jitted step,
-ResNet-20 on synthetic images, images per second. startup: seconds from the start of a process to the
-first step of LeNet-5 and of ResNet-50, with an empty compilation cache and again.
+gpu: all that a GPU is measured by, each once: ResNet-50's training step and inference with MFU, epochs
+of LeNet-5 and ResNet-20, in bfloat16 and float32. Meant to take less than eight minutes; not run on a
+GPU yet. --tiny tries it anywhere, at sizes that say nothing.
+end_to_end: training ResNet-18 from JPEG files and on synthetic images, images per second.
+loop: the loop against its bare jitted step, ResNet-20 on synthetic images, images per second.
+startup: seconds from the start of a process to the first step of LeNet-5 and of ResNet-50, with an
+empty compilation cache and again.
 scaling: images per second by batch size, memory by depth with and without recomputing, and XLA's
 count of a ResNet-50 step.
 search: 100,000 clustered vectors of 512 floats, recall@10 of the graph and milliseconds a query.
@@ -39,7 +41,7 @@ MODELS = flags.DEFINE_list('models', None, 'of train and infer; all that are kno
 DTYPES = flags.DEFINE_list('dtypes', ['float32'], 'of train and infer: float32, bfloat16')
 PEER = flags.DEFINE_string('peer', None, 'torchvision, to compare with it')
 PEER_PYTHON = flags.DEFINE_string('peer_python', None, 'the Python that has the peer')
-ROUNDS = flags.DEFINE_integer('rounds', 3, 'how often each is measured', 1)
+ROUNDS = flags.DEFINE_integer('rounds', 3, 'how often each is measured (gpu: once)', 1)
 MNIST = flags.DEFINE_string('mnist', None, "of race: the folder of MNIST's IDX files; else TFDS")
 BATCH_SIZE = flags.DEFINE_integer('batch_size', 256, "of gpu: ResNet-50's", 1)
 TINY = flags.DEFINE_bool('tiny', False, 'of gpu: small sizes, to see that it runs')

@@ -69,6 +69,18 @@ assert not any(m.split('.')[0].startswith('tensorflow') for m in sys.modules)
     run(no_tensorflow, code, str(tmp_path))
 
 
+def test_what_a_gpu_is_measured_by_needs_no_tensorflow(no_tensorflow):
+    code = """
+from vision.training import accelerator, benchmark, speed
+speed._SECONDS = 0.0
+for mode in ('train', 'infer'):
+    speed.measure(mode, 'lenet5', 'bfloat16', 28, 1, 4)
+assert benchmark.epoch_speed('lenet5', 'float32', 28, 1, 8, 40)['rate'] > 0
+assert not any(m.split('.')[0].startswith('tensorflow') for m in sys.modules)
+"""
+    run(no_tensorflow, code)
+
+
 def test_imports_go_one_way():
     """experiments → prediction, training → evaluation → models, preprocess → data → core."""
     import ast

@@ -8,14 +8,14 @@ import pytest
 
 from tests.conftest import run_module
 from vision.core.errors import UserError
-from vision.training import speed
+from vision.training import race, speed
 
 
 def test_medians_ratio_and_spread_of_readings_taken_in_turn(monkeypatch):
     readings = iter([10.0, 5.0, 30.0, 8.0, 20.0, 4.0])
     order = []
 
-    def run(words):
+    def run(words, env=None):
         order.append('peer' if 'torch_peer.py' in words[1] else 'ours')
         return {
             'rate': next(readings),
@@ -24,7 +24,7 @@ def test_medians_ratio_and_spread_of_readings_taken_in_turn(monkeypatch):
             'flops_per_image': 1e12,
         }
 
-    monkeypatch.setattr(speed, '_run', run)
+    monkeypatch.setattr(speed, 'run_process', run)
     (row,) = speed.compare('train', ['lenet5'], ['float32'], 'torchvision', 'python', 3)
     assert order == ['ours', 'peer'] * 3
     assert (row['ours'], row['peer'], row['ratio'], row['spread']) == (20.0, 5.0, 4.0, 3.0)
@@ -51,14 +51,15 @@ def test_what_is_not_known_is_the_users_mistake(words):
 
 def test_a_process_that_fails_is_named(tmp_path):
     with pytest.raises(UserError, match='none/python'):
-        speed._run(['none/python'])
+        speed.run_process(['none/python'])
     with pytest.raises(UserError, match='no peer here'):
-        speed._run([sys.executable, '-c', "raise SystemExit('no peer here')"])
+        speed.run_process([sys.executable, '-c', "raise SystemExit('no peer here')"])
 
 
-def test_the_peer_needs_nothing_of_ours():
+@pytest.mark.parametrize('file', [speed._PEER, race._PEER])
+def test_the_peer_needs_nothing_of_ours(file):
     done = subprocess.run(
-        [sys.executable, '-S', '-c', f'import runpy; runpy.run_path({str(speed._PEER)!r})'],
+        [sys.executable, '-S', '-c', f'import runpy; runpy.run_path({str(file)!r})'],
         capture_output=True,
         text=True,
     )

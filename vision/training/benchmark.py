@@ -1,4 +1,4 @@
-"""What the training loop costs beside its step, and what a second start saves."""
+"""What the training loop costs beside its step, what JPEGs cost it, and what a second start saves."""
 
 import os
 import statistics
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,12 +14,14 @@ from ml_collections import ConfigDict
 
 from vision.core.config import default_config
 from vision.preprocess import inputs
+from vision.preprocess.benchmark import make_jpegs
 from vision.training.hooks import Hook
 from vision.training.loop import train
 from vision.training.setup import setup
 from vision.training.step import init_state, make_train_step
 
 _TIMED = 40  # steps of a round
+_TIMED_FROM_FILES = 20
 _START = """
 import os, sys
 os.environ['XDG_CACHE_HOME'] = sys.argv[3]
@@ -73,13 +76,50 @@ def loop_speed(
                 state, metrics = train_step(state, batch)
             jax.block_until_ready(metrics)
         steps.append(_TIMED * batch_size / (time.perf_counter() - began))
-        loops.append(_loop_rate(config))
+        loops.append(_loop_rate(config, _TIMED))
     ratios = [loop / step for loop, step in zip(loops, steps, strict=True)]
     return {
         'model': model,
         'step': statistics.median(steps),
         'loop': statistics.median(loops),
         'ratio': statistics.median(ratios),
+    }
+
+
+def end_to_end(
+    model: str = 'resnet18', image_size: int = 224, batch_size: int = 16, rounds: int = 3
+) -> dict[str, Any]:
+    """Measures the loop on JPEG files and on synthetic images in memory, in turn, in one process.
+
+    Args:
+      model: in the registry.
+      image_size: pixels.
+      batch_size: of the global batch.
+      rounds: how often each is measured.
+
+    Returns:
+      `files` and `synthetic`, images per second (the medians of the rounds), `ratio`, the median of
+      the rounds' ratios, and all readings under 'rounds'. The files are those of
+      `vision.preprocess.benchmark`: 500×375, 60 to 100 KB, decoded, cropped at random and flipped.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        make_jpegs(Path(folder))
+        synthetic = synthetic_config(model, image_size, batch_size)
+        synthetic.data.num_classes = 2
+        files = synthetic.copy_and_resolve_references()
+        files.data.source, files.data.path = 'folder', folder
+        files.preprocess.train = f'decode|random_resized_crop({image_size})|flip_lr'
+        files.preprocess.eval = f'decode|resize({image_size})'
+        readings: dict[str, list[float]] = {'files': [], 'synthetic': []}
+        for _ in range(rounds):
+            readings['files'].append(_loop_rate(files, _TIMED_FROM_FILES))
+            readings['synthetic'].append(_loop_rate(synthetic, _TIMED_FROM_FILES))
+    return {
+        'model': model,
+        'files': statistics.median(readings['files']),
+        'synthetic': statistics.median(readings['synthetic']),
+        'ratio': statistics.median(f / s for f, s in zip(*readings.values(), strict=True)),
+        'rounds': readings,
     }
 
 
@@ -109,6 +149,32 @@ def startup(model: str = 'resnet50', image_size: int = 224, batch_size: int = 2)
     }
 
 
+def epoch_speed(
+    model: str, dtype: str, image_size: int, channels: int, batch_size: int, examples: int
+) -> dict[str, Any]:
+    """Measures the loop's second epoch on images in the device's memory.
+
+    Args:
+      model: in the registry.
+      dtype: it computes in.
+      image_size: pixels; 28 with one channel is MNIST's form.
+      channels: of the images.
+      batch_size: of the global batch.
+      examples: of an epoch.
+
+    Returns:
+      `rate`, images per second, and `device`.
+    """
+    config = synthetic_config(model, image_size, batch_size)
+    config.data.num_examples, config.data.channels = examples, channels
+    config.model.dtype = dtype
+    if model == 'lenet5' and image_size == 28:
+        config.model.padding = 2
+    steps = -(-examples // batch_size)
+    rate = _loop_rate(config, steps, warm_up=steps)
+    return {'rate': rate, 'device': jax.devices()[0].device_kind}
+
+
 class _First(Hook):
     """Ends the process with its first step."""
 
@@ -124,22 +190,26 @@ def take_one_step(model: str, image_size: int, batch_size: int, folder: str) -> 
 
 
 class _Rate(Hook):
-    """Times the loop from step 3 to the end, log records and all."""
+    """Times the loop from one step to another, log records and all."""
+
+    def __init__(self, first: int, last: int):
+        self._first, self._last = first, last
 
     def after_step(self, step: int, batch: Any, metrics: Any) -> None:
-        if step == 2:
+        if step == self._first:
             jax.block_until_ready(metrics)
             self.began = time.perf_counter()
-        if step == _TIMED + 2:
+        if step == self._last:
             jax.block_until_ready(metrics)
             self.seconds = time.perf_counter() - self.began
 
 
-def _loop_rate(config: ConfigDict) -> float:
+def _loop_rate(config: ConfigDict, steps: int, warm_up: int = 2) -> float:
+    """Images per second of `steps` steps after the first ones."""
     config = config.copy_and_resolve_references()
-    config.training.stop_after = f'{_TIMED + 2} steps'
-    config.training.log_every = f'{_TIMED // 2} steps'
-    rate = _Rate()
+    config.training.stop_after = f'{steps + warm_up} steps'
+    config.training.log_every = f'{max(steps // 2, 1)} steps'
+    rate = _Rate(warm_up, warm_up + steps)
     with tempfile.TemporaryDirectory() as workdir:
         train(config, workdir, [rate])
-    return _TIMED * config.training.batch_size / rate.seconds
+    return steps * config.training.batch_size / rate.seconds

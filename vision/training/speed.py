@@ -5,7 +5,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +45,7 @@ def compare(
     peer: str | None,
     peer_python: str | None,
     rounds: int,
+    peer_env: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Measures each model and its peer alternately.
 
@@ -55,6 +56,7 @@ def compare(
       peer: 'torchvision' or None.
       peer_python: the Python that has it.
       rounds: processes of each.
+      peer_env: the environment of the peer; this process's if None.
 
     Returns:
       For each model and type `ours` and `peer`, images per second, the medians of the rounds;
@@ -75,19 +77,26 @@ def compare(
             if value not in known:
                 raise UserError(f'--{name}: no {value!r}; there are {", ".join(known)}')
     return [
-        _compare(mode, model, dtype, peer and (peer_python or 'python'), rounds)
+        _compare(mode, model, dtype, peer and (peer_python or 'python'), rounds, peer_env)
         for model in models
         for dtype in dtypes
     ]
 
 
-def _compare(mode: Mode, model: str, dtype: str, python: str | None, rounds: int) -> dict[str, Any]:
-    words = [mode, model, dtype, *map(str, SIZES[model])]
+def _compare(
+    mode: Mode,
+    model: str,
+    dtype: str,
+    python: str | None,
+    rounds: int,
+    peer_env: Mapping[str, str] | None,
+) -> dict[str, Any]:
     readings: dict[str, list[Any]] = {'ours': [], 'peer': []}
     for _ in range(rounds):
-        readings['ours'].append(_run([sys.executable, '-c', _OURS, *words]))
+        readings['ours'].append(measure_apart(mode, model, dtype, *SIZES[model]))
         if python:
-            readings['peer'].append(_run([python, str(_PEER), *words]))
+            words = [python, str(_PEER), mode, model, dtype, *map(str, SIZES[model])]
+            readings['peer'].append(run_process(words, peer_env))
     ours = [reading['rate'] for reading in readings['ours']]
     peers = [reading['rate'] for reading in readings['peer']]
     medians = statistics.median(ours), statistics.median(peers) if peers else None
@@ -99,17 +108,37 @@ def _compare(mode: Mode, model: str, dtype: str, python: str | None, rounds: int
         'peer': medians[1],
         'ratio': medians[0] / medians[1] if medians[1] else None,
         'spread': max(ours) / min(ours),
-        'mfu': readings['ours'][0]['flops_per_image'] * medians[0] / peak
-        if (peak := readings['ours'][0]['peak'])
-        else None,
+        'mfu': mfu(readings['ours'][0], medians[0]),
         'device': readings['ours'][0]['device'],
         'rounds': {'ours': ours, 'peer': peers},
     }
 
 
-def _run(words: Sequence[str]) -> dict[str, Any]:
+def mfu(reading: Mapping[str, Any], rate: float) -> float | None:
+    """The model's FLOPs at `rate` images per second over the device's peak in bfloat16, if it is known."""
+    return reading['flops_per_image'] * rate / reading['peak'] if reading['peak'] else None
+
+
+def measure_apart(
+    mode: Mode, model: str, dtype: str, size: int, channels: int, batch: int
+) -> dict[str, Any]:
+    """What `measure` returns, from a process of its own."""
+    words = [mode, model, dtype, *map(str, (size, channels, batch))]
+    return run_process([sys.executable, '-c', _OURS, *words])
+
+
+def run_process(words: Sequence[str], env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Runs a measurement in a process of its own and returns the JSON of its last line.
+
+    Args:
+      words: of its command line.
+      env: its environment; this process's if None.
+
+    Raises:
+      UserError: it cannot be started, or fails; with the last line of what it says.
+    """
     try:
-        done = subprocess.run(words, capture_output=True, text=True, check=True)
+        done = subprocess.run(words, capture_output=True, text=True, check=True, env=env)
     except (OSError, subprocess.CalledProcessError) as e:
         lines = (getattr(e, 'stderr', None) or str(e)).strip().splitlines()
         raise UserError(f'{words[0]}: {lines[-1]}') from None
@@ -136,7 +165,7 @@ def measure(mode: Mode, model: str, dtype: str, size: int, channels: int, batch:
         began = time.perf_counter()
         jax.block_until_ready(step())
         seconds.append(time.perf_counter() - began)
-    macs = count(model, _network(model, 'float32', channels), (size, size, channels)).macs
+    macs = count(model, _network(model, 'float32', size), (size, size, channels)).macs
     kind = jax.devices()[0].device_kind
     return json.dumps(
         {
@@ -148,15 +177,16 @@ def measure(mode: Mode, model: str, dtype: str, size: int, channels: int, batch:
     )
 
 
-def _classes(channels: int) -> int:
-    return 1000 if channels == 3 else 10
+def classes(size: int) -> int:
+    """How many classes are told apart in images of that size: ImageNet's, or MNIST's and CIFAR-10's."""
+    return 1000 if size > 32 else 10
 
 
-def _network(model: str, dtype: str, channels: int) -> Any:
+def _network(model: str, dtype: str, size: int) -> Any:
     from vision.models.registry import create_model
 
-    arguments = {'padding': 2} if model == 'lenet5' else {}  # for 28 px
-    return create_model(model, num_classes=_classes(channels), dtype=dtype, **arguments)
+    arguments = {'padding': 2} if model == 'lenet5' and size == 28 else {}
+    return create_model(model, num_classes=classes(size), dtype=dtype, **arguments)
 
 
 def _training(model: str, dtype: str, size: int, channels: int, batch: int) -> Callable[[], Any]:
@@ -169,7 +199,7 @@ def _training(model: str, dtype: str, size: int, channels: int, batch: int) -> C
     from vision.training.step import init_state, make_train_step
 
     config = synthetic_config(model, size, batch)
-    network = _network(model, dtype, channels)
+    network = _network(model, dtype, size)
     mesh = mesh_lib.make_mesh()
     schedule = optax.constant_schedule(1e-3)
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(schedule, momentum=0.9))
@@ -178,7 +208,7 @@ def _training(model: str, dtype: str, size: int, channels: int, batch: int) -> C
     rng = np.random.default_rng(0)
     batches = {
         'image': rng.integers(0, 256, (batch, size, size, channels), np.uint8),
-        'label': rng.integers(0, _classes(channels), batch, np.int32),
+        'label': rng.integers(0, classes(size), batch, np.int32),
         'id': np.arange(batch, dtype=np.int32),
         'mask': np.ones(batch, np.float32),
     }
@@ -200,7 +230,7 @@ def _inference(model: str, dtype: str, size: int, channels: int, batch: int) -> 
     from vision.evaluation.run import init_variables
     from vision.models.fold import fold_batch_norm
 
-    network = _network(model, dtype, channels)
+    network = _network(model, dtype, size)
     shape = (size, size, channels)
     variables = jax.jit(lambda key: init_variables(network, shape, key))(jax.random.key(0))
     folded, variables = fold_batch_norm(network, variables, shape)

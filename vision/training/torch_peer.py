@@ -59,12 +59,18 @@ def main(mode, name, dtype, size, channels, batch):
 
 
 def _make(name, classes):
+    if name == 'lenet5':
+        return lenet5(classes)
     import torchvision
+
+    arguments = {'init_weights': False} if name == 'googlenet' else {}
+    return getattr(torchvision.models, name)(num_classes=classes, **arguments)
+
+
+def lenet5(classes):
+    """LeNet-5 for images of 28 x 28, which torchvision has not."""
     from torch import nn
 
-    if name != 'lenet5':
-        arguments = {'init_weights': False} if name == 'googlenet' else {}
-        return getattr(torchvision.models, name)(num_classes=classes, **arguments)
     return nn.Sequential(
         nn.Conv2d(1, 6, 5, padding=2),
         nn.ReLU(),

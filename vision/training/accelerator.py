@@ -1,0 +1,62 @@
+"""What is measured where a GPU can be had, all of it by one command; needs no TensorFlow."""
+
+import sys
+from typing import Any
+
+from vision.training import speed
+
+DTYPES = ('bfloat16', 'float32')
+_EPOCH = """
+import json, sys
+from vision.core import startup
+startup.tune()
+startup.use_compilation_cache()
+from vision.training.benchmark import epoch_speed
+print(json.dumps(epoch_speed(*sys.argv[1:3], *map(int, sys.argv[3:]))))
+"""
+
+
+def accelerator(batch_size: int = 256, tiny: bool = False) -> list[dict[str, Any]]:
+    """Measures ResNet-50's training step and inference, and epochs of LeNet-5 and ResNet-20.
+
+    Each in a process of its own, once. The epochs are of MNIST's and CIFAR-10's sizes, synthetic
+    images in the device's memory, through the loop that every experiment uses.
+
+    Args:
+      batch_size: of ResNet-50; fewer where memory does not suffice.
+      tiny: small images, batches and epochs instead, to see on any machine that it runs.
+
+    Returns:
+      For each `rate`, images per second, `seconds` an epoch, `mfu` (the model's FLOPs over the
+      device's peak in bfloat16, float32's too; None where the peak is not known), and the `device`.
+    """
+    size, batch, divisor = (64, 2, 100) if tiny else (224, batch_size, 1)
+    rows = []
+    for mode in ('train', 'infer'):
+        for dtype in DTYPES:
+            reading = speed.measure_apart(mode, 'resnet50', dtype, size, 3, batch)
+            shares = {'seconds': None, 'mfu': speed.mfu(reading, reading['rate'])}
+            rows.append(_row('resnet50', mode, dtype, size, batch, reading, shares))
+    for model, pixels, channels, examples in (
+        ('lenet5', 28, 1, 60_000 // divisor),
+        ('resnet20', 32, 3, 50_000 // divisor),
+    ):
+        for dtype in DTYPES:
+            words = [model, dtype, *map(str, (pixels, channels, 128, examples))]
+            reading = speed.run_process([sys.executable, '-c', _EPOCH, *words])
+            shares = {'seconds': examples / reading['rate'], 'mfu': None}
+            rows.append(_row(model, 'epoch', dtype, pixels, 128, reading, shares))
+    return rows
+
+
+def _row(
+    model: str,
+    mode: str,
+    dtype: str,
+    size: int,
+    batch: int,
+    reading: dict[str, Any],
+    shares: dict[str, Any],
+) -> dict[str, Any]:
+    names = {'model': model, 'mode': mode, 'dtype': dtype, 'pixels': size, 'batch': batch}
+    return {**names, 'rate': reading['rate'], **shares, 'device': reading['device']}

@@ -68,7 +68,7 @@ def test_ten_classes(tmp_path):
         assert driver.title == f'{tmp_path.name}: evaluation'
         assert len(find('section.evaluation')) == 2  # and a table of both
         figure = find('#eval-test .card .figure')[0].text
-        assert figure == f'{100 * p.correct.mean():.2f} %'
+        assert figure == f'{100 * p.correct.mean():.2f}%'
         assert len(find('#curves svg polyline')) == 3  # a curve of NaN is none
         assert len(find('#eval-test .mistake img[src^="data:image/png"]')) == 32
         assert len(find('#eval-test svg rect.bar')) > 3

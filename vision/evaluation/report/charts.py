@@ -142,7 +142,7 @@ def _ticks(low: float, high: float) -> list[float]:
 
 def _label(value: float, percent: bool, digits: int = 0) -> str:
     return (
-        f'{100 * value:.{max(digits, 0 if value == round(value, 2) else 1)}f} %'
+        f'{100 * value:.{max(digits, 0 if value == round(value, 2) else 1)}f}%'
         if percent
         else f'{value:.4g}'
     )

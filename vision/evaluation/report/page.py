@@ -135,7 +135,7 @@ def _cards(e: Evaluation) -> str:
             continue
         low, high = e.figures['intervals'][key]
         digits = 1 if key in _PERCENT else 3
-        interval = f'{_value(low, key, digits)} … {_value(high, key, digits)}'.replace(' % …', ' …')
+        interval = f'{_value(low, key, digits)} … {_value(high, key, digits)}'.replace('% …', ' …')
         cards.append(
             f'<div class="card"><div class="name">{title}</div>'
             f'<div class="figure">{_value(e.figures[key], key)}</div>'
@@ -149,7 +149,7 @@ def _value(value: float | None, key: str, digits: int | None = None) -> str:
     if value is None:
         return '–'
     if key in _PERCENT:
-        return f'{100 * value:.{2 if digits is None else digits}f} %'
+        return f'{100 * value:.{2 if digits is None else digits}f}%'
     return f'{value:.{4 if digits is None else digits}f}'
 
 

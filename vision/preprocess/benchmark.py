@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from vision.core import startup
 from vision.core.errors import UserError
 from vision.data.source import FileSource
 
@@ -154,7 +155,11 @@ def _peer(folder: str, python: str, workers: int) -> float:
     arguments = [folder, *map(str, (workers, _BATCH, _WARM_UP, _TIMED))]
     try:
         done = subprocess.run(
-            [python, '-c', _PEER, *arguments], capture_output=True, text=True, check=True
+            [python, '-c', _PEER, *arguments],
+            env=startup.shipped_environment(),
+            capture_output=True,
+            text=True,
+            check=True,
         )
     except (OSError, subprocess.CalledProcessError) as e:
         lines = (getattr(e, 'stderr', None) or str(e)).strip().splitlines()

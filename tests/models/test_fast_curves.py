@@ -1,6 +1,7 @@
 """Training curves with and without the fast forms agree, for as long as rounding lets them."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -18,35 +19,42 @@ STEPS = 40
 pytestmark = pytest.mark.skipif(jax.default_backend() != 'cpu', reason='XLA has its own elsewhere')
 
 
-def _losses(model, lr):
-    """The mean loss of each of the first steps, batches of 16 from synthetic images of 32 pixels."""
-    config = synthetic_config('lenet5', 32, 16)
-    schedule = optax.constant_schedule(lr)
-    optimizer, mesh = optax.sgd(schedule, momentum=0.9), mesh_lib.make_mesh()
-    source = arrays.synthetic('train', num_examples=256, image_size=32)
-    state = init_state(model, optimizer, config, (32, 32, 3), mesh)
-    step = make_train_step(model, optimizer, schedule, config, mesh)
-    batches, losses = inputs.TrainBatches(source, config, mesh, 0), []
-    for _ in range(STEPS):
-        state, metrics = step(state, next(batches))
-        losses.append(float(metrics['loss'] / metrics['count']))
-    return np.array(losses)
+class Run:
+    """SGD on batches of 16 from synthetic images of 32 pixels, always from the same parameters."""
+
+    def __init__(self, model, lr):
+        self.config, self.mesh = synthetic_config('lenet5', 32, 16), mesh_lib.make_mesh()
+        self.schedule = optax.constant_schedule(lr)
+        self.optimizer = optax.sgd(self.schedule, momentum=0.9)
+        self.model, self.source = model, arrays.synthetic('train', 256, image_size=32)
+        self.state = init_state(model, self.optimizer, self.config, (32, 32, 3), self.mesh)
+
+    def losses(self):
+        """The mean loss of each step, of a program that is traced now."""
+        step = make_train_step(self.model, self.optimizer, self.schedule, self.config, self.mesh)
+        batches = inputs.TrainBatches(self.source, self.config, self.mesh, 0)
+        state, losses = jax.tree.map(jnp.copy, self.state), []  # what a step gets, it takes
+        for _ in range(STEPS):
+            state, metrics = step(state, next(batches))
+            losses.append(float(metrics['loss'] / metrics['count']))
+        return np.array(losses)
 
 
 @pytest.mark.parametrize(
     ('model', 'lr'),
     [
         (LeNet5(num_classes=10), 0.01),
-        # 1x1, 3x3, strides and a padded pool; wide enough for Winograd.
-        (ResNet(num_classes=10, stage_sizes=(1, 1), widths=(64, 64), block='bottleneck'), 0.01),
+        # 1x1, 3x3 and a padded pool; wide enough for Winograd.
+        (ResNet(num_classes=10, stage_sizes=(1,), widths=(64,), block='bottleneck'), 0.01),
     ],
     ids=['lenet5', 'resnet'],
 )
 def test_curves_agree(monkeypatch, model, lr):
     monkeypatch.setattr(fast, '_WINOGRAD_WORK', 10**5)
-    ours = _losses(model, lr)
+    run = Run(model, lr)
+    ours = run.losses()
     with fast.switched_off():
-        xla = _losses(model, lr)
-    assert xla[-5:].mean() < 0.9 * xla[:5].mean()  # it learns: there is something to agree on
+        xla = run.losses()
+    assert xla[-5:].mean() < 0.95 * xla[:5].mean()  # it learns: there is something to agree on
     np.testing.assert_allclose(ours[:5], xla[:5], rtol=1e-4)
-    np.testing.assert_allclose(ours, xla, rtol=1e-2)
+    np.testing.assert_allclose(ours, xla, rtol=1e-3)  # 4e-5 was seen

@@ -73,10 +73,11 @@ def fold_batch_norm(
 
     What it saves is the norm's arithmetic, three of five variables of each pair and 40 % of the
     compilation (ResNet-50: 2.2 s, not 4.0 s). XLA fuses the norm with the ReLU behind it, one pass
-    over the activation either way, so that in float32 on a CPU a call is no faster where weights
-    are arguments, as in predict and embed: 1 to 4.5 % slower (ResNet-50, ResNet-20, GoogLeNet). Where
-    they are constants, as in an exported program, ResNet-50 is 7 to 8 % faster (batch 1). Measured
-    on 2 cores, AMD EPYC, JAX 0.10 and 0.12, 2026-11-25.
+    over the activation either way, so that in float32 on a CPU a call gains little where weights
+    are arguments, as in predict and embed: 2 % on JAX 0.12 with oneDNN, as the commands set it
+    (ResNet-50, batch 2 and 4; GoogLeNet, batch 2); without oneDNN it loses 1 to 4.5 %. Where they
+    are constants, as in an exported program, ResNet-50 is 7 to 8 % faster (batch 1). Measured in
+    turn on AMD EPYC, 1 core with oneDNN and 2 without, 2026-11-25.
 
     Args:
       model: any model that is made of the house's layers.

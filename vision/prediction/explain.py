@@ -42,6 +42,6 @@ def _rows(classifier: Classifier, source: FileSource) -> Iterator[pages.Row]:
     for e in classifier.explain_source(source, CLASSES):
         figures: list[tuple[np.ndarray | None, str]] = [(e.image, 'what the model is fed')]
         for index, probability, heat in zip(e.classes, e.probabilities, e.maps, strict=True):
-            caption = f'{classifier.class_names[index]} {probability:.1%}'
+            caption = f'{classifier.class_names[index]}: {probability:.1%}'
             figures.append((pictures.overlay(e.image, heat), caption))
         yield source.paths[e.index], figures

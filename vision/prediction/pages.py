@@ -16,8 +16,9 @@ h2 { font-size: 1rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
 .row { display: flex; flex-wrap: wrap; gap: .75rem; }
 figure { margin: 0; width: 160px; }
 figure:first-child { margin-right: 1.5rem; }
+@media (max-width: 32rem) { figure:first-child { margin-right: 0; } }
 img { display: block; max-width: 160px; border-radius: 4px; }
-figcaption { font-size: 12px; overflow-wrap: anywhere; }
+figcaption { font-size: 12px; margin-top: 3px; overflow-wrap: anywhere; }
 """
 
 Row = tuple[str, list[tuple[np.ndarray | None, str]]]

@@ -251,7 +251,7 @@ def write_results(
             r['path'],
             [(show(r['path']), r.get('error') or show.title(r['path']))]
             + [
-                (show(n['path']), f'{show.title(n["path"])} {n["score"]:.3f}')
+                (show(n['path']), f'{show.title(n["path"])}: {n["score"]:.3f}')
                 for n in r['neighbours']
             ],
         )

@@ -64,8 +64,6 @@ def use_compilation_cache() -> None:
     Where it is: JAX_COMPILATION_CACHE_DIR, if that is set (empty: nowhere), otherwise
     `vision-jax` in XDG_CACHE_HOME or ~/.cache. The bits of a run do not depend on it.
     """
-    # With oneDNN the program of Grad-CAM cannot be written down (jaxlib 0.12: std::bad_alloc).
-    warnings.filterwarnings('ignore', 'Error writing persistent compilation cache entry')
     if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
         return
     home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')

@@ -335,6 +335,8 @@ def test_the_loss_of_a_recipe_for_photos_falls(name, photos):
     config.data = ConfigDict(
         {'source': 'folder', 'path': str(photos), 'cache': 'none', 'max_corrupt': 0.0}
     )
+    if config.training.polyak_from:
+        config.training.polyak_from = '20 steps'
     config.training.batch_size, config.optimizer.lr_for_batch = 16, batch
     trail = falls(config, data.load(config.data, 'train'), 40, (size, size, 3))
     print(name, np.round(trail, 3).tolist())

@@ -315,13 +315,10 @@ def photos(tmp_path_factory):
 # The smallest input that the recipe's model takes, and the batch that its rate is for. Inception's
 # auxiliary head needs 299 px, or the stem for small images; its rate is that of one of 50 replicas.
 SMALLEST = {
-    'imagenet_alexnet': (67, 128),
     'imagenet_vgg:11': (32, 256),
     'imagenet_googlenet': (65, 256),
     'imagenet_resnet:50-v1': (32, 256),
     'imagenet_inception_v3': (32, 32),
-    'imagenet_resnet:50-v2': (32, 1024),
-    'imagenet_resnet:50': (32, 256),
 }
 
 

@@ -21,7 +21,7 @@ from vision.training.setup import setup
 from vision.training.step import init_state, make_train_step
 
 _TIMED = 40  # steps of a round
-_TIMED_FROM_FILES = 20
+_TIMED_FROM_FILES = 40
 _START = """
 import os, sys
 os.environ['XDG_CACHE_HOME'] = sys.argv[3]
@@ -204,7 +204,7 @@ class _Rate(Hook):
             self.seconds = time.perf_counter() - self.began
 
 
-def _loop_rate(config: ConfigDict, steps: int, warm_up: int = 2) -> float:
+def _loop_rate(config: ConfigDict, steps: int, warm_up: int = 6) -> float:
     """Images per second of `steps` steps after the first ones."""
     config = config.copy_and_resolve_references()
     config.training.stop_after = f'{steps + warm_up} steps'

@@ -151,7 +151,8 @@ def write_markdown(measured: Sequence[dict[str, Any]], path: Path) -> None:
 
 def _machine(environment: dict[str, Any]) -> str:
     devices = environment['devices']
-    kind = f'{environment["cpu_count"]} CPU cores' if devices[0] == 'cpu' else devices[0]
+    cores = environment['cpu_count']
+    kind = f'{cores} CPU core{"s" * (cores > 1)}' if devices[0] == 'cpu' else devices[0]
     many = f'{len(devices)} × {kind}' if len(devices) > 1 else kind
     return f'{many}, JAX {environment["versions"]["jax"]}'
 

@@ -1,6 +1,7 @@
 """Reproduces the papers' figures: trains the rows that are named, over seeds, and prints the table.
 
     python -m experiments.reproduce [ROW…] [--seeds=0,1,2] [--mnist=FOLDER] [--fashion_mnist=FOLDER] [--data_dir=DIR]
+        [--dtype=bfloat16]
 
 Without a row it prints what has been measured so far; one that was not run says so. The same command
 goes on with runs that were stopped. Where no folder of IDX files is named, TFDS downloads the data.
@@ -24,6 +25,12 @@ RESULTS = flags.DEFINE_string('results', 'experiments/results', 'where the figur
 MNIST = flags.DEFINE_string('mnist', None, "the folder of MNIST's IDX files")
 FASHION = flags.DEFINE_string('fashion_mnist', None, "the folder of Fashion-MNIST's IDX files")
 DATA_DIR = flags.DEFINE_string('data_dir', None, "TFDS's folder, for ImageNet and CIFAR-10")
+DTYPE = flags.DEFINE_enum(
+    'dtype',
+    None,
+    ['float32', 'bfloat16'],
+    "that the models compute in; the configs' own if not given",
+)
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print')
 
 _LECUN, _HE = 'LeCun 1998, MNIST', 'He 2015, CIFAR-10'
@@ -96,13 +103,17 @@ def _config(row: Any) -> Any:
             data.source, data.path = 'idx', folder
         elif data.source == 'tfds' and DATA_DIR.value:
             data.data_dir = DATA_DIR.value
+    if DTYPE.value:
+        with config.model.unlocked():
+            config.model.dtype = DTYPE.value
     return config
 
 
 def _command(row: Any) -> str:
     """What reproduces a row anywhere: folders are the user's own."""
     seeds = shlex.quote(','.join(SEEDS.value))
-    return f'python -m experiments.reproduce {row.name} --seeds={seeds}'
+    dtype = f' --dtype={DTYPE.value}' if DTYPE.value else ''
+    return f'python -m experiments.reproduce {row.name} --seeds={seeds}{dtype}'
 
 
 if __name__ == '__main__':

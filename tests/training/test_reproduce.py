@@ -5,6 +5,8 @@ import json
 
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from experiments import reproduce as command
 from tests.conftest import run_module
@@ -80,6 +82,15 @@ def test_every_row_names_a_config(row):
 def test_names_are_unique():
     names = [row[0] for row in command.ROWS]
     assert len(set(names)) == len(names)
+
+
+def test_the_type_to_compute_in_is_in_the_config_and_in_the_command():
+    flags.FLAGS.mark_as_parsed()
+    row = lib.Row(*command.ROWS[0])
+    assert 'dtype' not in command._config(row).model
+    with flagsaver.flagsaver(dtype='bfloat16'):
+        assert command._config(row).model.dtype == 'bfloat16'
+        assert command._command(row).endswith(' --dtype=bfloat16')
 
 
 @pytest.mark.parametrize(

@@ -7,13 +7,13 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vision.core.mesh import make_mesh, replicated
-from vision.models import fast
+from vision.models import winograd
 from vision.models.layers import convolve, max_pool
 
 
 def main() -> None:
     """Fails if a value differs, or if a device asks for another's images."""
-    fast._WINOGRAD_WORK = 0
+    winograd.WORK = 0
     mesh = make_mesh()
     x = jax.random.normal(jax.random.key(0), (16, 8, 8, 128))
     wide = jax.random.normal(jax.random.key(1), (3, 3, 128, 128)) / 30

@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import run_module
-from vision.models import fast
+from vision.models import by_columns, fast, winograd
 from vision.models.layers import convolve, max_pool
 
 DTYPES = {jnp.float32: 1e-5, jnp.bfloat16: 3e-2}
@@ -45,7 +45,7 @@ def _draw(seed, shape, dtype=jnp.float32):
 
 @settings(max_examples=7)
 @given(
-    st.tuples(st.integers(1, 2), st.integers(3, 9), st.integers(3, 9)),
+    st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 9)),
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
     st.tuples(st.integers(0, 3), st.integers(0, 3)),
@@ -53,6 +53,8 @@ def _draw(seed, shape, dtype=jnp.float32):
     st.sampled_from(list(DTYPES)),
 )
 def test_convolutions(size, kernel, strides, padding, groups, dtype):
+    """Images may be smaller than the kernel, where the padding makes up for it."""
+    assume(all(n + 2 * p >= k for n, p, k in zip(size[1:], padding, kernel, strict=True)))
     x, k = _draw(0, (*size, 4), dtype), _draw(1, (*kernel, 4 // groups, 6), dtype)
     _assert_same(lambda x, k: convolve(x, k, strides, padding, groups), x, k)
 
@@ -66,12 +68,26 @@ def test_convolutions(size, kernel, strides, padding, groups, dtype):
 def test_winograd_has_no_smallest_shape(size, padding, channels):
     """The measured bounds are about time: without them every 3 x 3 convolution is one."""
     x, k = _draw(0, (*size, channels[0])), _draw(1, (3, 3, *channels))
-    bounds = ('_WINOGRAD_CHANNELS', '_WINOGRAD_GRADIENT_CHANNELS', '_WINOGRAD_WORK')
+    bounds = ('CHANNELS', 'GRADIENT_CHANNELS', 'WORK')
     with pytest.MonkeyPatch.context() as patch:
         for name in bounds:
-            patch.setattr(fast, name, 0)
-        assert fast._is_winograd(x.shape, k.shape, (1, 1), padding, x.dtype, 0)
+            patch.setattr(winograd, name, 0)
+        assert winograd.suits(x.shape, k.shape, (1, 1), padding, x.dtype, 0)
         _assert_same(lambda x, k: convolve(x, k, 1, padding), x, k)
+
+
+@settings(max_examples=5)
+@given(
+    st.tuples(st.integers(1, 2), st.integers(5, 11), st.integers(5, 11)),
+    st.tuples(st.integers(1, 5), st.integers(2, 5)),
+    st.tuples(st.integers(0, 2), st.integers(0, 2)),
+    st.integers(1, 3),
+)
+def test_images_of_few_channels_are_convolved_by_columns(size, kernel, padding, channels):
+    x, k = _draw(0, (*size, channels)), _draw(1, (*kernel, channels, 6))
+    assert by_columns.suits(k.shape, (1, 1), x.dtype) == (channels == 1)
+    assert by_columns.suits_gradient(k.shape, (1, 1), x.dtype)
+    _assert_same(lambda x, k: convolve(x, k, 1, padding), x, k)
 
 
 @settings(max_examples=10)
@@ -101,7 +117,7 @@ def _two_layers(x, kernel):
 
 @pytest.mark.parametrize('shape', [(2, 16, 16, 64), (2, 16, 16, 128)])
 def test_large_enough_ones_are_winograd_rematerialised_and_scanned(monkeypatch, shape):
-    monkeypatch.setattr(fast, '_WINOGRAD_WORK', 10**6)
+    monkeypatch.setattr(winograd, 'WORK', 10**6)
     x, kernel = _draw(0, shape), _draw(1, (3, 3, shape[-1], shape[-1])) / 30
     assert 'reduce_window' not in str(jax.make_jaxpr(_two_layers)(x, kernel))
     assert 'conv_general_dilated' not in str(jax.make_jaxpr(_two_layers)(x, kernel))

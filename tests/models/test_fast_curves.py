@@ -8,7 +8,7 @@ import pytest
 
 from vision.core import mesh as mesh_lib
 from vision.data import arrays
-from vision.models import fast
+from vision.models import fast, winograd
 from vision.models.lenet import LeNet5
 from vision.models.resnet import ResNet
 from vision.preprocess import inputs
@@ -50,7 +50,7 @@ class Run:
     ids=['lenet5', 'resnet'],
 )
 def test_curves_agree(monkeypatch, model, lr):
-    monkeypatch.setattr(fast, '_WINOGRAD_WORK', 10**5)
+    monkeypatch.setattr(winograd, 'WORK', 10**5)
     run = Run(model, lr)
     ours = run.losses()
     with fast.switched_off():

@@ -78,10 +78,19 @@ class Clock:
         self._steps += 1
 
     @contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts the time of the block as spent waiting for data."""
-        with _timed(lambda seconds: setattr(self, '_waited', self._waited + seconds)):
+    def waiting(self, running: Metrics | None) -> Iterator[None]:
+        """Counts the time of the block as spent waiting for data, unless a step ran all the while.
+
+        Args:
+          running: the metrics of the last step, which may still be computed; None before the first.
+        """
+        with _timed(lambda seconds: self._count_wait(seconds, running)):
             yield
+
+    def _count_wait(self, seconds: float, running: Metrics | None) -> None:
+        values = running.values() if running else ()
+        if all(value.is_ready() for value in values):  # type: ignore[attr-defined]
+            self._waited += seconds
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
@@ -96,8 +105,9 @@ class Clock:
           batch_size: of the global batch.
 
         Returns:
-          `images_per_second`, the fraction of the time spent waiting for data (None for an interval
-          of the compiled step alone), and `seconds` since the run started.
+          `images_per_second`, `data_wait`, the fraction of the time in which the devices had nothing
+          to do but wait for data (at most: of a wait that began while a step ran, all is counted;
+          both None for an interval of the compiled step alone), and `seconds` since the run started.
         """
         seconds, total = time.perf_counter() - self._begin, time.perf_counter() - self._born
         figures: dict[str, float | None] = {

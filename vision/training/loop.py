@@ -134,7 +134,7 @@ def _loop(
     start = int(state.step)
     train_step = make_train_step(run.model, run.optimizer, run.schedule, run.config, run.mesh)
     batches = inputs.TrainBatches(run.train, run.config, run.mesh, start)
-    clock, reasons = Clock(), []
+    clock, metrics, reasons = Clock(), None, []
     with ExitStack() as stack:
         for hook in hooks:
             stack.enter_context(hook)
@@ -142,7 +142,7 @@ def _loop(
         for step in range(start + 1, run.stop_step + 1):
             for hook in hooks:
                 hook.before_step(step)
-            with clock.waiting():
+            with clock.waiting(metrics):
                 batch = next(batches)
             state, metrics = train_step(state, batch)
             interval.add(step, metrics)

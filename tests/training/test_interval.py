@@ -1,0 +1,42 @@
+"""What a run says of its time: the rate without what is no step, and the wait for data alone."""
+
+import time
+
+import pytest
+
+from vision.training.interval import Clock
+
+
+class Computed:
+    """What a step returns, ready or not yet."""
+
+    def __init__(self, ready):
+        self._ready = ready
+
+    def is_ready(self):
+        return self._ready
+
+
+@pytest.mark.parametrize(
+    ('running', 'waited'),
+    [
+        (None, True),  # before the first step
+        ({'loss': Computed(True), 'correct': Computed(True)}, True),
+        ({'loss': Computed(True), 'correct': Computed(False)}, False),
+    ],
+)
+def test_only_a_wait_of_the_devices_is_one(running, waited):
+    clock = Clock()
+    with clock.waiting(running):
+        time.sleep(0.02)
+    clock.step()
+    figures = clock.lap(batch_size=10)
+    assert (figures['data_wait'] > 0.5) if waited else (figures['data_wait'] == 0)
+
+
+def test_what_is_no_step_is_not_in_the_rate():
+    clock = Clock()
+    with clock.stopped():
+        time.sleep(0.1)
+    clock.step()
+    assert clock.lap(batch_size=10)['images_per_second'] > 10 / 0.1

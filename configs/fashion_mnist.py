@@ -12,7 +12,8 @@ quarter as wide as published.
 
 One recipe for all: SGD with momentum, a cosine over 15 epochs (8 for GoogLeNet, whose epoch takes four
 times as long), padded crops and flips, a moving average.
-LeNet-5 has its own file, `fashion_mnist_lenet5.py`. Not measured yet.
+LeNet-5 has its own file, `fashion_mnist_lenet5.py`. Test accuracy, one seed: vgg11_bn 93.51 %; GoogLeNet is not
+measured yet (`experiments/results/table.md`).
 """
 
 from ml_collections import ConfigDict

@@ -11,9 +11,8 @@ from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.core.tf_cpu import tf_cpu
 from vision.data.source import ArraySource, FileSource, RecordSource, Source
-from vision.preprocess.decode import BadImage, read
+from vision.preprocess.decode import BadImage, read, read_file
 from vision.preprocess.device import Batch
-from vision.preprocess.pipeline import read_file
 
 STRIDE = 32  # of the networks that are evaluated densely
 

@@ -10,8 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vision.data.source import ArraySource, FileSource, RecordSource, Source
-from vision.preprocess.decode import BadImage, read
-from vision.preprocess.pipeline import read_file
+from vision.preprocess.decode import BadImage, read, read_file
 
 _THREADS = 4
 _CHUNK = 256  # images in memory at a time

@@ -60,7 +60,7 @@ def examples(source: Source, ids: Collection[int]) -> Iterator[tuple[int, np.nda
 def _encoded(source: FileSource | RecordSource | TFDSSource, ids: set[int]) -> Iterator:
     """Yields ids and the encoded image, or what gives it."""
     if isinstance(source, FileSource):
-        from vision.preprocess.pipeline import read_file
+        from vision.preprocess.decode import read_file
 
         yield from ((i, lambda i=i: read_file(source.paths[i])) for i in ids)
         return

@@ -90,6 +90,25 @@ def test_images_of_few_channels_are_convolved_by_columns(size, kernel, padding, 
     _assert_same(lambda x, k: convolve(x, k, 1, padding), x, k)
 
 
+@settings(max_examples=5)
+@given(
+    st.tuples(st.integers(1, 2), st.integers(5, 9), st.sampled_from([6, 8, 10])),
+    st.tuples(st.integers(1, 5), st.sampled_from([3, 5])),
+    st.tuples(st.integers(0, 2), st.integers(0, 4)),
+)
+def test_to_few_channels_by_pairs_of_columns(size, kernel, padding):
+    x, k = _draw(0, (*size, 5)), _draw(1, (*kernel, 5, 3))
+    assert by_columns.suits_pairs(x.shape, k.shape, padding, x.dtype)
+    plain = partial(
+        jax.lax.conv_general_dilated, window_strides=(1, 1), padding=[(p, p) for p in padding]
+    )
+    layout = ('NHWC', 'HWIO', 'NHWC')
+    _assert_same(
+        lambda x, k: by_columns.convolve_pairs(x, k, padding), x, k,
+        reference=lambda x, k: plain(x, k, dimension_numbers=layout),
+    )  # fmt: skip
+
+
 @settings(max_examples=10)
 @given(
     st.tuples(st.integers(1, 2), st.integers(3, 9), st.integers(3, 9)),

@@ -1,4 +1,4 @@
-"""Convolutions of images of few channels, stride 1, as matrix products.
+"""Convolutions of images of few channels, stride 1: as matrix products, or two columns at a time.
 
 A row of `_BLOCK` output positions sees h rows of `_BLOCK` + w − 1 pixels: contiguous pieces of the
 image, which are cheap to lay side by side, where the patches of single positions (im2col) are not.
@@ -9,6 +9,7 @@ what was measured on, and decides where it is used.
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 Pair = tuple[int, int]
 
@@ -51,6 +52,39 @@ def kernel_gradient(
     product = pieces.T @ gradient.reshape(-1, _BLOCK * shape[3])
     like = jax.ShapeDtypeStruct(shape, x.dtype)
     return jax.linear_transpose(_matrix, like)(product)[0]
+
+
+def suits_pairs(
+    x: tuple[int, ...], kernel: tuple[int, ...], padding: Pair, dtype: jnp.dtype
+) -> bool:
+    """Whether a convolution to few channels, such as an input gradient, is done by pairs of columns.
+
+    Without oneDNN 10 px, 5 x 5, 16 to 6 channels, batch 100: 1.4 for 2.4 ms (with it the same, 1.0).
+    """
+    width = x[2] + 2 * padding[1] - kernel[1] + 1
+    even = x[2] % 2 == 0 and width % 2 == 0
+    return even and kernel[1] > 1 and kernel[3] <= 8 and dtype == jnp.float32
+
+
+def convolve_pairs(x: jax.Array, kernel: jax.Array, padding: Pair) -> jax.Array:
+    """Convolves [B, H, W, C] with [h, w, C, K], stride 1, as W / 2 columns of 2 · C channels, to 2 · K.
+
+    Nothing is moved; the vectors of the processor are fuller by what the kernel's zeros do not take.
+    """
+    (h, w, channels, features), (top, left) = kernel.shape, padding
+    batch, height, width, _ = x.shape
+    out = width + 2 * left - w + 1
+    first, last = -left // 2, (w - left) // 2  # pairs that a pair of outputs sees, relative to it
+    wide = jnp.zeros((h, 2 * (last - first + 1), channels, 2, features), kernel.dtype)
+    for j in range(2):
+        start = j - left - 2 * first
+        wide = wide.at[:, start : start + w, :, j].set(kernel)
+    wide = wide.reshape(h, -1, 2 * channels, 2 * features)
+    sides = [(top, top), (-first, (out - width) // 2 + last)]
+    pairs = x.reshape(batch, height, width // 2, 2 * channels)
+    layout = ('NHWC', 'HWIO', 'NHWC')
+    y = lax.conv_general_dilated(pairs, wide, (1, 1), sides, dimension_numbers=layout)
+    return y.reshape(batch, y.shape[1], out, features)
 
 
 def _pieces(x: jax.Array, kernel: tuple[int, ...], padding: Pair) -> tuple[jax.Array, Pair]:

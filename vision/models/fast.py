@@ -127,6 +127,8 @@ def _input_gradient(
         gradient.shape, flipped.shape, strides, around, gradient.dtype, winograd.CHANNELS
     ):
         return winograd.convolve(gradient, flipped, around)
+    if by_columns.suits_pairs(gradient.shape, flipped.shape, around, gradient.dtype):
+        return by_columns.convolve_pairs(gradient, flipped, around)
     # XLA would fold the flip into a convolution that oneDNN does not take: in bfloat16 180 GFLOP/s
     # where it makes 450.
     return _plain(gradient, lax.optimization_barrier(flipped), (1, 1), around)

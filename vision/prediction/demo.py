@@ -82,6 +82,7 @@ def serve(classifier: Classifier, index: Index | None, port: int) -> None:
         print(f'http://{_HOST}:{port}', flush=True)
         config = uvicorn.Config(app, log_level='error')
         uvicorn.Server(config).run(sockets=[listener])
+        raise KeyboardInterrupt  # it ended for Ctrl-C, which its event loop may keep to itself
 
 
 def answer(classifier: Classifier, index: Index | None, path: str) -> str:

@@ -13,7 +13,9 @@ from jax import lax
 
 Pair = tuple[int, int]
 
-_BLOCK = 4  # of 2, 4, 7 and 8 the best, or within a tenth of it, for all shapes below
+_BLOCK = (
+    4  # of 2, 4, 7 and 8 the best for most of the shapes below (1 to 32 channels: 2, by a third)
+)
 
 
 def suits(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bool:

@@ -18,9 +18,7 @@ def get_config() -> ConfigDict:
     """The experiment."""
     config = mnist_lenet5.get_config()
     config.model = ConfigDict({'name': 'vgg11_bn', 'stem': 'small', 'width': 0.5})
-    config.preprocess.train = (
-        'elastic(alpha=34, sigma=4)|affine(degrees=10, scale=0.15, shear=0.1, shift=2)'
-    )
+    config.preprocess.train = 'affine(degrees=10, scale=0.15, shear=0.1, shift=2)'
     config.preprocess.eval = ''
     config.preprocess.mean = (0.13,)
     config.preprocess.std = (0.31,)

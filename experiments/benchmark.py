@@ -9,6 +9,7 @@
     python -m experiments.benchmark loop
     python -m experiments.benchmark startup
     python -m experiments.benchmark scaling
+    python -m experiments.benchmark predict [--models=resnet18,…]
     python -m experiments.benchmark search
 
 train, infer: a step of each model on a batch that is on the device, and the peer's, in processes of
@@ -26,6 +27,7 @@ startup: seconds from the start of a process to the first step of LeNet-5 and of
 empty compilation cache and again.
 scaling: images per second by batch size, memory by depth with and without recomputing, and XLA's
 count of a ResNet-50 step.
+predict: classifying JPEG files (500×375, models of 224 pixels), the decoder alone and the model alone, images per second.
 search: 100,000 clustered vectors of 512 floats, recall@10 of the graph and milliseconds a query.
 """
 
@@ -37,7 +39,9 @@ from absl import flags
 from vision.core import cli, startup
 from vision.core.errors import UserError, unknown
 
-MODELS = flags.DEFINE_list('models', None, 'of train and infer; all that are known')
+MODELS = flags.DEFINE_list(
+    'models', None, 'of train, infer and predict; all that are known (predict: resnet18)'
+)
 DTYPES = flags.DEFINE_list('dtypes', ['float32'], 'of train and infer: float32, bfloat16')
 PEER = flags.DEFINE_string('peer', None, 'torchvision, to compare with it')
 PEER_PYTHON = flags.DEFINE_string('peer_python', None, 'the Python that has the peer')
@@ -100,10 +104,16 @@ def _startup() -> list[dict[str, Any]]:
     return [startup('lenet5', 32, 128), startup('resnet50', 224, 2)]
 
 
-def _search() -> dict[str, Any]:
-    from vision.prediction.benchmark import benchmark
+def _predict() -> list[dict[str, Any]]:
+    from vision.prediction.benchmark import predict_speed
 
-    return benchmark()
+    return [predict_speed(name, ROUNDS.value) for name in MODELS.value or ['resnet18']]
+
+
+def _search() -> dict[str, Any]:
+    from vision.prediction.benchmark import search_speed
+
+    return search_speed()
 
 
 BENCHMARKS = {
@@ -116,6 +126,7 @@ BENCHMARKS = {
     'loop': _loop,
     'startup': _startup,
     'scaling': _scaling,
+    'predict': _predict,
     'search': _search,
 }
 

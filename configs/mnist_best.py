@@ -23,6 +23,6 @@ def get_config() -> ConfigDict:
     config.preprocess.mean = (0.13,)
     config.preprocess.std = (0.31,)
     config.optimizer.lr = 0.1
-    config.training.duration = '15 epochs'
+    config.training.duration = '10 epochs'
     config.training.ema_decay = 0.999
     return config

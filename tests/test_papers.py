@@ -29,9 +29,9 @@ IMAGENET, CIFAR, MNIST = 1_268_355, 45_000, 55_000  # examples to train on, with
 # Config and argument: parameters, examples, steps, and the rate at the papers' milestones: just
 # before and at each, in epochs or steps.
 CASES = {
-    'mnist_lenet5:1998': (60_000, MNIST, 34_375, [
-        ('0 epochs', 3e-3), ('1.99 epochs', 3e-3), ('2 epochs', 1.2e-3), ('5 epochs', 6e-4),
-        ('8 epochs', 3e-4), ('11.99 epochs', 3e-4), ('12 epochs', 6e-5)]),
+    'mnist_lenet5:1998': (60_000, MNIST, 8_594, [
+        ('0 epochs', 6e-3), ('1.99 epochs', 6e-3), ('2 epochs', 2.4e-3), ('5 epochs', 1.2e-3),
+        ('8 epochs', 6e-4), ('11.99 epochs', 6e-4), ('12 epochs', 1.2e-4)]),
     'imagenet_alexnet': (60_965_224, IMAGENET, 891_812, [
         ('29.9 epochs', 0.01), ('30 epochs', 1e-3), ('60 epochs', 1e-4), ('80 epochs', 1e-5)]),
     'imagenet_vgg:11': (132_863_336, IMAGENET, 366_634, [('0 epochs', 0.01)]),

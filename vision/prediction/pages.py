@@ -13,10 +13,13 @@ _STYLE = """
 body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
 section { border-top: 1px solid #8884; padding: .75rem 0; }
 h2 { font-size: 1rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
-.row { display: flex; flex-wrap: wrap; gap: .75rem; }
+.row { display: flex; flex-wrap: wrap; gap: .75rem; padding-left: calc(160px + 2.25rem); }
 figure { margin: 0; width: 160px; }
-figure:first-child { margin-right: 1.5rem; }
-@media (max-width: 32rem) { figure:first-child { margin-right: 0; } }
+.row figure:first-child { margin: 0 1.5rem 0 calc(-160px - 2.25rem); }
+@media (max-width: 32rem) {
+  .row { padding-left: 0; }
+  .row figure:first-child { margin: 0; }
+}
 img { display: block; max-width: 160px; border-radius: 4px; }
 figcaption { font-size: 12px; margin-top: 3px; overflow-wrap: anywhere; }
 """

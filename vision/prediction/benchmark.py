@@ -28,12 +28,15 @@ def predict_speed(name: str, rounds: int, images: int = 1000) -> dict[str, Any]:
     Args:
       name: of a model that is fed 224 pixels, 1,000 classes.
       rounds: how often each is measured, in turn.
-      images: files that are classified, a multiple of no batch, so that the last one is padded.
+      images: how many files are classified.
 
     Returns:
       `{'model', 'predict', 'decoder', 'bare_model'}`, images per second, medians;
       `of_slower`, predict over the slower of the two; `of_bound`, predict over
       1 / (1 / decoder + 1 / bare_model), all that is left where both share the same cores.
+
+    Raises:
+      UserError: an unknown model, or one that cannot be fed 224 pixels.
     """
     run = _random_run(name)
     classifier, feed = Classifier(run), Feed(run)

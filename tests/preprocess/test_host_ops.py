@@ -269,3 +269,35 @@ def test_every_op_says_what_it_does():
     for name, op in ops_lib.OPS.items():
         assert op.__doc__, name
         assert 'uint8 [' in op.__doc__, name
+
+
+@given(
+    height=st.integers(20, 70),
+    width=st.integers(20, 70),
+    resize=st.sampled_from(
+        ['resize_small(24)', "resize_small(30, 'bicubic')", 'scale_jitter(24, 40)']
+    ),
+    crop=st.sampled_from(['central_crop(24)', 'central_crop(7, 20)', 'random_crop(21)']),
+    example=st.integers(0, 1000),
+)
+@settings(max_examples=40, deadline=None)
+def test_a_crop_after_a_resize_is_what_the_two_give_one_after_the_other(
+    height, width, resize, crop, example
+):
+    image = tf.constant(pixels(example, height, width))
+    ops = ops_lib.parse(f'{resize}|{crop}')
+    draws = draw(0, np.zeros(1, int), np.asarray([example]), 2)[0]
+    together = ops_lib.apply(ops, image, draws).numpy().astype(int)
+    for op, numbers in zip(ops, draws, strict=True):
+        image = ops_lib.apply((op,), image, numbers[None])
+    difference = np.abs(together - image.numpy())
+    assert difference.max() <= 1  # a half that is rounded the other way
+    assert (difference > 0).mean() < 0.02  # most where the scale is a simple fraction
+
+
+@pytest.mark.parametrize(
+    'ops', ['resize_small(20)|central_crop(20, 41)', 'scale_jitter(9, 10)|random_crop(11)']
+)
+def test_a_crop_after_a_resize_must_fit(run_op, ops):
+    with pytest.raises(Exception, match='the image is smaller'):
+        run_op(ops, pixels(0, 30, 60))

@@ -4,7 +4,6 @@ from typing import Any
 
 from vision.core.errors import unknown
 from vision.core.tf_cpu import tf_cpu
-from vision.preprocess.decode import is_plain_jpeg, read_in_graph
 from vision.preprocess.draws import Rng
 
 
@@ -37,7 +36,7 @@ def resize(
     check_choice('resize', 'method', method, ('bilinear', 'bicubic', 'area'))
     size = (height, width or height)
     if method == 'bilinear' and not antialias:
-        return _resize_bilinear_fast(image, size)
+        return resize_bilinear_fast(image, size)
     values = tf.image.resize(image, size, method=method, antialias=antialias)
     return tf.ensure_shape(to_uint8(values), [*size, image.shape[-1]])
 
@@ -48,7 +47,8 @@ def check_choice(op: str, argument: str, value: str, known: tuple[str, ...]) -> 
         raise unknown(f'{argument} of {op}', value, known)
 
 
-def _resize_bilinear_fast(image: Any, size: tuple[int, int]) -> Any:
+def resize_bilinear_fast(image: Any, size: tuple[int, int]) -> Any:
+    """Resizes with four pixels for each: uint8 [H, W, C] → uint8 [*size, C]."""
     tf = tf_cpu()
     # The kernel is a third faster on float32 than on uint8, and gives the same bits.
     pixels = tf.cast(image, tf.float32)[None]
@@ -56,7 +56,7 @@ def _resize_bilinear_fast(image: Any, size: tuple[int, int]) -> Any:
     return tf.ensure_shape(tf.cast(values + 0.5, tf.uint8), [*size, image.shape[-1]])
 
 
-def resize_small(image: Any, size: int, method: str = 'bilinear', antialias: bool = True) -> Any:
+def resize_small(image: Any, size: Any, method: str = 'bilinear', antialias: bool = True) -> Any:
     """Resizes so that the shorter side is `size`, keeping the aspect (VGG, arXiv:1409.1556, 3.1).
 
     Args:
@@ -69,15 +69,16 @@ def resize_small(image: Any, size: int, method: str = 'bilinear', antialias: boo
       uint8 [H', W', C], min(H', W') == size.
     """
     check_choice('resize_small', 'method', method, ('bilinear', 'bicubic', 'area'))
-    return _resize_short_side(image, size, method, antialias)
+    new = short_side_to(image, size)
+    return to_uint8(tf_cpu().image.resize(image, new, method=method, antialias=antialias))
 
 
-def _resize_short_side(image: Any, size: Any, method: str, antialias: bool) -> Any:
+def short_side_to(image: Any, size: Any) -> Any:
+    """The height and width of an image [H, W, C] resized to that shorter side: int32 [2]."""
     tf = tf_cpu()
     height, width = tf.unstack(tf.shape(image)[:2])
     short = tf.minimum(height, width)
-    new = tf.stack([height * size // short, width * size // short])
-    return to_uint8(tf.image.resize(image, new, method=method, antialias=antialias))
+    return tf.stack([height * size // short, width * size // short])
 
 
 def scale_jitter(image: Any, rng: Rng, low: int = 256, high: int = 512) -> Any:
@@ -94,7 +95,12 @@ def scale_jitter(image: Any, rng: Rng, low: int = 256, high: int = 512) -> Any:
     Returns:
       uint8 [H', W', C], low ≤ min(H', W') ≤ high, every length equally likely.
     """
-    return _resize_short_side(image, low + rng.below(high - low + 1), 'bilinear', True)
+    return resize_small(image, jittered(rng, low, high))
+
+
+def jittered(rng: Rng, low: int = 256, high: int = 512) -> Any:
+    """The shorter side that `scale_jitter` chooses: an int32 scalar."""
+    return low + rng.below(high - low + 1)
 
 
 def central_crop(image: Any, height: int, width: int | None = None) -> Any:
@@ -110,11 +116,15 @@ def central_crop(image: Any, height: int, width: int | None = None) -> Any:
     """
     tf = tf_cpu()
     width = width or height
-    shape = tf.shape(image)
     _check_fits(image, (height, width), 'central_crop')
-    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
+    top, left = tf.unstack(central_corner(tf.shape(image)[:2], (height, width)))
     crop = image[top : top + height, left : left + width]
     return tf.ensure_shape(crop, [height, width, image.shape[-1]])
+
+
+def central_corner(whole: Any, size: tuple[int, int]) -> Any:
+    """Top and left of the window of that size in the middle of `whole`, a height and a width: int32 [2]."""
+    return (whole - size) // 2
 
 
 def random_crop(
@@ -137,20 +147,32 @@ def random_crop(
     tf = tf_cpu()
     width = width or height
     image = pad(image, padding) if padding else image
-    shape = tf.shape(image)
     _check_fits(image, (height, width), 'random_crop')
-    top, left = rng.below(shape[0] - height + 1), rng.below(shape[1] - width + 1)
+    top, left = tf.unstack(random_corner(tf.shape(image)[:2], (height, width), rng))
     crop = image[top : top + height, left : left + width]
     return tf.ensure_shape(crop, [height, width, image.shape[-1]])
 
 
+def random_corner(whole: Any, size: tuple[int, int], rng: Rng) -> Any:
+    """Top and left of a window of that size in `whole`, every place equally likely: int32 [2]."""
+    return tf_cpu().stack([rng.below(whole[0] - size[0] + 1), rng.below(whole[1] - size[1] + 1)])
+
+
 def _check_fits(image: Any, size: tuple[int, int], op: str) -> None:
-    tf = tf_cpu()
-    message = f'{op}{size}: the image is smaller; resize it first'
     for side, known in zip(size, image.shape[:2], strict=True):
         if known is not None and known < side:
-            raise ValueError(message)
-    tf.debugging.assert_greater_equal(tf.shape(image)[:2], size, message=message)
+            raise ValueError(_too_small(size, op))
+    assert_fits(tf_cpu().shape(image)[:2], size, op)
+
+
+def assert_fits(whole: Any, size: tuple[int, int], op: str) -> None:
+    """Fails, where the graph runs, unless a window of that size fits in `whole`: int32 [2]."""
+    tf = tf_cpu()
+    tf.debugging.assert_greater_equal(whole, size, message=_too_small(size, op))
+
+
+def _too_small(size: tuple[int, int], op: str) -> str:
+    return f'{op}{size}: the image is smaller; resize it first'
 
 
 def random_box(
@@ -220,60 +242,7 @@ def random_resized_crop(
     top, left, rows, columns = tf.unstack(random_box(shape[0], shape[1], rng, area, ratio))
     crop = image[top : top + rows, left : left + columns]
     crop.set_shape([None, None, image.shape[-1]])
-    return _resize_bilinear_fast(crop, (height, width or height))
-
-
-def decode_random_resized_crop(
-    data: Any,
-    rng: Rng,
-    channels: int,
-    height: int,
-    width: int | None = None,
-    area: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Any:
-    """`decode(channels)` and `random_resized_crop(…)` in one: bytes → uint8 [height, width, C]."""
-    tf = tf_cpu()
-    size = (height, width or height)
-
-    def fused() -> Any:
-        shape = tf.io.extract_jpeg_shape(data)
-        window = random_box(shape[0], shape[1], rng, area, ratio)
-        return _resize_bilinear_fast(_decode_window(data, window, channels, size), size)
-
-    def separate() -> Any:
-        image = read_in_graph(data, channels)
-        return random_resized_crop(image, rng.again(), *size, area, ratio)
-
-    return tf.cond(is_plain_jpeg(data), fused, separate)
-
-
-def _decode_window(data: Any, window: Any, channels: int, size: tuple[int, int]) -> Any:
-    """Decodes a window of a JPEG, at the least of the scales 1/8 … 1 that keeps `size` pixels."""
-    tf = tf_cpu()
-    spare = tf.minimum(window[2] // size[0], window[3] // size[1])
-
-    def at(scale: int) -> Any:
-        # Inwards, so that the window never leaves the scaled picture.
-        begin = -(-window[:2] // scale)
-        end = (window[:2] + window[2:]) // scale
-        image = tf.raw_ops.DecodeAndCropJpeg(
-            contents=data,
-            crop_window=tf.concat([begin, end - begin], 0),
-            channels=channels,
-            ratio=scale,
-            fancy_upscaling=False,
-            dct_method='INTEGER_FAST',
-        )
-        return tf.ensure_shape(image, [None, None, channels])
-
-    return tf.cond(
-        spare < 2,
-        lambda: at(1),
-        lambda: tf.cond(
-            spare < 4, lambda: at(2), lambda: tf.cond(spare < 8, lambda: at(4), lambda: at(8))
-        ),
-    )
+    return resize_bilinear_fast(crop, (height, width or height))
 
 
 def pad(image: Any, pixels: int, value: float = 0.0) -> Any:

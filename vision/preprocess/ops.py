@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from vision.preprocess import autoaugment, color, decode, geometry, opstring, views, warp
+from vision.preprocess import autoaugment, color, decode, fused, geometry, opstring, views, warp
 from vision.preprocess.draws import Rng
 
 OPS: dict[str, Callable[..., Any]] = {
@@ -64,8 +64,9 @@ def apply(ops: tuple[opstring.Op, ...], image: Any, draws: Any, decoded: bool = 
         op, rest = ops[position], ops[position + 1 :]
         if op.name == 'decode' and decoded:
             position += 1
-        elif op.name == 'decode' and rest and rest[0].name == 'random_resized_crop':
-            image = _decode_and_crop(op, rest[0], image, Rng(draws[position + 1]))
+        elif rest and fused.can_fuse(op, rest[0]):
+            rngs = (Rng(draws[position]), Rng(draws[position + 1]))
+            image = fused.apply(op, rest[0], image, rngs)
             position += 2
         else:
             rng = (Rng(draws[position]),) if is_random(op.name) else ()
@@ -78,15 +79,4 @@ def channels(ops: tuple[opstring.Op, ...]) -> int:
     """The channels of the decoded image, by the string's leading `decode`; 3 if there is none."""
     if not ops or ops[0].name != 'decode':
         return 3
-    bound = inspect.signature(decode.decode).bind(None, *ops[0].args, **ops[0].kwargs)
-    bound.apply_defaults()
-    return bound.arguments['channels']
-
-
-def _decode_and_crop(first: opstring.Op, second: opstring.Op, image: Any, rng: Rng) -> Any:
-    if image.dtype == 'string':
-        return geometry.decode_random_resized_crop(
-            image, rng, channels((first,)), *second.args, **second.kwargs
-        )
-    image = decode.decode(image, channels((first,)))
-    return geometry.random_resized_crop(image, rng, *second.args, **second.kwargs)
+    return opstring.arguments(ops[0], decode.decode)['channels']

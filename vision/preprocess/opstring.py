@@ -38,6 +38,15 @@ def format_ops(ops: tuple[Op, ...]) -> str:
     return '|'.join(str(op) for op in ops)
 
 
+def arguments(op: Op, function: Callable) -> dict[str, Any]:
+    """What an op gives its function, defaults filled in; without its image and random numbers."""
+    signature = inspect.signature(function)
+    own = [p for p in signature.parameters.values() if p.name not in ('image', 'rng')]
+    bound = signature.replace(parameters=own).bind(*op.args, **op.kwargs)
+    bound.apply_defaults()
+    return bound.arguments
+
+
 def check(ops: tuple[Op, ...], registry: Mapping[str, Callable], skip: int = 1) -> None:
     """Checks every op's name and arguments against a registry of functions.
 

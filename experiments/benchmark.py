@@ -1,7 +1,7 @@
 """Measures speed, here and in a peer, in turn.
 
     python -m experiments.benchmark train|infer [--models=resnet50,…] [--dtypes=float32,bfloat16]
-        [--peer=torchvision --peer_python=PATH] [--rounds=3] [--format=json]
+        [--peer=torchvision|onnxruntime --peer_python=PATH] [--rounds=3] [--format=json]
     python -m experiments.benchmark input [--peer=torchvision --peer_python=PATH]
     python -m experiments.benchmark race [--mnist=FOLDER] [--peer=torchvision --peer_python=PATH]
     python -m experiments.benchmark gpu [--batch_size=256] [--tiny]
@@ -14,7 +14,7 @@
 
 train, infer: a step of each model on a batch that is on the device, and the peer's, in processes of
 their own, in turn, images per second. The peer's Python: `python -m venv peer && peer/bin/pip install
-torch torchvision`, then `--peer_python=peer/bin/python`.
+torch torchvision` (and `onnx onnxscript onnxruntime`), then `--peer_python=peer/bin/python`.
 input: training batches from JPEGs, images per second.
 race: seconds from the start of a process to 99 % on MNIST's test set, LeNet-5, ours and plain
 PyTorch. MNIST is TFDS's, or the four IDX files in FOLDER.
@@ -43,7 +43,7 @@ MODELS = flags.DEFINE_list(
     'models', None, 'of train, infer and predict; all that are known (predict: resnet18)'
 )
 DTYPES = flags.DEFINE_list('dtypes', ['float32'], 'of train and infer: float32, bfloat16')
-PEER = flags.DEFINE_string('peer', None, 'torchvision, to compare with it')
+PEER = flags.DEFINE_string('peer', None, 'torchvision, or onnxruntime of infer: to compare with it')
 PEER_PYTHON = flags.DEFINE_string('peer_python', None, 'the Python that has the peer')
 ROUNDS = flags.DEFINE_integer('rounds', 3, 'how often each is measured (gpu: once)', 1)
 MNIST = flags.DEFINE_string('mnist', None, "of race: the folder of MNIST's IDX files; else TFDS")

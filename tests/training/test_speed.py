@@ -42,7 +42,14 @@ def test_our_rate_is_measured(monkeypatch, mode):
 
 
 @pytest.mark.parametrize(
-    'words', [['--models=resnet'], ['--dtypes=float16'], ['--peer=keras'], ['--models=']]
+    'words',
+    [
+        ['--models=resnet'],
+        ['--dtypes=float16'],
+        ['--peer=keras'],
+        ['--peer=onnxruntime'],
+        ['--models='],
+    ],
 )
 def test_what_is_not_known_is_the_users_mistake(words):
     done = run_module('experiments.benchmark', 'train', *words)

@@ -23,7 +23,7 @@ from vision.core.config import default_config
 from vision.core.errors import unknown
 from vision.data.source import ArraySource
 from vision.training.hooks import Hook
-from vision.training.speed import PEERS, run_process
+from vision.training.speed import run_process
 
 # Momentum is Nesterov's; weight decay is L2 on kernels; the warm-up and the cosine go by steps.
 RECIPE: dict[str, Any] = {
@@ -75,8 +75,8 @@ def race(
     Raises:
       UserError: an unknown peer, data that cannot be had, or a process that fails.
     """
-    if peer not in (None, *PEERS):
-        raise unknown('peer', peer, PEERS)
+    if peer not in (None, 'torchvision'):
+        raise unknown('peer', peer, ['torchvision'])
     readings: dict[str, list[dict[str, Any]]] = {'ours': [], 'peer': []}
     with tempfile.TemporaryDirectory() as folder:
         file = write_arrays(mnist, Path(folder))

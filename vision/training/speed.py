@@ -22,7 +22,10 @@ SIZES = {
     'alexnet': (224, 3, 32),
     'lenet5': (28, 1, 128),
 }
-PEERS = ('torchvision',)
+PEERS: dict[Mode, tuple[str, ...]] = {
+    'train': ('torchvision',),
+    'infer': ('torchvision', 'onnxruntime'),
+}
 _PEER = Path(__file__).with_name('torch_peer.py')
 _OURS = """
 import sys
@@ -53,7 +56,7 @@ def compare(
       mode: one update of the parameters, or probabilities with BatchNorm folded.
       models: of `SIZES`.
       dtypes: 'float32' and 'bfloat16' (the peer's autocast).
-      peer: 'torchvision' or None.
+      peer: 'torchvision', or 'onnxruntime' in inference, or None.
       peer_python: the Python that has it.
       rounds: processes of each.
       peer_env: the environment of the peer; this process's if None.
@@ -71,13 +74,20 @@ def compare(
     for name, values, known in [
         ('models', models, SIZES),
         ('dtypes', dtypes, ('float32', 'bfloat16')),
-        ('peer', [peer] if peer else [], PEERS),
+        ('peer', [peer] if peer else [], PEERS[mode]),
     ]:
         for value in values:
             if value not in known:
                 raise UserError(f'--{name}: no {value!r}; there are {", ".join(known)}')
     return [
-        _compare(mode, model, dtype, peer and (peer_python or 'python'), rounds, peer_env)
+        _compare(
+            mode,
+            model,
+            dtype,
+            peer and [peer_python or 'python', str(_PEER), peer],
+            rounds,
+            peer_env,
+        )
         for model in models
         for dtype in dtypes
     ]
@@ -87,15 +97,15 @@ def _compare(
     mode: Mode,
     model: str,
     dtype: str,
-    python: str | None,
+    peer: Sequence[str] | None,
     rounds: int,
     peer_env: Mapping[str, str] | None,
 ) -> dict[str, Any]:
     readings: dict[str, list[Any]] = {'ours': [], 'peer': []}
     for _ in range(rounds):
         readings['ours'].append(measure_apart(mode, model, dtype, *SIZES[model]))
-        if python:
-            words = [python, str(_PEER), mode, model, dtype, *map(str, SIZES[model])]
+        if peer:
+            words = [*peer, mode, model, dtype, *map(str, SIZES[model])]
             readings['peer'].append(run_process(words, peer_env))
     ours = [reading['rate'] for reading in readings['ours']]
     peers = [reading['rate'] for reading in readings['peer']]

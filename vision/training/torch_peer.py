@@ -1,21 +1,23 @@
 """The peer's side of `vision.training.speed`, run by a Python that has PyTorch and torchvision.
 
-    python torch_peer.py train|infer MODEL float32|bfloat16 PIXELS CHANNELS BATCH
+    python torch_peer.py torchvision train|infer MODEL float32|bfloat16 PIXELS CHANNELS BATCH
+    python torch_peer.py onnxruntime infer MODEL float32 PIXELS CHANNELS BATCH
 
-It imports nothing of this project.
+It imports nothing of this project. ONNX Runtime gets torchvision's model, exported by PyTorch.
 """
 
 import contextlib
 import json
 import statistics
 import sys
+import tempfile
 import time
 
 _SECONDS = 6.0
 _STEPS = 5
 
 
-def main(mode, name, dtype, size, channels, batch):
+def main(peer, mode, name, dtype, size, channels, batch):
     """Prints JSON with `rate`, images per second by the median step, eager, as its users would run it."""
     import torch
 
@@ -45,6 +47,8 @@ def main(mode, name, dtype, size, channels, batch):
 
     model.train(mode == 'train')
     step = train if mode == 'train' else infer
+    if peer == 'onnxruntime':
+        step = _onnx_step(model, images)
     seconds = []
     for i in range(10**9):
         began = time.perf_counter()
@@ -56,6 +60,19 @@ def main(mode, name, dtype, size, channels, batch):
         if len(seconds) >= _STEPS and sum(seconds) >= _SECONDS:
             break
     print(json.dumps({'rate': batch / statistics.median(seconds)}))
+
+
+def _onnx_step(model, images):
+    """Probabilities by ONNX Runtime on CPU, which folds BatchNorm itself."""
+    import onnxruntime
+    import torch
+
+    probabilities = torch.nn.Sequential(model, torch.nn.Softmax(-1)).eval()
+    with tempfile.NamedTemporaryFile(suffix='.onnx') as file, contextlib.redirect_stdout(None):
+        torch.onnx.export(probabilities, (images,), file.name, dynamo=True, external_data=False)
+        session = onnxruntime.InferenceSession(file.name, providers=['CPUExecutionProvider'])
+    feed = {session.get_inputs()[0].name: images.numpy()}
+    return lambda: session.run(None, feed)
 
 
 def _make(name, classes):
@@ -88,4 +105,4 @@ def lenet5(classes):
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:4], *map(int, sys.argv[4:]))
+    main(*sys.argv[1:5], *map(int, sys.argv[5:]))

@@ -10,7 +10,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from tests.conftest import run_module
-from vision.models import by_columns, fast, winograd
+from vision.models import by_columns, by_rows, fast, winograd
 from vision.models.layers import convolve, max_pool
 
 DTYPES = {jnp.float32: 1e-5, jnp.bfloat16: 3e-2}
@@ -92,6 +92,22 @@ def test_images_of_few_channels_are_convolved_by_columns(size, kernel, padding, 
 
 @settings(max_examples=5)
 @given(
+    st.tuples(st.integers(1, 2), st.integers(5, 11), st.integers(5, 11)),
+    st.tuples(st.integers(1, 5), st.integers(2, 5)),
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(0, 2), st.integers(0, 2)),
+)
+def test_kernel_gradients_by_rows(size, kernel, strides, padding):
+    x, k = _draw(0, (*size, 5)), _draw(1, (*kernel, 5, 7))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(by_rows, 'FEATURES', 0)
+        patch.setattr(by_rows, 'has_avx512', lambda: False)
+        assert by_rows.suits_gradient(k.shape, x.dtype)
+        _assert_same(lambda x, k: convolve(x, k, strides, padding), x, k)
+
+
+@settings(max_examples=5)
+@given(
     st.tuples(st.integers(1, 2), st.integers(5, 9), st.sampled_from([6, 8, 10])),
     st.tuples(st.integers(1, 5), st.sampled_from([3, 5])),
     st.tuples(st.integers(0, 2), st.integers(0, 4)),
@@ -136,7 +152,8 @@ def _two_layers(x, kernel):
 
 @pytest.mark.parametrize('shape', [(2, 16, 16, 64), (2, 16, 16, 128)])
 def test_large_enough_ones_are_winograd_rematerialised_and_scanned(monkeypatch, shape):
-    monkeypatch.setattr(winograd, 'WORK', 10**6)
+    for name, bound in [('WORK', 10**6), ('CHANNELS', 64), ('GRADIENT_CHANNELS', 96)]:
+        monkeypatch.setattr(winograd, name, bound)
     x, kernel = _draw(0, shape), _draw(1, (3, 3, shape[-1], shape[-1])) / 30
     assert 'reduce_window' not in str(jax.make_jaxpr(_two_layers)(x, kernel))
     assert 'conv_general_dilated' not in str(jax.make_jaxpr(_two_layers)(x, kernel))

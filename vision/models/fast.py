@@ -3,9 +3,10 @@
 The results are those of `lax`, and so are the gradients, up to the rounding of another order of
 sums. Each is chosen by shape and type when a program is traced. What was measured stands beside the
 choice: two cores of an AMD EPYC with AVX-512, JAX 0.12 with oneDNN (see `vision.core.startup`),
-batch 16, 2026-11-25. `VISION_FAST=0` in the environment leaves everything to XLA.
+batch 16, 2026-11-25; what is chosen otherwise without AVX-512 says so. `VISION_FAST=0` in the environment
+leaves everything to XLA.
 
-Here is what is chosen when; Winograd's form, that of images of few channels, and the pools are in the
+Here is what is chosen when; Winograd's form, those by rows and by columns, and the pools are in the
 files beside this one.
 
 Images are [B, H, W, C], kernels [h, w, C, K]. Only reverse-mode differentiation is defined, once.
@@ -21,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vision.models import by_columns, fast_pool, winograd
+from vision.models import by_columns, by_rows, fast_pool, winograd
 
 Pair = tuple[int, int]
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
@@ -119,14 +120,13 @@ def _input_gradient(
         convolution = partial(_xla, strides=strides, padding=[(p, p) for p in padding])
         like = jax.ShapeDtypeStruct(shape, gradient.dtype)
         return jax.linear_transpose(lambda x: convolution(x, kernel), like)(gradient)[0]
+    around = (height - 1 - padding[0], width - 1 - padding[1])
+    turned = (height, width, kernel.shape[3], kernel.shape[2])
+    if winograd.suits(gradient.shape, turned, strides, around, gradient.dtype, winograd.CHANNELS):
+        return winograd.convolve(gradient, kernel, around, True)
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
     if strides != (1, 1):
         return _by_phases(shape, flipped, gradient, strides, padding)
-    around = (height - 1 - padding[0], width - 1 - padding[1])
-    if winograd.suits(
-        gradient.shape, flipped.shape, strides, around, gradient.dtype, winograd.CHANNELS
-    ):
-        return winograd.convolve(gradient, flipped, around)
     if by_columns.suits_pairs(gradient.shape, flipped.shape, around, gradient.dtype):
         return by_columns.convolve_pairs(gradient, flipped, around)
     # XLA would fold the flip into a convolution that oneDNN does not take: in bfloat16 180 GFLOP/s
@@ -146,6 +146,8 @@ def _kernel_gradient(
         return by_columns.kernel_gradient(x, shape, gradient, padding)
     if winograd.suits(x.shape, shape, strides, padding, x.dtype, winograd.GRADIENT_CHANNELS):
         return winograd.kernel_gradient(x, gradient, padding)
+    if by_rows.suits_gradient(shape, x.dtype):
+        return by_rows.kernel_gradient(x, shape, gradient, strides, padding)
     convolution = partial(_xla, strides=strides, padding=[(p, p) for p in padding])
     like = jax.ShapeDtypeStruct(shape, x.dtype)
     return jax.linear_transpose(lambda kernel: convolution(x, kernel), like)(gradient)[0]

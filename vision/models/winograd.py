@@ -12,6 +12,9 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
+
+from vision.models.cpu import has_avx512
 
 Pair = tuple[int, int]
 
@@ -21,8 +24,9 @@ Pair = tuple[int, int]
 # 64 channels at 56 px: 16 for 19 ms forward, but 54 for 24 ms in the kernel's gradient;
 # 128 at 28 px: 11.7 for 18.7 and 14 for 24; 256 at 14 px: 9.5 for 18.7 and 11 for 22;
 # 512 at 7 px: 12.7 for 21.8 and 15 for 23.
-CHANNELS = 64
-GRADIENT_CHANNELS = 96
+# Without AVX-512 it is the other way round: 64 channels at 56 px: 63 for 29 ms forward (51 for 59 without oneDNN), but 93
+# for 183 (93 for 231) in the kernel's gradient; 64 at 224 px, batch 4: 333 for 1,565.
+CHANNELS, GRADIENT_CHANNELS = (64, 96) if has_avx512() else (96, 64)
 # Multiplications below which XLA's form takes well under a millisecond: nothing to gain.
 WORK = 10**8
 
@@ -52,16 +56,22 @@ def suits(
     )
 
 
-@partial(jax.jit, static_argnums=2)
-def convolve(x: jax.Array, kernel: jax.Array, padding: Pair) -> jax.Array:
-    """Convolves with a 3 x 3 kernel, stride 1."""
-    batch, features = x.shape[0], kernel.shape[-1]
+@partial(jax.jit, static_argnums=(2, 3))
+def convolve(x: jax.Array, kernel: jax.Array, padding: Pair, transposed: bool = False) -> jax.Array:
+    """Convolves with a 3 x 3 kernel, stride 1; `transposed`: with the kernel [3, 3, K, C] turned by half.
+
+    Products take a matrix either way round; to swap the axes of a kernel of 512 to 512 channels takes 50 ms.
+    """
+    batch, features = x.shape[0], kernel.shape[2 if transposed else 3]
     h, w = (n + 2 * p - 2 for n, p in zip(x.shape[1:3], padding, strict=True))
     tiles = (batch, -(-h // 2), -(-w // 2), features)
     inputs = _input_tiles(x, padding)
     taps = [kernel[i, j] for i in range(3) for j in range(3)]
+    if transposed:
+        taps.reverse()
+    multiply = partial(lax.dot_general, dimension_numbers=(((1,), (int(transposed),)), ((), ())))
     kernels = [_combine(np.outer(a, b).ravel(), taps) for a in _OF_KERNEL for b in _OF_KERNEL]
-    products = [(x @ k).reshape(tiles) for x, k in zip(inputs, kernels, strict=True)]
+    products = [multiply(x, k).reshape(tiles) for x, k in zip(inputs, kernels, strict=True)]
     columns = [products[j::_TILE] for j in range(_TILE)]
     rows = []
     for a in _OF_OUTPUT:

@@ -24,9 +24,10 @@ Pair = tuple[int, int]
 # 64 channels at 56 px: 16 for 19 ms forward, but 54 for 24 ms in the kernel's gradient;
 # 128 at 28 px: 11.7 for 18.7 and 14 for 24; 256 at 14 px: 9.5 for 18.7 and 11 for 22;
 # 512 at 7 px: 12.7 for 21.8 and 15 for 23.
-# Without AVX-512 it is the other way round: 64 channels at 56 px: 63 for 29 ms forward (51 for 59 without oneDNN), but 93
-# for 183 (93 for 231) in the kernel's gradient; 64 at 224 px, batch 4: 333 for 1,565.
-CHANNELS, GRADIENT_CHANNELS = (64, 96) if has_avx512() else (96, 64)
+# Without AVX-512 XLA's gradient is the slow one: 64 channels at 56 px 93 for 183 ms (93 for 231 without oneDNN), 64 at
+# 224 px, batch 4: 333 for 1,565.
+CHANNELS = 64
+GRADIENT_CHANNELS = 96 if has_avx512() else 64
 # Multiplications below which XLA's form takes well under a millisecond: nothing to gain.
 WORK = 10**8
 

@@ -1,6 +1,6 @@
 """Search by image: the nearest images of a folder or a split, near-duplicates, how good features are.
 
-python -m experiments.search --workdir=DIR|--pretrained=SOURCE --index=FILE build|add PATH… | query IMAGE… | duplicates [--top_k=10]
+python -m experiments.search --workdir=DIR|--pretrained=SOURCE --index=FILE build|add PATH… | query IMAGE… [--top_k=10] | duplicates
 
 build, add      describe images (or --split=train of the run's own data) and put them in the index
 query           the nearest images; without --index, of --split, which is described first
@@ -33,7 +33,7 @@ ENDPOINT = flags.DEFINE_string(
 )
 METRIC = flags.DEFINE_enum('metric', 'cosine', ['cosine', 'euclidean'], 'What is near.')
 HNSW = flags.DEFINE_bool('hnsw', False, 'An approximate index, for 100,000 images and more.')
-TOP_K = flags.DEFINE_integer('top_k', 10, 'How many neighbours.', lower_bound=1)
+TOP_K = flags.DEFINE_integer('top_k', 10, 'Of query: how many neighbours.', lower_bound=1)
 THRESHOLD = flags.DEFINE_float('threshold', 0.95, 'From which cosine on images may be duplicates.')
 OUTPUT = flags.DEFINE_string('output', None, 'A .html or .png file for the pictures.')
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the answers are printed.')
@@ -108,7 +108,8 @@ def _duplicates(words: list[str]) -> int:
     output = _output_path()
     cli.require(index=INDEX.value)
     made, classifier = index.load(Path(INDEX.value).expanduser()), _classifier()
-    results = search.duplicates(made, classifier.run, THRESHOLD.value, TOP_K.value)
+    made.check(classifier, ENDPOINT.value)
+    results = search.duplicates(made, classifier.run, THRESHOLD.value)
     return _tell_found(results, 'cosine', classifier, output)
 
 

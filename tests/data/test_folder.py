@@ -178,6 +178,7 @@ def test_list_with_its_own_splits_and_numeric_labels(tmp_path):
         ('a.csv', 'file,label\na.jpg,cat\n', "image 1 has no 'path'"),
         ('a.csv', 'path,label\na.jpg,cat\nb.jpg\n', "image 2 has no 'label'"),
         ('a.csv', 'path,label,split\na.jpg,cat,trian\n', "unknown split 'trian'"),
+        ('a.csv', 'path,label,split\na.jpg,cat,test\nb.jpg,cat\n', "image 2 has no 'split'"),
         ('a.jsonl', '{"path": "a.jpg", "label": "cat"}\nnonsense\n', 'line 2: not JSON'),
         ('a.jsonl', '[1]\n', 'line 1: expected'),
     ],
@@ -235,3 +236,12 @@ def test_links_that_lead_back_are_passed_over_and_others_followed(tmp_path):
         found += names(folder(split, str(root)), root)
     expected = [f'{c}/{i}.jpg' for c in 'ab' for i in range(30)] + ['b/more/x/30.jpg']
     assert sorted(found) == sorted(expected)
+
+
+def test_labels_and_endings_that_others_have(tmp_path):
+    (tmp_path / 'a.csv').write_text('path,label\n' + '\n'.join(f'{i}.ppm,x²' for i in range(40)))
+    assert file_list('train', str(tmp_path / 'a.csv')).class_names == ('x²',)
+    (tmp_path / 'b.csv').write_text('path,label\n' + '\n'.join(f'{i}.ppm,²' for i in range(40)))
+    assert file_list('train', str(tmp_path / 'b.csv')).class_names == ('²',)
+    touch(tmp_path / 'signs', *(f'train/a/{i}.{e}' for i, e in enumerate(('ppm', 'PGM', 'jfif'))))
+    assert folder('train', str(tmp_path / 'signs')).num_examples

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds_lib
+from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import tfds_resnet
@@ -25,11 +26,12 @@ class TinyPictures(tfds_lib.core.GeneratorBasedBuilder):
     """Pictures whose shade is their number."""
 
     VERSION = tfds_lib.core.Version('1.0.0')
+    SHAPE = (None, None, 3)
 
     def _info(self):
         features = tfds_lib.features.FeaturesDict(
             {
-                'image': tfds_lib.features.Image(shape=(None, None, 3), encoding_format='png'),
+                'image': tfds_lib.features.Image(shape=self.SHAPE, encoding_format='png'),
                 'label': tfds_lib.features.ClassLabel(names=['even', 'odd']),
             }
         )
@@ -334,3 +336,38 @@ def test_without_a_connection_it_says_so_in_seconds_and_what_to_do():
     ) as error:
         tfds_source._prepare(Unreachable(), 'mnist')
     assert time.monotonic() - began < 10 and '\n' not in str(error.value)
+
+
+class Odd__Name(TinyPictures):
+    """Its name has TFDS's own separator in it, its images one size, and its validation is its own."""
+
+    VERSION = tfds_lib.core.Version('1.0.0')
+    SHAPE = (8, 8, 3)
+    name = 'odd__name'
+
+    def _generate_examples(self):
+        for i in range(COUNT):
+            buffer = io.BytesIO()
+            Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(buffer, 'PNG')
+            buffer.seek(0)
+            yield i, {'image': buffer, 'label': i % 2}
+
+
+def test_a_split_of_its_own_and_one_that_is_held_out(tmp_path):
+    Odd__Name(data_dir=tmp_path).download_and_prepare()
+    about = ConfigDict({'source': 'tfds', 'name': 'odd__name', 'data_dir': str(tmp_path)})
+    about.splits = {'train': 'train[:40]', 'validation': 'train[40:]'}
+    for in_memory in (False, True):
+        about.in_memory = in_memory
+        sources = [data.load(about, split) for split in ('train', 'validation', 'test')]
+        assert [s.num_examples for s in sources] == [40, 13, COUNT]
+    assert shades(next(eval_batches(data.load(about, 'test'), 'central_crop(8)', batch_size=COUNT)))
+    del about.splits
+    about.validation = 10
+    assert [data.load(about, s).num_examples for s in ('train', 'validation')] == [43, 10]
+    about.in_memory = False
+    read = all_shades(eval_batches(data.load(about, 'test'), OPS, batch_size=10))
+    assert sorted(read) == list(range(COUNT))
+    for split in ('train', 'validation'):
+        with pytest.raises(UserError, match='needs data'):
+            data.load(about, split)

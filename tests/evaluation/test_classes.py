@@ -97,3 +97,12 @@ def test_the_200_of_imagenet_r_that_have_names_of_their_own():
     assert {'n01443537', 'n02051845', 'n09472597'} <= chosen and 'n01440764' not in chosen
     shared = set(SUBSETS['imagenet_a']) & set(SUBSETS['imagenet_r'])
     assert {len(set(s)) for s in SUBSETS.values()} == {200} and 50 < len(shared) < 200
+
+
+def test_numbers_in_another_order_are_found_by_name():
+    natural = tuple(map(str, range(12)))
+    as_text = tuple(sorted(natural))  # 0, 1, 10, 11, 2, …: the order of a folder's classes
+    for run, other in ((as_text, natural), (natural, as_text)):
+        classes = match(run, source(*other))
+        told = [classes.names[i] for i in classes.of(np.arange(12), source(*other))]
+        assert tuple(told) == other

@@ -234,6 +234,12 @@ def test_images_that_cannot_be_read(photos, tmp_path):
         assert 'truncated' in evaluation.corrupt[str(broken)]
     simple = evaluate_run(run, skip_corrupt=True)
     assert (simple['count'], simple['corrupt']) == (6, 1)
+    lines = ['path,label,split', *(f'{broken},c,test' for _ in range(2))]
+    lines += [f'{path},{path.parent.name},test' for path in sorted((root / 'test').rglob('*.png'))]
+    (tmp_path / 'twice.csv').write_text('\n'.join(lines))
+    twice = {'data': {'source': 'list', 'path': str(tmp_path / 'twice.csv')}}
+    evaluation = evaluate_entry([run], 'test', complete_eval(ConfigDict(twice)), True)
+    assert (evaluation.figures['count'], evaluation.figures['corrupt']) == (6, 3)
 
 
 def test_dense_passes_turn_on_a_models_dense_evaluation(photos):

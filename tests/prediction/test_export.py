@@ -1,5 +1,6 @@
 """What is exported answers as the model does, where there is nothing but JAX and NumPy."""
 
+import dataclasses
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -83,3 +85,10 @@ def test_where_it_cannot_go(tmp_path, output):
     done = run_module('experiments.export', '--workdir=x', f'--output={tmp_path}/{output}')
     assert done.returncode == 2 and '--output' in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_a_model_that_computes_in_bfloat16(classifier, tmp_path):
+    run = classifier.run
+    half = dataclasses.replace(run, model=run.model.clone(dtype=jnp.bfloat16))
+    about = export.export(Classifier(half), tmp_path / 'x')
+    assert about['largest_difference'] < 0.05 and os.listdir(tmp_path) == ['x']

@@ -62,3 +62,13 @@ def test_the_command_judges_a_run(workdir):
     assert all(
         0.8 < figures[k] <= 1 for k in ('knn', 'linear_probe', 'recall@1', 'recall@10', 'map')
     )
+
+
+def test_nothing_to_ask_for_is_no_figure():
+    alone = features.retrieval(unit(np.eye(3, dtype=np.float32)), np.arange(3))
+    assert alone == {'recall@1': None, 'recall@5': None, 'recall@10': None, 'map': None}
+
+
+def test_what_was_learned_from_does_not_judge(workdir):
+    done = run_module('experiments.search', f'--workdir={workdir}', '--split=train', 'evaluate')
+    assert done.returncode == 2 and 'another split' in done.stderr

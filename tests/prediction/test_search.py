@@ -279,3 +279,32 @@ def test_examples_of_a_tfds_split_that_is_read_by_index(tmp_path):
     assert show.title('test:7') == ('even', 'odd')[show('test:7')[4, 4, 0] % 2]
     search.write_results(run, [found], made.metric, tmp_path / 'page.html')
     assert (tmp_path / 'page.html').read_text().count('<img') == 2
+
+
+def test_every_duplicate_is_in_one_group_however_many_are_near(classifier, digits, tmp_path):
+    """25 copies of one scan, and 40 others whose vectors are as near but who look different."""
+    Image.fromarray(digits.images[0, ..., 0]).save(tmp_path / '00.png')
+    names = [str(tmp_path / '00.png')]
+    for i in range(24):
+        names.append(str(tmp_path / f'copy{i:02}.png'))
+        (tmp_path / names[-1]).write_bytes((tmp_path / '00.png').read_bytes())
+    others = [f'test:{i}' for i in range(1, 41)]
+    about = index.fingerprint(classifier, 'features')
+    made = index.create(about, 16)
+    near = np.ones((1, 16), np.float32) + vectors(65, seed=3) * 1e-3
+    made.add([names[0], *others, *names[1:]], near)
+    groups = search.duplicates(made, classifier.run)
+    members = [p for g in groups for p in (g['path'], *(n['path'] for n in g['neighbours']))]
+    assert len(members) == len(set(members))
+    (group,) = [g for g in groups if g['path'] == names[0]]
+    assert {n['path'] for n in group['neighbours']} >= set(names[1:])
+
+
+def test_duplicates_of_an_index_of_another_run(workdir, tmp_path):
+    made = index.create(ABOUT, 16)
+    made.add(['test:9998', 'test:9999'], np.ones((2, 16), np.float32))
+    made.save(tmp_path / 'i')
+    done = run_module(
+        'experiments.search', f'--workdir={workdir}', f'--index={tmp_path}/i', 'duplicates'
+    )
+    assert done.returncode == 2 and 'made by another' in done.stderr, done.stderr

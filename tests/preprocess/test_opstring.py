@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vision.core.errors import UserError
-from vision.preprocess import op_values, ops, opstring
+from vision.preprocess import device, op_values, ops, opstring
 from vision.preprocess.device_ops import DEVICE_OPS
 from vision.preprocess.opstring import Op
 
@@ -123,3 +123,16 @@ def test_every_parameter_has_a_rule_or_a_check_of_its_own(registry):
     for op in registry.values():
         names = set(inspect.signature(op).parameters) - {'image', 'rng', 'key'}
         assert names <= set(op_values.RULES) | own, op.__name__
+
+
+def test_what_only_the_host_takes_goes_to_the_host():
+    assert device.can_run('resize(16)|flip_lr')
+    assert not device.can_run("resize(16, method='bicubic')")
+
+
+def test_views_come_last_and_magnitudes_are_whole():
+    with pytest.raises(UserError, match='must be the last op'):
+        ops.parse('ten_crop(16)|flip_lr')
+    for text in ('randaugment(2, 9.5)', 'randaugment(True, 9)', 'randaugment(0)'):
+        with pytest.raises(UserError, match='must be a whole number'):
+            ops.parse(text)

@@ -1,6 +1,7 @@
 """The preview finds what is wrong with the data and draws what the model is fed."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -87,3 +88,16 @@ def test_images_of_any_number_of_channels_are_drawn(channels):
     preview_lib._show(axes, np.full((4, 5, channels), 128, np.uint8))
     (drawn,) = axes.get_images()
     assert drawn.get_array().shape == ((4, 5, 3) if channels >= 3 else (4, 5))
+
+
+def test_preview_of_many_broken_images_and_of_one_split_under_two_names(config, tmp_path):
+    root = tmp_path / 'data'
+    shutil.rmtree(root / 'test')
+    for i in range(3):
+        (root / 'train' / 'cat' / f'bad{i}.jpg').write_bytes(b'no image')
+    (root / 'train' / 'dog' / os.fsdecode(b'\xe9.jpg')).write_bytes(b'no image')
+    summary = preview(config, str(tmp_path / 'out'))
+    assert len(summary['splits']['train']['unreadable']) == 4
+    assert summary['leakage'] == []  # val serves as validation and as test
+    assert json.loads((tmp_path / 'out' / 'summary.json').read_text())
+    assert (tmp_path / 'out' / 'inputs.png').exists()

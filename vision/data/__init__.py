@@ -43,13 +43,20 @@ def tfds(
         theirs = (splits or {}).get('train', 'train')
     if theirs is None:
         raise NoSplitError(f'{name}: there is no {split} split')
+    if validation and not in_memory and split != 'test':
+        raise UserError(
+            f'{name}: data.validation needs data.in_memory=True; without it name slices, as in '
+            "data.splits = {'train': 'train[:-5000]', 'validation': 'train[-5000:]'}"
+        )
     source = tfds_source.tfds(theirs, name, data_dir)
     if not in_memory:
         return source
     in_arrays = tfds_source.as_arrays(source)
     if in_arrays is None:
         raise UserError(f'{name}: data.in_memory is for images of one size; it has several')
-    return in_arrays if split == 'test' else arrays.subset(in_arrays, split, validation)
+    if split == 'test' or not validation:
+        return in_arrays
+    return arrays.subset(in_arrays, split, validation)
 
 
 SOURCES: dict[str, Callable[..., Source]] = {

@@ -2,6 +2,7 @@
 
 import gzip
 import math
+import os
 import struct
 import zipfile
 import zlib
@@ -69,6 +70,7 @@ def idx(
         raise UserError('data.path: name the folder with the four IDX files (--config.data.path=…)')
     _check_split('idx', split, ('train', 'validation', 'test'))
     prefix = _IDX_PREFIX['test' if split == 'test' else 'train']
+    path = os.path.expanduser(path)
     image_file = _find_idx(Path(path), f'{prefix}-images', 'idx3-ubyte')
     label_file = _find_idx(Path(path), f'{prefix}-labels', 'idx1-ubyte')
     images, labels = read_idx(image_file), read_idx(label_file)
@@ -102,7 +104,7 @@ def npz(
         raise UserError('data.path: name the .npz file (--config.data.path=…)')
     _check_split('npz', split, ('train', 'validation', 'test'))
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(os.path.expanduser(path), allow_pickle=False) as file:
             own = _npz_names(file.files, split)
             names = own or (_npz_names(file.files, 'train') if split == 'validation' else None)
             if names is None:

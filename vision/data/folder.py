@@ -13,7 +13,8 @@ from vision.core.errors import UserError, unknown
 from vision.data.order import hash64
 from vision.data.source import FileSource
 
-ENDINGS = ('.jpg', '.jpeg', '.jpe', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff')
+ENDINGS = ('.jpg', '.jpeg', '.jpe', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.jfif',
+           '.ppm', '.pgm', '.pbm', '.pnm')  # fmt: skip
 SPLITS = ('train', 'validation', 'test')
 _ALIASES = {
     'train': ('train', 'training'),
@@ -73,7 +74,10 @@ def file_list(split: str, path: str | None) -> FileSource:
         raise UserError(f'{path}: the list has no images')
     base = os.path.dirname(os.path.abspath(os.path.expanduser(path)))
     classes = tuple(sorted({row['label'] for row in rows}, key=_natural))
-    if all('split' in row for row in rows):
+    without = [number for number, row in enumerate(rows, 1) if 'split' not in row]
+    if without and len(without) < len(rows):
+        raise UserError(f"{path}: image {without[0]} has no 'split', which others have")
+    if not without:
         chosen = [row for row in rows if _canonical(row['split'], path) == split]
     else:
         parts = _hash_parts([row['path'] for row in rows])
@@ -248,7 +252,7 @@ def _path_hash(path: str) -> int:
 
 def _natural(label: str) -> tuple[bool, int, str]:
     """Sorts '10' after '9' where labels are numbers."""
-    return (not label.isdigit(), int(label) if label.isdigit() else 0, label)
+    return (not label.isdecimal(), int(label) if label.isdecimal() else 0, label)
 
 
 def _canonical(split: str, path: str) -> str:

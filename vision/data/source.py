@@ -5,7 +5,7 @@ Four kinds, by how the examples are reached. All of them have `name`, `class_nam
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import numpy as np
@@ -143,3 +143,10 @@ class TFDSSource:
 
 Indexed = ArraySource | FileSource | RecordSource
 Source = Indexed | TFDSSource
+
+
+def count_named(source: Source, names: Collection[str]) -> int:
+    """How many examples have one of these names, as messages give them: a list may repeat a file."""
+    if isinstance(source, FileSource):
+        return sum(path in names for path in source.paths)
+    return len(names)

@@ -211,6 +211,22 @@ def eval_records(source: TFDSSource, process_index: int, process_count: int) -> 
     return _records(source, part, first, None, 0)
 
 
+def records(source: TFDSSource, count: int = -1) -> Iterator[tuple[int, int, int, bytes]]:
+    """Yields (id, epoch 0, label, bytes) of the first `count` records, of all if it is negative.
+
+    Raises:
+      UserError: a record that cannot be read.
+    """
+    tf = tf_cpu()
+    try:
+        yield from eval_records(source, 0, 1).take(count).as_numpy_iterator()
+    except tf.errors.OpError as e:
+        reason = str(e).split('\n')[0].split(' [')[0]
+        raise UserError(
+            f'{source.name}: its records cannot be read ({reason}); remove the data set and prepare it again'
+        ) from None
+
+
 def _host_part(source: TFDSSource, index: int, count: int) -> tuple[Any, int, int]:
     """This host's part: as TFDS names it, the id of its first example, its size."""
     import tensorflow_datasets as tfds_lib
@@ -236,7 +252,8 @@ def _records(source: TFDSSource, part: Any, first: int, order: int | None, epoch
     )
 
     def record(example: dict[str, Any]) -> tuple[Any, ...]:
-        shard, index = tf.unstack(tf.strings.split(example['tfds_id'], '__'), 2)
+        shard = tf.strings.regex_replace(example['tfds_id'], r'__\d+$', '')
+        index = tf.strings.regex_replace(example['tfds_id'], r'^.*__', '')
         place = table.lookup(shard) + tf.strings.to_number(index, tf.int64)
         label = tf.cast(example['label'], tf.int64)
         return place + first, tf.constant(epoch, tf.int64), label, example['image']

@@ -57,8 +57,8 @@ def match(run_names: tuple[str, ...], source: Source, which: str = 'data') -> Cl
       UserError: it has a class that the run does not know.
     """
     places, kept = _places(run_names, source), _subset(source)
-    nameless = _are_numbers(source.class_names)
-    same = nameless or np.array_equal(places, np.arange(len(run_names)))
+    first = np.array_equal(places, np.arange(len(places)))
+    same = first and (_are_numbers(source.class_names) or len(places) == len(run_names))
     if which == 'all' or (same and kept is None):
         return Classes(run_names, None, places)
     kept = np.arange(len(places)) if kept is None else kept
@@ -78,12 +78,12 @@ def _subset(source: Source) -> np.ndarray | None:
 def _places(run_names: tuple[str, ...], source: Source) -> np.ndarray:
     """Where each of the data set's classes is among the run's."""
     names = source.class_names
-    nameless = _are_numbers(names) and len(names) <= len(run_names)
-    if nameless or (_are_numbers(run_names) and len(names) == len(run_names)):
-        return np.arange(len(names))
     index = {name: i for i, name in enumerate(run_names)}
     missing = [name for name in names if name not in index]
     if missing:
+        nameless = _are_numbers(names) and len(names) <= len(run_names)
+        if nameless or (_are_numbers(run_names) and len(names) == len(run_names)):
+            return np.arange(len(names))
         guess = nearest(missing[0], run_names)
         hint = f'; did you mean {guess!r}?' if guess else ''
         raise UserError(

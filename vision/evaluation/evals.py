@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from vision import data
 from vision.core.config import complete_eval
 from vision.core.errors import UserError, unknown
-from vision.data.source import ArraySource, Source
+from vision.data.source import ArraySource, Source, count_named
 from vision.evaluation import metrics, protocols
 from vision.evaluation.classes import match
 from vision.evaluation.predictions import Predictions
@@ -111,7 +111,7 @@ def evaluate_entry(
         'split': entry.split,
         'checkpoint': first.step,
         **figures_of(predictions),
-        'corrupt': len(corrupt),
+        'corrupt': count_named(source, corrupt),
     }
     if not own:
         figures['data'] = source.name

@@ -178,9 +178,9 @@ def evaluate_run(run: Run, split: str = 'test', skip_corrupt: bool = False) -> d
         batches,
         source.num_examples,
         len(run.class_names),
-        batches.corrupt,
+        batches.skipped,
     )
-    return {'split': split, 'checkpoint': run.step, **metrics, 'corrupt': len(batches.corrupt)}
+    return {'split': split, 'checkpoint': run.step, **metrics, 'corrupt': batches.skipped()}
 
 
 def check_data(run: Run, source: Source) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
-from vision.data.source import FileSource, Source
+from vision.data.source import FileSource, Source, count_named
 from vision.evaluation.classes import Classes
 from vision.evaluation.predictions import Predictions, from_scores, join
 from vision.evaluation.protocols import Pass
@@ -77,7 +77,7 @@ def predict_source(
                 labels[ids] = batch_labels
                 mean[ids] = np.logaddexp(mean[ids], _log_probabilities(scores))
         corrupt |= batches.corrupt
-    _check_seen(seen, len(members), len(corrupt))
+    _check_seen(seen, len(members), count_named(source, corrupt))
     if mean is not None:
         there = np.flatnonzero(seen == len(members))
         for start in range(0, len(there), _CHUNK):

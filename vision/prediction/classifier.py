@@ -219,7 +219,8 @@ class Classifier:
         wanted = np.broadcast_to(ranks, (source.num_examples, len(ranks)))
         for start, outputs, mask in self._stream(fed, self._explanation, wanted):
             for i in np.flatnonzero(mask):
-                order = np.argsort(-outputs['probabilities'][i], kind='stable')[: len(ranks)]
+                # By logits, as the maps are: small probabilities may be equal, to zero.
+                order = np.argsort(-outputs['logits'][i], kind='stable')[: len(ranks)]
                 yield Explanation(
                     index=start + int(i),
                     image=np.clip(np.rint(outputs['image'][i]), 0, 255).astype(np.uint8),
@@ -262,6 +263,7 @@ class Classifier:
         )
         return {
             'maps': gradcam.enlarge(maps, *images.shape[1:3]),
+            'logits': logits,
             'probabilities': jax.nn.softmax(logits),
             'image': images,
         }
@@ -366,6 +368,8 @@ def _one_behind(items: Iterable[Any]) -> Iterator[Any]:
 
 
 def _are_paths(images: Images) -> bool:
+    if isinstance(images, str | os.PathLike):
+        raise UserError(f'{os.fspath(images)} is one path; give a list of paths, or an array')
     return not isinstance(images, np.ndarray) and all(
         isinstance(x, str | os.PathLike) for x in images
     )

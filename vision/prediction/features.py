@@ -24,8 +24,12 @@ def judge_run(
       `{'split', 'endpoint', **judge(…)}`.
 
     Raises:
-      UserError: no such split, or images that cannot be read.
+      UserError: no such split, the training split itself, or images that cannot be read.
     """
+    if split == 'train':
+        raise UserError(
+            'features are fitted on train, so they are judged on another split, not train'
+        )
     known, asked = (
         _vectors(classifier, own_split(classifier.run, s), endpoint) for s in ('train', split)
     )
@@ -94,7 +98,7 @@ def linear_probe(
     return float(probe.fit(train, train_labels).score(vectors, labels))
 
 
-def retrieval(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def retrieval(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
     """Each image as a query for the others of its class; one that has no others is left out.
 
     Args:
@@ -102,7 +106,7 @@ def retrieval(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float]:
       labels: int [N].
 
     Returns:
-      `recall@1`, `recall@5`, `recall@10` and `map`.
+      `recall@1`, `recall@5`, `recall@10` and `map`; None where no class has two images.
     """
     hits: list[np.ndarray] = []
     precisions: list[np.ndarray] = []
@@ -117,9 +121,11 @@ def retrieval(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float]:
         found = right.cumsum(axis=1) / np.arange(1, right.shape[1] + 1)
         precisions.append((found * right).sum(axis=1) / right.sum(axis=1))
         start += len(scores)
-    recall = np.concatenate(hits).mean(axis=0)
-    figures = {f'recall@{k}': float(r) for k, r in zip(_RECALLS, recall, strict=True)}
-    return {**figures, 'map': float(np.concatenate(precisions).mean())}
+    names, precision = [f'recall@{k}' for k in _RECALLS], np.concatenate(precisions)
+    if not len(precision):
+        return dict.fromkeys([*names, 'map'])
+    recall = np.concatenate(hits).mean(axis=0).tolist()
+    return {**dict(zip(names, recall, strict=True)), 'map': float(precision.mean())}
 
 
 def _similarities(queries: np.ndarray, vectors: np.ndarray) -> Iterator[np.ndarray]:

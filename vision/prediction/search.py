@@ -22,6 +22,7 @@ from vision.preprocess.pictures import examples
 
 _OF_SPLIT = re.compile(r'(train|validation|test):(\d+)')
 _BATCH = 1024  # vectors that are searched for at once
+_LOOKED_AT = 1024  # of those that are near one image, for duplicates
 # Thumbnails of a photograph and of itself at a sixth of its size, at JPEG quality 20, or 1.4 times as
 # bright have .98 and more; cropped by 3 % at each edge, .95 to .98. So have many pairs of digits.
 _SIDE, _CORRELATION = 16, 0.98
@@ -189,9 +190,7 @@ def query(
             yield {'path': path, 'neighbours': _neighbours(index, nearest)}
 
 
-def duplicates(
-    index: Index, run: Run, threshold: float = 0.95, top_k: int = 10
-) -> list[dict[str, Any]]:
+def duplicates(index: Index, run: Run, threshold: float = 0.95) -> list[dict[str, Any]]:
     """Finds images of an index that are nearly the same: resized, compressed, a little retouched.
 
     Two images are, if the cosine of their vectors says so and their thumbnails too: a classifier's
@@ -201,36 +200,49 @@ def duplicates(
       index: any.
       run: whose data the names 'SPLIT:ID' mean.
       threshold: from which cosine on two vectors are the same.
-      top_k: how many duplicates of one image are looked for.
 
     Returns:
-      `{'path', 'neighbours': [{'path', 'score'}, …]}` of each image that has duplicates; each
-      image is in one of them only.
+      `{'path', 'neighbours': [{'path', 'score'}, …]}`, groups of an image and those that are nearly
+      the same as it or as another of its group. Each image that has a duplicate is in one of them, only.
     """
     vectors = unit(index.vectors())
     if index.metric == 'euclidean':
         index = Index(index.made_by, 'cosine', index.names, faiss().IndexFlatIP(vectors.shape[1]))
         index.index.add(vectors)
     alike = _Alike(run, index.names)
-    taken: set[int] = set()
+    group_of: dict[
+        int, list[dict[str, Any]]
+    ] = {}  # of an image, the neighbours of its group's first
     groups = []
-    found = (
-        nearest
-        for start in range(0, len(vectors), _BATCH)
-        for nearest in index.search(vectors[start : start + _BATCH], top_k + 1)
-    )
+    found = _near(index, vectors, threshold)
     for position, nearest in enumerate(track(found, len(vectors), 'comparing')):
-        if position in taken:
+        if position in group_of:
             continue
-        near = [
-            (i, score)
-            for i, score in nearest
-            if score >= threshold and i != position and i not in taken and alike(position, i)
-        ][:top_k]
-        if near:
-            taken |= {i for i, _ in near}
-            groups.append({'path': index.names[position], 'neighbours': _neighbours(index, near)})
+        near = [(i, s) for i, s in nearest if i != position and alike(position, i)]
+        free = [(i, score) for i, score in near if i not in group_of]
+        if free:
+            neighbours = _neighbours(index, free)
+            group_of |= dict.fromkeys([position, *(i for i, _ in free)], neighbours)
+            groups.append({'path': index.names[position], 'neighbours': neighbours})
+        elif near:
+            neighbours = group_of[near[0][0]]
+            group_of[position] = neighbours
+            neighbours += _neighbours(index, [(position, near[0][1])])
     return groups
+
+
+def _near(index: Index, vectors: np.ndarray, threshold: float) -> Iterator[list[tuple[int, float]]]:
+    """Of each vector all of the index that are so near; at most `_LOOKED_AT` of them."""
+    for start in range(0, len(vectors), _BATCH):
+        some = vectors[start : start + _BATCH]
+        count = 16
+        found = index.search(some, count)
+        while count < min(_LOOKED_AT, len(vectors)) and any(
+            nearest[-1][1] >= threshold for nearest in found
+        ):
+            count *= 4
+            found = index.search(some, count)
+        yield from ([(i, s) for i, s in nearest if s >= threshold] for nearest in found)
 
 
 def write_results(
@@ -283,6 +295,8 @@ class Pictures:
     def title(self, name: str) -> str:
         """The class of an example of a split; a file's own name."""
         source, index = self._find(name)
+        if index >= source.num_examples:
+            return name
         if isinstance(source, ArraySource):
             return source.class_names[source.labels[index]]
         if isinstance(source, RecordSource):

@@ -60,7 +60,6 @@ _RANDAUGMENT = (
     'Identity', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate', 'Brightness', 'Color',
     'Contrast', 'Sharpness', 'Posterize', 'Solarize', 'AutoContrast', 'Equalize',
 )  # fmt: skip
-_MAX_LAYERS = 16
 
 
 def randaugment(image: Any, rng: Rng, num_layers: int = 2, magnitude: int = 9) -> Any:
@@ -69,15 +68,13 @@ def randaugment(image: Any, rng: Rng, num_layers: int = 2, magnitude: int = 9) -
     Args:
       image: uint8 [H, W, 3].
       rng: the op's random numbers.
-      num_layers: how many follow one another, N.
+      num_layers: how many follow one another, N, at most 16.
       magnitude: 0 … 30, M.
 
     Returns:
       uint8 [H, W, 3].
     """
     tf = tf_cpu()
-    _check_range('randaugment', 'num_layers', num_layers, 1, _MAX_LAYERS)
-    _check_range('randaugment', 'magnitude', magnitude, 0, 30)
     values = tf.constant(_magnitudes(31, wide=False)[:, magnitude]) * _pixels(image, wide=False)
     choices = tf.constant(_index(_RANDAUGMENT))
     for _ in range(num_layers):
@@ -133,13 +130,6 @@ def _signed(rng: Rng, chosen: Any, value: Any) -> Any:
     tf = tf_cpu()
     signed = tf.constant([name in _SIGNED for name in NAMES])[chosen]
     return tf.where(signed & rng.chance(0.5), -value, value)
-
-
-def _check_range(op: str, argument: str, value: int, low: int, high: int) -> None:
-    from vision.core.errors import UserError
-
-    if not low <= value <= high:
-        raise UserError(f'{op}: {argument}={value} is not in {low} … {high}')
 
 
 def _policy_arrays(policy: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -59,9 +59,9 @@ def _sample(source: Source) -> Iterator[str | bytes]:
     elif isinstance(source, RecordSource):
         yield from source.read(range(0, source.num_examples, every))[0]
     elif isinstance(source, TFDSSource):
-        from vision.data.tfds_source import eval_records
+        from vision.data.tfds_source import records
 
-        for *_, data in eval_records(source, 0, 1).take(_SAMPLE).as_numpy_iterator():
+        for *_, data in records(source, _SAMPLE):
             yield data
 
 

@@ -156,6 +156,8 @@ def pca_noise(image: Any, rng: Rng, std: float = 0.1) -> Any:
       uint8 [H, W, 3].
     """
     tf = tf_cpu()
+    if image.shape[-1] != 3:
+        raise ValueError(f'pca_noise is for 3 channels, not {image.shape[-1]}')
     # Box and Muller: the same numbers everywhere, unlike a library's normal generator.
     radius = tf.sqrt(-2 * tf.math.log(1 - rng.uniform(shape=(3,))))
     alpha = std * radius * tf.cos(rng.uniform(0, 2 * np.pi, shape=(3,)))

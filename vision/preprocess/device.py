@@ -8,6 +8,7 @@ runs convolutions inside a loop on its slow path. On accelerators it was not mea
 """
 
 import functools
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -28,8 +29,16 @@ Batch = dict[str, jax.Array]
 
 
 def can_run(ops: str) -> bool:
-    """Whether every op of an op string has a form that runs on the device."""
-    return all(op.name in DEVICE_OPS for op in opstring.parse(ops))
+    """Whether every op of an op string has a form that runs on the device, and takes its arguments."""
+    return all(op.name in DEVICE_OPS and _takes(op) for op in opstring.parse(ops))
+
+
+def _takes(op: opstring.Op) -> bool:
+    try:
+        inspect.signature(DEVICE_OPS[op.name]).bind(None, None, *op.args, **op.kwargs)
+    except TypeError:
+        return False
+    return True
 
 
 def apply_ops(ops: tuple[opstring.Op, ...], image: jax.Array, key: jax.Array) -> jax.Array:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from vision.core import mesh as mesh_lib
 from vision.core import processes
 from vision.core.errors import UserError
-from vision.data.source import ArraySource, Source
+from vision.data.source import ArraySource, Source, count_named
 from vision.preprocess import device, opstring
 from vision.preprocess.device import Batch, DeviceSplit
 
@@ -152,6 +152,10 @@ class EvalBatches:
         host.check()
         for theirs in processes.share(self.corrupt):
             self.corrupt.update(theirs)
+
+    def skipped(self) -> int:
+        """How many examples of the last pass could not be read."""
+        return count_named(self.source, self.corrupt)
 
 
 def check(source: Source, ops: str) -> None:

@@ -59,6 +59,8 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     'scale': _NOT_NEGATIVE,
     'shear': (_number(-1e6, 1e6), 'a number'),
     'shift': _NOT_NEGATIVE,
+    'num_layers': (_whole(1, 16), 'a whole number, 1 … 16'),
+    'magnitude': (_whole(0, 30), 'a whole number, 0 … 30'),
 }
 
 

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+from vision.core.errors import UserError
 from vision.preprocess import autoaugment, color, decode, fused, geometry, opstring, views, warp
 from vision.preprocess.draws import Rng
 
@@ -29,6 +30,10 @@ OPS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
+# Of one image they make several, [V, H, W, C].
+VIEWS = ('ten_crop', 'multi_scale_crops', 'inception_crops')
+
+
 def is_random(name: str) -> bool:
     """Whether an op draws random numbers."""
     return 'rng' in inspect.signature(OPS[name]).parameters
@@ -44,6 +49,9 @@ def parse(text: str) -> tuple[opstring.Op, ...]:
     for op in ops:
         random = op.name in OPS and is_random(op.name)
         opstring.check((op,), OPS, skip=2 if random else 1)
+    for op in ops[:-1]:
+        if op.name in VIEWS:
+            raise UserError(f'{op} makes several views of an image: it must be the last op')
     return ops
 
 

@@ -72,7 +72,7 @@ def _encoded(source: FileSource | RecordSource | TFDSSource, ids: set[int]) -> I
     from vision.data import tfds_source
 
     left = len(ids)
-    for example, _, _, data in tfds_source.eval_records(source, 0, 1).as_numpy_iterator():
+    for example, _, _, data in tfds_source.records(source):
         if int(example) in ids:
             yield int(example), data
             left -= 1

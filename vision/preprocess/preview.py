@@ -34,11 +34,16 @@ def preview(config: ConfigDict, output: str) -> dict[str, Any]:
     Raises:
       UserError: no split of the data can be opened, or the op strings do not fit.
     """
+    config = config.copy_and_resolve_references()
+    config.data.max_corrupt = 1.0  # it is here that one learns what cannot be read
     sources = _open(config)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     summary = describe(sources)
-    (folder / 'summary.json').write_text(json.dumps(summary, indent=2, ensure_ascii=False))
+    # A name that is not UTF-8 is written as far as it can be.
+    (folder / 'summary.json').write_text(
+        json.dumps(summary, indent=2, ensure_ascii=False), 'utf-8', 'backslashreplace'
+    )
     _draw_classes(summary, folder / 'classes.png')
     _draw_inputs(next(iter(sources.values())), config, folder / 'inputs.png')
     return summary

@@ -44,4 +44,4 @@ class Evaluator:
             self.first.setdefault(split, (batch, answers))
             return answers
 
-        return evaluate(eval_step, variables, batches, count, num_classes, batches.corrupt)
+        return evaluate(eval_step, variables, batches, count, num_classes, batches.skipped)

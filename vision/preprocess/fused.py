@@ -13,6 +13,8 @@ from vision.preprocess import geometry, opstring
 from vision.preprocess.decode import decode, is_plain_jpeg, read_in_graph
 from vision.preprocess.draws import Rng
 
+Rngs = tuple[Any, Any]  # each op's `Rng`; None of one that draws nothing
+
 # tf.image.resize's names of the methods that can begin anywhere, and of their kernels.
 _KERNELS = {'bilinear': 'triangle', 'bicubic': 'keyscubic'}
 
@@ -30,14 +32,14 @@ def can_fuse(first: opstring.Op, second: opstring.Op) -> bool:
     return plain and second.name == 'central_crop'
 
 
-def apply(first: opstring.Op, second: opstring.Op, image: Any, rngs: tuple[Rng, Rng]) -> Any:
+def apply(first: opstring.Op, second: opstring.Op, image: Any, rngs: Rngs) -> Any:
     """Does two ops in one.
 
     Args:
       first: an op.
       second: the op after it; `can_fuse(first, second)`.
       image: what the first one takes: encoded bytes, or uint8 [H, W, C].
-      rngs: each op's random numbers.
+      rngs: each op's random numbers; None of one that draws none.
 
     Returns:
       uint8 [H', W', C].
@@ -51,9 +53,7 @@ def apply(first: opstring.Op, second: opstring.Op, image: Any, rngs: tuple[Rng, 
     return _decode_random_resized_crop(image, rngs[1], channels, **arguments)
 
 
-def _resize_and_crop(
-    first: opstring.Op, second: opstring.Op, image: Any, rngs: tuple[Rng, Rng]
-) -> Any:
+def _resize_and_crop(first: opstring.Op, second: opstring.Op, image: Any, rngs: Rngs) -> Any:
     tf = tf_cpu()
     resize = opstring.arguments(first, getattr(geometry, first.name))
     crop = opstring.arguments(second, getattr(geometry, second.name))

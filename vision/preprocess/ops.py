@@ -73,14 +73,18 @@ def apply(ops: tuple[opstring.Op, ...], image: Any, draws: Any, decoded: bool = 
         if op.name == 'decode' and decoded:
             position += 1
         elif rest and fused.can_fuse(op, rest[0]):
-            rngs = (Rng(draws[position]), Rng(draws[position + 1]))
+            rngs = _rng(op, draws, position), _rng(rest[0], draws, position + 1)
             image = fused.apply(op, rest[0], image, rngs)
             position += 2
         else:
-            rng = (Rng(draws[position]),) if is_random(op.name) else ()
-            image = OPS[op.name](image, *rng, *op.args, **op.kwargs)
+            rng = _rng(op, draws, position)
+            image = OPS[op.name](image, *([rng] if rng else []), *op.args, **op.kwargs)
             position += 1
     return image
+
+
+def _rng(op: opstring.Op, draws: Any, position: int) -> Rng | None:
+    return Rng(draws[position]) if is_random(op.name) else None
 
 
 def channels(ops: tuple[opstring.Op, ...]) -> int:

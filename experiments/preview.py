@@ -4,6 +4,7 @@ python -m experiments.preview --config=configs/NAME.py[:ARG] [--output=DIR] [--c
 """
 
 import json
+import sys
 
 from absl import flags
 
@@ -21,6 +22,8 @@ def main(argv: list[str]) -> None:
     from vision.preprocess.preview import preview, text
 
     summary = preview(CONFIG.value, OUTPUT.value)
+    # A file's name may be no UTF-8.
+    sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
     if FORMAT.value == 'json':
         print(json.dumps(summary, ensure_ascii=False))
         return

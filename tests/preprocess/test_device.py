@@ -88,5 +88,5 @@ def test_input_shape_is_found_without_running_anything():
 def test_bad_ops_are_the_users_mistake(ops):
     config = default_config()
     config.preprocess.train = ops
-    with pytest.raises(UserError, match='op|method of resize'):
+    with pytest.raises(UserError, match=r'op|method of resize'):
         next(inputs.TrainBatches(arrays.digits('train'), config, make_mesh(), 0))

@@ -7,12 +7,12 @@ they are held to 0.05.
 
 import json
 import os
-from pathlib import Path
 
 import jax
 import pytest
 
 from tests.conftest import run_module
+from vision.models.cpu import vector_bits
 
 # Recorded on AMD EPYCs, 2026-11-25 and 26, by JAX's minor version, the number of cores and the vectors' bits.
 # The losses of digits and of MNIST.
@@ -27,12 +27,6 @@ RECORDED = {
     ('0.12', 2, 256): (0.88208, 1.74877),
 }
 DIGITS, MNIST = ({key: pair[i] for key, pair in RECORDED.items()} for i in (0, 1))
-
-
-def vector_bits():
-    """512 with AVX-512, else 256; 0 where Linux does not tell."""
-    about = Path('/proc/cpuinfo')
-    return (512 if 'avx512f' in about.read_text() else 256) if about.exists() else 0
 
 
 def train(workdir, *flags):

@@ -221,10 +221,15 @@ def records(source: TFDSSource, count: int = -1) -> Iterator[tuple[int, int, int
     try:
         yield from eval_records(source, 0, 1).take(count).as_numpy_iterator()
     except tf.errors.OpError as e:
-        reason = str(e).split('\n')[0].split(' [')[0]
-        raise UserError(
-            f'{source.name}: its records cannot be read ({reason}); remove the data set and prepare it again'
-        ) from None
+        raise unreadable(source, _first_line(e).split(' [')[0]) from None
+
+
+def unreadable(source: TFDSSource, reason: str) -> UserError:
+    """The error for a split whose files are damaged; the reason is TensorFlow's."""
+    return UserError(
+        f'{source.name}: its records cannot be read ({reason}); '
+        'remove the data set and prepare it again'
+    )
 
 
 def _host_part(source: TFDSSource, index: int, count: int) -> tuple[Any, int, int]:

@@ -44,8 +44,9 @@ class Classes(NamedTuple):
 def match(run_names: tuple[str, ...], source: Source, which: str = 'data') -> Classes:
     """Finds a data set's classes among a run's, by name.
 
-    Numbers are no names: a data set that has no others ('cifar10_corrupted' of TFDS, an `.npz`)
-    has the run's first classes, all of which are compared. ImageNet-A and -R have 200 of 1,000.
+    Numbers that the run does not have are no names: a data set that has no others ('cifar10_corrupted'
+    of TFDS, an `.npz`) has the run's first classes, all of which are compared. ImageNet-A and -R have
+    200 of 1,000.
 
     Args:
       run_names: K names.

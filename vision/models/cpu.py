@@ -5,7 +5,12 @@ from pathlib import Path
 
 
 @functools.cache
-def has_avx512() -> bool:
-    """Whether vectors are 512 bits wide; False where Linux does not tell."""
+def vector_bits() -> int:
+    """The width of the processor's vectors: 512 with AVX-512, else 256; 0 where Linux does not tell."""
     about = Path('/proc/cpuinfo')
-    return about.exists() and 'avx512f' in about.read_text()
+    return (512 if 'avx512f' in about.read_text() else 256) if about.exists() else 0
+
+
+def has_avx512() -> bool:
+    """Whether vectors are 512 bits wide, as far as is known."""
+    return vector_bits() == 512

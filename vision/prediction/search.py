@@ -210,9 +210,8 @@ def duplicates(index: Index, run: Run, threshold: float = 0.95) -> list[dict[str
         index = Index(index.made_by, 'cosine', index.names, faiss().IndexFlatIP(vectors.shape[1]))
         index.index.add(vectors)
     alike = _Alike(run, index.names)
-    group_of: dict[
-        int, list[dict[str, Any]]
-    ] = {}  # of an image, the neighbours of its group's first
+    # By an image's position: the neighbours of its group's first.
+    group_of: dict[int, list[dict[str, Any]]] = {}
     groups = []
     found = _near(index, vectors, threshold)
     for position, nearest in enumerate(track(found, len(vectors), 'comparing')):
@@ -238,7 +237,7 @@ def _near(index: Index, vectors: np.ndarray, threshold: float) -> Iterator[list[
         count = 16
         found = index.search(some, count)
         while count < min(_LOOKED_AT, len(vectors)) and any(
-            nearest[-1][1] >= threshold for nearest in found
+            nearest and nearest[-1][1] >= threshold for nearest in found
         ):
             count *= 4
             found = index.search(some, count)

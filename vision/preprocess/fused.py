@@ -83,9 +83,9 @@ def _decode_random_resized_crop(
     rng: Rng,
     channels: int,
     height: int,
-    width: int | None = None,
-    area: tuple[float, float] = (0.08, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+    width: int | None,
+    area: tuple[float, float],
+    ratio: tuple[float, float],
 ) -> Any:
     """`decode(channels)` and `random_resized_crop(…)` in one: bytes → uint8 [height, width, C]."""
     tf = tf_cpu()

@@ -98,7 +98,7 @@ def scale_jitter(image: Any, rng: Rng, low: int = 256, high: int = 512) -> Any:
     return resize_small(image, jittered(rng, low, high))
 
 
-def jittered(rng: Rng, low: int = 256, high: int = 512) -> Any:
+def jittered(rng: Rng, low: int, high: int) -> Any:
     """The shorter side that `scale_jitter` chooses: an int32 scalar."""
     return low + rng.below(high - low + 1)
 

@@ -62,10 +62,10 @@ class Preprocess:
             )
             yield from rows.aligned(self._run(dataset), self._local)
             if errors:
-                raise UserError(
-                    f'{self._source.name}: its records cannot be read ({_first_line(errors[0])}); '
-                    'remove the data set and prepare it again'
-                )
+                from vision.data.tfds_source import unreadable
+
+                assert isinstance(self._source, TFDSSource)
+                raise unreadable(self._source, _first_line(errors[0]))
 
     def padding(self) -> tuple[rows.Plan, np.ndarray, np.ndarray]:
         """A batch of nothing, for a host that has fewer examples than another."""

@@ -79,15 +79,11 @@ def compare(
         for value in values:
             if value not in known:
                 raise UserError(f'--{name}: no {value!r}; there are {", ".join(known)}')
+    if peer == 'onnxruntime' and 'bfloat16' in dtypes:
+        raise UserError('--dtypes: ONNX Runtime is measured in float32 only')
+    command = [peer_python or 'python', str(_PEER), peer] if peer else None
     return [
-        _compare(
-            mode,
-            model,
-            dtype,
-            peer and [peer_python or 'python', str(_PEER), peer],
-            rounds,
-            peer_env,
-        )
+        _compare(mode, model, dtype, command, rounds, peer_env)
         for model in models
         for dtype in dtypes
     ]

@@ -21,7 +21,8 @@ def main(peer, mode, name, dtype, size, channels, batch):
     """Prints JSON with `rate`, images per second by the median step, eager, as its users would run it."""
     import torch
 
-    device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    on_gpu = torch.cuda.is_available() and peer == 'torchvision'
+    device = 'cuda' if on_gpu else 'cpu'
     classes = 1000 if channels == 3 else 10
     model = _make(name, classes).to(device)
     images = torch.randn(batch, channels, size, size, device=device)

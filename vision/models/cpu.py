@@ -3,6 +3,8 @@
 import functools
 from pathlib import Path
 
+import jaxlib
+
 
 @functools.cache
 def vector_bits() -> int:
@@ -14,3 +16,8 @@ def vector_bits() -> int:
 def has_avx512() -> bool:
     """Whether vectors are 512 bits wide, as far as is known."""
     return vector_bits() == 512
+
+
+def has_ynn() -> bool:
+    """Whether XLA hands small convolutions and products to YNNPACK: seen in jaxlib 0.12, not in 0.10."""
+    return tuple(map(int, jaxlib.__version__.split('.')[:2])) >= (0, 12)

@@ -115,6 +115,8 @@ def _input_gradient(
         if gradient.dtype == jnp.float32:
             return _spread(gradient @ kernel[0, 0].T, shape, strides)
         return _spread(_xla(gradient, kernel.swapaxes(2, 3), (1, 1), [(0, 0)] * 2), shape, strides)
+    if by_columns.suits_input_gradient(kernel.shape, strides, gradient.dtype):
+        return by_columns.input_gradient(shape, kernel, gradient, padding)
     plain = max(height, width) == 1 or height <= padding[0] or width <= padding[1]
     if plain or max(strides) > min(height, width):
         convolution = partial(_xla, strides=strides, padding=[(p, p) for p in padding])
@@ -127,8 +129,6 @@ def _input_gradient(
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
     if strides != (1, 1):
         return _by_phases(shape, flipped, gradient, strides, padding)
-    if by_columns.suits_pairs(gradient.shape, flipped.shape, around, gradient.dtype):
-        return by_columns.convolve_pairs(gradient, flipped, around)
     # XLA would fold the flip into a convolution that oneDNN does not take: in bfloat16 180 GFLOP/s
     # where it makes 450.
     return _plain(gradient, lax.optimization_barrier(flipped), (1, 1), around)

@@ -9,15 +9,19 @@ training images are held out to select on. The paper's test error: 0.95 %, 0.8 %
     … --config=configs/mnist_lenet5.py:plain                 10 epochs, no distortions
     … --config=configs/mnist_lenet5.py:1998                  the network and the loss as published
     … --config=configs/mnist_lenet5.py:1998-distorted        the same with distortions
+    … --config=configs/mnist_lenet5.py:1998-cosine           the same network and loss, today's schedule
     … --config=configs/mnist_lenet5.py:quick                 one epoch of a few thousand images
 
 1998 has the sparse C3, the RBF output and the loss of eq. 9, 20 passes, and the paper's rates
 relative to the first one. What deviates: batches of 128 with momentum in place of single patterns
 with a diagonal Levenberg-Marquardt step (so the first rate is 6e-3, found on validation), and the
 best of 20 passes on 5,000 held-out images is reported. Test error: 1.09 ± 0.07 %,
-with distortions 0.86 ± 0.02 % (three seeds each), more than the paper's. On 10,000 held-out images, with a cosine
-over 12 passes from 3e-3, batches of 16, 32 and 128 had 1.43, 1.20 and 1.07 %, the last with these rates 1.12 %;
-batches of 256, weight decay, an average and j = 20 were no better.
+with distortions 0.86 ± 0.02 % (three seeds each), more than the paper's.
+
+1998-cosine, which is ours: a cosine over 24 passes and an L2 weight decay of 0.03. Found on 10,000 held-out images,
+over 12 passes unless said: without decay batches of 16, 32 and 128 had 1.43, 1.20 and 1.07 % (20 passes at the rates of 1998:
+1.12 %); decay of 0.01, 0.03 and 0.1 had 1.05, 1.03 and 1.59 %, 0.03 over 24 passes 0.95 %. Batches of
+256, an average and j = 20 were no better.
 
 Measured over five seeds: 99.50 % test accuracy, plain 99.22 % (`experiments/results/table.md`).
 """
@@ -28,7 +32,7 @@ from ml_collections.config_dict import placeholder
 from vision.core.config import default_config
 from vision.core.errors import unknown
 
-VARIANTS = ('full', 'plain', '1998', '1998-distorted', 'quick')
+VARIANTS = ('full', 'plain', '1998', '1998-distorted', '1998-cosine', 'quick')
 
 
 def get_config(variant: str = 'full') -> ConfigDict:
@@ -58,9 +62,17 @@ def get_config(variant: str = 'full') -> ConfigDict:
         config.training.duration = '10 epochs'
     elif variant == '1998':
         _as_published(config)
+        _rates_of_1998(config)
         config.preprocess.train = 'pad(2)'
     elif variant == '1998-distorted':
         _as_published(config)
+        _rates_of_1998(config)
+    elif variant == '1998-cosine':
+        _as_published(config)
+        config.preprocess.train = 'pad(2)'
+        config.weight_decay = 0.03
+        config.schedule.warmup = '0.5 epochs'
+        config.training.duration = '24 epochs'
     elif variant == 'quick':
         config.training.duration = '200 steps'
         config.training.eval_every = '100 steps'
@@ -70,14 +82,17 @@ def get_config(variant: str = 'full') -> ConfigDict:
 
 
 def _as_published(config: ConfigDict) -> None:
-    """Sections II.B, II.C and III.B: the network, its loss, its pixels, its rates."""
+    """Sections II.B, II.C and III.B: the network, its loss, its pixels."""
     config.model = ConfigDict({'name': 'lenet5_1998'})
     config.loss.name = 'lenet_discriminative'
     config.preprocess.mean = (0.1 / 1.275,)  # white paper becomes -0.1, black ink 1.175
     config.preprocess.std = (1 / 1.275,)
     config.optimizer.lr = 6e-3
+
+
+def _rates_of_1998(config: ConfigDict) -> None:
+    """Section III.B: 5e-4 for two passes, 2e-4 for three, 1e-4 for three, 5e-5 for four, then 1e-5."""
     config.weight_decay = 0.0
-    # 5e-4 for two passes, 2e-4 for three, 1e-4 for three, 5e-5 for four, then 1e-5.
     config.schedule = ConfigDict({'name': 'step', 'warmup': '0 steps'})
     config.schedule.at = ('2 epochs', '5 epochs', '8 epochs', '12 epochs')
     config.schedule.factor = (0.4, 0.5, 0.5, 0.2)

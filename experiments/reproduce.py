@@ -41,6 +41,7 @@ ROWS = (
     ('mnist-lenet5', 'configs/mnist_lenet5.py:plain', _LECUN, '0.95 %'),
     ('mnist-lenet5-distorted', 'configs/mnist_lenet5.py', _LECUN, '0.8 %'),
     ('mnist-lenet5-1998', 'configs/mnist_lenet5.py:1998', _LECUN, '0.95 %'),
+    ('mnist-lenet5-1998-cosine', 'configs/mnist_lenet5.py:1998-cosine', _LECUN, '0.95 %'),
     ('mnist-lenet5-1998-distorted', 'configs/mnist_lenet5.py:1998-distorted', _LECUN, '0.8 %'),
     ('mnist-best', 'configs/mnist_best.py', 'our own recipe', 'aim 0.3 %'),
     ('fashion-lenet5', 'configs/fashion_mnist_lenet5.py', _FASHION, '8.4 … 12.4 %'),

@@ -69,8 +69,8 @@ CASES = {
 }  # fmt: skip
 # Recipes that are not a paper's: SGD with momentum, a warm-up, a rate that falls to 0.
 OWN = (
-    'mnist_lenet5', 'mnist_lenet5:plain', 'mnist_best', 'digits_lenet5', 'fashion_mnist_lenet5',
-    'fashion_mnist:resnet20', 'fashion_mnist:vgg11_bn', 'fashion_mnist:googlenet',
+    'mnist_lenet5', 'mnist_lenet5:plain', 'mnist_lenet5:1998-cosine', 'mnist_best', 'digits_lenet5',
+    'fashion_mnist_lenet5', 'fashion_mnist:resnet20', 'fashion_mnist:vgg11_bn', 'fashion_mnist:googlenet',
     'ablation:resnet', 'ablation:vgg',
 )  # fmt: skip
 

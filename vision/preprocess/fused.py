@@ -104,7 +104,7 @@ def _decode_random_resized_crop(
 
 
 def _decode_window(data: Any, window: Any, channels: int, size: tuple[int, int]) -> Any:
-    """Decodes a window of a JPEG, at the least of the scales 1/8 … 1 that keeps `size` pixels."""
+    """Decodes a window of a JPEG, at the least of the scales 1/8 … 1 that keeps `size` pixels, less one for rounding."""
     tf = tf_cpu()
     spare = tf.minimum(window[2] // size[0], window[3] // size[1])
 

@@ -14,17 +14,11 @@ import pytest
 from tests.conftest import run_module
 from vision.models.cpu import vector_bits
 
-# Recorded on AMD EPYCs, 2026-11-25 and 26, by JAX's minor version, the number of cores and the vectors' bits.
-# The losses of digits and of MNIST.
+# Recorded on an AMD EPYC, 2026-11-26, by JAX's minor version, the number of cores and the vectors' bits.
+# The losses of digits and of MNIST. Elsewhere not recorded again since input gradients are spread columns.
 RECORDED = {
-    ('0.10', 1, 512): (0.89091, 1.74824),
-    ('0.10', 2, 512): (0.88711, 1.74824),
-    ('0.12', 1, 512): (0.88958, 1.74877),
-    ('0.12', 2, 512): (0.88711, 1.74877),
     ('0.10', 1, 256): (0.88208, 1.74877),
-    ('0.10', 2, 256): (0.89091, 1.72486),
-    ('0.12', 1, 256): (0.88208, 1.74824),
-    ('0.12', 2, 256): (0.88208, 1.74877),
+    ('0.10', 2, 256): (0.87731, 1.74877),
 }
 DIGITS, MNIST = ({key: pair[i] for key, pair in RECORDED.items()} for i in (0, 1))
 

@@ -4,7 +4,7 @@
         [--peer=torchvision|onnxruntime --peer_python=PATH] [--rounds=3] [--format=json]
     python -m experiments.benchmark input [--peer=torchvision --peer_python=PATH]
     python -m experiments.benchmark race [--mnist=FOLDER] [--peer=torchvision --peer_python=PATH]
-    python -m experiments.benchmark gpu [--batch_size=256] [--tiny]
+    python -m experiments.benchmark gpu [--peer=torchvision --peer_python=PATH] [--batch_size=256] [--tiny]
     python -m experiments.benchmark end_to_end
     python -m experiments.benchmark loop
     python -m experiments.benchmark startup
@@ -75,9 +75,13 @@ def _race() -> dict[str, Any]:
 
 
 def _gpu() -> list[dict[str, Any]]:
+    from vision.training import speed
     from vision.training.accelerator import accelerator
 
-    return accelerator(BATCH_SIZE.value, TINY.value)
+    if PEER.value not in (None, 'torchvision'):
+        raise UserError(f'--peer={PEER.value}: gpu is compared with torchvision only')
+    peer = speed.peer_command(PEER.value, PEER_PYTHON.value) if PEER.value else None
+    return accelerator(BATCH_SIZE.value, TINY.value, peer, startup.shipped_environment())
 
 
 def _end_to_end() -> dict[str, Any]:

@@ -110,6 +110,16 @@ def test_kernel_gradients_by_rows(size, kernel, strides, padding):
         _assert_same(lambda x, k: convolve(x, k, strides, padding), x, k)
 
 
+@settings(max_examples=5)
+@given(st.integers(1, 12), st.integers(1, 2), st.sampled_from([(1, 3), (3, 3), (5, 4)]))
+def test_kernel_gradients_part_by_part(batch, strides, kernel):
+    """Whatever divides the batch: 11 images have no parts, 12 have 2, 3, 4, 6 or 12."""
+    x, k = _draw(0, (batch, 8, 7, 5)), _draw(1, (*kernel, 5, 7))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fast, '_PART', 2 * 8 * 7 * 5 * 4)
+        _assert_same(lambda x, k: convolve(x, k, strides, 1), x, k)
+
+
 @settings(max_examples=10)
 @given(
     st.tuples(st.integers(1, 2), st.integers(3, 9), st.integers(3, 9)),

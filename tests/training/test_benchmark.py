@@ -20,7 +20,7 @@ def test_a_gpu_gets_resnet50_with_mfu_and_epochs(monkeypatch):
     h100 = {'device': 'NVIDIA H100', 'rate': 2000.0, 'peak': 989e12, 'flops_per_image': 24.5e9}
     calls = []
 
-    def run(words):
+    def run(words, env=None):
         calls.append(words[3:])
         return h100
 
@@ -39,7 +39,22 @@ def test_a_gpu_gets_resnet50_with_mfu_and_epochs(monkeypatch):
     assert calls[0] == ['train', 'resnet50', 'bfloat16', '224', '3', '64']
     assert calls[-1] == ['resnet20', 'float32', '32', '3', '128', '50000']
     assert rows[0]['mfu'] == pytest.approx(2000 * 24.5e9 / 989e12) and rows[0]['seconds'] is None
+    assert rows[0]['peer'] is None and rows[0]['ratio'] is None
     assert rows[-1]['seconds'] == 25.0 and rows[-1]['device'] == 'NVIDIA H100'
+
+
+def test_a_peer_s_resnet50_is_measured_after_ours(monkeypatch):
+    order = []
+
+    def run(words, env=None):
+        order.append('peer' if words[0] == 'torch' else 'ours')
+        return {'device': 'cpu', 'rate': 30.0 / len(order), 'peak': None, 'flops_per_image': 1.0}
+
+    monkeypatch.setattr(accelerator.speed, 'run_process', run)
+    rows = accelerator.accelerator(tiny=True, peer=speed.peer_command('torchvision', 'torch'))
+    assert order == ['ours', 'peer'] * 4 + ['ours'] * 4
+    assert (rows[0]['rate'], rows[0]['peer'], rows[0]['ratio']) == (30.0, 15.0, 2.0)
+    assert rows[-1]['peer'] is None
 
 
 def test_xla_counts_what_is_counted_by_hand():

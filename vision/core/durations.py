@@ -72,12 +72,16 @@ class Every:
 
     def __init__(self, period: Fraction):
         """Takes the period in steps, as `steps_in` returns it; below 1 it is due at every step."""
-        self._period = period
+        # Whole numbers, a hundred times as quick as fractions: every step asks.
+        self._numerator, self._denominator = period.numerator, period.denominator
 
     def due(self, step: int) -> bool:
         """Whether it is due when `step` steps (≥ 1) are done."""
         return self._times(step) > self._times(step - 1)
 
     def _times(self, step: int) -> int:
-        # The k-th time is at floor(k · period + 1/2), as `to_steps` rounds.
-        return math.ceil((step + Fraction(1, 2)) / self._period) - 1 if step else 0
+        # The k-th time is at floor(k · period + 1/2), as `to_steps` rounds: those up to this step
+        # are ceil((step + 1/2) / period) - 1.
+        if not step:
+            return 0
+        return -(-(2 * step + 1) * self._denominator // (2 * self._numerator)) - 1

@@ -60,16 +60,20 @@ def batch_ids(
     positions = step * batch_size + apart(batch_size, repeats)
     epochs, places = positions // n, positions % n
     ids = np.empty(batch_size, np.int64)
-    for epoch in np.unique(epochs):
+    first, last = step * batch_size // n, ((step + 1) * batch_size - 1) // n
+    for epoch in range(first, last + 1):
         here = epochs == epoch
-        ids[here] = epoch_order(seed, int(epoch), n)[places[here] // repeats]
+        ids[here] = epoch_order(seed, epoch, n)[places[here] // repeats]
     return ids, epochs * repeats + places % repeats
 
 
+@functools.lru_cache(maxsize=4)
 def apart(batch_size: int, repeats: int) -> np.ndarray:
-    """The positions within a batch, int64 [B], in the order in which its rows hold them.
+    """The positions within a batch, int64 [B], read-only, in the order in which its rows hold them.
 
     The views of an image lie far apart, as torchvision deals them out to different GPUs: mixup, which
     mixes neighbours, would else mix an image with itself.
     """
-    return np.concatenate([np.arange(first, batch_size, repeats) for first in range(repeats)])
+    rows = np.concatenate([np.arange(first, batch_size, repeats) for first in range(repeats)])
+    rows.flags.writeable = False
+    return rows

@@ -14,7 +14,7 @@ Images are [B, H, W, C], kernels [h, w, C, K]. Only reverse-mode differentiation
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -26,6 +26,9 @@ from vision.models import by_columns, by_rows, fast_pool, winograd
 
 Pair = tuple[int, int]
 _LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+
+_PART = 2**20  # bytes of images
+_MOST_PARTS = 16  # each is compiled
 
 _enabled = os.environ.get('VISION_FAST', '1') != '0'
 
@@ -148,9 +151,37 @@ def _kernel_gradient(
         return winograd.kernel_gradient(x, gradient, padding)
     if by_rows.suits_gradient(shape, x.dtype):
         return by_rows.kernel_gradient(x, shape, gradient, strides, padding)
+    return _sum_of_parts(partial(_xla_kernel_gradient, shape, strides, padding), x, gradient)
+
+
+def _xla_kernel_gradient(
+    shape: tuple[int, ...], strides: Pair, padding: Pair, x: jax.Array, gradient: jax.Array
+) -> jax.Array:
     convolution = partial(_xla, strides=strides, padding=[(p, p) for p in padding])
     like = jax.ShapeDtypeStruct(shape, x.dtype)
     return jax.linear_transpose(lambda kernel: convolution(x, kernel), like)(gradient)[0]
+
+
+def _sum_of_parts(
+    kernel_gradient: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, gradient: jax.Array
+) -> jax.Array:
+    """A kernel gradient, part by part of a batch of images that a core's cache does not hold.
+
+    XLA's own then takes more than in proportion. 3 x 3, 16 to 16 channels, 28 px, batch 128, without AVX-512: 8.7 for
+    21 ms (one core: 14 for 86; without oneDNN 10 for 27), at 32 px 12.6 for 84 (13 for 200); stride 2, 16 to 32, 28 px: 7.2 for 7.4
+    (6.2 for 14.8).
+    """
+    batch, size = len(x), x.size * x.dtype.itemsize
+    if size <= 2 * _PART:
+        return kernel_gradient(x, gradient)
+    numbers = [n for n in range(1, _MOST_PARTS + 1) if batch % n == 0 and size <= n * _PART]
+    parts = min(numbers, default=1)
+
+    # Part i is every n-th image from i on: so none leaves its device where a batch is spread over several.
+    def part(values: jax.Array, i: int) -> jax.Array:
+        return values.reshape(batch // parts, parts, *values.shape[1:])[:, i]
+
+    return sum(kernel_gradient(part(x, i), part(gradient, i)) for i in range(parts))
 
 
 def _plain(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair) -> jax.Array:

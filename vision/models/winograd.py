@@ -25,9 +25,9 @@ Pair = tuple[int, int]
 # 128 at 28 px: 11.7 for 18.7 and 14 for 24; 256 at 14 px: 9.5 for 18.7 and 11 for 22;
 # 512 at 7 px: 12.7 for 21.8 and 15 for 23.
 # Without AVX-512 XLA's gradient is the slow one: 64 channels at 56 px 93 for 183 ms (93 for 231 without oneDNN), 64 at
-# 224 px, batch 4: 333 for 1,565.
+# 224 px, batch 4: 333 for 1,565; 32 channels, batch 128, at 14 px 8 for 12 (7 for 22), at 28 px 40 for 164 (41 for 458).
 CHANNELS = 64
-GRADIENT_CHANNELS = 96 if has_avx512() else 64
+GRADIENT_CHANNELS = 96 if has_avx512() else 32
 # Multiplications below which XLA's form takes well under a millisecond: nothing to gain.
 WORK = 10**8
 

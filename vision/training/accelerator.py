@@ -1,6 +1,7 @@
 """What is measured where a GPU can be had, all of it by one command; needs no TensorFlow."""
 
 import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vision.training import speed
@@ -16,7 +17,12 @@ print(json.dumps(epoch_speed(*sys.argv[1:3], *map(int, sys.argv[3:]))))
 """
 
 
-def accelerator(batch_size: int = 256, tiny: bool = False) -> list[dict[str, Any]]:
+def accelerator(
+    batch_size: int = 256,
+    tiny: bool = False,
+    peer: Sequence[str] | None = None,
+    peer_env: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
     """Measures ResNet-50's training step and inference, and epochs of LeNet-5 and ResNet-20.
 
     Each in a process of its own, once. The epochs are of MNIST's and CIFAR-10's sizes, synthetic
@@ -25,17 +31,23 @@ def accelerator(batch_size: int = 256, tiny: bool = False) -> list[dict[str, Any
     Args:
       batch_size: of ResNet-50; fewer where memory does not suffice.
       tiny: small images, batches and epochs instead, to see on any machine that it runs.
+      peer: the command line of one that is measured right after our ResNet-50 (`speed.peer_command`).
+      peer_env: the environment of the peer; this process's if None.
 
     Returns:
-      For each `rate`, images per second, `seconds` an epoch, `mfu` (the model's FLOPs over the
-      device's peak in bfloat16, float32's too; None where the peak is not known), and the `device`.
+      For each `rate`, images per second, `peer`, the peer's, and their `ratio`; `seconds` an epoch;
+      `mfu` (the model's FLOPs over the device's peak in bfloat16, float32's too; None where the peak
+      is not known), and the `device`.
     """
     size, batch, divisor = (64, 2, 100) if tiny else (224, batch_size, 1)
     rows = []
     for mode in ('train', 'infer'):
         for dtype in DTYPES:
             reading = speed.measure_apart(mode, 'resnet50', dtype, size, 3, batch)
-            shares = {'seconds': None, 'mfu': speed.mfu(reading, reading['rate'])}
+            shares = {'mfu': speed.mfu(reading, reading['rate'])}
+            if peer:
+                words = [*peer, mode, 'resnet50', dtype, *map(str, (size, 3, batch))]
+                shares['peer'] = speed.run_process(words, peer_env)['rate']
             rows.append(_row('resnet50', mode, dtype, size, batch, reading, shares))
     for model, pixels, channels, examples in (
         ('lenet5', 28, 1, 60_000 // divisor),
@@ -44,7 +56,7 @@ def accelerator(batch_size: int = 256, tiny: bool = False) -> list[dict[str, Any
         for dtype in DTYPES:
             words = [model, dtype, *map(str, (pixels, channels, 128, examples))]
             reading = speed.run_process([sys.executable, '-c', _EPOCH, *words])
-            shares = {'seconds': examples / reading['rate'], 'mfu': None}
+            shares = {'seconds': examples / reading['rate']}
             rows.append(_row(model, 'epoch', dtype, pixels, 128, reading, shares))
     return rows
 
@@ -56,7 +68,19 @@ def _row(
     size: int,
     batch: int,
     reading: dict[str, Any],
-    shares: dict[str, Any],
+    shares: dict[str, float | None],
 ) -> dict[str, Any]:
-    names = {'model': model, 'mode': mode, 'dtype': dtype, 'pixels': size, 'batch': batch}
-    return {**names, 'rate': reading['rate'], **shares, 'device': reading['device']}
+    peer = shares.get('peer')
+    return {
+        'model': model,
+        'mode': mode,
+        'dtype': dtype,
+        'pixels': size,
+        'batch': batch,
+        'rate': reading['rate'],
+        'peer': peer,
+        'ratio': reading['rate'] / peer if peer else None,
+        'seconds': shares.get('seconds'),
+        'mfu': shares.get('mfu'),
+        'device': reading['device'],
+    }

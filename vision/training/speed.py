@@ -81,12 +81,17 @@ def compare(
                 raise UserError(f'--{name}: no {value!r}; there are {", ".join(known)}')
     if peer == 'onnxruntime' and 'bfloat16' in dtypes:
         raise UserError('--dtypes: ONNX Runtime is measured in float32 only')
-    command = [peer_python or 'python', str(_PEER), peer] if peer else None
+    command = peer_command(peer, peer_python) if peer else None
     return [
         _compare(mode, model, dtype, command, rounds, peer_env)
         for model in models
         for dtype in dtypes
     ]
+
+
+def peer_command(peer: str, python: str | None) -> list[str]:
+    """The command line that measures a peer, before mode, model, type, pixels, channels and batch."""
+    return [python or 'python', str(_PEER), peer]
 
 
 def _compare(

@@ -26,6 +26,10 @@ def main(peer, mode, name, dtype, size, channels, batch):
     classes = 1000 if channels == 3 else 10
     model = _make(name, classes).to(device)
     images = torch.randn(batch, channels, size, size, device=device)
+    if on_gpu:  # what PyTorch's guides advise for convolutional nets
+        torch.backends.cudnn.benchmark = True
+        model = model.to(memory_format=torch.channels_last)
+        images = images.to(memory_format=torch.channels_last)
     labels = torch.randint(0, classes, (batch,), device=device)
     autocast = torch.autocast(device, torch.bfloat16) if dtype == 'bfloat16' else None
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4)

@@ -19,8 +19,8 @@ input: training batches from JPEGs, images per second.
 race: seconds from the start of a process to 99 % on MNIST's test set, LeNet-5, ours and plain
 PyTorch. MNIST is TFDS's, or the four IDX files in FOLDER.
 gpu: all that a GPU is measured by, each once: ResNet-50's training step and inference with MFU, epochs
-of LeNet-5 and ResNet-20, in bfloat16 and float32. Meant to take less than eight minutes; not run on a
-GPU yet. --tiny tries it anywhere, at sizes that say nothing.
+of LeNet-5 and ResNet-20, in bfloat16 and float32. Meant to take less than eight minutes: most of them
+compile, once. --tiny tries it anywhere, at sizes that say nothing.
 end_to_end: training ResNet-18 from JPEG files and on synthetic images, images per second.
 loop: the loop against its bare jitted step, ResNet-20 on synthetic images, images per second.
 startup: seconds from the start of a process to the first step of LeNet-5 and of ResNet-50, with an

@@ -181,7 +181,8 @@ def _sum_of_parts(
     def part(values: jax.Array, i: int) -> jax.Array:
         return values.reshape(batch // parts, parts, *values.shape[1:])[:, i]
 
-    return sum(kernel_gradient(part(x, i), part(gradient, i)) for i in range(parts))
+    gradients = [kernel_gradient(part(x, i), part(gradient, i)) for i in range(parts)]
+    return sum(gradients[1:], gradients[0])
 
 
 def _plain(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair) -> jax.Array:

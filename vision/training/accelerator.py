@@ -44,10 +44,13 @@ def accelerator(
     for mode in ('train', 'infer'):
         for dtype in DTYPES:
             reading = speed.measure_apart(mode, 'resnet50', dtype, size, 3, batch)
+            speed.show('ours', mode, 'resnet50', dtype, reading)
             shares = {'mfu': speed.mfu(reading, reading['rate'])}
             if peer:
                 words = [*peer, mode, 'resnet50', dtype, *map(str, (size, 3, batch))]
-                shares['peer'] = speed.run_process(words, peer_env)['rate']
+                measured = speed.run_process(words, peer_env)
+                speed.show('peer', mode, 'resnet50', dtype, measured)
+                shares['peer'] = measured['rate']
             rows.append(_row('resnet50', mode, dtype, size, batch, reading, shares))
     for model, pixels, channels, examples in (
         ('lenet5', 28, 1, 60_000 // divisor),
@@ -56,6 +59,7 @@ def accelerator(
         for dtype in DTYPES:
             words = [model, dtype, *map(str, (pixels, channels, 128, examples))]
             reading = speed.run_process([sys.executable, '-c', _EPOCH, *words])
+            speed.show('ours', 'epoch', model, dtype, reading)
             shares = {'seconds': examples / reading['rate']}
             rows.append(_row(model, 'epoch', dtype, pixels, 128, reading, shares))
     return rows

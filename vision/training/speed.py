@@ -105,9 +105,11 @@ def _compare(
     readings: dict[str, list[Any]] = {'ours': [], 'peer': []}
     for _ in range(rounds):
         readings['ours'].append(measure_apart(mode, model, dtype, *SIZES[model]))
+        show('ours', mode, model, dtype, readings['ours'][-1])
         if peer:
             words = [*peer, mode, model, dtype, *map(str, SIZES[model])]
             readings['peer'].append(run_process(words, peer_env))
+            show('peer', mode, model, dtype, readings['peer'][-1])
     ours = [reading['rate'] for reading in readings['ours']]
     peers = [reading['rate'] for reading in readings['peer']]
     medians = statistics.median(ours), statistics.median(peers) if peers else None
@@ -123,6 +125,12 @@ def _compare(
         'device': readings['ours'][0]['device'],
         'rounds': {'ours': ours, 'peer': peers},
     }
+
+
+def show(who: str, mode: str, model: str, dtype: str, reading: Mapping[str, Any]) -> None:
+    """Tells the terminal of a reading while others are still to come."""
+    rate = f'{reading["rate"]:,.2f} images/s'
+    print(f'{model}, {mode}, {dtype}: {who} {rate}', file=sys.stderr, flush=True)
 
 
 def mfu(reading: Mapping[str, Any], rate: float) -> float | None:

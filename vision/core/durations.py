@@ -72,7 +72,7 @@ class Every:
 
     def __init__(self, period: Fraction):
         """Takes the period in steps, as `steps_in` returns it; below 1 it is due at every step."""
-        # Whole numbers, a hundred times as quick as fractions: every step asks.
+        # As whole numbers: every step asks, and arithmetic with fractions is slow.
         self._numerator, self._denominator = period.numerator, period.denominator
 
     def due(self, step: int) -> bool:

@@ -172,7 +172,7 @@ def _sum_of_parts(
 
     XLA's own then takes more than in proportion. 3 x 3, 16 to 16 channels, 28 px, batch 128, without AVX-512: 8.7 for
     21 ms (one core: 14 for 86; without oneDNN 10 for 27), at 32 px 12.6 for 84 (13 for 200); stride 2, 16 to 32, 28 px: 7.2 for 7.4
-    (6.2 for 14.8). Where it gains nothing it costs nothing: 32 to 32, 14 px, 8.5 for 12.2; 16 px, 14 for 13.
+    (6.2 for 14.8). Where it gains nothing it costs little: 32 to 32, 14 px, 8.5 for 12.2; 16 px, 14 for 13.
     """
     batch, size = len(x), x.size * x.dtype.itemsize
     if size <= 2 * _PART:

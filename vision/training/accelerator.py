@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from vision.training import speed
@@ -43,14 +44,11 @@ def accelerator(
     rows = []
     for mode in ('train', 'infer'):
         for dtype in DTYPES:
-            reading = speed.measure_apart(mode, 'resnet50', dtype, size, 3, batch)
-            speed.show('ours', mode, 'resnet50', dtype, reading)
+            measure = partial(speed.measure_apart, mode, 'resnet50', dtype, size, 3, batch)
+            reading = measure()
             shares = {'mfu': speed.mfu(reading, reading['rate'])}
             if peer:
-                words = [*peer, mode, 'resnet50', dtype, *map(str, (size, 3, batch))]
-                measured = speed.run_process(words, peer_env)
-                speed.show('peer', mode, 'resnet50', dtype, measured)
-                shares['peer'] = measured['rate']
+                shares['peer'] = measure(peer=peer, env=peer_env)['rate']
             rows.append(_row('resnet50', mode, dtype, size, batch, reading, shares))
     for model, pixels, channels, examples in (
         ('lenet5', 28, 1, 60_000 // divisor),

@@ -104,12 +104,10 @@ def _compare(
 ) -> dict[str, Any]:
     readings: dict[str, list[Any]] = {'ours': [], 'peer': []}
     for _ in range(rounds):
-        readings['ours'].append(measure_apart(mode, model, dtype, *SIZES[model]))
-        show('ours', mode, model, dtype, readings['ours'][-1])
+        words = mode, model, dtype, *SIZES[model]
+        readings['ours'].append(measure_apart(*words))
         if peer:
-            words = [*peer, mode, model, dtype, *map(str, SIZES[model])]
-            readings['peer'].append(run_process(words, peer_env))
-            show('peer', mode, model, dtype, readings['peer'][-1])
+            readings['peer'].append(measure_apart(*words, peer=peer, env=peer_env))
     ours = [reading['rate'] for reading in readings['ours']]
     peers = [reading['rate'] for reading in readings['peer']]
     medians = statistics.median(ours), statistics.median(peers) if peers else None
@@ -139,11 +137,20 @@ def mfu(reading: Mapping[str, Any], rate: float) -> float | None:
 
 
 def measure_apart(
-    mode: Mode, model: str, dtype: str, size: int, channels: int, batch: int
+    mode: Mode,
+    model: str,
+    dtype: str,
+    size: int,
+    channels: int,
+    batch: int,
+    peer: Sequence[str] | None = None,
+    env: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What `measure` returns, from a process of its own."""
-    words = [mode, model, dtype, *map(str, (size, channels, batch))]
-    return run_process([sys.executable, '-c', _OURS, *words])
+    """What `measure` returns, or what a peer (`peer_command`) prints, from a process of its own in `env`."""
+    command = peer or [sys.executable, '-c', _OURS]
+    reading = run_process([*command, mode, model, dtype, *map(str, (size, channels, batch))], env)
+    show('peer' if peer else 'ours', mode, model, dtype, reading)
+    return reading
 
 
 def run_process(words: Sequence[str], env: Mapping[str, str] | None = None) -> dict[str, Any]:

@@ -25,6 +25,7 @@ _MODELS = {
     'resnet20': {},
     'vgg11_bn': {'stem': 'small', 'width': 0.5},
     'googlenet': {'stem': 'small', 'aux_heads': False, 'width': 0.25},
+    'resnet18': {'stem': 'small', 'widths': (32, 64, 128, 256)},
 }
 
 
@@ -42,4 +43,7 @@ def get_config(model: str = 'resnet20') -> ConfigDict:
     config.optimizer.nesterov = True
     config.training.duration = '8 epochs' if model == 'googlenet' else '15 epochs'
     config.training.ema_decay = 0.999
+    if model == 'resnet18':
+        config.preprocess.train += '|cutout(8)'
+        config.training.duration = '40 epochs'
     return config

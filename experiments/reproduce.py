@@ -48,6 +48,7 @@ ROWS = (
     ('fashion-vgg11-bn', 'configs/fashion_mnist.py:vgg11_bn', _FASHION, '6.5 % (VGG-16)'),
     ('fashion-googlenet', 'configs/fashion_mnist.py:googlenet', _FASHION, '6.3 %'),
     ('fashion-resnet20', 'configs/fashion_mnist.py:resnet20', _FASHION, '5.1 % (ResNet-18)'),
+    ('fashion-resnet18', 'configs/fashion_mnist.py:resnet18', _FASHION, '5.1 % (ResNet-18)'),
     ('cifar10-resnet20', 'configs/cifar10_resnet.py:20', _HE, '8.75 %'),
     ('cifar10-resnet32', 'configs/cifar10_resnet.py:32', _HE, '7.51 %'),
     ('cifar10-resnet44', 'configs/cifar10_resnet.py:44', _HE, '7.17 %'),

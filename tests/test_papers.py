@@ -71,6 +71,7 @@ CASES = {
 OWN = (
     'mnist_lenet5', 'mnist_lenet5:plain', 'mnist_lenet5:1998-cosine', 'mnist_best', 'digits_lenet5',
     'fashion_mnist_lenet5', 'fashion_mnist:resnet20', 'fashion_mnist:vgg11_bn', 'fashion_mnist:googlenet',
+    'fashion_mnist:resnet18',
     'ablation:resnet', 'ablation:vgg',
 )  # fmt: skip
 

@@ -1,9 +1,18 @@
 """The best that this codebase's own recipe reaches on MNIST: a small VGG, distortions, an average.
 
-Simonyan and Zisserman 2014 (arXiv:1409.1556), configuration A with BatchNorm, a quarter as wide, for the network; planar distortions of LeCun et al. 1998,
-section III.A; an exponential average of the parameters.
-The aim is 0.3 % test error; measured, two seeds: 0.32 and 0.37 % (LeNet-5 with distortions: 0.50 %). Half as wide, over 10 passes,
-it was 0.45 %, and with elastic distortions of Simard et al. 2003 before these, over 15 passes, 1.20 %.
+Simonyan and Zisserman 2014 (arXiv:1409.1556), configuration A with BatchNorm, half as wide, for the network; planar distortions
+of LeCun et al. 1998, section III.A; an exponential average of the parameters. The aim is 0.3 % test error; measured, three
+seeds: 0.31 ± 0.02 % (LeNet-5 with distortions: 0.50 %).
+
+Tried beside it, three seeds unless said, 5,000 held-out images | test error:
+
+    this recipe                                                    0.33 %   0.31 ± 0.02 %
+    elastic(alpha=16, sigma=4) before distortions of four fifths   0.30 %   0.41 ± 0.03 %
+    a quarter as wide, 50 passes (one seed)                        0.36 %   0.39 %
+    a quarter as wide, 20 passes (two seeds, on a CPU and a GPU)   0.37 %   0.36 ± 0.04 %
+    a quarter as wide, elastic of Simard et al. 2003, 15 passes             1.20 %
+
+The first two differ by 5 of 15,000 held-out answers, which is no difference: the one with less in it is the recipe.
 
     python -m experiments.train --config=configs/mnist_best.py --workdir=runs/mnist_best
     … --config.data.source=idx --config.data.path=FOLDER     the four IDX files, no internet
@@ -17,12 +26,12 @@ from configs import mnist_lenet5
 def get_config() -> ConfigDict:
     """The experiment."""
     config = mnist_lenet5.get_config()
-    config.model = ConfigDict({'name': 'vgg11_bn', 'stem': 'small', 'width': 0.25})
+    config.model = ConfigDict({'name': 'vgg11_bn', 'stem': 'small', 'width': 0.5})
     config.preprocess.train = 'affine(degrees=10, scale=0.15, shear=0.1, shift=2)'
     config.preprocess.eval = ''
     config.preprocess.mean = (0.13,)
     config.preprocess.std = (0.31,)
     config.optimizer.lr = 0.1
-    config.training.duration = '20 epochs'
+    config.training.duration = '40 epochs'
     config.training.ema_decay = 0.999
     return config

@@ -95,7 +95,7 @@ def per_example(workdir: str | os.PathLike, split: str = 'test') -> Answers:
 def draw(workdirs: Sequence[str | os.PathLike], path: Path) -> None:
     """Draws the curves of runs into one picture: loss and accuracy over epochs."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     paths = [Path(w).expanduser().absolute() for w in workdirs]
     names = short_names(paths)
@@ -119,6 +119,7 @@ def draw(workdirs: Sequence[str | os.PathLike], path: Path) -> None:
     axes[1].set_ylabel('top-1 accuracy')
     for panel in axes:
         panel.set_xlabel('epoch')
+        panel.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
         panel.grid(alpha=0.3)
     handles, labels = axes[1].get_legend_handles_labels()
     columns = max(1, _LEGEND // (max(map(len, names)) + 7))  # a line and its margins: 7 letters

@@ -145,7 +145,8 @@ def write_markdown(measured: Sequence[dict[str, Any]], path: Path) -> None:
     lines += ['| ' + ' | '.join(cells(row)) + ' |' for row in measured]
     commands = [f'- {r["name"]}: `{r["summary"]["command"]}`' for r in measured if r['summary']]
     text = "# The papers' figures and ours\n\nTest error of the checkpoint that is best on "
-    text += 'held-out training images, mean ± standard deviation over seeds.\n\n'
+    text += 'held-out training images (of the last, where the config holds none out), '
+    text += 'mean ± standard deviation over seeds.\n\n'
     workdir_lib.write_text(path, text + '\n'.join([*lines, '', *commands]) + '\n')
 
 

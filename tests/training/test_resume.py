@@ -12,10 +12,14 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from ml_collections import ConfigDict
 
 from tests.conftest import REPO, command, environment, run_module
+from tests.training.tiny import tiny_config
 from vision.core.checkpoints import Checkpoints
+from vision.data.arrays import digits
 from vision.evaluation.run import load_run
+from vision.training import train
 from vision.training.recorder import TIMES, read
 
 STEPS = 90
@@ -178,6 +182,20 @@ def test_best_and_last_are_kept(alone):
     with Checkpoints(alone, read_only=True) as checkpoints:
         kept = checkpoints.steps()
     assert STEPS in kept and best in kept and len(kept) <= 3
+
+
+def test_with_nothing_held_out_the_last_step_is_tested_and_taken(tmp_path):
+    train_source, test_source = (digits(split) for split in ('train', 'test'))
+    arrays = {'x_train': train_source.images, 'y_train': train_source.labels}
+    arrays |= {'x_test': test_source.images, 'y_test': test_source.labels}
+    np.savez(tmp_path / 'data.npz', **arrays)
+    config = tiny_config()
+    config.data = ConfigDict({'source': 'npz', 'path': str(tmp_path / 'data.npz'), 'validation': 0})
+    results = train(config, tmp_path / 'run')
+    last = [r for r in records(tmp_path / 'run') if 'test/top1' in r]
+    assert set(results) == {'test'}
+    assert [r['test/checkpoint'] for r in last] == [24]
+    assert load_run(tmp_path / 'run').step == 24
 
 
 def test_two_runs_cannot_share_a_workdir(tmp_path):

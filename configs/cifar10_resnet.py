@@ -9,7 +9,7 @@ by 4, cropped, flipped; 45,000 images to train on and 5,000 to select on. 110 la
     …:20  …:32  …:44  …:110  …:1202      …:110-v2  …:164-v2   pre-activation (arXiv:1603.05027)
 
 What deviates: channels' means and deviations stand for the mean of each pixel; the best checkpoint by
-the held-out images is reported. Not measured here: the data set must be downloaded.
+the held-out images is reported; biases and norms are not decayed. Not measured here: the data set must be downloaded.
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,7 @@ torchvision, a new classifier for the folder's classes. Donahue et al. 2013 ("De
 well features of such a network carry over.
 
     pip install -e ".[pretrained]"
-    python -m experiments.train --config=configs/folder_finetune.py --workdir=runs/photos \\
-        --config.data.path=FOLDER
+    python -m experiments.train --config=configs/folder_finetune.py --workdir=runs/photos --config.data.path=FOLDER
     …:frozen                                   only the new classifier is trained
     … --config.init_from=resnet50.safetensors  weights from a file, or from a workdir
     … --config.init_from=                      none: from scratch

@@ -4,8 +4,7 @@
 weight decay 5e-4, rate .01 divided by 10 three times in about 90 epochs; section 4.1: crops of 256
 pixels, flips, PCA colour noise; ten crops at test. The paper's error: 40.7 / 18.2 % (top-1, top-5).
 
-    python -m experiments.train --config=configs/imagenet_alexnet.py --workdir=runs/alexnet \\
-        --config.data.data_dir=DIR
+    python -m experiments.train --config=configs/imagenet_alexnet.py --workdir=runs/alexnet --config.data.data_dir=DIR
 
 What deviates: the rate falls at 30, 60 and 80 epochs instead of when an experimenter sees validation
 stop; crops are of 227 pixels, which conv1 needs for 55 x 55; only the mean is subtracted, in pixels,

@@ -4,11 +4,10 @@ Section 6: SGD with momentum .9, the rate down 4 % each 8 epochs, Polyak averagi
 of the area and aspect 3/4 to 4/3, photometric distortions; section 5: auxiliary losses times .3, their
 dropout .7, the main one .4. The paper's top-5 error: 10.07 % (one crop), 7.89 % (144 crops).
 
-    python -m experiments.train --config=configs/imagenet_googlenet.py --workdir=runs/googlenet \\
-        --config.data.data_dir=DIR
+    python -m experiments.train --config=configs/imagenet_googlenet.py --workdir=runs/googlenet --config.data.data_dir=DIR
 
 What the paper does not give is set here: rate .01 for batch 256, weight decay 2e-4 (as Caffe's replica),
-250 epochs, the average from epoch 200 on, colours by factors within .4. Not measured here.
+250 epochs, the average from epoch 200 on, colours by factors within .4; biases are not decayed. Not measured here.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,9 @@
 """Reproduces the papers' figures: trains the rows that are named, over seeds, and prints the table.
 
-    python -m experiments.reproduce [ROW…] [--seeds=0,1,2] [--mnist=FOLDER] [--fashion_mnist=FOLDER] [--data_dir=DIR]
+    python -m experiments.reproduce [ROW…] [--seeds=3] [--mnist=FOLDER] [--fashion_mnist=FOLDER] [--data_dir=DIR]
         [--dtype=bfloat16]
 
+`--seeds=3` is three seeds, 0 to 2; `--seeds=3,4` those two, beside what the table has of others.
 Without a row it prints what has been measured so far; one that was not run says so. The same command
 goes on with runs that were stopped. Where no folder of IDX files is named, TFDS downloads the data.
 """
@@ -10,7 +11,6 @@ goes on with runs that were stopped. Where no folder of IDX files is named, TFDS
 import importlib
 import json
 import re
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from absl import flags
 from vision.core import cli
 from vision.core.errors import UserError, unknown
 
-SEEDS = flags.DEFINE_list('seeds', ['0', '1', '2'], 'of the runs of each row')
+SEEDS = flags.DEFINE_list('seeds', ['3'], 'how many of each row: 3; or which: 0,1,2')
 WORKDIR = flags.DEFINE_string('workdir', 'runs/reproduce', 'the folder that the runs go to')
 RESULTS = flags.DEFINE_string('results', 'experiments/results', 'where the figures are kept')
 MNIST = flags.DEFINE_string('mnist', None, "the folder of MNIST's IDX files")
@@ -33,7 +33,7 @@ DTYPE = flags.DEFINE_enum(
 )
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print')
 
-_LECUN, _HE = 'LeCun 1998, MNIST', 'He 2015, CIFAR-10'
+_LECUN, _HE, _HE_CODE = 'LeCun 1998, MNIST', 'He 2015, CIFAR-10', 'He 2015, their code'
 _FASHION = "Fashion-MNIST's list"
 # Name, config, paper, published error.
 ROWS = (
@@ -44,24 +44,29 @@ ROWS = (
     ('mnist-lenet5-1998-cosine', 'configs/mnist_lenet5.py:1998-cosine', _LECUN, '0.95 %'),
     ('mnist-lenet5-1998-distorted', 'configs/mnist_lenet5.py:1998-distorted', _LECUN, '0.8 %'),
     ('mnist-best', 'configs/mnist_best.py', 'our own recipe', 'aim 0.3 %'),
-    ('fashion-lenet5', 'configs/fashion_mnist_lenet5.py', _FASHION, '8.4 … 12.4 %'),
+    ('fashion-lenet5', 'configs/fashion_mnist_lenet5.py', _FASHION, '8.4 … 12.4 % (flips: 6.1 %)'),
     ('fashion-vgg11-bn', 'configs/fashion_mnist.py:vgg11_bn', _FASHION, '6.5 % (VGG-16)'),
     ('fashion-googlenet', 'configs/fashion_mnist.py:googlenet', _FASHION, '6.3 %'),
-    ('fashion-resnet20', 'configs/fashion_mnist.py:resnet20', _FASHION, '5.1 % (ResNet-18)'),
+    ('fashion-resnet20', 'configs/fashion_mnist.py:resnet20', _FASHION, '–'),
     ('fashion-resnet18', 'configs/fashion_mnist.py:resnet18', _FASHION, '5.1 % (ResNet-18)'),
     ('cifar10-resnet20', 'configs/cifar10_resnet.py:20', _HE, '8.75 %'),
     ('cifar10-resnet32', 'configs/cifar10_resnet.py:32', _HE, '7.51 %'),
     ('cifar10-resnet44', 'configs/cifar10_resnet.py:44', _HE, '7.17 %'),
     ('cifar10-resnet56', 'configs/cifar10_resnet.py:56', _HE, '6.97 %'),
     ('cifar10-resnet110', 'configs/cifar10_resnet.py:110', _HE, '6.61 ± 0.16 %'),
+    ('cifar10-resnet1202', 'configs/cifar10_resnet.py:1202', _HE, '7.93 %'),
     ('imagenet-alexnet', 'configs/imagenet_alexnet.py', 'Krizhevsky 2012', '42.9 % (replica)'),
     ('imagenet-vgg16', 'configs/imagenet_vgg.py:16', 'Simonyan 2014', '25.6 % (dense)'),
     ('imagenet-vgg19', 'configs/imagenet_vgg.py:19', 'Simonyan 2014', '25.5 % (dense)'),
     ('imagenet-googlenet', 'configs/imagenet_googlenet.py', 'Szegedy 2014', '31.3 % (replica)'),
     ('imagenet-inception-v3', 'configs/imagenet_inception_v3.py', 'Szegedy 2015', '21.2 %'),
-    ('imagenet-resnet50', 'configs/imagenet_resnet.py:50', 'He 2015', '24.7 %'),
-    ('imagenet-resnet101', 'configs/imagenet_resnet.py:101', 'He 2015', '23.6 %'),
-    ('imagenet-resnet152', 'configs/imagenet_resnet.py:152', 'He 2015', '23.0 %'),
+    ('imagenet-resnet18', 'configs/imagenet_resnet.py:18', 'He 2015', '27.88 % (10 crops)'),
+    ('imagenet-resnet34a', 'configs/imagenet_resnet.py:34a', 'He 2015', '25.03 % (10 crops)'),
+    ('imagenet-resnet34b', 'configs/imagenet_resnet.py:34b', 'He 2015', '24.52 % (10 crops)'),
+    ('imagenet-resnet34c', 'configs/imagenet_resnet.py:34c', 'He 2015', '24.19 % (10 crops)'),
+    ('imagenet-resnet50', 'configs/imagenet_resnet.py:50', _HE_CODE, '24.7 %'),
+    ('imagenet-resnet101', 'configs/imagenet_resnet.py:101', _HE_CODE, '23.6 %'),
+    ('imagenet-resnet152', 'configs/imagenet_resnet.py:152', _HE_CODE, '23.0 %'),
     ('imagenet-resnet50-v1', 'configs/imagenet_resnet.py:50-v1', 'torchvision V1', '23.87 %'),
     ('imagenet-resnet50-v2', 'configs/imagenet_resnet.py:50-v2', 'torchvision V2', '19.14 %'),
 )
@@ -73,19 +78,15 @@ def main(argv: list[str]) -> None:
     for name in argv[1:]:
         if name not in known:
             raise unknown('row', name, known)
-    if not SEEDS.value or not all(re.fullmatch(r'\d+', seed) for seed in SEEDS.value):
-        raise UserError(f'--seeds={",".join(SEEDS.value)} must be whole numbers, as in 0,1,2')
     from rich.console import Console
 
     from vision.training import reproduce
 
+    seeds = _seeds(SEEDS.value)
     rows = [reproduce.Row(*row) for row in ROWS]
     results = Path(RESULTS.value)
     for row in (row for row in rows if row.name in argv[1:]):
-        reproduce.reproduce(
-            row, _config(row), [int(s) for s in SEEDS.value], Path(WORKDIR.value), results,
-            _command(row),
-        )  # fmt: skip
+        reproduce.reproduce(row, _config(row), seeds, Path(WORKDIR.value), results, _command(row))
         reproduce.write_markdown(reproduce.table(rows, results), results / 'table.md')
     measured = reproduce.table(rows, results)
     if FORMAT.value == 'json':
@@ -111,11 +112,23 @@ def _config(row: Any) -> Any:
     return config
 
 
+def _seeds(words: list[str]) -> list[int]:
+    """'3' is how many; '0,1,2' is which, and '3,' that one alone."""
+    named = len(words) > 1
+    words = words[:-1] if named and not words[-1] else words
+    if not words or not all(re.fullmatch(r'\d+', word) for word in words):
+        raise UserError(f'--seeds={",".join(words)} must be whole numbers: 3, or 0,1,2')
+    if named:
+        return list(dict.fromkeys(map(int, words)))
+    if words == ['0']:
+        raise UserError('--seeds=0 is none; --seeds=1 is seed 0')
+    return list(range(int(words[0])))
+
+
 def _command(row: Any) -> str:
-    """What reproduces a row anywhere: folders are the user's own."""
-    seeds = shlex.quote(','.join(SEEDS.value))
+    """What reproduces a row anywhere, but for its seeds: folders are the user's own."""
     dtype = f' --dtype={DTYPE.value}' if DTYPE.value else ''
-    return f'python -m experiments.reproduce {row.name} --seeds={seeds}{dtype}'
+    return f'python -m experiments.reproduce {row.name}{dtype}'
 
 
 if __name__ == '__main__':

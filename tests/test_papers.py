@@ -45,6 +45,7 @@ CASES = {
         ('1.9 epochs', 0.045), ('2.1 epochs', 0.045 * 0.94), ('98.1 epochs', 0.045 * 0.94**49)]),
     'imagenet': (11_689_512, IMAGENET, 445_906, [
         ('29.9 epochs', 0.1), ('30 epochs', 0.01), ('60 epochs', 1e-3)]),
+    'imagenet_resnet:18': (None, IMAGENET, 600_000, [('599999 steps', 0.1)]),
     'imagenet_resnet:34a': (None, IMAGENET, 600_000, [('599999 steps', 0.1)]),
     'imagenet_resnet:34b': (21_797_672, IMAGENET, 600_000, [('599999 steps', 0.1)]),
     'imagenet_resnet:34c': (None, IMAGENET, 600_000, [('599999 steps', 0.1)]),

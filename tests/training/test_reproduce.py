@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -31,22 +32,23 @@ def test_errors_are_the_runs_own(folders):
     for seed in ('0', '1'):
         records = (runs / 'tiny' / f'seed={seed}' / 'metrics.jsonl').read_text()
         top1 = next(json.loads(r)['test/top1'] for r in records.splitlines() if 'test/top1' in r)
-        assert summary['errors'][seed] == pytest.approx(100 * (1 - top1))
-        assert summary['seconds'][seed] > 0
+        found = summary['seeds'][seed]
+        assert found['error'] == pytest.approx(100 * (1 - top1))
+        assert found['seconds'] > 0 and found['machine'] and found['commit']
         assert (results / 'tiny' / f'seed={seed}.jsonl').read_text() == records
     assert {p.suffix for p in results.rglob('*') if p.is_file()} == {'.json', '.jsonl'}
-    assert summary['machine'] and summary['commit'] and summary['command'] == 'python -m x'
+    assert summary['command'] == 'python -m x'
 
 
 def test_the_table_has_mean_and_deviation_and_says_what_was_not_run(folders, tmp_path):
     measured = lib.table([ROW, OTHER], folders[1])
-    errors = list(measured[0]['summary']['errors'].values())
+    errors = [run['error'] for run in measured[0]['summary']['seeds'].values()]
     first, second = map(lib.cells, measured)
     assert first[3] == f'{np.mean(errors):.2f} ± {np.std(errors, ddof=1):.2f} %'
     assert second[3] == 'not run' and measured[1]['summary'] is None
     lib.write_markdown(measured, tmp_path / 'table.md')
     text = (tmp_path / 'table.md').read_text()
-    assert first[3] in text and 'not run' in text and 'python -m x' in text
+    assert first[3] in text and 'not run' in text and 'python -m x --seeds=0,1`' in text
 
 
 def test_a_row_that_is_done_is_read_and_goes_on_with_more_seeds(folders, tmp_path, capsys):
@@ -55,7 +57,25 @@ def test_a_row_that_is_done_is_read_and_goes_on_with_more_seeds(folders, tmp_pat
     summary = lib.reproduce(ROW, tiny_config(), [0, 2], runs, tmp_path, 'x')
     assert 'seed=0: this run is finished' in capsys.readouterr().err
     assert (runs / 'tiny' / 'seed=0' / 'metrics.jsonl').read_bytes() == before
-    assert list(summary['errors']) == ['0', '2']
+    assert list(summary['seeds']) == ['0', '2']
+
+
+def test_another_seed_stands_beside_those_measured_before(folders, tmp_path):
+    runs, results = folders
+    shutil.copytree(results, tmp_path / 'results')
+    summary = lib.reproduce(ROW, tiny_config(), [2], runs, tmp_path / 'results', 'x')
+    assert list(summary['seeds']) == ['0', '1', '2']
+    before = json.loads((results / 'tiny' / 'summary.json').read_text())['seeds']
+    assert {seed: summary['seeds'][seed] for seed in before} == before
+    names = sorted(p.name for p in (tmp_path / 'results' / 'tiny').glob('*.jsonl'))
+    assert names == ['seed=0.jsonl', 'seed=1.jsonl', 'seed=2.jsonl']
+
+
+@pytest.mark.parametrize(
+    ('words', 'seeds'), [(['3'], [0, 1, 2]), (['3', '4'], [3, 4]), (['3', ''], [3])]
+)
+def test_seeds_are_how_many_or_which(words, seeds):
+    assert command._seeds(words) == seeds
 
 
 def test_a_run_in_pieces_took_the_time_of_all_of_them():
@@ -99,6 +119,7 @@ def test_the_type_to_compute_in_is_in_the_config_and_in_the_command():
         (['mnist-lenet'], "unknown row 'mnist-lenet'"),
         (['digits-lenet5', '--seeds=one'], 'whole numbers'),
         (['digits-lenet5', '--seeds='], 'whole numbers'),
+        (['digits-lenet5', '--seeds=0'], '--seeds=1 is seed 0'),
         (['mnist-lenet5', '--mnist=nowhere'], 'nowhere'),
     ],
 )

@@ -69,7 +69,7 @@ def affine(
 ) -> jax.Array:
     """A random affine map about the centre, bilinear, zeros outside.
 
-    The planar distortions of LeCun et al. 1998, III.A: translation, scaling, squeezing, shearing.
+    The planar distortions of LeCun et al. 1998, III.B: translation, scaling, squeezing, shearing.
 
     Args:
       image: [H, W, C].

@@ -131,7 +131,7 @@ def affine(
 ) -> Any:
     """A random affine map about the centre, bilinear, zeros outside.
 
-    The planar distortions of LeNet (LeCun et al. 1998, III.A): translation, scaling, squeezing,
+    The planar distortions of LeNet (LeCun et al. 1998, III.B): translation, scaling, squeezing,
     horizontal shearing.
 
     Args:

@@ -6,13 +6,13 @@ small: a summary and each trial's `metrics.jsonl`, in a folder that is under ver
 
 import json
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
-from rich.table import Table
+from rich.table import Column, Table
 
 from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
@@ -63,12 +63,12 @@ def reproduce(
       config: that its `config` names, with the place of the data.
       seeds: each is a trial; those that are finished are read.
       workdir: of all rows; this one's sweep is the folder of its name in it.
-      results: the folder of all summaries; this row's is replaced.
-      command: that does it again, for the table.
+      results: the folder of all summaries. What this row's has of other seeds stays.
+      command: that does it again, but for its seeds, for the table.
 
     Returns:
-      `errors` (test, in %, by seed), `seconds` (of training, by seed), `machine`, `commit`,
-      `command`.
+      `seeds`: of each (a string) its `error` (test, in %), `seconds` of training, `machine` and
+      `commit`; and `command`.
 
     Raises:
       UserError: a config or data that makes no sense, or a trial that failed.
@@ -76,28 +76,26 @@ def reproduce(
     """
     found = sweep(config, 'seed=' + ','.join(map(str, seeds)), workdir / row.name)
     trials = sorted(found['trials'], key=lambda trial: trial['values']['seed'])
-    folder = results / row.name
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    errors, seconds, about = {}, {}, []
     for trial in trials:
         if trial['error']:
             raise UserError(f'{row.name}, {trial["trial"]}: {trial["error"]}')
         if trial['test'] is None:
             raise UserError(f'{row.name}: this data has no test split to report')
+    folder = results / row.name
+    folder.mkdir(parents=True, exist_ok=True)
+    by_seed = (_read_summary(folder) or {'seeds': {}})['seeds']
+    for trial in trials:
         seed, path = str(trial['values']['seed']), Path(trial['workdir'])
-        errors[seed] = 100 * (1 - trial['test']['top1'])
-        seconds[seed] = _seconds(read(path))
-        about.append(workdir_lib.read_json(path, 'environment.json'))
-        shutil.copyfile(path / 'metrics.jsonl', folder / f'{trial["trial"]}.jsonl')
-    summary = {
-        'errors': errors,
-        'seconds': seconds,
-        'machine': _join(_machine(environment) for environment in about),
-        'commit': _join(_commit(environment) for environment in about),
-        'command': command,
-    }
+        environment = workdir_lib.read_json(path, 'environment.json')
+        by_seed[seed] = {
+            'error': 100 * (1 - trial['test']['top1']),
+            'seconds': _seconds(read(path)),
+            'machine': _machine(environment),
+            'commit': _commit(environment),
+        }
+        shutil.copyfile(path / 'metrics.jsonl', folder / f'seed={seed}.jsonl')
+    by_seed = {seed: by_seed[seed] for seed in sorted(by_seed, key=int)}
+    summary = {'seeds': by_seed, 'command': command}
     workdir_lib.write_text(folder / _SUMMARY, json.dumps(summary, indent=2) + '\n')
     return summary
 
@@ -111,9 +109,7 @@ def table(rows: Sequence[Row], results: Path) -> list[dict[str, Any]]:
     """
     measured = []
     for row in rows:
-        path = results / row.name / _SUMMARY
-        summary = json.loads(path.read_text()) if path.is_file() else None
-        measured.append({**row._asdict(), 'summary': summary})
+        measured.append({**row._asdict(), 'summary': _read_summary(results / row.name)})
     return measured
 
 
@@ -122,18 +118,19 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
     start = (row['name'], row['paper'], row['figure'])
     if row['summary'] is None:
         return (*start, 'not run', '–', '–', '–', '–')
-    summary = row['summary']
-    errors, hours = (list(summary[key].values()) for key in ('errors', 'seconds'))
+    runs = row['summary']['seeds'].values()
+    errors = [run['error'] for run in runs]
     mean = f'{np.mean(errors):.2f}'
     if len(errors) > 1:
         mean += f' ± {np.std(errors, ddof=1):.2f}'
-    cost = f'{np.mean(hours) / 3600:.2f}'
-    return (*start, f'{mean} %', str(len(errors)), cost, summary['machine'], summary['commit'])
+    cost = f'{np.mean([run["seconds"] for run in runs]) / 3600:.2f}'
+    where = ('; '.join(dict.fromkeys(run[key] for run in runs)) for key in ('machine', 'commit'))
+    return (*start, f'{mean} %', str(len(errors)), cost, *where)
 
 
 def rich_table(measured: Sequence[dict[str, Any]]) -> Table:
     """The table as a terminal shows it."""
-    made = Table(*_HEADER)
+    made = Table(Column(_HEADER[0], no_wrap=True), *_HEADER[1:])
     for row in measured:
         made.add_row(*cells(row))
     return made
@@ -143,7 +140,11 @@ def write_markdown(measured: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes the table, with the command of each row that was run."""
     lines = ['| ' + ' | '.join(_HEADER) + ' |', '|' + '---|' * len(_HEADER)]
     lines += ['| ' + ' | '.join(cells(row)) + ' |' for row in measured]
-    commands = [f'- {r["name"]}: `{r["summary"]["command"]}`' for r in measured if r['summary']]
+    commands = [
+        f'- {row["name"]}: `{row["summary"]["command"]} --seeds={",".join(row["summary"]["seeds"])}`'
+        for row in measured
+        if row['summary']
+    ]
     text = "# The papers' figures and ours\n\nTest error of the checkpoint that is best on "
     text += 'held-out training images (of the last, where the config holds none out), '
     text += 'mean ± standard deviation over seeds.\n\n'
@@ -173,5 +174,6 @@ def _seconds(records: Sequence[dict[str, Any]]) -> float:
     return total + last
 
 
-def _join(texts: Iterable[str]) -> str:
-    return '; '.join(dict.fromkeys(texts))
+def _read_summary(folder: Path) -> dict[str, Any] | None:
+    path = folder / _SUMMARY
+    return json.loads(path.read_text()) if path.is_file() else None

@@ -314,8 +314,8 @@ def photos(tmp_path_factory):
     return root
 
 
-# The smallest input that the recipe's model takes, and the batch that its rate is for. AlexNet's 40
-# steps at 67, 131 and 227 px stayed at chance; Inception-v3 is not here: it did not come to its end.
+# The smallest input that the recipe's model takes, and the batch that its rate is for. AlexNet is not here: its 400 steps at 67 px
+# and the full rate stayed at chance (weights of .01 need longer); nor is Inception-v3: it did not come to its end.
 SMALLEST = {
     'imagenet_vgg:11': (32, 256),
     'imagenet_googlenet': (65, 256),

@@ -4,7 +4,8 @@ Xiao, Rasul and Vollgraf 2017, "Fashion-MNIST". The data set's own list, accurac
 pooling 87.6 … 91.6 % (93.9 % with flips), VGG-16 93.5, GoogLeNet 93.7, ResNet-18 94.9, DenseNet-BC 95.4,
 WRN-40-4 96.7. ResNet: He et al. 2015 (ResNet-20: section 4.2);
 VGG: Simonyan and Zisserman 2014 with BatchNorm, one linear layer after its convolutions; GoogLeNet: Szegedy et al. 2014 with
-BatchNorm, no auxiliary heads; each with its usual stem for small images. VGG and ResNet-18 are half as wide as published, GoogLeNet a quarter.
+BatchNorm, no auxiliary heads; each with its usual stem for small images. VGG and ResNet-18 are half as wide as published,
+GoogLeNet a quarter.
 
     python -m experiments.train --config=configs/fashion_mnist.py:resnet20 --workdir=runs/fashion
     …:vgg11_bn  …:googlenet  …:resnet18

@@ -129,10 +129,13 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 
 
 def rich_table(measured: Sequence[dict[str, Any]]) -> Table:
-    """The table as a terminal shows it."""
-    made = Table(Column(_HEADER[0], no_wrap=True), *_HEADER[1:])
+    """What a terminal has room for: the file has the papers, the machines and the commits, too."""
+    name, _, paper, ours, *rest = _HEADER[:6]
+    first = (Column(name, no_wrap=True), Column(paper, overflow='fold'), Column(ours, no_wrap=True))
+    made = Table(*first, *rest)
     for row in measured:
-        made.add_row(*cells(row))
+        name, _, *rest = cells(row)[:6]
+        made.add_row(name, *rest)
     return made
 
 

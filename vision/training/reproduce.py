@@ -131,7 +131,7 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
 def rich_table(measured: Sequence[dict[str, Any]]) -> Table:
     """What a terminal has room for: the file has the papers, the machines and the commits, too."""
     name, _, paper, ours, *rest = _HEADER[:6]
-    first = (Column(name, no_wrap=True), Column(paper, overflow='fold'), Column(ours, no_wrap=True))
+    first = (Column(name, no_wrap=True), Column(paper, min_width=11), Column(ours, no_wrap=True))
     made = Table(*first, *rest)
     for row in measured:
         name, _, *rest = cells(row)[:6]

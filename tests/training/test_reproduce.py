@@ -48,7 +48,7 @@ def test_the_table_has_mean_and_deviation_and_says_what_was_not_run(folders, tmp
     assert second[3] == 'not run' and measured[1]['summary'] is None
     lib.write_markdown(measured, tmp_path / 'table.md')
     text = (tmp_path / 'table.md').read_text()
-    assert first[3] in text and 'not run' in text and 'python -m x --seeds=0,1`' in text
+    assert first[3] in text and 'not run' in text and 'python -m x --seeds=2`' in text
 
 
 def test_a_row_that_is_done_is_read_and_goes_on_with_more_seeds(folders, tmp_path, capsys):
@@ -76,6 +76,8 @@ def test_another_seed_stands_beside_those_measured_before(folders, tmp_path):
 )
 def test_seeds_are_how_many_or_which(words, seeds):
     assert command._seeds(words) == seeds
+    # The table's own command names the same.
+    assert command._seeds(lib._seeds({'seeds': dict.fromkeys(map(str, seeds))}).split(',')) == seeds
 
 
 def test_a_run_in_pieces_took_the_time_of_all_of_them():

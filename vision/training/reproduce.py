@@ -144,7 +144,7 @@ def write_markdown(measured: Sequence[dict[str, Any]], path: Path) -> None:
     lines = ['| ' + ' | '.join(_HEADER) + ' |', '|' + '---|' * len(_HEADER)]
     lines += ['| ' + ' | '.join(cells(row)) + ' |' for row in measured]
     commands = [
-        f'- {row["name"]}: `{row["summary"]["command"]} --seeds={",".join(row["summary"]["seeds"])}`'
+        f'- {row["name"]}: `{row["summary"]["command"]} --seeds={_seeds(row["summary"])}`'
         for row in measured
         if row['summary']
     ]
@@ -175,6 +175,14 @@ def _seconds(records: Sequence[dict[str, Any]]) -> float:
             total += last
         last = seconds
     return total + last
+
+
+def _seeds(summary: dict[str, Any]) -> str:
+    """As the flag takes them: how many from 0 on, or which."""
+    seeds = list(summary['seeds'])
+    if seeds == [str(seed) for seed in range(len(seeds))]:
+        return str(len(seeds))
+    return ','.join(seeds) if len(seeds) > 1 else f'{seeds[0]},'
 
 
 def _read_summary(folder: Path) -> dict[str, Any] | None:

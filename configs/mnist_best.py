@@ -2,7 +2,7 @@
 
 Simonyan and Zisserman 2014 (arXiv:1409.1556), configuration A with BatchNorm, half as wide and with one linear layer, for the
 network; planar distortions as LeCun et al. 1998, section III.B, and rotations; an exponential average of the parameters. The aim
-is 0.3 % test error; measured, three seeds: 0.31 ± 0.02 % (LeNet-5 with distortions: 0.50 %), 17,188 steps of 5 minutes on an H100
+is 0.3 % test error; measured, three seeds: 0.31 ± 0.02 % (LeNet-5 with distortions: 0.50 %), 17,188 steps, 5 minutes on an H100
 that ran others beside.
 
 Tried, error on 5,000 held-out images | on the test images:

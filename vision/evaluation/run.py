@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,17 @@ def init_variables(model: nn.Module, input_shape: Sequence[int], key: jax.Array)
     images = jnp.zeros((2, *input_shape), jnp.float32)
     variables = model.init({'params': key, 'dropout': key}, images, train=True)
     return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
+
+
+def run_once(function: Callable[[], Any]) -> Any:
+    """Compiles and runs what a process runs a single time, as making parameters is.
+
+    On a CPU the compiler's full effort on so many random generators takes 2.5 to 13 times as long
+    (ResNet-50: 40 s for 9) and saves milliseconds. The values have the same bits.
+    """
+    on_cpu = jax.default_backend() == 'cpu'
+    options = {'xla_backend_optimization_level': 1} if on_cpu else None
+    return jax.jit(function, compiler_options=options)()
 
 
 def load_run(
@@ -131,7 +142,7 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
     config.evaluation.batch_size = 32
     model = create_model(name, num_classes=len(pretrained.IMAGENET_CLASSES))
     input_shape = (fed.crop, fed.crop, 3)
-    variables = jax.jit(lambda: init_variables(model, input_shape, jax.random.key(0)))()
+    variables = run_once(lambda: init_variables(model, input_shape, jax.random.key(0)))
     mesh = mesh_lib.make_mesh()
     return Run(
         path=Path(source),

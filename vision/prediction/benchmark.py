@@ -12,7 +12,7 @@ import numpy as np
 from vision.core import mesh as mesh_lib
 from vision.core.config import default_config
 from vision.data.source import FileSource
-from vision.evaluation.run import Run, init_variables
+from vision.evaluation.run import Run, init_variables, run_once
 from vision.models import create_model
 from vision.prediction.classifier import Classifier
 from vision.prediction.feed import Feed
@@ -87,7 +87,7 @@ def _random_run(name: str) -> Run:
     config.evaluation.batch_size = 32
     names, shape, mesh = tuple(map(str, range(1000))), (224, 224, 3), mesh_lib.make_mesh()
     model = create_model(name, num_classes=len(names))
-    variables = jax.jit(lambda: init_variables(model, shape, jax.random.key(0)))()
+    variables = run_once(lambda: init_variables(model, shape, jax.random.key(0)))
     return Run(
         path=Path('benchmark'),
         config=config,

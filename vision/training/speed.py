@@ -253,12 +253,12 @@ def _inference(model: str, dtype: str, size: int, channels: int, batch: int) -> 
     import jax
     import jax.numpy as jnp
 
-    from vision.evaluation.run import init_variables
+    from vision.evaluation.run import init_variables, run_once
     from vision.models.fold import fold_batch_norm
 
     network = _network(model, dtype, size)
     shape = (size, size, channels)
-    variables = jax.jit(lambda key: init_variables(network, shape, key))(jax.random.key(0))
+    variables = run_once(lambda: init_variables(network, shape, jax.random.key(0)))
     folded, variables = fold_batch_norm(network, variables, shape)
     images = jax.random.normal(jax.random.key(1), (batch, *shape))
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from vision.core import mesh as mesh_lib
 from vision.core.state import TrainState
-from vision.evaluation.run import init_variables
+from vision.evaluation.run import init_variables, run_once
 from vision.preprocess.device import Batch, normalise
 from vision.preprocess.mix import mix
 from vision.training import averages, losses, patterns, plateau
@@ -63,7 +63,7 @@ def init_state(
             rng=run_key,
         )
 
-    return mesh_lib.put_state(jax.jit(init)(), mesh, config.training.shard)
+    return mesh_lib.put_state(run_once(init), mesh, config.training.shard)
 
 
 def make_train_step(

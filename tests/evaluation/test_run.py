@@ -1,0 +1,27 @@
+"""What a run's parameters are made by."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.linen import initializers
+
+from vision.evaluation.run import run_once
+
+
+def test_what_is_run_once_has_the_bits_of_what_is_compiled_with_full_effort():
+    kinds = (
+        initializers.normal(0.01),
+        initializers.truncated_normal(0.1),
+        initializers.variance_scaling(2.0, 'fan_out', 'normal'),
+        initializers.uniform(0.3),
+    )
+
+    def make():
+        keys = jax.random.split(jax.random.key(3), len(kinds))
+        return [
+            kind(key, (3, 5, 7, 11), jnp.float32) for kind, key in zip(kinds, keys, strict=True)
+        ]
+
+    for got, expected in zip(run_once(make), jax.jit(make)(), strict=True):
+        assert np.asarray(got).tobytes() == np.asarray(expected).tobytes()
+        assert np.std(got) > 1e-3

@@ -9,14 +9,14 @@ Simonyan and Zisserman 2014, section 4.1 (LRN), Ioffe and Szegedy 2015 (BatchNor
     … --config.data.source=idx --config.data.path=FOLDER     the four IDX files, no internet
     … --config=configs/ablation.py:digits                    resnet on scikit-learn's digits: seconds
 
-What came out: experiments/results/ablation-resnet-plain/table.md, three seeds on a GPU, and experiments/results/ablations.md,
-one seed, 8 to 19 minutes a trial on a CPU core.
+What came out, three seeds on a GPU (8 to 19 minutes a trial on a CPU core): experiments/results/ablations.md and, against
+the plain net, experiments/results/ablation-resnet-plain/table.md.
 
 The grids, each with `;seed=0,1,2` for means and deviations:
 
     resnet  'model.shortcut=A,none;model.stage_sizes=(1,1,1),(3,3,3),(9,9,9)'   against the plain net, 8, 20, 56 layers
             'model.shortcut=A,B,C'                                              the shortcut's options
-            'model.name=resnet20,resnet110_v2;model.stage_sizes=(3,3,3)'        pre-activation
+            'model.name=resnet20,resnet110_v2;model.stage_sizes=(3,3,3),(18,18,18)'   pre-activation, 20 and 110 layers
             'preprocess.train=resize(14),resize(14)|random_crop(14, padding=2)|flip_lr'   augmentation
     vgg     'model.batch_norm=False,True'                                       BatchNorm
             'model.lrn=False,True'                                              LRN

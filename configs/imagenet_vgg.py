@@ -3,8 +3,8 @@
 Section 3.1: batch 256, rate .01 divided by 10 three times, momentum .9, weight decay 5e-4, dropout .5,
 74 epochs (370,000 iterations), scale jitter in [256, 512], flips and colour shifts; Glorot's
 initialisation, with which they found that no pre-training was needed. Section 3.2: dense evaluation.
-The paper's error at one scale: 25.6 / 8.1 % (16 layers, D), 25.5 / 8.0 % (19, E); at three, as `evals.dense` has them,
-24.8 / 7.5 %.
+The paper's error at one scale of 384, `evals.dense_384`: 25.6 / 8.1 % (16 layers, D), 25.5 / 8.0 % (19, E); at three,
+`evals.dense`: 24.8 / 7.5 %.
 
     python -m experiments.train --config=configs/imagenet_vgg.py:16 --workdir=runs/vgg16 --config.data.data_dir=DIR
     …:11  …:13  …:19
@@ -30,6 +30,7 @@ def get_config(depth: str = '16') -> ConfigDict:
     config.preprocess.train = 'decode|scale_jitter(256, 512)|random_crop(224)|flip_lr|pca_noise'
     config.preprocess.eval = 'decode|resize_small(384)|central_crop(384)'
     config.preprocess.std = (1 / 255,)
+    config.evals.dense_384 = ConfigDict({'protocol': 'dense(384)'})
     config.evals.dense = ConfigDict({'protocol': 'dense(256, 384, 512)'})
     config.optimizer.lr = 0.01
     config.weight_decay = 5e-4

@@ -33,9 +33,9 @@ DTYPE = flags.DEFINE_enum(
 )
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print')
 
-_LECUN, _HE, _HE_CODE = 'LeCun 1998, MNIST', 'He 2015, CIFAR-10', 'He 2015, their code'
+_LECUN, _HE = 'LeCun 1998, MNIST', 'He 2015, CIFAR-10'
 _FASHION = "Fashion-MNIST's list"
-# Name, config, paper, published error.
+# Name, config, paper, published error, and which of the config's evaluations has its protocol, if one.
 ROWS = (
     ('digits-lenet5', 'configs/digits_lenet5.py', 'scikit-learn digits', '–'),
     ('mnist-lenet5', 'configs/mnist_lenet5.py:plain', _LECUN, '0.95 %'),
@@ -55,18 +55,18 @@ ROWS = (
     ('cifar10-resnet56', 'configs/cifar10_resnet.py:56', _HE, '6.97 %'),
     ('cifar10-resnet110', 'configs/cifar10_resnet.py:110', _HE, '6.61 ± 0.16 %'),
     ('cifar10-resnet1202', 'configs/cifar10_resnet.py:1202', _HE, '7.93 %'),
-    ('imagenet-alexnet', 'configs/imagenet_alexnet.py', 'Krizhevsky 2012', '42.9 % (replica)'),
-    ('imagenet-vgg16', 'configs/imagenet_vgg.py:16', 'Simonyan 2014', '25.6 % (dense)'),
-    ('imagenet-vgg19', 'configs/imagenet_vgg.py:19', 'Simonyan 2014', '25.5 % (dense)'),
+    ('imagenet-alexnet', 'configs/imagenet_alexnet.py', 'Krizhevsky 2012', '40.7 %', 'ten_crop'),
+    ('imagenet-vgg16', 'configs/imagenet_vgg.py:16', 'Simonyan 2014', '25.6 %', 'dense_384'),
+    ('imagenet-vgg19', 'configs/imagenet_vgg.py:19', 'Simonyan 2014', '25.5 %', 'dense_384'),
     ('imagenet-googlenet', 'configs/imagenet_googlenet.py', 'Szegedy 2014', '31.3 % (replica)'),
     ('imagenet-inception-v3', 'configs/imagenet_inception_v3.py', 'Szegedy 2015', '21.2 %'),
-    ('imagenet-resnet18', 'configs/imagenet_resnet.py:18', 'He 2015', '27.88 % (10 crops)'),
-    ('imagenet-resnet34a', 'configs/imagenet_resnet.py:34a', 'He 2015', '25.03 % (10 crops)'),
-    ('imagenet-resnet34b', 'configs/imagenet_resnet.py:34b', 'He 2015', '24.52 % (10 crops)'),
-    ('imagenet-resnet34c', 'configs/imagenet_resnet.py:34c', 'He 2015', '24.19 % (10 crops)'),
-    ('imagenet-resnet50', 'configs/imagenet_resnet.py:50', _HE_CODE, '24.7 %'),
-    ('imagenet-resnet101', 'configs/imagenet_resnet.py:101', _HE_CODE, '23.6 %'),
-    ('imagenet-resnet152', 'configs/imagenet_resnet.py:152', _HE_CODE, '23.0 %'),
+    ('imagenet-resnet18', 'configs/imagenet_resnet.py:18', 'He 2015', '27.88 %', 'ten_crop'),
+    ('imagenet-resnet34a', 'configs/imagenet_resnet.py:34a', 'He 2015', '25.03 %', 'ten_crop'),
+    ('imagenet-resnet34b', 'configs/imagenet_resnet.py:34b', 'He 2015', '24.52 %', 'ten_crop'),
+    ('imagenet-resnet34c', 'configs/imagenet_resnet.py:34c', 'He 2015', '24.19 %', 'ten_crop'),
+    ('imagenet-resnet50', 'configs/imagenet_resnet.py:50', 'He 2015', '22.85 %', 'ten_crop'),
+    ('imagenet-resnet101', 'configs/imagenet_resnet.py:101', 'He 2015', '21.75 %', 'ten_crop'),
+    ('imagenet-resnet152', 'configs/imagenet_resnet.py:152', 'He 2015', '21.43 %', 'ten_crop'),
     ('imagenet-resnet50-v1', 'configs/imagenet_resnet.py:50-v1', 'torchvision V1', '23.87 %'),
     ('imagenet-resnet50-v2', 'configs/imagenet_resnet.py:50-v2', 'torchvision V2', '19.14 %'),
 )

@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 from absl import flags
 from absl.testing import flagsaver
+from ml_collections import ConfigDict
 
 from experiments import reproduce as command
 from tests.conftest import run_module
 from tests.training.tiny import tiny_config
 from vision.core.errors import UserError
+from vision.evaluation.evals import evaluate_runs, named_entries
 from vision.training import reproduce as lib
 
 ROW = lib.Row('tiny', 'configs/digits_lenet5.py', 'nobody 2026', '1 %')
@@ -60,6 +62,21 @@ def test_a_row_that_is_done_is_read_and_goes_on_with_more_seeds(folders, tmp_pat
     assert list(summary['seeds']) == ['0', '2']
 
 
+def test_a_row_is_measured_by_its_papers_protocol(folders, tmp_path):
+    config = tiny_config()
+    config.evals.train = ConfigDict({'split': 'train'})
+    row = ROW._replace(evaluation='train')
+    summary = lib.reproduce(row, config, [0], folders[0], tmp_path, 'x')
+    run = folders[0] / 'tiny' / 'seed=0'
+    (expected,) = evaluate_runs([run], named_entries(config, ['train'], ConfigDict()))[1]
+    assert summary['seeds']['0']['error'] == 100 * (1 - expected.figures['top1'])
+    assert expected.figures['count'] > 1000  # not the test split, whose figure the run has recorded
+    measured = lib.table([row], tmp_path)
+    assert lib.cells(measured[0])[2] == '1 % (train)'
+    with pytest.raises(UserError, match="unknown evaluation 'tarin'"):
+        lib.reproduce(row._replace(evaluation='tarin'), config, [0], folders[0], tmp_path, 'x')
+
+
 def test_another_seed_stands_beside_those_measured_before(folders, tmp_path):
     runs, results = folders
     shutil.copytree(results, tmp_path / 'results')
@@ -95,10 +112,12 @@ def test_data_that_is_not_there_is_refused_and_nothing_written(tmp_path):
 
 
 @pytest.mark.parametrize('row', command.ROWS, ids=lambda row: row[0])
-def test_every_row_names_a_config(row):
-    file, _, argument = row[1].partition(':')
+def test_every_row_names_a_config_and_its_evaluation(row):
+    row = lib.Row(*row)
+    file, _, argument = row.config.partition(':')
     module = importlib.import_module(file.removesuffix('.py').replace('/', '.'))
-    module.get_config(*([argument] if argument else []))
+    config = module.get_config(*([argument] if argument else []))
+    assert row.evaluation is None or row.evaluation in config.evals
 
 
 def test_names_are_unique():

@@ -16,6 +16,7 @@ from rich.table import Column, Table
 
 from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
+from vision.evaluation.evals import evaluate_runs, named_entries
 from vision.training.recorder import read
 from vision.training.sweep import sweep
 
@@ -40,12 +41,14 @@ class Row(NamedTuple):
       config: 'configs/NAME.py[:ARGUMENT]'.
       paper: who, when, on what.
       figure: the published error on the test split, as text, top-1 unless it says otherwise.
+      evaluation: which of `config.evals` has that figure's protocol; None: the run's own.
     """
 
     name: str
     config: str
     paper: str
     figure: str
+    evaluation: str | None = None
 
 
 def reproduce(
@@ -74,6 +77,7 @@ def reproduce(
       UserError: a config or data that makes no sense, or a trial that failed.
       Stopped: a signal came; the same command goes on.
     """
+    entries = named_entries(config, [row.evaluation], ConfigDict()) if row.evaluation else {}
     found = sweep(config, 'seed=' + ','.join(map(str, seeds)), workdir / row.name)
     trials = sorted(found['trials'], key=lambda trial: trial['values']['seed'])
     for trial in trials:
@@ -88,7 +92,7 @@ def reproduce(
         seed, path = str(trial['values']['seed']), Path(trial['workdir'])
         environment = workdir_lib.read_json(path, 'environment.json')
         by_seed[seed] = {
-            'error': 100 * (1 - trial['test']['top1']),
+            'error': 100 * (1 - _top1(path, entries, trial['test'])),
             'seconds': _seconds(read(path)),
             'machine': _machine(environment),
             'commit': _commit(environment),
@@ -115,7 +119,8 @@ def table(rows: Sequence[Row], results: Path) -> list[dict[str, Any]]:
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
     """A row of `table` as text, in the order of the table's columns."""
-    start = (row['name'], row['paper'], row['figure'])
+    protocol = f' ({row["evaluation"]})' if row['evaluation'] else ''
+    start = (row['name'], row['paper'], row['figure'] + protocol)
     if row['summary'] is None:
         return (*start, 'not run', '–', '–', '–', '–')
     runs = row['summary']['seeds'].values()
@@ -150,8 +155,16 @@ def write_markdown(measured: Sequence[dict[str, Any]], path: Path) -> None:
     ]
     text = "# The papers' figures and ours\n\nTest error of the checkpoint that is best on "
     text += 'held-out training images (of the last, where the config holds none out), '
-    text += 'mean ± standard deviation over seeds.\n\n'
+    text += 'by the protocol in brackets if one is there, mean ± standard deviation over seeds.\n\n'
     workdir_lib.write_text(path, text + '\n'.join([*lines, '', *commands]) + '\n')
+
+
+def _top1(path: Path, entries: dict[str, ConfigDict], recorded: dict[str, float]) -> float:
+    """By the paper's protocol; without one, as the run has recorded it."""
+    if not entries:
+        return recorded['top1']
+    (evaluation,) = evaluate_runs([path], entries)[1]
+    return evaluation.figures['top1']
 
 
 def _machine(environment: dict[str, Any]) -> str:

@@ -314,19 +314,26 @@ def photos(tmp_path_factory):
     return root
 
 
-# The smallest input that the recipe's model takes, and the batch that its rate is for. AlexNet is not here: its 400 steps at 67 px
-# and the full rate stayed at chance (weights of .01 need longer); nor is Inception-v3: it did not come to its end.
-SMALLEST = {
-    'imagenet_vgg:11': (32, 256),
-    'imagenet_googlenet': (65, 256),
-    'imagenet_resnet:50-v1': (32, 256),
+# An input that the recipe's model takes, the batch that its rate is for (None: any), and how many steps.
+PHOTO_RECIPES = {
+    'imagenet_alexnet': (
+        131,
+        128,
+        200,
+    ),  # at 67 pixels its weights of .01 stay at chance for longer
+    'imagenet_vgg:11': (32, 256, 40),
+    'imagenet_googlenet': (65, 256, 40),
+    'imagenet_inception_v3': (299, None, 40),
+    'imagenet_resnet:18': (32, 256, 40),
+    'imagenet_resnet:50-v1': (32, 256, 40),
+    'imagenet_resnet:50-v2': (32, 1024, 100),
 }
 
 
 @pytest.mark.slow  # minutes: most of it is compiling
-@pytest.mark.parametrize('name', SMALLEST)
+@pytest.mark.parametrize('name', PHOTO_RECIPES)
 def test_the_loss_of_a_recipe_for_photos_falls(name, photos):
-    config, (size, batch) = load(name), SMALLEST[name]
+    config, (size, batch, steps) = load(name), PHOTO_RECIPES[name]
     config.preprocess.train += f'|resize({size})'
     config.data = ConfigDict(
         {'source': 'folder', 'path': str(photos), 'cache': 'none', 'max_corrupt': 0.0}
@@ -334,8 +341,7 @@ def test_the_loss_of_a_recipe_for_photos_falls(name, photos):
     if config.training.polyak_from:
         config.training.polyak_from = '20 steps'
     config.training.batch_size, config.optimizer.lr_for_batch = 16, batch
-    trail = falls(config, data.load(config.data, 'train'), 40, (size, size, 3))
+    trail = falls(config, data.load(config.data, 'train'), steps, (size, size, 3))
     print(name, np.round(trail, 3).tolist())
-    assert (
-        np.mean(trail[-8:]) < 0.95 * trail[0]
-    )  # before the first update: that of chance, or worse
+    # Against the first, before any update: that of chance, or worse.
+    assert np.mean(trail[-steps // 5 :]) < 0.95 * trail[0]

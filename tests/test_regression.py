@@ -1,29 +1,18 @@
 """Whether training still is what it was: the loss of the first 50 steps, and the accuracy soon after.
 
-The law: on a CPU the mean loss of steps 41 to 50 is within 1e-3 of the recorded one for the same minor version of JAX, as
-many cores and vectors as wide. Others differ by more (they split sums differently, and steps carry the rounding on), so
-they are held to 0.05.
+The law: on a CPU the mean loss of steps 41 to 50 is within 1e-3 of the recorded one. The rate is low, so that these steps do
+not magnify what rounding differs by: between JAX 0.10 and 0.12, one core and two, vectors of 128 and 256 bits, and processors
+with and without a fused multiply-add, our forms of the layers and XLA's, that was 1.2e-4 (digits) and 1e-7 (MNIST).
 """
 
 import json
-import os
 
 import jax
 import pytest
 
 from tests.conftest import run_module
-from vision.models.cpu import vector_bits
 
-# Recorded on an AMD EPYC, 2026-11-26, by JAX's minor version, the number of cores and the vectors' bits.
-# The losses of digits and of MNIST. With AVX-512 not recorded since vision/models/by_columns.py computes gradients of images of
-# few channels, which changed their rounding.
-RECORDED = {
-    ('0.10', 1, 256): (0.88208, 1.74877),
-    ('0.10', 2, 256): (0.87731, 1.74877),
-    ('0.12', 1, 256): (0.87731, 1.72265),
-    ('0.12', 2, 256): (0.89091, 1.74875),
-}
-DIGITS, MNIST = ({key: pair[i] for key, pair in RECORDED.items()} for i in (0, 1))
+DIGITS, MNIST = 1.76320, 2.11598  # recorded on an AMD EPYC, 2026-11-26
 
 
 def train(workdir, *flags):
@@ -32,14 +21,17 @@ def train(workdir, *flags):
     return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
 
 
+def quick(mnist):
+    return (
+        '--config=configs/mnist_lenet5.py:quick',
+        '--config.data.source=idx',
+        f'--config.data.path={mnist}',
+    )
+
+
 def check_loss(records, recorded):
-    version = '.'.join(jax.__version__.split('.')[:2])
     loss = next(r['train/loss'] for r in records if r['step'] == 50 and 'train/loss' in r)
-    key = (version, len(os.sched_getaffinity(0)), vector_bits())
-    if key in recorded:
-        assert loss == pytest.approx(recorded[key], abs=1e-3)
-    else:
-        assert any(abs(loss - value) < 0.05 for value in recorded.values())
+    assert loss == pytest.approx(recorded, abs=1e-3)
 
 
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='recorded on a CPU')
@@ -49,19 +41,24 @@ def test_digits_lose_what_they_lost(tmp_path):
         '--config=configs/digits_lenet5.py',
         '--config.training.stop_after=50 steps',
         '--config.training.log_every=10 steps',
+        '--config.optimizer.lr=0.005',
     )
     check_loss(records, DIGITS)  # their accuracy: tests/test_readme.py
 
 
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='recorded on a CPU')
-def test_mnist_loses_what_it_lost_and_reaches_its_band(tmp_path, mnist):
+def test_mnist_loses_what_it_lost(tmp_path, mnist):
     records = train(
         tmp_path / 'run',
-        '--config=configs/mnist_lenet5.py:quick',
-        '--config.data.source=idx',
-        f'--config.data.path={mnist}',
+        *quick(mnist),
+        '--config.training.stop_after=50 steps',
         '--config.training.log_every=10 steps',
+        '--config.optimizer.lr=0.003',
     )
     check_loss(records, MNIST)
-    # Measured: 96.1 % and 96.3 % with the two versions.
+
+
+def test_mnist_reaches_its_band(tmp_path, mnist):
+    records = train(tmp_path / 'run', *quick(mnist))
+    # Measured: 96.1 % and 96.3 % on JAX 0.10 and 0.12.
     assert 0.95 < next(r['test/top1'] for r in records if 'test/top1' in r) < 0.98

@@ -11,13 +11,13 @@ GoogLeNet a quarter.
     …:vgg11_bn  …:googlenet  …:resnet18
     … --config.data.source=idx --config.data.path=FOLDER     the four IDX files, no internet
 
-One recipe for what a CPU can train: SGD with momentum, a cosine over 15 epochs (8 for GoogLeNet, whose epoch takes four
+One recipe for what a CPU can train: SGD with momentum, a cosine over 15 epochs (8 for GoogLeNet, whose epoch takes three
 times as long), padded crops and flips, a moving average. ResNet-18 is for the best figure: 40 epochs, and squares of 8
 pixels cut out (DeVries and Taylor 2017).
 LeNet-5 has its own file, `fashion_mnist_lenet5.py`. Test accuracy, three seeds: resnet18 94.94 ± 0.08 %, resnet20
 93.73 ± 0.06 %, vgg11_bn 93.46 ± 0.21 %; five: googlenet 93.28 ± 0.12 % (`experiments/results/table.md`).
-On a CPU core without AVX-512 an epoch of GoogLeNet takes 15 minutes (2.1 s a step; 24 beside other work), of ResNet-20 5 (0.64 s);
-of VGG 3 with AVX-512.
+On a CPU core without AVX-512 an epoch of GoogLeNet takes 15 minutes (2.1 s a step), of ResNet-20 5 (0.64 s); of VGG 3 with
+AVX-512.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,8 @@ dropout .7, the main one .4. The paper's top-5 error: 10.07 % (one crop), 7.89 %
     python -m experiments.train --config=configs/imagenet_googlenet.py --workdir=runs/googlenet --config.data.data_dir=DIR
 
 What the paper does not give is set here: rate .01 for batch 256, weight decay 2e-4 (as Caffe's replica),
-250 epochs, the average from epoch 200 on, colours by factors within .4; biases are not decayed. Not measured here.
+250 epochs, the average from epoch 200 on, colours by factors within .4; biases are not decayed; 1 % of the training
+images is held out (`imagenet.py`). Not measured here.
 """
 
 from ml_collections import ConfigDict

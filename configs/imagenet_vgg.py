@@ -9,7 +9,7 @@ The paper's error at one scale of 384, `evals.dense_384`: 25.6 / 8.1 % (16 layer
     python -m experiments.train --config=configs/imagenet_vgg.py:16 --workdir=runs/vgg16 --config.data.data_dir=DIR
     …:11  …:13  …:19
 
-What deviates: the rate falls at 25, 50 and 65 epochs instead of by hand; selection looks at one scale
+What deviates: 1 % of the training images is held out (`imagenet.py`); the rate falls at 25, 50 and 65 epochs instead of by hand; selection looks at one scale
 of 384, the middle of the image; only the channels' means are subtracted, in pixels; biases are not decayed. Not measured here.
 """
 

@@ -35,7 +35,7 @@ FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print'
 
 _LECUN, _HE = 'LeCun 1998, MNIST', 'He 2015, CIFAR-10'
 _FASHION = "Fashion-MNIST's list"
-# Name, config, paper, published error, and which of the config's evaluations has its protocol, if one.
+# Name, config, paper, published error, and which of the config's evaluations has its protocol, if one, and the metric.
 ROWS = (
     ('digits-lenet5', 'configs/digits_lenet5.py', 'scikit-learn digits', '–'),
     ('mnist-lenet5', 'configs/mnist_lenet5.py:plain', _LECUN, '0.95 %'),
@@ -58,7 +58,14 @@ ROWS = (
     ('imagenet-alexnet', 'configs/imagenet_alexnet.py', 'Krizhevsky 2012', '40.7 %', 'ten_crop'),
     ('imagenet-vgg16', 'configs/imagenet_vgg.py:16', 'Simonyan 2014', '25.6 %', 'dense_384'),
     ('imagenet-vgg19', 'configs/imagenet_vgg.py:19', 'Simonyan 2014', '25.5 %', 'dense_384'),
-    ('imagenet-googlenet', 'configs/imagenet_googlenet.py', 'Szegedy 2014', '31.3 % (replica)'),
+    (
+        'imagenet-googlenet',
+        'configs/imagenet_googlenet.py',
+        'Szegedy 2014',
+        '10.07 % top-5',
+        None,
+        'top5',
+    ),
     ('imagenet-inception-v3', 'configs/imagenet_inception_v3.py', 'Szegedy 2015', '21.2 %'),
     ('imagenet-resnet18', 'configs/imagenet_resnet.py:18', 'He 2015', '27.88 %', 'ten_crop'),
     ('imagenet-resnet34a', 'configs/imagenet_resnet.py:34a', 'He 2015', '25.03 %', 'ten_crop'),
@@ -85,6 +92,8 @@ def main(argv: list[str]) -> None:
     seeds = _seeds(SEEDS.value)
     rows = [reproduce.Row(*row) for row in ROWS]
     results = Path(RESULTS.value)
+    if not argv[1:] and not results.is_dir():
+        raise UserError(f'--results={results}: no such folder')
     for row in (row for row in rows if row.name in argv[1:]):
         reproduce.reproduce(row, _config(row), seeds, Path(WORKDIR.value), results, _command(row))
         reproduce.write_markdown(reproduce.table(rows, results), results / 'table.md')
@@ -120,7 +129,7 @@ def _seeds(words: list[str]) -> list[int]:
         raise UserError(f'--seeds={",".join(words)} must be whole numbers: 3, or 0,1,2')
     if named:
         return list(dict.fromkeys(map(int, words)))
-    if words == ['0']:
+    if int(words[0]) == 0:
         raise UserError('--seeds=0 is none; --seeds=1 is seed 0')
     return list(range(int(words[0])))
 

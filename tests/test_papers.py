@@ -32,6 +32,8 @@ CASES = {
     'mnist_lenet5:1998': (60_000, MNIST, 8_594, [
         ('0 epochs', 6e-3), ('1.99 epochs', 6e-3), ('2 epochs', 2.4e-3), ('5 epochs', 1.2e-3),
         ('8 epochs', 6e-4), ('11.99 epochs', 6e-4), ('12 epochs', 1.2e-4)]),
+    'mnist_lenet5:1998-distorted': (60_000, MNIST, 8_594, [
+        ('1.99 epochs', 6e-3), ('2 epochs', 2.4e-3), ('12 epochs', 1.2e-4)]),
     'imagenet_alexnet': (60_965_224, IMAGENET, 891_812, [
         ('29.9 epochs', 0.01), ('30 epochs', 1e-3), ('60 epochs', 1e-4), ('80 epochs', 1e-5)]),
     'imagenet_vgg:11': (132_863_336, IMAGENET, 366_634, [('0 epochs', 0.01)]),
@@ -164,11 +166,15 @@ def test_an_unknown_argument_is_refused(name):
 def two_steps(name, size=1.0):
     """The config, two gradients of norm .56 · size and .81 · size, the parameters after each."""
     config = load(name)
-    params = {'conv': {'kernel': jnp.array([[0.5, -2.0]]), 'bias': jnp.array([0.3, 0.1])}}
+    params = {
+        'conv': {'kernel': jnp.array([[0.5, -2.0]]), 'bias': jnp.array([0.3, 0.1])},
+        'fc': {'bias': jnp.array([0.7])},
+    }
     gradients = [
         {'conv': {'kernel': jnp.array([[0.1, 0.2]]), 'bias': jnp.array([-0.3, 0.4])}},
         {'conv': {'kernel': jnp.array([[-0.2, 0.1]]), 'bias': jnp.array([0.5, 0.6])}},
     ]
+    gradients = [{'fc': {'bias': jnp.zeros(1)}} | g for g in gradients]
     gradients = jax.tree.map(lambda g: size * g, gradients)
     optimizer = make_optimizer(config, lambda step: config.optimizer.lr)
     state, trail = optimizer.init(params), []
@@ -192,6 +198,7 @@ def two_steps(name, size=1.0):
         ('cifar10_resnet:56', 1e-4, 0.0),
         ('cifar10_resnet:110', 1e-4, 0.0),
         ('mnist_lenet5:1998', 0.0, 0.0),
+        ('mnist_lenet5:1998-distorted', 0.0, 0.0),
     ],
 )
 def test_two_steps_are_sgd_with_momentum(name, decay, bias_decay):
@@ -205,6 +212,18 @@ def test_two_steps_are_sgd_with_momentum(name, decay, bias_decay):
             velocity = 0.9 * velocity + gradient['conv'][leaf] + d * w
             w = w - config.optimizer.lr * velocity
             np.testing.assert_allclose(got['conv'][leaf], w, rtol=1e-6)
+
+
+def test_of_the_biases_torchvisions_second_recipe_decays_the_classifiers():
+    config, _, (first, second) = two_steps('imagenet_resnet:50-v2')
+    decay, lr = 2e-5, config.optimizer.lr
+    velocity = decay * 0.7
+    w = 0.7 - lr * velocity
+    np.testing.assert_allclose(first['fc']['bias'], w, rtol=1e-7)
+    np.testing.assert_allclose(
+        second['fc']['bias'], w - lr * (0.9 * velocity + decay * w), rtol=1e-7
+    )
+    assert abs(second['fc']['bias'][0] - 0.7) > 1e-5
 
 
 @pytest.mark.parametrize('size', [1.0, 3.0, 100.0])
@@ -322,11 +341,11 @@ PHOTO_RECIPES = {
         200,
     ),  # at 67 pixels its weights of .01 stay at chance for longer
     'imagenet_vgg:11': (32, 256, 40),
-    'imagenet_googlenet': (65, 256, 40),
+    'imagenet_googlenet': (79, 256, 40),
     'imagenet_inception_v3': (299, None, 40),
     'imagenet_resnet:18': (32, 256, 40),
     'imagenet_resnet:50-v1': (32, 256, 40),
-    'imagenet_resnet:50-v2': (32, 1024, 100),
+    'imagenet_resnet:50-v2': (96, 1024, 140),
 }
 
 
@@ -343,5 +362,4 @@ def test_the_loss_of_a_recipe_for_photos_falls(name, photos):
     config.training.batch_size, config.optimizer.lr_for_batch = 16, batch
     trail = falls(config, data.load(config.data, 'train'), steps, (size, size, 3))
     print(name, np.round(trail, 3).tolist())
-    # Against the first, before any update: that of chance, or worse.
-    assert np.mean(trail[-steps // 5 :]) < 0.95 * trail[0]
+    assert np.mean(trail[-steps // 5 :]) < 0.95 * np.log(3)  # what chance has

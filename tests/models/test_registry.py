@@ -110,6 +110,39 @@ def test_dense_evaluation_takes_any_size_from_the_papers_and_means_over_position
         apply_abstractly('vgg_d', (192, 192, 3))
 
 
+@pytest.mark.parametrize(
+    ('name', 'options', 'smallest'),
+    [
+        ('alexnet', {}, 63),
+        ('alexnet_2012', {}, 67),
+        ('vgg_a', {}, 32),
+        ('vgg11_bn', {'stem': 'small'}, 1),
+        ('googlenet_2014', {}, 79),
+        ('googlenet_2014', {'stem': 'small'}, 10),
+        ('googlenet_2014', {'aux_heads': False}, 32),
+        ('googlenet', {}, 32),
+        ('googlenet', {'stem': 'small'}, 4),
+        ('inception_v3', {'aux_heads': False}, 75),
+        ('inception_v3', {'stem': 'small'}, 23),
+        ('resnet18', {}, 32),
+        ('resnet20', {}, 4),
+        ('resnet50', {'stem': 'small'}, 8),
+        ('resnet50_v2', {}, 32),
+    ],
+)
+def test_the_smallest_image_leaves_no_array_empty(name, options, smallest):
+    model = create_model(name, num_classes=3, **options)
+
+    def everything(size):
+        images = jnp.zeros((1, size, size, 3))
+        return jax.eval_shape(lambda: model.init_with_output(rngs, images, train=True))
+
+    rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(0)}
+    assert all(leaf.size for leaf in jax.tree.leaves(everything(smallest)))
+    with pytest.raises(UserError, match=f'{smallest}x{smallest} and larger|shape'):
+        everything(smallest - 1)
+
+
 def test_the_auxiliary_head_names_the_size_that_it_needs():
     model = create_model('inception_v3')
     with pytest.raises(UserError, match=r'299x299 and larger.*aux_heads=False'):

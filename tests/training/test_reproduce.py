@@ -11,8 +11,9 @@ from absl.testing import flagsaver
 from ml_collections import ConfigDict
 
 from experiments import reproduce as command
-from tests.conftest import run_module
+from tests.conftest import REPO, run_module
 from tests.training.tiny import tiny_config
+from vision.core.config import from_json
 from vision.core.errors import UserError
 from vision.evaluation.evals import evaluate_runs, named_entries
 from vision.training import reproduce as lib
@@ -39,6 +40,7 @@ def test_errors_are_the_runs_own(folders):
         assert found['seconds'] > 0 and found['machine'] and found['commit']
         assert (results / 'tiny' / f'seed={seed}.jsonl').read_text() == records
     assert {p.suffix for p in results.rglob('*') if p.is_file()} == {'.json', '.jsonl'}
+    assert from_json((results / 'tiny' / 'config.json').read_text()).optimizer.lr == 0.05
     assert summary['command'] == 'python -m x'
 
 
@@ -75,6 +77,58 @@ def test_a_row_is_measured_by_its_papers_protocol(folders, tmp_path):
     assert lib.cells(measured[0])[2] == '1 % (train)'
     with pytest.raises(UserError, match="unknown evaluation 'tarin'"):
         lib.reproduce(row._replace(evaluation='tarin'), config, [0], folders[0], tmp_path, 'x')
+
+
+def test_a_finished_run_is_not_measured_by_a_protocol_again(folders, tmp_path, monkeypatch):
+    config = tiny_config()
+    config.evals.train = ConfigDict({'split': 'train'})
+    row = ROW._replace(evaluation='train', metric='top5')
+    first = lib.reproduce(row, config, [0], folders[0], tmp_path, 'x')
+    assert lib.cells(lib.table([row], tmp_path)[0])[3].endswith('% top-5')
+    monkeypatch.delattr(lib, 'evaluate_runs')
+    assert lib.reproduce(row, config, [0], folders[0], tmp_path, 'x') == first
+
+
+@pytest.mark.parametrize(
+    ('row', 'key', 'value', 'says'),
+    [
+        (ROW, 'optimizer.lr', 1e-4, 'optimizer.lr is 0.05 there and 0.0001 here'),
+        (ROW._replace(metric='top5'), 'seed', 3, "None, 'top1'. there and .None, 'top5'. here"),
+    ],
+)
+def test_seeds_of_another_experiment_are_not_taken_together(folders, row, key, value, says):
+    runs, results = folders
+    before = {p: p.read_bytes() for p in results.rglob('*') if p.is_file()}
+    config = tiny_config(**{key.replace('.', '__'): value})
+    with pytest.raises(UserError, match=f'another experiment.*{says}.*--results'):
+        lib.reproduce(row, config, [2], runs, results, 'x')
+    assert {p: p.read_bytes() for p in results.rglob('*') if p.is_file()} == before
+
+
+def test_a_seed_that_fails_takes_no_other_with_it(folders, tmp_path):
+    runs = tmp_path / 'runs'
+    shutil.copytree(folders[0] / 'tiny' / 'seed=0', runs / 'tiny' / 'seed=0')
+    shutil.copytree(folders[0] / 'tiny' / 'seed=1', runs / 'tiny' / 'seed=7')  # of another seed
+    with pytest.raises(UserError, match=r'^tiny, seed 7: .*seed'):
+        lib.reproduce(ROW, tiny_config(), [7, 0], runs, tmp_path / 'results', 'x')
+    summary = json.loads((tmp_path / 'results' / 'tiny' / 'summary.json').read_text())
+    assert list(summary['seeds']) == ['0']
+
+
+def test_what_the_repository_says_was_measured_is_what_its_records_say(tmp_path):
+    rows, results = [lib.Row(*row) for row in command.ROWS], REPO / 'experiments/results'
+    lib.write_markdown(lib.table(rows, results), tmp_path / 'table.md')
+    assert (tmp_path / 'table.md').read_text() == (results / 'table.md').read_text()
+    readme = (REPO / 'README.md').read_text()
+    for row in lib.table(rows, results):
+        summary = row['summary']
+        if summary is None:
+            continue
+        assert lib.cells(row)[3] in readme, row['name']
+        for seed, run in summary['seeds'].items():
+            records = (results / row['name'] / f'seed={seed}.jsonl').read_text().splitlines()
+            (top1,) = [r['test/top1'] for r in map(json.loads, records) if 'test/top1' in r]
+            assert run['error'] == pytest.approx(100 * (1 - top1), abs=1e-4), (row['name'], seed)
 
 
 def test_another_seed_stands_beside_those_measured_before(folders, tmp_path):
@@ -140,7 +194,8 @@ def test_the_type_to_compute_in_is_in_the_config_and_in_the_command():
         (['mnist-lenet'], "unknown row 'mnist-lenet'"),
         (['digits-lenet5', '--seeds=one'], 'whole numbers'),
         (['digits-lenet5', '--seeds='], 'whole numbers'),
-        (['digits-lenet5', '--seeds=0'], '--seeds=1 is seed 0'),
+        (['digits-lenet5', '--seeds=00'], '--seeds=1 is seed 0'),
+        ([], 'no such folder'),
         (['mnist-lenet5', '--mnist=nowhere'], 'nowhere'),
     ],
 )

@@ -70,7 +70,7 @@ def init_variables(model: nn.Module, input_shape: Sequence[int], key: jax.Array)
 def run_once(function: Callable[[], Any]) -> Any:
     """Compiles and runs what a process runs a single time, as making parameters is.
 
-    On a CPU the compiler's full effort on so many random generators takes 2.5 to 13 times as long
+    On a CPU the compiler's full effort on so many random generators takes 2 to 13 times as long
     (ResNet-50: 40 s for 9) and saves milliseconds. The values have the same bits.
     """
     on_cpu = jax.default_backend() == 'cpu'

@@ -199,8 +199,8 @@ class GoogLeNet(ImageModel):
         small = self.stem == 'small'
         hint = '' if small else "stem='small' takes smaller ones"
         min_size = 4 if small else 32
-        # The published heads pool 5x5 windows of a map that is 2 (small stem) or 16 times smaller.
+        # The published heads pool 5x5 windows of a map of (H + 1) // 16 pixels (small stem: H // 2).
         if self.original and self.aux_heads and (train or self.is_initializing()):
             hint = 'aux_heads=False trains on smaller ones'
-            min_size = 10 if small else 65
+            min_size = 10 if small else 79
         self.check_images(images, min_size=min_size, hint=hint)

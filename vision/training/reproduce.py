@@ -1,7 +1,8 @@
 """The table of the papers' figures beside ours: rows of runs over seeds, and what was measured of them.
 
-A row's trials are a sweep over seeds, so that it goes on where it stopped. What is kept of it is
-small: a summary and each trial's `metrics.jsonl`, in a folder that is under version control.
+A row's trials are those of a sweep over seeds, so that it goes on where it stopped. What is kept of it
+is small, in a folder that is under version control: the figures, the config, and each trial's
+`metrics.jsonl` (whose own test figure is of one crop, whatever the row's protocol).
 """
 
 import json
@@ -14,13 +15,15 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.table import Column, Table
 
+from vision.core import config as config_lib
 from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
+from vision.core.progress import progress_bar
 from vision.evaluation.evals import evaluate_runs, named_entries
 from vision.training.recorder import read
 from vision.training.sweep import sweep
 
-_SUMMARY = 'summary.json'
+_SUMMARY, _CONFIG = 'summary.json', 'config.json'
 _HEADER = (
     'row',
     'paper',
@@ -42,6 +45,7 @@ class Row(NamedTuple):
       paper: who, when, on what.
       figure: the published error on the test split, as text, top-1 unless it says otherwise.
       evaluation: which of `config.evals` has that figure's protocol; None: the run's own.
+      metric: 'top1' or 'top5'.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Row(NamedTuple):
     paper: str
     figure: str
     evaluation: str | None = None
+    metric: str = 'top1'
 
 
 def reproduce(
@@ -59,48 +64,53 @@ def reproduce(
     results: Path,
     command: str,
 ) -> dict[str, Any]:
-    """Trains a row over seeds, or goes on with it, and writes down what came out.
+    """Trains a row over seeds, or goes on with it, and writes down what came out, seed by seed.
 
     Args:
       row: whose figure is to be reproduced.
       config: that its `config` names, with the place of the data.
       seeds: each is a trial; those that are finished are read.
-      workdir: of all rows; this one's sweep is the folder of its name in it.
+      workdir: of all rows; this one's trials are in the folder of its name in it.
       results: the folder of all summaries. What this row's has of other seeds stays.
       command: that does it again, but for its seeds, for the table.
 
     Returns:
-      `seeds`: of each (a string) its `error` (test, in %), `seconds` of training, `machine` and
-      `commit`; and `command`.
+      `seeds`: of each (a string) its `error` (test, in %, as the row measures it), `seconds` of
+      training, `machine` and `commit`; `measure`, the row's evaluation and metric; and `command`.
 
     Raises:
-      UserError: a config or data that makes no sense, or a trial that failed.
+      UserError: a config or data that makes no sense, seeds there of another experiment, or, when
+        all others are done, a seed that failed.
       Stopped: a signal came; the same command goes on.
     """
     entries = named_entries(config, [row.evaluation], ConfigDict()) if row.evaluation else {}
-    found = sweep(config, 'seed=' + ','.join(map(str, seeds)), workdir / row.name)
-    trials = sorted(found['trials'], key=lambda trial: trial['values']['seed'])
-    for trial in trials:
-        if trial['error']:
-            raise UserError(f'{row.name}, {trial["trial"]}: {trial["error"]}')
-        if trial['test'] is None:
-            raise UserError(f'{row.name}: this data has no test split to report')
     folder = results / row.name
-    folder.mkdir(parents=True, exist_ok=True)
-    by_seed = (_read_summary(folder) or {'seeds': {}})['seeds']
-    for trial in trials:
-        seed, path = str(trial['values']['seed']), Path(trial['workdir'])
-        environment = workdir_lib.read_json(path, 'environment.json')
-        by_seed[seed] = {
-            'error': 100 * (1 - _top1(path, entries, trial['test'])),
-            'seconds': _seconds(read(path)),
-            'machine': _machine(environment),
-            'commit': _commit(environment),
+    summary = _read_summary(folder) or {'seeds': {}}
+    if summary['seeds']:
+        _check_same(folder, summary, row, config)
+    summary |= {'measure': [row.evaluation, row.metric], 'command': command}
+    failures = []
+    for seed in seeds:
+        try:
+            (trial,) = sweep(config, f'seed={seed}', workdir / row.name)['trials']
+            if trial['test'] is None:
+                raise UserError('no test figure: the data has no such split, or the run no end')
+        except UserError as e:
+            failures.append(f'{row.name}, seed {seed}: {e}')
+            continue
+        path = Path(trial['workdir'])
+        if not _is_kept(path, folder, seed, summary):
+            test = _by_protocol(path, entries) if entries else trial['test']
+            summary['seeds'][str(seed)] = _measured(path, 100 * (1 - test[row.metric]))
+        summary['seeds'] = {
+            seed: summary['seeds'][seed] for seed in sorted(summary['seeds'], key=int)
         }
+        folder.mkdir(parents=True, exist_ok=True)
+        workdir_lib.write_text(folder / _CONFIG, config_lib.to_json(_anywhere(config)))
+        workdir_lib.write_text(folder / _SUMMARY, json.dumps(summary, indent=2) + '\n')
         shutil.copyfile(path / 'metrics.jsonl', folder / f'seed={seed}.jsonl')
-    by_seed = {seed: by_seed[seed] for seed in sorted(by_seed, key=int)}
-    summary = {'seeds': by_seed, 'command': command}
-    workdir_lib.write_text(folder / _SUMMARY, json.dumps(summary, indent=2) + '\n')
+    if failures:
+        raise UserError(failures[0] + (f' (and {len(failures) - 1} more)' if failures[1:] else ''))
     return summary
 
 
@@ -130,7 +140,8 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         mean += f' ± {np.std(errors, ddof=1):.2f}'
     cost = f'{np.mean([run["seconds"] for run in runs]) / 3600:.2f}'
     where = ('; '.join(dict.fromkeys(run[key] for run in runs)) for key in ('machine', 'commit'))
-    return (*start, f'{mean} %', str(len(errors)), cost, *where)
+    unit = '%' if row['metric'] == 'top1' else '% top-5'
+    return (*start, f'{mean} {unit}', str(len(errors)), cost, *where)
 
 
 def rich_table(measured: Sequence[dict[str, Any]]) -> Table:
@@ -159,12 +170,54 @@ def write_markdown(measured: Sequence[dict[str, Any]], path: Path) -> None:
     workdir_lib.write_text(path, text + '\n'.join([*lines, '', *commands]) + '\n')
 
 
-def _top1(path: Path, entries: dict[str, ConfigDict], recorded: dict[str, float]) -> float:
-    """By the paper's protocol; without one, as the run has recorded it."""
-    if not entries:
-        return recorded['top1']
-    (evaluation,) = evaluate_runs([path], entries)[1]
-    return evaluation.figures['top1']
+def _check_same(folder: Path, summary: dict[str, Any], row: Row, config: ConfigDict) -> None:
+    """Seeds of another experiment, or measured by another protocol, make no mean with these."""
+    before = config_lib.from_json((folder / _CONFIG).read_text())
+    differences = config_lib.differences(before, _anywhere(config))
+    measure = [row.evaluation, row.metric]
+    if summary['measure'] != measure:
+        differences.append(f'the measure is {summary["measure"]} there and {measure} here')
+    if differences:
+        raise UserError(
+            f'{folder} has seeds of another experiment: {differences[0]}; name another --results, '
+            'or delete that folder'
+        )
+
+
+def _anywhere(config: ConfigDict) -> ConfigDict:
+    """The experiment, wherever its data lie, for any seed."""
+    same = config.copy_and_resolve_references()
+    with same.unlocked(), same.data.unlocked():
+        same.seed = None
+        for key in ('path', 'data_dir'):
+            same.data[key] = None
+        if same.data.source == 'idx':
+            same.data.source = 'tfds'
+    return same
+
+
+def _is_kept(path: Path, folder: Path, seed: int, summary: dict[str, Any]) -> bool:
+    """Whether it is the very run that was measured before: a protocol can take hours."""
+    kept = folder / f'seed={seed}.jsonl'
+    if str(seed) not in summary['seeds'] or not kept.is_file():
+        return False
+    return kept.read_bytes() == (path / 'metrics.jsonl').read_bytes()
+
+
+def _by_protocol(path: Path, entries: dict[str, ConfigDict]) -> dict[str, Any]:
+    with progress_bar() as progress:
+        (evaluation,) = evaluate_runs([path], entries, progress=progress)[1]
+    return evaluation.figures
+
+
+def _measured(path: Path, error: float) -> dict[str, Any]:
+    environment = workdir_lib.read_json(path, 'environment.json')
+    return {
+        'error': error,
+        'seconds': _seconds(read(path)),
+        'machine': _machine(environment),
+        'commit': _commit(environment),
+    }
 
 
 def _machine(environment: dict[str, Any]) -> str:
@@ -181,7 +234,7 @@ def _commit(environment: dict[str, Any]) -> str:
 
 
 def _seconds(records: Sequence[dict[str, Any]]) -> float:
-    """Of training, as recorded: each process of a run that was stopped counts from 0."""
+    """Of training, as recorded, at least: each process of a run that was stopped counts from 0."""
     total = last = 0.0
     for seconds in (record['seconds'] for record in records if 'seconds' in record):
         if seconds < last:

@@ -6,8 +6,8 @@ pixels, flips, PCA colour noise; ten crops at test. The paper's error: 40.7 / 18
 
     python -m experiments.train --config=configs/imagenet_alexnet.py --workdir=runs/alexnet --config.data.data_dir=DIR
 
-What deviates: 1 % of the training images is held out (`imagenet.py`); the rate falls at 30, 60 and 80 epochs instead of when an experimenter sees validation
-stop; crops are of 227 pixels, which conv1 needs for 55 x 55; only the mean is subtracted, in pixels,
+What deviates: 1 % of the training images is held out (`imagenet.py`); the rate falls at 30, 60 and 80
+epochs instead of when an experimenter sees validation stop; crops are of 227 pixels, which conv1 needs for 55 x 55; only the mean is subtracted, in pixels,
 as in the paper, but one mean per channel; biases are decayed as weights are. Not measured here.
 """
 

@@ -6,8 +6,8 @@ smoothing .1 (section 7). The paper's error with one crop: 21.2 / 5.6 %.
 
     python -m experiments.train --config=configs/imagenet_inception_v3.py --workdir=runs/inception_v3 --config.data.data_dir=DIR
 
-What deviates: 1 % of the training images is held out (`imagenet.py`); one synchronous batch of 1600 in place of 50 asynchronous replicas (the rate was theirs
-for 32 at a time; it is kept). As in the authors' code: momentum .9, weight decay 4e-5 (not of biases and norms), the
+What deviates: 1 % of the training images is held out (`imagenet.py`); one synchronous batch of 1600 in
+place of 50 asynchronous replicas (the rate was theirs for 32 at a time; it is kept). As in the authors' code: momentum .9, weight decay 4e-5 (not of biases and norms), the
 auxiliary loss times .4, an average of .9999, crops from 5 % of the area on, brightness within .125 and saturation within .5.
 Not measured here.
 """

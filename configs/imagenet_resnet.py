@@ -11,10 +11,10 @@ authors' code, 24.7 / 7.8, 23.6 / 7.1 and 23.0 / 6.7 %.
     …:50-v1                             torchvision's recipe of 90 epochs: 76.130 % right (V1 weights)
     …:50-v2                             torchvision's recipe of 600 epochs: 80.858 % right (V2 weights)
 
-What deviates. All: 1 % of the training images is held out (`imagenet.py`). Paper: only the channels' means are subtracted, in pixels; validation is seen once an
-epoch, and 5 times without a better figure divide the rate; biases and norms are not decayed. V2: boxes to erase get random pixels, not grey, the warm-up begins at 0 and not at .005, the
-EMA moves a little at each step in place of each 32nd and faster in the first ones (as (1 + t) / (10 + t)), and BatchNorm and mixup see the whole batch of 1024, not
-a GPU's 128. Not measured here.
+What deviates. All: 1 % of the training images is held out (`imagenet.py`). Paper: only the channels'
+means are subtracted, in pixels; validation is seen once an epoch, and 5 times without a better figure divide the rate; biases and norms are not decayed. V2: boxes to erase get random pixels, not grey, the warm-up begins at 0 and not at .005, the
+EMA moves a little at each step in place of each 32nd and faster in the first ones (as (1 + t) / (10 + t)),
+and BatchNorm and mixup see the whole batch of 1024, not a GPU's 128. Not measured here.
 """
 
 from ml_collections import ConfigDict

@@ -196,7 +196,7 @@ def test_the_type_to_compute_in_is_in_the_config_and_in_the_command():
         (['digits-lenet5', '--seeds='], 'whole numbers'),
         (['digits-lenet5', '--seeds=00'], '--seeds=1 is seed 0'),
         ([], 'no such folder'),
-        (['mnist-lenet5', '--mnist=nowhere'], 'nowhere'),
+        (['mnist-lenet5', '--mnist=nowhere', '--seeds=1'], 'mnist-lenet5, seed 0: data.path='),
     ],
 )
 def test_a_mistake_is_one_line(words, says, tmp_path):

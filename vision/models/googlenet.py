@@ -149,7 +149,10 @@ class GoogLeNet(ImageModel):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, Endpoints]:
-        """Returns (logits [B, K], endpoints) for images of any size from 32 px (small stem: 4)."""
+        """Returns (logits [B, K], endpoints) for images of any size from 32 px (small stem: 4).
+
+        To train the heads as published takes 79 px (small stem: 10).
+        """
         self._check(images, train)
         endpoints: Endpoints = {}
         x = self._stem(images.astype(self.dtype), endpoints, train)

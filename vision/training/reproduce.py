@@ -96,7 +96,8 @@ def reproduce(
             if trial['test'] is None:
                 raise UserError('no test figure: the data has no such split, or the run no end')
         except UserError as e:
-            failures.append(f'{row.name}, seed {seed}: {e}')
+            said = str(e).removeprefix(f'--grid, seed={seed}: ')  # the grid is ours
+            failures.append(f'{row.name}, seed {seed}: {said}')
             continue
         path = Path(trial['workdir'])
         if not _is_kept(path, folder, seed, summary):
@@ -172,6 +173,8 @@ def write_markdown(measured: Sequence[dict[str, Any]], path: Path) -> None:
 
 def _check_same(folder: Path, summary: dict[str, Any], row: Row, config: ConfigDict) -> None:
     """Seeds of another experiment, or measured by another protocol, make no mean with these."""
+    if not (folder / _CONFIG).is_file():
+        raise UserError(f'{folder / _CONFIG} is missing: of which experiment are the seeds there?')
     before = config_lib.from_json((folder / _CONFIG).read_text())
     differences = config_lib.differences(before, _anywhere(config))
     measure = [row.evaluation, row.metric]

@@ -1,46 +1,85 @@
-"""What the tests share: the slow ones on request, real data where it can be had, short runs."""
+"""Fixtures and options that all tests share: three tiers, real data where it can be had, one trained run."""
 
 import atexit
-import functools
-import json
+import fcntl
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
-# A machine that is busy is no failure.
-settings.register_profile('vision', deadline=None)
-settings.load_profile('vision')
+from tests import tiers
+from tests.processes import LESS_EFFORT, REPO, command, environment, run_module
 
-REPO = Path(__file__).parent.parent
+__all__ = ['REPO', 'command', 'environment', 'run_module']
 
-# What one test compiled, the next need not: most of a short run is compilation.
-# Workers of pytest-xdist share their parent's.
+# What one test compiled, the next need not: workers of pytest-xdist and all commands share a folder.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='vision-compiled-')
     atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.3'
+    os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {LESS_EFFORT}'.strip()
+os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 # Folders with the four IDX files; the tests that need them are skipped without.
 MNIST = os.environ.get('VISION_TEST_MNIST')
 FASHION_MNIST = os.environ.get('VISION_TEST_FASHION_MNIST')
 
+# Seconds that CI allows: a quick test, and the quick tests together.
+TEST_LIMIT, SUITE_LIMIT = 20, 12 * 60
+
 
 def pytest_addoption(parser):
-    parser.addoption('--slow', action='store_true', help='run the tests that take minutes')
+    parser.addoption('--slow', action='store_true', help='also tests of tens of seconds')
+    parser.addoption('--nightly', action='store_true', help='also tests of minutes')
+
+
+def pytest_configure(config):
+    # More random examples where there is time. A machine that is busy is no failure.
+    slow = config.getoption('--slow') or config.getoption('--nightly')
+    os.environ[tiers.VARIABLE] = 'slow' if slow else 'quick'
+    settings.register_profile('quick', deadline=None, max_examples=20)
+    settings.register_profile('slow', deadline=None, max_examples=200)
+    settings.load_profile(os.environ[tiers.VARIABLE])
+    if not hasattr(config, 'workerinput'):
+        config.pluginmanager.register(_Limits(config, not slow), 'vision-limits')
 
 
 def pytest_collection_modifyitems(config, items):
-    if not config.getoption('--slow'):
-        skip = pytest.mark.skip(reason='slow: run with --slow')
-        for item in items:
-            if 'slow' in item.keywords:
-                item.add_marker(skip)
+    for tier in ('slow', 'nightly'):
+        if not config.getoption(f'--{tier}'):
+            skip = pytest.mark.skip(reason=f'{tier}: run with --{tier}')
+            for item in items:
+                if tier in item.keywords:
+                    item.add_marker(skip)
+
+
+class _Limits:
+    """In CI fails a quick suite, or a quick test, that takes too long."""
+
+    def __init__(self, config, quick):
+        self._on = bool(os.environ.get('CI')) and quick
+        self._began, self._seconds = time.monotonic(), {}
+
+    def pytest_runtest_logreport(self, report):
+        self._seconds[report.nodeid] = self._seconds.get(report.nodeid, 0) + report.duration
+
+    def pytest_terminal_summary(self, terminalreporter):
+        for line in self._broken():
+            terminalreporter.write_line(f'too slow: {line}', red=True)
+
+    def pytest_sessionfinish(self, session):
+        if self._broken() and session.exitstatus == 0:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+    def _broken(self):
+        if not self._on:
+            return []
+        slow = [f'{name}: {s:.0f} s' for name, s in self._seconds.items() if s > TEST_LIMIT]
+        total = time.monotonic() - self._began
+        return slow + ([f'all of them: {total:.0f} s'] if total > SUITE_LIMIT else [])
 
 
 @pytest.fixture(scope='session')
@@ -63,50 +102,22 @@ def _folder(name, value):
     return value
 
 
-def run_module(
-    module: str, *args: str, devices: int = 1, **env: str
-) -> subprocess.CompletedProcess:
-    """Runs `python -m module args…` from the repository, on that many simulated devices.
+@pytest.fixture(scope='session')
+def digits_run(tmp_path_factory) -> Path:
+    """The workdir of the README's first command, trained once for all tests and workers.
 
-    On one device and in this environment it runs in a fork of a process that has done the imports.
+    Tests may add to its report; what changes the run itself works on a copy.
     """
-    if devices == 1 and not env:
-        server, words = _fork_server(), [module, *map(str, args)]
-        server.stdin.write(json.dumps(words) + '\n')
-        server.stdin.flush()
-        return subprocess.CompletedProcess(words, *json.loads(server.stdout.readline()))
-    return subprocess.run(
-        command(module, *args),
-        env=environment(devices, **env),
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-
-
-@functools.cache
-def _fork_server() -> subprocess.Popen:
-    server = subprocess.Popen(
-        [sys.executable, '-m', 'tests.fork_server'],
-        env=environment(),
-        cwd=REPO,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    atexit.register(server.communicate)
-    return server
-
-
-def command(module: str, *args: str) -> list[str]:
-    return [sys.executable, '-m', module, *map(str, args)]
-
-
-def environment(devices: int = 1, **env: str) -> dict[str, str]:
-    return {
-        **os.environ,
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-        'COLUMNS': '120',
-        **env,
-    }
+    root = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        root = root.parent  # the workers'
+    workdir = root / 'digits_run'
+    with open(root / 'digits_run.lock', 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (root / 'digits_run.done').exists():
+            done = run_module(
+                'experiments.train', '--config=configs/digits_lenet5.py', f'--workdir={workdir}'
+            )
+            assert done.returncode == 0, done.stderr
+            (root / 'digits_run.done').touch()
+    return workdir

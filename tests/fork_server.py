@@ -1,47 +1,105 @@
-"""Runs `python -m MODULE ARGS…` in forks of one process that has imported what they all import.
+"""Runs `python -m MODULE ARGS…` in forks of one process that has imported what the commands import.
 
-Most of a refused command's seconds are imports. The fork is made before JAX has a backend or any
-thread of its own, so that what runs in it is what would run in a process of its own.
+Imports are most of a short command's time. The fork is made before JAX has a backend, so that a child has its own
+devices (XLA_FLAGS), threads and signal handlers, as a process started from the shell has.
 
-One JSON list of words a line comes in, one JSON object goes out: the exit code and what was printed.
+One JSON request a line on stdin, one JSON answer a line on stdout:
+
+    {"start": [MODULE, ARG, …], "env": {…}, "cwd": DIR, "stdout": FILE, "stderr": FILE}  →  {"pid": N}
+    {"wait": N, "seconds": S}  →  {"code": exit code, or null if the process still runs}
 """
 
+import atexit
+import gc
 import json
 import os
 import runpy
 import signal
 import sys
-import tempfile
+import threading
+import time
+import traceback
+
+LIMIT = 600  # seconds after which a child is ended, whatever it does
 
 
 def main() -> None:
     """Serves until its input ends."""
+    # As `vision.core.tf_cpu` has it, which each child calls for itself.
+    os.environ |= {'TF_CPP_MIN_LOG_LEVEL': '3', 'TF_ENABLE_ONEDNN_OPTS': '0'}
     import orbax.checkpoint  # noqa: F401
     import rich.console  # noqa: F401
     import sklearn.datasets  # noqa: F401
+    import tensorflow  # noqa: F401
 
+    import vision.evaluation.evals
+    import vision.prediction
     import vision.training  # noqa: F401
 
+    gc.freeze()  # a child's collector need not touch, and copy, what is shared
     for line in sys.stdin:
-        module, *args = json.loads(line)
-        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-            child = os.fork()
-            if child == 0:
-                signal.alarm(600)  # whatever hangs ends
-                os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-                os.dup2(out.fileno(), 1)
-                os.dup2(err.fileno(), 2)
-                sys.argv = [module, *args]
-                runpy.run_module(module, run_name='__main__', alter_sys=True)
-                sys.exit(0)
-            code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-            texts = [_text(file) for file in (out, err)]
-        print(json.dumps([code, *texts]), flush=True)
+        request = json.loads(line)
+        answer = {'pid': _start(request)} if 'start' in request else {'code': _wait(**request)}
+        print(json.dumps(answer), flush=True)
 
 
-def _text(file) -> str:
-    file.seek(0)
-    return file.read().decode()
+def _start(request: dict) -> int:
+    child = os.fork()
+    if child == 0:
+        signal.alarm(LIMIT)
+        _redirect(0, os.devnull, os.O_RDONLY)
+        _redirect(1, request['stdout'], os.O_WRONLY | os.O_CREAT)
+        _redirect(2, request['stderr'], os.O_WRONLY | os.O_CREAT)
+        os.environ.clear()
+        os.environ.update(request['env'])
+        os.chdir(request['cwd'])
+        # As `python -m` has it: the working directory, then PYTHONPATH.
+        paths = [request['cwd'], *request['env'].get('PYTHONPATH', '').split(os.pathsep)]
+        sys.path[:0] = [path for path in paths if path]
+        sys.argv = list(request['start'])
+        _leave(_run_main(sys.argv[0]))
+    return child
+
+
+def _run_main(module: str) -> int:
+    """Runs `python -m module`, and returns the code that the interpreter would exit with."""
+    try:
+        runpy.run_module(module, run_name='__main__', alter_sys=True)
+    except SystemExit as e:
+        if e.code is None or isinstance(e.code, int):
+            return e.code or 0
+        print(e.code, file=sys.stderr)
+        return 1
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _leave(code: int) -> None:
+    """Ends a child as the interpreter ends, but for the second that freeing every module takes."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _redirect(descriptor: int, file: str, flags: int) -> None:
+    opened = os.open(file, flags)
+    os.dup2(opened, descriptor)
+    os.close(opened)
+
+
+def _wait(wait: int, seconds: float) -> int | None:
+    end = time.monotonic() + seconds
+    while True:
+        pid, status = os.waitpid(wait, os.WNOHANG)
+        if pid:
+            return os.waitstatus_to_exitcode(status)
+        if time.monotonic() >= end:
+            return None
+        time.sleep(0.01)
 
 
 if __name__ == '__main__':

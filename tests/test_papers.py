@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from tests.tiers import split
 from vision import data
 from vision.core import config as config_lib
 from vision.core import durations
@@ -303,7 +304,9 @@ def falls(config, source, steps, shape):
     return trail
 
 
-@pytest.mark.parametrize('name', ['mnist_lenet5:1998', 'cifar10_resnet:20'])
+@pytest.mark.parametrize(
+    'name', split(['mnist_lenet5:1998', 'cifar10_resnet:20'], ['mnist_lenet5:1998'])
+)
 def test_the_loss_falls_on_real_images(name):
     config = load(name)
     grey = name.startswith('mnist')
@@ -346,7 +349,7 @@ PHOTO_RECIPES = {
 }
 
 
-@pytest.mark.slow  # minutes: most of it is compiling
+@pytest.mark.nightly  # minutes: most of it is compiling
 @pytest.mark.parametrize('name', PHOTO_RECIPES)
 def test_the_loss_of_a_recipe_for_photos_falls(name, photos):
     config, (size, batch, steps) = load(name), PHOTO_RECIPES[name]

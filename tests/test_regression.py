@@ -10,7 +10,7 @@ import json
 import jax
 import pytest
 
-from tests.conftest import run_module
+from tests.processes import run_module
 
 DIGITS, MNIST = 1.76320, 2.11598  # recorded on an AMD EPYC, 2026-11-26
 

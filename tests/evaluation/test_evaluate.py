@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from ml_collections import ConfigDict
 
-from tests.conftest import run_module
+from tests.processes import run_module
 from vision.core.config import default_config
 from vision.core.mesh import make_mesh
 from vision.data.arrays import from_arrays

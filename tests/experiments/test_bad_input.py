@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.conftest import run_module
+from tests.processes import run_module
 
 DIGITS = '--config=configs/digits_lenet5.py'
 

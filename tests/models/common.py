@@ -7,8 +7,9 @@ from vision.models.summary import abstract_variables, default_model
 # They trace for ten seconds and compile for minutes: their counts and shapes are tested, and their
 # blocks at other depths.
 DEEP = ('resnet1202', 'resnet1001_v2')
-# Where compiling is most of the work, what LLVM adds to it is not worth its time.
-COMPILER = {'xla_backend_optimization_level': 1, 'xla_llvm_disable_expensive_passes': True}
+# One of each family and kind of block.
+FAMILIES = ('lenet5', 'lenet5_1998', 'alexnet_2012', 'vgg_a', 'vgg11_bn', 'googlenet', 'resnet20', 'resnet50',
+            'resnet50_v2', 'resnext50_32x4d')  # fmt: skip
 
 
 @cache

@@ -1,12 +1,15 @@
 """Every parameter count and multiply-add count that the papers and torchvision give."""
 
 import json
+from functools import cache
 
+import jax
 import pytest
 
-from tests.conftest import run_module
+from tests.processes import run_module
+from tests.tiers import split
 from vision.models import MODELS
-from vision.models.summary import default_model, summarise
+from vision.models.summary import abstract_variables, default_model, summarise
 
 # name: parameters, with auxiliary heads (None: none), GMACs (None: not given)
 COUNTS = {
@@ -67,40 +70,70 @@ def test_every_model_is_counted():
     assert set(COUNTS) | set(MILLIONS) == set(MODELS)
 
 
-@pytest.mark.parametrize('name', COUNTS)
+summary_of = cache(summarise)  # traced once for all tests of this file
+# Networks of so many layers take seconds to a minute to trace: `test_deep_networks_add_blocks` counts them at once.
+DEEP = ('resnet101', 'resnet101_v1', 'resnet152', 'resnet152_v1', 'resnet110', 'resnet1202',
+        'resnet101_v2', 'resnet152_v2', 'resnet110_v2', 'resnet164_v2', 'resnet1001_v2')  # fmt: skip
+
+
+@pytest.mark.parametrize('name', split(COUNTS, [n for n in COUNTS if n not in DEEP]))
 def test_counts_are_the_papers(name):
     parameters, with_aux, gmacs = COUNTS[name]
-    summary = summarise(name)
+    summary = summary_of(name)
     assert summary.parameters == parameters
     assert summary.parameters_with_aux == (with_aux or parameters)
     if gmacs is not None:
         assert summary.macs / 1e9 == pytest.approx(gmacs, rel=0.01)
 
 
-@pytest.mark.parametrize('name', MILLIONS)
+@pytest.mark.parametrize('name', split(MILLIONS, [n for n in MILLIONS if n not in DEEP]))
 def test_counts_round_to_the_papers(name):
-    printed = MILLIONS[name]
-    digits = 0 if isinstance(printed, int) else 1
-    assert round(summarise(name).parameters / 1e6, digits) == printed
+    assert rounded(summary_of(name).parameters, MILLIONS[name]) == MILLIONS[name]
+
+
+def rounded(parameters, printed):
+    return round(parameters / 1e6, 0 if isinstance(printed, int) else 1)
+
+
+@pytest.mark.parametrize('name', DEEP)
+def test_deep_networks_add_blocks(name):
+    """The further blocks of a stage are alike: one and two blocks of each give the count of any depth."""
+    model = default_model(name)[0]
+    sizes = model.stage_sizes
+    one = parameters_of(model.clone(stage_sizes=(1,) * len(sizes)))
+    count = one
+    for i, blocks in enumerate(sizes):
+        two = tuple(1 + (i == j) for j in range(len(sizes)))
+        count += (blocks - 1) * (parameters_of(model.clone(stage_sizes=two)) - one)
+    if name in COUNTS:
+        assert count == COUNTS[name][0]
+    else:
+        assert rounded(count, MILLIONS[name]) == MILLIONS[name]
+
+
+@cache
+def parameters_of(model):
+    variables = abstract_variables(model, (32, 32, 3))
+    return sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
 
 
 def test_option_a_lacks_just_the_projections():
     projections = sum(i * o + 2 * o for i, o in ((64, 128), (128, 256), (256, 512)))
-    assert summarise('resnet34_a').parameters == summarise('resnet34').parameters - projections
+    assert summary_of('resnet34_a').parameters == summary_of('resnet34').parameters - projections
 
 
 def test_connections_of_lenet_are_counted_by_hand():
     # C1, C3 as if dense, C5, F6: pixels out x weights in; subsampling has no products of matrices.
     c3_dense = 10 * 10 * 16 * 25 * 6
     expected = 28 * 28 * 6 * 25 + c3_dense + 120 * 400 + 84 * 120
-    assert summarise('lenet5_1998').macs == expected
+    assert summary_of('lenet5_1998').macs == expected
 
 
 @pytest.mark.parametrize('name', ['resnet50', 'googlenet', 'vgg16', 'alexnet', 'inception_v3'])
 def test_the_docstring_gives_the_shapes_of_the_stages(name):
     model, _ = default_model(name)
     doc = type(model).__doc__
-    for stage, shape in summarise(name).stages.items():
+    for stage, shape in summary_of(name).stages.items():
         if stage.startswith('stage') and name != 'resnet50':
             assert f'| {stage:8} | {", ".join(str(n) for n in shape)}' in doc
 

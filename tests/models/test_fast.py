@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from tests.conftest import run_module
+from tests.processes import run_module
+from tests.tiers import examples
 from vision.models import by_columns, by_rows, fast, winograd
 from vision.models.layers import convolve, max_pool
 
@@ -43,7 +44,9 @@ def _draw(seed, shape, dtype=jnp.float32):
     return jax.random.normal(jax.random.key(seed), shape, dtype)
 
 
-@settings(max_examples=7)
+@examples(3)
+@example((2, 9, 8), (3, 3), (2, 2), (1, 1), 1, jnp.float32)
+@example((1, 2, 3), (3, 3), (1, 3), (2, 1), 2, jnp.bfloat16)  # the image is smaller than the kernel
 @given(
     st.tuples(st.integers(1, 2), st.integers(1, 9), st.integers(1, 9)),
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
@@ -59,7 +62,7 @@ def test_convolutions(size, kernel, strides, padding, groups, dtype):
     _assert_same(lambda x, k: convolve(x, k, strides, padding, groups), x, k)
 
 
-@settings(max_examples=4)
+@examples(3)
 @given(
     st.tuples(st.integers(1, 2), st.integers(3, 9), st.integers(3, 9)),
     st.tuples(st.integers(0, 2), st.integers(0, 2)),
@@ -76,7 +79,7 @@ def test_winograd_has_no_smallest_shape(size, padding, channels):
         _assert_same(lambda x, k: convolve(x, k, 1, padding), x, k)
 
 
-@settings(max_examples=7)
+@examples(4)
 @given(
     st.tuples(st.integers(1, 2), st.integers(5, 11), st.integers(7, 11)),
     st.one_of(st.tuples(st.integers(1, 5), st.integers(2, 5)), st.just((5, 5)), st.just((5, 7))),
@@ -94,7 +97,7 @@ def test_images_of_few_channels_are_convolved_by_columns(size, kernel, padding, 
         _assert_same(lambda x, k: convolve(x, k, 1, padding), x, k)
 
 
-@settings(max_examples=5)
+@examples(3)
 @given(
     st.tuples(st.integers(1, 2), st.integers(5, 11), st.integers(5, 11)),
     st.tuples(st.integers(1, 5), st.integers(2, 5)),
@@ -110,7 +113,7 @@ def test_kernel_gradients_by_rows(size, kernel, strides, padding):
         _assert_same(lambda x, k: convolve(x, k, strides, padding), x, k)
 
 
-@settings(max_examples=5)
+@examples(3)
 @given(st.sampled_from([16, 20, 24, 32]), st.integers(1, 2), st.sampled_from([(1, 3), (3, 3)]))
 def test_kernel_gradients_part_by_part(batch, strides, kernel):
     """Parts of eight images or more: 20 images have none."""
@@ -124,7 +127,7 @@ def test_kernel_gradients_part_by_part(batch, strides, kernel):
         _assert_same(lambda x, k: convolve(x, k, strides, 1), x, k)
 
 
-@settings(max_examples=10)
+@examples(4)
 @given(
     st.tuples(st.integers(1, 2), st.integers(3, 9), st.integers(3, 9)),
     st.integers(1, 3),

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from tests.golden.generator import images, uniform
-from tests.models.common import DEEP, shapes_of
+from tests.models.common import DEEP, FAMILIES, shapes_of
+from tests.tiers import quick, split
 from vision.core.errors import UserError
 from vision.models import MODELS, create_model
 from vision.models.fold import FoldedModel, fold_batch_norm
@@ -27,7 +28,13 @@ SMALL = {
     'resnet20': {},
     'resnet50_v2': {'stem': 'small'},
 }
-FAST = ('vgg11_bn', 'resnet18', 'resnet20', 'resnet50_v2')
+# In the quick tests each stage of a ResNet has a block.
+QUICK = {
+    'vgg11_bn': SMALL['vgg11_bn'],
+    'resnext50_32x4d': {'stem': 'small', 'stage_sizes': (1, 1)},
+    'resnet20': {'stage_sizes': (1, 1, 1)},
+    'resnet50_v2': {'stem': 'small', 'stage_sizes': (1, 1)},
+}
 
 
 def random_variables(model, shape):
@@ -47,11 +54,9 @@ def evaluate(model, variables, x):
     return jax.jit(lambda v, x: model.apply(v, x, train=False))(variables, x)
 
 
-@pytest.mark.parametrize(
-    'name', [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in SMALL]
-)
+@pytest.mark.parametrize('name', split(SMALL, QUICK))
 def test_folded_gives_the_same_logits_and_features(name):
-    model = create_model(name, num_classes=10, **SMALL[name])
+    model = create_model(name, num_classes=10, **(QUICK if quick() else SMALL)[name])
     variables = random_variables(model, (32, 32, 3))
     folded, folded_variables = fold_batch_norm(model, variables)
     x = images(32, 4)
@@ -64,7 +69,7 @@ def test_folded_gives_the_same_logits_and_features(name):
     assert set(got_endpoints) == set(endpoints)
 
 
-@pytest.mark.parametrize('name', [n for n in MODELS if n not in DEEP])
+@pytest.mark.parametrize('name', split([n for n in MODELS if n not in DEEP], FAMILIES))
 def test_every_norm_after_a_convolution_is_folded(name):
     model, variables = default_model(name)[0], shapes_of(name)
     if 'batch_stats' not in variables:

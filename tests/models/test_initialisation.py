@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from tests.models.common import COMPILER
 from vision.models import create_model, googlenet, inception
 
 
@@ -13,7 +12,7 @@ def start(module, size, channels=3):
     """The module's parameters at step 0, by 'layer/name'; norms and biases included."""
     rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
     x = np.zeros((2, size, size, channels), np.float32)
-    variables = jax.jit(lambda x: module.init(rngs, x, True), compiler_options=COMPILER)(x)
+    variables = jax.jit(lambda x: module.init(rngs, x, True))(x)
     return {'/'.join(path): np.asarray(v) for path, v in flatten_dict(variables['params']).items()}
 
 

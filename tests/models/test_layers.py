@@ -1,12 +1,9 @@
-import subprocess
-import sys
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.conftest import environment
+from tests.processes import run_module
 from vision.core.errors import UserError
 from vision.models.layers import (
     BatchNorm,
@@ -104,10 +101,9 @@ def test_batch_norm_of_bfloat16_keeps_float32_statistics():
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(updated))
 
 
-def test_batch_norm_over_a_mesh_uses_the_global_batch():
-    result = subprocess.run(
-        [sys.executable, '-c', ON_A_MESH], env=environment(8), capture_output=True, text=True
-    )
+def test_batch_norm_over_a_mesh_uses_the_global_batch(tmp_path):
+    (tmp_path / 'on_a_mesh.py').write_text(ON_A_MESH)
+    result = run_module('on_a_mesh', devices=8, PYTHONPATH=str(tmp_path))
     assert result.returncode == 0, result.stderr
     assert result.stdout.strip() == '8 devices agree'
 

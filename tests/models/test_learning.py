@@ -9,12 +9,13 @@ import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from tests.golden.generator import images
-from tests.models.common import COMPILER
 from vision.models import MODELS, create_model, resnet_v2
 from vision.models.summary import default_model
 from vision.training.lenet_losses import lenet_discriminative, lenet_mse
 
-FAST = ('lenet5_1998', 'lenet5', 'vgg_a', 'resnet20')
+# The quick ones and the slow ones; all others are nightly.
+QUICK = ('lenet5_1998', 'lenet5', 'resnet20')
+SLOW = ('alexnet', 'alexnet_2012', 'vgg_a', 'vgg11_bn', 'googlenet', 'resnet18', 'resnet50')
 CLASSES = 4
 MAX_STEPS = 100
 # As one program its 333 blocks compile for many minutes; its few kinds of block, each on its own, do not.
@@ -44,8 +45,14 @@ def losses(name):
     return {'cross_entropy': (optax.softmax_cross_entropy, 0.2)}
 
 
+def mark_of(name):
+    if name in QUICK:
+        return ()
+    return pytest.mark.slow if name in SLOW else pytest.mark.nightly
+
+
 CASES = [
-    pytest.param(name, loss, id=f'{name}-{loss}', marks=() if name in FAST else pytest.mark.slow)
+    pytest.param(name, loss, id=f'{name}-{loss}', marks=mark_of(name))
     for name in MODELS
     if name != 'resnet1202'  # counts and shapes only
     for loss in losses(name)
@@ -154,7 +161,7 @@ def make_steps(model, loss_of, targets, jit):
 
 
 def compiled(function):
-    return jax.jit(function, compiler_options=COMPILER)
+    return jax.jit(function)
 
 
 def run_as_it_is(function):

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.common import COMPILER, DEEP, shapes_of
+from tests.models.common import DEEP, FAMILIES, shapes_of
+from tests.tiers import split
 from vision.core.errors import UserError
 from vision.models import MODELS, create_model
 from vision.models.base import ImageModel
@@ -81,7 +82,7 @@ def apply_abstractly(name, shape, dtype=jnp.float32, train=False, **kwargs):
     )
 
 
-@pytest.mark.parametrize('name', [n for n in MODELS if n not in DEEP])
+@pytest.mark.parametrize('name', split([n for n in MODELS if n not in DEEP], FAMILIES))
 @pytest.mark.parametrize('case', ['small', 'channels', 'integers', 'rank'])
 def test_bad_images_are_one_clear_error(name, case):
     size, _, channels = default_model(name)[1]
@@ -151,7 +152,7 @@ def test_the_auxiliary_head_names_the_size_that_it_needs():
         )
 
 
-@pytest.mark.parametrize('name', [n for n in MODELS if n not in DEEP])
+@pytest.mark.parametrize('name', split([n for n in MODELS if n not in DEEP], FAMILIES))
 def test_every_model_keeps_the_contract_in_bfloat16(name):
     model, shape = default_model(name, dtype='bfloat16')
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes_of(name)))
@@ -234,7 +235,7 @@ def remat_pair(name):
     return init, [gradients(m) for m in models]
 
 
-@pytest.mark.parametrize('name', REMAT)
+@pytest.mark.parametrize('name', split(REMAT, ('resnet20', 'googlenet')))
 def test_remat_is_in_the_program_and_not_in_the_parameters(name):
     x = jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32)
     init, gradients = remat_pair(name)
@@ -244,22 +245,20 @@ def test_remat_is_in_the_program_and_not_in_the_parameters(name):
     assert 'remat' in str(program) or 'checkpoint' in str(program)
 
 
-@pytest.mark.parametrize(
-    'name', [pytest.param(n, marks=() if 'resnet' in n else pytest.mark.slow) for n in REMAT]
-)
+@pytest.mark.parametrize('name', split(REMAT, ('resnet20',)))
 def test_remat_changes_no_gradient(name):
     size = 8 if 'resnet' in name else 32
     x = np.random.default_rng(0).standard_normal((2, size, size, 3)).astype(np.float32)
     init, gradients = remat_pair(name)
-    variables = jax.jit(init[0], compiler_options=COMPILER)(x)
+    variables = jax.jit(init[0])(x)
     args = (variables['params'], variables['batch_stats'], x)
-    expected, got = (jax.jit(g, compiler_options=COMPILER)(*args) for g in gradients)
+    expected, got = (jax.jit(g)(*args) for g in gradients)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
         assert np.abs(a - b).max() <= 1e-3 * np.abs(a).max() + 1e-5
 
 
 def test_gradients_with_respect_to_a_stage_can_be_had():
-    model = create_model('resnet20', num_classes=3)
+    model = create_model('resnet20', num_classes=3, stage_sizes=(1, 1, 1))
     x = np.random.default_rng(0).standard_normal((1, 32, 32, 3)).astype(np.float32)
     variables = model.init(jax.random.key(0), x, train=False)
     assert set(variables) == {'params', 'batch_stats', 'perturbations'}

@@ -2,7 +2,6 @@
 
 import re
 import signal
-import subprocess
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ from PIL import Image
 
 from tests.browser import browser as open_browser
 from tests.browser import requests
-from tests.conftest import REPO, command, environment, run_module
+from tests.processes import Process, run_module
 from vision.prediction import demo, index, search
 
 
@@ -24,16 +23,14 @@ def index_file(classifier, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def address(workdir, index_file):
-    server = subprocess.Popen(
-        command('experiments.demo', f'--workdir={workdir}', f'--index={index_file}', '--port=0'),
-        env=environment(), cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    line = server.stdout.readline()
-    assert line.startswith('http://127.0.0.1:'), server.stderr.read()
-    yield line.strip()
+    words = (f'--workdir={workdir}', f'--index={index_file}', '--port=0')
+    server = Process('experiments.demo', *words)
+    server.wait_for(lambda: '\n' in server.stdout)
+    assert server.stdout.startswith('http://127.0.0.1:'), server.stderr
+    yield server.stdout.strip()
     server.send_signal(signal.SIGINT)
-    assert server.wait(20) == 130
-    assert 'Traceback' not in server.stderr.read()
+    done = server.wait(20)
+    assert done.returncode == 130 and 'Traceback' not in done.stderr
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
-from tests.conftest import run_module
+from tests.processes import run_module
 from vision.prediction import features
 from vision.prediction.index import unit
 

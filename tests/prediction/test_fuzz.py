@@ -1,20 +1,16 @@
 """Mutated images under a memory limit: each is answered or refused, nothing crashes or hangs."""
 
 import json
-import subprocess
 
 import pytest
 
-from tests.conftest import REPO, command, environment
 from tests.prediction import fuzz
+from tests.processes import run_module
 
 
 @pytest.mark.parametrize('count', [300, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_each_is_answered_or_refused(count, tmp_path):
-    done = subprocess.run(
-        command('tests.prediction.fuzz', tmp_path / 'images', count), cwd=REPO, env=environment(),
-        capture_output=True, text=True, timeout=60 + count / 10,
-    )  # fmt: skip
+    done = run_module('tests.prediction.fuzz', tmp_path / 'images', count)
     assert done.returncode == 0, done.stderr[-2000:]
     found = json.loads(done.stdout)
     assert found['answered'] + found['refused'] == found['images'] == count

@@ -8,7 +8,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from tests.conftest import run_module
+from tests.processes import run_module
+from tests.tiers import split
 from vision.core.config import default_config
 from vision.core.errors import UserError
 from vision.models import create_model
@@ -141,7 +142,7 @@ def corner_images(rng, corner, count):
     return images, labels
 
 
-@pytest.fixture(scope='module', params=[1, 2])
+@pytest.fixture(scope='module', params=split([1, 2], [1]))
 def corner_run(request, tmp_path_factory):
     from vision.training import train
 

@@ -12,7 +12,7 @@ import pytest
 from jax import monitoring
 from PIL import Image
 
-from tests.conftest import run_module
+from tests.processes import run_module
 from vision.core.errors import UserError
 from vision.prediction import benchmark, formats
 from vision.preprocess import device, opstring

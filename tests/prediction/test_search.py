@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import run_module
+from tests.processes import run_module
 from vision.core.errors import UserError
 from vision.data import arrays
 from vision.prediction import Classifier, index, search

@@ -6,10 +6,11 @@ import io
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.tiers import examples
 from vision.preprocess import geometry
 from vision.preprocess import ops as ops_lib
 from vision.preprocess.draws import PER_OP, Rng, draw
@@ -92,7 +93,7 @@ def test_resize_small_keeps_the_aspect(run_op, height, width, expected):
 
 
 @given(height=st.integers(8, 40), width=st.integers(8, 40), size=st.integers(1, 8))
-@settings(max_examples=25)
+@examples(10)
 def test_central_crop_is_central(height, width, size):
     crop = geometry.central_crop(tf.constant(numbered(height, width)), size).numpy()
     top, left = crop[0, 0, :2]
@@ -138,7 +139,7 @@ def test_pad(run_op):
 
 
 @given(height=st.integers(2, 3000), width=st.integers(2, 3000), id=st.integers(0, 10**9))
-@settings(max_examples=100)
+@examples(30)
 def test_random_box_lies_inside_with_area_and_aspect_in_range(height, width, id):
     draws = draw(0, np.zeros(1, int), np.array([id]), 1)[0, 0]
     top, left, h, w = geometry.random_box(height, width, Rng(draws)).numpy()
@@ -280,7 +281,7 @@ def test_every_op_says_what_it_does():
     crop=st.sampled_from(['central_crop(24)', 'central_crop(7, 20)', 'random_crop(21)']),
     example=st.integers(0, 1000),
 )
-@settings(max_examples=40, deadline=None)
+@examples(20)
 def test_a_crop_after_a_resize_is_what_the_two_give_one_after_the_other(
     height, width, resize, crop, example
 ):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.tiers import examples
 from vision.core.errors import UserError
 from vision.data.order import batch_ids
 from vision.data.source import ArraySource, FileSource
@@ -116,7 +117,7 @@ def test_repeated_augmentation_shows_views_that_differ_and_can_be_sought(jpegs):
 
 
 @given(n=st.integers(1, 200), local=st.integers(1, 16), hosts=st.integers(1, 8))
-@settings(max_examples=200)
+@examples(50)
 def test_evaluation_shares_are_disjoint_cover_and_are_even(n, local, hosts):
     source = FileSource('x', (), ('p',) * n, np.zeros(n, np.int32))
     steps = -(-n // (local * hosts))

@@ -3,7 +3,6 @@
 import fcntl
 import signal
 import socket
-import subprocess
 import time
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.conftest import REPO, command, environment, run_module
+from tests.processes import Process, run_module
 from tests.training.test_resume import arrays, records, stored
 from vision.core import distributed
 from vision.core.checkpoints import Checkpoints
@@ -28,22 +27,15 @@ FLAGS = (
 )
 
 
-def start(workdir, flags=FLAGS, **env):
+def start(workdir, flags=FLAGS):
     """Starts both; they are told of one another by flags."""
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     return [
-        subprocess.Popen(
-            command(
-                'experiments.train', *flags, f'--workdir={workdir}', '--distributed',
-                f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--process_id={i}',
-            ),
-            env=environment(2, **env),
-            cwd=REPO,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
+        Process(
+            'experiments.train', *flags, f'--workdir={workdir}', '--distributed',
+            f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--process_id={i}', devices=2,
         )
         for i in range(2)
     ]  # fmt: skip
@@ -52,17 +44,17 @@ def start(workdir, flags=FLAGS, **env):
 def end(processes, seconds=300):
     """Waits for both; returns exit codes and what they wrote to stderr."""
     try:
-        told = [p.communicate(timeout=seconds) for p in processes]
+        ended = [p.wait(seconds) for p in processes]
     finally:
         for p in processes:
             p.kill()
-    return [p.returncode for p in processes], [stderr for _, stderr in told]
+    return [p.returncode for p in ended], [p.stderr for p in ended]
 
 
 def wait_for_step(workdir, step, processes):
     folder = Path(workdir) / 'checkpoints'
     while not any((folder / str(s) / '_CHECKPOINT_METADATA').exists() for s in range(step, STEPS)):
-        assert all(p.poll() is None for p in processes), [p.communicate() for p in processes]
+        assert all(p.poll() is None for p in processes), [p.stderr for p in processes]
         time.sleep(0.01)
 
 

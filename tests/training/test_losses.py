@@ -4,9 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.tiers import examples
 from vision.core.config import default_config
 from vision.core.errors import UserError
 from vision.training import losses
@@ -57,7 +58,7 @@ def test_cross_entropy_is_torchs(smoothing, weights):
 
 @pytest.mark.parametrize('name', losses.LOSSES)
 @pytest.mark.parametrize('weights', [(), WEIGHTS])
-@settings(max_examples=25)
+@examples(10)
 @given(share=st.floats(0, 1), smoothing=st.floats(0, 0.9))
 def test_the_loss_of_a_mixed_target_is_the_mix_of_the_losses(name, weights, share, smoothing):
     config = config_of(name=name, class_weights=weights, label_smoothing=smoothing)

@@ -5,10 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import digits_lenet5
+from tests.tiers import examples
 from vision.core.checkpoints import Checkpoints
 from vision.core.config import default_config
 from vision.core.errors import UserError
@@ -50,7 +51,7 @@ def reference(values, patience, factor, rtol, cooldown):
         yield scale
 
 
-@settings(max_examples=25)
+@examples(10)
 @given(
     scores=st.lists(st.integers(0, 8), min_size=1, max_size=12),
     patience=st.integers(1, 3),

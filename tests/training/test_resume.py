@@ -3,9 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import jax
@@ -14,7 +11,8 @@ import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
-from tests.conftest import REPO, command, environment, run_module
+from tests.processes import Process, run_module
+from tests.tiers import split
 from tests.training.tiny import tiny_config
 from vision.core.checkpoints import Checkpoints
 from vision.data.arrays import digits
@@ -35,15 +33,8 @@ FLAGS = (
 
 
 def start(workdir, moment='never', step=0, devices=1, flags=FLAGS):
-    script = Path(__file__).with_name('killed_run.py')
-    return subprocess.run(
-        [sys.executable, str(script), moment, str(step), *flags, f'--workdir={workdir}'],
-        env=environment(devices, PYTHONPATH=str(REPO)),
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    words = (moment, step, *flags, f'--workdir={workdir}')
+    return run_module('tests.training.killed_run', *words, devices=devices)
 
 
 def records(workdir):
@@ -91,7 +82,10 @@ def assert_same(workdir, alone):
 
 @pytest.mark.parametrize(
     ('moment', 'step'),
-    [('step', 1), ('step', 47), ('save', 30), ('record', 60), ('record', STEPS)],
+    split(
+        [('step', 1), ('step', 47), ('save', 30), ('record', 60), ('record', STEPS)],
+        [('step', 47), ('save', 30), ('record', 60)],
+    ),
 )
 def test_killed_and_started_again(tmp_path, alone, moment, step):
     killed = start(tmp_path, moment, step)
@@ -104,22 +98,14 @@ def test_killed_and_started_again(tmp_path, alone, moment, step):
 @pytest.mark.parametrize(('signum', 'code'), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_run_goes_on_from_there(tmp_path, alone, signum, code):
     # The signal comes in the middle of an interval, when nothing would be saved otherwise.
-    process = subprocess.Popen(
-        command('experiments.train', *FLAGS, f'--workdir={tmp_path}'),
-        env=environment(),
-        cwd=REPO,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    while not (tmp_path / 'metrics.jsonl').exists() or not read(tmp_path):
-        time.sleep(0.002)
-        assert process.poll() is None, process.stderr.read()
+    process = Process('experiments.train', *FLAGS, f'--workdir={tmp_path}')
+    process.wait_for(lambda: (tmp_path / 'metrics.jsonl').exists() and read(tmp_path))
     process.send_signal(signum)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == code, errors
+    done = process.wait(120)
+    assert done.returncode == code, done.stderr
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         saved = checkpoints.find('last')
-    assert f'stopped at step {saved}' in errors
+    assert f'stopped at step {saved}' in done.stderr
     assert 20 <= saved < STEPS
     done = run_module('experiments.train', *FLAGS, f'--workdir={tmp_path}')
     assert done.returncode == 0, done.stderr

@@ -4,9 +4,10 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.tiers import examples
 from vision.core import durations
 from vision.core.config import default_config
 from vision.core.errors import UserError
@@ -78,7 +79,7 @@ ARGUMENTS = {'step': {'at': ('60 epochs',)}, 'exponential': {'every': '3 epochs'
 
 
 @pytest.mark.parametrize('name', SCHEDULES)
-@settings(max_examples=25)
+@examples(10)
 @given(lr=st.floats(1e-4, 10), warmup=st.integers(1, 599))
 def test_a_warmup_rises_from_zero_and_ends_exactly_at_the_rate(name, lr, warmup):
     schedule = schedule_of(lr, name=name, warmup=f'{warmup} steps', **ARGUMENTS.get(name, {}))
@@ -90,7 +91,7 @@ def test_a_warmup_rises_from_zero_and_ends_exactly_at_the_rate(name, lr, warmup)
     assert all(0 <= rate <= np.float32(lr) for rate in rest)
 
 
-@settings(max_examples=25)
+@examples(10)
 @given(batch=st.integers(1, 10**5), times=st.integers(1, 50))
 def test_the_rate_grows_with_the_batch(batch, times):
     """Goyal et al. 2017, section 2.1: k times the batch, k times the rate."""

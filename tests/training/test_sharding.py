@@ -1,14 +1,12 @@
 """Eight simulated devices: every one holds its share, and trains as one device does."""
 
 import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
 
-from tests.conftest import REPO, environment, run_module
+from tests.processes import run_module
 from vision.core import mesh as mesh_lib
 from vision.core.checkpoints import Checkpoints
 from vision.models import create_model
@@ -17,14 +15,7 @@ from vision.models import create_model
 @pytest.fixture(scope='module')
 def eight(tmp_path_factory):
     """What `sharded_run.py` prints."""
-    done = subprocess.run(
-        [sys.executable, '-m', 'tests.training.sharded_run', str(tmp_path_factory.mktemp('run'))],
-        env=environment(8),
-        cwd=REPO,
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
+    done = run_module('tests.training.sharded_run', tmp_path_factory.mktemp('run'), devices=8)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

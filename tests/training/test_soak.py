@@ -52,7 +52,7 @@ def kill_after(process, workdir, seconds, early):
     return process.returncode == -signal.SIGKILL
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_fifty_kills_change_no_bit(tmp_path):
     moments = random.Random(SEED)
     workdir, in_saves = tmp_path / 'killed', 0

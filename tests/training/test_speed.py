@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tests.conftest import run_module
+from tests.processes import run_module
 from vision.core.errors import UserError
 from vision.training import race, speed
 

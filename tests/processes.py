@@ -1,0 +1,141 @@
+"""Commands in processes of their own: forks of a warm server where the environment allows it."""
+
+import atexit
+import functools
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+REPO = Path(__file__).parent.parent
+
+# XLA's least effort: what is tested runs once or a few times, and LLVM's passes were most of its time.
+LESS_EFFORT = '--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true'
+
+# Variables that a fork can be given: all others are read while Python, JAX or TensorFlow starts.
+_FORKABLE = {'XLA_FLAGS', 'COLUMNS', 'PYTHONPATH'}
+
+
+def command(module: str, *args: object) -> list[str]:
+    """The words of `python -m module args…`."""
+    return [sys.executable, '-m', module, *map(str, args)]
+
+
+def environment(devices: int = 1, **env: str) -> dict[str, str]:
+    """This environment with that many simulated devices, and `env`."""
+    return {
+        **os.environ,
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} {LESS_EFFORT}',
+        'COLUMNS': '120',
+        **env,
+    }
+
+
+class Process:
+    """A running `python -m module args…`, with its output in files.
+
+    Args:
+      module, args: what to run.
+      devices: how many devices to simulate.
+      cwd: the working directory.
+      env: changes to the environment; whatever a fork cannot be given starts a new interpreter.
+    """
+
+    def __init__(self, module: str, *args: object, devices: int = 1, cwd=REPO, **env: str):
+        self._folder = tempfile.TemporaryDirectory(prefix='vision-test-')
+        out, err = (f'{self._folder.name}/{name}' for name in ('stdout', 'stderr'))
+        self._words = [module, *map(str, args)]
+        self._own, self.returncode = None, None
+        full = environment(devices, **env)
+        if set(env) <= _FORKABLE:
+            self.pid = _ask(start=self._words, env=full, cwd=str(cwd), stdout=out, stderr=err)[
+                'pid'
+            ]
+            return
+        with open(out, 'w') as stdout, open(err, 'w') as stderr:
+            self._own = subprocess.Popen(
+                command(module, *args),
+                env=full,
+                cwd=cwd,
+                stdin=subprocess.DEVNULL,
+                stdout=stdout,
+                stderr=stderr,
+            )
+        self.pid = self._own.pid
+
+    def wait(self, seconds: float = 600) -> subprocess.CompletedProcess:
+        """Waits for its end.
+
+        Raises:
+          TimeoutError: it still runs after so many seconds, and was killed.
+        """
+        if self.poll(seconds) is None:
+            self.kill()
+            raise TimeoutError(f'{self._words} ran for more than {seconds} s\n{self.stderr}')
+        return subprocess.CompletedProcess(self._words, self.returncode, self.stdout, self.stderr)
+
+    def poll(self, seconds: float = 0.0) -> int | None:
+        """Its exit code, or None if it still runs after so many seconds."""
+        if self.returncode is None and self._own is not None:
+            try:
+                self.returncode = self._own.wait(seconds)
+            except subprocess.TimeoutExpired:
+                return None
+        elif self.returncode is None:
+            self.returncode = _ask(wait=self.pid, seconds=seconds)['code']
+        return self.returncode
+
+    def wait_for(self, happened, seconds: float = 120, every: float = 0.002):
+        """Waits until `happened()` is true while the process runs; fails if it ends before."""
+        end = time.monotonic() + seconds
+        while not (found := happened()):
+            assert time.monotonic() < end and self.poll() is None, self.stderr
+            time.sleep(every)
+        return found
+
+    def send_signal(self, signum: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signum)
+
+    def kill(self) -> None:
+        self.send_signal(9)
+        self.poll(10)
+
+    @property
+    def stdout(self) -> str:
+        """What it has written so far."""
+        return Path(self._folder.name, 'stdout').read_text()
+
+    @property
+    def stderr(self) -> str:
+        """What it has written so far."""
+        return Path(self._folder.name, 'stderr').read_text()
+
+
+def run_module(module: str, *args: object, **options) -> subprocess.CompletedProcess:
+    """Runs `python -m module args…` to its end; options as `Process` takes them."""
+    return Process(module, *args, **options).wait()
+
+
+def _ask(**request) -> dict:
+    server = _fork_server()
+    server.stdin.write(json.dumps(request) + '\n')
+    server.stdin.flush()
+    return json.loads(server.stdout.readline())
+
+
+@functools.cache
+def _fork_server() -> subprocess.Popen:
+    server = subprocess.Popen(
+        [sys.executable, '-m', 'tests.fork_server'],
+        env=environment(),
+        cwd=REPO,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    atexit.register(server.communicate)
+    return server

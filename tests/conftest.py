@@ -27,6 +27,15 @@ os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 MNIST = os.environ.get('VISION_TEST_MNIST')
 FASHION_MNIST = os.environ.get('VISION_TEST_FASHION_MNIST')
 
+LONGEST = (
+    'tests/test_readme.py',
+    'tests/training/test_distributed.py',
+    'tests/training/test_resume.py',
+    'tests/models/',
+    'tests/training/',
+    'tests/prediction/',
+)
+
 # Seconds that CI allows: a quick test, and the quick tests together.
 TEST_LIMIT, SUITE_LIMIT = 20, 12 * 60
 
@@ -54,6 +63,17 @@ def pytest_collection_modifyitems(config, items):
             for item in items:
                 if tier in item.keywords:
                     item.add_marker(skip)
+    # The files with the longest tests come first, so that all workers end at about the same time.
+    items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Gives a file's tests to one worker: what its fixtures train, they train once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    config.option.loadscopereorder = False
+    return LoadFileScheduling(config, log)
 
 
 class _Limits:

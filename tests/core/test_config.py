@@ -10,6 +10,8 @@ from vision.core import config as config_lib
 from vision.core import workdir
 from vision.core.errors import UserError
 
+pytestmark = pytest.mark.smoke
+
 
 def test_a_config_is_read_back_as_it_was():
     config = config_lib.default_config()

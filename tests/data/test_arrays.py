@@ -12,6 +12,8 @@ from vision.core.errors import UserError
 from vision.data import arrays
 from vision.data.source import NoSplitError
 
+pytestmark = pytest.mark.smoke
+
 SPLITS = ('train', 'validation', 'test')
 
 

@@ -11,6 +11,8 @@ from PIL import Image
 from vision.core.errors import UserError
 from vision.data.folder import file_list, files, folder
 
+pytestmark = pytest.mark.smoke
+
 
 def touch(root, *names):
     for name in names:

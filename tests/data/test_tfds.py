@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from configs import tfds_resnet
+from tests import tiers
 from vision import data
 from vision.core.errors import UserError
 from vision.data import tfds_source
@@ -128,7 +129,7 @@ def test_runs_have_the_same_bits_and_resuming_too(data_dir, monkeypatch):
         np.testing.assert_array_equal(here['image'], there['image'])
 
 
-@pytest.mark.parametrize('host', [None, 0, 1])
+@pytest.mark.parametrize('host', tiers.split([None, 0, 1], [None, 1]))
 def test_with_repeats_each_example_of_an_epoch_comes_so_often(data_dir, host):
     ops = OPS + '|random_erasing(1)'
     shard = {} if host is None else {'process_index': host, 'process_count': 2}
@@ -150,7 +151,7 @@ def test_with_repeats_each_example_of_an_epoch_comes_so_often(data_dir, host):
             np.testing.assert_array_equal(here[key], there[key])
 
 
-@pytest.mark.parametrize('hosts', [2, 3])
+@pytest.mark.parametrize('hosts', tiers.split([2, 3], [2]))
 def test_hosts_parts_are_disjoint_cover_and_are_even(data_dir, hosts):
     source = open_tiny(data_dir)
     parts, counts = [], []
@@ -170,13 +171,25 @@ def test_hosts_parts_are_disjoint_cover_and_are_even(data_dir, hosts):
     ('name', 'classes', 'ops', 'shape'),
     [
         ('mnist', 10, 'decode(channels=1)', (28, 28, 1)),
-        ('fashion_mnist', 10, 'decode(channels=1)', (28, 28, 1)),
+        pytest.param(
+            'fashion_mnist', 10, 'decode(channels=1)', (28, 28, 1), marks=pytest.mark.slow
+        ),
         ('cifar10', 10, 'decode', (32, 32, 3)),
-        ('cifar100', 100, 'decode', (32, 32, 3)),
+        pytest.param('cifar100', 100, 'decode', (32, 32, 3), marks=pytest.mark.slow),
         ('imagenet2012', 1000, 'decode|random_resized_crop(64)', (64, 64, 3)),
-        ('imagenette', 10, 'decode|random_resized_crop(64)', (64, 64, 3)),
-        ('cats_vs_dogs', 2, 'decode|random_resized_crop(64)', (64, 64, 3)),
-        ('oxford_flowers102', 102, 'decode|random_resized_crop(64)', (64, 64, 3)),
+        pytest.param(
+            'imagenette', 10, 'decode|random_resized_crop(64)', (64, 64, 3), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            'cats_vs_dogs', 2, 'decode|random_resized_crop(64)', (64, 64, 3), marks=pytest.mark.slow
+        ),
+        pytest.param(
+            'oxford_flowers102',
+            102,
+            'decode|random_resized_crop(64)',
+            (64, 64, 3),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_data_sets_that_researchers_name(name, classes, ops, shape):
@@ -271,8 +284,13 @@ def test_records_without_an_image_are_masked_and_counted(tmp_path, file_format):
         np.testing.assert_array_equal(batch['image'][:, 4, 4, 0] % 2, batch['label'])
 
 
-@pytest.mark.parametrize('damage', ['flipped', 'cut', 'gone'])
-@pytest.mark.parametrize('file_format', ['tfrecord', 'array_record'])
+@pytest.mark.parametrize(
+    ('file_format', 'damage'),
+    tiers.split(
+        [(f, d) for f in ('tfrecord', 'array_record') for d in ('flipped', 'cut', 'gone')],
+        [('tfrecord', 'flipped'), ('tfrecord', 'cut'), ('array_record', 'gone')],
+    ),
+)
 def test_damaged_files_are_said_and_never_pass_for_the_end(tmp_path, damage, file_format):
     TinyPictures(data_dir=tmp_path, file_format=file_format).download_and_prepare(
         download_config=tfds_lib.download.DownloadConfig(num_shards=4, max_shard_size=1 << 20)
@@ -307,7 +325,10 @@ def test_array_record_in_memory():
 
 @pytest.mark.parametrize(
     'name',
-    ['cifar10', 'cifar100', 'imagenette', 'cats_vs_dogs', 'oxford_flowers102', 'imagenet2012'],
+    tiers.split(
+        ['cifar10', 'cifar100', 'imagenette', 'cats_vs_dogs', 'oxford_flowers102', 'imagenet2012'],
+        ['cifar10', 'imagenet2012'],
+    ),
 )
 def test_the_config_opens_every_split_of_each(name):
     config = tfds_resnet.get_config(name)

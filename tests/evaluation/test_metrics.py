@@ -16,6 +16,8 @@ from vision.evaluation import metrics
 from vision.evaluation.evals import figures_of
 from vision.evaluation.predictions import from_scores
 
+pytestmark = pytest.mark.smoke
+
 
 @st.composite
 def predictions(draw):

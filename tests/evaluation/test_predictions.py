@@ -14,6 +14,8 @@ from vision.evaluation.predictions import (
     write_predictions,
 )
 
+pytestmark = pytest.mark.smoke
+
 NAMES = ('ant', 'bee', 'cat', 'dog', 'eel', 'fox', 'gnu')
 
 

@@ -12,6 +12,8 @@ from PIL import Image
 from vision.preprocess import decode as decode_lib
 from vision.preprocess.decode import BadImage, read
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def decode(run_op):

@@ -110,3 +110,45 @@ def test_a_batch_in_which_nothing_counts_has_no_loss_and_no_gradient():
 def test_what_makes_no_sense_is_refused(changes, says):
     with pytest.raises(UserError, match=says):
         losses.check(config_of(**changes), 4)
+
+
+def test_sigmoid_cross_entropy_is_the_sum_over_classes_by_hand():
+    targets = 0.9 * np.eye(4)[LABELS] + 0.025
+    p = 1 / (1 + np.exp(-LOGITS))
+    expected = -(targets * np.log(p) + (1 - targets) * np.log(1 - p)).sum(-1)
+    got = losses.sigmoid_cross_entropy(jnp.asarray(LOGITS), jnp.asarray(targets))
+    np.testing.assert_allclose(got, expected, rtol=1e-6)
+    far = losses.sigmoid_cross_entropy(jnp.array([[200.0, -200.0]]), jnp.array([[0.0, 1.0]]))
+    np.testing.assert_allclose(far, 400, rtol=1e-6)
+
+
+@pytest.mark.parametrize('gamma', [0.0, 0.5, 2.0])
+def test_focal_loss_is_the_papers(gamma):
+    log_p = LOGITS - np.log(np.exp(LOGITS).sum(-1, keepdims=True))
+    right = log_p[np.arange(6), LABELS]
+    got = losses.focal(jnp.asarray(LOGITS), jax.nn.one_hot(LABELS, 4), gamma)
+    np.testing.assert_allclose(got, -((1 - np.exp(right)) ** gamma) * right, rtol=1e-5)
+    sure = jax.grad(lambda x: losses.focal(x, jnp.eye(4)[:1], gamma).sum())(300 * jnp.eye(4)[:1])
+    assert np.isfinite(sure).all()
+
+
+def my_loss(logits, targets, power: float = 2.0):
+    return (jnp.abs(jax.nn.softmax(logits) - targets) ** power).sum(-1)
+
+
+def of_the_batch(logits, targets):
+    return jnp.sum(logits * targets)
+
+
+def test_a_users_own_loss_is_named_in_the_config():
+    config = config_of(name=f'{__name__}:my_loss', power=1.0)
+    losses.check(config, 4)
+    targets = jax.nn.one_hot(LABELS, 4)
+    got = losses.make_loss(config)(jnp.asarray(LOGITS, jnp.float32), targets)
+    np.testing.assert_allclose(got, np.abs(jax.nn.softmax(LOGITS) - targets).sum(-1), rtol=1e-5)
+    with pytest.raises(UserError, match=r'must return \[B\], a value an example, not \[\]'):
+        losses.check(config_of(name=f'{__name__}:of_the_batch'), 4)
+    with pytest.raises(UserError, match='no class or function but tuple'):
+        losses.check(config_of(name=f'{__name__}:WEIGHTS'), 4)
+    with pytest.raises(UserError, match='takes none'):
+        losses.check(config_of(name='sigmoid_cross_entropy', class_weights=WEIGHTS), 4)

@@ -1,5 +1,6 @@
 """Arguments that come from a config: known by name, and of the type that is annotated."""
 
+import importlib
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -7,6 +8,33 @@ from functools import partial
 from typing import Any
 
 from vision.core.errors import UserError, unknown
+
+
+def find(kind: str, name: str, known: Mapping[str, Callable]) -> Callable:
+    """Returns what a config names: an entry of a registry, or a user's own.
+
+    Args:
+      kind: 'model', 'update', …, for the message.
+      name: a key of `known`, or 'package.module:name'.
+      known: the registry.
+
+    Raises:
+      UserError: there is no such entry, module or name, or it cannot be called.
+    """
+    if name in known:
+        return known[name]
+    if ':' not in str(name):
+        raise unknown(kind, name, known)
+    module_name, _, attribute = name.partition(':')
+    try:
+        found = getattr(importlib.import_module(module_name), attribute)
+    except ImportError as e:
+        raise UserError(f'{kind} {name!r}: cannot import {module_name!r} ({e})') from e
+    except AttributeError as e:
+        raise UserError(f'{kind} {name!r}: module {module_name!r} has no {attribute!r}') from e
+    if not callable(found):
+        raise UserError(f'{kind} {name!r} is no class or function but {type(found).__name__}')
+    return found
 
 
 def check(what: str, function: Callable, known: list[str], arguments: Mapping[str, Any]) -> None:

@@ -27,9 +27,22 @@ MAY_DIFFER = (
 )
 
 
+class Config(ConfigDict):
+    """A ConfigDict whose section `update` has its name, where ConfigDict has a method.
+
+    `--config.update.name=sam` needs the attribute. Code reads `config['update']`, since copies are
+    plain ConfigDicts.
+    """
+
+    @property
+    def update(self) -> ConfigDict:  # type: ignore[override]
+        """The section `update`."""
+        return self['update']
+
+
 def default_config() -> ConfigDict:
     """Returns the config that every experiment starts from."""
-    config = ConfigDict()
+    config = Config()
     config.seed = 0  # decides everything: parameters, order, augmentation, dropout
 
     # Trained weights to start from: a workdir, a .safetensors or .pth file, or 'hf:org/name'.
@@ -63,6 +76,10 @@ def default_config() -> ConfigDict:
     config.loss.label_smoothing = 0.0
     config.loss.aux_weight = 0.3  # of each auxiliary head's loss (GoogLeNet .3, Inception-v3 .4)
     config.loss.class_weights = ()  # one for each class, as in torch's CrossEntropyLoss; (): all 1
+
+    # What the optimizer gets: 'gradient', 'sam', or 'package.module:function'; other keys are its
+    # arguments (vision.training.update).
+    config['update'] = ConfigDict({'name': 'gradient'})
 
     # An optax optimizer by name; other keys than these are its arguments (vision.training.optimizer).
     config.optimizer = ConfigDict({'name': 'sgd', 'lr': 0.1, 'momentum': 0.9, 'nesterov': False})
@@ -132,12 +149,12 @@ def check(config: ConfigDict) -> None:
     """
     default = default_config()
     for key in default:
-        if key not in config and key != 'evals':  # workdirs of older versions have none
+        if key not in config:
             raise UserError(f'config.{key} is missing; start from default_config()')
     for key in config:
         if key not in default:
             raise unknown('config key', key, default.keys())
-    for section in ('model', 'data', 'optimizer', 'schedule', 'loss'):
+    for section in ('model', 'data', 'optimizer', 'schedule', 'loss', 'update'):
         name = 'source' if section == 'data' else 'name'
         if name not in config[section]:
             raise UserError(
@@ -262,8 +279,17 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """Reads what `to_json` wrote; lists become tuples again."""
-    return ConfigDict(_tuples(json.loads(text)))
+    """Reads what `to_json` wrote, here or in an older version.
+
+    Lists become tuples again. Sections and keys that are newer than the text get their defaults.
+    """
+    config, default = ConfigDict(_tuples(json.loads(text))), default_config()
+    for key in ('evals', 'update'):
+        if key not in config:
+            config[key] = default[key]
+    if 'data' in config and 'repeats' not in config.data:
+        config.data.repeats = default.data.repeats
+    return config
 
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:

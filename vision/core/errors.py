@@ -22,7 +22,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     known = sorted(known)
     guess = nearest(str(name), known)
     hint = f' Did you mean {guess!r}?' if guess else ''
-    return UserError(f'unknown {kind} {name!r}.{hint} Known: {", ".join(known)}.')
+    return UserError(f'unknown {kind} {name!r}.{hint} Known: {", ".join(known) or "none"}.')
 
 
 class Stopped(Exception):

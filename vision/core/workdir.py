@@ -98,17 +98,9 @@ def check_config(workdir: Path, config: ConfigDict) -> None:
     processes.on_first(lambda: _check_config(workdir, config))
 
 
-def _as_of_today(config: ConfigDict) -> ConfigDict:
-    """A config that was written before a key existed, with the value that says what was done then."""
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.data.repeats = config.data.get('repeats', 1)
-    return config
-
-
 def _check_config(workdir: Path, config: ConfigDict) -> None:
     if (workdir / 'config.json').exists():
-        differ = config_lib.differences(*map(_as_of_today, (read_config(workdir), config)))
+        differ = config_lib.differences(read_config(workdir), config)
         if differ:
             more = f' (and {len(differ) - 3} more)' if len(differ) > 3 else ''
             raise UserError(

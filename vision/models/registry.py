@@ -1,6 +1,5 @@
 """Models by name. Adding one is one file and one line here; a user's own needs neither."""
 
-import importlib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -10,7 +9,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vision.core import arguments as arguments_lib
-from vision.core.errors import UserError, nearest, unknown
+from vision.core.errors import UserError, nearest
 from vision.models import alexnet, lenet
 from vision.models.googlenet import GoogLeNet
 from vision.models.inception import InceptionV3
@@ -104,20 +103,7 @@ def create_model(
 
 def find_model(name: str) -> Callable[..., nn.Module]:
     """Returns the class or function called `name`, as `create_model` names them."""
-    if name in MODELS:
-        return MODELS[name]
-    if ':' not in str(name):
-        raise unknown('model', name, MODELS)
-    module_name, _, attribute = name.partition(':')
-    try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as e:
-        raise UserError(f'model {name!r}: cannot import {module_name!r} ({e})') from e
-    except AttributeError as e:
-        raise UserError(f'model {name!r}: module {module_name!r} has no {attribute!r}') from e
-    if not callable(found):
-        raise UserError(f'model {name!r} is no class or function but {type(found).__name__}')
-    return found
+    return arguments_lib.find('model', name, MODELS)
 
 
 def _read_dtype(dtype: Any) -> Any:

@@ -1,7 +1,8 @@
 """Losses, per example. Each takes logits [B, K] and targets [B, K] and returns float32 [B].
 
 Targets are probabilities over the classes (one-hot, smoothed or mixed), times the class weights where
-there are any. Every loss is linear in them: the loss of a mixed target is the mix of the losses.
+there are any. The loss of a mixed target is the mix of the losses: each is linear in the targets, or, as
+the sigmoid's, linear but for a constant (and then takes no class weights).
 """
 
 import functools
@@ -14,7 +15,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from vision.core import arguments
-from vision.core.errors import UserError, unknown
+from vision.core.errors import UserError
 from vision.training.lenet_losses import lenet_discriminative, lenet_mse
 
 Loss = Callable[[jax.Array, jax.Array], jax.Array]
@@ -23,6 +24,30 @@ Loss = Callable[[jax.Array, jax.Array], jax.Array]
 def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     """−Σ_k target_k · log softmax(logits)_k, in float32."""
     return -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+
+
+def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Binary cross-entropy of each class by itself, summed over the classes, in float32.
+
+    −Σ_k target_k · log σ(logit_k) + (1 − target_k) · log(1 − σ(logit_k)), as in Wightman et al. 2021,
+    "ResNet strikes back", section 2.1 (which takes the mean over the classes).
+    """
+    logits = logits.astype(jnp.float32)
+    return -jnp.sum(
+        targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits), axis=-1
+    )
+
+
+def focal(logits: jax.Array, targets: jax.Array, gamma: float = 2.0) -> jax.Array:
+    """Cross-entropy that well-classified examples add little to (Lin et al. 2017, eq. 4), in float32.
+
+    −Σ_k target_k · (1 − p_k)^γ · log p_k, p = softmax(logits); with γ = 0 it is `softmax_cross_entropy`.
+    The paper's α is `loss.class_weights`.
+    """
+    log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
+    # 1 − p as exp(log(1 − p)): its gradient is finite where p is 1.
+    others = jnp.clip(-jnp.expm1(log_p), jnp.finfo(jnp.float32).tiny)
+    return -jnp.sum(targets * others**gamma * log_p, axis=-1)
 
 
 def smooth_labels(targets: jax.Array, smoothing: float) -> jax.Array:
@@ -66,6 +91,8 @@ def _weights(config: ConfigDict) -> jax.Array:
 
 LOSSES: dict[str, Callable[..., jax.Array]] = {
     'softmax_cross_entropy': softmax_cross_entropy,
+    'sigmoid_cross_entropy': sigmoid_cross_entropy,
+    'focal': focal,
     'lenet_mse': lenet_mse,
     'lenet_discriminative': lenet_discriminative,
 }
@@ -75,14 +102,12 @@ _COMMON = ('name', 'label_smoothing', 'aux_weight', 'class_weights')
 
 
 def make_loss(config: ConfigDict) -> Loss:
-    """The loss that `config.loss` names, with its arguments.
+    """The loss that `config.loss` names, ours or a user's 'package.module:function', with its arguments.
 
     Raises:
       UserError: an unknown loss or argument.
     """
-    if config.name not in LOSSES:
-        raise unknown('loss.name', config.name, LOSSES)
-    loss = LOSSES[config.name]
+    loss = arguments.find('loss.name', config.name, LOSSES)
     given = {key: config[key] for key in config if key not in _COMMON}
     own = list(inspect.signature(loss).parameters)[2:]
     arguments.check(f'loss {config.name!r}', loss, [*own, *_COMMON], given)
@@ -96,10 +121,19 @@ def check(config: ConfigDict, num_classes: int) -> None:
       UserError: an unknown loss or argument, or class weights that do not fit K classes.
     """
     one = jax.ShapeDtypeStruct((1, num_classes), jnp.float32)
-    jax.eval_shape(make_loss(config), one, one)
+    try:
+        shape = jax.eval_shape(make_loss(config), one, one).shape
+    except (TypeError, AttributeError) as e:
+        raise UserError(f'loss {config.name!r} cannot be called: {e}') from None
+    if shape != (1,):
+        raise UserError(
+            f'loss {config.name!r} must return [B], a value an example, not {[*shape]} for B = 1'
+        )
     weights = config.class_weights
     if not weights:
         return
+    if config.name == 'sigmoid_cross_entropy':  # its loss is no multiple of the target
+        raise UserError("loss.class_weights: 'sigmoid_cross_entropy' takes none")
     if len(weights) != num_classes:
         raise UserError(f'loss.class_weights has {len(weights)} values for {num_classes} classes')
     numbers = all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights)

@@ -27,6 +27,7 @@ from vision.training import losses, patterns, plateau
 from vision.training import optimizer as optimizer_lib
 from vision.training.optimizer import make_optimizer
 from vision.training.schedules import make_schedule
+from vision.training.update import make_update
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,6 +128,7 @@ def setup(config: ConfigDict) -> Setup:
     _check_classes(model, train)
     check_contract(model, input_shape)
     losses.check(config.loss, model.num_classes)
+    make_update(config['update'])  # refuses what it does not know
     shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
     patterns.check_model(config, shapes['params'])
     optimizer_lib.check(config, optimizer, shapes['params'])

@@ -16,15 +16,12 @@ from vision.evaluation.run import init_variables, run_once
 from vision.preprocess.device import Batch, normalise
 from vision.preprocess.mix import mix
 from vision.training import averages, losses, patterns, plateau
+from vision.training.update import Examples, GradientOf, Outcome, make_update
 
 Metrics = dict[str, jax.Array]
 
 MIX = 1  # folded into a step's key for mixup and CutMix; dropout takes the key itself
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-
-# What the gradient is computed of: `images` float32 [B, H, W, C], `targets` float32 [B, K], of which
-# the largest is the right answer, `mask` float32 [B].
-Examples = dict[str, jax.Array]
 
 
 def init_state(
@@ -98,37 +95,40 @@ def make_train_step(
     """
     pull = averages.make_pull(config)
     shard = config.training.shard
-    gradient_of = _make_gradient(model, config, mesh)
+    update = make_update(config['update'])
+    gradient_at = _make_gradient(model, config, mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.rng, state.step)
         examples = make_examples(batch, config, model.num_classes, key)
         normaliser = losses.total_weight(examples, config.loss)
-        gradient, sums, batch_stats = gradient_of(state, examples, normaliser, key)
+        gradient, outcome = update(state, examples, gradient_at(state.batch_stats, key))
         gradient = mesh_lib.constrain_state(gradient, mesh, shard)
         updates, opt_state = optimizer.update(
-            gradient, state.opt_state, state.params, value=sums['objective']
+            gradient, state.opt_state, state.params, value=outcome['objective']
         )
         params = optax.apply_updates(state.params, updates)
         ema_params, ema_batch_stats = state.ema_params, state.ema_batch_stats
         if pull is not None:
             rate = pull(state.step + 1)
             ema_params = optax.incremental_update(params, ema_params, rate)
-            ema_batch_stats = optax.incremental_update(batch_stats, ema_batch_stats, rate)
+            ema_batch_stats = optax.incremental_update(
+                outcome['batch_stats'], ema_batch_stats, rate
+            )
         count, param_norm = jnp.sum(examples['mask']), optax.global_norm(params)
         metrics = {
-            'loss': sums['loss'] * (count / normaliser),
-            'correct': sums['correct'],
+            'loss': outcome['loss'] * (count / normaliser),
+            'correct': outcome['correct'],
             'count': count,
             'lr': jnp.asarray(schedule(state.step) * plateau.scale(state.opt_state), jnp.float32),
             'grad_norm': optax.global_norm(gradient),
             'param_norm': param_norm,
-            'finite': jnp.isfinite(sums['loss']) & jnp.isfinite(param_norm),
+            'finite': jnp.isfinite(outcome['loss']) & jnp.isfinite(param_norm),
         }
         new = TrainState(
             step=state.step + 1,
             params=params,
-            batch_stats=batch_stats,
+            batch_stats=outcome['batch_stats'],
             opt_state=opt_state,
             ema_params=ema_params,
             ema_batch_stats=ema_batch_stats,
@@ -141,7 +141,12 @@ def make_train_step(
 
 
 def make_examples(batch: Batch, config: ConfigDict, num_classes: int, key: jax.Array) -> Examples:
-    """Turns a batch into what the model is fed and what its loss is measured against, mixed."""
+    """Turns a batch into what the model is fed and what its loss is measured against, mixed.
+
+    Returns:
+      `images` float32 [B, H, W, C]; `targets` float32 [B, K], of which the largest is the right answer;
+      `mask` float32 [B].
+    """
     images, targets = mix(
         normalise(batch['image'], config.preprocess.mean, config.preprocess.std),
         jax.nn.one_hot(batch['label'], num_classes),
@@ -153,17 +158,16 @@ def make_examples(batch: Batch, config: ConfigDict, num_classes: int, key: jax.A
     return {'images': images, 'targets': targets, 'mask': batch['mask']}
 
 
-def _make_gradient(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable:
-    """Builds `(state, examples, normaliser, key) -> (gradient, sums, batch_stats)`, of the whole batch.
-
-    `sums` has the objective, and the sums over the examples of their loss and of the right answers.
-    """
+def _make_gradient(
+    model: nn.Module, config: ConfigDict, mesh: Mesh
+) -> Callable[[Any, jax.Array], GradientOf]:
+    """Builds `(batch_stats, key) -> gradient_of`, as updates get it (`vision.training.update`)."""
     frozen = config.freeze == patterns.BACKBONE  # its batch statistics and dropout too
     loss_fn, parts = losses.make_loss(config.loss), config.training.accumulate
 
     def objective(
         params: Any, batch_stats: Any, examples: Examples, normaliser: jax.Array, key: jax.Array
-    ) -> tuple[jax.Array, tuple]:
+    ) -> tuple[jax.Array, Outcome]:
         # XLA gathers what is sharded, and leaves out the gradients that nothing asks for.
         params = mesh_lib.constrain_state(params, mesh, 'data')
         factors = patterns.lr_factors(config, params)
@@ -182,35 +186,36 @@ def _make_gradient(model: nn.Module, config: ConfigDict, mesh: Mesh) -> Callable
         for aux in endpoints.get('aux', ()):
             total += config.loss.aux_weight * jnp.sum(loss_fn(aux, targets) * mask) / normaliser
         correct = jnp.sum((logits.argmax(-1) == right) * mask)
-        sums = {'objective': total, 'loss': loss, 'correct': correct}
-        return total, (sums, updated.get('batch_stats', batch_stats))
+        stats = updated.get('batch_stats', batch_stats)
+        return total, {
+            'objective': total, 'loss': loss, 'correct': correct, 'batch_stats': stats,
+        }  # fmt: skip
 
-    def gradient_of(
-        state: TrainState, examples: Examples, normaliser: jax.Array, key: jax.Array
-    ) -> tuple[Any, Metrics, Any]:
-        differentiate = jax.grad(objective, has_aux=True)
-        if parts == 1:
-            gradient, (sums, stats) = differentiate(
-                state.params, state.batch_stats, examples, normaliser, key
-            )
-            return gradient, sums, stats
+    differentiate = jax.grad(objective, has_aux=True)
 
-        def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
+    def with_state(batch_stats: Any, key: jax.Array) -> GradientOf:
+        def gradient_of(params: Any, examples: Examples) -> tuple[Any, Outcome]:
+            normaliser = losses.total_weight(examples, config.loss)
+            if parts == 1:
+                return differentiate(params, batch_stats, examples, normaliser, key)
+
+            def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
+                gradient, sums, stats = carry
+                part_key, rows = part
+                more, outcome = differentiate(params, stats, rows, normaliser, part_key)
+                stats = outcome.pop('batch_stats')
+                gradient, sums = jax.tree.map(jnp.add, (gradient, sums), (more, outcome))
+                gradient = mesh_lib.constrain_state(gradient, mesh, config.training.shard)
+                return (gradient, sums, stats), None
+
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            sums = dict.fromkeys(('objective', 'loss', 'correct'), jnp.zeros(()))
+            rows = mesh_lib.microbatches(examples, parts, mesh)
+            start = (zeros, sums, batch_stats)
+            carry, _ = jax.lax.scan(add, start, (jax.random.split(key, parts), rows))
             gradient, sums, stats = carry
-            part_key, rows = part
-            more, (values, stats) = differentiate(state.params, stats, rows, normaliser, part_key)
-            gradient, sums = jax.tree.map(jnp.add, (gradient, sums), (more, values))
-            return (
-                mesh_lib.constrain_state(gradient, mesh, config.training.shard),
-                sums,
-                stats,
-            ), None
+            return gradient, {**sums, 'batch_stats': stats}
 
-        zeros = jax.tree.map(jnp.zeros_like, state.params)
-        sums = dict.fromkeys(('objective', 'loss', 'correct'), jnp.zeros(()))
-        rows = mesh_lib.microbatches(examples, parts, mesh)
-        start = (zeros, sums, state.batch_stats)
-        carry, _ = jax.lax.scan(add, start, (jax.random.split(key, parts), rows))
-        return carry
+        return gradient_of
 
-    return gradient_of
+    return with_state

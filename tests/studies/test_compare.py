@@ -9,9 +9,9 @@ import pytest
 from tests.training.tiny import tiny_config
 from vision.core.errors import UserError
 from vision.evaluation.significance import mcnemar
-from vision.training import compare as compare_lib
+from vision.studies import compare as compare_lib
+from vision.studies.compare import compare, compare_tables, draw, per_example, short_names
 from vision.training import train
-from vision.training.compare import compare, compare_tables, draw, per_example, short_names
 
 
 @pytest.fixture(scope='module')

@@ -6,7 +6,7 @@ import pytest
 
 from tests.training.tiny import tiny_config
 from vision.core.errors import UserError
-from vision.training import find_lr
+from vision.studies import find_lr
 
 
 def test_the_suggestion_is_where_the_loss_falls_most_steeply():

@@ -6,8 +6,8 @@ import pytest
 
 from tests.training.tiny import tiny_config
 from vision.core.errors import UserError
-from vision.training import sweep as sweep_lib
-from vision.training.sweep import make_trials, over_seeds, parse_grid, sweep, sweep_tables
+from vision.studies import sweep as sweep_lib
+from vision.studies.sweep import make_trials, over_seeds, parse_grid, sweep, sweep_tables
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 from tests.training.tiny import tiny_config
 from vision.core.errors import UserError
 from vision.models.summary import summarise
-from vision.training.dry_run import dry_run, dry_run_text
+from vision.studies.dry_run import dry_run, dry_run_text
 
 
 def test_the_figures(tmp_path, monkeypatch):

@@ -16,7 +16,7 @@ from tests.training.tiny import tiny_config
 from vision.core.config import from_json
 from vision.core.errors import UserError
 from vision.evaluation.evals import evaluate_runs, named_entries
-from vision.training import reproduce as lib
+from vision.studies import reproduce as lib
 
 ROW = lib.Row('tiny', 'configs/digits_lenet5.py', 'nobody 2026', '1 %')
 OTHER = lib.Row('other', 'configs/mnist_lenet5.py', 'nobody 2026', '2 %')

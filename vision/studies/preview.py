@@ -13,7 +13,7 @@ from vision.core.errors import UserError
 from vision.data.folder import SPLITS
 from vision.data.source import ArraySource, NoSplitError, Source
 from vision.preprocess import inputs
-from vision.preprocess.inspect import describe
+from vision.studies.inspect import describe
 
 _COLUMNS = 8
 _PAIRS = 24  # images shown, before and after
@@ -29,7 +29,7 @@ def preview(config: ConfigDict, output: str) -> dict[str, Any]:
       output: a folder, made if it is not there.
 
     Returns:
-      What `vision.preprocess.inspect.describe` says, which is also in `summary.json`.
+      What `vision.studies.inspect.describe` says, which is also in `summary.json`.
 
     Raises:
       UserError: no split of the data can be opened, or the op strings do not fit.

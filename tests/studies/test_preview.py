@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
+from tests.preprocess.conftest import encode
 from vision.core.config import default_config
-from vision.preprocess import preview as preview_lib
-from vision.preprocess.preview import preview, text
+from vision.studies import preview as preview_lib
+from vision.studies.preview import preview, text
 
 
 @pytest.fixture
-def config(tmp_path, photos, encode):
+def config(tmp_path, photos):
     rng = np.random.default_rng(0)
     for split, count in (('train', 12), ('val', 4), ('test', 4)):
         for c in ('cat', 'dog'):
@@ -63,7 +64,7 @@ def test_pictures_are_drawn(config, tmp_path):
 def test_the_pictures_before_are_those_after(config):
     """Without augmentation, the two rows of the grid are the same pictures."""
     from vision import data
-    from vision.preprocess.preview import _pairs
+    from vision.studies.preview import _pairs
 
     config.preprocess.train = 'decode|resize(160)'
     before, after, labels = _pairs(data.load(config.data, 'train'), config)

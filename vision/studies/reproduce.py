@@ -20,8 +20,8 @@ from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
 from vision.core.progress import progress_bar
 from vision.evaluation.evals import evaluate_runs, named_entries
+from vision.studies.sweep import sweep
 from vision.training.recorder import read
-from vision.training.sweep import sweep
 
 _SUMMARY, _CONFIG = 'summary.json', 'config.json'
 _HEADER = (

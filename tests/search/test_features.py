@@ -8,8 +8,8 @@ from sklearn.metrics import average_precision_score
 from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
 
 from tests.processes import run_module
-from vision.prediction import features
-from vision.prediction.index import unit
+from vision.search import features
+from vision.search.index import unit
 
 
 @pytest.fixture(scope='module')

@@ -8,8 +8,8 @@ import numpy as np
 from vision.core.errors import UserError
 from vision.data.source import Source, TFDSSource
 from vision.prediction.classifier import Classifier
-from vision.prediction.index import unit
-from vision.prediction.search import own_split
+from vision.search.index import unit
+from vision.search.search import own_split
 
 _ROWS = 512  # vectors that are compared with all others at once
 _RECALLS = (1, 5, 10)

@@ -17,8 +17,8 @@ from vision.data.source import ArraySource, FileSource, RecordSource, Source, TF
 from vision.evaluation.run import Run
 from vision.prediction import feed, pages, pictures
 from vision.prediction.classifier import Classifier
-from vision.prediction.index import Index, create, faiss, fingerprint, unit
 from vision.preprocess.pictures import examples
+from vision.search.index import Index, create, faiss, fingerprint, unit
 
 _OF_SPLIT = re.compile(r'(train|validation|test):(\d+)')
 _BATCH = 1024  # vectors that are searched for at once
@@ -309,6 +309,24 @@ class Pictures:
         if match[1] not in self._splits:
             self._splits[match[1]] = own_split(self._run, match[1])
         return self._splits[match[1]], int(match[2])
+
+
+class Similar:
+    """Pictures of the images of an index that are nearest to a new one, as the demo shows them."""
+
+    def __init__(self, classifier: Classifier, index: Index):
+        """Takes the classifier that describes the images; UserError if another one made the index."""
+        index.check(classifier)
+        self._classifier, self._index = classifier, index
+
+    def __call__(self, source: FileSource, top_k: int) -> Iterator[tuple[np.ndarray | None, str]]:
+        """Yields each neighbour's picture, uint8 [H, W, C] or None, with its title and score."""
+        asked = Named(source, source.paths)
+        (found,) = query(self._classifier, self._index, [asked], top_k)
+        show = Pictures(self._classifier.run)
+        for neighbour in found['neighbours']:
+            path = neighbour['path']
+            yield show(path), f'{show.title(path)} {neighbour["score"]:.3f}'
 
 
 class _Alike:

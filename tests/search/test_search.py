@@ -11,7 +11,8 @@ from PIL import Image
 from tests.processes import run_module
 from vision.core.errors import UserError
 from vision.data import arrays
-from vision.prediction import Classifier, index, search
+from vision.prediction import Classifier
+from vision.search import index, search
 
 ABOUT = {'model': 'm', 'preprocessing': 'p', 'endpoint': 'features', 'weights': 'w'}
 

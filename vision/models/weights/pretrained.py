@@ -15,12 +15,14 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vision.core.errors import UserError
 from vision.models.registry import MODELS
-from vision.models.state_dicts import StateDict, read_hub_config, read_state_dict
 from vision.models.summary import abstract_variables, default_model
-from vision.models.torch_names import TORCHVISION_MODELS, Path, TorchNames, torch_names
+from vision.models.weights.state_dicts import StateDict, read_hub_config, read_state_dict
+from vision.models.weights.torch_names import TORCHVISION_MODELS, Path, TorchNames, torch_names
 
 IMAGENET_CLASSES: tuple[str, ...] = tuple(
-    (resources.files('vision.models') / 'imagenet_classes.txt').read_text('utf-8').splitlines()
+    (resources.files('vision.models.weights') / 'imagenet_classes.txt')
+    .read_text('utf-8')
+    .splitlines()
 )
 
 # What our models call the layer that makes the logits.

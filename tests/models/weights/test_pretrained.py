@@ -13,16 +13,17 @@ from safetensors.numpy import save_file
 from tests.golden.generator import state_dict
 from tests.models.test_parity import GOLDEN, NAMES
 from vision.core.errors import UserError
-from vision.models import create_model, pretrained, state_dicts
-from vision.models.pretrained import (
+from vision.models import create_model
+from vision.models.summary import abstract_variables
+from vision.models.weights import pretrained, state_dicts
+from vision.models.weights.pretrained import (
     IMAGENET_CLASSES,
     guess_name,
     is_head,
     load_pretrained,
     pretrained_input,
 )
-from vision.models.summary import abstract_variables
-from vision.models.torch_names import TORCHVISION_MODELS
+from vision.models.weights.torch_names import TORCHVISION_MODELS
 
 
 def torch_state(name):

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vision.core.errors import UserError
-from vision.models.torch_names import normalise_keys
+from vision.models.weights.torch_names import normalise_keys
 
 StateDict = dict[str, np.ndarray]
 

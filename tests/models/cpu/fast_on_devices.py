@@ -7,7 +7,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vision.core.mesh import make_mesh, replicated
-from vision.models import fast, winograd
+from vision.models.cpu import fast, winograd
 from vision.models.layers import convolve, max_pool
 
 

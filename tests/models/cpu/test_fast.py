@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from tests.processes import run_module
 from tests.tiers import examples
-from vision.models import by_columns, by_rows, fast, winograd
+from vision.models import forms
+from vision.models.cpu import by_columns, by_rows, fast, winograd
 from vision.models.layers import convolve, max_pool
 
 DTYPES = {jnp.float32: 1e-5, jnp.bfloat16: 3e-2}
@@ -32,7 +33,7 @@ def _assert_same(function, *arguments, reference=None):
     """
     tolerance = DTYPES[arguments[0].dtype.type]
     got = jax.jit(partial(_with_gradients, function))(*arguments)
-    with fast.switched_off():
+    with forms.xla_only():
         expected = jax.jit(partial(_with_gradients, reference or function))(*arguments)
     for ours, theirs in zip(got, expected, strict=True):
         assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
@@ -167,11 +168,11 @@ def test_large_enough_ones_are_winograd_rematerialised_and_scanned(monkeypatch, 
         return jax.lax.scan(add, jnp.zeros_like(kernel), x)[0]
 
     got = jax.jit(scanned)(x, kernel)
-    with fast.switched_off():
+    with forms.xla_only():
         expected = jax.jit(lambda x, k: scanned(x, k))(x, kernel)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 
 
 def test_a_batch_on_eight_devices_is_not_gathered():
-    done = run_module('tests.models.fast_on_devices', devices=8)
+    done = run_module('tests.models.cpu.fast_on_devices', devices=8)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,7 @@
 """Winograd's minimal filtering for 3 x 3 convolutions of stride 1, and its choice by shape.
 
 F(2 x 2, 3 x 3), after Lavin and Gray 2015, section 4.1: tiles of 4 x 4 give 2 x 2 outputs. F(4 x 4, 3 x 3)
-needs fewer products still, but rounds ten times as coarsely. `vision.models.fast` says what was
+needs fewer products still, but rounds ten times as coarsely. `vision.models.cpu.fast` says what was
 measured on, and decides where it is used.
 """
 
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vision.models.cpu import has_avx512
+from vision.models.cpu.processor import has_avx512
 
 Pair = tuple[int, int]
 

@@ -3,7 +3,7 @@
 A row of n output positions, a block, sees h rows of n + w − 1 pixels: contiguous pieces of the
 image, which are cheap to lay side by side, where the patches of single positions (im2col) are not.
 The product's matrix has the kernel once for each position, between zeros: of few channels, the
-multiplications with zero cost less than XLA's convolution does. For CPUs; `vision.models.fast` says
+multiplications with zero cost less than XLA's convolution does. For CPUs; `vision.models.cpu.fast` says
 what was measured on, and decides where it is used.
 """
 
@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vision.models.cpu import has_ynn
+from vision.models.cpu.processor import has_ynn
 
 Pair = tuple[int, int]
 

@@ -2,7 +2,7 @@
 
 The results are those of `lax`, and so are the gradients, up to the rounding of another order of
 sums. Each is chosen by shape and type when a program is traced. What was measured stands beside the
-choice: two cores of an AMD EPYC with AVX-512, JAX 0.12 with oneDNN (see `vision.core.startup`),
+choice: two cores of an AMD EPYC with AVX-512, JAX 0.12 with oneDNN (see `startup.py` here),
 batch 16, 2026-11-25; what is chosen otherwise without AVX-512 says so. `VISION_FAST=0` in the environment
 leaves everything to XLA.
 
@@ -14,72 +14,36 @@ Images are [B, H, W, C], kernels [h, w, C, K]. Only reverse-mode differentiation
 
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vision.models import by_columns, by_rows, fast_pool, winograd
-
-Pair = tuple[int, int]
-_LAYOUT = ('NHWC', 'HWIO', 'NHWC')
+from vision.models import forms
+from vision.models.cpu import by_columns, by_rows, fast_pool, winograd
+from vision.models.forms import Pair, Sides, xla_convolve
 
 _PART = 2**20  # bytes of images
 _MOST_PARTS = 16  # each is compiled
 
-_enabled = os.environ.get('VISION_FAST', '1') != '0'
-
-
-def enabled() -> bool:
-    """Whether programs that are traced now get the fast forms."""
-    return _enabled and jax.default_backend() == 'cpu'
-
-
-@contextmanager
-def switched_off() -> Iterator[None]:
-    """Leaves what is traced within to XLA: programs for other machines, programs that are counted."""
-    global _enabled
-    before, _enabled = _enabled, False
-    try:
-        yield
-    finally:
-        _enabled = before
-
 
 def convolve(
-    x: jax.Array, kernel: jax.Array, strides: Pair = (1, 1), padding: Pair = (0, 0), groups: int = 1
-) -> jax.Array:
-    """Convolves [B, H, W, C] with [h, w, C / groups, K], `padding` pixels on either side.
-
-    XLA's own is as fast as any that was tried for several groups.
-    """
-    if enabled() and groups == 1 and x.dtype in (jnp.float32, jnp.bfloat16):
-        return _convolve(x, kernel, strides, padding)
-    return _xla(x, kernel, strides, [(p, p) for p in padding], groups)
+    x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair, groups: int
+) -> jax.Array | None:
+    """Fast form of `vision.models.forms.convolve`; XLA's own is as fast as any that was tried for several groups."""
+    if jax.default_backend() != 'cpu' or groups != 1 or x.dtype not in (jnp.float32, jnp.bfloat16):
+        return None
+    return _convolve(x, kernel, strides, padding)
 
 
-def max_pool(
-    x: jax.Array, window: int, strides: int, padding: Sequence[tuple[int, int]]
-) -> jax.Array:
-    """Largest value in each window of [B, H, W, C], `padding` (before, after) in height and width."""
-    if enabled() and window <= 11 and jnp.issubdtype(x.dtype, jnp.floating):
-        return fast_pool.max_pool(x, x.shape[1:3], window, strides, tuple(padding))
-    return _pool(x, window, strides, padding)
-
-
-def _xla(
-    x: jax.Array,
-    kernel: jax.Array,
-    strides: Pair,
-    padding: Sequence[tuple[int, int]],
-    groups: int = 1,
-) -> jax.Array:
-    return lax.conv_general_dilated(
-        x, kernel, strides, padding, dimension_numbers=_LAYOUT, feature_group_count=groups
-    )
+def max_pool(x: jax.Array, window: int, strides: int, padding: Sides) -> jax.Array | None:
+    """Fast form of `vision.models.forms.max_pool`."""
+    on_cpu = jax.default_backend() == 'cpu'
+    if not on_cpu or window > 11 or not jnp.issubdtype(x.dtype, jnp.floating):
+        return None
+    return fast_pool.max_pool(x, x.shape[1:3], window, strides, tuple(padding))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -117,12 +81,14 @@ def _input_gradient(
     if (height, width) == (1, 1) and padding == (0, 0):
         if gradient.dtype == jnp.float32:
             return _spread(gradient @ kernel[0, 0].T, shape, strides)
-        return _spread(_xla(gradient, kernel.swapaxes(2, 3), (1, 1), [(0, 0)] * 2), shape, strides)
+        return _spread(
+            xla_convolve(gradient, kernel.swapaxes(2, 3), (1, 1), [(0, 0)] * 2), shape, strides
+        )
     if by_columns.suits_input_gradient(kernel.shape, strides, gradient.dtype):
         return by_columns.input_gradient(shape, kernel, gradient, padding)
     plain = max(height, width) == 1 or height <= padding[0] or width <= padding[1]
     if plain or max(strides) > min(height, width):
-        convolution = partial(_xla, strides=strides, padding=[(p, p) for p in padding])
+        convolution = partial(xla_convolve, strides=strides, padding=[(p, p) for p in padding])
         like = jax.ShapeDtypeStruct(shape, gradient.dtype)
         return jax.linear_transpose(lambda x: convolution(x, kernel), like)(gradient)[0]
     around = (height - 1 - padding[0], width - 1 - padding[1])
@@ -160,7 +126,7 @@ def _kernel_gradient(
 def _xla_kernel_gradient(
     shape: tuple[int, ...], strides: Pair, padding: Pair, x: jax.Array, gradient: jax.Array
 ) -> jax.Array:
-    convolution = partial(_xla, strides=strides, padding=[(p, p) for p in padding])
+    convolution = partial(xla_convolve, strides=strides, padding=[(p, p) for p in padding])
     like = jax.ShapeDtypeStruct(shape, x.dtype)
     return jax.linear_transpose(lambda kernel: convolution(x, kernel), like)(gradient)[0]
 
@@ -198,7 +164,7 @@ def _plain(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair) -> jax
     if math.prod(x.shape[1:3]) < math.prod(kernel.shape[:2]):
         sides = [(0, 0), *((p, p) for p in padding), (0, 0)]
         x, padding = lax.optimization_barrier(jnp.pad(x, sides)), (0, 0)
-    return _xla(x, kernel, strides, [(p, p) for p in padding])
+    return xla_convolve(x, kernel, strides, [(p, p) for p in padding])
 
 
 def _strided(x: jax.Array, strides: Pair) -> jax.Array:
@@ -244,7 +210,7 @@ def _by_phases(
                     [(before_y, positions_y), (before_x, positions_x)]
                 )
             ]
-            line.append(_xla(gradient, part, (1, 1), pads))
+            line.append(xla_convolve(gradient, part, (1, 1), pads))
         lines.append(jnp.stack(line, 3))
     x = jnp.stack(lines, 2)
     batch, h, _, w, _, channels = x.shape
@@ -265,7 +231,6 @@ def _taps(size: int, length: int, stride: int, padding: int, residue: int) -> tu
     return slice(size - 1 - last, size - taps[0], stride), before, -(-length // stride)
 
 
-def _pool(x: jax.Array, window: int, strides: int, padding: Sequence[tuple[int, int]]) -> jax.Array:
-    sides = [(0, 0), *padding, (0, 0)]
-    sizes = (1, window, window, 1), (1, strides, strides, 1)
-    return lax.reduce_window(x, -jnp.inf, lax.max, *sizes, sides)
+if os.environ.get('VISION_FAST', '1') != '0':
+    forms.register('convolve', convolve)
+    forms.register('max_pool', max_pool)

@@ -1,6 +1,6 @@
 """Max-pooling that remembers which value of a window was the largest: its gradient need not search again.
 
-For CPUs; `vision.models.fast` decides where it is used.
+For CPUs; `vision.models.cpu.fast` decides where it is used.
 """
 
 from functools import partial
@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vision.models.cpu import has_avx512
+from vision.models.cpu.processor import has_avx512
 
 Pair = tuple[int, int]
 

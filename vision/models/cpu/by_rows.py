@@ -1,6 +1,6 @@
 """A convolution's kernel gradient as matrix products, a row of the kernel's taps at a time.
 
-For CPUs without AVX-512, where XLA's own runs at 6 to 30 GFLOP/s once the map is large, with oneDNN or without; `vision.models.fast`
+For CPUs without AVX-512, where XLA's own runs at 6 to 30 GFLOP/s once the map is large, with oneDNN or without; `vision.models.cpu.fast`
 decides where it is used. Two cores of an AMD EPYC with 256-bit vectors, batch 16, milliseconds on JAX 0.12 with oneDNN (on
 0.10 without), 2026-11-26: 7 x 7 stride 2, 3 to 64 channels, 224 px: 179 for 357 (158 for 569); 5 x 5, 64 to 192, 27 px,
 batch 32: 241 for 600 (217 for 1,090); 3 x 3 stride 2, 128 to 256, 28 px: 23 for 36 (20 for 45). To 16 or 32 channels XLA's is the faster
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vision.models.cpu import has_avx512
+from vision.models.cpu.processor import has_avx512
 
 Pair = tuple[int, int]
 

@@ -5,4 +5,4 @@ import sys
 from vision.core import startup
 
 if sys.argv[0] == '-m':  # Python is on its way to the command, and nothing has been done yet
-    startup.use_huge_pages()
+    startup.at_start()

@@ -21,10 +21,13 @@ def main(argv: list[str]) -> None:
     """Serves until it is stopped."""
     cli.refuse_arguments(argv)
     cli.require(workdir=WORKDIR.value)
-    from vision.prediction import Classifier, demo, index
+    from vision.prediction import Classifier, demo
+    from vision.search import index, search
 
-    similar = index.load(Path(INDEX.value).expanduser()) if INDEX.value else None
-    demo.serve(Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value), similar, PORT.value)
+    opened = index.load(Path(INDEX.value).expanduser()) if INDEX.value else None
+    classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value)
+    similar = None if opened is None else search.Similar(classifier, opened)
+    demo.serve(classifier, similar, PORT.value)
 
 
 if __name__ == '__main__':

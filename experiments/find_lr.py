@@ -20,7 +20,7 @@ def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     cli.require(config=CONFIG.value)
     path = cli.output_file('output', OUTPUT.value, ['.png'])
-    from vision.training import find_lr
+    from vision.studies import find_lr
 
     result = find_lr.find_lr(CONFIG.value, STEPS.value)
     find_lr.draw(result, path, f'{CONFIG.value.model.name}, {CONFIG.value.optimizer.name}')

@@ -19,7 +19,7 @@ def main(argv: list[str]) -> None:
     """Writes the pictures and prints the summary."""
     cli.refuse_arguments(argv)
     cli.require(config=CONFIG.value)
-    from vision.preprocess.preview import preview, text
+    from vision.studies.preview import preview, text
 
     summary = preview(CONFIG.value, OUTPUT.value)
     # A file's name may be no UTF-8.

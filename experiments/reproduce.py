@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
             raise unknown('row', name, known)
     from rich.console import Console
 
-    from vision.training import reproduce
+    from vision.studies import reproduce
 
     seeds = _seeds(SEEDS.value)
     rows = [reproduce.Row(*row) for row in ROWS]

@@ -54,7 +54,7 @@ def main(argv: list[str]) -> int:
 
 
 def _build(words: list[str]) -> int:
-    from vision.prediction import index, search
+    from vision.search import index, search
 
     path = _index_path()
     _require_images(words)
@@ -69,7 +69,7 @@ def _build(words: list[str]) -> int:
 
 
 def _add(words: list[str]) -> int:
-    from vision.prediction import index, search
+    from vision.search import index, search
 
     path = _index_path()
     _require_images(words)
@@ -82,7 +82,7 @@ def _add(words: list[str]) -> int:
 
 
 def _query(words: list[str]) -> int:
-    from vision.prediction import index, search
+    from vision.search import index, search
 
     if not words:
         raise UserError('name at least one image to look for')
@@ -102,7 +102,7 @@ def _query(words: list[str]) -> int:
 
 
 def _duplicates(words: list[str]) -> int:
-    from vision.prediction import index, search
+    from vision.search import index, search
 
     cli.refuse_arguments(['', *words])
     output = _output_path()
@@ -114,7 +114,7 @@ def _duplicates(words: list[str]) -> int:
 
 
 def _evaluate(words: list[str]) -> int:
-    from vision.prediction import features
+    from vision.search import features
 
     cli.refuse_arguments(['', *words])
     figures = features.judge_run(_classifier(), SPLIT.value or 'test', _endpoint())
@@ -149,7 +149,7 @@ def _require_images(words: list[str]) -> None:
 
 
 def _images(classifier: Any, words: list[str]) -> list[Any]:
-    from vision.prediction import search
+    from vision.search import search
 
     split = [search.whole_split(classifier.run, SPLIT.value)] if SPLIT.value else []
     return split + search.named(classifier.run, words)
@@ -169,7 +169,8 @@ def _tell_built(made: Any, count: int, failed: dict[str, str], more: dict[str, A
 def _tell_found(
     results: list[dict[str, Any]], metric: str, classifier: Any, output: Path | None
 ) -> int:
-    from vision.prediction import formats, search
+    from vision.prediction import formats
+    from vision.search import search
 
     if FORMAT.value == 'json':
         print(formats.dump_json(results, sys.stdout, indent=2))

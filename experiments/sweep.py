@@ -23,7 +23,7 @@ def main(argv: list[str]) -> int:
     cli.require(config=CONFIG.value, workdir=WORKDIR.value, grid=GRID.value)
     from rich.console import Console
 
-    from vision.training.sweep import sweep, sweep_tables
+    from vision.studies.sweep import sweep, sweep_tables
 
     result = sweep(CONFIG.value, GRID.value, WORKDIR.value)
     if FORMAT.value == 'json':

@@ -33,8 +33,8 @@ def main(argv: list[str]) -> None:
     from rich.console import Console
 
     from vision.core import processes
+    from vision.studies.dry_run import dry_run, dry_run_text
     from vision.training import train
-    from vision.training.dry_run import dry_run, dry_run_text
     from vision.training.hooks import profile
     from vision.training.hooks.debugging import debugging
     from vision.training.results import results_table

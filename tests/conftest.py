@@ -141,3 +141,33 @@ def digits_run(tmp_path_factory) -> Path:
             assert done.returncode == 0, done.stderr
             (root / 'digits_run.done').touch()
     return workdir
+
+
+@pytest.fixture(scope='session')
+def workdir(digits_run):
+    return digits_run
+
+
+@pytest.fixture(scope='session')
+def classifier(workdir):
+    from vision.prediction import Classifier
+
+    return Classifier.from_workdir(workdir)
+
+
+@pytest.fixture(scope='session')
+def digits():
+    """The test split of the digits."""
+    from vision.data import arrays
+
+    return arrays.digits('test')
+
+
+@pytest.fixture(scope='session')
+def photos():
+    """Five real photographs, from scikit-image and scikit-learn: uint8 [H, W, 3], of several sizes."""
+    import skimage.data
+    from sklearn.datasets import load_sample_images
+
+    china, flower = load_sample_images().images
+    return [china, flower, skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()]

@@ -1,7 +1,5 @@
 """What a command sets before JAX is used, and what importing leaves alone."""
 
-import importlib.metadata
-import json
 import os
 import subprocess
 import sys
@@ -62,65 +60,18 @@ def test_importing_sets_nothing_and_an_empty_variable_is_no_cache(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_flags_of_xla_are_added_for_tested_versions_only(monkeypatch):
-    flag = startup._ONEDNN_FLAG
-    monkeypatch.setattr(importlib.metadata, 'version', lambda name: '0.12.3')
-    for before, after in [
-        (None, f'{flag}=true'),
-        ('--xla_a=1', f'--xla_a=1 {flag}=true'),
-        (f'{flag}=false', f'{flag}=false'),
-    ]:
-        monkeypatch.setenv('XLA_FLAGS', before or '')
-        startup._use_onednn()
-        assert os.environ['XLA_FLAGS'] == after
-    monkeypatch.setattr(importlib.metadata, 'version', lambda name: '0.13.0')
-    monkeypatch.setenv('XLA_FLAGS', '')
-    startup._use_onednn()
-    assert os.environ['XLA_FLAGS'] == ''
-
-
-def test_one_variable_switches_the_flags_off(monkeypatch):
-    monkeypatch.setenv('XLA_FLAGS', '')
-    monkeypatch.setenv(startup.SWITCH, '0')
+def test_registered_settings_are_applied_at_their_time(monkeypatch):
+    calls = []
+    monkeypatch.setattr(startup, '_AT_START', [])
+    monkeypatch.setattr(startup, '_BEFORE_JAX', [])
+    startup.register(at_start=lambda: calls.append('start'), before_jax=lambda: calls.append('jax'))
+    startup.at_start()
+    assert calls == ['start']
     startup.tune()
-    assert os.environ['XLA_FLAGS'] == ''
+    assert calls == ['start', 'jax']
 
 
-PROBE = """
-import json, os, sys
-print(json.dumps([sys.orig_argv[1:], sys.argv, os.environ.get('GLIBC_TUNABLES'), os.getpid()]))
-"""
-
-
-@pytest.mark.skipif(sys.platform != 'linux', reason='glibc')
-@pytest.mark.parametrize(
-    'set_by_user, expected',
-    [
-        ({}, 'glibc.malloc.hugetlb=1'),
-        ({'GLIBC_TUNABLES': 'glibc.malloc.check=0'}, 'glibc.malloc.check=0'),
-        ({startup.SWITCH: '0'}, None),
-    ],
-)
-def test_a_command_asks_for_huge_pages_and_stays_what_it_was(tmp_path, set_by_user, expected):
-    package = tmp_path / 'experiments'
-    package.mkdir()
-    (package / '__init__.py').write_text((REPO / 'experiments/__init__.py').read_text())
-    (package / 'probe.py').write_text(PROBE)
-    env = environment(PYTHONPATH=f'{tmp_path}:{REPO}', **set_by_user)
-    words = ['-W', 'error', '-m', 'experiments.probe', '--a=b c', '']
-    process = subprocess.Popen(
-        [sys.executable, *words], env=env, cwd=tmp_path, stdout=subprocess.PIPE, text=True
-    )
-    original, argv, tunables, pid = json.loads(process.communicate()[0])
-    assert original == words and argv[1:] == words[4:] and tunables == expected
-    assert pid == process.pid  # signals find it
-
-
-def test_importing_the_commands_restarts_nothing_and_a_peer_gets_what_the_user_has(monkeypatch):
-    code = 'import sys; sys.argv[0] = "x"; import experiments, os; assert "GLIBC_TUNABLES" not in os.environ'
-    env = environment()
-    env.pop('GLIBC_TUNABLES', None)
-    subprocess.run([sys.executable, '-c', code], env=env, cwd=REPO, check=True)
+def test_a_peer_gets_what_the_user_has(monkeypatch):
     monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
     assert startup.shipped_environment() == dict(os.environ)  # it is the user's own
     monkeypatch.setenv('VISION_SET', 'GLIBC_TUNABLES')

@@ -14,9 +14,9 @@ from flax.traverse_util import flatten_dict
 from tests.golden import generator
 from tests.tiers import quick, split
 from vision.models import create_model
-from vision.models.pretrained import convert
 from vision.models.summary import abstract_variables, default_model
-from vision.models.torch_names import torch_names
+from vision.models.weights.pretrained import convert
+from vision.models.weights.torch_names import torch_names
 
 GOLDEN = Path(__file__).parent.parent / 'golden'
 NAMES = sorted(path.stem for path in GOLDEN.glob('*.npz'))

@@ -10,7 +10,8 @@ from PIL import Image
 from tests.browser import browser as open_browser
 from tests.browser import requests
 from tests.processes import Process, run_module
-from vision.prediction import demo, index, search
+from vision.prediction import demo
+from vision.search import index, search
 
 
 @pytest.fixture(scope='module')

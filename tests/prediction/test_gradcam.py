@@ -14,8 +14,8 @@ from vision.core.config import default_config
 from vision.core.errors import UserError
 from vision.models import create_model
 from vision.models.base import ImageModel
-from vision.models.fold import fold_batch_norm
 from vision.models.layers import Conv, Dense, global_avg_pool
+from vision.models.weights.fold import fold_batch_norm
 from vision.prediction import Classifier, gradcam
 
 

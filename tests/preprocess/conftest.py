@@ -1,4 +1,4 @@
-"""Photographs that come with scikit-image and scikit-learn, and what runs an op on one image."""
+"""A photograph, encoded images, and what runs an op on one image."""
 
 import functools
 import io
@@ -8,20 +8,11 @@ os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
 
 import numpy as np
 import pytest
-import skimage.data
 from PIL import Image
-from sklearn.datasets import load_sample_images
 
 from vision.data.source import FileSource
 from vision.preprocess import ops as ops_lib
 from vision.preprocess.draws import PER_OP, draw
-
-
-@pytest.fixture(scope='session')
-def photos():
-    """Five real photographs: uint8 [H, W, 3], of several sizes."""
-    china, flower = load_sample_images().images
-    return [china, flower, skimage.data.astronaut(), skimage.data.coffee(), skimage.data.chelsea()]
 
 
 @pytest.fixture(scope='session')

@@ -1,61 +1,57 @@
-"""What a command sets before JAX is used; importing `vision` sets none of it."""
+"""What a command sets before JAX is used; importing `vision` sets none of it.
+
+Settings of a backend are registered here by the module that knows the backend (`vision/models/cpu/startup.py`). Commands
+apply them: `at_start` first of all, then `tune` and `use_compilation_cache`.
+"""
 
 import os
 import sys
-import warnings
+from collections.abc import Callable
 from pathlib import Path
 
-# `VISION_TUNE=0` leaves the process as it is. (`VISION_FAST=0` is the switch of the fast forms of
-# layers, in `vision.models.fast`: they need none of this, but gain from it.)
-SWITCH = 'VISION_TUNE'
+# Names the variables that `restart` has set.
+_OURS = 'VISION_SET'
 
-# The versions of jaxlib with which oneDNN was tried, by their first two numbers: XLA ends a process
-# that gives it a flag it does not know. On 0.10 the flag changes nothing.
-_ONEDNN_VERSIONS = ('0.12',)
-_ONEDNN_FLAG = '--xla_cpu_experimental_onednn_custom_call'
+_AT_START: list[Callable[[], None]] = []
+_BEFORE_JAX: list[Callable[[], None]] = []
 
-# glibc's variable, and ours that says who set it.
-_TUNABLES, _OURS = 'GLIBC_TUNABLES', 'VISION_SET'
+
+def register(at_start: Callable[[], None], before_jax: Callable[[], None]) -> None:
+    """Registers the settings of a backend.
+
+    Args:
+      at_start: called before anything else is done or imported; may `restart` the process.
+      before_jax: called before JAX has a backend; may set XLA_FLAGS.
+    """
+    _AT_START.append(at_start)
+    _BEFORE_JAX.append(before_jax)
+
+
+def at_start() -> None:
+    """Applies the registered settings that a process gets at its start; may start this process again."""
+    for apply in _AT_START:
+        apply()
 
 
 def tune() -> None:
-    """Gives XLA's CPU backend oneDNN where that was tested; to be called before JAX has a backend.
+    """Applies the registered settings of XLA; to be called before JAX has a backend."""
+    for apply in _BEFORE_JAX:
+        apply()
 
-    A user's own value of the flag in XLA_FLAGS stays as it is.
+
+def restart(**variables: str) -> None:
+    """Starts this process again with environment variables that are read at a process's start only.
+
+    To be called before anything is done or imported, and only if a variable is not set yet.
     """
-    if os.environ.get(SWITCH) == '0':
-        return
-    _use_onednn()
-
-
-def use_huge_pages() -> None:
-    """Starts this process again with glibc asking for huge pages, which it must be told at its start.
-
-    A step's large arrays are new memory each time, and the kernel clears it page by page: with
-    pages of 2 MB in place of 4 kB that costs a step of ResNet-50 a sixth less time (measured:
-    `docs/performance.md`). To be called before anything is done or imported. Not on other
-    systems than Linux; a user's own GLIBC_TUNABLES stay as they are.
-    """
-    if sys.platform != 'linux' or os.environ.get(SWITCH) == '0' or _TUNABLES in os.environ:
-        return
-    environment = os.environ | {_TUNABLES: 'glibc.malloc.hugetlb=1', _OURS: _TUNABLES}
+    environment = os.environ | variables | {_OURS: ' '.join(variables)}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def shipped_environment() -> dict[str, str]:
-    """The environment without what `use_huge_pages` has put there: for a peer, as its users run it."""
-    return {k: v for k, v in os.environ.items() if k not in (_OURS, os.environ.get(_OURS))}
-
-
-def _use_onednn() -> None:
-    import importlib.metadata
-
-    version = importlib.metadata.version('jaxlib').split('.')[:2]
-    flags = os.environ.get('XLA_FLAGS', '')
-    if '.'.join(version) in _ONEDNN_VERSIONS and _ONEDNN_FLAG not in flags:
-        os.environ['XLA_FLAGS'] = f'{flags} {_ONEDNN_FLAG}=true'.strip()
-        # XLA cannot serialise oneDNN's convolutions: such a program is compiled at each start.
-        warnings.filterwarnings('ignore', 'Error writing persistent compilation cache.*bad_alloc')
+    """The environment without what `restart` has set: for a peer, as its users run it."""
+    ours = {_OURS, *os.environ.get(_OURS, '').split()}
+    return {k: v for k, v in os.environ.items() if k not in ours}
 
 
 def use_compilation_cache() -> None:

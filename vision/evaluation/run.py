@@ -20,7 +20,8 @@ from vision.core.config import default_config
 from vision.core.errors import UserError
 from vision.data.source import ArraySource, Source
 from vision.evaluation.evaluate import evaluate, make_eval_step
-from vision.models import create_model, pretrained
+from vision.models import create_model
+from vision.models.weights import pretrained
 from vision.preprocess import inputs
 
 

@@ -14,8 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+import vision.models.cpu.fast  # noqa: F401 - fast forms for CPUs: see vision/models/cpu
 from vision.core.errors import UserError
-from vision.models import fast
+from vision.models import forms
 
 Pair = int | tuple[int, int]
 Initializer = Callable[..., jax.Array]
@@ -69,7 +70,7 @@ def convolve(
     x: jax.Array, kernel: jax.Array, strides: Pair = 1, padding: Pair = 0, groups: int = 1
 ) -> jax.Array:
     """Convolves [B, H, W, C] with [h, w, C / groups, K]; every convolution of every model is this."""
-    return fast.convolve(x, kernel, pair(strides), pair(padding), groups)
+    return forms.convolve(x, kernel, pair(strides), pair(padding), groups)
 
 
 class Conv(nn.Module):
@@ -216,7 +217,7 @@ def max_pool(
     `ceil` keeps a last window that hangs over the edge, as Caffe does.
     """
     pads = [_pool_padding(n, window, strides, padding, ceil) for n in x.shape[1:3]]
-    return fast.max_pool(x, window, strides, pads)
+    return forms.max_pool(x, window, strides, pads)
 
 
 def avg_pool(x: jax.Array, window: int, strides: int, padding: int = 0) -> jax.Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision.core.errors import UserError
-from vision.models import fast
+from vision.models import forms
 from vision.models.base import ImageModel
 from vision.models.registry import MODELS, create_model
 
@@ -104,7 +104,7 @@ def count(name: str, model: nn.Module, input_shape: tuple[int, int, int]) -> Sum
         order.extend(endpoints)  # what JAX returns is sorted by name
         return logits, endpoints
 
-    with fast.switched_off():  # so that a convolution is one
+    with forms.xla_only():  # so that a convolution is one
         jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(variables, image)
     products = [_product(eqn) for eqn in _equations(jaxpr.jaxpr)]
     predicting = _without_aux(variables['params'])

@@ -16,8 +16,8 @@ from vision.evaluation.run import Run, init_variables, run_once
 from vision.models import create_model
 from vision.prediction.classifier import Classifier
 from vision.prediction.feed import Feed
-from vision.prediction.index import Index, create
 from vision.preprocess.benchmark import make_jpegs
+from vision.search.index import Index, create
 
 _SIZE, _CLUSTERS, _QUERIES, _SPREAD = 512, 1000, 500, 0.5
 

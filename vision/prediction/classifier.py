@@ -16,7 +16,7 @@ from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError, unknown
 from vision.data.source import FileSource, Source
 from vision.evaluation.run import Run, load_run, pretrained_run
-from vision.models.fold import fold_batch_norm
+from vision.models.weights.fold import fold_batch_norm
 from vision.prediction import gradcam
 from vision.prediction.feed import Fed, Feed, files
 from vision.preprocess.device import normalise

@@ -4,7 +4,7 @@ import html
 import os
 import socket
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -12,13 +12,16 @@ from absl import logging
 
 from vision.core.errors import UserError
 from vision.data.source import FileSource
-from vision.prediction import pages, pictures, search
+from vision.prediction import pages, pictures
 from vision.prediction.classifier import Classifier
-from vision.prediction.index import Index
 
 MAX_UPLOAD = 20  # MB
 _HOST = '127.0.0.1'
 _CLASSES, _EXPLAINED, _SIMILAR = 5, 3, 8
+
+# Finds images like the one of a source, at most so many: each as uint8 [H, W, C] or None, and its caption.
+Similar = Callable[[FileSource, int], Iterable[tuple[np.ndarray | None, str]]]
+
 # Whatever a library's page would like to fetch from elsewhere, the browser refuses.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 _STYLE = """
@@ -31,16 +34,16 @@ footer { display: none !important; }
 """
 
 
-def serve(classifier: Classifier, index: Index | None, port: int) -> None:
+def serve(classifier: Classifier, similar: Similar | None, port: int) -> None:
     """Serves the page on 127.0.0.1 until a signal comes; prints its address when it is there.
 
     Args:
       classifier: any.
-      index: where similar images are looked for, if anywhere.
+      similar: finds similar images, as `vision.search.search.Similar` does; None shows none.
       port: 0 for any that is free.
 
     Raises:
-      UserError: gradio is missing, the port is taken, or the index was made by another model.
+      UserError: gradio is missing, or the port is taken.
     """
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
     os.environ['HF_HUB_DISABLE_TELEMETRY'] = '1'
@@ -52,8 +55,6 @@ def serve(classifier: Classifier, index: Index | None, port: int) -> None:
         raise UserError(
             'the demo needs gradio: pip install "jax-image-classification[demo]"'
         ) from None
-    if index is not None:
-        index.check(classifier)
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
@@ -66,7 +67,7 @@ def serve(classifier: Classifier, index: Index | None, port: int) -> None:
         os.environ['GRADIO_TEMP_DIR'] = uploads
         app: Any = gradio.mount_gradio_app(
             FastAPI(openapi_url=None),
-            _page(gradio, lambda path: answer(classifier, index, path)),
+            _page(gradio, lambda path: answer(classifier, similar, path)),
             path='/',
             server_name=_HOST,
             server_port=port,
@@ -85,16 +86,16 @@ def serve(classifier: Classifier, index: Index | None, port: int) -> None:
         raise KeyboardInterrupt  # it ended for Ctrl-C, which its event loop may keep to itself
 
 
-def answer(classifier: Classifier, index: Index | None, path: str) -> str:
+def answer(classifier: Classifier, similar: Similar | None, path: str) -> str:
     """What the page says of an uploaded file: HTML, without the file's place on this machine."""
     try:
-        return _answer(classifier, index, FileSource('upload', (), (path,), np.array([-1])))
+        return _answer(classifier, similar, FileSource('upload', (), (path,), np.array([-1])))
     except Exception:
         logging.exception('the demo failed at %s', path)
         return '<p>Something went wrong here; the log says what.</p>'
 
 
-def _answer(classifier: Classifier, index: Index | None, source: FileSource) -> str:
+def _answer(classifier: Classifier, similar: Similar | None, source: FileSource) -> str:
     (prediction,) = classifier.classify_source(source, _CLASSES)
     if prediction['error'] is not None:
         return f'<p>This file cannot be read: {html.escape(prediction["error"])}.</p>'
@@ -109,15 +110,9 @@ def _answer(classifier: Classifier, index: Index | None, source: FileSource) -> 
         for c, m in zip(why.classes, why.maps, strict=True)
     )
     parts = [f'<table id="classes">{lines}</table>', f'<div class="row" id="heat">{heat}</div>']
-    if index is not None:
-        asked = search.Named(source, source.paths)
-        (found,) = search.query(classifier, index, [asked], _SIMILAR)
-        show = search.Pictures(classifier.run)
-        similar = ''.join(
-            pages.figure(show(n['path']), f'{show.title(n["path"])} {n["score"]:.3f}')
-            for n in found['neighbours']
-        )
-        parts.append(f'<h3>Similar images</h3><div class="row" id="similar">{similar}</div>')
+    if similar is not None:
+        figures = ''.join(pages.figure(*found) for found in similar(source, _SIMILAR))
+        parts.append(f'<h3>Similar images</h3><div class="row" id="similar">{figures}</div>')
     return ''.join(parts)
 
 

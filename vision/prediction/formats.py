@@ -112,7 +112,7 @@ def write_neighbours(results: Iterable[dict[str, Any]], file: TextIO) -> None:
     """Writes what a search found as a table.
 
     Args:
-      results: as `vision.prediction.search.query` yields them.
+      results: as `vision.search.search.query` yields them.
       file: that it goes to.
     """
     from rich.console import Console

@@ -13,7 +13,7 @@ from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.core.state import TrainState
 from vision.evaluation.run import load_run
-from vision.models.pretrained import is_head, load_pretrained
+from vision.models.weights.pretrained import is_head, load_pretrained
 
 
 def init_from(source: str, model_name: str, state: TrainState) -> TrainState:

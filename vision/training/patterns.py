@@ -12,7 +12,7 @@ import jax
 from ml_collections import ConfigDict
 
 from vision.core.errors import UserError
-from vision.models.pretrained import is_head
+from vision.models.weights.pretrained import is_head
 
 BACKBONE = 'backbone'
 

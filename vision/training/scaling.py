@@ -21,9 +21,9 @@ DEPTHS = (20, 56, 110)
 
 _OF_XLA = """
 import json
-from vision.models import fast
+from vision.models import forms
 from vision.training import scaling
-with fast.switched_off():
+with forms.xla_only():
     print(json.dumps({'depths': scaling.by_depth(), 'cost': [scaling.step_cost()]}))
 """
 

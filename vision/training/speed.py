@@ -254,7 +254,7 @@ def _inference(model: str, dtype: str, size: int, channels: int, batch: int) -> 
     import jax.numpy as jnp
 
     from vision.evaluation.run import init_variables, run_once
-    from vision.models.fold import fold_batch_norm
+    from vision.models.weights.fold import fold_batch_norm
 
     network = _network(model, dtype, size)
     shape = (size, size, channels)

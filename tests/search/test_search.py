@@ -1,0 +1,311 @@
+"""Search by image: exact by faiss is NumPy's answer; an index knows what it is of, and is never half."""
+
+import json
+import os
+
+import faiss
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.processes import run_module
+from vision.core.errors import UserError
+from vision.data import arrays
+from vision.prediction import Classifier
+from vision.search import index, search
+
+ABOUT = {'model': 'm', 'preprocessing': 'p', 'endpoint': 'features', 'weights': 'w'}
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory, digits):
+    """Twelve scans as files, in two folders; two of them once more, enlarged and as JPEG."""
+    root = tmp_path_factory.mktemp('photos')
+    for i in range(12):
+        (root / f'{i % 2}').mkdir(exist_ok=True)
+        Image.fromarray(digits.images[i, ..., 0]).save(root / f'{i % 2}' / f'{i:02}.png')
+    for i in (3, 8):
+        scan = Image.fromarray(digits.images[i, ..., 0])
+        scan.resize((8, 8)).save(root / f'copy of {i:02}.bmp')
+    return root
+
+
+def vectors(count, size=16, seed=0):
+    return np.random.default_rng(seed).normal(size=(count, size)).astype(np.float32)
+
+
+@pytest.mark.parametrize('hnsw', [False, True])
+@pytest.mark.parametrize('metric', index.METRICS)
+def test_the_nearest_as_numpy_finds_them(metric, hnsw):
+    stored, asked = vectors(300), vectors(7, seed=1)
+    made = index.create(ABOUT, 16, metric, hnsw)
+    made.add([f'{i}' for i in range(200)], stored[:200])
+    made.add([f'{i}' for i in range(200, 300)], stored[200:])
+    if metric == 'cosine':
+        lengths = np.linalg.norm(stored, axis=1) * np.linalg.norm(asked, axis=1)[:, None]
+        scores = asked @ stored.T / lengths
+        order = np.argsort(-scores, axis=1)
+    else:
+        scores = np.linalg.norm(asked[:, None] - stored, axis=-1)
+        order = np.argsort(scores, axis=1)
+    for row, found in enumerate(made.search(asked, 10)):
+        assert [i for i, _ in found] == list(order[row, :10])
+        np.testing.assert_allclose([s for _, s in found], scores[row, order[row, :10]], rtol=1e-4)
+    assert len(made.search(asked, 1000)[0]) <= 300
+    if hnsw:
+        assert made.recall() > 0.99
+
+
+def test_a_file_gives_back_the_index_and_faiss_reads_it_too(tmp_path):
+    made = index.create(ABOUT, 16, 'euclidean')
+    names = ['/a/ü.png', os.fsdecode(b'/\xff.png'), 'train:3']
+    made.add(names, vectors(3))
+    made.save(tmp_path / 'x')
+    again = index.load(tmp_path / 'x')
+    assert (again.names, again.metric, again.made_by) == (names, 'euclidean', ABOUT)
+    np.testing.assert_array_equal(again.vectors(), vectors(3))
+    assert faiss.read_index(str(tmp_path / 'x')).ntotal == 3
+    assert os.listdir(tmp_path) == ['x']
+
+
+def test_an_index_that_is_damaged_is_one_line(tmp_path):
+    made = index.create(ABOUT, 16)
+    made.add(['a', 'b'], vectors(2))
+    made.save(tmp_path / 'x')
+    whole = (tmp_path / 'x').read_bytes()
+    for damaged in (
+        b'',
+        b'no index',
+        whole[:-1],
+        whole[: len(whole) // 2],
+        whole[60:],
+        whole[:40] + whole[90:],
+    ):
+        (tmp_path / 'y').write_bytes(damaged)
+        with pytest.raises(UserError, match='no index of images'):
+            index.load(tmp_path / 'y')
+    with pytest.raises(UserError, match='build'):
+        index.load(tmp_path / 'nowhere')
+
+
+def test_what_is_no_index_is_not_overwritten(tmp_path):
+    (tmp_path / 'photo.jpg').write_bytes(b'\xff\xd8')
+    with pytest.raises(UserError, match='is no index; take another name'):
+        index.check_replaceable(tmp_path / 'photo.jpg')
+    made = index.create(ABOUT, 16)
+    made.save(tmp_path / 'i')
+    index.check_replaceable(tmp_path / 'i')
+    index.check_replaceable(tmp_path / 'new')
+
+
+def test_a_write_that_fails_leaves_the_old_index(tmp_path, monkeypatch):
+    made = index.create(ABOUT, 16)
+    made.add(['a'], vectors(1))
+    made.save(tmp_path / 'x')
+    before = (tmp_path / 'x').read_bytes()
+    made.add(['b'], vectors(1, seed=1))
+
+    def full(descriptor):
+        raise OSError(28, 'No space left on device')
+
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(UserError, match='No space left'):
+        made.save(tmp_path / 'x')
+    assert (tmp_path / 'x').read_bytes() == before
+    assert os.listdir(tmp_path) == ['x']
+
+
+def test_build_add_query_duplicates(workdir, photos, tmp_path):
+    def run(*args, expect=0):
+        done = run_module(
+            'experiments.search', f'--workdir={workdir}', f'--index={tmp_path}/i', '--format=json',
+            *args,
+        )  # fmt: skip
+        assert done.returncode == expect, done.stderr
+        return json.loads(done.stdout)
+
+    (tmp_path / 'broken.png').write_bytes(b'no')
+    built = run('build', photos / '0', tmp_path / 'broken.png', expect=3)
+    assert built['images'] == 6 and built['metric'] == 'cosine' and built['kind'] == 'exact'
+    assert built['failed'] == [{'path': f'{tmp_path}/broken.png', 'error': 'not an image'}]
+    assert run('add', photos)['new'] == 8
+    assert run('add', photos / '1')['new'] == 0
+    asked = [photos / '1' / '05.png', tmp_path / 'broken.png', 'test:7']
+    found = run('query', *asked, '--top_k=3', f'--output={tmp_path}/page.html', expect=3)
+    assert [r['path'] for r in found] == list(map(str, asked))
+    for r, name in ((found[0], '05.png'), (found[2], '07.png')):
+        assert set(r) == {'path', 'neighbours'} and len(r['neighbours']) == 3
+        assert r['neighbours'][0]['path'] == f'{photos}/1/{name}'
+        scores = [n['score'] for n in r['neighbours']]
+        assert scores[0] == pytest.approx(1, abs=1e-4) and scores == sorted(scores)[::-1]
+    assert found[1] == {'path': f'{tmp_path}/broken.png', 'neighbours': [], 'error': 'not an image'}
+    page = (tmp_path / 'page.html').read_text()
+    assert page.count('src="data:image') == 8 and 'http' not in page
+    groups = run('duplicates')
+    assert [
+        {r['path'], *(n['path'] for n in r['neighbours'])} for r in groups
+    ] == [  # the folder's own order: 0/, 1/, copies
+        {f'{photos}/0/08.png', f'{photos}/copy of 08.bmp'},
+        {f'{photos}/1/03.png', f'{photos}/copy of 03.bmp'},
+    ]  # fmt: skip
+
+
+def test_a_split_by_euclidean_distance_in_one_command(workdir, digits, classifier, tmp_path):
+    done = run_module(
+        'experiments.search', f'--workdir={workdir}', '--split=train', '--metric=euclidean', 'query',
+        'test:0', 'test:1', '--top_k=6', f'--output={tmp_path}/figure.png', '--format=json',
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)
+    train = arrays.digits('train').images
+    distances = np.linalg.norm(
+        classifier.embed(digits.images[:2])[:, None] - classifier.embed(train), axis=-1
+    )
+    for row, expected in zip(rows, distances, strict=True):
+        scores = [n['score'] for n in row['neighbours']]
+        np.testing.assert_allclose(scores, np.sort(expected)[:6], rtol=1e-3)
+        ids = [int(n['path'].removeprefix('train:')) for n in row['neighbours']]
+        np.testing.assert_allclose(expected[ids], scores, rtol=1e-3)
+    assert Image.open(tmp_path / 'figure.png').size[0] > 700
+
+
+def test_an_index_of_another_model_endpoint_or_preprocessing(classifier, digits, workdir, tmp_path):
+    source = [search.whole_split(classifier.run, 'validation')]
+    made, failed = search.build(classifier, source, endpoint='stage2')
+    assert (
+        len(made.names) == arrays.digits('validation').num_examples
+        and not failed
+        and made.names[5] == 'validation:5'
+    )
+    made.check(classifier)
+    with pytest.raises(UserError, match='another endpoint: stage2 there, features here'):
+        made.check(classifier, 'features')
+    made.check(Classifier.from_workdir(workdir, fold=False))
+    last = Classifier.from_workdir(workdir, 'last')
+    other = Classifier.from_workdir(workdir)
+    if last.run.step != other.run.step:
+        with pytest.raises(UserError, match='weights'):
+            made.check(last)
+    with other.run.config.unlocked():
+        other.run.config.preprocess.mean = (0.4,)
+    with pytest.raises(UserError, match='preprocessing'):
+        list(search.query(other, made, source))
+    made.made_by['weights'] = 'other'
+    made.save(tmp_path / 'i')
+    done = run_module(
+        'experiments.search', f'--workdir={workdir}', f'--index={tmp_path}/i', 'query', 'test:0'
+    )
+    assert done.returncode == 2 and done.stdout == ''
+    assert 'another weights' in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ('args', 'says'),
+    [
+        ([], 'build, add, query'),
+        (['--index=i', 'qeury'], "Did you mean 'query'"),
+        (['query', 'test:0'], '--index'),
+        (['--index=i', 'query'], 'at least one image'),
+        (['--index=i', 'build'], 'files, folders or globs'),
+        (['--index=no/where/i', 'build', 'docs/digits'], 'there is no folder'),
+        (['--index=i', 'duplicates', 'docs'], 'unexpected'),
+    ],
+)  # fmt: skip
+def test_a_wrong_command_line(args, says):
+    done = run_module('experiments.search', '--workdir=never-looked-at', *args)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert done.stdout == '' and len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert says in done.stderr
+
+
+@pytest.mark.parametrize(
+    ('word', 'says'),
+    [
+        ('test:360', '0 … 359'),
+        ('no/*.png', 'no images match'),
+        ('tests', 'the folder has no images'),
+    ],
+)
+def test_images_that_are_not_there(classifier, word, says):
+    with pytest.raises(UserError, match=says):
+        search.named(classifier.run, [word])
+
+
+def test_a_split_or_endpoint_that_is_not_there(classifier):
+    with pytest.raises(UserError, match="Did you mean 'train'"):
+        search.whole_split(classifier.run, 'tran')
+    with pytest.raises(UserError, match="Did you mean 'features'"):
+        search.build(classifier, search.named(classifier.run, ['test:1']), 'feature')
+
+
+def test_without_faiss_one_line_says_what_to_install(workdir, tmp_path):
+    (tmp_path / 'faiss.py').write_text("raise ImportError('not here')")
+    done = run_module(
+        'experiments.search', f'--workdir={workdir}', f'--index={tmp_path}/i', 'build',
+        '--split=test', PYTHONPATH=str(tmp_path),
+    )  # fmt: skip
+    assert done.returncode == 2 and 'pip install' in done.stderr and '[search]' in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_examples_of_a_tfds_split_that_is_read_by_index(tmp_path):
+    import jax
+    from ml_collections import ConfigDict
+
+    from tests.data.test_tfds import TinyPictures
+    from vision.core.config import default_config
+    from vision.core.mesh import make_mesh, put_replicated
+    from vision.evaluation.run import Run, init_variables
+    from vision.models import create_model
+
+    TinyPictures(data_dir=tmp_path, file_format='array_record').download_and_prepare()
+    config = default_config()
+    config.data = ConfigDict(
+        {'source': 'tfds', 'name': 'tiny_pictures', 'data_dir': str(tmp_path), 'in_memory': False}
+    )
+    config.preprocess.eval = 'decode|central_crop(8)'
+    (tmp_path / 'dataset.json').write_text('{}')
+    model, mesh = create_model('resnet20', num_classes=2), make_mesh()
+    variables = put_replicated(init_variables(model, (8, 8, 3), jax.random.key(0)), mesh)
+    run = Run(
+        path=tmp_path, config=config, class_names=('even', 'odd'), image_shape=None,
+        input_shape=(8, 8, 3), step=0, model=model, variables=variables, mesh=mesh,
+    )  # fmt: skip
+    classifier, whole = Classifier(run), [search.whole_split(run, 'test')]
+    made, failed = search.build(classifier, whole, endpoint='stem', metric='euclidean')
+    assert not failed and len(made.names) == 53
+    (found,) = search.query(classifier, made, search.named(run, ['test:7']), 1)
+    assert found['path'] == 'test:7' and found['neighbours'][0]['path'] == 'test:7'
+    show = search.Pictures(run)
+    assert show.title('test:7') == ('even', 'odd')[show('test:7')[4, 4, 0] % 2]
+    search.write_results(run, [found], made.metric, tmp_path / 'page.html')
+    assert (tmp_path / 'page.html').read_text().count('<img') == 2
+
+
+def test_every_duplicate_is_in_one_group_however_many_are_near(classifier, digits, tmp_path):
+    """25 copies of one scan, and 40 others whose vectors are as near but who look different."""
+    Image.fromarray(digits.images[0, ..., 0]).save(tmp_path / '00.png')
+    names = [str(tmp_path / '00.png')]
+    for i in range(24):
+        names.append(str(tmp_path / f'copy{i:02}.png'))
+        (tmp_path / names[-1]).write_bytes((tmp_path / '00.png').read_bytes())
+    others = [f'test:{i}' for i in range(1, 41)]
+    about = index.fingerprint(classifier, 'features')
+    made = index.create(about, 16)
+    near = np.ones((1, 16), np.float32) + vectors(65, seed=3) * 1e-3
+    made.add([names[0], *others, *names[1:]], near)
+    groups = search.duplicates(made, classifier.run)
+    members = [p for g in groups for p in (g['path'], *(n['path'] for n in g['neighbours']))]
+    assert len(members) == len(set(members))
+    (group,) = [g for g in groups if g['path'] == names[0]]
+    assert {n['path'] for n in group['neighbours']} >= set(names[1:])
+
+
+def test_duplicates_of_an_index_of_another_run(workdir, tmp_path):
+    made = index.create(ABOUT, 16)
+    made.add(['test:9998', 'test:9999'], np.ones((2, 16), np.float32))
+    made.save(tmp_path / 'i')
+    done = run_module(
+        'experiments.search', f'--workdir={workdir}', f'--index={tmp_path}/i', 'duplicates'
+    )
+    assert done.returncode == 2 and 'made by another' in done.stderr, done.stderr

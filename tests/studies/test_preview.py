@@ -1,0 +1,102 @@
+"""The preview finds what is wrong with the data and draws what the model is fed."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from matplotlib.image import imread
+
+from tests.preprocess.conftest import encode
+from vision.core.config import default_config
+from vision.studies import preview as preview_lib
+from vision.studies.preview import preview, text
+
+
+@pytest.fixture
+def config(tmp_path, photos):
+    rng = np.random.default_rng(0)
+    for split, count in (('train', 12), ('val', 4), ('test', 4)):
+        for c in ('cat', 'dog'):
+            (tmp_path / 'data' / split / c).mkdir(parents=True)
+            for i in range(count):
+                photo = photos[rng.integers(5)]
+                y, x = rng.integers(100, size=2)
+                data = encode(photo[y : y + 60, x : x + 90], 'PNG')
+                (tmp_path / 'data' / split / c / f'{i}.png').write_bytes(data)
+    config = default_config()
+    config.data.source = 'folder'
+    config.data.path = str(tmp_path / 'data')
+    config.preprocess.train = 'decode|random_resized_crop(32)|flip_lr'
+    config.preprocess.eval = 'decode|resize(32)'
+    return config
+
+
+def test_preview_says_what_is_there(config, tmp_path):
+    root = tmp_path / 'data'
+    shutil.copy(root / 'train/cat/3.png', root / 'test/dog/copy.png')
+    (root / 'val/dog/bad.png').write_bytes(b'no image')
+    summary = preview(config, str(tmp_path / 'out'))
+    assert summary == json.loads((tmp_path / 'out' / 'summary.json').read_text())
+    train, test = summary['splits']['train'], summary['splits']['test']
+    assert train['examples'] == 24 and train['classes'] == {'cat': 12, 'dog': 12}
+    assert test['classes'] == {'cat': 4, 'dog': 5}
+    assert train['height'] == [60, 60, 60] and train['width'] == [90, 90, 90]
+    images = [imread(p).astype(float) for p in sorted((root / 'train').rglob('*.png'))]
+    np.testing.assert_allclose(train['mean'], np.mean(images, (0, 1, 2)), atol=1e-5)
+    np.testing.assert_allclose(train['std'], np.std(images, (0, 1, 2)), atol=1e-5)
+    assert summary['splits']['validation']['unreadable'] == {
+        str(root / 'val/dog/bad.png'): 'not an image'
+    }
+    assert summary['leakage'] == [[str(root / 'train/cat/3.png'), str(root / 'test/dog/copy.png')]]
+    words = text(summary)
+    assert 'LEAKAGE: 1 images are in two splits' in words
+    assert 'bad.png: not an image' in words
+
+
+def test_pictures_are_drawn(config, tmp_path):
+    preview(config, str(tmp_path / 'out'))
+    inputs, classes = (imread(tmp_path / 'out' / f'{n}.png') for n in ('inputs', 'classes'))
+    assert inputs.shape[0] > 600 and inputs.shape[1] > 1000 and inputs[..., :3].std() > 0.05
+    assert classes[..., :3].std() > 0.05
+
+
+def test_the_pictures_before_are_those_after(config):
+    """Without augmentation, the two rows of the grid are the same pictures."""
+    from vision import data
+    from vision.studies.preview import _pairs
+
+    config.preprocess.train = 'decode|resize(160)'
+    before, after, labels = _pairs(data.load(config.data, 'train'), config)
+    np.testing.assert_array_equal(before, after)
+    assert len(labels) == len(after) >= 24
+
+
+def test_digits_have_a_preview_too(tmp_path):
+    from configs.digits_lenet5 import get_config
+
+    summary = preview(get_config(), str(tmp_path))
+    assert sum(s['examples'] for s in summary['splits'].values()) == 1797
+    assert (tmp_path / 'inputs.png').stat().st_size > 10_000
+
+
+@pytest.mark.parametrize('channels', [1, 2, 3, 4])
+def test_images_of_any_number_of_channels_are_drawn(channels):
+    from matplotlib.figure import Figure
+
+    axes = Figure().subplots()
+    preview_lib._show(axes, np.full((4, 5, channels), 128, np.uint8))
+    (drawn,) = axes.get_images()
+    assert drawn.get_array().shape == ((4, 5, 3) if channels >= 3 else (4, 5))
+
+
+def test_preview_of_many_broken_images_and_of_one_split_under_two_names(config, tmp_path):
+    root = tmp_path / 'data'
+    shutil.rmtree(root / 'test')
+    for i in range(3):
+        (root / 'train' / 'cat' / f'bad{i}.jpg').write_bytes(b'no image')
+    summary = preview(config, str(tmp_path / 'out'))
+    assert len(summary['splits']['train']['unreadable']) == 3
+    assert summary['leakage'] == []  # val serves as validation and as test
+    assert json.loads((tmp_path / 'out' / 'summary.json').read_text())
+    assert (tmp_path / 'out' / 'inputs.png').exists()

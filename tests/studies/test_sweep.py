@@ -1,0 +1,107 @@
+"""A grid is what it says; trials are runs of their own, and a sweep goes on where it stopped."""
+
+import json
+
+import pytest
+
+from tests.training.tiny import tiny_config
+from vision.core.errors import UserError
+from vision.studies import sweep as sweep_lib
+from vision.studies.sweep import make_trials, over_seeds, parse_grid, sweep, sweep_tables
+
+
+@pytest.mark.parametrize(
+    ('grid', 'parsed'),
+    [
+        ('optimizer.lr=0.1,0.03;seed=0,1', {'optimizer.lr': [0.1, 0.03], 'seed': [0, 1]}),
+        ('config.seed=3', {'seed': [3]}),
+        (
+            'preprocess.train=resize(32)|randaugment(2, 9),resize(32);',
+            {'preprocess.train': ['resize(32)|randaugment(2, 9)', 'resize(32)']},
+        ),
+        ('training.duration=5 epochs, 10 epochs', {'training.duration': ['5 epochs', '10 epochs']}),
+        ("schedule.at=('1 epochs','2 epochs'),()", {'schedule.at': [('1 epochs', '2 epochs'), ()]}),
+        ('model.name=lenet5,resnet20', {'model.name': ['lenet5', 'resnet20']}),
+    ],
+)
+def test_a_grid_is_read(grid, parsed):
+    assert parse_grid(grid) == parsed
+
+
+@pytest.mark.parametrize(
+    ('grid', 'says'),
+    [
+        ('', 'is empty'),
+        ('seed', "'key=value,value'"),
+        ('seed=', "'key=value,value'"),
+        ('seed=1;seed=2', 'comes twice'),
+        ('seed=1,1', 'a value twice'),
+        ('sede=1', "no key 'sede'"),
+        ('optimiser.lr=1', "no section 'optimiser'"),
+        ('seed.a=1', "no section 'seed'"),
+        ('training.batchsize=3', "Did you mean 'batch_size'"),
+        ('training.batch_size=many', 'batch_size'),
+        ('optimizer.lr=-1', 'optimizer.lr'),
+    ],
+)
+def test_a_grid_that_makes_no_sense_is_refused(grid, says):
+    with pytest.raises(UserError, match=says):
+        make_trials(tiny_config(), grid)
+
+
+def test_every_combination_is_a_trial():
+    config = tiny_config()
+    trials = make_trials(config, 'optimizer.lr=1,0.03;seed=0,1,2')
+    assert [t.name for t in trials][:4] == [
+        'optimizer.lr=1,seed=0',
+        'optimizer.lr=1,seed=1',
+        'optimizer.lr=1,seed=2',
+        'optimizer.lr=0.03,seed=0',
+    ]
+    assert len({t.name for t in trials}) == 6
+    assert [(t.config.optimizer.lr, t.config.seed) for t in trials][1] == (1.0, 1)
+    assert config.seed == 0 and config.optimizer.lr == 0.05
+    depths = make_trials(config, 'model.stage_sizes=(1,1,1),(3,3,3)')
+    assert [t.name for t in depths] == ['model.stage_sizes=1-1-1', 'model.stage_sizes=3-3-3']
+    # Names that a folder cannot have stay apart.
+    odd = make_trials(config, 'preprocess.train=resize(32)|pad(0),resize(32)/pad(0)')
+    assert len({t.name for t in odd}) == 2 and not any('/' in t.name for t in odd)
+
+
+def test_mean_and_deviation_over_seeds():
+    def row(lr, seed, top1):
+        scores = {'top1': top1, 'loss': 1.0}
+        values = {'lr': lr, 'seed': seed}
+        return {'values': values, 'error': None, 'validation': scores, 'test': None}
+
+    rows = [row(0.1, 0, 0.5), row(0.1, 1, 0.7), row(0.2, 0, 0.9)]
+    first, second = over_seeds(rows)
+    assert first['values'] == 'lr=0.1' and first['count'] == 2
+    assert first['validation'] == {'mean': pytest.approx(0.6), 'std': pytest.approx(0.02**0.5)}
+    assert second['validation'] == {'mean': 0.9, 'std': None} and second['test'] is None
+    assert over_seeds([{'values': {'lr': 1}, 'error': None}]) == []
+
+
+def test_trials_are_runs_and_finished_ones_are_not_run_again(tmp_path, monkeypatch, capsys):
+    config = tiny_config(training__duration='12 steps')
+    grid = 'optimizer.lr=1e18,0.05,0.0;seed=1'
+    result = sweep(config, grid, tmp_path)
+    assert [r['error'] is None for r in result['trials']] == [True, True, False]
+    best, second, failed = result['trials']
+    assert best['validation']['top1'] >= second['validation']['top1']
+    assert 'NaN or infinite' in failed['error']
+    assert (tmp_path / 'optimizer.lr=0.05,seed=1' / 'metrics.jsonl').exists()
+    assert json.loads((tmp_path / 'sweep.json').read_text()) == result
+    assert [s['count'] for s in result['seeds']] == [1, 1]
+    assert [t.row_count for t in sweep_tables(result)] == [3, 2]
+
+    capsys.readouterr()
+    again = sweep(config, grid, tmp_path)
+    assert capsys.readouterr().err.count('this run is finished') == 2
+    assert again['trials'][:2] == result['trials'][:2]
+
+
+def test_all_trials_are_checked_before_the_first_one_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep_lib, 'train', lambda *_: pytest.fail('a trial was run'))
+    with pytest.raises(UserError, match=r"model.name=lenet6.*Did you mean 'lenet5'"):
+        sweep(tiny_config(), 'model.name=lenet5,lenet6', tmp_path)

@@ -1,0 +1,127 @@
+"""Convolutions of images of few channels, stride 1, as matrix products.
+
+A row of n output positions, a block, sees h rows of n + w − 1 pixels: contiguous pieces of the
+image, which are cheap to lay side by side, where the patches of single positions (im2col) are not.
+The product's matrix has the kernel once for each position, between zeros: of few channels, the
+multiplications with zero cost less than XLA's convolution does. For CPUs; `vision.models.cpu.fast` says
+what was measured on, and decides where it is used.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vision.models.cpu.processor import has_ynn
+
+Pair = tuple[int, int]
+
+# Of 2, 4, 7 and 8 the best for most of the shapes below (1 to 32 channels: 2, by a third).
+_BLOCK = 4
+_BLOCK_OF_MORE = 2  # of more than 3 channels; of 2, 4, 5, 7 and 10 the best
+_SPREAD = 5  # columns of a gradient; of 5 and 10 the better one
+
+
+def suits(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bool:
+    """Whether a convolution is computed so.
+
+    Without oneDNN (JAX 0.10) 32 px, 5 x 5, 1 to 6 channels, batch 100: 0.5 for 2.8 ms (with it 0.6
+    for 0.7); 28 px, 3 x 3, 1 to 16, batch 128: 0.7 for 2.8 (0.6 for 0.5). With 3 channels the
+    multiplications with zero weigh as much as what is gained.
+    """
+    _, _, channels, features = kernel
+    return strides == (1, 1) and channels == 1 and features <= 16 and dtype == jnp.float32
+
+
+def suits_gradient(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bool:
+    """Whether the kernel's gradient is computed so.
+
+    32 px, 5 x 5, 1 to 6 channels, batch 100: 0.5 for 1.3 ms; 32 px, 3 x 3, 3 to 16, batch 128: 2.4 for
+    4.5; 28 px, 1 to 32: 1.7 for 5.5; 224 px, 3 to 64, batch 8: 25 for 35. 5 x 5, 6 to 16 channels, in LeNet-5's
+    step at batch 128, without AVX-512: with JAX 0.10 a step of 12.2 for 14.2 ms, with 0.12, which has a library for it, 11.5
+    for 10.6.
+    """
+    height, width, channels, _ = kernel
+    few = channels <= (8 if min(height, width) >= 5 and not has_ynn() else 3)
+    return strides == (1, 1) and few and dtype == jnp.float32
+
+
+def convolve(x: jax.Array, kernel: jax.Array, padding: Pair) -> jax.Array:
+    """Convolves [B, H, W, C] with [h, w, C, K], stride 1."""
+    pieces, (height, width) = _pieces(x, kernel.shape, padding, _BLOCK)
+    y = pieces @ _matrix(kernel, _BLOCK)
+    return y.reshape(x.shape[0], height, -1, kernel.shape[3])[:, :, :width]
+
+
+def kernel_gradient(
+    x: jax.Array, shape: tuple[int, ...], gradient: jax.Array, padding: Pair
+) -> jax.Array:
+    """The transpose of `convolve` in its kernel, [h, w, C, K], of gradients [B, H', W', K]."""
+    block = _BLOCK if shape[2] <= 3 else _BLOCK_OF_MORE
+    pieces, (_, width) = _pieces(x, shape, padding, block)
+    gradient = jnp.pad(gradient, ((0, 0), (0, 0), (0, -width % block), (0, 0)))
+    product = pieces.T @ gradient.reshape(-1, block * shape[3])
+    like = jax.ShapeDtypeStruct(shape, x.dtype)
+    return jax.linear_transpose(partial(_matrix, block=block), like)(product)[0]
+
+
+def suits_input_gradient(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bool:
+    """Whether the gradient of images of few channels is computed so.
+
+    14 px, 5 x 5, 6 to 16 channels, batch 128, on a CPU without AVX-512: 1.9 for 2.5 ms with oneDNN, 1.9 for 4.8
+    without. 28 px, 3 x 3, 8 to 8: 6.1 for 1.8.
+    """
+    height, width, channels, _ = kernel
+    return strides == (1, 1) and min(height, width) >= 5 and channels <= 8 and dtype == jnp.float32
+
+
+def input_gradient(
+    shape: tuple[int, ...], kernel: jax.Array, gradient: jax.Array, padding: Pair
+) -> jax.Array:
+    """The transpose of `convolve` in its images, [B, H, W, C], of gradients [B, H', W', K].
+
+    One product spreads each block of columns over the h rows of pixels that it has seen.
+    """
+    h, w, channels, features = kernel.shape
+    batch, height, width, _ = gradient.shape
+    gradient = jnp.pad(gradient, ((0, 0), (0, 0), (0, -width % _SPREAD), (0, 0)))
+    spread = gradient.reshape(-1, _SPREAD * features) @ _matrix(kernel, _SPREAD).T
+    # In parts as long as a block: part j of what a block has seen lies under block + j.
+    step, parts = _SPREAD * channels, -(-(_SPREAD + w - 1) // _SPREAD)
+    spread = lax.optimization_barrier(spread.reshape(batch, height, -1, h, spread.shape[1] // h))
+    zero = jnp.zeros((), gradient.dtype)
+    total = zero
+    for i in range(h):
+        for j in range(parts):
+            part = spread[:, :, :, i, j * step : (j + 1) * step]
+            sides = [(i, h - 1 - i, 0), (j, parts - 1 - j, 0), (0, step - part.shape[-1], 0)]
+            total += lax.pad(part, zero, [(0, 0, 0), *sides])
+    total = total.reshape(batch, height + h - 1, -1, channels)
+    (top, left), (_, rows, columns, _) = padding, shape
+    return total[:, top : top + rows, left : left + columns]
+
+
+def _pieces(
+    x: jax.Array, kernel: tuple[int, ...], padding: Pair, block: int
+) -> tuple[jax.Array, Pair]:
+    """What each block of positions sees, [B · H' · blocks, h · (block + w − 1) · C], and (H', W')."""
+    (h, w), (top, left) = kernel[:2], padding
+    batch, _, _, channels = x.shape
+    height, width = x.shape[1] + 2 * top - h + 1, x.shape[2] + 2 * left - w + 1
+    x = jnp.pad(x, ((0, 0), (top, top), (left, left + -width % block), (0, 0)))
+    x = x.reshape(batch, x.shape[1], -1)  # a row's pixels and their channels in one axis
+    rows = jnp.stack([x[:, i : i + height] for i in range(h)], 2)
+    step, length = block * channels, (block + w - 1) * channels
+    starts = range(0, width * channels, step)
+    pieces = jnp.stack([rows[..., start : start + length] for start in starts], 2)
+    return pieces.reshape(-1, h * length), (height, width)
+
+
+def _matrix(kernel: jax.Array, block: int) -> jax.Array:
+    """[h, w, C, K] -> [h · (block + w − 1) · C, block · K]: column j has the kernel j pixels to the right."""
+    h, w, channels, features = kernel.shape
+    matrix = jnp.zeros((h, block + w - 1, channels, block, features), kernel.dtype)
+    for j in range(block):
+        matrix = matrix.at[:, j : j + w, :, j].set(kernel)
+    return matrix.reshape(-1, block * features)

@@ -1,0 +1,236 @@
+"""Forms of convolution and max-pooling that are faster than XLA's own on CPUs; elsewhere XLA's are used.
+
+The results are those of `lax`, and so are the gradients, up to the rounding of another order of
+sums. Each is chosen by shape and type when a program is traced. What was measured stands beside the
+choice: two cores of an AMD EPYC with AVX-512, JAX 0.12 with oneDNN (see `startup.py` here),
+batch 16, 2026-11-25; what is chosen otherwise without AVX-512 says so. `VISION_FAST=0` in the environment
+leaves everything to XLA.
+
+Here is what is chosen when; Winograd's form, those by rows and by columns, and the pools are in the
+files beside this one.
+
+Images are [B, H, W, C], kernels [h, w, C, K]. Only reverse-mode differentiation is defined, once.
+"""
+
+import math
+import os
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from vision.models import forms
+from vision.models.cpu import by_columns, by_rows, fast_pool, winograd
+from vision.models.forms import Pair, Sides, xla_convolve
+
+_PART = 2**20  # bytes of images
+_MOST_PARTS = 16  # each is compiled
+
+
+def convolve(
+    x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair, groups: int
+) -> jax.Array | None:
+    """Fast form of `vision.models.forms.convolve`; XLA's own is as fast as any that was tried for several groups."""
+    if jax.default_backend() != 'cpu' or groups != 1 or x.dtype not in (jnp.float32, jnp.bfloat16):
+        return None
+    return _convolve(x, kernel, strides, padding)
+
+
+def max_pool(x: jax.Array, window: int, strides: int, padding: Sides) -> jax.Array | None:
+    """Fast form of `vision.models.forms.max_pool`."""
+    on_cpu = jax.default_backend() == 'cpu'
+    if not on_cpu or window > 11 or not jnp.issubdtype(x.dtype, jnp.floating):
+        return None
+    return fast_pool.max_pool(x, x.shape[1:3], window, strides, tuple(padding))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair) -> jax.Array:
+    if kernel.shape[:2] == (1, 1) and padding == (0, 0) and x.dtype == jnp.float32:
+        # A matrix product. 1024 to 256 channels at 14 px: 8.3 for 9.2 ms (without oneDNN 8 for 11;
+        # 256 to 64 at 56 px: 9 for 23). In bfloat16 the convolution is the faster one.
+        return _strided(x, strides) @ kernel[0, 0]
+    if by_columns.suits(kernel.shape, strides, x.dtype):
+        return by_columns.convolve(x, kernel, padding)
+    if winograd.suits(x.shape, kernel.shape, strides, padding, x.dtype, winograd.CHANNELS):
+        return winograd.convolve(x, kernel, padding)
+    return _plain(x, kernel, strides, padding)
+
+
+def _forward(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair) -> tuple:
+    return _convolve(x, kernel, strides, padding), (x, kernel)
+
+
+def _backward(strides: Pair, padding: Pair, residuals: tuple, gradient: jax.Array) -> tuple:
+    x, kernel = residuals
+    return (
+        _input_gradient(x.shape, kernel, gradient, strides, padding),
+        _kernel_gradient(x, kernel.shape, gradient, strides, padding),
+    )
+
+
+_convolve.defvjp(_forward, _backward)
+
+
+def _input_gradient(
+    shape: tuple[int, ...], kernel: jax.Array, gradient: jax.Array, strides: Pair, padding: Pair
+) -> jax.Array:
+    height, width = kernel.shape[:2]
+    if (height, width) == (1, 1) and padding == (0, 0):
+        if gradient.dtype == jnp.float32:
+            return _spread(gradient @ kernel[0, 0].T, shape, strides)
+        return _spread(
+            xla_convolve(gradient, kernel.swapaxes(2, 3), (1, 1), [(0, 0)] * 2), shape, strides
+        )
+    if by_columns.suits_input_gradient(kernel.shape, strides, gradient.dtype):
+        return by_columns.input_gradient(shape, kernel, gradient, padding)
+    plain = max(height, width) == 1 or height <= padding[0] or width <= padding[1]
+    if plain or max(strides) > min(height, width):
+        convolution = partial(xla_convolve, strides=strides, padding=[(p, p) for p in padding])
+        like = jax.ShapeDtypeStruct(shape, gradient.dtype)
+        return jax.linear_transpose(lambda x: convolution(x, kernel), like)(gradient)[0]
+    around = (height - 1 - padding[0], width - 1 - padding[1])
+    turned = (height, width, kernel.shape[3], kernel.shape[2])
+    if winograd.suits(gradient.shape, turned, strides, around, gradient.dtype, winograd.CHANNELS):
+        return winograd.convolve(gradient, kernel, around, True)
+    flipped = kernel[::-1, ::-1].swapaxes(2, 3)
+    if strides != (1, 1):
+        return _by_phases(shape, flipped, gradient, strides, padding)
+    # XLA would fold the flip into a convolution that oneDNN does not take: in bfloat16 180 GFLOP/s
+    # where it makes 450.
+    return _plain(gradient, lax.optimization_barrier(flipped), (1, 1), around)
+
+
+def _kernel_gradient(
+    x: jax.Array, shape: tuple[int, ...], gradient: jax.Array, strides: Pair, padding: Pair
+) -> jax.Array:
+    height, width, channels, features = shape
+    if (height, width) == (1, 1) and padding == (0, 0):
+        # XLA's form is 43 GFLOP/s at 56 px and 57 at 14; the product 158 and 192.
+        positions = _strided(x, strides).reshape(-1, channels)
+        return (positions.T @ gradient.reshape(-1, features))[None, None]
+    if by_columns.suits_gradient(shape, strides, x.dtype):
+        return by_columns.kernel_gradient(x, shape, gradient, padding)
+    if winograd.suits(x.shape, shape, strides, padding, x.dtype, winograd.GRADIENT_CHANNELS):
+        return winograd.kernel_gradient(x, gradient, padding)
+    if by_rows.suits_gradient(shape, x.dtype):
+        return by_rows.kernel_gradient(x, shape, gradient, strides, padding)
+    of_images = partial(_xla_kernel_gradient, shape, strides, padding)
+    if max(channels, features) <= 32 and x.dtype == jnp.float32:
+        return _sum_of_parts(of_images, x, gradient)
+    return of_images(x, gradient)
+
+
+def _xla_kernel_gradient(
+    shape: tuple[int, ...], strides: Pair, padding: Pair, x: jax.Array, gradient: jax.Array
+) -> jax.Array:
+    convolution = partial(xla_convolve, strides=strides, padding=[(p, p) for p in padding])
+    like = jax.ShapeDtypeStruct(shape, x.dtype)
+    return jax.linear_transpose(lambda kernel: convolution(x, kernel), like)(gradient)[0]
+
+
+def _sum_of_parts(
+    kernel_gradient: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, gradient: jax.Array
+) -> jax.Array:
+    """A kernel gradient, part by part of a batch of images that a core's cache does not hold.
+
+    XLA's own then takes more than in proportion. 3 x 3, 16 to 16 channels, 28 px, batch 128, without AVX-512: 8.7 for
+    21 ms (one core: 14 for 86; without oneDNN 10 for 27), at 32 px 12.6 for 84 (13 for 200); stride 2, 16 to 32, 28 px: 7.2 for 7.4
+    (6.2 for 14.8). Where it gains nothing it costs little: 32 to 32, 14 px, 8.5 for 12.2; 16 px, 14 for 13.
+    """
+    batch, size = len(x), x.size * x.dtype.itemsize
+    if size <= 2 * _PART:
+        return kernel_gradient(x, gradient)
+    # Images are the channels of the gradient's convolution: fewer than eight would not fill its vectors.
+    numbers = [n for n in range(1, _MOST_PARTS + 1) if batch % (8 * n) == 0 and size <= n * _PART]
+    parts = min(numbers, default=1)
+
+    # Part i is every n-th image from i on: so none leaves its device where a batch is spread over several.
+    def part(values: jax.Array, i: int) -> jax.Array:
+        return values.reshape(batch // parts, parts, *values.shape[1:])[:, i]
+
+    gradients = [kernel_gradient(part(x, i), part(gradient, i)) for i in range(parts)]
+    return sum(gradients[1:], gradients[0])
+
+
+def _plain(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair) -> jax.Array:
+    """XLA's own, but for images that are smaller than the kernel.
+
+    XLA exchanges the two, which oneDNN does not take, and is left with its slowest loop: 3 x 3, 256
+    channels, 2 px, batch 128 in bfloat16: 120 ms on one core, and under 4 with the padding behind a barrier.
+    """
+    if math.prod(x.shape[1:3]) < math.prod(kernel.shape[:2]):
+        sides = [(0, 0), *((p, p) for p in padding), (0, 0)]
+        x, padding = lax.optimization_barrier(jnp.pad(x, sides)), (0, 0)
+    return xla_convolve(x, kernel, strides, [(p, p) for p in padding])
+
+
+def _strided(x: jax.Array, strides: Pair) -> jax.Array:
+    return x if strides == (1, 1) else x[:, :: strides[0], :: strides[1]]
+
+
+def _spread(x: jax.Array, shape: tuple[int, ...], strides: Pair) -> jax.Array:
+    """The transpose of `_strided`: zeros between the values, up to `shape`."""
+    if strides == (1, 1):
+        return x
+    (h, w), (height, width) = x.shape[1:3], shape[1:3]
+    after = [n - 1 - (m - 1) * s for n, m, s in zip((height, width), (h, w), strides, strict=True)]
+    zero = jnp.zeros((), x.dtype)
+    inner = [(0, a, s - 1) for a, s in zip(after, strides, strict=True)]
+    return lax.pad(x, zero, [(0, 0, 0), *inner, (0, 0, 0)])
+
+
+@partial(jax.jit, static_argnums=(0, 3, 4))
+def _by_phases(
+    shape: tuple[int, ...], flipped: jax.Array, gradient: jax.Array, strides: Pair, padding: Pair
+) -> jax.Array:
+    """The input gradient of a strided convolution, one convolution for each residue of the position.
+
+    XLA multiplies with the zeros that it puts between the positions: 12 for 15 ms at 56 px, 64 to
+    128 channels; in bfloat16 4.4 for 11.2 at 28 px, 128 to 256.
+
+    Args:
+      shape: of the input, [B, H, W, C].
+      flipped: the kernel, turned by half, [h, w, K, C].
+    """
+    phases = [
+        [_taps(flipped.shape[axis], shape[axis + 1], s, padding[axis], r) for r in range(s)]
+        for axis, s in enumerate(strides)
+    ]
+    lines = []
+    for rows, before_y, positions_y in phases[0]:
+        line = []
+        for columns, before_x, positions_x in phases[1]:
+            part = lax.optimization_barrier(flipped[rows, columns])
+            pads = [
+                (before, positions + part.shape[axis] - 1 - before - gradient.shape[axis + 1])
+                for axis, (before, positions) in enumerate(
+                    [(before_y, positions_y), (before_x, positions_x)]
+                )
+            ]
+            line.append(xla_convolve(gradient, part, (1, 1), pads))
+        lines.append(jnp.stack(line, 3))
+    x = jnp.stack(lines, 2)
+    batch, h, _, w, _, channels = x.shape
+    x = x.reshape(batch, h * strides[0], w * strides[1], channels)
+    return x[:, : shape[1], : shape[2]]
+
+
+def _taps(size: int, length: int, stride: int, padding: int, residue: int) -> tuple:
+    """Which taps of a flipped kernel the positions of one residue meet.
+
+    Returns:
+      Their slice, the padding before the gradient, and the number of positions.
+    """
+    # Position stride * u + residue gets tap i of output u + (residue + padding - i) / stride.
+    taps = [i for i in range(size) if (residue + padding - i) % stride == 0]
+    last = taps[-1]
+    before = -((residue + padding - last) // stride)
+    return slice(size - 1 - last, size - taps[0], stride), before, -(-length // stride)
+
+
+if os.environ.get('VISION_FAST', '1') != '0':
+    forms.register('convolve', convolve)
+    forms.register('max_pool', max_pool)

@@ -1,0 +1,1 @@
+"""Weights of others: read checkpoints, match tensor names, convert layouts, fold BatchNorm."""

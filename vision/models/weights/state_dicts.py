@@ -1,0 +1,137 @@
+"""Reading torch state dicts, from files and from the Hugging Face hub, without running them."""
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vision.core.errors import UserError
+from vision.models.weights.torch_names import normalise_keys
+
+StateDict = dict[str, np.ndarray]
+
+_EXTRA = 'pip install "jax-image-classification[pretrained]"'
+
+
+def read_state_dict(source: str) -> StateDict:
+    """Returns the tensors of `source` by torchvision's names, floats as float32.
+
+    Args:
+      source: a `.safetensors` file, a `.pth` or `.pt` file, or 'hf:organisation/name'.
+
+    Raises:
+      UserError: the source does not exist, cannot be read, or needs a library that is not there.
+    """
+    path = _download_weights(source) if source.startswith('hf:') else Path(source)
+    if not path.is_file():
+        raise UserError(f'{source}: no such file (nor hf:organisation/name of the hub)')
+    if path.suffix == '.safetensors':
+        tensors = _read_safetensors(path)
+    elif path.suffix in ('.pth', '.pt', '.bin'):
+        tensors = _read_torch(path)
+    else:
+        raise UserError(f'{source}: weights are read from .safetensors and .pth files')
+    return normalise_keys(tensors)
+
+
+def _read_safetensors(path: Path) -> StateDict:
+    try:
+        from safetensors import SafetensorError, safe_open
+    except ImportError as e:
+        raise UserError(f'{path}: reading it needs safetensors: {_EXTRA}') from e
+    try:
+        # NumPy has no bfloat16 of its own; the flax framework of safetensors reads it as JAX's.
+        with safe_open(path, framework='flax') as file:
+            return {key: _as_numpy(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as e:
+        raise UserError(f'{path} is no readable .safetensors file: {e}') from e
+
+
+def _read_torch(path: Path) -> StateDict:
+    try:
+        import torch
+    except ImportError as e:
+        raise UserError(
+            f'{path}: reading it needs torch: install it, or give a .safetensors file'
+        ) from e
+    try:
+        loaded: Any = torch.load(path, map_location='cpu', weights_only=True)
+    except pickle.UnpicklingError as e:
+        raise UserError(
+            f'{path} is damaged, or holds more than tensors, which is not read: code could hide '
+            'in it. Save the state dict alone'
+        ) from e
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as e:
+        raise UserError(f'{path} is no readable file of weights: {str(e).splitlines()[0]}') from e
+    for wrapper in ('state_dict', 'model'):
+        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
+            loaded = loaded[wrapper]
+    if not isinstance(loaded, dict) or not all(torch.is_tensor(v) for v in loaded.values()):
+        raise UserError(f'{path} holds no state dict, a dictionary of tensors')
+    return {
+        key: (value.float() if value.is_floating_point() else value).numpy()
+        for key, value in loaded.items()
+    }
+
+
+def _as_numpy(value: Any) -> np.ndarray:
+    array = np.asarray(value)
+    return array if np.issubdtype(array.dtype, np.integer) else array.astype(np.float32)
+
+
+def read_hub_config(source: str) -> dict[str, Any]:
+    """Returns the `config.json` beside the weights of 'hf:organisation/name'; {} if it has none.
+
+    timm's say under 'pretrained_cfg' what the weights expect of an image.
+
+    Raises:
+      UserError: the hub cannot be reached.
+    """
+    path = _download(source, 'config.json')
+    try:
+        return json.loads(path.read_text('utf-8')) if path else {}
+    except ValueError as e:
+        raise UserError(f'{source}: its config.json is no JSON: {_first_line(e)}') from e
+
+
+def _download_weights(source: str) -> Path:
+    for filename in ('model.safetensors', 'pytorch_model.bin'):
+        path = _download(source, filename)
+        if path is not None:
+            return path
+    raise UserError(f'{source} has neither model.safetensors nor pytorch_model.bin')
+
+
+def _download(source: str, filename: str) -> Path | None:
+    """Returns the hub's file, as it lies in the hub client's cache; None if the hub has none."""
+    try:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub import logging as hub_logging
+        from huggingface_hub.errors import (
+            EntryNotFoundError,
+            HfHubHTTPError,
+            HFValidationError,
+            LocalEntryNotFoundError,
+        )
+    except ImportError as e:
+        raise UserError(f'{source}: downloading it needs huggingface-hub: {_EXTRA}') from e
+    verbosity = hub_logging.get_verbosity()
+    hub_logging.set_verbosity_error()  # of what fails, it warns and then raises
+    try:
+        return Path(hf_hub_download(source.removeprefix('hf:'), filename))
+    except Exception as e:
+        # A local entry is not found where there is no network; that says nothing of the hub.
+        if isinstance(e, EntryNotFoundError) and not isinstance(e, LocalEntryNotFoundError):
+            return None
+        network = type(e).__module__.split('.')[0] in ('httpx', 'requests', 'httpcore')
+        if network or isinstance(e, HfHubHTTPError | HFValidationError | OSError | ValueError):
+            raise UserError(f'{source} cannot be downloaded: {_first_line(e)}') from e
+        raise
+    finally:
+        hub_logging.set_verbosity(verbosity)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

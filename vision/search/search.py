@@ -1,0 +1,363 @@
+"""Search by image: folders and splits into an index, and the nearest of it for new images."""
+
+import dataclasses
+import functools
+import os
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vision import data
+from vision.core.errors import UserError
+from vision.core.progress import track
+from vision.data.source import ArraySource, FileSource, RecordSource, Source, TFDSSource
+from vision.evaluation.run import Run
+from vision.prediction import feed, pages, pictures
+from vision.prediction.classifier import Classifier
+from vision.preprocess.pictures import examples
+from vision.search.index import Index, create, faiss, fingerprint, unit
+
+_OF_SPLIT = re.compile(r'(train|validation|test):(\d+)')
+_BATCH = 1024  # vectors that are searched for at once
+_LOOKED_AT = 1024  # of those that are near one image, for duplicates
+# Thumbnails of a photograph and of itself at a sixth of its size, at JPEG quality 20, or 1.4 times as
+# bright have .98 and more; cropped by 3 % at each edge, .95 to .98. So have many pairs of digits.
+_SIDE, _CORRELATION = 16, 0.98
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """Images and their names: paths as they were given, or 'SPLIT:ID' of a run's own data."""
+
+    source: Source
+    names: Sequence[str]
+
+
+def whole_split(run: Run, split: str) -> Named:
+    """All images of a split of the run's own data.
+
+    Raises:
+      UserError: no such split, or the run has no data.
+    """
+    source = own_split(run, split)
+    if isinstance(source, FileSource):
+        return Named(source, source.paths)
+    return Named(source, [f'{split}:{i}' for i in range(source.num_examples)])
+
+
+def own_split(run: Run, split: str) -> Source:
+    """A split of the run's own data; UserError if there is none, or the run is only weights."""
+    if not (run.path / 'dataset.json').is_file():
+        raise UserError(f'{run.path} is weights without data: name files or folders, no split')
+    return data.load(run.config.data, split)
+
+
+def named(run: Run, words: Sequence[str]) -> list[Named]:
+    """Images that a user names: files, folders, globs, or 'test:12' of the run's own data.
+
+    Returns:
+      Neighbouring words of one kind together, in their order.
+
+    Raises:
+      UserError: a folder or glob without images, or an example that is not there.
+    """
+    found: list[Named] = []
+    waiting: list[str] = []
+
+    def flush() -> None:
+        if waiting:
+            source = feed.files(waiting)
+            found.append(Named(source, source.paths))
+            waiting.clear()
+
+    for word in words:
+        match = _OF_SPLIT.fullmatch(word)
+        if match is None or os.path.exists(word):
+            waiting.append(word)
+        else:
+            flush()
+            found.append(_one_example(run, word, match[1], int(match[2])))
+    flush()
+    return found
+
+
+def _one_example(run: Run, word: str, split: str, index: int) -> Named:
+    source = own_split(run, split)
+    if index >= source.num_examples:
+        raise UserError(f'{word}: the split has examples 0 … {source.num_examples - 1}')
+    part = slice(index, index + 1)
+    if isinstance(source, FileSource):
+        one: Source = FileSource(source.name, (), source.paths[part], source.labels[part])
+        return Named(one, [source.paths[index]])
+    if isinstance(source, ArraySource):
+        one = ArraySource(source.name, source.class_names, source.images[part], source.labels[part])
+        return Named(one, [word])
+    if isinstance(source, RecordSource):
+        (image,), (label,) = source.read([index])
+        record = {'image': image, 'label': int(label)}
+        one = RecordSource(source.name, source.class_names, [record], source.image_shape)
+        return Named(one, [word])
+    raise UserError(
+        f'{word}: {source.name} is read in sequence only; set data.in_memory, or name files'
+    )
+
+
+def build(
+    classifier: Classifier,
+    images: Iterable[Named],
+    endpoint: str = 'features',
+    metric: str = 'cosine',
+    hnsw: bool = False,
+) -> tuple[Index, dict[str, str]]:
+    """Makes an index of images, in a stream, with a bar on a terminal.
+
+    Args:
+      classifier: what describes the images.
+      images: of which none may be readable.
+      endpoint: see `Classifier.embed`.
+      metric: 'cosine', of vectors of length 1, or 'euclidean'.
+      hnsw: approximate, for large sets.
+
+    Returns:
+      The index, and why other images could not be read, by name.
+
+    Raises:
+      UserError: faiss is missing, the endpoint is unknown, or no image could be read.
+    """
+    faiss()
+    size = classifier.embed(np.empty((0, *classifier.run.input_shape), np.uint8), endpoint).shape[1]
+    index = create(fingerprint(classifier, endpoint), size, metric, hnsw)
+    failed = add(classifier, index, images)
+    if not index.names:
+        name, reason = next(iter(failed.items()))
+        raise UserError(f'no image could be read; the first is {name}: {reason}')
+    return index, failed
+
+
+def add(classifier: Classifier, index: Index, images: Iterable[Named]) -> dict[str, str]:
+    """Adds images that are not in the index yet, by their names; paths become absolute.
+
+    Returns:
+      Why some could not be read, by name.
+    """
+    known, failed = set(index.names), dict[str, str]()
+    for some in images:
+        endpoint, total = index.made_by['endpoint'], some.source.num_examples
+        new = track(_each(classifier, some.source, endpoint), total, 'describing')
+        names, vectors = list[str](), list[np.ndarray]()
+        for position, vector, reason in new:
+            name = some.names[position]
+            if vector is None:
+                failed[name] = reason
+                continue
+            if isinstance(some.source, FileSource):
+                name = os.path.abspath(name)
+            if name not in known:
+                known.add(name)
+                names.append(name)
+                vectors.append(vector)
+            if len(names) == _BATCH:
+                index.add(names, np.stack(vectors))
+                names, vectors = [], []
+        if names:
+            index.add(names, np.stack(vectors))
+    return failed
+
+
+def query(
+    classifier: Classifier, index: Index, images: Iterable[Named], top_k: int = 10
+) -> Iterator[dict[str, Any]]:
+    """Finds the nearest images, in a stream.
+
+    Yields:
+      For each image `{'path', 'neighbours': [{'path', 'score'}, …]}`, the nearest first, with
+      'error' where it could not be read. The score is the cosine, or the Euclidean distance.
+
+    Raises:
+      UserError: the index was made by another model, endpoint or preprocessing.
+    """
+    index.check(classifier)
+    for some in images:
+        for position, vector, reason in _each(classifier, some.source, index.made_by['endpoint']):
+            path = some.names[position]
+            if vector is None:
+                yield {'path': path, 'neighbours': [], 'error': reason}
+                continue
+            (nearest,) = index.search(vector[None], top_k)
+            yield {'path': path, 'neighbours': _neighbours(index, nearest)}
+
+
+def duplicates(index: Index, run: Run, threshold: float = 0.95) -> list[dict[str, Any]]:
+    """Finds images of an index that are nearly the same: resized, compressed, a little retouched.
+
+    Two images are, if the cosine of their vectors says so and their thumbnails too: a classifier's
+    vectors alone are nearly the same for many images of a class.
+
+    Args:
+      index: any.
+      run: whose data the names 'SPLIT:ID' mean.
+      threshold: from which cosine on two vectors are the same.
+
+    Returns:
+      `{'path', 'neighbours': [{'path', 'score'}, …]}`, groups of an image and those that are nearly
+      the same as it or as another of its group. Each image that has a duplicate is in one of them, only.
+    """
+    vectors = unit(index.vectors())
+    if index.metric == 'euclidean':
+        index = Index(index.made_by, 'cosine', index.names, faiss().IndexFlatIP(vectors.shape[1]))
+        index.index.add(vectors)
+    alike = _Alike(run, index.names)
+    # By an image's position: the neighbours of its group's first.
+    group_of: dict[int, list[dict[str, Any]]] = {}
+    groups = []
+    found = _near(index, vectors, threshold)
+    for position, nearest in enumerate(track(found, len(vectors), 'comparing')):
+        if position in group_of:
+            continue
+        near = [(i, s) for i, s in nearest if i != position and alike(position, i)]
+        free = [(i, score) for i, score in near if i not in group_of]
+        if free:
+            neighbours = _neighbours(index, free)
+            group_of |= dict.fromkeys([position, *(i for i, _ in free)], neighbours)
+            groups.append({'path': index.names[position], 'neighbours': neighbours})
+        elif near:
+            neighbours = group_of[near[0][0]]
+            group_of[position] = neighbours
+            neighbours += _neighbours(index, [(position, near[0][1])])
+    return groups
+
+
+def _near(index: Index, vectors: np.ndarray, threshold: float) -> Iterator[list[tuple[int, float]]]:
+    """Of each vector all of the index that are so near; at most `_LOOKED_AT` of them."""
+    for start in range(0, len(vectors), _BATCH):
+        some = vectors[start : start + _BATCH]
+        count = 16
+        found = index.search(some, count)
+        while count < min(_LOOKED_AT, len(vectors)) and any(
+            nearest and nearest[-1][1] >= threshold for nearest in found
+        ):
+            count *= 4
+            found = index.search(some, count)
+        yield from ([(i, s) for i, s in nearest if s >= threshold] for nearest in found)
+
+
+def write_results(
+    run: Run, results: Sequence[dict[str, Any]], metric: str, path: Path, limit: int = 500
+) -> None:
+    """Writes results as a page with thumbnails, or as a figure: each image, and beside it others.
+
+    Args:
+      run: whose data the names 'SPLIT:ID' mean.
+      results: as `query` yields them.
+      metric: what the scores are.
+      path: of an HTML page or a PNG.
+      limit: of the images that are shown.
+    """
+    show = Pictures(run)
+    rows: Iterator[pages.Row] = (
+        (
+            r['path'],
+            [(show(r['path']), r.get('error') or show.title(r['path']))]
+            + [
+                (show(n['path']), f'{show.title(n["path"])}: {n["score"]:.3f}')
+                for n in r['neighbours']
+            ],
+        )
+        for r in results[:limit]
+    )
+    if path.suffix.lower() == '.png':
+        pictures.draw_grid([figures for _, figures in rows] or [[(None, 'nothing found')]], path)
+        return
+    word = 'cosine: 1 is the same' if metric == 'cosine' else 'Euclidean distance: 0 is the same'
+    note = f'Each image and the nearest of the index, with scores ({word}).'
+    pages.write_page(path, 'Nearest images', note, rows)
+
+
+class Pictures:
+    """Finds images again by their names."""
+
+    def __init__(self, run: Run):
+        """Takes the run whose data the names 'SPLIT:ID' mean."""
+        self._run = run
+        self._splits: dict[str, Source] = {}
+
+    def __call__(self, name: str) -> np.ndarray | None:
+        """uint8 [H, W, C], or None."""
+        source, index = self._find(name)
+        if isinstance(source, TFDSSource):  # each picture would read the split through
+            return None
+        return next((image for _, image in examples(source, [index])), None)
+
+    def title(self, name: str) -> str:
+        """The class of an example of a split; a file's own name."""
+        source, index = self._find(name)
+        if index >= source.num_examples:
+            return name
+        if isinstance(source, ArraySource):
+            return source.class_names[source.labels[index]]
+        if isinstance(source, RecordSource):
+            return source.class_names[source.read([index])[1][0]]
+        return os.path.basename(name)
+
+    def _find(self, name: str) -> tuple[Source, int]:
+        match = _OF_SPLIT.fullmatch(name)
+        if match is None:
+            return FileSource('file', (), (name,), np.array([-1])), 0
+        if match[1] not in self._splits:
+            self._splits[match[1]] = own_split(self._run, match[1])
+        return self._splits[match[1]], int(match[2])
+
+
+class Similar:
+    """Pictures of the images of an index that are nearest to a new one, as the demo shows them."""
+
+    def __init__(self, classifier: Classifier, index: Index):
+        """Takes the classifier that describes the images; UserError if another one made the index."""
+        index.check(classifier)
+        self._classifier, self._index = classifier, index
+
+    def __call__(self, source: FileSource, top_k: int) -> Iterator[tuple[np.ndarray | None, str]]:
+        """Yields each neighbour's picture, uint8 [H, W, C] or None, with its title and score."""
+        asked = Named(source, source.paths)
+        (found,) = query(self._classifier, self._index, [asked], top_k)
+        show = Pictures(self._classifier.run)
+        for neighbour in found['neighbours']:
+            path = neighbour['path']
+            yield show(path), f'{show.title(path)} {neighbour["score"]:.3f}'
+
+
+class _Alike:
+    """Whether two images look the same: the correlation of their grey thumbnails."""
+
+    def __init__(self, run: Run, names: Sequence[str]):
+        self._show, self._names = Pictures(run), names
+        self._looks = functools.cache(self._look)
+
+    def __call__(self, one: int, other: int) -> bool:
+        """True, too, where an image cannot be shown: then the vectors alone decide."""
+        a, b = self._looks(one), self._looks(other)
+        return a is None or b is None or float(a @ b) >= _CORRELATION
+
+    def _look(self, position: int) -> np.ndarray | None:
+        image = self._show(self._names[position])
+        if image is None:
+            return None
+        pixels = pictures.grey(image, _SIDE).ravel()
+        return unit((pixels - pixels.mean())[None])[0]
+
+
+def _each(
+    classifier: Classifier, source: Source, endpoint: str
+) -> Iterator[tuple[int, np.ndarray | None, str]]:
+    """Yields each image's position, and its vector [D] or why there is none, in their order."""
+    for positions, vectors, failed in classifier.embed_source(source, endpoint):
+        there = dict(zip(map(int, positions), vectors, strict=True))
+        for position in sorted([*there, *failed]):
+            yield position, there.get(position), failed.get(position, '')
+
+
+def _neighbours(index: Index, nearest: list[tuple[int, float]]) -> list[dict[str, Any]]:
+    return [{'path': index.names[i], 'score': score} for i, score in nearest]

@@ -1,0 +1,1 @@
+"""Studies over configs and runs: preview, dry run, learning rate range, sweep, comparison, reproduction."""

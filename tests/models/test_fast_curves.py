@@ -6,13 +6,13 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks.loop import synthetic_config
 from vision.core import mesh as mesh_lib
 from vision.data import arrays
 from vision.models import fast, winograd
 from vision.models.lenet import LeNet5
 from vision.models.resnet import ResNet
 from vision.preprocess import inputs
-from vision.training.benchmark import synthetic_config
 from vision.training.step import init_state, make_train_step
 
 STEPS = 40

@@ -3,15 +3,15 @@
 import jax.numpy as jnp
 import pytest
 
+from benchmarks import end_to_end, gpu, scaling, throughput
+from benchmarks.input import make_jpegs
 from vision.models import fast
-from vision.preprocess.benchmark import make_jpegs
-from vision.training import accelerator, benchmark, scaling, speed
 
 
 def test_the_loop_is_fed_from_files(monkeypatch):
-    monkeypatch.setattr(benchmark, '_TIMED_FROM_FILES', 2)
-    monkeypatch.setattr(benchmark, 'make_jpegs', lambda folder: make_jpegs(folder, 40))
-    result = benchmark.end_to_end('lenet5', 32, 4, rounds=1)
+    monkeypatch.setattr(end_to_end, '_TIMED', 2)
+    monkeypatch.setattr(end_to_end, 'make_jpegs', lambda folder: make_jpegs(folder, 40))
+    result = end_to_end.end_to_end('lenet5', 32, 4, rounds=1)
     assert result['files'] > 0 and result['synthetic'] > 0
     assert result['ratio'] == pytest.approx(result['files'] / result['synthetic'])
 
@@ -24,8 +24,8 @@ def test_a_gpu_gets_resnet50_with_mfu_and_epochs(monkeypatch):
         calls.append(words[3:])
         return h100
 
-    monkeypatch.setattr(accelerator.speed, 'run_process', run)
-    rows = accelerator.accelerator(batch_size=64)
+    monkeypatch.setattr(throughput, 'run_process', run)
+    rows = gpu.gpu(batch_size=64)
     assert [(row['model'], row['mode'], row['dtype']) for row in rows] == [
         (model, mode, dtype)
         for model, mode in [
@@ -50,8 +50,8 @@ def test_a_peer_s_resnet50_is_measured_after_ours(monkeypatch):
         order.append('peer' if words[0] == 'torch' else 'ours')
         return {'device': 'cpu', 'rate': 30.0 / len(order), 'peak': None, 'flops_per_image': 1.0}
 
-    monkeypatch.setattr(accelerator.speed, 'run_process', run)
-    rows = accelerator.accelerator(tiny=True, peer=speed.peer_command('torchvision', 'torch'))
+    monkeypatch.setattr(throughput, 'run_process', run)
+    rows = gpu.gpu(tiny=True, peer=throughput.peer_command('torchvision', 'torch'))
     assert order == ['ours', 'peer'] * 4 + ['ours'] * 4
     assert (rows[0]['rate'], rows[0]['peer'], rows[0]['ratio']) == (30.0, 15.0, 2.0)
     assert rows[-1]['peer'] is None
@@ -74,6 +74,6 @@ def test_memory_is_of_the_step_and_grows_with_the_batch():
 
 
 def test_speed_by_batch_has_a_row_for_each(monkeypatch):
-    monkeypatch.setattr(speed, 'measure_apart', lambda *words: {'rate': 10.0 * words[-1]})
+    monkeypatch.setattr(throughput, 'measure_apart', lambda *words: {'rate': 10.0 * words[-1]})
     rows = scaling.by_batch((16, 32))
     assert [(row['batch'], row['rate']) for row in rows] == [(16, 160.0), (32, 320.0)]

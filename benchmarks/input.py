@@ -1,4 +1,4 @@
-"""How fast training input is made from JPEGs, here and by torchvision, measured in turn.
+"""The throughput of training input from JPEGs, here and in torchvision, measured in turn.
 
 The work: 500×375 JPEGs of 60 to 100 KB → random_resized_crop(224), flip → uint8 batches of 100.
 """
@@ -45,7 +45,7 @@ print(batch * timed / (time.perf_counter() - begin))
 """
 
 
-def benchmark(peer: str | None, peer_python: str | None, rounds: int) -> dict[str, Any]:
+def input_speed(peer: str | None, peer_python: str | None, rounds: int) -> dict[str, Any]:
     """Measures the input pipeline.
 
     Args:

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from benchmarks.throughput import run_process
 from vision import data
 from vision.core.config import default_config
 from vision.core.errors import unknown
 from vision.data.source import ArraySource
 from vision.training.hooks import Hook
-from vision.training.speed import run_process
 
 # Momentum is Nesterov's; weight decay is L2 on kernels; the warm-up and the cosine go by steps.
 RECIPE: dict[str, Any] = {
@@ -45,7 +45,7 @@ import sys
 from vision.core import startup
 startup.tune()
 startup.use_compilation_cache()
-from vision.training.race import run
+from benchmarks.race import run
 print(run(*sys.argv[1:]))
 """
 

@@ -1,7 +1,7 @@
-"""The peer's side of `vision.training.speed`, run by a Python that has PyTorch and torchvision.
+"""The peer's side of `benchmarks.throughput`, run by a Python that has PyTorch and torchvision.
 
-    python torch_peer.py torchvision train|infer MODEL float32|bfloat16 PIXELS CHANNELS BATCH
-    python torch_peer.py onnxruntime infer MODEL float32 PIXELS CHANNELS BATCH
+    python torch_throughput.py torchvision train|infer MODEL float32|bfloat16 PIXELS CHANNELS BATCH
+    python torch_throughput.py onnxruntime infer MODEL float32 PIXELS CHANNELS BATCH
 
 It imports nothing of this project. ONNX Runtime gets torchvision's model, exported by PyTorch.
 """

@@ -1,11 +1,11 @@
-"""What is measured where a GPU can be had, all of it by one command; needs no TensorFlow."""
+"""All measurements for a GPU in one command: ResNet-50 with MFU, epochs of small models. Needs no TensorFlow."""
 
 import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from vision.training import speed
+from benchmarks import throughput
 
 DTYPES = ('bfloat16', 'float32')
 _EPOCH = """
@@ -13,12 +13,12 @@ import json, sys
 from vision.core import startup
 startup.tune()
 startup.use_compilation_cache()
-from vision.training.benchmark import epoch_speed
+from benchmarks.loop import epoch_speed
 print(json.dumps(epoch_speed(*sys.argv[1:3], *map(int, sys.argv[3:]))))
 """
 
 
-def accelerator(
+def gpu(
     batch_size: int = 256,
     tiny: bool = False,
     peer: Sequence[str] | None = None,
@@ -32,7 +32,7 @@ def accelerator(
     Args:
       batch_size: of ResNet-50; fewer where memory does not suffice.
       tiny: small images, batches and epochs instead, to see on any machine that it runs.
-      peer: the command line of one that is measured right after our ResNet-50 (`speed.peer_command`).
+      peer: the command line of one that is measured right after our ResNet-50 (`throughput.peer_command`).
       peer_env: the environment of the peer; this process's if None.
 
     Returns:
@@ -44,9 +44,9 @@ def accelerator(
     rows = []
     for mode in ('train', 'infer'):
         for dtype in DTYPES:
-            measure = partial(speed.measure_apart, mode, 'resnet50', dtype, size, 3, batch)
+            measure = partial(throughput.measure_apart, mode, 'resnet50', dtype, size, 3, batch)
             reading = measure()
-            shares = {'mfu': speed.mfu(reading, reading['rate'])}
+            shares = {'mfu': throughput.mfu(reading, reading['rate'])}
             if peer:
                 shares['peer'] = measure(peer=peer, env=peer_env)['rate']
             rows.append(_row('resnet50', mode, dtype, size, batch, reading, shares))
@@ -56,8 +56,8 @@ def accelerator(
     ):
         for dtype in DTYPES:
             words = [model, dtype, *map(str, (pixels, channels, 128, examples))]
-            reading = speed.run_process([sys.executable, '-c', _EPOCH, *words])
-            speed.show('ours', 'epoch', model, dtype, reading)
+            reading = throughput.run_process([sys.executable, '-c', _EPOCH, *words])
+            throughput.show('ours', 'epoch', model, dtype, reading)
             shares = {'seconds': examples / reading['rate']}
             rows.append(_row(model, 'epoch', dtype, pixels, 128, reading, shares))
     return rows

@@ -1,4 +1,4 @@
-"""How fast models train and infer, beside the peer: each in processes of its own, in turn."""
+"""The throughput of training and inference by model, beside a peer: each in processes of its own, in turn."""
 
 import json
 import statistics
@@ -26,13 +26,13 @@ PEERS: dict[Mode, tuple[str, ...]] = {
     'train': ('torchvision',),
     'infer': ('torchvision', 'onnxruntime'),
 }
-_PEER = Path(__file__).with_name('torch_peer.py')
+_PEER = Path(__file__).with_name('torch_throughput.py')
 _OURS = """
 import sys
 from vision.core import startup
 startup.tune()
 startup.use_compilation_cache()
-from vision.training.speed import measure
+from benchmarks.throughput import measure
 print(measure(*sys.argv[1:4], *map(int, sys.argv[4:])))
 """
 # Peak of dense products in bfloat16, FLOP/s, by a part of the device's kind: the makers' data sheets.
@@ -78,7 +78,7 @@ def compare(
     ]:
         for value in values:
             if value not in known:
-                raise UserError(f'--{name}: no {value!r}; there are {", ".join(known)}')
+                raise UserError(f'--{name}: no {value!r} in {mode}; there are {", ".join(known)}')
     if peer == 'onnxruntime' and 'bfloat16' in dtypes:
         raise UserError('--dtypes: ONNX Runtime is measured in float32 only')
     command = peer_command(peer, peer_python) if peer else None
@@ -113,6 +113,7 @@ def _compare(
     medians = statistics.median(ours), statistics.median(peers) if peers else None
     return {
         'model': model,
+        'mode': mode,
         'dtype': dtype,
         'batch': SIZES[model][2],
         'ours': medians[0],
@@ -220,8 +221,8 @@ def _training(model: str, dtype: str, size: int, channels: int, batch: int) -> C
     import numpy as np
     import optax
 
+    from benchmarks.loop import synthetic_config
     from vision.core import mesh as mesh_lib
-    from vision.training.benchmark import synthetic_config
     from vision.training.step import init_state, make_train_step
 
     config = synthetic_config(model, size, batch)

@@ -1,4 +1,4 @@
-"""How speed goes with the batch, memory with the depth, and what XLA counts of a ResNet-50 step."""
+"""Throughput by batch size, memory by depth, and the cost of a ResNet-50 step as XLA counts it."""
 
 import os
 import sys
@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from benchmarks import throughput
+from benchmarks.loop import synthetic_config
 from vision.core import mesh as mesh_lib
 from vision.core.state import TrainState
 from vision.models.registry import create_model
 from vision.models.summary import abstract_variables, count
-from vision.training import speed
-from vision.training.benchmark import synthetic_config
 from vision.training.step import make_train_step
 
 BATCHES = (16, 32, 64, 128, 256)
@@ -22,7 +22,7 @@ DEPTHS = (20, 56, 110)
 _OF_XLA = """
 import json
 from vision.models import fast
-from vision.training import scaling
+from benchmarks import scaling
 with fast.switched_off():
     print(json.dumps({'depths': scaling.by_depth(), 'cost': [scaling.step_cost()]}))
 """
@@ -37,7 +37,9 @@ def scaling() -> dict[str, Any]:
     flags = os.environ.get('XLA_FLAGS', '').replace(
         'onednn_custom_call=true', 'onednn_custom_call=false'
     )
-    told = speed.run_process([sys.executable, '-c', _OF_XLA], os.environ | {'XLA_FLAGS': flags})
+    told = throughput.run_process(
+        [sys.executable, '-c', _OF_XLA], os.environ | {'XLA_FLAGS': flags}
+    )
     return {'batches': by_batch(), **told}
 
 
@@ -45,7 +47,7 @@ def by_batch(batches: tuple[int, ...] = BATCHES) -> list[dict[str, Any]]:
     """Measures training steps of ResNet-20 on 32 pixels, images per second for each batch size."""
     rows = []
     for batch in batches:
-        reading = speed.measure_apart('train', 'resnet20', 'float32', 32, 3, batch)
+        reading = throughput.measure_apart('train', 'resnet20', 'float32', 32, 3, batch)
         rows.append({'model': 'resnet20', 'batch': batch, 'rate': reading['rate']})
     return rows
 
@@ -87,7 +89,7 @@ def step_cost(model: str = 'resnet50', size: int = 224, batch: int = 8) -> dict[
       and `mb_accessed`, what its fused operations read and write, in 1e6 bytes.
     """
     cost = compile_step(model, size, batch).cost_analysis()
-    network = create_model(model, num_classes=speed.classes(size))
+    network = create_model(model, num_classes=throughput.classes(size))
     return {
         'model': model,
         'batch': batch,
@@ -106,7 +108,7 @@ def compile_step(model: str, size: int, batch: int, **arguments: Any) -> Any:
       batch: of the global batch.
       **arguments: the model's.
     """
-    network = create_model(model, num_classes=speed.classes(size), **arguments)
+    network = create_model(model, num_classes=throughput.classes(size), **arguments)
     mesh, schedule = mesh_lib.make_mesh(), optax.constant_schedule(1e-3)
     optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(schedule, momentum=0.9))
     variables = abstract_variables(network, (size, size, 3))

@@ -7,8 +7,8 @@ import time
 import numpy as np
 import pytest
 
+from benchmarks import race
 from vision.core.errors import UserError
-from vision.training import race
 from vision.training.schedules import make_schedule
 
 

@@ -1,4 +1,4 @@
-"""The peer's side of `vision.training.race`: a plain PyTorch loop over tensors in memory.
+"""The peer's side of `benchmarks.race`: a plain PyTorch loop over tensors in memory.
 
     python torch_race.py FILE.npz RECIPE SEED STARTED
 
@@ -15,7 +15,7 @@ def main(file, recipe, seed, started):
     """Prints JSON: seconds from `started` to the accuracy (None: not reached), by phase, and accuracies."""
     import numpy as np
     import torch
-    from torch_peer import lenet5
+    from torch_throughput import lenet5
 
     recipe, last = json.loads(recipe), float(started)
     seconds = dict.fromkeys(('import', 'data', 'compile', 'train', 'eval'), 0.0)

@@ -73,6 +73,12 @@ def test_a_misspelt_name_gets_the_nearest_one(words, says):
     assert says in done.stderr
 
 
+def test_the_old_command_names_the_new_one():
+    done = run_module('experiments.benchmark', 'train', '--rounds=1')
+    assert done.returncode == 2 and done.stderr.count('\n') == 1, done.stderr
+    assert 'python -m benchmarks NAME' in done.stderr
+
+
 def test_a_process_that_fails_is_named(tmp_path):
     with pytest.raises(UserError, match='none/python'):
         throughput.run_process(['none/python'])

@@ -2,7 +2,7 @@
 
 import sys
 
-from vision.core import startup
+from vision.core.startup import use_huge_pages
 
 if sys.argv[0] == '-m':  # Python is on its way to the command, and nothing has been done yet
-    startup.use_huge_pages()
+    use_huge_pages()

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import end_to_end, gpu, scaling, throughput
+from benchmarks import end_to_end, gpu, scaling, startup, throughput
 from benchmarks.input import make_jpegs
 from vision.models import fast
 
@@ -14,6 +14,12 @@ def test_the_loop_is_fed_from_files(monkeypatch):
     result = end_to_end.end_to_end('lenet5', 32, 4, rounds=1)
     assert result['files'] > 0 and result['synthetic'] > 0
     assert result['ratio'] == pytest.approx(result['files'] / result['synthetic'])
+
+
+@pytest.mark.slow
+def test_a_start_ends_with_its_first_step():
+    found = startup.startup('lenet5', 32, 4)
+    assert found['cold'] > 0 and found['ratio'] == pytest.approx(found['warm'] / found['cold'])
 
 
 def test_a_gpu_gets_resnet50_with_mfu_and_epochs(monkeypatch):

@@ -15,7 +15,7 @@ One recipe for what a CPU can train: SGD with momentum, a cosine over 15 epochs 
 times as long), padded crops and flips, a moving average. ResNet-18 is for the best figure: 40 epochs, and squares of 8
 pixels cut out (DeVries and Taylor 2017).
 LeNet-5 has its own file, `fashion_mnist_lenet5.py`. Test accuracy, three seeds: resnet18 94.94 ± 0.08 %, resnet20
-93.73 ± 0.06 %, vgg11_bn 93.46 ± 0.21 %; five: googlenet 93.28 ± 0.12 % (`experiments/results/table.md`).
+93.73 ± 0.06 %, vgg11_bn 93.46 ± 0.21 %; five: googlenet 93.28 ± 0.12 % (`results/table.md`).
 On a CPU core without AVX-512 an epoch of GoogLeNet takes 15 minutes (2.1 s a step), of ResNet-20 5 (0.64 s); of VGG 3 with
 AVX-512.
 """

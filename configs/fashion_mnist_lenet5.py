@@ -4,7 +4,7 @@ Xiao, Rasul and Vollgraf 2017, "Fashion-MNIST: a novel image dataset for benchma
 learning algorithms". The model of LeCun et al. 1998 in today's form, flips and small shifts; 5,000
 training images are held out to select on. The data set's own list: two convolutions with pooling
 87.6 … 91.6 %, 93.9 % with flips. Test accuracy: 90.91 ± 0.30 % (five seeds, two to four minutes of a CPU core each;
-`experiments/results/table.md`).
+`results/table.md`).
 
     python -m experiments.train --config=configs/fashion_mnist_lenet5.py --workdir=runs/fashion
     … --config.data.source=idx --config.data.path=FOLDER     the four IDX files, no internet

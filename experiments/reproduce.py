@@ -21,7 +21,7 @@ from vision.core.errors import UserError, unknown
 
 SEEDS = flags.DEFINE_list('seeds', ['3'], 'how many of each row: 3; or which: 0,1,2')
 WORKDIR = flags.DEFINE_string('workdir', 'runs/reproduce', 'the folder that the runs go to')
-RESULTS = flags.DEFINE_string('results', 'experiments/results', 'where the figures are kept')
+RESULTS = flags.DEFINE_string('results', 'results', 'where the figures are kept')
 MNIST = flags.DEFINE_string('mnist', None, "the folder of MNIST's IDX files")
 FASHION = flags.DEFINE_string('fashion_mnist', None, "the folder of Fashion-MNIST's IDX files")
 DATA_DIR = flags.DEFINE_string('data_dir', None, "TFDS's folder, for ImageNet and CIFAR-10")

@@ -14,9 +14,8 @@ from PIL import Image
 
 from tests.processes import run_module
 from vision.core.errors import UserError
-from vision.prediction import benchmark, formats
+from vision.prediction import formats
 from vision.preprocess import device, opstring
-from vision.preprocess.benchmark import make_jpegs
 
 
 @pytest.fixture(scope='module')
@@ -232,12 +231,3 @@ def test_embeddings_are_the_endpoints(classifier, digits, tmp_path):
     (tmp_path / '9.png').write_bytes(b'nothing')
     with pytest.raises(UserError, match=r'9\.png cannot be read: not an image'):
         classifier.embed([*paths, tmp_path / '9.png'])
-
-
-def test_the_rate_of_predict_is_set_beside_its_halves(monkeypatch, classifier):
-    monkeypatch.setattr(benchmark, '_random_run', lambda name: classifier.run)
-    monkeypatch.setattr(benchmark, 'make_jpegs', lambda folder: make_jpegs(folder, 8))
-    found = benchmark.predict_speed('lenet5', rounds=1, images=40)
-    decoder, model, predict = (found[key] for key in ('decoder', 'bare_model', 'predict'))
-    assert found['of_slower'] == pytest.approx(predict / min(decoder, model))
-    assert found['of_bound'] == pytest.approx(predict * (1 / decoder + 1 / model))

@@ -17,6 +17,7 @@ from vision.core.config import from_json
 from vision.core.errors import UserError
 from vision.evaluation.evals import evaluate_runs, named_entries
 from vision.studies import reproduce as lib
+from vision.training.recorder import read
 
 ROW = lib.Row('tiny', 'configs/digits_lenet5.py', 'nobody 2026', '1 %')
 OTHER = lib.Row('other', 'configs/mnist_lenet5.py', 'nobody 2026', '2 %')
@@ -33,13 +34,14 @@ def test_errors_are_the_runs_own(folders):
     runs, results = folders
     summary = json.loads((results / 'tiny' / 'summary.json').read_text())
     for seed in ('0', '1'):
-        records = (runs / 'tiny' / f'seed={seed}' / 'metrics.jsonl').read_text()
-        top1 = next(json.loads(r)['test/top1'] for r in records.splitlines() if 'test/top1' in r)
+        records = read(runs / 'tiny' / f'seed={seed}')
+        top1 = next(r['test/top1'] for r in records if 'test/top1' in r)
         found = summary['seeds'][seed]
         assert found['error'] == pytest.approx(100 * (1 - top1))
         assert found['seconds'] > 0 and found['machine'] and found['commit']
-        assert (results / 'tiny' / f'seed={seed}.jsonl').read_text() == records
-    assert {p.suffix for p in results.rglob('*') if p.is_file()} == {'.json', '.jsonl'}
+        assert lib.read_records(results / 'tiny', int(seed)) == records
+    names = {p.name for p in results.rglob('*') if p.is_file()}
+    assert names == {'config.json', 'records.jsonl', 'summary.json'}
     assert from_json((results / 'tiny' / 'config.json').read_text()).optimizer.lr == 0.05
     assert summary['command'] == 'python -m x'
 
@@ -116,7 +118,7 @@ def test_a_seed_that_fails_takes_no_other_with_it(folders, tmp_path):
 
 
 def test_what_the_repository_says_was_measured_is_what_its_records_say(tmp_path):
-    rows, results = [lib.Row(*row) for row in command.ROWS], REPO / 'experiments/results'
+    rows, results = [lib.Row(*row) for row in command.ROWS], REPO / 'results'
     lib.write_markdown(lib.table(rows, results), tmp_path / 'table.md')
     assert (tmp_path / 'table.md').read_text() == (results / 'table.md').read_text()
     readme = (REPO / 'README.md').read_text()
@@ -126,8 +128,8 @@ def test_what_the_repository_says_was_measured_is_what_its_records_say(tmp_path)
             continue
         assert lib.cells(row)[3] in readme, row['name']
         for seed, run in summary['seeds'].items():
-            records = (results / row['name'] / f'seed={seed}.jsonl').read_text().splitlines()
-            (top1,) = [r['test/top1'] for r in map(json.loads, records) if 'test/top1' in r]
+            records = lib.read_records(results / row['name'], int(seed))
+            (top1,) = [r['test/top1'] for r in records if 'test/top1' in r]
             assert run['error'] == pytest.approx(100 * (1 - top1), abs=1e-4), (row['name'], seed)
 
 
@@ -138,8 +140,40 @@ def test_another_seed_stands_beside_those_measured_before(folders, tmp_path):
     assert list(summary['seeds']) == ['0', '1', '2']
     before = json.loads((results / 'tiny' / 'summary.json').read_text())['seeds']
     assert {seed: summary['seeds'][seed] for seed in before} == before
-    names = sorted(p.name for p in (tmp_path / 'results' / 'tiny').glob('*.jsonl'))
-    assert names == ['seed=0.jsonl', 'seed=1.jsonl', 'seed=2.jsonl']
+    records = [folder / 'tiny' / 'records.jsonl' for folder in (results, tmp_path / 'results')]
+    assert records[1].read_text().startswith(records[0].read_text())
+    assert lib.read_records(tmp_path / 'results' / 'tiny', 2) == read(runs / 'tiny' / 'seed=2')
+
+
+def test_records_of_a_seed_are_replaced_and_no_other_line_changes(tmp_path, monkeypatch):
+    kept = '{"seed": 3, "step":1.50,  "by": "hand"}\n'
+    (tmp_path / 'records.jsonl').write_text(kept)
+    lib.write_records(tmp_path, 10, [{'step': 1}, {'step': 2, 'loss': 0.1}])
+    lib.write_records(tmp_path, 1, [{'step': 1}])
+    after = '{"seed": 10, "step": 1}\n{"seed": 10, "step": 2, "loss": 0.1}\n'
+    text = '{"seed": 1, "step": 1}\n' + kept + after
+    assert (tmp_path / 'records.jsonl').read_text() == text
+    assert lib.read_records(tmp_path, 10) == [{'step': 1}, {'step': 2, 'loss': 0.1}]
+    assert lib.read_records(tmp_path, 2) == []
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr('os.replace', killed)
+        lib.write_records(tmp_path, 1, [{'step': 5}])
+    assert (tmp_path / 'records.jsonl').read_text() == text
+    lib.write_records(tmp_path, 1, [])
+    assert (tmp_path / 'records.jsonl').read_text() == kept + after
+
+
+def test_a_row_of_the_repository_is_one_file_of_records():
+    for path in (REPO / 'results').rglob('*'):
+        assert not set(',=') & set(path.name)
+        assert path.suffix != '.jsonl' or path.name == 'records.jsonl'
+    for path in (REPO / 'results').glob('*/records.jsonl'):
+        lines = path.read_text().splitlines()
+        assert all(isinstance(json.loads(line)['seed'], int) for line in lines), path
 
 
 @pytest.mark.parametrize(

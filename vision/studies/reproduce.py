@@ -1,12 +1,15 @@
 """The table of the papers' figures beside ours: rows of runs over seeds, and what was measured of them.
 
 A row's trials are those of a sweep over seeds, so that it goes on where it stopped. What is kept of it
-is small, in a folder that is under version control: the figures, the config, and each trial's
-`metrics.jsonl` (whose own test figure is of one crop, whatever the row's protocol).
+is small, in a folder that is under version control:
+
+    summary.json    the figures by seed
+    config.json     the experiment, for any seed
+    records.jsonl   each seed's `metrics.jsonl`, seed after seed, with "seed" as the first key of every
+                    line (the test figure in it is of one crop, whatever the row's protocol)
 """
 
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +26,7 @@ from vision.evaluation.evals import evaluate_runs, named_entries
 from vision.studies.sweep import sweep
 from vision.training.recorder import read
 
-_SUMMARY, _CONFIG = 'summary.json', 'config.json'
+_SUMMARY, _CONFIG, _RECORDS = 'summary.json', 'config.json', 'records.jsonl'
 _HEADER = (
     'row',
     'paper',
@@ -109,10 +112,36 @@ def reproduce(
         folder.mkdir(parents=True, exist_ok=True)
         workdir_lib.write_text(folder / _CONFIG, config_lib.to_json(_anywhere(config)))
         workdir_lib.write_text(folder / _SUMMARY, json.dumps(summary, indent=2) + '\n')
-        shutil.copyfile(path / 'metrics.jsonl', folder / f'seed={seed}.jsonl')
+        write_records(folder, seed, read(path))
     if failures:
         raise UserError(failures[0] + (f' (and {len(failures) - 1} more)' if failures[1:] else ''))
     return summary
+
+
+def write_records(folder: Path, seed: int, records: Sequence[dict[str, Any]]) -> None:
+    """Adds or replaces a seed's records; the lines of the other seeds stay as they are.
+
+    The file is written whole or not at all, whenever the process is killed.
+
+    Args:
+      folder: of the row.
+      seed: whose records they are.
+      records: of the seed's run, in their order.
+    """
+    lines = _lines_by_seed(folder) | {seed: _as_lines(seed, records)}
+    text = ''.join(line + '\n' for seed in sorted(lines) for line in lines[seed])
+    workdir_lib.write_text(folder / _RECORDS, text)
+
+
+def read_records(folder: Path, seed: int) -> list[dict[str, Any]]:
+    """Returns a seed's records, as its run wrote them; none if the seed was not run.
+
+    Args:
+      folder: of the row.
+      seed: whose records are asked for.
+    """
+    records = [json.loads(line) for line in _lines_by_seed(folder).get(seed, [])]
+    return [{k: v for k, v in record.items() if k != 'seed'} for record in records]
 
 
 def table(rows: Sequence[Row], results: Path) -> list[dict[str, Any]]:
@@ -201,10 +230,22 @@ def _anywhere(config: ConfigDict) -> ConfigDict:
 
 def _is_kept(path: Path, folder: Path, seed: int, summary: dict[str, Any]) -> bool:
     """Whether it is the very run that was measured before: a protocol can take hours."""
-    kept = folder / f'seed={seed}.jsonl'
-    if str(seed) not in summary['seeds'] or not kept.is_file():
+    if str(seed) not in summary['seeds']:
         return False
-    return kept.read_bytes() == (path / 'metrics.jsonl').read_bytes()
+    return _lines_by_seed(folder).get(seed) == _as_lines(seed, read(path))
+
+
+def _lines_by_seed(folder: Path) -> dict[int, list[str]]:
+    """The lines of a row's records, by seed, in the order of the file."""
+    path = folder / _RECORDS
+    lines: dict[int, list[str]] = {}
+    for line in path.read_text().splitlines() if path.is_file() else []:
+        lines.setdefault(json.loads(line)['seed'], []).append(line)
+    return lines
+
+
+def _as_lines(seed: int, records: Sequence[dict[str, Any]]) -> list[str]:
+    return [json.dumps({'seed': seed, **record}) for record in records]
 
 
 def _by_protocol(path: Path, entries: dict[str, ConfigDict]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from benchmarks.loop import synthetic_config
 from vision.core import mesh as mesh_lib
 from vision.data import arrays
 from vision.models import forms
@@ -13,7 +14,6 @@ from vision.models.cpu import winograd
 from vision.models.lenet import LeNet5
 from vision.models.resnet import ResNet
 from vision.preprocess import inputs
-from vision.training.benchmark import synthetic_config
 from vision.training.step import init_state, make_train_step
 
 STEPS = 40

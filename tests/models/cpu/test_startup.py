@@ -45,20 +45,23 @@ print(json.dumps([sys.orig_argv[1:], sys.argv, os.environ.get('GLIBC_TUNABLES'),
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='glibc')
 @pytest.mark.parametrize(
-    'set_by_user, expected',
+    'commands, set_by_user, expected',
     [
-        ({}, 'glibc.malloc.hugetlb=1'),
-        ({'GLIBC_TUNABLES': 'glibc.malloc.check=0'}, 'glibc.malloc.check=0'),
-        ({startup.SWITCH: '0'}, None),
+        ('experiments', {}, 'glibc.malloc.hugetlb=1'),
+        ('benchmarks', {}, 'glibc.malloc.hugetlb=1'),
+        ('experiments', {'GLIBC_TUNABLES': 'glibc.malloc.check=0'}, 'glibc.malloc.check=0'),
+        ('experiments', {startup.SWITCH: '0'}, None),
     ],
 )
-def test_a_command_asks_for_huge_pages_and_stays_what_it_was(tmp_path, set_by_user, expected):
-    package = tmp_path / 'experiments'
+def test_a_command_asks_for_huge_pages_and_stays_what_it_was(
+    tmp_path, commands, set_by_user, expected
+):
+    package = tmp_path / commands
     package.mkdir()
-    (package / '__init__.py').write_text((REPO / 'experiments/__init__.py').read_text())
+    (package / '__init__.py').write_text((REPO / commands / '__init__.py').read_text())
     (package / 'probe.py').write_text(PROBE)
     env = environment(PYTHONPATH=f'{tmp_path}:{REPO}', **set_by_user)
-    words = ['-W', 'error', '-m', 'experiments.probe', '--a=b c', '']
+    words = ['-W', 'error', '-m', f'{commands}.probe', '--a=b c', '']
     process = subprocess.Popen(
         [sys.executable, *words], env=env, cwd=tmp_path, stdout=subprocess.PIPE, text=True
     )

@@ -1,0 +1,8 @@
+"""The benchmarks, `python -m benchmarks NAME`: one file each, and the PyTorch programs that they measure beside ours."""
+
+import sys
+
+from vision.core.startup import at_start
+
+if sys.argv[0] == '-m':  # Python is on its way to the command, and nothing has been done yet
+    at_start()

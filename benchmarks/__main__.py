@@ -1,0 +1,189 @@
+"""Measures speed, here and in a peer, in turn.
+
+    python -m benchmarks throughput [train|infer] [--models=resnet50,…] [--dtypes=float32,bfloat16]
+        [--peer=torchvision|onnxruntime --peer_python=PATH] [--rounds=3] [--format=json]
+    python -m benchmarks race [--mnist=FOLDER] [--peer=torchvision --peer_python=PATH]
+    python -m benchmarks input [--peer=torchvision --peer_python=PATH]
+    python -m benchmarks end_to_end
+    python -m benchmarks predict [--models=resnet18,…]
+    python -m benchmarks startup
+    python -m benchmarks loop
+    python -m benchmarks scaling
+    python -m benchmarks search
+    python -m benchmarks gpu [--peer=torchvision --peer_python=PATH] [--batch_size=256] [--tiny]
+
+throughput: a training step, inference, or without a word both, of each model on a batch that is on the
+device, ours and the peer's in alternating processes, images per second. ONNX Runtime only infers. The
+peer's Python: `python -m venv peer && peer/bin/pip install torch torchvision` (and `onnx onnxscript
+onnxruntime`), then `--peer_python=peer/bin/python`.
+race: seconds from the start of a process to 99 % on MNIST's test set, LeNet-5, ours and plain
+PyTorch. MNIST is TFDS's, or the four IDX files in FOLDER.
+input: training batches from JPEGs, images per second.
+end_to_end: training ResNet-18 from JPEG files and on synthetic images, images per second.
+predict: classifying JPEG files (500×375, models of 224 pixels), the decoder alone and the model alone, images per second.
+startup: seconds from the start of a process to the first step of LeNet-5 and of ResNet-50, with an
+empty compilation cache and again.
+loop: the loop against its bare jitted step, ResNet-20 on synthetic images, images per second.
+scaling: images per second by batch size, memory by depth with and without recomputing, and XLA's
+count of a ResNet-50 step.
+search: 100,000 clustered vectors of 512 floats, recall@10 of the graph and milliseconds a query.
+gpu: all measurements for a GPU, each once: ResNet-50's training step and inference with MFU, epochs
+of LeNet-5 and ResNet-20, in bfloat16 and float32. Meant to take less than eight minutes, most of them
+for compilation. --tiny tries it on any machine, at sizes whose figures mean nothing.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any, Literal
+
+from absl import flags
+
+from vision.core import cli, startup
+from vision.core.errors import UserError, unknown
+
+MODELS = flags.DEFINE_list(
+    'models', None, 'of throughput and predict; all that are known (predict: resnet18)'
+)
+DTYPES = flags.DEFINE_list('dtypes', ['float32'], 'of throughput: float32, bfloat16')
+PEER = flags.DEFINE_string(
+    'peer', None, 'torchvision, or onnxruntime of throughput infer: to compare with it'
+)
+PEER_PYTHON = flags.DEFINE_string('peer_python', None, 'the Python that has the peer')
+ROUNDS = flags.DEFINE_integer('rounds', 3, 'how often each is measured (gpu: once)', 1)
+MNIST = flags.DEFINE_string('mnist', None, "of race: the folder of MNIST's IDX files; else TFDS")
+BATCH_SIZE = flags.DEFINE_integer('batch_size', 256, "of gpu: ResNet-50's", 1)
+TINY = flags.DEFINE_bool('tiny', False, 'of gpu: small sizes, to see that it runs')
+FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print')
+
+MODES: tuple[Literal['train', 'infer'], ...] = ('train', 'infer')  # of throughput
+
+
+def _throughput(*words: str) -> list[dict[str, Any]]:
+    from benchmarks import throughput
+
+    for word in words:
+        if word not in MODES:
+            raise unknown('mode of throughput', word, MODES)
+    models = list(throughput.SIZES) if MODELS.value is None else MODELS.value
+    peer = PEER.value, PEER_PYTHON.value
+    environment = startup.shipped_environment()
+    rows = []
+    for mode in (mode for mode in MODES if mode in words or not words):
+        rows += throughput.compare(mode, models, DTYPES.value, *peer, ROUNDS.value, environment)
+    return rows
+
+
+def _race() -> dict[str, Any]:
+    from benchmarks.race import race
+
+    environment = startup.shipped_environment()
+    return race(MNIST.value, PEER.value, PEER_PYTHON.value, ROUNDS.value, environment)
+
+
+def _input() -> dict[str, Any]:
+    from benchmarks.input import input_speed
+
+    return input_speed(PEER.value, PEER_PYTHON.value, ROUNDS.value)
+
+
+def _end_to_end() -> dict[str, Any]:
+    from benchmarks.end_to_end import end_to_end
+
+    return end_to_end(rounds=ROUNDS.value)
+
+
+def _predict() -> list[dict[str, Any]]:
+    from benchmarks.predict import predict_speed
+
+    return [predict_speed(name, ROUNDS.value) for name in MODELS.value or ['resnet18']]
+
+
+def _startup() -> list[dict[str, Any]]:
+    from benchmarks.startup import startup
+
+    return [startup('lenet5', 32, 128), startup('resnet50', 224, 2)]
+
+
+def _loop() -> dict[str, Any]:
+    from benchmarks.loop import loop_speed
+
+    return loop_speed(rounds=ROUNDS.value)
+
+
+def _scaling() -> dict[str, Any]:
+    from benchmarks.scaling import scaling
+
+    return scaling()
+
+
+def _search() -> dict[str, Any]:
+    from benchmarks.search import search_speed
+
+    return search_speed()
+
+
+def _gpu() -> list[dict[str, Any]]:
+    from benchmarks import throughput
+    from benchmarks.gpu import gpu
+
+    if PEER.value not in (None, 'torchvision'):
+        raise UserError(f'--peer={PEER.value}: gpu is compared with torchvision only')
+    peer = throughput.peer_command(PEER.value, PEER_PYTHON.value) if PEER.value else None
+    return gpu(BATCH_SIZE.value, TINY.value, peer, startup.shipped_environment())
+
+
+BENCHMARKS: dict[str, Callable[..., Any]] = {
+    'throughput': _throughput,
+    'race': _race,
+    'input': _input,
+    'end_to_end': _end_to_end,
+    'predict': _predict,
+    'startup': _startup,
+    'loop': _loop,
+    'scaling': _scaling,
+    'search': _search,
+    'gpu': _gpu,
+}
+
+
+def main(argv: list[str]) -> None:
+    """Runs one benchmark and prints its figures."""
+    if len(argv) < 2:
+        raise UserError(f'name one benchmark: {", ".join(BENCHMARKS)}')
+    name, *words = argv[1:]
+    if name not in BENCHMARKS:
+        raise unknown('benchmark', name, BENCHMARKS)
+    if len(words) > (name == 'throughput'):
+        raise UserError(f'unexpected argument {words[-1]!r}; options are --name=value, see --help')
+    result = BENCHMARKS[name](*words)
+    if FORMAT.value == 'json':
+        print(json.dumps(result))
+        return
+    print(_text(result))
+
+
+def _text(result: Any) -> str:
+    """A table of rows; of a dict a line for each figure, and its tables."""
+    if isinstance(result, list):
+        names = [name for name in result[0] if name != 'rounds']
+        rows = [{name: name for name in names}, *result]
+        return '\n'.join('  '.join(f'{_show(row[name]):>12}' for name in names) for row in rows)
+    parts = []
+    for name, value in result.items():
+        is_table = isinstance(value, list) and value and isinstance(value[0], dict)
+        parts.append(f'{name}\n{_text(value)}' if is_table else f'{name:>12}  {_show(value)}')
+    return '\n'.join(parts)
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, float):
+        return f'{value:.4g}' if abs(value) < 1 else f'{value:,.2f}'
+    if isinstance(value, dict):
+        return ', '.join(f'{name} {_show(part)}' for name, part in value.items())
+    if isinstance(value, list):
+        return ' '.join(map(_show, value))
+    return '-' if value is None else str(value)
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -1,0 +1,167 @@
+"""The throughput of training input from JPEGs, here and in torchvision, measured in turn.
+
+The work: 500×375 JPEGs of 60 to 100 KB → random_resized_crop(224), flip → uint8 batches of 100.
+"""
+
+import functools
+import io
+import json
+import os
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vision.core import startup
+from vision.core.errors import UserError
+from vision.data.source import FileSource
+
+OPS = 'decode|random_resized_crop(224)|flip_lr'
+_BATCH = 100
+_FILES = 400
+_WARM_UP = 4  # batches
+_TIMED = 30
+
+# Both run in the peer's Python, which has none of this project's packages.
+_PEER = """
+import sys, time, torch, torchvision
+from torchvision import transforms as T
+folder, workers, batch, warm_up, timed = sys.argv[1], *map(int, sys.argv[2:])
+transform = T.Compose([T.RandomResizedCrop(224), T.RandomHorizontalFlip(), T.PILToTensor()])
+images = torchvision.datasets.ImageFolder(folder, transform)
+repeats = -(-batch * (warm_up + timed + 2 * workers) // len(images))
+images = torch.utils.data.ConcatDataset([images] * repeats)
+batches = iter(torch.utils.data.DataLoader(images, batch, shuffle=True, num_workers=workers))
+for _ in range(warm_up):
+    next(batches)
+begin = time.perf_counter()
+for _ in range(timed):
+    next(batches)
+print(batch * timed / (time.perf_counter() - begin))
+"""
+
+
+def input_speed(peer: str | None, peer_python: str | None, rounds: int) -> dict[str, Any]:
+    """Measures the input pipeline.
+
+    Args:
+      peer: 'torchvision' or None.
+      peer_python: the Python that has torchvision.
+      rounds: how often the candidates are measured, one after the other.
+
+    Returns:
+      `{'ours': …, 'simplejpeg': … or None, 'peer': … or None, 'ratio': … or None}`, images per
+      second, the median of the rounds, and every reading under 'rounds'. simplejpeg, where it is
+      installed, is libjpeg-turbo alone, decoding whole images at the least of its scales that has
+      224 pixels on each side, with the fast DCT, on as many threads as there are cores.
+
+    Raises:
+      UserError: an unknown peer, or one that does not run.
+    """
+    if peer not in (None, 'torchvision'):
+        raise UserError(f'--peer={peer}: the only peer is torchvision')
+    with tempfile.TemporaryDirectory() as folder:
+        source = make_jpegs(Path(folder))
+        cores = len(os.sched_getaffinity(0))
+        candidates: dict[str, Callable[[], float]] = {'ours': lambda: _ours(source)}
+        if _has_simplejpeg():
+            candidates['simplejpeg'] = lambda: _simplejpeg(source, cores)
+        if peer:
+            candidates['peer'] = lambda: _peer(folder, peer_python or 'python', cores)
+        readings: dict[str, list[float]] = {name: [] for name in candidates}
+        for _ in range(rounds):
+            for name, measure in candidates.items():
+                readings[name].append(measure())
+    medians = {name: float(np.median(values)) for name, values in readings.items()}
+    result: dict[str, Any] = {k: medians.get(k) for k in ('ours', 'simplejpeg', 'peer')}
+    result['ratio'] = medians['ours'] / medians['peer'] if peer else None
+    return {**result, 'cores': cores, 'rounds': readings}
+
+
+def make_jpegs(folder: Path, count: int = _FILES) -> FileSource:
+    """Cuts JPEGs of 500×375 and 60 to 100 KB from scikit-learn's photographs, in two classes."""
+    from PIL import Image
+    from sklearn.datasets import load_sample_images
+
+    photos = load_sample_images().images
+    rng = np.random.default_rng(0)
+    paths = []
+    for i in range(count):
+        photo = photos[i % len(photos)]
+        side = rng.integers(300, 420)
+        y, x = (rng.integers(limit) for limit in (427 - side, 640 - side * 4 // 3))
+        crop = Image.fromarray(photo[y : y + side, x : x + side * 4 // 3])
+        image = np.asarray(crop.resize((500, 375), Image.Resampling.BICUBIC), float)
+        grainy = image + rng.normal(0, 6, (375, 500, 1))
+        path = folder / f'class{i % 2}' / f'{i:04}.jpg'
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(_encode(Image.fromarray(np.clip(grainy, 0, 255).astype(np.uint8))))
+        paths.append(str(path))
+    labels = np.arange(count, dtype=np.int32) % 2
+    return FileSource('benchmark', ('class0', 'class1'), tuple(paths), labels)
+
+
+def _encode(image: Any) -> bytes:
+    """The JPEG of the highest quality below 95 KB."""
+    for quality in range(95, 30, -3):
+        buffer = io.BytesIO()
+        image.save(buffer, 'JPEG', quality=quality)
+        if buffer.tell() < 95_000:
+            break
+    return buffer.getvalue()
+
+
+def _ours(source: FileSource) -> float:
+    from vision.preprocess.pipeline import train_batches
+
+    return _rate(train_batches(source, OPS, batch_size=_BATCH, seed=0))
+
+
+def _rate(batches: Iterator[Any]) -> float:
+    for _ in range(_WARM_UP):
+        next(batches)
+    begin = time.perf_counter()
+    for _ in range(_TIMED):
+        next(batches)
+    return _BATCH * _TIMED / (time.perf_counter() - begin)
+
+
+def _has_simplejpeg() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec('simplejpeg') is not None
+
+
+def _simplejpeg(source: FileSource, threads: int) -> float:
+    import concurrent.futures
+
+    import simplejpeg
+
+    decode = functools.partial(
+        simplejpeg.decode_jpeg, fastdct=True, fastupsample=True, min_height=224, min_width=224
+    )
+    data = [Path(path).read_bytes() for path in source.paths] * 4
+    with concurrent.futures.ThreadPoolExecutor(threads) as pool:
+        begin = time.perf_counter()
+        decoded = sum(pool.map(lambda d: len(decode(d)) > 0, data))
+        return decoded / (time.perf_counter() - begin)
+
+
+def _peer(folder: str, python: str, workers: int) -> float:
+    arguments = [folder, *map(str, (workers, _BATCH, _WARM_UP, _TIMED))]
+    try:
+        done = subprocess.run(
+            [python, '-c', _PEER, *arguments],
+            env=startup.shipped_environment(),
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError) as e:
+        lines = (getattr(e, 'stderr', None) or str(e)).strip().splitlines()
+        raise UserError(f'--peer_python={python}: {lines[-1]}') from None
+    return float(json.loads(done.stdout.strip().splitlines()[-1]))

@@ -1,0 +1,103 @@
+"""The throughput of classifying files, beside that of the decoder alone and of the model alone."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from benchmarks.input import make_jpegs
+from vision.core import mesh as mesh_lib
+from vision.core.config import default_config
+from vision.data.source import FileSource
+from vision.evaluation.run import Run, init_variables, run_once
+from vision.models import create_model
+from vision.prediction.classifier import Classifier
+from vision.prediction.feed import Feed
+
+
+def predict_speed(name: str, rounds: int, images: int = 1000) -> dict[str, Any]:
+    """Classifies 500×375 JPEGs with a model of random weights, and times its two halves alone.
+
+    Args:
+      name: of a model that is fed 224 pixels, 1,000 classes.
+      rounds: how often each is measured, in turn.
+      images: how many files are classified.
+
+    Returns:
+      `{'model', 'predict', 'decoder', 'bare_model'}`, images per second, medians;
+      `of_slower`, predict over the slower of the two; `of_bound`, predict over
+      1 / (1 / decoder + 1 / bare_model), all that is left where both share the same cores.
+
+    Raises:
+      UserError: an unknown model, or one that cannot be fed 224 pixels.
+    """
+    run = _random_run(name)
+    classifier, feed = Classifier(run), Feed(run)
+    with tempfile.TemporaryDirectory() as folder:
+        few = make_jpegs(Path(folder))
+        source = _repeated(few, images)
+        batch = next(iter(feed.source(source).batches))['image']
+        model = jax.jit(classifier.probabilities)
+
+        def classify() -> int:
+            return sum(1 for _ in classifier.classify_source(source))
+
+        def decode() -> int:
+            for _ in feed.source(source).batches:
+                pass
+            return images
+
+        def compute() -> int:
+            calls = -(-images // len(batch))
+            for _ in range(calls):
+                jax.block_until_ready(model(classifier.variables, batch))
+            return calls * len(batch)
+
+        measured = {'predict': classify, 'decoder': decode, 'bare_model': compute}
+        list(classifier.classify_source(_repeated(few, 2 * len(batch))))  # compiles
+        jax.block_until_ready(model(classifier.variables, batch))
+        median = _in_turn(measured, rounds)
+    slower = min(median['decoder'], median['bare_model'])
+    bound = 1 / (1 / median['decoder'] + 1 / median['bare_model'])
+    predict = median['predict']
+    return {'model': name, **median, 'of_slower': predict / slower, 'of_bound': predict / bound}
+
+
+def _in_turn(measured: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
+    """The median rate of each, whose function returns how many images it went through."""
+    rates: dict[str, list[float]] = {what: [] for what in measured}
+    for _ in range(rounds):
+        for what, work in measured.items():
+            begin = time.perf_counter()
+            count = work()
+            rates[what].append(count / (time.perf_counter() - begin))
+    return {what: float(np.median(values)) for what, values in rates.items()}
+
+
+def _random_run(name: str) -> Run:
+    config = default_config()
+    config.preprocess.eval = 'decode|resize_small(256)|central_crop(224)'
+    config.evaluation.batch_size = 32
+    names, shape, mesh = tuple(map(str, range(1000))), (224, 224, 3), mesh_lib.make_mesh()
+    model = create_model(name, num_classes=len(names))
+    variables = run_once(lambda: init_variables(model, shape, jax.random.key(0)))
+    return Run(
+        path=Path('benchmark'),
+        config=config,
+        class_names=names,
+        image_shape=None,
+        input_shape=shape,
+        step=0,
+        model=model,
+        variables=mesh_lib.put_replicated(variables, mesh),
+        mesh=mesh,
+    )
+
+
+def _repeated(source: FileSource, count: int) -> FileSource:
+    paths = (source.paths * -(-count // len(source.paths)))[:count]
+    return FileSource('files', (), paths, np.full(count, -1))

@@ -1,0 +1,55 @@
+"""The latency and the recall of the search index, exact and as a graph."""
+
+import time
+from typing import Any
+
+import numpy as np
+
+from vision.search.index import Index, create
+
+_SIZE, _CLUSTERS, _QUERIES, _SPREAD = 512, 1000, 500, 0.5
+
+
+def search_speed(count: int = 100_000) -> dict[str, Any]:
+    """Searches for the 10 nearest of new vectors, one at a time, exactly and in a graph.
+
+    Args:
+      count: vectors in the index, of 512 floats, in 1,000 clusters whose spread is half the
+        spread of their centres.
+
+    Returns:
+      `{'vectors', 'size', 'recall@10' of the graph, 'build_seconds', 'ms_exact' and 'ms_hnsw'
+      (a query)}`.
+    """
+    rng = np.random.default_rng(0)
+    centres = rng.normal(size=(_CLUSTERS, _SIZE)).astype(np.float32)
+
+    def draw(n: int) -> np.ndarray:
+        noise = rng.normal(size=(n, _SIZE), scale=_SPREAD).astype(np.float32)
+        return centres[rng.integers(_CLUSTERS, size=n)] + noise
+
+    stored, asked = draw(count), draw(_QUERIES)
+    exact, graph = (create({}, _SIZE, hnsw=hnsw) for hnsw in (False, True))
+    names = list(map(str, range(count)))
+    exact.add(names, stored)
+    begin = time.perf_counter()
+    graph.add(names, stored)
+    seconds = time.perf_counter() - begin
+    right, exact_ms = _search(exact, asked)
+    found, graph_ms = _search(graph, asked)
+    hits = [len(a & b) / len(a) for a, b in zip(right, found, strict=True)]
+    return {
+        'vectors': count,
+        'size': _SIZE,
+        'recall@10': float(np.mean(hits)),
+        'build_seconds': seconds,
+        'ms_exact': exact_ms,
+        'ms_hnsw': graph_ms,
+    }
+
+
+def _search(index: Index, asked: np.ndarray) -> tuple[list[set[int]], float]:
+    """The 10 nearest of each vector, and the milliseconds that one took."""
+    begin = time.perf_counter()
+    found = [{i for i, _ in index.search(vector[None], 10)[0]} for vector in asked]
+    return found, 1000 * (time.perf_counter() - begin) / len(asked)

@@ -1,0 +1,270 @@
+"""The throughput of training and inference by model, beside a peer: each in processes of its own, in turn."""
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from vision.core.errors import UserError
+
+Mode = Literal['train', 'infer']
+
+# Pixels, channels and images a batch: what the figures of `docs/performance.md` are for.
+SIZES = {
+    'resnet50': (224, 3, 16),
+    'resnet18': (224, 3, 16),
+    'googlenet': (224, 3, 16),
+    'vgg16': (224, 3, 8),
+    'alexnet': (224, 3, 32),
+    'lenet5': (28, 1, 128),
+}
+PEERS: dict[Mode, tuple[str, ...]] = {
+    'train': ('torchvision',),
+    'infer': ('torchvision', 'onnxruntime'),
+}
+_PEER = Path(__file__).with_name('torch_throughput.py')
+_OURS = """
+import sys
+from vision.core import startup
+startup.tune()
+startup.use_compilation_cache()
+from benchmarks.throughput import measure
+print(measure(*sys.argv[1:4], *map(int, sys.argv[4:])))
+"""
+# Peak of dense products in bfloat16, FLOP/s, by a part of the device's kind: the makers' data sheets.
+PEAKS = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12, 'L4': 121e12, 'TPU v4': 275e12}
+_SECONDS = 6.0  # of steps that are timed, and at least so many:
+_STEPS = 5
+
+
+def compare(
+    mode: Mode,
+    models: Sequence[str],
+    dtypes: Sequence[str],
+    peer: str | None,
+    peer_python: str | None,
+    rounds: int,
+    peer_env: Mapping[str, str] | None = None,
+) -> list[dict[str, Any]]:
+    """Measures each model and its peer alternately.
+
+    Args:
+      mode: one update of the parameters, or probabilities with BatchNorm folded.
+      models: of `SIZES`.
+      dtypes: 'float32' and 'bfloat16' (the peer's autocast).
+      peer: 'torchvision', or 'onnxruntime' in inference, or None.
+      peer_python: the Python that has it.
+      rounds: processes of each.
+      peer_env: the environment of the peer; this process's if None.
+
+    Returns:
+      For each model and type `ours` and `peer`, images per second, the medians of the rounds;
+      `ratio` of them; `spread`, the largest of ours over the smallest; `mfu`, the model's FLOPs over
+      the peak of the device, where it is known; all readings under 'rounds'.
+
+    Raises:
+      UserError: an unknown model, type or peer, or a process that fails.
+    """
+    if not models or not dtypes:
+        raise UserError('--models or --dtypes is empty')
+    for name, values, known in [
+        ('models', models, SIZES),
+        ('dtypes', dtypes, ('float32', 'bfloat16')),
+        ('peer', [peer] if peer else [], PEERS[mode]),
+    ]:
+        for value in values:
+            if value not in known:
+                raise UserError(f'--{name}: no {value!r} in {mode}; there are {", ".join(known)}')
+    if peer == 'onnxruntime' and 'bfloat16' in dtypes:
+        raise UserError('--dtypes: ONNX Runtime is measured in float32 only')
+    command = peer_command(peer, peer_python) if peer else None
+    return [
+        _compare(mode, model, dtype, command, rounds, peer_env)
+        for model in models
+        for dtype in dtypes
+    ]
+
+
+def peer_command(peer: str, python: str | None) -> list[str]:
+    """The command line that measures a peer, before mode, model, type, pixels, channels and batch."""
+    return [python or 'python', str(_PEER), peer]
+
+
+def _compare(
+    mode: Mode,
+    model: str,
+    dtype: str,
+    peer: Sequence[str] | None,
+    rounds: int,
+    peer_env: Mapping[str, str] | None,
+) -> dict[str, Any]:
+    readings: dict[str, list[Any]] = {'ours': [], 'peer': []}
+    for _ in range(rounds):
+        words = mode, model, dtype, *SIZES[model]
+        readings['ours'].append(measure_apart(*words))
+        if peer:
+            readings['peer'].append(measure_apart(*words, peer=peer, env=peer_env))
+    ours = [reading['rate'] for reading in readings['ours']]
+    peers = [reading['rate'] for reading in readings['peer']]
+    medians = statistics.median(ours), statistics.median(peers) if peers else None
+    return {
+        'model': model,
+        'mode': mode,
+        'dtype': dtype,
+        'batch': SIZES[model][2],
+        'ours': medians[0],
+        'peer': medians[1],
+        'ratio': medians[0] / medians[1] if medians[1] else None,
+        'spread': max(ours) / min(ours),
+        'mfu': mfu(readings['ours'][0], medians[0]),
+        'device': readings['ours'][0]['device'],
+        'rounds': {'ours': ours, 'peer': peers},
+    }
+
+
+def show(who: str, mode: str, model: str, dtype: str, reading: Mapping[str, Any]) -> None:
+    """Tells the terminal of a reading while others are still to come."""
+    rate = f'{reading["rate"]:,.2f} images/s'
+    print(f'{model}, {mode}, {dtype}: {who} {rate}', file=sys.stderr, flush=True)
+
+
+def mfu(reading: Mapping[str, Any], rate: float) -> float | None:
+    """The model's FLOPs at `rate` images per second over the device's peak in bfloat16, if it is known."""
+    return reading['flops_per_image'] * rate / reading['peak'] if reading['peak'] else None
+
+
+def measure_apart(
+    mode: Mode,
+    model: str,
+    dtype: str,
+    size: int,
+    channels: int,
+    batch: int,
+    peer: Sequence[str] | None = None,
+    env: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """What `measure` returns, or what a peer (`peer_command`) prints, from a process of its own in `env`."""
+    command = peer or [sys.executable, '-c', _OURS]
+    reading = run_process([*command, mode, model, dtype, *map(str, (size, channels, batch))], env)
+    show('peer' if peer else 'ours', mode, model, dtype, reading)
+    return reading
+
+
+def run_process(words: Sequence[str], env: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Runs a measurement in a process of its own and returns the JSON of its last line.
+
+    Args:
+      words: of its command line.
+      env: its environment; this process's if None.
+
+    Raises:
+      UserError: it cannot be started, or fails; with the last line of what it says.
+    """
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, check=True, env=env)
+    except (OSError, subprocess.CalledProcessError) as e:
+        lines = (getattr(e, 'stderr', None) or str(e)).strip().splitlines()
+        raise UserError(f'{words[0]}: {lines[-1]}') from None
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def measure(mode: Mode, model: str, dtype: str, size: int, channels: int, batch: int) -> str:
+    """Measures one model in this process.
+
+    Returns:
+      JSON: `rate`, images per second by the median step, `device`, its `peak` in FLOP/s or null, and
+      `flops_per_image`: two for each multiplication of the forward pass, three times that in training.
+    """
+    import jax
+
+    from vision.models.summary import count
+
+    make = {'train': _training, 'infer': _inference}[mode]
+    step = make(model, dtype, size, channels, batch)
+    jax.block_until_ready(step())
+    jax.block_until_ready(step())
+    seconds: list[float] = []
+    while len(seconds) < _STEPS or sum(seconds) < _SECONDS:
+        began = time.perf_counter()
+        jax.block_until_ready(step())
+        seconds.append(time.perf_counter() - began)
+    macs = count(model, _network(model, 'float32', size), (size, size, channels)).macs
+    kind = jax.devices()[0].device_kind
+    return json.dumps(
+        {
+            'rate': batch / statistics.median(seconds),
+            'device': kind,
+            'peak': next((peak for name, peak in PEAKS.items() if name in kind), None),
+            'flops_per_image': macs * (6 if mode == 'train' else 2),
+        }
+    )
+
+
+def classes(size: int) -> int:
+    """How many classes are told apart in images of that size: ImageNet's, or MNIST's and CIFAR-10's."""
+    return 1000 if size > 32 else 10
+
+
+def _network(model: str, dtype: str, size: int) -> Any:
+    from vision.models.registry import create_model
+
+    arguments = {'padding': 2} if model == 'lenet5' and size == 28 else {}
+    return create_model(model, num_classes=classes(size), dtype=dtype, **arguments)
+
+
+def _training(model: str, dtype: str, size: int, channels: int, batch: int) -> Callable[[], Any]:
+    """One update of the parameters, the batch on the device."""
+    import numpy as np
+    import optax
+
+    from benchmarks.loop import synthetic_config
+    from vision.core import mesh as mesh_lib
+    from vision.training.step import init_state, make_train_step
+
+    config = synthetic_config(model, size, batch)
+    network = _network(model, dtype, size)
+    mesh = mesh_lib.make_mesh()
+    schedule = optax.constant_schedule(1e-3)
+    optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(schedule, momentum=0.9))
+    state = init_state(network, optimizer, config, (size, size, channels), mesh)
+    train_step = make_train_step(network, optimizer, schedule, config, mesh)
+    rng = np.random.default_rng(0)
+    batches = {
+        'image': rng.integers(0, 256, (batch, size, size, channels), np.uint8),
+        'label': rng.integers(0, classes(size), batch, np.int32),
+        'id': np.arange(batch, dtype=np.int32),
+        'mask': np.ones(batch, np.float32),
+    }
+    examples = mesh_lib.put_batch(batches, mesh)
+
+    def step() -> Any:
+        nonlocal state
+        state, metrics = train_step(state, examples)
+        return metrics
+
+    return step
+
+
+def _inference(model: str, dtype: str, size: int, channels: int, batch: int) -> Callable[[], Any]:
+    """Probabilities of images on the device, by the form that predicts."""
+    import jax
+    import jax.numpy as jnp
+
+    from vision.evaluation.run import init_variables, run_once
+    from vision.models.weights.fold import fold_batch_norm
+
+    network = _network(model, dtype, size)
+    shape = (size, size, channels)
+    variables = run_once(lambda: init_variables(network, shape, jax.random.key(0)))
+    folded, variables = fold_batch_norm(network, variables, shape)
+    images = jax.random.normal(jax.random.key(1), (batch, *shape))
+
+    @jax.jit
+    def probabilities(variables: Any, images: jax.Array) -> jax.Array:
+        return jax.nn.softmax(folded.apply(variables, images, train=False)[0].astype(jnp.float32))
+
+    return lambda: probabilities(variables, images)

@@ -1,0 +1,113 @@
+"""The peer's side of `benchmarks.throughput`, run by a Python that has PyTorch and torchvision.
+
+    python torch_throughput.py torchvision train|infer MODEL float32|bfloat16 PIXELS CHANNELS BATCH
+    python torch_throughput.py onnxruntime infer MODEL float32 PIXELS CHANNELS BATCH
+
+It imports nothing of this project. ONNX Runtime gets torchvision's model, exported by PyTorch.
+"""
+
+import contextlib
+import json
+import statistics
+import sys
+import tempfile
+import time
+
+_SECONDS = 6.0
+_STEPS = 5
+
+
+def main(peer, mode, name, dtype, size, channels, batch):
+    """Prints JSON with `rate`, images per second by the median step, eager, as its users would run it."""
+    import torch
+
+    on_gpu = torch.cuda.is_available() and peer == 'torchvision'
+    device = 'cuda' if on_gpu else 'cpu'
+    classes = 1000 if channels == 3 else 10
+    model = _make(name, classes).to(device)
+    images = torch.randn(batch, channels, size, size, device=device)
+    if on_gpu:  # what PyTorch's guides advise for convolutional nets
+        torch.backends.cudnn.benchmark = True
+        model = model.to(memory_format=torch.channels_last)
+        images = images.to(memory_format=torch.channels_last)
+    labels = torch.randint(0, classes, (batch,), device=device)
+    autocast = torch.autocast(device, torch.bfloat16) if dtype == 'bfloat16' else None
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4)
+
+    def train():
+        optimizer.zero_grad()
+        with autocast or contextlib.nullcontext():
+            outputs = model(images)
+            heads = [(outputs, 1.0)]
+            if isinstance(outputs, tuple):  # GoogLeNet's auxiliary logits
+                weights = 1.0, 0.3, 0.3
+                heads = list(zip(outputs, weights, strict=True))
+            loss = sum(w * torch.nn.functional.cross_entropy(o, labels) for o, w in heads)
+        loss.backward()
+        optimizer.step()
+
+    def infer():
+        with torch.inference_mode(), autocast or contextlib.nullcontext():
+            model(images).softmax(-1)
+
+    model.train(mode == 'train')
+    step = train if mode == 'train' else infer
+    if peer == 'onnxruntime':
+        step = _onnx_step(model, images)
+    seconds = []
+    for i in range(10**9):
+        began = time.perf_counter()
+        step()
+        if device == 'cuda':
+            torch.cuda.synchronize()
+        if i >= 2:
+            seconds.append(time.perf_counter() - began)
+        if len(seconds) >= _STEPS and sum(seconds) >= _SECONDS:
+            break
+    print(json.dumps({'rate': batch / statistics.median(seconds)}))
+
+
+def _onnx_step(model, images):
+    """Probabilities by ONNX Runtime on CPU, which folds BatchNorm itself."""
+    import onnxruntime
+    import torch
+
+    probabilities = torch.nn.Sequential(model, torch.nn.Softmax(-1)).eval()
+    with tempfile.NamedTemporaryFile(suffix='.onnx') as file, contextlib.redirect_stdout(None):
+        torch.onnx.export(probabilities, (images,), file.name, dynamo=True, external_data=False)
+        session = onnxruntime.InferenceSession(file.name, providers=['CPUExecutionProvider'])
+    feed = {session.get_inputs()[0].name: images.numpy()}
+    return lambda: session.run(None, feed)
+
+
+def _make(name, classes):
+    if name == 'lenet5':
+        return lenet5(classes)
+    import torchvision
+
+    arguments = {'init_weights': False} if name == 'googlenet' else {}
+    return getattr(torchvision.models, name)(num_classes=classes, **arguments)
+
+
+def lenet5(classes):
+    """LeNet-5 for images of 28 x 28, which torchvision has not."""
+    from torch import nn
+
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(400, 120),
+        nn.ReLU(),
+        nn.Linear(120, 84),
+        nn.ReLU(),
+        nn.Linear(84, classes),
+    )
+
+
+if __name__ == '__main__':
+    main(*sys.argv[1:5], *map(int, sys.argv[5:]))

@@ -1,0 +1,85 @@
+"""What the benchmarks of the loop, of a GPU and of scaling make of their readings, and that they run."""
+
+import jax.numpy as jnp
+import pytest
+
+from benchmarks import end_to_end, gpu, scaling, startup, throughput
+from benchmarks.input import make_jpegs
+from vision.models import forms
+
+
+def test_the_loop_is_fed_from_files(monkeypatch):
+    monkeypatch.setattr(end_to_end, '_TIMED', 2)
+    monkeypatch.setattr(end_to_end, 'make_jpegs', lambda folder: make_jpegs(folder, 40))
+    result = end_to_end.end_to_end('lenet5', 32, 4, rounds=1)
+    assert result['files'] > 0 and result['synthetic'] > 0
+    assert result['ratio'] == pytest.approx(result['files'] / result['synthetic'])
+
+
+@pytest.mark.slow
+def test_a_start_ends_with_its_first_step():
+    found = startup.startup('lenet5', 32, 4)
+    assert found['cold'] > 0 and found['ratio'] == pytest.approx(found['warm'] / found['cold'])
+
+
+def test_a_gpu_gets_resnet50_with_mfu_and_epochs(monkeypatch):
+    h100 = {'device': 'NVIDIA H100', 'rate': 2000.0, 'peak': 989e12, 'flops_per_image': 24.5e9}
+    calls = []
+
+    def run(words, env=None):
+        calls.append(words[3:])
+        return h100
+
+    monkeypatch.setattr(throughput, 'run_process', run)
+    rows = gpu.gpu(batch_size=64)
+    assert [(row['model'], row['mode'], row['dtype']) for row in rows] == [
+        (model, mode, dtype)
+        for model, mode in [
+            ('resnet50', 'train'),
+            ('resnet50', 'infer'),
+            ('lenet5', 'epoch'),
+            ('resnet20', 'epoch'),
+        ]
+        for dtype in ('bfloat16', 'float32')
+    ]
+    assert calls[0] == ['train', 'resnet50', 'bfloat16', '224', '3', '64']
+    assert calls[-1] == ['resnet20', 'float32', '32', '3', '128', '50000']
+    assert rows[0]['mfu'] == pytest.approx(2000 * 24.5e9 / 989e12) and rows[0]['seconds'] is None
+    assert rows[0]['peer'] is None and rows[0]['ratio'] is None
+    assert rows[-1]['seconds'] == 25.0 and rows[-1]['device'] == 'NVIDIA H100'
+
+
+def test_a_peer_s_resnet50_is_measured_after_ours(monkeypatch):
+    order = []
+
+    def run(words, env=None):
+        order.append('peer' if words[0] == 'torch' else 'ours')
+        return {'device': 'cpu', 'rate': 30.0 / len(order), 'peak': None, 'flops_per_image': 1.0}
+
+    monkeypatch.setattr(throughput, 'run_process', run)
+    rows = gpu.gpu(tiny=True, peer=throughput.peer_command('torchvision', 'torch'))
+    assert order == ['ours', 'peer'] * 4 + ['ours'] * 4
+    assert (rows[0]['rate'], rows[0]['peer'], rows[0]['ratio']) == (30.0, 15.0, 2.0)
+    assert rows[-1]['peer'] is None
+
+
+def test_xla_counts_what_is_counted_by_hand():
+    """A training step is three forward passes, but for the input gradient of the first layer."""
+    with forms.xla_only():
+        cost = scaling.step_cost('lenet5', 32, 64)
+    assert 0.6 < cost['gflop'] / cost['gflop_by_hand'] < 1.1
+    assert cost['mb_accessed'] > 4 * 32 * 32 * 3 / 1e6
+
+
+def test_memory_is_of_the_step_and_grows_with_the_batch():
+    small, large = (
+        scaling.compile_step('lenet5', 32, batch, dtype=jnp.float32).memory_analysis()
+        for batch in (64, 128)
+    )
+    assert 1.5 < large.temp_size_in_bytes / small.temp_size_in_bytes < 2.5
+
+
+def test_speed_by_batch_has_a_row_for_each(monkeypatch):
+    monkeypatch.setattr(throughput, 'measure_apart', lambda *words: {'rate': 10.0 * words[-1]})
+    rows = scaling.by_batch((16, 32))
+    assert [(row['batch'], row['rate']) for row in rows] == [(16, 160.0), (32, 320.0)]

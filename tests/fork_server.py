@@ -56,6 +56,10 @@ def _start(request: dict) -> int:
         # As `python -m` has it: the working directory, then PYTHONPATH.
         paths = [request['cwd'], *request['env'].get('PYTHONPATH', '').split(os.pathsep)]
         sys.path[:0] = [path for path in paths if path]
+        if 'PYTHONIOENCODING' in os.environ:
+            encoding, _, errors = os.environ['PYTHONIOENCODING'].partition(':')
+            for stream in (sys.stdout, sys.stderr):
+                stream.reconfigure(encoding=encoding, errors=errors or None)
         sys.argv = list(request['start'])
         _leave(_run_main(sys.argv[0]))
     return child

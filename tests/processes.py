@@ -16,7 +16,7 @@ REPO = Path(__file__).parent.parent
 LESS_EFFORT = '--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true'
 
 # Variables that a fork can be given: all others are read while Python, JAX or TensorFlow starts.
-_FORKABLE = {'XLA_FLAGS', 'COLUMNS', 'PYTHONPATH'}
+_FORKABLE = {'XLA_FLAGS', 'COLUMNS', 'PYTHONPATH', 'PYTHONIOENCODING'}
 
 
 def command(module: str, *args: object) -> list[str]:
@@ -47,6 +47,8 @@ class Process:
     def __init__(self, module: str, *args: object, devices: int = 1, cwd=REPO, **env: str):
         self._folder = tempfile.TemporaryDirectory(prefix='vision-test-')
         out, err = (f'{self._folder.name}/{name}' for name in ('stdout', 'stderr'))
+        for path in (out, err):
+            Path(path).touch()
         self._words = [module, *map(str, args)]
         self._own, self.returncode = None, None
         full = environment(devices, **env)

@@ -70,7 +70,7 @@ def test_a_map_of_c3_sees_only_its_maps_of_s2(lenet):
         return model.apply(variables, x, train=False)[1]['c3'].sum((0, 1, 2))
 
     zeros = model.init(jax.random.key(0), x, train=False)['perturbations']
-    sensitivity = jax.jacobian(third_layer)(zeros)['s2']
+    sensitivity = jax.jit(jax.jacobian(third_layer))(zeros)['s2']
     connected = np.abs(sensitivity).max((1, 2, 3)) > 0
     for target, maps in enumerate(C3_INPUTS):
         assert tuple(np.flatnonzero(connected[target])) == maps

@@ -46,7 +46,11 @@ class Run:
     [
         (LeNet5(num_classes=10), 0.01),
         # 1x1, 3x3 and a padded pool; wide enough for Winograd.
-        (ResNet(num_classes=10, stage_sizes=(1,), widths=(64,), block='bottleneck'), 0.01),
+        pytest.param(
+            ResNet(num_classes=10, stage_sizes=(1,), widths=(64,), block='bottleneck'),
+            0.01,
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=['lenet5', 'resnet'],
 )

@@ -59,6 +59,7 @@ from vision.data import arrays
 
 config = get_config()
 config.training.duration, config.training.eval_every = '60 steps', '30 steps'
+config.preprocess.train = 'resize(32)'
 config.schedule.warmup = '5 steps'
 results = train(config, sys.argv[1])
 assert evaluate_run(load_run(sys.argv[1]))['top1'] == results['test']['top1']
@@ -71,6 +72,7 @@ assert not any(m.split('.')[0].startswith('tensorflow') for m in sys.modules)
     run(no_tensorflow, code, str(tmp_path))
 
 
+@pytest.mark.slow
 def test_what_a_gpu_is_measured_by_needs_no_tensorflow(no_tensorflow):
     code = """
 from benchmarks import gpu, loop, throughput

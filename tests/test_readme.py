@@ -21,6 +21,7 @@ SHORT = {
     'experiments.sweep': (
         '--config.training.duration=1 epochs',
         '--config.schedule.warmup=0 steps',
+        '--config.preprocess.train=',
     ),
 }
 

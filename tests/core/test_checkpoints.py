@@ -149,6 +149,7 @@ def test_a_disk_that_is_full_stops_the_run_and_the_last_checkpoint_restores(tmp_
     """A limit on the size of files stands in for the full disk: writing fails in the same place."""
     flags = (
         '--config=configs/digits_lenet5.py', '--config.training.checkpoint_every=20 steps',
+        '--config.preprocess.train=resize(32)|translate(3)',
         '--config.schedule.warmup=5 steps', '--config.training.duration=60 steps',
         f'--workdir={tmp_path}',
     )  # fmt: skip

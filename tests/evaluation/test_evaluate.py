@@ -110,6 +110,7 @@ def trained(tmp_path_factory):
     done = run_module(
         'experiments.train',
         f'--config={config}',
+        '--config.preprocess.train=resize(32)|translate(3)',
         '--config.training.ema_decay=0.9',
         '--config.training.duration=40 steps',
         '--config.evaluation.batch_size=64',

@@ -86,6 +86,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     done = run_module(
         'experiments.train', DIGITS, f'--workdir={tmp_path}', '--config.optimizer.lr=1e18',
         '--config.schedule.warmup=20 steps', '--config.training.duration=60 steps',
+        '--config.preprocess.train=resize(32)',
         '--config.training.checkpoint_every=1 steps',
     )  # fmt: skip
     assert done.returncode == 2

@@ -71,7 +71,7 @@ slow = pytest.mark.slow
     [
         ('lenet5', 32, 1, 'stage2'),
         ('lenet5_1998', 32, 1, 's4'),
-        ('resnet20', 16, 3, 'stage3'),
+        pytest.param('resnet20', 16, 3, 'stage3', marks=slow),
         pytest.param('alexnet', 64, 3, 'stage4', marks=slow),
         pytest.param('vgg11', 64, 3, 'stage5', marks=slow),
         pytest.param('vgg_a', 64, 3, 'stage5', marks=slow),

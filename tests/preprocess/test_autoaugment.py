@@ -113,7 +113,7 @@ def test_trivialaugment_covers_the_wide_ranges(monkeypatch):
     assert len({round(abs(m), 6) for n, m in seen if n == 'Rotate'}) == 31
 
 
-@pytest.mark.parametrize('policy', ['imagenet', 'cifar10'])
+@pytest.mark.parametrize('policy', [pytest.param('imagenet', marks=pytest.mark.slow), 'cifar10'])
 def test_autoaugment_follows_its_table(monkeypatch, policy):
     seen = chosen(monkeypatch, f'autoaugment("{policy}")', 5000)
     pairs = [tuple(seen[i : i + 2]) for i in range(0, len(seen), 2)]

@@ -102,7 +102,9 @@ def test_the_same_key_mixes_in_the_same_way_and_no_alpha_not_at_all(batch):
     assert mix(*batch, jax.random.key(0))[0] is batch[0]
 
 
-@pytest.mark.parametrize('kind', KINDS)
+@pytest.mark.parametrize(
+    'kind', [pytest.param(k, marks=() if k == KINDS[-1] else pytest.mark.slow) for k in KINDS]
+)
 def test_the_step_trains_on_smoothed_mixed_labels(kind):
     config = default_config()
     config.model = {'name': 'lenet5', 'num_classes': 10}

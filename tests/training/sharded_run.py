@@ -146,7 +146,12 @@ def main():
         for name, state in restored.items()
     }
     config = config_of('fsdp')
-    large, _ = build(config, mesh_lib.make_mesh(), create_model('resnet18', num_classes=1000), 32)
+    large, _ = build(
+        config,
+        mesh_lib.make_mesh(),
+        create_model('resnet18', num_classes=1000, stage_sizes=(1, 1, 1, 1)),
+        32,
+    )
     trees = {'params': large.params, 'opt_state': large.opt_state, 'ema': large.ema_params}
     print(
         json.dumps(

@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 
 from tests.processes import Process, run_module
+from tests.tiers import quick
 from tests.training.test_resume import arrays, records, stored
 from vision.core import distributed
 from vision.core.checkpoints import Checkpoints
 from vision.core.errors import UserError
 
-STEPS = 60
+STEPS = 30
 FLAGS = (
     '--config=configs/digits_lenet5.py',
+    '--config.preprocess.train=resize(32)|translate(3)',
     f'--config.training.duration={STEPS} steps',
-    '--config.training.log_every=10 steps',
-    '--config.training.eval_every=30 steps',
+    '--config.training.log_every=5 steps',
+    '--config.training.eval_every=15 steps',
     '--config.training.checkpoint_every=3 steps',
     '--config.schedule.warmup=5 steps',
 )
@@ -69,7 +71,7 @@ def alone(tmp_path_factory):
     assert 'training on' in told[0] and 'training on' not in told[1]
     assert len(list(workdir.glob('events.out.*'))) == 1
     steps = [r['step'] for r in records(workdir) if 'train/loss' in r]
-    assert steps == list(range(10, STEPS + 1, 10))
+    assert steps == list(range(5, STEPS + 1, 5))
     # Each process saved what it holds.
     saved = {p.name for p in (workdir / 'checkpoints' / str(STEPS) / 'model').glob('ocdbt.*')}
     assert saved == {'ocdbt.process_0', 'ocdbt.process_1'}
@@ -115,9 +117,10 @@ def test_a_signal_to_one_stops_both_at_one_step(tmp_path, alone, signum):
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         saved = checkpoints.find('last')
     assert all(f'stopped at step {saved}' in text for text in told)
-    codes, told = end(start(tmp_path))
-    assert codes == [0, 0], told
-    assert arrays(tmp_path) == arrays(alone)
+    if not quick():  # that a run goes on to the same bits, the killed one shows
+        codes, told = end(start(tmp_path))
+        assert codes == [0, 0], told
+        assert arrays(tmp_path) == arrays(alone)
 
 
 @pytest.mark.slow
@@ -156,7 +159,7 @@ def test_images_that_one_cannot_read_stop_both(tmp_path):
         f'--config.data.path={tmp_path}/data', '--config.preprocess.train=decode|resize(32)',
         '--config.preprocess.eval=decode|resize(32)', '--config.training.batch_size=8',
         '--config.training.duration=60 steps', '--config.training.log_every=5 steps',
-        '--config.training.eval_every=30 steps', '--config.schedule.warmup=2 steps',
+        '--config.training.eval_every=15 steps', '--config.schedule.warmup=2 steps',
         '--config.preprocess.mean=(0.5,)', '--config.preprocess.std=(0.5,)',
     )  # fmt: skip
     whole = tmp_path / 'whole'

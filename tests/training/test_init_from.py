@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from configs import folder_finetune
-from tests.models.test_pretrained import save, torch_state
+from tests.models.weights.test_pretrained import save, torch_state
 from tests.training.tiny import tiny_config
 from vision.core.errors import UserError
 from vision.training import train

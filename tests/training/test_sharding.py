@@ -102,6 +102,7 @@ def test_the_rule_shares_the_papers_models(name):
 
 FLAGS = (
     '--config=configs/digits_lenet5.py',
+    '--config.preprocess.train=resize(32)|translate(3)',
     '--config.training.duration=60 steps',
     '--config.training.eval_every=20 steps',
     '--config.training.accumulate=2',

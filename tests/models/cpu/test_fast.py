@@ -63,7 +63,7 @@ def test_convolutions(size, kernel, strides, padding, groups, dtype):
     _assert_same(lambda x, k: convolve(x, k, strides, padding, groups), x, k)
 
 
-@examples(3)
+@examples(2)
 @given(
     st.tuples(st.integers(1, 2), st.integers(3, 9), st.integers(3, 9)),
     st.tuples(st.integers(0, 2), st.integers(0, 2)),
@@ -80,7 +80,7 @@ def test_winograd_has_no_smallest_shape(size, padding, channels):
         _assert_same(lambda x, k: convolve(x, k, 1, padding), x, k)
 
 
-@examples(4)
+@examples(3)
 @given(
     st.tuples(st.integers(1, 2), st.integers(5, 11), st.integers(7, 11)),
     st.one_of(st.tuples(st.integers(1, 5), st.integers(2, 5)), st.just((5, 5)), st.just((5, 7))),
@@ -128,7 +128,7 @@ def test_kernel_gradients_part_by_part(batch, strides, kernel):
         _assert_same(lambda x, k: convolve(x, k, strides, 1), x, k)
 
 
-@examples(4)
+@examples(3)
 @given(
     st.tuples(st.integers(1, 2), st.integers(3, 9), st.integers(3, 9)),
     st.integers(1, 3),

@@ -3,6 +3,8 @@
 import re
 import shutil
 
+import pytest
+
 from tests.processes import REPO, Process
 
 MARK = '# noqa: F401 - fast forms for CPUs: see vision/models/cpu'
@@ -31,6 +33,18 @@ assert logits.shape == (2, 10) and bool(jnp.isfinite(logits).all())
 """
 
 
+def test_two_lines_outside_the_folder_import_it():
+    lines = [
+        line
+        for path in (REPO / 'vision').rglob('*.py')
+        if 'models/cpu' not in str(path)
+        for line in path.read_text().splitlines()
+        if re.match(r'\s*(import|from) .*models.*\bcpu\b', line)
+    ]
+    assert len(lines) == 2 and all(line.endswith(MARK) for line in lines), lines
+
+
+@pytest.mark.slow
 def test_the_fast_forms_can_be_deleted(tmp_path):
     for name in ('vision', 'configs', 'experiments'):
         ignore = shutil.ignore_patterns('__pycache__', 'results')

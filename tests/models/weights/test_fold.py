@@ -30,7 +30,6 @@ SMALL = {
 }
 # In the quick tests each stage of a ResNet has a block.
 QUICK = {
-    'vgg11_bn': SMALL['vgg11_bn'],
     'resnext50_32x4d': {'stem': 'small', 'stage_sizes': (1, 1)},
     'resnet20': {'stage_sizes': (1, 1, 1)},
     'resnet50_v2': {'stem': 'small', 'stage_sizes': (1, 1)},

@@ -52,7 +52,9 @@ def pytest_configure(config):
     settings.register_profile('quick', deadline=None, max_examples=20)
     settings.register_profile('slow', deadline=None, max_examples=200)
     settings.load_profile(os.environ[tiers.VARIABLE])
-    if not hasattr(config, 'workerinput'):
+    if hasattr(config, 'workerinput'):
+        _stay_on_a_core(config.workerinput)
+    else:
         config.pluginmanager.register(_Limits(config, not slow), 'vision-limits')
 
 
@@ -100,6 +102,15 @@ class _Limits:
         slow = [f'{name}: {s:.0f} s' for name, s in self._seconds.items() if s > TEST_LIMIT]
         total = time.monotonic() - self._began
         return slow + ([f'all of them: {total:.0f} s'] if total > SUITE_LIMIT else [])
+
+
+def _stay_on_a_core(worker):
+    """Keeps a worker, and what it starts, on a core of its own where there is one for each."""
+    if not hasattr(os, 'sched_setaffinity'):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    if worker['workercount'] == len(cores):
+        os.sched_setaffinity(0, {cores[int(worker['workerid'].removeprefix('gw'))]})
 
 
 @pytest.fixture(scope='session')

@@ -21,7 +21,7 @@ from vision.models.weights.torch_names import torch_names
 GOLDEN = Path(__file__).parent.parent / 'golden'
 NAMES = sorted(path.stem for path in GOLDEN.glob('*.npz'))
 # A network of each family is always compared, at one size; the others, and the other size, are slow.
-QUICK = ('alexnet', 'vgg11_bn', 'googlenet', 'resnet50', 'resnext50_32x4d')
+QUICK = ('alexnet', 'vgg11_bn', 'googlenet', 'resnet50')
 TRAINED = ('alexnet', 'vgg11_bn', 'googlenet', 'inception_v3', 'resnet18')
 TRAINED_QUICK = ('resnet18',)
 

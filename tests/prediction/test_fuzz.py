@@ -8,7 +8,7 @@ from tests.prediction import fuzz
 from tests.processes import run_module
 
 
-@pytest.mark.parametrize('count', [300, pytest.param(10_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize('count', [150, pytest.param(10_000, marks=pytest.mark.slow)])
 def test_each_is_answered_or_refused(count, tmp_path):
     done = run_module('tests.prediction.fuzz', tmp_path / 'images', count)
     assert done.returncode == 0, done.stderr[-2000:]

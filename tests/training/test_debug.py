@@ -13,6 +13,7 @@ from vision.training.hooks import Hook
 from vision.training.hooks.debugging import debugging
 
 
+@pytest.mark.slow
 def test_nans_names_the_operation(tmp_path):
     config = tiny_config(optimizer__lr=1e18, schedule__warmup='1 steps')
     with pytest.raises(FloatingPointError) as raised, debugging(['nans']):

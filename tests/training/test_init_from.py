@@ -89,6 +89,7 @@ def test_a_frozen_backbone_keeps_every_bit_and_the_head_learns(photos, weights):
     jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
+@pytest.mark.slow
 def test_a_factor_scales_the_step_of_what_its_pattern_names(photos, weights):
     """After one step of plain SGD, the change is the factor times the change at factor 1."""
     moved = {}

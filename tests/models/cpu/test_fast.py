@@ -153,7 +153,9 @@ def _two_layers(x, kernel):
     return max_pool(convolve(x, kernel, 1, 1), 3, 2, 1)
 
 
-@pytest.mark.parametrize('shape', [(2, 16, 16, 64), (2, 16, 16, 128)])
+@pytest.mark.parametrize(
+    'shape', [(2, 16, 16, 64), pytest.param((2, 16, 16, 128), marks=pytest.mark.slow)]
+)
 def test_large_enough_ones_are_winograd_rematerialised_and_scanned(monkeypatch, shape):
     for name, bound in [('WORK', 10**6), ('CHANNELS', 64), ('GRADIENT_CHANNELS', 96)]:
         monkeypatch.setattr(winograd, name, bound)

@@ -44,6 +44,7 @@ def test_it_is_predicted_with(old, name):
     np.testing.assert_allclose(classifier.embed(images), expected[f'{name}_features'], atol=1e-4)
 
 
+@pytest.mark.slow
 def test_it_is_evaluated_searched_exported_and_finished(old):
     workdir = f'--workdir={old}/finished'
     records = [json.loads(s) for s in (old / 'finished/metrics.jsonl').read_text().splitlines()]

@@ -19,9 +19,15 @@ def examples(count: int) -> settings:
     return settings(max_examples=count if quick() else 10 * count)
 
 
-def split(cases: Iterable, in_quick: Sequence, mark=pytest.mark.slow) -> list:
-    """Parameters for a test: those named run in every tier, the others with `mark`."""
+def split(cases: Iterable, in_quick: Sequence, one_argument: bool = False) -> list:
+    """Parameters for a test: those named run in every tier, the others are slow.
+
+    A case that is a tuple has a value for each of the test's arguments, unless there is `one_argument`.
+    """
     return [
-        pytest.param(*(c if isinstance(c, tuple) else [c]), marks=() if c in in_quick else mark)
+        pytest.param(
+            *(c if isinstance(c, tuple) and not one_argument else [c]),
+            marks=() if c in in_quick else pytest.mark.slow,
+        )
         for c in cases
     ]

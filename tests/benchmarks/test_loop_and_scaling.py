@@ -8,6 +8,7 @@ from benchmarks.input import make_jpegs
 from vision.models import forms
 
 
+@pytest.mark.slow
 def test_the_loop_is_fed_from_files(monkeypatch):
     monkeypatch.setattr(end_to_end, '_TIMED', 2)
     monkeypatch.setattr(end_to_end, 'make_jpegs', lambda folder: make_jpegs(folder, 40))
@@ -71,6 +72,7 @@ def test_xla_counts_what_is_counted_by_hand():
     assert cost['mb_accessed'] > 4 * 32 * 32 * 3 / 1e6
 
 
+@pytest.mark.slow
 def test_memory_is_of_the_step_and_grows_with_the_batch():
     small, large = (
         scaling.compile_step('lenet5', 32, batch, dtype=jnp.float32).memory_analysis()

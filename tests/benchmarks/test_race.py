@@ -62,6 +62,7 @@ def test_ours_stops_when_it_is_accurate_and_its_seconds_add_up(mnist_like, tmp_p
     assert reading['import'] >= 5 and all(reading[phase] > 0 for phase in race.PHASES)
 
 
+@pytest.mark.slow
 def test_who_does_not_arrive_has_no_time(mnist_like, tmp_path):
     file = race.write_arrays(mnist_like, tmp_path)
     recipe = race.RECIPE | {'batch_size': 20, 'epochs': 1, 'lr': 0.0}

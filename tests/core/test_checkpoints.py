@@ -145,6 +145,7 @@ def run_with_files_up_to(kib, *flags):
     )
 
 
+@pytest.mark.slow
 def test_a_disk_that_is_full_stops_the_run_and_the_last_checkpoint_restores(tmp_path):
     """A limit on the size of files stands in for the full disk: writing fails in the same place."""
     flags = (

@@ -45,6 +45,7 @@ def drop(browser, path):
     browser.find_element('css selector', 'input[type=file]').send_keys(str(path))
 
 
+@pytest.mark.slow
 def test_a_dropped_image_is_answered_and_nothing_comes_from_elsewhere(
     browser, address, digits, tmp_path
 ):
@@ -65,6 +66,7 @@ def test_a_dropped_image_is_answered_and_nothing_comes_from_elsewhere(
     assert urls and all(url.startswith(address) for url in urls), urls
 
 
+@pytest.mark.slow
 def test_what_is_no_image_and_what_is_too_large_is_refused(browser, address, tmp_path):
     (tmp_path / 'no.png').write_text('no image')
     browser.get(address)

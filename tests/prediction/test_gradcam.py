@@ -142,7 +142,7 @@ def corner_images(rng, corner, count):
     return images, labels
 
 
-@pytest.fixture(scope='module', params=split([1, 2], [1]))
+@pytest.fixture(scope='module', params=split([1, 2], []))
 def corner_run(request, tmp_path_factory):
     from vision.training import train
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.tiers import split
 from vision.core.config import default_config
 from vision.core.mesh import make_mesh
 from vision.models import create_model
@@ -102,9 +103,7 @@ def test_the_same_key_mixes_in_the_same_way_and_no_alpha_not_at_all(batch):
     assert mix(*batch, jax.random.key(0))[0] is batch[0]
 
 
-@pytest.mark.parametrize(
-    'kind', [pytest.param(k, marks=() if k == KINDS[-1] else pytest.mark.slow) for k in KINDS]
-)
+@pytest.mark.parametrize('kind', split(KINDS, KINDS[-1:], one_argument=True))
 def test_the_step_trains_on_smoothed_mixed_labels(kind):
     config = default_config()
     config.model = {'name': 'lenet5', 'num_classes': 10}

@@ -109,6 +109,7 @@ def test_a_factor_scales_the_step_of_what_its_pattern_names(photos, weights):
         assert np.abs(theirs).max() > 0
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_another_runs_workdir(photos, weights, tmp_path):
     config = small(folder_finetune.get_config('frozen'), photos, weights)
     results = train(config, tmp_path / 'first')

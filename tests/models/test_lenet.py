@@ -11,12 +11,19 @@ from vision.models import create_model
 from vision.models.lenet import C3_INPUTS, digit_codes, squash, uniform_by_fan_in
 
 
+def apply(model, params, x):
+    return jax.jit(lambda p, x: model.apply({'params': p}, x, train=False))(params, x)
+
+
+def init(model, x):
+    return jax.jit(lambda x: model.init(jax.random.key(0), x, train=False))(x)['params']
+
+
 @pytest.fixture(scope='module')
 def lenet():
     model = create_model('lenet5_1998', num_classes=10)
     x = images(32, 3)[..., :1]
-    init = jax.jit(lambda x: model.init(jax.random.key(0), x, train=False))
-    return model, init(x)['params'], x
+    return model, init(model, x), x
 
 
 def test_table_one_has_sixty_connections_none_of_them_twice():
@@ -44,7 +51,7 @@ def test_the_sigmoid_is_the_appendixs():
 
 def test_logits_are_minus_squared_distances_to_the_bitmaps(lenet):
     model, params, x = lenet
-    logits, endpoints = model.apply({'params': params}, x, train=False)
+    logits, endpoints = apply(model, params, x)
     features = np.asarray(endpoints['features'])
     expected = -((features[:, None] - digit_codes()) ** 2).sum(-1)
     np.testing.assert_allclose(logits, expected, rtol=1e-5)
@@ -53,7 +60,7 @@ def test_logits_are_minus_squared_distances_to_the_bitmaps(lenet):
 
 def test_subsampling_sums_four_pixels_times_a_coefficient_plus_a_bias(lenet):
     model, params, x = lenet
-    _, endpoints = model.apply({'params': params}, x, train=False)
+    _, endpoints = apply(model, params, x)
     c1, s2 = (np.asarray(endpoints[name]) for name in ('c1', 's2'))
     total = c1.reshape(3, 14, 2, 14, 2, 6).sum((2, 4))
     p = params['S2']
@@ -103,13 +110,9 @@ def test_todays_form_pads_28_px_or_takes_32():
     padded = create_model('lenet5', num_classes=10, padding=2)
     plain = create_model('lenet5', num_classes=10)
     x = images(28, 2)[..., :1]
-    params = plain.init(jax.random.key(0), jnp.zeros((1, 32, 32, 1)), train=False)['params']
-    inside = plain.apply(
-        {'params': params}, np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0))), train=False
-    )
-    np.testing.assert_allclose(
-        padded.apply({'params': params}, x, train=False)[0], inside[0], rtol=1e-5
-    )
+    params = init(plain, jnp.zeros((1, 32, 32, 1)))
+    inside = apply(plain, params, np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0))))
+    np.testing.assert_allclose(apply(padded, params, x)[0], inside[0], rtol=1e-5)
     with pytest.raises(UserError, match='padding=2 is for 28x28'):
         plain.apply({'params': params}, x, train=False)
 
@@ -118,6 +121,6 @@ def test_todays_form_pads_28_px_or_takes_32():
 def test_todays_form_has_its_older_variants(arguments):
     model = create_model('lenet5', num_classes=10, **arguments)
     x = images(32, 2)[..., :1]
-    params = model.init(jax.random.key(0), x, train=False)['params']
-    plain = create_model('lenet5', num_classes=10).apply({'params': params}, x, train=False)[0]
-    assert np.abs(model.apply({'params': params}, x, train=False)[0] - plain).max() > 1e-3
+    params = init(model, x)
+    plain = apply(create_model('lenet5', num_classes=10), params, x)[0]
+    assert np.abs(apply(model, params, x)[0] - plain).max() > 1e-3

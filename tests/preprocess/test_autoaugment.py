@@ -102,6 +102,7 @@ def test_randaugment_chooses_evenly_of_one_magnitude(monkeypatch):
     assert {m for n, m in seen if n == 'Solarize'} == {127.5}
 
 
+@pytest.mark.slow
 def test_trivialaugment_covers_the_wide_ranges(monkeypatch):
     seen = chosen(monkeypatch, 'trivialaugment_wide', 4000)
     assert len(seen) == 4000

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -49,7 +50,7 @@ def test_a_run_computes_them_once_and_keeps_them(tmp_path, monkeypatch):
     from vision.training import setup
 
     config = get_config()
-    config.preprocess.normalise = 'dataset'
+    config.preprocess.train, config.preprocess.normalise = 'resize(32)', 'dataset'
     config.training.duration, config.training.eval_every = '6 steps', '6 steps'
     config.training.stop_after, config.schedule.warmup = '3 steps', '0 steps'
     workdir = tmp_path / 'run'
@@ -68,7 +69,8 @@ def test_a_run_computes_them_once_and_keeps_them(tmp_path, monkeypatch):
 
     images = np.kron(arrays.digits('test').images[:4], np.ones((1, 4, 4, 1), np.uint8))
     run.config.preprocess.eval = ''
-    logits, _ = run.model.apply(run.variables, normalise(images, *expected), train=False)
+    apply = jax.jit(lambda v, x: run.model.apply(v, x, train=False)[0])
+    logits = apply(run.variables, normalise(images, *expected))
     run = dataclasses.replace(run, image_shape=(32, 32, 1))
     probabilities = Classifier(run, fold=False)(images)
     np.testing.assert_allclose(

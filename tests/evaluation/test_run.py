@@ -22,6 +22,8 @@ def test_what_is_run_once_has_the_bits_of_what_is_compiled_with_full_effort():
             kind(key, (3, 5, 7, 11), jnp.float32) for kind, key in zip(kinds, keys, strict=True)
         ]
 
-    for got, expected in zip(run_once(make), jax.jit(make)(), strict=True):
+    full = {'xla_backend_optimization_level': 3, 'xla_llvm_disable_expensive_passes': False}
+    compiled = jax.jit(make, compiler_options=full)
+    for got, expected in zip(run_once(make), compiled(), strict=True):
         assert np.asarray(got).tobytes() == np.asarray(expected).tobytes()
         assert np.std(got) > 1e-3

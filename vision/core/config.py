@@ -30,8 +30,8 @@ MAY_DIFFER = (
 class Config(ConfigDict):
     """A ConfigDict whose section `update` has its name, where ConfigDict has a method.
 
-    `--config.update.name=sam` needs the attribute. Code reads `config['update']`, since copies are
-    plain ConfigDicts.
+    `--config.update.name=sam` needs the attribute. Code reads `config['update']`, since a config
+    that was read back from JSON is a plain ConfigDict.
     """
 
     @property

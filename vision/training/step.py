@@ -197,7 +197,8 @@ def _make_gradient(
         def gradient_of(params: Any, examples: Examples) -> tuple[Any, Outcome]:
             normaliser = losses.total_weight(examples, config.loss)
             if parts == 1:
-                return differentiate(params, batch_stats, examples, normaliser, key)
+                gradient, outcome = differentiate(params, batch_stats, examples, normaliser, key)
+                return mesh_lib.constrain_state(gradient, mesh, config.training.shard), outcome
 
             def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
                 gradient, sums, stats = carry

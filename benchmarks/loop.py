@@ -3,19 +3,22 @@
 Other benchmarks time the loop with `synthetic_config` and `loop_rate` too.
 """
 
+import dataclasses
 import statistics
 import tempfile
 import time
 from typing import Any
 
+import flax.linen as nn
 import jax
+import optax
 from ml_collections import ConfigDict
 
 from vision.core.config import default_config
 from vision.preprocess import inputs
 from vision.training.hooks import Hook
 from vision.training.loop import train
-from vision.training.setup import setup
+from vision.training.setup import Recipe, make_recipe, setup
 from vision.training.step import init_state, make_train_step
 
 _TIMED = 40  # steps of a round
@@ -32,6 +35,15 @@ def synthetic_config(model: str, image_size: int, batch_size: int) -> ConfigDict
     config.training.duration = '1000000 steps'
     config.training.eval_every = config.training.checkpoint_every = '1000000 steps'
     return config
+
+
+def plain_recipe(config: ConfigDict, model: nn.Module) -> Recipe:
+    """The config's training step with SGD, momentum and L2 on every parameter, at a constant rate."""
+    schedule = optax.constant_schedule(1e-3)
+    optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(schedule, momentum=0.9))
+    names = [str(i) for i in range(model.num_classes)]
+    recipe = make_recipe(config, model, names, 1_000_000)
+    return dataclasses.replace(recipe, schedule=schedule, optimizer=optimizer)
 
 
 def loop_speed(
@@ -52,8 +64,8 @@ def loop_speed(
     """
     config = synthetic_config(model, image_size, batch_size)
     run = setup(config)
-    state = init_state(run.model, run.optimizer, run.config, run.input_shape, run.mesh)
-    train_step = make_train_step(run.model, run.optimizer, run.schedule, run.config, run.mesh)
+    state = init_state(run.recipe, run.input_shape, run.mesh)
+    train_step = make_train_step(run.recipe, run.mesh)
     batch = next(inputs.TrainBatches(run.train, run.config, run.mesh, 0))
     steps, loops = [], []
     for _ in range(rounds):

@@ -13,10 +13,12 @@ from benchmarks.input import make_jpegs
 from vision.core import mesh as mesh_lib
 from vision.core.config import default_config
 from vision.data.source import FileSource
-from vision.evaluation.run import Run, init_variables, run_once
+from vision.evaluation.run import Run
 from vision.models import create_model
+from vision.models.base import init_variables, run_once
 from vision.prediction.classifier import Classifier
 from vision.prediction.feed import Feed
+from vision.task.base import task_of
 
 
 def predict_speed(name: str, rounds: int, images: int = 1000) -> dict[str, Any]:
@@ -93,6 +95,7 @@ def _random_run(name: str) -> Run:
         input_shape=shape,
         step=0,
         model=model,
+        task=task_of(config, names, len(names)),
         variables=mesh_lib.put_replicated(variables, mesh),
         mesh=mesh,
     )

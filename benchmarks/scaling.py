@@ -6,14 +6,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 
 from benchmarks import throughput
-from benchmarks.loop import synthetic_config
+from benchmarks.loop import plain_recipe, synthetic_config
 from vision.core import mesh as mesh_lib
 from vision.core.state import TrainState
+from vision.models.base import abstract_variables
 from vision.models.registry import create_model
-from vision.models.summary import abstract_variables, count
+from vision.models.summary import count
 from vision.training.step import make_train_step
 
 BATCHES = (16, 32, 64, 128, 256)
@@ -109,14 +109,14 @@ def compile_step(model: str, size: int, batch: int, **arguments: Any) -> Any:
       **arguments: the model's.
     """
     network = create_model(model, num_classes=throughput.classes(size), **arguments)
-    mesh, schedule = mesh_lib.make_mesh(), optax.constant_schedule(1e-3)
-    optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(schedule, momentum=0.9))
+    mesh = mesh_lib.make_mesh()
+    recipe = plain_recipe(synthetic_config(model, size, batch), network)
     variables = abstract_variables(network, (size, size, 3))
     state = TrainState(
         step=jax.eval_shape(lambda: jnp.zeros((), jnp.int32)),
         params=variables['params'],
         batch_stats=variables.get('batch_stats', {}),
-        opt_state=jax.eval_shape(optimizer.init, variables['params']),
+        opt_state=jax.eval_shape(recipe.optimizer.init, variables['params']),
         ema_params=None,
         ema_batch_stats=None,
         rng=jax.eval_shape(jax.random.key, 0),
@@ -127,6 +127,5 @@ def compile_step(model: str, size: int, batch: int, **arguments: Any) -> Any:
         'id': jax.ShapeDtypeStruct((batch,), jnp.int32),
         'mask': jax.ShapeDtypeStruct((batch,), jnp.float32),
     }
-    config = synthetic_config(model, size, batch)
-    step = make_train_step(network, optimizer, schedule, config, mesh)
+    step = make_train_step(recipe, mesh)
     return jax.jit(step, donate_argnums=0).lower(state, examples).compile()

@@ -219,19 +219,15 @@ def _network(model: str, dtype: str, size: int) -> Any:
 def _training(model: str, dtype: str, size: int, channels: int, batch: int) -> Callable[[], Any]:
     """One update of the parameters, the batch on the device."""
     import numpy as np
-    import optax
 
-    from benchmarks.loop import synthetic_config
+    from benchmarks.loop import plain_recipe, synthetic_config
     from vision.core import mesh as mesh_lib
     from vision.training.step import init_state, make_train_step
 
-    config = synthetic_config(model, size, batch)
-    network = _network(model, dtype, size)
     mesh = mesh_lib.make_mesh()
-    schedule = optax.constant_schedule(1e-3)
-    optimizer = optax.chain(optax.add_decayed_weights(1e-4), optax.sgd(schedule, momentum=0.9))
-    state = init_state(network, optimizer, config, (size, size, channels), mesh)
-    train_step = make_train_step(network, optimizer, schedule, config, mesh)
+    recipe = plain_recipe(synthetic_config(model, size, batch), _network(model, dtype, size))
+    state = init_state(recipe, (size, size, channels), mesh)
+    train_step = make_train_step(recipe, mesh)
     rng = np.random.default_rng(0)
     batches = {
         'image': rng.integers(0, 256, (batch, size, size, channels), np.uint8),
@@ -254,7 +250,7 @@ def _inference(model: str, dtype: str, size: int, channels: int, batch: int) -> 
     import jax
     import jax.numpy as jnp
 
-    from vision.evaluation.run import init_variables, run_once
+    from vision.models.base import init_variables, run_once
     from vision.models.weights.fold import fold_batch_norm
 
     network = _network(model, dtype, size)

@@ -56,9 +56,10 @@ def main(argv: list[str]) -> None:
         return
     from rich.console import Console
 
-    from vision.evaluation.tables import metrics_table
+    from vision.evaluation.figures import metrics_table
 
-    Console().print(metrics_table(figures, f'{", ".join(WORKDIR.value)}, step {runs[0].step}'))
+    title = f'{", ".join(WORKDIR.value)}, step {runs[0].step}'
+    Console().print(metrics_table(figures, runs[0].task.metrics, title))
     for name, f in figures.items():
         if f['corrupt']:
             print(f'{name}: {f["corrupt"]} images could not be read and were left out.')

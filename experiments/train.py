@@ -7,6 +7,8 @@ these steps for TensorBoard or Perfetto. --debug=nans,no_jit,transfers helps to 
 """
 
 import json
+from contextlib import ExitStack
+from typing import Any
 
 from absl import flags
 
@@ -33,26 +35,42 @@ def main(argv: list[str]) -> None:
     from rich.console import Console
 
     from vision.core import processes
-    from vision.studies.dry_run import dry_run, dry_run_text
-    from vision.training import train
-    from vision.training.hooks import profile
-    from vision.training.hooks.debugging import debugging
-    from vision.training.results import results_table
 
-    if DRY_RUN.value:
-        result = dry_run(CONFIG.value)
-    else:
-        hooks = [profile.from_flag(PROFILE.value, WORKDIR.value)] if PROFILE.value else []
-        with debugging(DEBUG.value) as debug_hooks:
-            result = train(CONFIG.value, WORKDIR.value, [*hooks, *debug_hooks])
+    result = _dry_run() if DRY_RUN.value else _train()
     if not processes.is_first():
         return
     if FORMAT.value == 'json':
         print(json.dumps(result))
     elif DRY_RUN.value:
+        from vision.studies.dry_run import dry_run_text
+
         print(dry_run_text(result))
     else:
+        from vision.training.results import results_table
+
         Console().print(results_table(result, WORKDIR.value))
+
+
+def _dry_run() -> dict[str, Any]:
+    from vision.studies.dry_run import dry_run
+
+    return dry_run(CONFIG.value)
+
+
+def _train() -> dict[str, Any]:
+    from vision.training import train
+
+    with ExitStack() as stack:
+        hooks: list[Any] = []
+        if PROFILE.value:
+            from vision.training.hooks import profile
+
+            hooks.append(profile.from_flag(PROFILE.value, WORKDIR.value))
+        if DEBUG.value:
+            from vision.training.hooks.debugging import debugging
+
+            hooks += stack.enter_context(debugging(DEBUG.value))
+        return train(CONFIG.value, WORKDIR.value, hooks)
 
 
 if __name__ == '__main__':

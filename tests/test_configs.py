@@ -31,10 +31,9 @@ def test_a_config_is_complete_and_cites_its_paper(name):
 def test_a_config_takes_a_step(name):
     from vision.core.mesh import make_mesh
     from vision.data import arrays
-    from vision.evaluation.evaluate import evaluate, make_eval_step
+    from vision.evaluation.answers import Member, answer, make_step
     from vision.preprocess import inputs
-    from vision.training.schedules import make_schedule
-    from vision.training.setup import create_model, make_optimizer
+    from vision.training.setup import create_model, make_recipe
     from vision.training.step import init_state, make_train_step
 
     config = importlib.import_module(f'configs.{name}').get_config()
@@ -43,10 +42,8 @@ def test_a_config_takes_a_step(name):
     config.training.batch_size, mesh = 16, make_mesh()
     shape = inputs.input_shape(source, config.preprocess.eval)
     model = create_model(**config.model.to_dict() | {'num_classes': 10})
-    schedule = make_schedule(config, 100, lambda text, key: 2)
-    optimizer = make_optimizer(config, schedule)
-    state = init_state(model, optimizer, config, shape, mesh)
-    step = make_train_step(model, optimizer, schedule, config, mesh)
+    recipe = make_recipe(config, model, source.class_names, 100, lambda text, key: 2)
+    state, step = init_state(recipe, shape, mesh), make_train_step(recipe, mesh)
     before = jax.device_get(state.params)
     batches = inputs.TrainBatches(source, config, mesh, 0)
     for _ in range(2):  # the rate of the first step of a warm-up is 0
@@ -57,5 +54,5 @@ def test_a_config_takes_a_step(name):
     )
     assert all(jax.tree.leaves(changed))
     eval_batches = inputs.EvalBatches(source, config.preprocess.eval, 50, mesh)
-    scores = evaluate(make_eval_step(model, config, mesh), state.variables, eval_batches, 64, 10)
-    assert scores['count'] == 64
+    member = Member(make_step(recipe.task, model, mesh), state.variables, eval_batches)
+    assert len(answer(recipe.task, [member], 64)['id']) == 64

@@ -54,7 +54,8 @@ import numpy as np
 from configs.digits_lenet5 import get_config
 from vision.training import train
 from vision.prediction import Classifier
-from vision.evaluation.run import evaluate_run, load_run
+from vision.evaluation.evals import evaluate_run
+from vision.evaluation.run import load_run
 from vision.data import arrays
 
 config = get_config()
@@ -86,10 +87,10 @@ assert not any(m.split('.')[0].startswith('tensorflow') for m in sys.modules)
 
 
 def test_imports_go_one_way():
-    """experiments, benchmarks → studies, search → prediction, training → evaluation → models, preprocess → data → core."""
+    """experiments, benchmarks → studies, search → prediction, training → evaluation → task, models → preprocess → data → core."""
     may = {'core': set(), 'data': {'core'}, 'preprocess': {'core', 'data'}}
-    may['models'] = {*may['preprocess'], 'preprocess'}
-    may['evaluation'] = {*may['models'], 'models'}
+    may['models'] = may['task'] = {*may['preprocess'], 'preprocess'}
+    may['evaluation'] = {*may['models'], 'models', 'task'}
     may['training'] = may['prediction'] = {*may['evaluation'], 'evaluation'}
     may['studies'] = may['search'] = {*may['training'], 'training', 'prediction'}
     above = {'benchmarks', 'configs', 'experiments', 'tests'}

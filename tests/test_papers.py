@@ -20,9 +20,10 @@ from vision.preprocess import inputs
 from vision.preprocess import ops as ops_lib
 from vision.preprocess.decode import read
 from vision.preprocess.draws import draw
-from vision.training import losses
+from vision.task import losses
 from vision.training.optimizer import make_optimizer
 from vision.training.schedules import make_schedule
+from vision.training.setup import make_recipe
 from vision.training.step import init_state, make_train_step
 
 IMAGENET, CIFAR, MNIST = 1_268_355, 45_000, 55_000  # examples to train on, without those held out
@@ -293,7 +294,7 @@ def test_a_photo_is_augmented(name):
 def test_auxiliary_losses_and_smoothing_are_the_papers():
     googlenet, inception = load('imagenet_googlenet'), load('imagenet_inception_v3')
     assert (googlenet.loss.aux_weight, inception.loss.aux_weight) == (0.3, 0.4)
-    smoothed = losses.loss_targets(jnp.eye(1000)[:1], inception.loss)
+    smoothed = losses.smooth_labels(jnp.eye(1000)[:1], inception.loss.label_smoothing)
     np.testing.assert_allclose(smoothed[0, :2], [0.9 + 1e-4, 1e-4], rtol=1e-5)
 
 
@@ -305,10 +306,8 @@ def falls(config, source, steps, shape):
         return durations.to_steps(text, batch, source.num_examples, key)
 
     model = create_model(**{'num_classes': len(source.class_names)} | config.model.to_dict())
-    schedule = make_schedule(config, steps, to_steps)
-    optimizer = make_optimizer(config, schedule)
-    state = init_state(model, optimizer, config, shape, mesh)
-    step = make_train_step(model, optimizer, schedule, config, mesh)
+    recipe = make_recipe(config, model, source.class_names, steps, to_steps)
+    state, step = init_state(recipe, shape, mesh), make_train_step(recipe, mesh)
     batches, trail = inputs.TrainBatches(source, config, mesh, 0), []
     for _ in range(steps):
         state, metrics = step(state, next(batches))

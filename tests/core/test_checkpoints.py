@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import REPO, command, environment, run_module
+from tests.task.judged import RANK
 from vision.core.checkpoints import Checkpoints
 from vision.core.errors import UserError
 from vision.core.mesh import make_mesh, put_replicated
@@ -30,7 +31,7 @@ def state(step, size=3, ema=False, name='kernel'):
 
 
 def save(path, steps, scores=None, keep=2, **kwargs):
-    with Checkpoints(path, keep=keep) as checkpoints:
+    with Checkpoints(path, RANK, keep=keep) as checkpoints:
         for step in steps:
             top1, loss = (scores or {}).get(step, (None, None))
             metrics = None if top1 is None else {'top1': top1, 'loss': loss}
@@ -39,13 +40,13 @@ def save(path, steps, scores=None, keep=2, **kwargs):
 
 
 def steps_of(path):
-    with Checkpoints(path, read_only=True) as checkpoints:
+    with Checkpoints(path, RANK, read_only=True) as checkpoints:
         return checkpoints.steps()
 
 
 def test_what_is_saved_is_read_back(tmp_path):
     save(tmp_path, [7])
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with Checkpoints(tmp_path, RANK, read_only=True) as checkpoints:
         got, loop = checkpoints.restore(7, state(0))
     assert loop == {'n': 7} and int(got.step) == 7
     np.testing.assert_array_equal(got.params['layer']['kernel'], 7)
@@ -54,7 +55,7 @@ def test_what_is_saved_is_read_back(tmp_path):
 
 def test_evaluation_reads_the_moving_average_where_there_is_one(tmp_path):
     save(tmp_path, [7], ema=True)
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with Checkpoints(tmp_path, RANK, read_only=True) as checkpoints:
         got = checkpoints.restore_variables(7, state(0).variables)
         full, _ = checkpoints.restore(7, state(0, ema=True))
     assert float(got['params']['layer']['kernel'][0]) == 107
@@ -65,7 +66,7 @@ def test_the_last_and_the_best_are_kept(tmp_path):
     scores = {2: (0.5, 1.0), 4: (0.9, 0.2), 6: (0.7, 0.1), 8: (0.9, 0.3), 10: (0.1, 2.0)}
     save(tmp_path, [2, 4, 6, 8, 9, 10, 11], scores)
     assert steps_of(tmp_path) == [4, 10, 11]
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with Checkpoints(tmp_path, RANK, read_only=True) as checkpoints:
         assert checkpoints.find('best') == 4
 
 
@@ -74,13 +75,13 @@ def test_a_save_more_changes_nothing_about_which_is_the_best(tmp_path, extra):
     """As a signal or `stop_after` makes one; of what is equal in all the latest counts."""
     scores = {2: (0.9, 0.1), 4: (0.9, 0.1), 6: (0.9, math.nan), 8: (0.9, 0.2)}
     save(tmp_path, sorted([2, 4, 6, 8, 9, *extra]), scores, keep=1)
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with Checkpoints(tmp_path, RANK, read_only=True) as checkpoints:
         assert checkpoints.find('best') == 4
 
 
 def test_without_a_score_the_best_is_the_last(tmp_path):
     save(tmp_path, [1, 2])
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with Checkpoints(tmp_path, RANK, read_only=True) as checkpoints:
         assert checkpoints.find('best') == checkpoints.find('last') == 2
 
 
@@ -98,7 +99,7 @@ def test_a_half_written_checkpoint_is_ignored_and_cleared_away(tmp_path):
 
 def test_a_step_that_is_there_already_is_not_lost_in_silence(tmp_path):
     save(tmp_path, [5])
-    with Checkpoints(tmp_path) as checkpoints, pytest.raises(RuntimeError, match='step 5'):
+    with Checkpoints(tmp_path, RANK) as checkpoints, pytest.raises(RuntimeError, match='step 5'):
         checkpoints.save(state(5), {})
 
 
@@ -114,7 +115,7 @@ def test_a_step_that_is_there_already_is_not_lost_in_silence(tmp_path):
 )
 def test_another_models_checkpoint_is_refused_by_name(tmp_path, other, says):
     save(tmp_path, [5])
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with Checkpoints(tmp_path, RANK, read_only=True) as checkpoints:
         with pytest.raises(UserError, match=says):
             checkpoints.restore(5, state(0, **other))
         with pytest.raises(UserError, match='of another model'):
@@ -123,10 +124,10 @@ def test_another_models_checkpoint_is_refused_by_name(tmp_path, other, says):
 
 def test_what_is_not_there_is_named(tmp_path):
     with pytest.raises(UserError, match='no checkpoints'):
-        Checkpoints(tmp_path, read_only=True)
+        Checkpoints(tmp_path, RANK, read_only=True)
     save(tmp_path, [5])
     with (
-        Checkpoints(tmp_path, read_only=True) as checkpoints,
+        Checkpoints(tmp_path, RANK, read_only=True) as checkpoints,
         pytest.raises(UserError, match='best, last and 5'),
     ):
         checkpoints.find('6')

@@ -12,9 +12,10 @@ from scipy.special import softmax
 from vision.core.config import complete_eval, default_config
 from vision.core.errors import UserError
 from vision.core.mesh import make_mesh
-from vision.evaluation.evals import evaluate_entry, named_entries
-from vision.evaluation.predictions import TOP_K
-from vision.evaluation.run import Run, evaluate_run
+from vision.evaluation.evals import evaluate_entry, evaluate_run, named_entries
+from vision.evaluation.run import Run
+from vision.task.base import task_of
+from vision.task.classification import TOP
 
 K = 7
 
@@ -26,18 +27,18 @@ class Corner:
         return images[:, 0, :K, 0] * variables['factor'], {}
 
 
-def make_run(path, names, factor=1.0, ops='', batch_size=8, input_shape=(8, 8, 1)):
+def make_run(path, names, factor=1.0, ops='', batch_size=8, input_shape=(8, 8, 1), std=8 / 255):
     config = default_config()
     config.data = ConfigDict(
         {'source': 'npz', 'path': str(path / 'data.npz'), 'class_names': names}
     )
     config.preprocess.eval = ops
-    config.preprocess.std = (8 / 255,)  # logits in 0 … 32
+    config.preprocess.std = (std,)  # logits in 0 … 32
     config.evaluation.batch_size = batch_size
     return Run(
         path=path, config=config, class_names=names, image_shape=(10, 12, 1),
         input_shape=input_shape, step=7, model=Corner(),
-        variables={'factor': jnp.float32(factor)}, mesh=make_mesh(),
+        task=task_of(config, names, len(names)), variables={'factor': jnp.float32(factor)}, mesh=make_mesh(),
     )  # fmt: skip
 
 
@@ -67,15 +68,15 @@ def probabilities(image, factor=1.0):
 def check(evaluation, expected, labels):
     """Compares what is known of each example with its K probabilities [N, K]."""
     p = evaluation.predictions
-    np.testing.assert_array_equal(p.labels, labels)
-    top = np.argsort(-expected, axis=1, kind='stable')[:, :TOP_K]
+    np.testing.assert_array_equal(p['label'], labels)
+    top = np.argsort(-expected, axis=1, kind='stable')[:, :TOP]
     rows = np.arange(len(labels))
     np.testing.assert_allclose(
-        p.top_probabilities, np.take_along_axis(expected, top, 1), rtol=1e-4, atol=1e-7
+        p['top_probabilities'], np.take_along_axis(expected, top, 1), rtol=1e-4, atol=1e-7
     )
-    np.testing.assert_allclose(p.loss, -np.log(expected[rows, labels]), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(p['loss'], -np.log(expected[rows, labels]), rtol=1e-4, atol=1e-5)
     errors = np.square(expected - np.eye(K)[labels]).sum(1)
-    np.testing.assert_allclose(p.squared_error, errors, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(p['squared_error'], errors, rtol=1e-4, atol=1e-6)
     assert evaluation.figures['count'] == len(labels)
     assert evaluation.figures['top1'] == (expected.argmax(1) == labels).mean()
 
@@ -107,7 +108,7 @@ def test_ten_crops_are_averaged_as_probabilities(data, batch_size):
     evaluation = evaluate(run, ops='ten_crop(8)')
     check(evaluation, np.stack(expected), labels)
     by_name = evaluate(run, protocol='ten_crop(10)')  # 10 is the images' shorter side already
-    np.testing.assert_array_equal(by_name.predictions.loss, evaluation.predictions.loss)
+    np.testing.assert_array_equal(by_name.predictions['loss'], evaluation.predictions['loss'])
 
 
 def test_144_crops_go_through_the_model_in_one_batch(data):
@@ -149,12 +150,12 @@ def test_logits_of_other_classes_are_left_out(data, tmp_path):
     kept = [5, 1, 3]
     expected = softmax(images[:, 1, [2 + k for k in kept], 0] / 8.0, axis=1)
     np.testing.assert_allclose(
-        p.loss, -np.log(expected[np.arange(21), labels]), rtol=1e-4, atol=1e-5
+        p['loss'], -np.log(expected[np.arange(21), labels]), rtol=1e-4, atol=1e-5
     )
     assert p.class_names == own
     everything = evaluate(run, **entry, classes='all').predictions
     assert everything.class_names == NAMES
-    np.testing.assert_array_equal(everything.labels, np.array(kept)[labels])
+    np.testing.assert_array_equal(everything['label'], np.array(kept)[labels])
 
 
 def test_data_that_have_changed_are_refused(data, tmp_path):
@@ -213,8 +214,8 @@ def test_several_scales_weigh_the_same(photos):
     run = photo_run(photos)
     both = evaluate(run, protocol='dense(16, 24)').predictions
     single = [evaluate(run, protocol=f'dense({s})').predictions for s in (16, 24)]
-    mean = np.exp(-np.stack([p.loss for p in single])).mean(0)
-    np.testing.assert_allclose(np.exp(-both.loss), mean, rtol=1e-5)
+    mean = np.exp(-np.stack([p['loss'] for p in single])).mean(0)
+    np.testing.assert_allclose(np.exp(-both['loss']), mean, rtol=1e-5)
 
 
 def test_images_that_cannot_be_read(photos, tmp_path):
@@ -256,8 +257,8 @@ def test_dense_passes_turn_on_a_models_dense_evaluation(photos):
 
     run = photo_run(photos)
     object.__setattr__(run, 'model', Switch())
-    assert len(set(evaluate(run, protocol='dense(16)').predictions.loss)) > 1
-    np.testing.assert_allclose(evaluate(run).predictions.loss, np.log(K), rtol=1e-6)
+    assert len(set(evaluate(run, protocol='dense(16)').predictions['loss'])) > 1
+    np.testing.assert_allclose(evaluate(run).predictions['loss'], np.log(K), rtol=1e-6)
 
 
 class Shade:
@@ -278,24 +279,24 @@ def test_a_tfds_data_set_whole_and_its_pictures(tmp_path, file_format):
     TinyPictures(data_dir=tmp_path, file_format=file_format).download_and_prepare(
         download_config=tfds_lib.download.DownloadConfig(num_shards=3, max_shard_size=1 << 20)
     )
-    run = make_run(tmp_path, ('even', 'odd'), ops='decode|central_crop(8)', input_shape=(8, 8, 3))
+    ops = 'decode|central_crop(8)'
+    run = make_run(tmp_path, ('even', 'odd'), ops=ops, input_shape=(8, 8, 3), std=1 / 255)
     run.config.data = ConfigDict(
         {'source': 'tfds', 'name': 'tiny_pictures', 'data_dir': str(tmp_path)}
     )
-    run.config.preprocess.std = (1 / 255,)
     object.__setattr__(run, 'image_shape', None)
     object.__setattr__(run, 'model', Shade())
     evaluation = evaluate(run)
     p, whole = evaluation.predictions, evaluate(run, protocol='dense(8)').predictions
     np.testing.assert_array_equal(p.ids, np.arange(COUNT))
-    np.testing.assert_array_equal(whole.labels, p.labels)
-    np.testing.assert_allclose(whole.loss, p.loss, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(whole['label'], p['label'])
+    np.testing.assert_allclose(whole['loss'], p['loss'], rtol=1e-5, atol=1e-6)
     found = dict(examples(evaluation.source, [5, 40, COUNT]))
     assert set(found) == {5, 40}
     for example, image in found.items():
         shade = int(image[4, 4, 0])
-        assert p.labels[example] == shade % 2
-        assert p.predicted[example] == (shade > 26)
+        assert p['label'][example] == shade % 2
+        assert p['top_classes'][example, 0] == (shade > 26)
 
 
 def test_a_class_without_examples_and_a_single_example(data, tmp_path):

@@ -1,7 +1,6 @@
 """Evaluation is exact: each example once, whatever the batch size and the number of devices."""
 
 import json
-import math
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +12,11 @@ from hypothesis.extra import numpy as hnp
 from ml_collections import ConfigDict
 
 from tests.processes import run_module
-from vision.core.config import default_config
+from tests.task.judged import task_of
 from vision.core.mesh import make_mesh
 from vision.data.arrays import from_arrays
-from vision.evaluation.evaluate import check_count, evaluate, make_eval_step
+from vision.evaluation.answers import Member, answer, check_count, make_step
+from vision.evaluation.figures import figures as figures_of
 from vision.preprocess.inputs import EvalBatches
 
 
@@ -31,12 +31,10 @@ def run(logits, labels, batch_size, bias=0.0):
     images = np.round(logits).astype(np.uint8)[:, None, :, None]
     names = tuple(str(i) for i in range(logits.shape[1]))
     source = from_arrays('table', images, labels, names)
-    config = default_config()
-    config.preprocess.std = (1 / 255,)  # logits in 0 … 255 as they are
-    mesh = make_mesh()
-    step = make_eval_step(Table(), config, mesh)
+    task, mesh = task_of(names, std=(1 / 255,)), make_mesh()  # logits in 0 … 255 as they are
     batches = EvalBatches(source, '', batch_size, mesh)
-    return evaluate(step, {'bias': jnp.float32(bias)}, batches, len(labels), len(names))
+    member = Member(make_step(task, Table(), mesh), {'bias': jnp.float32(bias)}, batches)
+    return figures_of(task, answer(task, [member], len(labels)))
 
 
 @given(st.data())
@@ -58,7 +56,7 @@ def test_figures_are_what_numpy_says_whatever_the_batch_size(data):
 def test_a_model_of_nan_knows_nothing():
     got = run(np.zeros((5, 7)), np.zeros(5, int), 2, bias=np.nan)
     assert (got['top1'], got['top5']) == (0, 0)
-    assert math.isnan(got['loss'])
+    assert got['loss'] is None
 
 
 def test_top5_is_none_under_five_classes():
@@ -81,11 +79,11 @@ def test_the_right_count_is_silent():
 
 def test_a_lost_example_stops_an_evaluation():
     source = from_arrays('x', np.zeros((6, 1, 7, 1), np.uint8), np.zeros(6, int), tuple('abcdefg'))
-    mesh = make_mesh()
-    step = make_eval_step(Table(), default_config(), mesh)
+    task, mesh = task_of('abcdefg'), make_mesh()
     short = list(EvalBatches(source, '', 2, mesh))[:-1]
+    member = Member(make_step(task, Table(), mesh), {'bias': jnp.float32(0)}, short)
     with pytest.raises(RuntimeError, match='2 were left out'):
-        evaluate(step, {'bias': jnp.float32(0)}, short, 6, 7)
+        answer(task, [member], 6)
 
 
 CONFIG = """
@@ -173,7 +171,7 @@ def test_an_ensemble_of_one_run_twice_is_that_run(trained):
     entries = named_entries(load_run(trained).config, ['held_out'], ConfigDict())
     _, (alone,) = evaluate_runs([trained], entries)
     _, (twice,) = evaluate_runs([trained, trained], entries)
-    np.testing.assert_allclose(twice.predictions.loss, alone.predictions.loss, atol=1e-5)
+    np.testing.assert_allclose(twice.predictions['loss'], alone.predictions['loss'], atol=1e-5)
     assert twice.figures['top1'] == alone.figures['top1']
 
 
@@ -197,7 +195,8 @@ def test_mistakes_are_one_line(trained, flags, said):
 
 
 def test_batch_sizes_do_not_matter(trained):
-    from vision.evaluation.run import evaluate_run, load_run
+    from vision.evaluation.evals import evaluate_run
+    from vision.evaluation.run import load_run
 
     run = load_run(trained)
     figures = []
@@ -214,7 +213,7 @@ def test_one_compilation_for_all_batches_of_an_evaluation(trained):
     from vision.evaluation.run import load_run
 
     run = load_run(trained)
-    step = make_eval_step(run.model, run.config, run.mesh)
+    step = make_step(run.task, run.model, run.mesh)
     source = data.load(run.config.data, 'test')
     for batch in EvalBatches(source, run.config.preprocess.eval, 100, run.mesh):
         jax.block_until_ready(step(run.variables, batch))

@@ -5,10 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from tests.task.judged import judged, write_workdir
 from vision.core.errors import UserError
 from vision.evaluation.predictions import (
-    from_scores,
-    join,
     predictions_file,
     read_predictions,
     write_predictions,
@@ -22,37 +21,34 @@ NAMES = ('ant', 'bee', 'cat', 'dog', 'eel', 'fox', 'gnu')
 def predictions(paths=None):
     rng = np.random.default_rng(0)
     labels = rng.integers(7, size=20)
-    halves = [
-        from_scores(ids, labels[ids], rng.normal(size=(10, 7)).astype(np.float32), NAMES)
-        for ids in (np.arange(10, 20), np.arange(10))
-    ]
-    return join(halves, paths), labels
+    return judged(np.arange(20), labels, rng.normal(size=(20, 7)), NAMES, paths), labels
 
 
 def write(workdir, predictions, name='test'):
+    write_workdir(workdir, NAMES)
     (workdir / 'report').mkdir(exist_ok=True)
     path = predictions_file(workdir / 'report', name)
     write_predictions(path, predictions)
     return path
 
 
-def test_parts_are_joined_in_the_order_of_the_ids():
+def test_the_likeliest_classes_come_first():
     p, labels = predictions()
     np.testing.assert_array_equal(p.ids, np.arange(20))
-    np.testing.assert_array_equal(p.labels, labels)
-    assert p.top_classes.shape == (20, 5)
-    assert (np.diff(p.top_probabilities, axis=1) <= 0).all()
-    np.testing.assert_array_equal(p.correct, p.predicted == labels)
+    np.testing.assert_array_equal(p['label'], labels)
+    assert p['top_classes'].shape == (20, 5)
+    assert (np.diff(p['top_probabilities'], axis=1) <= 0).all()
+    np.testing.assert_array_equal(p.correct, p['top_classes'][:, 0] == labels)
 
 
 def test_the_likeliest_five_are_those_of_a_stable_sort():
     scores = np.random.default_rng(0).integers(0, 4, (500, 7)).astype(np.float32)
     scores[::7, 2] = -np.inf
-    p = from_scores(np.arange(500), np.zeros(500, int), scores, NAMES)
+    p = judged(np.arange(500), np.zeros(500), scores, NAMES)
     expected = np.argsort(-scores, axis=1, kind='stable')[:, :5]
-    np.testing.assert_array_equal(p.top_classes, expected)
-    few = from_scores(np.arange(500), np.zeros(500, int), scores[:, :3], NAMES[:3])
-    np.testing.assert_array_equal(few.top_classes, np.argsort(-scores[:, :3], kind='stable'))
+    np.testing.assert_array_equal(p['top_classes'], expected)
+    few = judged(np.arange(500), np.zeros(500), scores[:, :3], NAMES[:3])
+    np.testing.assert_array_equal(few['top_classes'], np.argsort(-scores[:, :3], kind='stable'))
 
 
 @pytest.mark.parametrize('paths', [None, [f'/a/é "{i}", \udcff.png' for i in range(20)]])
@@ -60,8 +56,9 @@ def test_written_and_read_again(tmp_path, paths):
     p, _ = predictions(paths)
     path = write(tmp_path, p)
     got = read_predictions(tmp_path)
-    for name in ('ids', 'labels', 'rank', 'loss', 'top_classes', 'top_probabilities', 'correct'):
-        np.testing.assert_array_equal(getattr(got, name), getattr(p, name))
+    for name in ('id', 'label', 'rank', 'loss', 'top_classes', 'top_probabilities'):
+        np.testing.assert_array_equal(got[name], p[name])
+    np.testing.assert_array_equal(got.correct, p.correct)
     assert got.class_names == NAMES
     line = json.loads(path.read_text().splitlines()[3])
     assert line['id'] == 3 and line['class'] == NAMES[line['label']]
@@ -71,9 +68,9 @@ def test_written_and_read_again(tmp_path, paths):
 
 
 def test_what_is_no_number_survives(tmp_path):
-    p = from_scores(np.arange(2), np.zeros(2, int), np.full((2, 7), np.nan), NAMES)
+    p = judged(np.arange(2), np.zeros(2), np.full((2, 7), np.nan), NAMES)
     write(tmp_path, p)
-    assert np.isnan(read_predictions(tmp_path).loss).all()
+    assert np.isnan(read_predictions(tmp_path)['loss']).all()
 
 
 def test_what_is_not_there_is_said(tmp_path):

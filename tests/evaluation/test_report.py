@@ -6,10 +6,11 @@ import shutil
 import numpy as np
 
 from tests.browser import browser, complaints, requests
+from tests.task.judged import figures_of, judged, write_workdir
 from vision.core.config import default_config, default_eval
 from vision.data.source import ArraySource
-from vision.evaluation.evals import Evaluation, figures_of
-from vision.evaluation.predictions import from_scores, read_predictions
+from vision.evaluation.evals import Evaluation
+from vision.evaluation.predictions import read_predictions
 from vision.evaluation.report import write_report
 from vision.evaluation.run import Run
 
@@ -24,7 +25,8 @@ def report(folder, k, n, name='test'):
     scores = rng.normal(size=(n, k))
     scores[np.arange(n), labels] += 3
     images = rng.integers(0, 256, (n, 16, 16, 1), np.uint8)
-    p = from_scores(np.arange(n), labels, scores, names)
+    p = judged(np.arange(n), labels, scores, names)
+    write_workdir(folder, names)
     with open(folder / 'metrics.jsonl', 'w') as file:
         for step in (10, 20, 30):
             file.write(json.dumps({'step': step, 'train/loss': 1 / step, 'train/top1': 0.9}) + '\n')
@@ -33,7 +35,7 @@ def report(folder, k, n, name='test'):
         file.write('{"step": 40, "train/lo')
     run = Run(
         path=folder, config=default_config(), class_names=names, image_shape=(16, 16, 1),
-        input_shape=(16, 16, 1), step=30, model=None, variables=None, mesh=None,
+        input_shape=(16, 16, 1), step=30, model=None, task=p.task, variables=None, mesh=None,
     )  # fmt: skip
     figures = {'split': name, 'checkpoint': 30, **figures_of(p, resamples=20), 'corrupt': 0}
     source = ArraySource('made up', names, images, labels)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import initializers
 
-from vision.evaluation.run import run_once
+from vision.models.base import run_once
 
 
 def test_what_is_run_once_has_the_bits_of_what_is_compiled_with_full_effort():

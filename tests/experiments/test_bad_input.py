@@ -3,6 +3,7 @@
 import pytest
 
 from tests.processes import run_module
+from tests.task.judged import RANK
 
 DIGITS = '--config=configs/digits_lenet5.py'
 
@@ -95,6 +96,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     from vision.core.checkpoints import Checkpoints
 
     bad = int(last.split('in step ')[1].split('.')[0])
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with Checkpoints(tmp_path, RANK, read_only=True) as checkpoints:
         assert checkpoints.find('last') == bad - 1
     assert f'step {bad - 1}' in last

@@ -2,7 +2,8 @@
 
 from functools import cache
 
-from vision.models.summary import abstract_variables, default_model
+from vision.models.base import abstract_variables
+from vision.models.summary import default_model
 
 # They trace for ten seconds and compile for minutes: their counts and shapes are tested, and their
 # blocks at other depths.

@@ -9,7 +9,8 @@ import pytest
 from tests.processes import run_module
 from tests.tiers import split
 from vision.models import MODELS
-from vision.models.summary import abstract_variables, default_model, summarise
+from vision.models.base import abstract_variables
+from vision.models.summary import default_model, summarise
 
 # name: parameters, with auxiliary heads (None: none), GMACs (None: not given)
 COUNTS = {

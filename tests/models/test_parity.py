@@ -14,7 +14,8 @@ from flax.traverse_util import flatten_dict
 from tests.golden import generator
 from tests.tiers import quick, split
 from vision.models import create_model
-from vision.models.summary import abstract_variables, default_model
+from vision.models.base import abstract_variables
+from vision.models.summary import default_model
 from vision.models.weights.pretrained import convert
 from vision.models.weights.torch_names import torch_names
 

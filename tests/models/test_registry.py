@@ -10,9 +10,9 @@ from tests.models.common import DEEP, FAMILIES, shapes_of
 from tests.tiers import split
 from vision.core.errors import UserError
 from vision.models import MODELS, create_model
-from vision.models.base import ImageModel
+from vision.models.base import ImageModel, abstract_variables, check_contract
 from vision.models.layers import Dense
-from vision.models.summary import abstract_variables, check_contract, default_model, summarise
+from vision.models.summary import default_model, summarise
 
 
 class MyModel(ImageModel):

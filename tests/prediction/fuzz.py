@@ -133,9 +133,11 @@ def photo_classifier():
 
     from vision.core import mesh as mesh_lib
     from vision.core.config import default_config
-    from vision.evaluation.run import Run, init_variables
+    from vision.evaluation.run import Run
     from vision.models import create_model
+    from vision.models.base import init_variables
     from vision.prediction import Classifier
+    from vision.task.base import task_of
 
     config = default_config()
     config.preprocess.eval = 'decode|resize_small(36)|central_crop(32)'
@@ -150,6 +152,7 @@ def photo_classifier():
             input_shape=(32, 32, 3),
             step=0,
             model=model,
+            task=task_of(config, '0123456789', 10),
             variables=mesh_lib.put_replicated(variables, mesh),
             mesh=mesh,
         )

@@ -36,7 +36,8 @@ def folder(tmp_path_factory, digits):
 
 
 def test_probabilities_agree_with_evaluation(classifier, digits, workdir):
-    from vision.evaluation.run import evaluate_run, load_run
+    from vision.evaluation.evals import evaluate_run
+    from vision.evaluation.run import load_run
 
     probabilities = classifier(digits.images)
     assert probabilities.shape == (360, 10) and probabilities.dtype == np.float32

@@ -10,9 +10,8 @@ from vision.core.config import default_config
 from vision.core.mesh import make_mesh
 from vision.models import create_model
 from vision.preprocess.mix import mix
-from vision.training import losses
-from vision.training.optimizer import make_optimizer
-from vision.training.schedules import make_schedule
+from vision.task import losses
+from vision.training.setup import make_recipe
 from vision.training.step import init_state, make_train_step
 
 B, H, W, K = 6, 12, 20, 6
@@ -111,8 +110,7 @@ def test_the_step_trains_on_smoothed_mixed_labels(kind):
     config.loss.label_smoothing, config.optimizer.lr = 0.1, 0.0
     config.seed = 4
     mesh, model = make_mesh(), create_model('lenet5', num_classes=10)
-    schedule = make_schedule(config, 10, lambda text, key: 0)
-    optimizer = make_optimizer(config, schedule)
+    recipe = make_recipe(config, model, [str(i) for i in range(10)], 10)
     rng = np.random.default_rng(0)
     batch = {
         'image': rng.integers(0, 256, (8, 32, 32, 1), dtype=np.uint8),
@@ -120,7 +118,7 @@ def test_the_step_trains_on_smoothed_mixed_labels(kind):
         'id': np.arange(8, dtype=np.int32),
         'mask': np.array([1, 1, 1, 0, 1, 1, 1, 1], np.float32),
     }
-    state = init_state(model, optimizer, config, (32, 32, 1), mesh)
+    state = init_state(recipe, (32, 32, 1), mesh)
     key = jax.random.fold_in(jax.random.fold_in(state.rng, 0), 1)
     images, targets = mixed(
         batch['image'] / np.float32(255),
@@ -133,7 +131,7 @@ def test_the_step_trains_on_smoothed_mixed_labels(kind):
     logits = apply(state.variables, images)
     loss = losses.softmax_cross_entropy(logits, losses.smooth_labels(targets, 0.1)) * batch['mask']
     right = (logits.argmax(-1) == targets.argmax(-1)) * batch['mask']
-    step = make_train_step(model, optimizer, schedule, config, mesh)
+    step = make_train_step(recipe, mesh)
     _, metrics = step(state, batch)
     assert float(metrics['loss']) == pytest.approx(float(loss.sum()), rel=1e-5)
-    assert float(metrics['correct']) == right.sum() and float(metrics['count']) == 7
+    assert float(metrics['top1']) == right.sum() and float(metrics['count']) == 7

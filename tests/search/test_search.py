@@ -255,8 +255,10 @@ def test_examples_of_a_tfds_split_that_is_read_by_index(tmp_path):
     from tests.data.test_tfds import TinyPictures
     from vision.core.config import default_config
     from vision.core.mesh import make_mesh, put_replicated
-    from vision.evaluation.run import Run, init_variables
+    from vision.evaluation.run import Run
     from vision.models import create_model
+    from vision.models.base import init_variables
+    from vision.task.base import task_of
 
     TinyPictures(data_dir=tmp_path, file_format='array_record').download_and_prepare()
     config = default_config()
@@ -269,7 +271,8 @@ def test_examples_of_a_tfds_split_that_is_read_by_index(tmp_path):
     variables = put_replicated(init_variables(model, (8, 8, 3), jax.random.key(0)), mesh)
     run = Run(
         path=tmp_path, config=config, class_names=('even', 'odd'), image_shape=None,
-        input_shape=(8, 8, 3), step=0, model=model, variables=variables, mesh=mesh,
+        input_shape=(8, 8, 3), step=0, model=model, task=task_of(config, ('even', 'odd'), 2),
+        variables=variables, mesh=mesh,
     )  # fmt: skip
     classifier, whole = Classifier(run), [search.whole_split(run, 'test')]
     made, failed = search.build(classifier, whole, endpoint='stem', metric='euclidean')

@@ -8,9 +8,11 @@ import pytest
 
 from tests.training.tiny import tiny_config
 from vision.core.errors import UserError
+from vision.evaluation.evals import predict_run
+from vision.evaluation.run import load_run
 from vision.evaluation.significance import mcnemar
 from vision.studies import compare as compare_lib
-from vision.studies.compare import compare, compare_tables, draw, per_example, short_names
+from vision.studies.compare import compare, compare_tables, draw, short_names
 from vision.training import train
 
 
@@ -42,10 +44,10 @@ def test_figures_and_significance(runs):
     result = compare([runs / 'one', runs / 'two'])
     one, two = result['runs']
     assert (one['run'], two['run']) == ('one', 'two')
-    answers = [per_example(runs / name) for name in ('one', 'two')]
+    answers = [predict_run(load_run(runs / name)).predictions for name in ('one', 'two')]
     for row, answer in zip(result['runs'], answers, strict=True):
         assert row['model'] == 'lenet5' and row['step'] == 24
-        assert row['test']['count'] == len(answer.labels) == 360
+        assert row['test']['count'] == len(answer) == 360
         assert row['test']['top1'] == answer.correct.mean()
         assert row['images_per_second'] > 0
     (pair,) = result['pairs']
@@ -64,14 +66,13 @@ def test_a_run_that_goes_on_is_compared_too(runs, tmp_path):
 
 
 def test_other_examples_are_not_compared(runs, monkeypatch):
-    real = compare_lib.per_example
+    def other(run, split):
+        predicted = predict_run(run, split)
+        if run.path.name == 'two':
+            predicted.predictions.columns['label'] = (predicted.predictions['label'] + 1) % 10
+        return predicted
 
-    def other(workdir, split):
-        answers = real(workdir, split)
-        labels = (answers.labels + 1) % 10 if Path(workdir).name == 'two' else answers.labels
-        return answers._replace(labels=labels)
-
-    monkeypatch.setattr(compare_lib, 'per_example', other)
+    monkeypatch.setattr(compare_lib, 'predict_run', other)
     (pair,) = compare([runs / 'one', runs / 'two'])['pairs']
     assert pair['error'] == 'they were not tested on the same examples'
     (pair,) = compare([runs / 'one', runs / 'two'], 'tset')['pairs']

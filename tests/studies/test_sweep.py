@@ -75,11 +75,11 @@ def test_mean_and_deviation_over_seeds():
         return {'values': values, 'error': None, 'validation': scores, 'test': None}
 
     rows = [row(0.1, 0, 0.5), row(0.1, 1, 0.7), row(0.2, 0, 0.9)]
-    first, second = over_seeds(rows)
+    first, second = over_seeds(rows, 'top1')
     assert first['values'] == 'lr=0.1' and first['count'] == 2
     assert first['validation'] == {'mean': pytest.approx(0.6), 'std': pytest.approx(0.02**0.5)}
     assert second['validation'] == {'mean': 0.9, 'std': None} and second['test'] is None
-    assert over_seeds([{'values': {'lr': 1}, 'error': None}]) == []
+    assert over_seeds([{'values': {'lr': 1}, 'error': None}], 'top1') == []
 
 
 def test_trials_are_runs_and_finished_ones_are_not_run_again(tmp_path, monkeypatch, capsys):
@@ -92,7 +92,7 @@ def test_trials_are_runs_and_finished_ones_are_not_run_again(tmp_path, monkeypat
     assert 'NaN or infinite' in failed['error']
     assert (tmp_path / 'optimizer.lr=0.05,seed=1' / 'metrics.jsonl').exists()
     assert json.loads((tmp_path / 'sweep.json').read_text()) == result
-    assert [s['count'] for s in result['seeds']] == [1, 1]
+    assert result['metric'] == 'top1' and [s['count'] for s in result['seeds']] == [1, 1]
     assert [t.row_count for t in sweep_tables(result)] == [3, 2]
 
     capsys.readouterr()

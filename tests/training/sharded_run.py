@@ -8,16 +8,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.sharding import AxisType
 
+from tests.task.judged import RANK
 from tests.tiers import quick
 from vision.core import mesh as mesh_lib
 from vision.core.checkpoints import Checkpoints
 from vision.core.config import default_config
-from vision.evaluation.evaluate import evaluate, make_eval_step
+from vision.evaluation.answers import Member, answer, make_step
+from vision.evaluation.figures import figures as figures_of
 from vision.models import create_model
-from vision.training.optimizer import make_optimizer
+from vision.training.setup import make_recipe
 from vision.training.step import init_state, make_train_step
 
 STEPS = 12
@@ -50,16 +51,18 @@ def config_of(shard, **training):
     config = default_config()
     config.optimizer.update({'name': 'adamw', 'lr': 3e-3, 'clip_norm': 1.0})
     config.weight_decay = 0.05
+    config.schedule = {'name': 'constant', 'warmup': '0 steps'}
     config.training.update({'shard': shard, 'batch_size': 32, 'ema_decay': 0.9, **training})
     return config
 
 
+def recipe_of(config, model):
+    return make_recipe(config, model, [str(i) for i in range(model.num_classes)], 10)
+
+
 def build(config, mesh, model=None, size=8):
-    model = model or Net()
-    schedule = optax.constant_schedule(config.optimizer.lr)
-    optimizer = make_optimizer(config, schedule)
-    state = init_state(model, optimizer, config, (size, size, 3), mesh)
-    return state, make_train_step(model, optimizer, schedule, config, mesh)
+    recipe = recipe_of(config, model or Net())
+    return init_state(recipe, (size, size, 3), mesh), make_train_step(recipe, mesh)
 
 
 def batch(i, mesh):
@@ -84,14 +87,9 @@ def run(shard, devices, **training):
         assert jax.tree.map(lambda x: x.sharding, state) == layout
         figures.append({k: float(metrics[k]) for k in ('loss', 'grad_norm', 'param_norm')})
     assert COMPILED['times'] == compiled > 0  # one compilation serves all steps
-    scores = evaluate(
-        make_eval_step(Net(), config, mesh),
-        state.eval_variables,
-        [{**batch(0, mesh)}],
-        32,
-        8,
-    )
-    return state, figures, scores
+    task = recipe_of(config, Net()).task
+    member = Member(make_step(task, Net(), mesh), state.eval_variables, [batch(0, mesh)])
+    return state, figures, figures_of(task, answer(task, [member], 32))
 
 
 def shares(tree):
@@ -129,7 +127,7 @@ def main():
             continue
         states[name], figures[name], scores[name] = run(shard, devices, **training)
     folder = Path(sys.argv[1])
-    with Checkpoints(folder) as checkpoints:
+    with Checkpoints(folder, RANK) as checkpoints:
         checkpoints.save(states['fsdp'], {})
         checkpoints.wait()
         restored = {k: checkpoints.restore(STEPS, states[k])[0] for k in ('one', 'data', 'fsdp')}

@@ -7,7 +7,8 @@ from configs.digits_lenet5 import get_config
 from tests.preprocess.conftest import encode
 from tests.preprocess.test_pipeline import absurd
 from vision.core.errors import UserError
-from vision.evaluation.run import evaluate_run, load_run
+from vision.evaluation.evals import evaluate_run
+from vision.evaluation.run import load_run
 from vision.training import train
 
 BREAK = [

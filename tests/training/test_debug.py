@@ -47,7 +47,7 @@ def test_an_unknown_switch():
 
 @pytest.mark.slow  # each operation by itself
 def test_without_jit_the_step_is_python(tmp_path, monkeypatch):
-    from vision.training import losses
+    from vision.task import losses
 
     seen, smooth = [], losses.smooth_labels
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.processes import Process, run_module
+from tests.task.judged import RANK
 from tests.tiers import quick, split
 from tests.training.test_resume import arrays, records, stored
 from vision.core import distributed
@@ -115,7 +116,7 @@ def test_a_signal_to_one_stops_both_at_one_step(tmp_path, alone, signum):
     processes[1].send_signal(signum)
     codes, told = end(processes)
     assert codes == [143, 143 if signum == signal.SIGTERM else 130], told
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with Checkpoints(tmp_path, RANK, read_only=True) as checkpoints:
         saved = checkpoints.find('last')
     assert all(f'stopped at step {saved}' in text for text in told)
     if not quick():  # that a run goes on to the same bits, the killed one shows

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.task.judged import RANK
 from tests.training.tiny import tiny_config
 from vision.core.checkpoints import Checkpoints
 from vision.core.errors import UserError
@@ -128,7 +129,7 @@ def test_early_stopping_ends_a_run_that_stays_ended(tmp_path, capsys):
     results = train(config, tmp_path)
     assert 'stopped early at step 24' in capsys.readouterr().err
     assert results['test']['count'] == 360
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with Checkpoints(tmp_path, RANK, read_only=True) as checkpoints:
         assert checkpoints.find('last') == 24
     before = (tmp_path / 'metrics.jsonl').read_bytes()
     assert train(config, tmp_path) == results
@@ -143,13 +144,13 @@ def test_early_stopping_ends_a_run_that_stays_ended(tmp_path, capsys):
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1), st.integers(1, 5))
 def test_early_stopping_is_a_function_of_what_was_recorded(scores, patience):
     """Stopped at the first evaluation with nothing better for so long; replayed, the same."""
-    hook, told = EarlyStopping(Fraction(patience * 10)), []
+    hook, told = EarlyStopping(Fraction(patience * 10), RANK), []
     for i, (top1, loss) in enumerate(scores, 1):
         told.append(hook.after_evaluation(10 * i, {'top1': top1, 'loss': loss}) is not None)
     for i in range(1, len(scores) + 1):
         ranks = [(top1, -loss) for top1, loss in scores[:i]]
         assert told[i - 1] == (i - 1 - ranks.index(max(ranks)) >= patience)
-    again = EarlyStopping(Fraction(patience * 10))
+    again = EarlyStopping(Fraction(patience * 10), RANK)
     again.replay([(10 * i, {'top1': t, 'loss': s}) for i, (t, s) in enumerate(scores, 1)])
     assert again.reached == told[-1]
 

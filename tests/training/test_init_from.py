@@ -52,7 +52,7 @@ def small(config, photos, weights):
 
 def start(config):
     run = setup(config)
-    state = init_state(run.model, run.optimizer, config, run.input_shape, run.mesh)
+    state = init_state(run.recipe, run.input_shape, run.mesh)
     return run, init_from(config.init_from, 'resnet18', state)
 
 
@@ -63,7 +63,7 @@ def host(tree):
 def steps(run, state, count=3):
     from vision.preprocess.inputs import TrainBatches
 
-    step = make_train_step(run.model, run.optimizer, run.schedule, run.config, run.mesh)
+    step = make_train_step(run.recipe, run.mesh)
     batches = TrainBatches(run.train, run.config, run.mesh, 0)
     for _ in range(count):
         state, _ = step(state, next(batches))

@@ -21,8 +21,8 @@ class Computed:
     ('running', 'waited'),
     [
         (None, True),  # before the first step
-        ({'loss': Computed(True), 'correct': Computed(True)}, True),
-        ({'loss': Computed(True), 'correct': Computed(False)}, False),
+        ({'loss': Computed(True), 'top1': Computed(True)}, True),
+        ({'loss': Computed(True), 'top1': Computed(False)}, False),
     ],
 )
 def test_only_a_wait_of_the_devices_is_one(running, waited):

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import digits_lenet5
+from tests.task.judged import RANK
 from tests.tiers import examples, quick
 from vision.core.checkpoints import Checkpoints
 from vision.core.config import default_config
@@ -56,29 +57,28 @@ def reference(values, patience, factor, rtol, cooldown):
     scores=st.lists(st.integers(0, 8), min_size=1, max_size=12),
     patience=st.integers(1, 3),
     cooldown=st.integers(0, 2),
-    metric=st.sampled_from(['top1', 'loss']),
+    metric=st.sampled_from([None, 'loss']),
 )
 def test_the_scale_is_the_rules(scores, patience, cooldown, metric):
     config = config_of(patience=patience, factor=0.5, cooldown=cooldown, metric=metric)
     _, state = start(config)
-    tops = [s / 8 for s in scores]
-    values = [1 - t if metric == 'top1' else t for t in tops]
-    for top, scale in zip(tops, reference(values, patience, 0.5, 1e-4, cooldown), strict=True):
-        other = {'top1': 'loss', 'loss': 'top1'}[metric]
-        state = plateau.observe(state, {metric: top, other: 0.3}, config.schedule, make_mesh())
+    values = [s / 8 for s in scores]
+    for value, scale in zip(values, reference(values, patience, 0.5, 1e-4, cooldown), strict=True):
+        loss, cost = (0.3, value) if metric is None else (value, 0.3)
+        state = plateau.observe(state, {'loss': loss}, cost, config.schedule, make_mesh())
         assert float(plateau.scale(state.opt_state)) == pytest.approx(scale)
 
 
 def test_the_scale_multiplies_the_change_and_steps_do_not_count():
     config = config_of(patience=1, factor=0.1)
     optimizer, state = start(config)
-    state = plateau.observe(state, {'top1': 0.5}, config.schedule, make_mesh())
+    state = plateau.observe(state, {}, 0.5, config.schedule, make_mesh())
     gradient, opt_state = {'kernel': jnp.ones(2)}, state.opt_state
     for _ in range(5):
         updates, opt_state = optimizer.update(gradient, opt_state, state.params)
         np.testing.assert_allclose(updates['kernel'], -0.1, rtol=1e-6)
     state = plateau.observe(
-        state.replace(opt_state=opt_state), {'top1': 0.5}, config.schedule, make_mesh()
+        state.replace(opt_state=opt_state), {}, 0.5, config.schedule, make_mesh()
     )
     updates, _ = optimizer.update(gradient, state.opt_state, state.params)
     np.testing.assert_allclose(updates['kernel'], -0.01, rtol=1e-6)
@@ -87,7 +87,7 @@ def test_the_scale_multiplies_the_change_and_steps_do_not_count():
 def test_other_schedules_are_told_nothing():
     config = default_config()
     _, state = start(config)
-    assert plateau.observe(state, {'top1': 0.5}, config.schedule, make_mesh()) is state
+    assert plateau.observe(state, {}, 0.5, config.schedule, make_mesh()) is state
     assert plateau.scale(state.opt_state) == 1.0
 
 
@@ -110,7 +110,7 @@ def test_a_run_that_was_stopped_has_the_same_rates_and_bits(tmp_path):
     for name in ('alone', 'stopped'):
         workdir = tmp_path / name
         records.append([{k: v for k, v in r.items() if k not in TIMES} for r in read(workdir)])
-        with Checkpoints(workdir, read_only=True) as checkpoints:
+        with Checkpoints(workdir, RANK, read_only=True) as checkpoints:
             states.append(checkpoints.find('last'))
     assert records[0] == records[1] and states == [24, 24]
     rates = [r['train/lr'] for r in records[0] if 'train/lr' in r]

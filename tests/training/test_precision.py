@@ -3,14 +3,13 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from vision.core.config import default_config
 from vision.core.mesh import make_mesh
 from vision.data import arrays
 from vision.models import create_model
 from vision.preprocess import inputs
-from vision.training.optimizer import make_optimizer
+from vision.training.setup import make_recipe
 from vision.training.step import init_state, make_train_step
 
 
@@ -20,10 +19,9 @@ def test_a_model_trains_in_bfloat16():
     config.preprocess.std = (0.3,)
     config.training.update({'batch_size': 32, 'ema_decay': 0.9})
     model = create_model(**config.model.to_dict(), num_classes=4)
-    schedule = optax.constant_schedule(0.01)
-    optimizer = make_optimizer(config, schedule)
-    state = init_state(model, optimizer, config, (32, 32, 1), mesh)
-    step = make_train_step(model, optimizer, schedule, config, mesh)
+    config.schedule, config.optimizer.lr = {'name': 'constant', 'warmup': '0 steps'}, 0.01
+    recipe = make_recipe(config, model, source.class_names, 10)
+    state, step = init_state(recipe, (32, 32, 1), mesh), make_train_step(recipe, mesh)
     batches = inputs.TrainBatches(source, config, mesh, 0)
     program = str(jax.make_jaxpr(step)(state, next(batches)))
     assert any('conv_general_dilated' in line and 'bf16' in line for line in program.splitlines())

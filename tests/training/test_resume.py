@@ -12,6 +12,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.processes import Process, run_module
+from tests.task.judged import RANK
 from tests.tiers import split
 from tests.training.tiny import tiny_config
 from vision.core.checkpoints import Checkpoints
@@ -45,7 +46,7 @@ def records(workdir):
 
 def arrays(workdir):
     """Every array of the last checkpoint, byte for byte."""
-    with Checkpoints(Path(workdir), read_only=True) as checkpoints:
+    with Checkpoints(Path(workdir), RANK, read_only=True) as checkpoints:
         step = checkpoints.find('last')
     folder = Path(workdir) / 'checkpoints' / str(step)
     return step, {
@@ -107,7 +108,7 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(tmp_path, alone, signum, 
     process.send_signal(signum)
     done = process.wait(120)
     assert done.returncode == code, done.stderr
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with Checkpoints(tmp_path, RANK, read_only=True) as checkpoints:
         saved = checkpoints.find('last')
     assert f'stopped at step {saved}' in done.stderr
     assert 20 <= saved < STEPS
@@ -169,7 +170,7 @@ def test_best_and_last_are_kept(alone):
     }
     best = max(scores, key=scores.get)
     assert load_run(alone).step == best
-    with Checkpoints(alone, read_only=True) as checkpoints:
+    with Checkpoints(alone, RANK, read_only=True) as checkpoints:
         kept = checkpoints.steps()
     assert STEPS in kept and best in kept and len(kept) <= 3
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.processes import run_module
+from tests.task.judged import RANK
 from tests.tiers import split
 from vision.core import mesh as mesh_lib
 from vision.core.checkpoints import Checkpoints
@@ -125,7 +126,7 @@ def test_a_run_goes_on_with_another_layout_and_is_evaluated_and_predicted_with(t
         done = run_module('experiments.train', *FLAGS, *flags, workdir, devices=devices)
         assert done.returncode == 0, done.stderr
     assert 'going on from step 40' in done.stderr
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+    with Checkpoints(tmp_path, RANK, read_only=True) as checkpoints:
         assert checkpoints.find('last') == 60
     for devices in (1, 8):
         done = run_module('experiments.evaluate', workdir, '--format=json', devices=devices)

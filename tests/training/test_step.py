@@ -1,5 +1,7 @@
 """One step against the papers' formulas, written in NumPy."""
 
+import dataclasses
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,8 +10,9 @@ import pytest
 
 from vision.core.config import default_config
 from vision.core.mesh import make_mesh
-from vision.training import losses
+from vision.task import losses
 from vision.training.optimizer import make_optimizer
+from vision.training.setup import make_recipe
 from vision.training.step import init_state, make_train_step
 
 
@@ -34,9 +37,10 @@ def setup(model, **changes):
         config.update_from_flattened_dict({key.replace('__', '.'): value})
     mesh = make_mesh()
     schedule = lambda step: 0.1 / (1 + step)  # noqa: E731
+    recipe = make_recipe(config, model, 'abc', 10)
     optimizer = make_optimizer(config, schedule)
-    state = init_state(model, optimizer, config, (2, 2, 1), mesh)
-    return state, make_train_step(model, optimizer, schedule, config, mesh)
+    recipe = dataclasses.replace(recipe, schedule=schedule, optimizer=optimizer)
+    return init_state(recipe, (2, 2, 1), mesh), make_train_step(recipe, mesh)
 
 
 def batch(mask=(1, 1, 1, 1)):

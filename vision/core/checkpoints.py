@@ -5,8 +5,7 @@ moving average), `training` (step, optimizer, rng) and `loop` (JSON: the loop's 
 so that prediction reads the model and nothing else.
 """
 
-import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,22 +19,25 @@ from vision.core import processes
 from vision.core.errors import UserError, unknown
 from vision.core.state import TrainState
 
+Rank = Callable[[dict[str, Any]], tuple[float, ...]]
+
 
 class Checkpoints:
     """The checkpoints of one workdir: asynchronous, atomic; the last N and the best are kept."""
 
-    def __init__(self, workdir: Path, keep: int = 1, read_only: bool = False):
+    def __init__(self, workdir: Path, rank: Rank, keep: int = 1, read_only: bool = False):
         """Opens `workdir/checkpoints`.
 
         Args:
           workdir: of the run.
+          rank: of the validation metrics of a checkpoint; the greatest is the best.
           keep: how many of the newest are kept, beside the best on the validation split.
           read_only: for evaluation and prediction, also while the run goes on.
 
         Raises:
           UserError: read_only and there is no checkpoint.
         """
-        self._directory = workdir / 'checkpoints'
+        self._directory, self._rank = workdir / 'checkpoints', rank
         if read_only and not self._directory.is_dir():
             raise UserError(f'{workdir} has no checkpoints')
         if not read_only:
@@ -77,7 +79,7 @@ class Checkpoints:
         Args:
           state: of the step that it names.
           loop: JSON beside it.
-          metrics: the validation metrics of that step, if it was evaluated: `top1` and `loss`.
+          metrics: the validation metrics of that step, if it was evaluated.
 
         Raises:
           UserError: this one or the one before could not be written (the disk is full, say).
@@ -132,12 +134,9 @@ class Checkpoints:
         return steps[-1] if steps else None
 
     def best_step(self) -> int | None:
-        """The step of the best checkpoint by validation top-1, then by loss; or None.
-
-        A small validation split has many equals in top-1. Of equals in both the latest counts.
-        """
+        """The step of the best checkpoint on the validation split, of equals the latest; or None."""
         metrics = {s: self._manager.metrics(s) for s in self.steps()}
-        scored = [(rank(m), s) for s, m in metrics.items() if m]
+        scored = [(self._rank(m), s) for s, m in metrics.items() if m]
         return max(scored)[1] if scored else None
 
     def find(self, which: str) -> int:
@@ -222,13 +221,8 @@ class Checkpoints:
 
 
 def _training(state: TrainState) -> dict[str, Any]:
-    return {'step': state.step, 'opt_state': state.opt_state, 'rng': state.rng}
-
-
-def rank(metrics: Any) -> tuple[float, float]:
-    """What evaluations are ordered by, the best last: top-1, then the loss."""
-    loss = metrics['loss']
-    return metrics['top1'], -math.inf if math.isnan(loss) else -loss
+    items = {'step': state.step, 'opt_state': state.opt_state, 'rng': state.rng}
+    return items if state.extra is None else items | {'extra': state.extra}
 
 
 def _complete(directory: Path) -> bool:

@@ -77,6 +77,10 @@ def default_config() -> ConfigDict:
     config.loss.aux_weight = 0.3  # of each auxiliary head's loss (GoogLeNet .3, Inception-v3 .4)
     config.loss.class_weights = ()  # one for each class, as in torch's CrossEntropyLoss; (): all 1
 
+    # What the model is trained for and judged by: 'classification', 'multilabel', or 'package.module:Class';
+    # other keys are its arguments (vision.task).
+    config.task = ConfigDict({'name': 'classification'})
+
     # What the optimizer gets: 'gradient', 'sam', or 'package.module:function'; other keys are its
     # arguments (vision.training.update).
     config['update'] = ConfigDict({'name': 'gradient'})
@@ -106,7 +110,10 @@ def default_config() -> ConfigDict:
     config.training.duration = '10 epochs'
     config.training.eval_every = '1 epochs'  # on the validation split; a checkpoint is kept with it
     config.training.checkpoint_every = '1000 steps'
-    config.training.keep = 2  # the last N checkpoints, and the best by validation top-1
+    config.training.keep = 2  # the last N checkpoints, and the best on the validation split
+    # The metric that the best checkpoint is chosen by, that patience and a plateau follow; by default the
+    # task's first.
+    config.training.best_by = placeholder(str)
     config.training.log_every = '50 steps'
     # An average of the parameters, which is then what is selected and predicted with: exponential, or
     # Polyak's uniform one from so far on ('80 epochs').
@@ -154,7 +161,7 @@ def check(config: ConfigDict) -> None:
     for key in config:
         if key not in default:
             raise unknown('config key', key, default.keys())
-    for section in ('model', 'data', 'optimizer', 'schedule', 'loss', 'update'):
+    for section in ('model', 'data', 'optimizer', 'schedule', 'loss', 'task', 'update'):
         name = 'source' if section == 'data' else 'name'
         if name not in config[section]:
             raise UserError(
@@ -284,11 +291,13 @@ def from_json(text: str) -> ConfigDict:
     Lists become tuples again. Sections and keys that are newer than the text get their defaults.
     """
     config, default = ConfigDict(_tuples(json.loads(text))), default_config()
-    for key in ('evals', 'update'):
+    for key in ('evals', 'task', 'update'):
         if key not in config:
             config[key] = default[key]
     if 'data' in config and 'repeats' not in config.data:
         config.data.repeats = default.data.repeats
+    if 'training' in config and 'best_by' not in config.training:
+        config.training.best_by = None
     return config
 
 

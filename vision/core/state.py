@@ -17,6 +17,7 @@ class TrainState:
       opt_state: optax's.
       ema_params: the average of `params`, exponential or Polyak's, or None.
       ema_batch_stats: the statistics that belong to `ema_params`, or None.
+      extra: what the task adds (`Task.init`): a teacher, a queue; None as a rule.
       rng: typed key; the randomness of a step is `fold_in(rng, step)`.
     """
 
@@ -27,6 +28,7 @@ class TrainState:
     ema_params: Any
     ema_batch_stats: Any
     rng: jax.Array
+    extra: Any = None
 
     @property
     def variables(self) -> dict[str, Any]:

@@ -3,6 +3,8 @@
 config.json        the config, resolved
 dataset.json       class names and the image's shape: what prediction needs of the data
 environment.json   versions, devices, git commit, command
+changes.diff       what differed from that commit, if anything did
+modules/           a user's own modules that the config names
 metrics.jsonl      one record a line, each with its `step`
 events.out.*       the same for TensorBoard
 checkpoints/       Orbax's
@@ -13,6 +15,7 @@ import fcntl
 import json
 import os
 import platform
+import re
 import socket
 import subprocess
 import sys
@@ -27,6 +30,7 @@ from vision.core import processes
 from vision.core.errors import UserError
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorflow-cpu')
+_OWN_MODULES = re.compile(r'"([A-Za-z_][\w.]*):[A-Za-z_]\w*"')  # in config.json
 
 
 class Lock:
@@ -112,7 +116,14 @@ def _check_config(workdir: Path, config: ConfigDict) -> None:
 def describe(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
     """Writes what the run, its data and this process are: all JSON files of the workdir."""
     if processes.is_first():
-        write_text(workdir / 'config.json', config_lib.to_json(config))
+        text = config_lib.to_json(config)
+        write_text(workdir / 'config.json', text)
+        if modules := set(_OWN_MODULES.findall(text)):
+            from vision.core import own_code
+
+            own_code.keep(workdir, modules)
+        if (changes := _git('diff', 'HEAD', '--', ':/*.py')) is not None and changes:
+            write_text(workdir / 'changes.diff', changes + '\n')
         for name, value in (('dataset.json', dataset), ('environment.json', environment())):
             write_text(workdir / name, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
 
@@ -123,6 +134,10 @@ def read_config(workdir: Path) -> ConfigDict:
     Raises:
       UserError: the folder is not a workdir.
     """
+    if (workdir / 'modules').is_dir():
+        from vision.core import own_code
+
+        own_code.make_importable(workdir)
     return config_lib.from_json(_read(workdir, 'config.json'))
 
 
@@ -186,17 +201,18 @@ def environment() -> dict[str, Any]:
 
 def git_commit() -> str | None:
     """The commit of the code that runs, '+changes' behind it if it was edited; None outside git."""
+    commit, changes = (
+        _git('rev-parse', 'HEAD'),
+        _git('status', '--porcelain', '-uno', '--', ':/*.py'),
+    )
+    return commit and commit + ('+changes' if changes else '')
 
-    def git(*args: str) -> str:
-        root = Path(__file__).parent
-        return subprocess.run(
-            ['git', '-C', root, *args], capture_output=True, text=True, check=True
-        ).stdout.strip()
 
+def _git(*args: str) -> str | None:
+    """What git prints in the folder of this code; None without git or a repository."""
+    command = ['git', '-C', str(Path(__file__).parent), *args]
     try:
-        return git('rev-parse', 'HEAD') + (
-            '+changes' if git('status', '--porcelain', '-uno', '--', ':/*.py') else ''
-        )
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
 

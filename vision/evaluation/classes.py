@@ -23,12 +23,14 @@ class Classes(NamedTuple):
     logits: np.ndarray | None
     labels: np.ndarray
 
-    def of(self, labels: np.ndarray, source: Source) -> np.ndarray:
-        """The data set's labels, int [N], as positions in `names`.
+    def check(self, labels: np.ndarray, source: Source) -> None:
+        """Checks the data set's labels, int [N] or float [N, K].
 
         Raises:
           UserError: an example has no label, or one that is left out.
         """
+        if labels.ndim == 2:
+            return
         known = (labels >= 0) & (labels < len(self.labels))
         found = np.where(known, self.labels[np.where(known, labels, 0)], -1)
         if (found < 0).any():
@@ -38,7 +40,6 @@ class Classes(NamedTuple):
                 f'{source.name}: an example has the label {what!r}, which is not among the '
                 f'{len(self.names)} classes that are compared'
             )
-        return found
 
 
 def match(run_names: tuple[str, ...], source: Source, which: str = 'data') -> Classes:

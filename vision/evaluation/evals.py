@@ -5,23 +5,25 @@ own in `config.evals`.
 """
 
 import dataclasses
-import math
 import os
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
-import numpy as np
 from ml_collections import ConfigDict
 
 from vision import data
 from vision.core.config import complete_eval
 from vision.core.errors import UserError, unknown
-from vision.data.source import ArraySource, Source, count_named
-from vision.evaluation import metrics, protocols
-from vision.evaluation.classes import match
+from vision.data.source import ArraySource, FileSource, Source, count_named
+from vision.evaluation import protocols
+from vision.evaluation.answers import Labels, Member, Progress, answer, make_step
+from vision.evaluation.classes import Classes, match
+from vision.evaluation.figures import figures, intervals
 from vision.evaluation.predictions import Predictions
 from vision.evaluation.run import Run, check_data, check_shape, load_run
-from vision.evaluation.scores import Member, Progress, predict_source
+from vision.evaluation.whole import WholeBatches
+from vision.preprocess import inputs
+from vision.preprocess.device import Batch
 
 # What another data set has in common with the run's own: how it is read, not what it is.
 _HOW_TO_READ = ('source', 'data_dir', 'in_memory', 'cache', 'max_corrupt')
@@ -44,9 +46,10 @@ class Evaluation:
       entry: complete.
       source: the data.
       predictions: of every example.
-      figures: JSON: see `figures_of`, with `split`, `checkpoint`, `corrupt` and, where they are not
-        the run's own test protocol and data, `data`, `classes` (how many are compared, where not
-        all are), `protocol`, `ops`, `weights` and `models`.
+      figures: JSON: the task's metrics, `count` and `intervals` ((low, high) of 95 % by metric), with
+        `split`, `checkpoint`, `corrupt` and, where they are not the run's own test protocol and data,
+        `data`, `classes` (how many are compared, where not all are), `protocol`, `ops`, `weights` and
+        `models`.
       corrupt: the images that could not be read: name → reason.
     """
 
@@ -104,54 +107,124 @@ def evaluate_entry(
         elif isinstance(source, ArraySource):
             check_shape(run, source)
     classes = match(first.class_names, source, entry.classes)
-    members = [Member(run, view) for run in runs for view in _passes(run, entry)]
-    told = progress(name, len(members) * source.num_examples)
-    predictions, corrupt = predict_source(members, source, classes, skip_corrupt, told)
-    figures = {
+    passes = [(run, view) for run in runs for view in _passes(run, entry)]
+    told = progress(name, len(passes) * source.num_examples)
+    _, predictions, corrupt = _predict(passes, source, classes, skip_corrupt, told)
+    found = {
         'split': entry.split,
         'checkpoint': first.step,
-        **figures_of(predictions),
+        **figures(predictions.task, predictions.columns),
+        'intervals': intervals(predictions.task, predictions.columns),
         'corrupt': count_named(source, corrupt),
     }
     if not own:
-        figures['data'] = source.name
+        found['data'] = source.name
     if classes.logits is not None:
-        figures['classes'] = len(classes.names)
-    figures |= {k: entry[k] for k in ('protocol', 'ops', 'weights') if entry[k]}
+        found['classes'] = len(classes.names)
+    found |= {k: entry[k] for k in ('protocol', 'ops', 'weights') if entry[k]}
     if len(runs) > 1:
-        figures['models'] = [str(run.path) for run in runs]
-    return Evaluation(name, entry, source, predictions, figures, corrupt)
+        found['models'] = [str(run.path) for run in runs]
+    return Evaluation(name, entry, source, predictions, found, corrupt)
 
 
-def figures_of(predictions: Predictions, resamples: int = metrics.RESAMPLES) -> dict[str, Any]:
-    """The figures of a split.
+class Predicted(NamedTuple):
+    """Predictions for a source, and the images that could not be read: name → reason."""
+
+    source: Source
+    predictions: Predictions
+    corrupt: dict[str, str]
+
+
+def predict_run(run: Run, split: str = 'test', skip_corrupt: bool = False) -> Predicted:
+    """The answers of a run for one split of its own data.
 
     Args:
-      predictions: of its examples.
-      resamples: of the bootstrap.
+      run: as `load_run` returns it.
+      split: train, validation or test.
+      skip_corrupt: leave out images that cannot be read.
+
+    Raises:
+      UserError: no such split, data that have changed, or images that cannot be read.
+    """
+    source = data.load(run.config.data, split)
+    check_data(run, source)
+    view = protocols.Pass(run.config.preprocess.eval)
+    classes = match(run.class_names, source)
+    return _predict([(run, view)], source, classes, skip_corrupt, lambda done: None)
+
+
+def evaluate_run(run: Run, split: str = 'test', skip_corrupt: bool = False) -> dict[str, Any]:
+    """Evaluates a run on one split of its own data, as training does; arguments as of `predict_run`.
 
     Returns:
-      `top1`, `top5` (fractions of 1; `top5` None under 5 classes), `loss`, `count`,
-      `balanced_accuracy`, `ece`, `brier`, and `intervals`, (low, high) of 95 % for each of them.
-      A figure that is no number is None.
+      The task's metrics and `count`, with `split`, `checkpoint` (its step) and `corrupt`.
     """
-    p = predictions
-    n, correct = len(p), p.correct
-    figures: dict[str, Any] = {
-        'top1': int(correct.sum()) / n,
-        'top5': int((p.rank < 5).sum()) / n if len(p.class_names) >= 5 else None,
-        'loss': math.fsum(p.loss) / n,
-        'count': n,
-        'balanced_accuracy': metrics.balanced_accuracy(p.labels, correct),
-        'ece': metrics.expected_calibration_error(p.confidence, correct),
-        'brier': math.fsum(p.squared_error) / n,
-    }
-    intervals = metrics.intervals(
-        p.labels, p.rank, p.loss, p.confidence, p.squared_error, resamples=resamples
+    source, predictions, corrupt = predict_run(run, split, skip_corrupt)
+    scores = figures(predictions.task, predictions.columns)
+    left_out = count_named(source, corrupt)
+    return {'split': split, 'checkpoint': run.step, **scores, 'corrupt': left_out}
+
+
+def _predict(
+    passes: list[tuple[Run, protocols.Pass]],
+    source: Source,
+    classes: Classes,
+    skip_corrupt: bool,
+    progress: Progress,
+) -> Predicted:
+    """The answers of the runs' passes over a split, averaged, and the images that could not be read."""
+    task = passes[0][0].task.with_class_names(classes.names)
+    labels, corrupt, every = Labels(classes.logits, classes.labels), dict[str, str](), []
+    for run, view in passes:
+        model = run.model
+        if view.dense and hasattr(model, 'dense_evaluation'):
+            model = model.clone(dense_evaluation=True)
+        own = run.task.with_class_names(classes.names)
+        step = make_step(own, model, run.mesh, labels, judge=len(passes) == 1)
+        batches = _batches(run, view, source, skip_corrupt)
+        every.append((batches, Member(step, run.variables, _checked(run, view, batches))))
+
+    def skipped() -> int:
+        for batches, _ in every:
+            corrupt.update(batches.corrupt)
+        return count_named(source, corrupt)
+
+    columns = answer(
+        task,
+        [member for _, member in every],
+        source.num_examples,
+        skipped,
+        lambda given: classes.check(given, source),
+        progress,
     )
-    figures = {k: None if v is None or not np.isfinite(v) else v for k, v in figures.items()}
-    figures['intervals'] = {k: list(v) for k, v in intervals.items() if figures[k] is not None}
-    return figures
+    paths = source.paths if isinstance(source, FileSource) else None
+    paths = paths and tuple(paths[i] for i in columns['id'])
+    return Predicted(source, Predictions(task, columns, paths), corrupt)
+
+
+def _batches(
+    run: Run, view: protocols.Pass, source: Source, skip_corrupt: bool
+) -> 'inputs.EvalBatches | WholeBatches':
+    size = run.config.evaluation.batch_size
+    if view.dense:
+        return WholeBatches(source, view.ops, max(1, size // 2), run.mesh, skip_corrupt)
+    if view.ops == run.config.preprocess.eval:
+        return inputs.EvalBatches(source, view.ops, size, run.mesh, skip_corrupt)
+    shape = inputs.input_shape(source, view.ops)
+    views = shape[0] if len(shape) == 4 else 1
+    return inputs.EvalBatches(source, view.ops, max(1, size // views), run.mesh, skip_corrupt)
+
+
+def _checked(run: Run, view: protocols.Pass, batches: Iterable[Batch]) -> Iterator[Batch]:
+    """The batches, if the run's own preprocessing makes what its model was trained on."""
+    for batch in batches:
+        fed = batch['image'].shape[-3:]
+        if view.ops == run.config.preprocess.eval and fed != run.input_shape:
+            raise UserError(
+                f'preprocess.eval makes images of {list(fed)} of this data; '
+                f'the model of {run.path} was trained on {list(run.input_shape)}'
+            )
+        yield batch
 
 
 def named_entries(

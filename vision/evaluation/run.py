@@ -2,27 +2,23 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vision import data
 from vision.core import mesh as mesh_lib
 from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import Checkpoints
 from vision.core.config import default_config
 from vision.core.errors import UserError
 from vision.data.source import ArraySource, Source
-from vision.evaluation.evaluate import evaluate, make_eval_step
 from vision.models import create_model
-from vision.models.weights import pretrained
-from vision.preprocess import inputs
+from vision.models.base import init_variables, run_once
+from vision.task.base import Selection, Task, task_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +33,7 @@ class Run:
       input_shape: (H, W, C) of what the model is fed.
       step: of the checkpoint.
       model: unbound.
+      task: that it was trained for.
       variables: params and batch_stats, on every device of `mesh`.
       mesh: of all devices.
     """
@@ -48,35 +45,9 @@ class Run:
     input_shape: tuple[int, int, int]
     step: int
     model: nn.Module
+    task: Task
     variables: Any
     mesh: Mesh
-
-
-def init_variables(model: nn.Module, input_shape: Sequence[int], key: jax.Array) -> dict[str, Any]:
-    """Initialises a model.
-
-    Args:
-      model: unbound.
-      input_shape: (H, W, C) of what it is fed.
-      key: of the parameters.
-
-    Returns:
-      `params`, and `batch_stats` ({} where there is no BatchNorm).
-    """
-    images = jnp.zeros((2, *input_shape), jnp.float32)
-    variables = model.init({'params': key, 'dropout': key}, images, train=True)
-    return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
-
-
-def run_once(function: Callable[[], Any]) -> Any:
-    """Compiles and runs what a process runs a single time, as making parameters is.
-
-    On a CPU the compiler's full effort on so many random generators takes 2 to 13 times as long
-    (ResNet-50: 40 s for 9) and saves milliseconds. The values have the same bits.
-    """
-    on_cpu = jax.default_backend() == 'cpu'
-    options = {'xla_backend_optimization_level': 1} if on_cpu else None
-    return jax.jit(function, compiler_options=options)()
 
 
 def load_run(
@@ -86,19 +57,14 @@ def load_run(
 
     Args:
       workdir: of a run that has written a checkpoint; it may still be training.
-      checkpoint: 'best' (by validation top-1), 'last', or a step.
+      checkpoint: 'best' (on the validation split), 'last', or a step.
       weights: 'ema', 'raw', or None: the moving average where there is one.
 
     Raises:
       UserError: it is no workdir, has no such checkpoint, or one of another model.
     """
     path = Path(workdir).expanduser().absolute()
-    config = workdir_lib.read_config(path)
-    dataset = workdir_lib.read_json(path, 'dataset.json')
-    if config.preprocess.get('normalise') == 'dataset':
-        config.preprocess.mean = tuple(dataset['mean'])
-        config.preprocess.std = tuple(dataset['std'])
-    model = create_model(**{'num_classes': len(dataset['class_names'])} | config.model.to_dict())
+    config, dataset, model, task = _read(path)
     mesh = mesh_lib.make_mesh()
     shapes = jax.eval_shape(
         lambda: init_variables(model, dataset['input_shape'], jax.random.key(0))
@@ -106,7 +72,7 @@ def load_run(
     template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.replicated(mesh)), shapes
     )
-    with Checkpoints(path, read_only=True) as checkpoints:
+    with open_checkpoints(path, config, task) as checkpoints:
         step = checkpoints.find(checkpoint)
         variables = checkpoints.restore_variables(step, template, weights)
     image_shape = dataset['image_shape']
@@ -118,9 +84,32 @@ def load_run(
         input_shape=tuple(dataset['input_shape']),
         step=step,
         model=model,
+        task=task,
         variables=variables,
         mesh=mesh,
     )
+
+
+def read_task(workdir: Path) -> Task:
+    """The task of a run, read from its workdir."""
+    return _read(workdir)[3]
+
+
+def open_checkpoints(path: Path, config: ConfigDict, task: Task) -> Checkpoints:
+    """The checkpoints of a run, to be read; ordered as the run selects them."""
+    selection = Selection(task, config.training.best_by)
+    return Checkpoints(path, selection.rank, read_only=True)
+
+
+def _read(path: Path) -> tuple[ConfigDict, dict[str, Any], nn.Module, Task]:
+    config = workdir_lib.read_config(path)
+    dataset = workdir_lib.read_json(path, 'dataset.json')
+    if config.preprocess.get('normalise') == 'dataset':
+        config.preprocess.mean = tuple(dataset['mean'])
+        config.preprocess.std = tuple(dataset['std'])
+    names = dataset['class_names']
+    model = create_model(**{'num_classes': len(names)} | config.model.to_dict())
+    return config, dataset, model, task_of(config, names, model.num_classes)
 
 
 def pretrained_run(source: str, name: str | None = None) -> Run:
@@ -133,6 +122,8 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
     Raises:
       UserError: the source cannot be read, or its tensors are not the model's.
     """
+    from vision.models.weights import pretrained
+
     name = name or pretrained.guess_name(source)
     fed = pretrained.pretrained_input(name, source)
     config = default_config()
@@ -142,6 +133,7 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
     config.preprocess.mean, config.preprocess.std = fed.mean, fed.std
     config.evaluation.batch_size = 32
     model = create_model(name, num_classes=len(pretrained.IMAGENET_CLASSES))
+    task = task_of(config, pretrained.IMAGENET_CLASSES, model.num_classes)
     input_shape = (fed.crop, fed.crop, 3)
     variables = run_once(lambda: init_variables(model, input_shape, jax.random.key(0)))
     mesh = mesh_lib.make_mesh()
@@ -153,46 +145,12 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
         input_shape=input_shape,
         step=0,
         model=model,
+        task=task,
         variables=mesh_lib.put_replicated(
             pretrained.load_pretrained(source, name, variables, new_head=False), mesh
         ),
         mesh=mesh,
     )
-
-
-def evaluate_run(run: Run, split: str = 'test', skip_corrupt: bool = False) -> dict[str, Any]:
-    """Evaluates a run on one split of its own data, as training does: four figures, no more.
-
-    Args:
-      run: as `load_run` returns it.
-      split: train, validation or test.
-      skip_corrupt: leave out images that cannot be read, and count them in `corrupt`.
-
-    Returns:
-      As `vision.evaluation.evaluate.evaluate`, with `split`, `checkpoint` (its step) and `corrupt`.
-
-    Raises:
-      UserError: no such split, data that have changed, or images that cannot be read.
-    """
-    source = data.load(run.config.data, split)
-    check_data(run, source)
-    batches = inputs.EvalBatches(
-        source,
-        run.config.preprocess.eval,
-        run.config.evaluation.batch_size,
-        run.mesh,
-        skip_corrupt,
-    )
-    eval_step = make_eval_step(run.model, run.config, run.mesh)
-    metrics = evaluate(
-        eval_step,
-        run.variables,
-        batches,
-        source.num_examples,
-        len(run.class_names),
-        batches.skipped,
-    )
-    return {'split': split, 'checkpoint': run.step, **metrics, 'corrupt': batches.skipped()}
 
 
 def check_data(run: Run, source: Source) -> None:

@@ -1,5 +1,6 @@
 """Models by name. Adding one is one file and one line here; a user's own needs neither."""
 
+import importlib
 import inspect
 from collections.abc import Callable
 from functools import partial
@@ -9,70 +10,79 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from vision.core import arguments as arguments_lib
-from vision.core.errors import UserError, nearest
-from vision.models import alexnet, lenet
-from vision.models.googlenet import GoogLeNet
-from vision.models.inception import InceptionV3
-from vision.models.resnet import CifarResNet, ResNet
-from vision.models.resnet_v2 import CifarResNetV2, ResNetV2
-from vision.models.vgg import VGG
+from vision.core.errors import UserError, nearest, unknown
+
+
+class Entry:
+    """A model of the registry: its class, imported when the model is asked for, and arguments."""
+
+    def __init__(self, path: str, **arguments: Any):
+        """Takes 'file:Class' in this folder and the arguments that make the variant."""
+        self._path, self._arguments = path, arguments
+
+    def load(self) -> Callable[..., nn.Module]:
+        """The class with its arguments."""
+        module, _, name = self._path.partition(':')
+        cls = getattr(importlib.import_module(f'vision.models.{module}'), name)
+        return partial(cls, **self._arguments) if self._arguments else cls
+
 
 _SHALLOW: dict[str, Any] = {'block': 'basic', 'stage_sizes': (3, 4, 6, 3)}
 _ORIGINAL: dict[str, Any] = {'stride_in': '1x1', 'zero_init_residual': False}
 
-MODELS: dict[str, Callable[..., nn.Module]] = {
-    'lenet5_1998': lenet.LeNet5Original,
-    'lenet5': lenet.LeNet5,
-    'alexnet_2012': alexnet.AlexNet2012,
-    'alexnet': alexnet.AlexNet,
+MODELS: dict[str, Entry] = {
+    'lenet5_1998': Entry('lenet:LeNet5Original'),
+    'lenet5': Entry('lenet:LeNet5'),
+    'alexnet_2012': Entry('alexnet:AlexNet2012'),
+    'alexnet': Entry('alexnet:AlexNet'),
     # The columns of the paper's table 1, evaluated densely.
-    'vgg_a': partial(VGG, configuration='A', weight_init='glorot', dense_evaluation=True),
-    'vgg_a_lrn': partial(
-        VGG, configuration='A', lrn=True, weight_init='glorot', dense_evaluation=True
+    'vgg_a': Entry('vgg:VGG', configuration='A', weight_init='glorot', dense_evaluation=True),
+    'vgg_a_lrn': Entry(
+        'vgg:VGG', configuration='A', lrn=True, weight_init='glorot', dense_evaluation=True
     ),
-    'vgg_b': partial(VGG, configuration='B', weight_init='glorot', dense_evaluation=True),
-    'vgg_c': partial(VGG, configuration='C', weight_init='glorot', dense_evaluation=True),
-    'vgg_d': partial(VGG, configuration='D', weight_init='glorot', dense_evaluation=True),
-    'vgg_e': partial(VGG, configuration='E', weight_init='glorot', dense_evaluation=True),
-    'vgg11': partial(VGG, configuration='A'),
-    'vgg13': partial(VGG, configuration='B'),
-    'vgg16': partial(VGG, configuration='D'),
-    'vgg19': partial(VGG, configuration='E'),
-    'vgg11_bn': partial(VGG, configuration='A', batch_norm=True),
-    'vgg13_bn': partial(VGG, configuration='B', batch_norm=True),
-    'vgg16_bn': partial(VGG, configuration='D', batch_norm=True),
-    'vgg19_bn': partial(VGG, configuration='E', batch_norm=True),
-    'googlenet_2014': partial(GoogLeNet, original=True, dropout=0.4),
-    'googlenet': GoogLeNet,
-    'inception_v3': InceptionV3,
+    'vgg_b': Entry('vgg:VGG', configuration='B', weight_init='glorot', dense_evaluation=True),
+    'vgg_c': Entry('vgg:VGG', configuration='C', weight_init='glorot', dense_evaluation=True),
+    'vgg_d': Entry('vgg:VGG', configuration='D', weight_init='glorot', dense_evaluation=True),
+    'vgg_e': Entry('vgg:VGG', configuration='E', weight_init='glorot', dense_evaluation=True),
+    'vgg11': Entry('vgg:VGG', configuration='A'),
+    'vgg13': Entry('vgg:VGG', configuration='B'),
+    'vgg16': Entry('vgg:VGG', configuration='D'),
+    'vgg19': Entry('vgg:VGG', configuration='E'),
+    'vgg11_bn': Entry('vgg:VGG', configuration='A', batch_norm=True),
+    'vgg13_bn': Entry('vgg:VGG', configuration='B', batch_norm=True),
+    'vgg16_bn': Entry('vgg:VGG', configuration='D', batch_norm=True),
+    'vgg19_bn': Entry('vgg:VGG', configuration='E', batch_norm=True),
+    'googlenet_2014': Entry('googlenet:GoogLeNet', original=True, dropout=0.4),
+    'googlenet': Entry('googlenet:GoogLeNet'),
+    'inception_v3': Entry('inception:InceptionV3'),
     # As published: shortcut options A to C; bottlenecks with their stride in the 1x1.
-    'resnet34_a': partial(ResNet, shortcut='A', zero_init_residual=False, **_SHALLOW),
-    'resnet34_b': partial(ResNet, shortcut='B', zero_init_residual=False, **_SHALLOW),
-    'resnet34_c': partial(ResNet, shortcut='C', zero_init_residual=False, **_SHALLOW),
-    'resnet50_v1': partial(ResNet, stage_sizes=(3, 4, 6, 3), **_ORIGINAL),
-    'resnet101_v1': partial(ResNet, stage_sizes=(3, 4, 23, 3), **_ORIGINAL),
-    'resnet152_v1': partial(ResNet, stage_sizes=(3, 8, 36, 3), **_ORIGINAL),
-    'resnet18': partial(ResNet, block='basic', stage_sizes=(2, 2, 2, 2)),
-    'resnet34': partial(ResNet, **_SHALLOW),
-    'resnet50': partial(ResNet, stage_sizes=(3, 4, 6, 3)),
-    'resnet101': partial(ResNet, stage_sizes=(3, 4, 23, 3)),
-    'resnet152': partial(ResNet, stage_sizes=(3, 8, 36, 3)),
-    'wide_resnet50_2': partial(ResNet, stage_sizes=(3, 4, 6, 3), base_width=128),
-    'resnext50_32x4d': partial(ResNet, stage_sizes=(3, 4, 6, 3), groups=32, base_width=4),
+    'resnet34_a': Entry('resnet:ResNet', shortcut='A', zero_init_residual=False, **_SHALLOW),
+    'resnet34_b': Entry('resnet:ResNet', shortcut='B', zero_init_residual=False, **_SHALLOW),
+    'resnet34_c': Entry('resnet:ResNet', shortcut='C', zero_init_residual=False, **_SHALLOW),
+    'resnet50_v1': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3), **_ORIGINAL),
+    'resnet101_v1': Entry('resnet:ResNet', stage_sizes=(3, 4, 23, 3), **_ORIGINAL),
+    'resnet152_v1': Entry('resnet:ResNet', stage_sizes=(3, 8, 36, 3), **_ORIGINAL),
+    'resnet18': Entry('resnet:ResNet', block='basic', stage_sizes=(2, 2, 2, 2)),
+    'resnet34': Entry('resnet:ResNet', **_SHALLOW),
+    'resnet50': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3)),
+    'resnet101': Entry('resnet:ResNet', stage_sizes=(3, 4, 23, 3)),
+    'resnet152': Entry('resnet:ResNet', stage_sizes=(3, 8, 36, 3)),
+    'wide_resnet50_2': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3), base_width=128),
+    'resnext50_32x4d': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3), groups=32, base_width=4),
     # CIFAR-10: 6n + 2 layers.
-    'resnet20': partial(CifarResNet, stage_sizes=(3,) * 3),
-    'resnet32': partial(CifarResNet, stage_sizes=(5,) * 3),
-    'resnet44': partial(CifarResNet, stage_sizes=(7,) * 3),
-    'resnet56': partial(CifarResNet, stage_sizes=(9,) * 3),
-    'resnet110': partial(CifarResNet, stage_sizes=(18,) * 3),
-    'resnet1202': partial(CifarResNet, stage_sizes=(200,) * 3),
+    'resnet20': Entry('resnet:CifarResNet', stage_sizes=(3,) * 3),
+    'resnet32': Entry('resnet:CifarResNet', stage_sizes=(5,) * 3),
+    'resnet44': Entry('resnet:CifarResNet', stage_sizes=(7,) * 3),
+    'resnet56': Entry('resnet:CifarResNet', stage_sizes=(9,) * 3),
+    'resnet110': Entry('resnet:CifarResNet', stage_sizes=(18,) * 3),
+    'resnet1202': Entry('resnet:CifarResNet', stage_sizes=(200,) * 3),
     # Pre-activation.
-    'resnet50_v2': partial(ResNetV2, stage_sizes=(3, 4, 6, 3)),
-    'resnet101_v2': partial(ResNetV2, stage_sizes=(3, 4, 23, 3)),
-    'resnet152_v2': partial(ResNetV2, stage_sizes=(3, 8, 36, 3)),
-    'resnet110_v2': partial(CifarResNetV2, bottleneck=False, shortcut='A'),
-    'resnet164_v2': CifarResNetV2,
-    'resnet1001_v2': partial(CifarResNetV2, stage_sizes=(111,) * 3),
+    'resnet50_v2': Entry('resnet_v2:ResNetV2', stage_sizes=(3, 4, 6, 3)),
+    'resnet101_v2': Entry('resnet_v2:ResNetV2', stage_sizes=(3, 4, 23, 3)),
+    'resnet152_v2': Entry('resnet_v2:ResNetV2', stage_sizes=(3, 8, 36, 3)),
+    'resnet110_v2': Entry('resnet_v2:CifarResNetV2', bottleneck=False, shortcut='A'),
+    'resnet164_v2': Entry('resnet_v2:CifarResNetV2'),
+    'resnet1001_v2': Entry('resnet_v2:CifarResNetV2', stage_sizes=(111,) * 3),
 }
 
 
@@ -103,7 +113,11 @@ def create_model(
 
 def find_model(name: str) -> Callable[..., nn.Module]:
     """Returns the class or function called `name`, as `create_model` names them."""
-    return arguments_lib.find('model', name, MODELS)
+    if name in MODELS:
+        return MODELS[name].load()
+    if ':' not in str(name):
+        raise unknown('model', name, MODELS)
+    return arguments_lib.find('model', name, {})
 
 
 def _read_dtype(dtype: Any) -> Any:

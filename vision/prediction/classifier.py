@@ -19,7 +19,6 @@ from vision.evaluation.run import Run, load_run, pretrained_run
 from vision.models.weights.fold import fold_batch_norm
 from vision.prediction import gradcam
 from vision.prediction.feed import Fed, Feed, files
-from vision.preprocess.device import normalise
 
 Images = np.ndarray | Sequence[np.ndarray] | Sequence[str | os.PathLike]
 
@@ -239,8 +238,8 @@ class Classifier:
         Returns:
           Probabilities float32 [B, K].
         """
-        logits, _ = self.model.apply(variables, self._normalised(images), train=False)
-        return jax.nn.softmax(logits)
+        outputs, _ = self.model.apply(variables, self._normalised(images), train=False)
+        return self.run.task.probabilities(outputs)
 
     def embedding(self, variables: Any, images: jax.Array, endpoint: str) -> jax.Array:
         """`embed` as a pure function; arguments as for `probabilities`, returns float32 [B, D]."""
@@ -264,13 +263,12 @@ class Classifier:
         return {
             'maps': gradcam.enlarge(maps, *images.shape[1:3]),
             'logits': logits,
-            'probabilities': jax.nn.softmax(logits),
+            'probabilities': self.run.task.probabilities(logits),
             'image': images,
         }
 
     def _normalised(self, images: jax.Array) -> jax.Array:
-        preprocess = self.run.config.preprocess
-        return normalise(images, preprocess.mean, preprocess.std)
+        return self.run.task.normalise(images)
 
     def _fed(self, images: Images) -> Fed:
         """Images in memory, or files that must all be readable."""
@@ -344,7 +342,7 @@ class Classifier:
     def _prediction(
         self, path: str, probabilities: np.ndarray, error: str | None, top_k: int
     ) -> dict[str, Any]:
-        order: Iterable[int] = [] if error else np.argsort(-probabilities, kind='stable')[:top_k]
+        order: Iterable[int] = [] if error else self.run.task.named(probabilities, top_k)
         predictions = [
             {
                 'class': self.class_names[i],

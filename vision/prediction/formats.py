@@ -68,7 +68,7 @@ def _jsonl(predictions: Iterable[Prediction], file: TextIO) -> None:
 
 
 def _csv(predictions: Iterable[Prediction], file: TextIO) -> None:
-    """One row for each class that is named; an image that could not be read has one row."""
+    """One row for each class that is named; one for an image without, or that could not be read."""
 
     def write_row(*row: Any) -> None:
         line = io.StringIO()
@@ -77,8 +77,8 @@ def _csv(predictions: Iterable[Prediction], file: TextIO) -> None:
 
     write_row('path', 'rank', 'class', 'index', 'probability', 'error')
     for p in predictions:
-        if p['error'] is not None:
-            write_row(p['path'], '', '', '', '', p['error'])
+        if p['error'] is not None or not p['predictions']:
+            write_row(p['path'], '', '', '', '', p['error'] or '')
         for rank, c in enumerate(p['predictions'], 1):
             write_row(p['path'], rank, c['class'], c['index'], c['probability'], '')
 
@@ -91,6 +91,8 @@ def _table(predictions: Iterable[Prediction], file: TextIO) -> None:
     def row(p: Prediction) -> tuple[str, str, str, str]:
         if p['error'] is not None:
             return p['path'], f'cannot be read: {p["error"]}', '', ''
+        if not p['predictions']:
+            return p['path'], 'none', '', ''
         best, *rest = p['predictions']
         then = ', '.join(f'{c["class"]} {c["probability"]:.1%}' for c in rest)
         return p['path'], best['class'], f'{best["probability"]:.1%}', then
@@ -103,7 +105,7 @@ def _table(predictions: Iterable[Prediction], file: TextIO) -> None:
                 name, justify='right' if name == 'probability' else 'left', overflow='fold'
             )
         for path, answer, probability, then in chunk:
-            style = 'bold' if probability else 'red'
+            style = 'bold' if probability or answer == 'none' else 'red'
             table.add_row(Text(path), Text(answer, style), probability, Text(then))
         Console(file=file).print(table)
 

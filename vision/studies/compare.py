@@ -4,38 +4,21 @@ import itertools
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import numpy as np
 from rich.table import Column, Table
 
-from vision import data
 from vision.core import workdir as workdir_lib
-from vision.core.checkpoints import Checkpoints
 from vision.core.errors import UserError
-from vision.evaluation.evaluate import make_eval_step
-from vision.evaluation.run import load_run
+from vision.evaluation.evals import Predicted, predict_run
+from vision.evaluation.run import load_run, open_checkpoints, read_task
 from vision.evaluation.significance import mcnemar
-from vision.preprocess import inputs
+from vision.task.base import Metric, Selection
 from vision.training.recorder import read
 from vision.training.results import results
 
 _LEGEND = 125  # letters that fit below the picture
-
-
-class Answers(NamedTuple):
-    """What a run said of a split, in the order of the ids.
-
-    Attributes:
-      source: the split's name.
-      labels: int [N].
-      correct: bool [N].
-    """
-
-    source: str
-    labels: np.ndarray
-    correct: np.ndarray
 
 
 def compare(workdirs: Sequence[str | os.PathLike], split: str = 'test') -> dict[str, Any]:
@@ -62,34 +45,13 @@ def compare(workdirs: Sequence[str | os.PathLike], split: str = 'test') -> dict[
         raise UserError('a run is named twice')
     names = short_names(paths)
     runs = [_figures(path, name) for path, name in zip(paths, names, strict=True)]
-    answers = [_try_answers(path, split) for path in paths]
+    answers = [_try_predict(path, split) for path in paths]
     pairs = []
     for (one, first), (other, second) in itertools.combinations(
         zip(names, answers, strict=True), 2
     ):
         pairs.append({'first': one, 'second': other, 'error': None} | _pair(first, second))
     return {'split': split, 'runs': runs, 'pairs': pairs}
-
-
-def per_example(workdir: str | os.PathLike, split: str = 'test') -> Answers:
-    """Evaluates a run's best checkpoint, example by example.
-
-    Raises:
-      UserError: no such run or split, or images that cannot be read.
-    """
-    run = load_run(workdir)
-    source = data.load(run.config.data, split)
-    batches = inputs.EvalBatches(
-        source, run.config.preprocess.eval, run.config.evaluation.batch_size, run.mesh
-    )
-    eval_step = make_eval_step(run.model, run.config, run.mesh)
-    labels, correct = np.zeros((2, source.num_examples), np.int32)
-    for batch in batches:
-        answers = jax.device_get({**eval_step(run.variables, batch), 'label': batch['label']})
-        real = answers['id'] >= 0
-        labels[answers['id'][real]] = answers['label'][real]
-        correct[answers['id'][real]] = answers['rank'][real] < 1
-    return Answers(source.name, labels, correct.astype(bool))
 
 
 def draw(workdirs: Sequence[str | os.PathLike], path: Path) -> None:
@@ -101,9 +63,10 @@ def draw(workdirs: Sequence[str | os.PathLike], path: Path) -> None:
     names = short_names(paths)
     figure = Figure(figsize=(11, 4.2), layout='constrained')
     axes = figure.subplots(1, 2)
+    chosen = _selection(paths[0])
     for i, (workdir, name) in enumerate(zip(paths, names, strict=True)):
         records, per_epoch = read(workdir), _steps_per_epoch(workdir)
-        for metric, panel in zip(('loss', 'top1'), axes, strict=True):
+        for metric, panel in zip(('loss', chosen.name), axes, strict=True):
             for split, style in (('train', ':'), ('validation', '.-')):
                 key = f'{split}/{metric}'
                 points = [(r['step'] / per_epoch, r[key]) for r in records if key in r]
@@ -116,7 +79,7 @@ def draw(workdirs: Sequence[str | os.PathLike], path: Path) -> None:
     axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes[0].yaxis.set_major_formatter('{x:g}')
     axes[0].yaxis.set_minor_formatter(NullFormatter())
-    axes[1].set_ylabel('top-1 accuracy')
+    axes[1].set_ylabel(chosen.metric.title)
     for panel in axes:
         panel.set_xlabel('epoch')
         panel.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
@@ -133,13 +96,17 @@ def compare_tables(result: dict[str, Any]) -> list[Table]:
     runs = Table(
         Column('run', overflow='fold'), 'model', 'step', title='the best checkpoint of each run'
     )
-    for name in ('val. top-1', 'val. loss', 'test top-1', 'test loss', 'images/s'):
-        runs.add_column(name, justify='right')
+    shown = _shown([Path(row['workdir']) for row in result['runs']])
+    splits = {'validation': 'val.', 'test': 'test'}
+    for short in splits.values():
+        for metric in shown.values():
+            runs.add_column(f'{short} {metric.title}', justify='right')
+    runs.add_column('images/s', justify='right')
     for row in result['runs']:
         cells = [
-            '–' if row[split] is None else form.format(row[split][metric])
-            for split in ('validation', 'test')
-            for metric, form in (('top1', '{:.2%}'), ('loss', '{:.4f}'))
+            '–' if row[split] is None else metric.show(row[split].get(name))
+            for split in splits
+            for name, metric in shown.items()
         ]
         rate = row['images_per_second']
         checkpoint = '–' if row['checkpoint'] is None else str(row['checkpoint'])
@@ -156,6 +123,21 @@ def compare_tables(result: dict[str, Any]) -> list[Table]:
             figures = (str(pair['only_first']), str(pair['only_second']), f'{pair["p_value"]:.3g}')
             pairs.add_row(pair['first'], pair['second'], *figures)
     return [runs, pairs]
+
+
+def _selection(path: Path) -> Selection:
+    """What a run's checkpoints are selected by."""
+    return Selection(read_task(path), workdir_lib.read_config(path).training.best_by)
+
+
+def _shown(paths: Sequence[Path]) -> dict[str, Metric]:
+    """The metrics of a comparison: what each run is selected by, and the loss."""
+    shown: dict[str, Metric] = {}
+    for path in paths:
+        selection = _selection(path)
+        shown[selection.name] = selection.metric
+    loss = read_task(paths[0]).metrics.get('loss')
+    return shown if loss is None else {**shown, 'loss': loss}
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
@@ -187,7 +169,7 @@ def _figures(path: Path, name: str) -> dict[str, Any]:
     records = read(path)
     best = None
     if (path / 'checkpoints').is_dir():
-        with Checkpoints(path, read_only=True) as checkpoints:
+        with open_checkpoints(path, config, read_task(path)) as checkpoints:
             best = checkpoints.find('best') if checkpoints.steps() else None
     rates = [r['images_per_second'] for r in records if r.get('images_per_second')]
     found = {} if best is None else results(path, best)
@@ -203,21 +185,23 @@ def _figures(path: Path, name: str) -> dict[str, Any]:
     }
 
 
-def _try_answers(path: Path, split: str) -> Answers | str:
+def _try_predict(path: Path, split: str) -> Predicted | str:
     try:
-        return per_example(path, split)
+        return predict_run(load_run(path), split)
     except UserError as e:
         return str(e)
 
 
-def _pair(first: Answers | str, second: Answers | str) -> dict[str, Any]:
-    for answers in (first, second):
-        if isinstance(answers, str):
-            return {'error': answers}
-    assert isinstance(first, Answers) and isinstance(second, Answers)
-    if first.source != second.source or not np.array_equal(first.labels, second.labels):
+def _pair(first: Predicted | str, second: Predicted | str) -> dict[str, Any]:
+    if isinstance(first, str) or isinstance(second, str):
+        return {'error': first if isinstance(first, str) else second}
+    ours, theirs = first.predictions, second.predictions
+    labels = [p.columns.get('label', p.ids) for p in (ours, theirs)]
+    if first.source.name != second.source.name or not np.array_equal(labels[0], labels[1]):
         return {'error': 'they were not tested on the same examples'}
-    return mcnemar(first.correct, second.correct)._asdict()
+    if ours.correct is None or theirs.correct is None:
+        return {'error': 'their task does not tell right answers from wrong ones'}
+    return mcnemar(ours.correct, theirs.correct)._asdict()
 
 
 def _steps_per_epoch(path: Path) -> float:

@@ -32,8 +32,8 @@ def dry_run(config: ConfigDict) -> dict[str, Any]:
       UserError: whatever would stop the run.
     """
     run = setup(config)
-    state = init_state(run.model, run.optimizer, run.config, run.input_shape, run.mesh)
-    train_step = make_train_step(run.model, run.optimizer, run.schedule, run.config, run.mesh)
+    state = init_state(run.recipe, run.input_shape, run.mesh)
+    train_step = make_train_step(run.recipe, run.mesh)
     batches = inputs.TrainBatches(run.train, run.config, run.mesh, 0)
     batch = next(batches)
     began = time.perf_counter()

@@ -43,11 +43,11 @@ def find_lr(config: ConfigDict, steps: int = 150) -> dict[str, Any]:
     run = normalised(setup(config))
     factor = (HIGHEST / LOWEST) ** (1 / max(steps - 1, 1))
     schedule: optax.Schedule = lambda step: LOWEST * factor**step  # noqa: E731
-    run = dataclasses.replace(
-        run, schedule=schedule, optimizer=make_optimizer(run.config, schedule)
-    )
-    state = init_state(run.model, run.optimizer, run.config, run.input_shape, run.mesh)
-    train_step = make_train_step(run.model, run.optimizer, run.schedule, run.config, run.mesh)
+    optimizer = make_optimizer(run.config, schedule)
+    recipe = dataclasses.replace(run.recipe, schedule=schedule, optimizer=optimizer)
+    run = dataclasses.replace(run, recipe=recipe)
+    state = init_state(run.recipe, run.input_shape, run.mesh)
+    train_step = make_train_step(run.recipe, run.mesh)
     batches = inputs.TrainBatches(run.train, run.config, run.mesh, 0)
     losses: list[float] = []
     pending = []

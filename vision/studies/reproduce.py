@@ -48,7 +48,7 @@ class Row(NamedTuple):
       paper: who, when, on what.
       figure: the published error on the test split, as text, top-1 unless it says otherwise.
       evaluation: which of `config.evals` has that figure's protocol; None: the run's own.
-      metric: 'top1' or 'top5'.
+      metric: a metric of the task; None for the one that the run is selected by.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Row(NamedTuple):
     paper: str
     figure: str
     evaluation: str | None = None
-    metric: str = 'top1'
+    metric: str | None = None
 
 
 def reproduce(
@@ -91,11 +91,12 @@ def reproduce(
     summary = _read_summary(folder) or {'seeds': {}}
     if summary['seeds']:
         _check_same(folder, summary, row, config)
-    summary |= {'measure': [row.evaluation, row.metric], 'command': command}
+    summary |= {'command': command}
     failures = []
     for seed in seeds:
         try:
-            (trial,) = sweep(config, f'seed={seed}', workdir / row.name)['trials']
+            swept = sweep(config, f'seed={seed}', workdir / row.name)
+            (trial,), metric = swept['trials'], row.metric or swept['metric']
             if trial['test'] is None:
                 raise UserError('no test figure: the data has no such split, or the run no end')
         except UserError as e:
@@ -105,7 +106,8 @@ def reproduce(
         path = Path(trial['workdir'])
         if not _is_kept(path, folder, seed, summary):
             test = _by_protocol(path, entries) if entries else trial['test']
-            summary['seeds'][str(seed)] = _measured(path, 100 * (1 - test[row.metric]))
+            summary['seeds'][str(seed)] = _measured(path, 100 * (1 - test[metric]))
+        summary['measure'] = [row.evaluation, metric]
         summary['seeds'] = {
             seed: summary['seeds'][seed] for seed in sorted(summary['seeds'], key=int)
         }
@@ -170,8 +172,14 @@ def cells(row: dict[str, Any]) -> tuple[str, ...]:
         mean += f' ± {np.std(errors, ddof=1):.2f}'
     cost = f'{np.mean([run["seconds"] for run in runs]) / 3600:.2f}'
     where = ('; '.join(dict.fromkeys(run[key] for run in runs)) for key in ('machine', 'commit'))
-    unit = '%' if row['metric'] == 'top1' else '% top-5'
+    unit = f'% {_title(row["metric"])}' if row['metric'] else '%'
     return (*start, f'{mean} {unit}', str(len(errors)), cost, *where)
+
+
+def _title(metric: str) -> str:
+    from vision.task.classification import METRICS
+
+    return METRICS[metric].title if metric in METRICS else metric
 
 
 def rich_table(measured: Sequence[dict[str, Any]]) -> Table:
@@ -206,7 +214,7 @@ def _check_same(folder: Path, summary: dict[str, Any], row: Row, config: ConfigD
         raise UserError(f'{folder / _CONFIG} is missing: of which experiment are the seeds there?')
     before = config_lib.from_json((folder / _CONFIG).read_text())
     differences = config_lib.differences(before, _anywhere(config))
-    measure = [row.evaluation, row.metric]
+    measure = [row.evaluation, row.metric or summary['measure'][1]]
     if summary['measure'] != measure:
         differences.append(f'the measure is {summary["measure"]} there and {measure} here')
     if differences:

@@ -5,12 +5,14 @@ command: finished trials are read, not run again.
 """
 
 import ast
+import functools
 import hashlib
 import itertools
 import json
 import os
 import re
 import sys
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,10 +22,10 @@ from rich.table import Column, Table
 from vision.core import config as config_lib
 from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
+from vision.evaluation.run import read_task
+from vision.task.base import Metric, Selection
 from vision.training.loop import train
 from vision.training.setup import setup
-
-_METRICS = ('top1', 'loss')
 
 
 class Trial(NamedTuple):
@@ -51,7 +53,8 @@ def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str
     Returns:
       `trials`, the best first: `trial`, `values`, `workdir`, `error` (None, or why it failed) and
       the best checkpoint's metrics by split. With seeds in the grid also `seeds`: for each
-      combination of the other values, `count`, and mean and standard deviation of each split's top-1.
+      combination of the other values, `count`, and mean and standard deviation of each split's `metric`,
+      the one that the runs are selected by.
 
     Raises:
       UserError: a grid or config that makes no sense, or every trial failed.
@@ -60,7 +63,7 @@ def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str
     trials = make_trials(config, grid)
     for trial in trials:
         try:
-            setup(trial.config)
+            selection = setup(trial.config).selection
         except UserError as e:
             raise UserError(f'--grid, {trial.name}: {e}') from None
     folder = workdir_lib.create(workdir)
@@ -78,7 +81,12 @@ def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str
                 row['error'] = str(e)
                 print(f'{trial.name} failed: {e}', file=sys.stderr)
             rows.append(row)
-            result = {'grid': grid, 'trials': sorted(rows, key=_order), 'seeds': over_seeds(rows)}
+            result = {
+                'grid': grid,
+                'metric': selection.name,
+                'trials': sorted(rows, key=functools.partial(_order, selection)),
+                'seeds': over_seeds(rows, selection.name),
+            }
             workdir_lib.write_text(folder / 'sweep.json', json.dumps(result, indent=2) + '\n')
     if all(row['error'] for row in rows):
         raise UserError(f'all {len(rows)} trials failed; the first: {rows[0]["error"]}')
@@ -125,8 +133,8 @@ def parse_grid(grid: str) -> dict[str, list[Any]]:
     return parsed
 
 
-def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Mean and (sample) standard deviation of top-1 over the seeds, for all other values alike."""
+def over_seeds(rows: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
+    """Mean and (sample) standard deviation of a metric over the seeds, for all other values alike."""
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         if 'seed' in row['values'] and not row['error']:
@@ -136,7 +144,7 @@ def over_seeds(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for name, members in groups.items():
         summary: dict[str, Any] = {'values': name, 'count': len(members)}
         for split in ('validation', 'test'):
-            scores = [row[split]['top1'] for row in members if row[split]]
+            scores = [row[split][metric] for row in members if row[split]]
             summary[split] = None
             if scores:
                 std = float(np.std(scores, ddof=1)) if len(scores) > 1 else None
@@ -152,45 +160,43 @@ def sweep_tables(result: dict[str, Any]) -> list[Table]:
         title='the best checkpoint of each trial',
         title_justify='left',
     )
+    trained = [row for row in result['trials'] if not row['error']]
+    metrics = read_task(Path(trained[0]['workdir'])).metrics
+    chosen = metrics[result['metric']]
+    shown = {result['metric']: chosen} | {k: m for k, m in metrics.items() if k == 'loss'}
     for split in ('val.', 'test'):
-        for metric in _METRICS:
-            table.add_column(f'{split} {metric}', justify='right')
+        for metric in shown.values():
+            table.add_column(f'{split} {metric.title}', justify='right')
     for row in result['trials']:
         if row['error']:
             table.add_row(row['trial'], f'failed: {row["error"]}')
             continue
         cells = [
-            row[split] and row[split][metric]
+            metric.show(row[split][name]) if row[split] else '–'
             for split in ('validation', 'test')
-            for metric in _METRICS
+            for name, metric in shown.items()
         ]
-        shown = ('{:.2%}', '{:.4f}') * 2
-        table.add_row(
-            row['trial'],
-            *('–' if c is None else f.format(c) for c, f in zip(cells, shown, strict=True)),
-        )
+        table.add_row(row['trial'], *cells)
     if not result['seeds']:
         return [table]
-    seeds = Table('over seeds', 'runs', 'validation top1', 'test top1')
+    seeds = Table('over seeds', 'runs', f'validation {chosen.title}', f'test {chosen.title}')
     for summary in result['seeds']:
-        seeds.add_row(
-            summary['values'],
-            str(summary['count']),
-            _mean(summary['validation']),
-            _mean(summary['test']),
-        )
+        cells = [_mean(summary[split], chosen) for split in ('validation', 'test')]
+        seeds.add_row(summary['values'], str(summary['count']), *cells)
     return [table, seeds]
 
 
-def _mean(figures: dict[str, Any] | None) -> str:
+def _mean(figures: dict[str, Any] | None, metric: Metric) -> str:
     if figures is None:
         return '–'
-    return f'{figures["mean"]:.2%}' + ('' if figures['std'] is None else f' ± {figures["std"]:.2%}')
+    spread = '' if figures['std'] is None else f' ± {metric.show(figures["std"])}'
+    return metric.show(figures['mean']) + spread
 
 
-def _order(row: dict[str, Any]) -> tuple:
+def _order(selection: Selection, row: dict[str, Any]) -> tuple:
+    """Sorts the best trial first, those without a validation figure last."""
     scores = row['validation']
-    return (1, 0.0, 0.0) if scores is None else (0, -scores['top1'], scores['loss'])
+    return (1,) if scores is None else (0, *(-value for value in selection.rank(scores)))
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:

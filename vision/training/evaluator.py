@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from vision.evaluation.evaluate import evaluate, make_eval_step
+from vision.core.errors import UserError
+from vision.evaluation.answers import Member, answer, make_step
+from vision.evaluation.figures import figures
 from vision.preprocess import inputs
 from vision.preprocess.device import Batch
 from vision.training.setup import Setup
@@ -12,18 +14,18 @@ class Evaluator:
     """Evaluates the splits of a run.
 
     Attributes:
-      first: by split, the first batch of its last evaluation and what `eval_step` said of it.
+      first: by split, the first batch of its last evaluation and the answers to it.
     """
 
     def __init__(self, run: Setup):
         """Takes the run; compiles and reads nothing yet."""
         self._run = run
-        self._eval_step = make_eval_step(run.model, run.config, run.mesh)
+        self._step = make_step(run.task, run.model, run.mesh)
         self._batches: dict[str, inputs.EvalBatches] = {}
         self.first: dict[str, tuple[Batch, Batch]] = {}
 
     def __call__(self, split: str, variables: Any) -> dict[str, Any]:
-        """Returns the metrics of 'validation' or 'test', as `evaluate` has them."""
+        """Returns the task's metrics and `count` of 'validation' or 'test'."""
         run = self._run
         source = run.validation if split == 'validation' else run.test
         assert source is not None
@@ -35,13 +37,21 @@ class Evaluator:
                 run.mesh,
                 max_corrupt=run.config.data.max_corrupt,
             )
-        num_classes, count = len(source.class_names), source.num_examples
         batches = self._batches[split]
         self.first.pop(split, None)
 
-        def eval_step(variables: Any, batch: Batch) -> Batch:
-            answers = self._eval_step(variables, batch)
+        def step(variables: Any, batch: Batch) -> Batch:
+            answers = self._step(variables, batch)
             self.first.setdefault(split, (batch, answers))
             return answers
 
-        return evaluate(eval_step, variables, batches, count, num_classes, batches.skipped)
+        member = Member(step, variables, batches)
+        columns = answer(run.task, [member], source.num_examples, batches.skipped)
+        scores = figures(run.task, columns)
+        chosen = scores.get(run.selection.name)
+        if split == 'validation' and chosen is None:
+            raise UserError(
+                f'training.best_by: {run.selection.name!r} is no number on {source.name}; '
+                'select by another metric'
+            )
+        return scores

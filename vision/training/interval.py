@@ -10,20 +10,24 @@ import jax
 
 from vision.training.step import Metrics
 
-SUMS = ('loss', 'correct', 'count')  # added up over the interval's steps
-LATEST = ('lr', 'grad_norm', 'param_norm')  # the last step's
+LATEST = ('lr', 'grad_norm', 'param_norm')  # the last step's; all others are added up
 
 
 class Interval:
-    """The metrics of the steps since the last record.
+    """Accumulates the metrics of training steps between two records.
 
     They stay on the device until a record or a checkpoint is written. They are added in float64 in
     the order of the steps, so the sums do not depend on where a run was interrupted.
     """
 
-    def __init__(self, saved: dict[str, float] | None = None):
-        """Starts empty, or with what `to_json` returned."""
-        self._sums = dict.fromkeys(SUMS, 0.0) | (saved or {})
+    def __init__(self, saved: dict[str, float] | None = None, first: str = ''):
+        """Starts empty, or with what `to_json` returned.
+
+        Args:
+          saved: of a checkpoint.
+          first: the name of the task's first metric: older checkpoints call its sum 'correct'.
+        """
+        self._sums = {first if k == 'correct' else k: v for k, v in (saved or {}).items()}
         self._pending: list[tuple[int, Metrics]] = []
 
     def add(self, step: int, metrics: Metrics) -> None:
@@ -35,24 +39,18 @@ class Interval:
         pending, self._pending = self._pending, []
         values = jax.device_get([metrics for _, metrics in pending])
         for (step, _), metrics in zip(pending, values, strict=True):
-            if not metrics['finite']:
+            if not metrics.pop('finite'):
                 return step
-            for key in SUMS:
-                self._sums[key] += float(metrics[key])
-            for key in LATEST:
-                self._sums[key] = float(metrics[key])
+            for key, value in metrics.items():
+                before = 0.0 if key in LATEST else self._sums.get(key, 0.0)
+                self._sums[key] = before + float(value)
         return None
 
     def record(self) -> dict[str, float]:
         """Returns the interval's record, of what was read, and starts the next interval."""
-        count = max(self._sums['count'], 1.0)
-        record = {
-            'train/loss': self._sums['loss'] / count,
-            'train/top1': self._sums['correct'] / count,
-            **{f'train/{key}': self._sums[key] for key in LATEST},
-        }
-        self._sums = dict.fromkeys(SUMS, 0.0)
-        return record
+        sums, self._sums = self._sums, {}
+        count = max(sums.pop('count', 0.0), 1.0)
+        return {f'train/{k}': v if k in LATEST else v / count for k, v in sums.items()}
 
     def to_json(self) -> dict[str, float]:
         """What a checkpoint keeps of the interval."""

@@ -26,7 +26,6 @@ from vision.training.hooks import Hook
 from vision.training.hooks.display import Display
 from vision.training.hooks.early_stopping import EarlyStopping
 from vision.training.hooks.pictures import Pictures
-from vision.training.init_from import init_from
 from vision.training.interval import Clock, Interval
 from vision.training.recorder import Recorder, newest, read
 from vision.training.results import Results, evaluations, results
@@ -44,7 +43,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] 
       hooks: what else shall hang on the loop, see `vision.training.hooks`.
 
     Returns:
-      Metrics as `vision.evaluation.evaluate` has them, by split, of the best checkpoint:
+      The task's metrics and `count`, by split, of the best checkpoint:
       'validation' and 'test', where there are such splits. Empty where `training.stop_after`
       ended the run before its time.
 
@@ -56,9 +55,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] 
     path = workdir_lib.create(workdir)
     with StopSignals() as signals, workdir_lib.Lock(path):
         workdir_lib.check_config(path, run.config)
-        with Checkpoints(path, keep=run.config.training.keep) as checkpoints:
+        with Checkpoints(path, run.selection.rank, run.config.training.keep) as checkpoints:
             latest = checkpoints.latest_step()
-            early_stopping = EarlyStopping(run.patience)
+            early_stopping = EarlyStopping(run.patience, run.selection.rank)
             early_stopping.replay(processes.on_first(lambda: evaluations(path, latest or 0)))
             ended = latest == run.total_steps or early_stopping.reached
             if ended and (run.test is None or _is_tested(path, latest)):
@@ -87,21 +86,23 @@ def _train(
     config = run.config  # as it is recorded, whatever the data's own statistics are
     known = workdir_lib.read_json(path, 'dataset.json') if latest else None
     run = normalised(run, known)
-    state = init_state(run.model, run.optimizer, run.config, run.input_shape, run.mesh)
+    state = init_state(run.recipe, run.input_shape, run.mesh)
     template = mesh_lib.abstract(state.eval_variables)
     interval = Interval()
     if latest is None and run.config.init_from is not None:
+        from vision.training.init_from import init_from
+
         state = init_from(run.config.init_from, run.config.model.name, state)
     if latest is not None:
         state, saved = checkpoints.restore(latest, state)
-        interval = Interval(saved)
+        interval = Interval(saved, run.selection.name)
     # Not before: what is refused up to here leaves the workdir to whatever config comes next.
     workdir_lib.describe(path, config, run.dataset)
     evaluator = Evaluator(run)
     with Recorder(path, latest or 0) as recorder:
         if not ended and (latest or 0) < run.stop_step:
-            display = Display(run.train.name, run.total_steps)
-            pictures = Pictures(recorder, evaluator, run.train.class_names)
+            display = Display(run.train.name, run.total_steps, run.task.metrics)
+            pictures = Pictures(recorder, evaluator, run.task)
             hooks = (display, pictures, early_stopping, *hooks)
             if (report := inputs.cache_report(run.train, run.config)) is not None:
                 _say(report)
@@ -132,7 +133,7 @@ def _loop(
       Whether that is the end of the run: it has taken all its steps, or a hook ended it.
     """
     start = int(state.step)
-    train_step = make_train_step(run.model, run.optimizer, run.schedule, run.config, run.mesh)
+    train_step = make_train_step(run.recipe, run.mesh)
     batches = inputs.TrainBatches(run.train, run.config, run.mesh, start)
     clock, metrics, reasons = Clock(), None, []
     with ExitStack() as stack:
@@ -175,7 +176,8 @@ def _loop(
                     if state.ema_params is not None:  # beside the average, which is selected by
                         raw = evaluator('validation', state.variables)
                         recorder.write(step, {f'validation_raw/{k}': v for k, v in raw.items()})
-                    state = plateau.observe(state, scores, run.config.schedule, run.mesh)
+                    cost = run.selection.cost(scores)
+                    state = plateau.observe(state, scores, cost, run.config.schedule, run.mesh)
                 if evaluating or saving:
                     checkpoints.save(state, interval.to_json(), scores)
             if signum is not None:

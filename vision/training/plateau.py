@@ -42,20 +42,20 @@ def scale(opt_state: Any) -> jax.Array | float:
 
 
 def observe(
-    state: TrainState, scores: Mapping[str, Any], schedule: ConfigDict, mesh: Mesh
+    state: TrainState, scores: Mapping[str, Any], cost: float, schedule: ConfigDict, mesh: Mesh
 ) -> TrainState:
     """Tells the schedule of an evaluation; other schedules leave the state as it is.
 
     Args:
       state: that was evaluated.
       scores: of the validation split, as `evaluate` returns them.
-      schedule: `config.schedule`; its `metric` says which score counts: 'top1' or 'loss'.
+      cost: the selected metric, so that lower is better.
+      schedule: `config.schedule`; with `metric='loss'` the loss counts instead.
       mesh: of all devices.
     """
     if not is_plateau(schedule):
         return state
-    # optax waits for a value to fall.
-    value = 1 - scores['top1'] if schedule.get('metric', 'top1') == 'top1' else scores['loss']
+    value = scores['loss'] if schedule.get('metric') == 'loss' else cost
     placed = mesh_lib.put_replicated(np.float32(value), mesh)
     update = _compiled(tuple(_arguments(schedule).items()), mesh)
     opt_state = jax.tree.map(

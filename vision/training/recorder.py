@@ -80,9 +80,11 @@ def newest(
     records: list[dict[str, Any]], split: str, step: int | None = None
 ) -> dict[str, Any] | None:
     """The last recorded metrics of a split (at a step, if one is given), or None."""
+    prefix = f'{split}/'
     for record in reversed(records):
-        if f'{split}/top1' in record and step in (None, record['step']):
-            return {name: record[f'{split}/{name}'] for name in ('top1', 'top5', 'loss', 'count')}
+        if f'{split}/count' in record and step in (None, record['step']):
+            scores = {k.removeprefix(prefix): v for k, v in record.items() if k.startswith(prefix)}
+            return {k: v for k, v in scores.items() if k != 'checkpoint'}
     return None
 
 

@@ -5,7 +5,8 @@ from typing import Any
 
 from rich.table import Table
 
-from vision.evaluation.tables import metrics_table
+from vision.evaluation.figures import metrics_table
+from vision.evaluation.run import read_task
 from vision.training.recorder import newest, read
 
 Results = dict[str, dict[str, Any]]
@@ -34,4 +35,5 @@ def results_table(results: Results, workdir: str) -> Table | str:
     """What `train` returned, as a person reads it."""
     if not results:
         return f'{workdir}: stopped early, as training.stop_after says'
-    return metrics_table(results, title=f'{workdir}: the best checkpoint')
+    shown = read_task(Path(workdir).expanduser()).metrics
+    return metrics_table(results, shown, title=f'{workdir}: the best checkpoint')

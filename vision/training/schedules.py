@@ -116,7 +116,7 @@ def _plateau(
     lr: float,
     steps: int,
     to_steps: ToSteps,
-    metric: Literal['top1', 'loss'] = 'top1',
+    metric: Literal['loss'] | None = None,
     factor: float = 0.1,
     patience: int = 10,
     cooldown: int = 0,
@@ -124,7 +124,9 @@ def _plateau(
     atol: float = 0.0,
     min_scale: float = 0.0,
 ) -> optax.Schedule:
-    """Times `factor` when `patience` evaluations in a row have not bettered the validation `metric`.
+    """Times `factor` when `patience` evaluations in a row were no better than the best one before.
+
+    Better by `training.best_by`, or with `metric='loss'` by the validation loss.
 
     The rate itself is constant: `vision.training.plateau` scales it (optax's `reduce_on_plateau`).
     """

@@ -1,7 +1,8 @@
 """What a config turns into before the first step: data, model, optimizer, and the run's length."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -17,17 +18,47 @@ from vision.core import durations
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.data.source import ArraySource, NoSplitError, Source
-from vision.evaluation.run import init_variables
 from vision.models import create_model
-from vision.models.summary import check_contract
+from vision.models.base import check_contract, init_variables
 from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
-from vision.preprocess.statistics import channel_statistics
-from vision.training import losses, patterns, plateau
+from vision.task.base import Selection, Task, task_of
+from vision.training import averages, patterns, plateau
 from vision.training import optimizer as optimizer_lib
 from vision.training.optimizer import make_optimizer
 from vision.training.schedules import make_schedule
-from vision.training.update import make_update
+from vision.training.update import Update, make_update
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that a training step is built of.
+
+    Attributes:
+      model: unbound.
+      task: what is optimised.
+      update: from the examples to the optimizer's gradient.
+      optimizer: optax's.
+      schedule: the learning rate by step.
+      pull: how far the average of the parameters moves in a step (`vision.training.averages`); None for no average.
+      factors: the parameters' tree of factors of the learning rate; 0 where one is frozen.
+      frozen: whether dropout and BatchNorm run as in evaluation.
+      accumulate: the parts that a batch is computed in.
+      shard: 'data' or 'fsdp'.
+      seed: of the parameters and the steps' randomness.
+    """
+
+    model: nn.Module
+    task: Task
+    update: Update
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    pull: averages.Pull | None
+    factors: Callable[[Any], Any]
+    frozen: bool
+    accumulate: int
+    shard: str
+    seed: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,9 +72,8 @@ class Setup:
       validation: the split that models are selected on, or None.
       test: the split that is reported once, or None.
       input_shape: (H, W, C) of what the model is fed.
-      model: unbound.
-      schedule: the learning rate by step.
-      optimizer: optax's.
+      recipe: of the training step.
+      selection: the order of evaluations.
       total_steps: of the run.
       stop_step: where it stops this time, ≤ total_steps.
       patience: in steps, how long nothing better may be seen before it ends; None is for ever.
@@ -56,15 +86,24 @@ class Setup:
     validation: Source | None
     test: Source | None
     input_shape: tuple[int, int, int]
-    model: nn.Module
-    schedule: optax.Schedule
-    optimizer: optax.GradientTransformation
+    recipe: Recipe
+    selection: Selection
     total_steps: int
     stop_step: int
     patience: Fraction | None
     eval_every: durations.Every
     checkpoint_every: durations.Every
     log_every: durations.Every
+
+    @property
+    def model(self) -> nn.Module:
+        """The model, unbound."""
+        return self.recipe.model
+
+    @property
+    def task(self) -> Task:
+        """The task that it is trained for."""
+        return self.recipe.task
 
     @property
     def dataset(self) -> dict[str, Any]:
@@ -112,8 +151,6 @@ def setup(config: ConfigDict) -> Setup:
         return durations.Every(durations.steps_in(config.training[key], *sizes, key))
 
     total_steps = to_steps(config.training.duration, 'training.duration')
-    schedule = make_schedule(config, total_steps, to_steps)
-    optimizer = make_optimizer(config, schedule)
     if plateau.is_plateau(config.schedule) and validation is None:
         raise UserError('schedule.name=plateau needs a validation split: data.validation')
     config = _resolve_polyak(config, total_steps, to_steps)
@@ -125,13 +162,12 @@ def setup(config: ConfigDict) -> Setup:
     input_shape = inputs.input_shape(train, config.preprocess.eval)
     check_channels(config.preprocess.mean, config.preprocess.std, input_shape[-1])
     model = create_model(**{'num_classes': len(train.class_names)} | config.model.to_dict())
-    _check_classes(model, train)
+    recipe = make_recipe(config, model, train.class_names, total_steps, to_steps)
+    recipe.task.check(train, model)
     check_contract(model, input_shape)
-    losses.check(config.loss, model.num_classes)
-    make_update(config['update'])  # refuses what it does not know
     shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
     patterns.check_model(config, shapes['params'])
-    optimizer_lib.check(config, optimizer, shapes['params'])
+    optimizer_lib.check(config, recipe.optimizer, shapes['params'])
     return Setup(
         config=config,
         mesh=mesh,
@@ -139,9 +175,8 @@ def setup(config: ConfigDict) -> Setup:
         validation=validation,
         test=test,
         input_shape=input_shape,
-        model=model,
-        schedule=schedule,
-        optimizer=optimizer,
+        recipe=recipe,
+        selection=Selection(recipe.task, config.training.best_by),
         total_steps=total_steps,
         stop_step=total_steps
         if stop is None
@@ -172,11 +207,43 @@ def _resolve_polyak(
     return config
 
 
-def _check_classes(model: nn.Module, train: Source) -> None:
-    if model.num_classes < len(train.class_names):
-        raise UserError(
-            f'model.num_classes={model.num_classes}: {train.name} has {len(train.class_names)} classes'
-        )
+def make_recipe(
+    config: ConfigDict,
+    model: nn.Module,
+    class_names: Sequence[str],
+    total_steps: int,
+    to_steps: Callable[[str, str], int] | None = None,
+) -> Recipe:
+    """Builds what a config says of the training step.
+
+    Args:
+      config: checked and resolved.
+      model: unbound.
+      class_names: of the data.
+      total_steps: of the run.
+      to_steps: converts a duration and its key's name to steps; not needed for durations in steps.
+
+    Raises:
+      UserError: an unknown name, or an argument or value that does not fit.
+    """
+    schedule = make_schedule(config, total_steps, to_steps or _only_steps)
+    return Recipe(
+        model=model,
+        task=task_of(config, class_names, model.num_classes),
+        update=make_update(config['update']),
+        optimizer=make_optimizer(config, schedule),
+        schedule=schedule,
+        pull=averages.make_pull(config),
+        factors=functools.partial(patterns.lr_factors, config),
+        frozen=config.freeze == patterns.BACKBONE,
+        accumulate=config.training.accumulate,
+        shard=config.training.shard,
+        seed=config.seed,
+    )
+
+
+def _only_steps(text: str, key: str) -> int:
+    return durations.to_steps(text, 1, 1, key)
 
 
 def normalised(run: Setup, dataset: dict[str, Any] | None = None) -> Setup:
@@ -195,12 +262,16 @@ def normalised(run: Setup, dataset: dict[str, Any] | None = None) -> Setup:
     config = run.config.copy_and_resolve_references()
     preprocess = config.preprocess
     if dataset is None:
+        from vision.preprocess.statistics import channel_statistics
+
         preprocess.mean, preprocess.std = channel_statistics(
             run.train, preprocess.eval, config.evaluation.batch_size, run.mesh
         )
     else:
         preprocess.mean, preprocess.std = tuple(dataset['mean']), tuple(dataset['std'])
-    return dataclasses.replace(run, config=config)
+    task = task_of(config, run.train.class_names, run.model.num_classes)
+    recipe = dataclasses.replace(run.recipe, task=task)
+    return dataclasses.replace(run, config=config, recipe=recipe)
 
 
 def _load_optional(config: ConfigDict, split: str) -> Source | None:

@@ -1,36 +1,29 @@
 """The training step: a pure function of the state and a batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from vision.core import mesh as mesh_lib
+from vision.core.errors import UserError
 from vision.core.state import TrainState
-from vision.evaluation.run import init_variables, run_once
-from vision.preprocess.device import Batch, normalise
-from vision.preprocess.mix import mix
-from vision.training import averages, losses, patterns, plateau
-from vision.training.update import Examples, GradientOf, Outcome, make_update
+from vision.models.base import init_variables, run_once
+from vision.preprocess.device import Batch
+from vision.task.base import Apply, Examples, Outcome
+from vision.training import plateau
+from vision.training.setup import Recipe
+from vision.training.update import GradientOf
 
 Metrics = dict[str, jax.Array]
 
-MIX = 1  # folded into a step's key for mixup and CutMix; dropout takes the key itself
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 
 
-def init_state(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    config: ConfigDict,
-    input_shape: tuple[int, int, int],
-    mesh: Mesh,
-) -> TrainState:
+def init_state(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh) -> TrainState:
     """Makes the state of step 0 and puts it on the mesh.
 
     It is jitted for one device and laid out afterwards: XLA may round the initial values
@@ -38,101 +31,100 @@ def init_state(
     (So with 'fsdp', too, the state must fit into the memory of one device, once.)
 
     Args:
-      model: to be initialised.
-      optimizer: of the run.
-      config: `seed`, and of `training` the averages and `shard` are used.
+      recipe: of the run.
       input_shape: (H, W, C) of what the model is fed.
       mesh: of all devices.
     """
+    model, averaged = recipe.model, recipe.pull is not None
 
     def init() -> TrainState:
-        param_key, run_key = jax.random.split(jax.random.key(config.seed))
+        param_key, run_key = jax.random.split(jax.random.key(recipe.seed))
         variables = init_variables(model, input_shape, param_key)
         params, batch_stats = variables['params'], variables['batch_stats']
-        averaged = averages.is_averaged(config)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
             batch_stats=batch_stats,
-            opt_state=optimizer.init(params),
+            opt_state=recipe.optimizer.init(params),
             ema_params=params if averaged else None,
             ema_batch_stats=batch_stats if averaged else None,
             rng=run_key,
+            extra=recipe.task.init(model, variables, jax.random.fold_in(param_key, EXTRA)),
         )
 
-    return mesh_lib.put_state(run_once(init), mesh, config.training.shard)
+    return mesh_lib.put_state(run_once(init), mesh, recipe.shard)
 
 
-def make_train_step(
-    model: nn.Module,
-    optimizer: optax.GradientTransformation,
-    schedule: optax.Schedule,
-    config: ConfigDict,
-    mesh: Mesh,
-) -> TrainStep:
+EXTRA = 1  # folded into the parameters' key for what the task adds to the state
+
+
+def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
     """Builds the jitted step, one update of the parameters; the state that it is given is donated.
+
+    The task prepares the batch and computes the objective, the update (`config.update`) makes a gradient of
+    it, and the optimizer applies that.
 
     With `training.accumulate` = n the batch is computed in n parts, one after the other. Loss and
     gradient are those of the whole batch (up to rounding): the mean over all its examples, clipped
     and applied once, so steps, schedules and logs are what they are without. BatchNorm normalises
     each part by the part's own statistics (over all devices), as with a batch of B / n, and moves
-    its running ones n times. Row i of the batch is in part i mod n.
+    its running ones n times; `extra` passes from part to part, too. Row i of the batch is in part i mod n.
 
     With `training.shard='fsdp'` the parameters are gathered from all devices for each use, and
     every device updates its share.
 
-    Its metrics are sums over the batch's examples (`loss`, `correct`, `count`; with class weights
-    `loss` is `count` times the weighted mean; of a mixed label the largest share is right), the
-    learning rate `lr`, the norms of the gradient of what is not frozen and of the new parameters,
-    and `finite`: whether the loss and all new parameters are numbers.
+    Its metrics are the task's sums over the batch's examples and `count`, the learning rate `lr`, the norms of
+    the gradient of what is not frozen and of the new parameters, and `finite`: whether the objective and all
+    new parameters are numbers.
 
     Args:
-      model: unbound.
-      optimizer: as `make_optimizer` builds it.
-      schedule: the learning rate by step.
-      config: the whole config.
+      recipe: of the run.
       mesh: of all devices.
     """
-    pull = averages.make_pull(config)
-    shard = config.training.shard
-    update = make_update(config['update'])
-    gradient_at = _make_gradient(model, config, mesh)
+    task, optimizer, pull, shard = recipe.task, recipe.optimizer, recipe.pull, recipe.shard
+    gradient_at = _make_gradient(recipe, mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        # The gradient that the optimizer gets.
         key = jax.random.fold_in(state.rng, state.step)
-        examples = make_examples(batch, config, model.num_classes, key)
-        normaliser = losses.total_weight(examples, config.loss)
-        gradient, outcome = update(state, examples, gradient_at(state.batch_stats, key))
+        examples = task.prepare(batch, key)
+        gradient, outcome = recipe.update(state, examples, gradient_at(state, key))
+        _check_outcome(outcome, 'the update')
+        if jax.tree.structure(gradient) != jax.tree.structure(state.params):  # type: ignore[operator]
+            raise UserError('the update must return a gradient of the same tree as the parameters')
         gradient = mesh_lib.constrain_state(gradient, mesh, shard)
+
+        # The new parameters and their average.
         updates, opt_state = optimizer.update(
-            gradient, state.opt_state, state.params, value=outcome['objective']
+            gradient, state.opt_state, state.params, value=outcome.objective
         )
         params = optax.apply_updates(state.params, updates)
         ema_params, ema_batch_stats = state.ema_params, state.ema_batch_stats
         if pull is not None:
             rate = pull(state.step + 1)
             ema_params = optax.incremental_update(params, ema_params, rate)
-            ema_batch_stats = optax.incremental_update(
-                outcome['batch_stats'], ema_batch_stats, rate
-            )
-        count, param_norm = jnp.sum(examples['mask']), optax.global_norm(params)
+            ema_batch_stats = optax.incremental_update(outcome.batch_stats, ema_batch_stats, rate)
+
+        param_norm = optax.global_norm(params)
         metrics = {
-            'loss': outcome['loss'] * (count / normaliser),
-            'correct': outcome['correct'],
-            'count': count,
-            'lr': jnp.asarray(schedule(state.step) * plateau.scale(state.opt_state), jnp.float32),
+            **outcome.sums,
+            'count': jnp.sum(examples['mask']),
+            'lr': jnp.asarray(
+                recipe.schedule(state.step) * plateau.scale(state.opt_state), jnp.float32
+            ),
             'grad_norm': optax.global_norm(gradient),
             'param_norm': param_norm,
-            'finite': jnp.isfinite(outcome['loss']) & jnp.isfinite(param_norm),
+            'finite': jnp.isfinite(outcome.objective) & jnp.isfinite(param_norm),
         }
         new = TrainState(
             step=state.step + 1,
             params=params,
-            batch_stats=outcome['batch_stats'],
+            batch_stats=outcome.batch_stats,
             opt_state=opt_state,
             ema_params=ema_params,
             ema_batch_stats=ema_batch_stats,
             rng=state.rng,
+            extra=outcome.extra,
         )
         return mesh_lib.constrain_state(new, mesh, shard), metrics
 
@@ -140,83 +132,72 @@ def make_train_step(
     return jax.jit(train_step, in_shardings=(None, mesh_lib.split_batch(mesh)), donate_argnums=0)
 
 
-def make_examples(batch: Batch, config: ConfigDict, num_classes: int, key: jax.Array) -> Examples:
-    """Turns a batch into what the model is fed and what its loss is measured against, mixed.
-
-    Returns:
-      `images` float32 [B, H, W, C]; `targets` float32 [B, K], of which the largest is the right answer;
-      `mask` float32 [B].
-    """
-    images, targets = mix(
-        normalise(batch['image'], config.preprocess.mean, config.preprocess.std),
-        jax.nn.one_hot(batch['label'], num_classes),
-        batch['mask'],
-        jax.random.fold_in(key, MIX),
-        config.preprocess.mixup,
-        config.preprocess.cutmix,
-    )
-    return {'images': images, 'targets': targets, 'mask': batch['mask']}
-
-
-def _make_gradient(
-    model: nn.Module, config: ConfigDict, mesh: Mesh
-) -> Callable[[Any, jax.Array], GradientOf]:
-    """Builds `(batch_stats, key) -> gradient_of`, as updates get it (`vision.training.update`)."""
-    frozen = config.freeze == patterns.BACKBONE  # its batch statistics and dropout too
-    loss_fn, parts = losses.make_loss(config.loss), config.training.accumulate
+def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Array], GradientOf]:
+    """Builds `(state, key) -> gradient_of`, as updates get it (`vision.training.update`)."""
+    parts, shard = recipe.accumulate, recipe.shard
 
     def objective(
-        params: Any, batch_stats: Any, examples: Examples, normaliser: jax.Array, key: jax.Array
+        params: Any, batch_stats: Any, extra: Any, examples: Examples, key: jax.Array
     ) -> tuple[jax.Array, Outcome]:
         # XLA gathers what is sharded, and leaves out the gradients that nothing asks for.
         params = mesh_lib.constrain_state(params, mesh, 'data')
-        factors = patterns.lr_factors(config, params)
+        factors = recipe.factors(params)
         params = jax.tree.map(lambda p, f: p if f else jax.lax.stop_gradient(p), params, factors)
-        (logits, endpoints), updated = model.apply(
-            {'params': params, 'batch_stats': batch_stats},
-            examples['images'],
-            train=not frozen,
-            rngs={'dropout': key},
-            mutable=['batch_stats'],
-        )
-        mask, right = examples['mask'], examples['targets'].argmax(-1)
-        targets = losses.loss_targets(examples['targets'], config.loss)
-        loss = jnp.sum(loss_fn(logits, targets) * mask)
-        total = loss / normaliser
-        for aux in endpoints.get('aux', ()):
-            total += config.loss.aux_weight * jnp.sum(loss_fn(aux, targets) * mask) / normaliser
-        correct = jnp.sum((logits.argmax(-1) == right) * mask)
-        stats = updated.get('batch_stats', batch_stats)
-        return total, {
-            'objective': total, 'loss': loss, 'correct': correct, 'batch_stats': stats,
-        }  # fmt: skip
+        apply = Apply(recipe.model, params, batch_stats, train=not recipe.frozen)
+        value, outcome = recipe.task.loss(apply, examples, extra, key)
+        _check_outcome(outcome, 'the loss of the task')
+        return value, outcome._replace(objective=value)
 
     differentiate = jax.grad(objective, has_aux=True)
 
-    def with_state(batch_stats: Any, key: jax.Array) -> GradientOf:
+    def at(state: TrainState, key: jax.Array) -> GradientOf:
         def gradient_of(params: Any, examples: Examples) -> tuple[Any, Outcome]:
-            normaliser = losses.total_weight(examples, config.loss)
             if parts == 1:
-                gradient, outcome = differentiate(params, batch_stats, examples, normaliser, key)
-                return mesh_lib.constrain_state(gradient, mesh, config.training.shard), outcome
+                gradient, outcome = differentiate(
+                    params, state.batch_stats, state.extra, examples, key
+                )
+                return mesh_lib.constrain_state(gradient, mesh, shard), outcome
+
+            # Arrays of the batch are dealt out to the parts; scalars are the whole batch's.
+            scalars = {k: v for k, v in examples.items() if not jnp.ndim(v)}
+            arrays = {k: v for k, v in examples.items() if jnp.ndim(v)}
 
             def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
-                gradient, sums, stats = carry
+                gradient, sums, stats, extra = carry
                 part_key, rows = part
-                more, outcome = differentiate(params, stats, rows, normaliser, part_key)
-                stats = outcome.pop('batch_stats')
-                gradient, sums = jax.tree.map(jnp.add, (gradient, sums), (more, outcome))
-                gradient = mesh_lib.constrain_state(gradient, mesh, config.training.shard)
-                return (gradient, sums, stats), None
+                more, outcome = differentiate(params, stats, extra, {**rows, **scalars}, part_key)
+                found = (outcome.sums, outcome.objective)
+                gradient, sums = jax.tree.map(jnp.add, (gradient, sums), (more, found))
+                gradient = mesh_lib.constrain_state(gradient, mesh, shard)
+                return (gradient, sums, outcome.batch_stats, outcome.extra), None
 
-            zeros = jax.tree.map(jnp.zeros_like, params)
-            sums = dict.fromkeys(('objective', 'loss', 'correct'), jnp.zeros(()))
-            rows = mesh_lib.microbatches(examples, parts, mesh)
-            start = (zeros, sums, batch_stats)
+            rows = mesh_lib.microbatches(arrays, parts, mesh)
+            first = {k: v[0] for k, v in rows.items()}
+            shapes = jax.eval_shape(
+                objective, params, state.batch_stats, state.extra, {**first, **scalars}, key
+            )[1]
+            zeros, sums = jax.tree.map(
+                lambda x: jnp.zeros(x.shape, x.dtype), (params, (shapes.sums, shapes.objective))
+            )
+            start = (zeros, sums, state.batch_stats, state.extra)
             carry, _ = jax.lax.scan(add, start, (jax.random.split(key, parts), rows))
-            gradient, sums, stats = carry
-            return gradient, {**sums, 'batch_stats': stats}
+            gradient, (sums, value), stats, extra = carry
+            return gradient, Outcome(sums, stats, extra, value)
 
         return gradient_of
 
-    return with_state
+    return at
+
+
+_RESERVED = {'count', 'lr', 'grad_norm', 'param_norm', 'finite'}
+
+
+def _check_outcome(outcome: Any, who: str) -> None:
+    """Raises UserError, while the step is traced, unless a loss or an update returned an `Outcome`."""
+    if not isinstance(outcome, Outcome):
+        raise UserError(
+            f'{who} must return a pair whose second is a vision.task.Outcome, '
+            f'not {type(outcome).__name__}'
+        )
+    if taken := _RESERVED & set(outcome.sums):
+        raise UserError(f'{who}: the sum {taken.pop()!r} has a name that the log uses; rename it')

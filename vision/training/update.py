@@ -8,8 +8,8 @@ An update is a function, ours by name or a user's as 'package.module:function':
 `(gradient, outcome)`. It accumulates in parts inside (`training.accumulate`), and the gradient lies on
 the devices as the parameters do (`training.shard`), so that every update does both.
 
-`outcome` has `objective`, `loss` and `correct` (sums over the examples) and `batch_stats`. What the update
-returns of them is logged, and becomes the state's running statistics of BatchNorm.
+`outcome` is the task's (`vision.task.Outcome`) with its `objective`. Of what the update returns, the sums are
+logged, and `batch_stats` and `extra` become the state's.
 """
 
 import functools
@@ -25,9 +25,8 @@ from ml_collections import ConfigDict
 from vision.core import arguments
 from vision.core.errors import UserError
 from vision.core.state import TrainState
+from vision.task.base import Examples, Outcome
 
-Examples = dict[str, jax.Array]
-Outcome = dict[str, Any]
 GradientOf = Callable[[Any, Examples], tuple[Any, Outcome]]
 Update = Callable[[TrainState, Examples, GradientOf], tuple[Any, Outcome]]
 
@@ -43,7 +42,7 @@ def sam(
     """The gradient where the loss is highest nearby (Foret et al. 2021, eq. 2 and algorithm 1).
 
     w + ρ g / ‖g‖₂ approximates that place, with g the gradient at w and the norm over all parameters. The
-    second gradient is taken on the same examples, dropped-out units included. Loss, right answers and
+    second gradient is taken on the same examples, dropped-out units included. The sums, and
     BatchNorm's running statistics are those of the first pass, at w. Weight decay is in the optimizer
     and takes no part in the ascent. A step costs two forward and backward passes.
 

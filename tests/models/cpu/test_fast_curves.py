@@ -1,5 +1,7 @@
 """Training curves with and without the fast forms agree, for as long as rounding lets them."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from vision.models.cpu import winograd
 from vision.models.lenet import LeNet5
 from vision.models.resnet import ResNet
 from vision.preprocess import inputs
+from vision.training.setup import make_recipe
 from vision.training.step import init_state, make_train_step
 
 STEPS = 40
@@ -25,14 +28,15 @@ class Run:
 
     def __init__(self, model, lr):
         self.config, self.mesh = synthetic_config('lenet5', 32, 16), mesh_lib.make_mesh()
-        self.schedule = optax.constant_schedule(lr)
-        self.optimizer = optax.sgd(self.schedule, momentum=0.9)
-        self.model, self.source = model, arrays.synthetic('train', 256, image_size=32)
-        self.state = init_state(model, self.optimizer, self.config, (32, 32, 3), self.mesh)
+        self.source = arrays.synthetic('train', 256, image_size=32)
+        recipe = make_recipe(self.config, model, self.source.class_names, STEPS)
+        optimizer = optax.sgd(lr, momentum=0.9)
+        self.recipe = dataclasses.replace(recipe, optimizer=optimizer)
+        self.state = init_state(self.recipe, (32, 32, 3), self.mesh)
 
     def losses(self):
         """The mean loss of each step, of a program that is traced now."""
-        step = make_train_step(self.model, self.optimizer, self.schedule, self.config, self.mesh)
+        step = make_train_step(self.recipe, self.mesh)
         batches = inputs.TrainBatches(self.source, self.config, self.mesh, 0)
         state, losses = jax.tree.map(jnp.copy, self.state), []  # what a step gets, it takes
         for _ in range(STEPS):

@@ -14,8 +14,9 @@ from tests.models.common import DEEP, FAMILIES, shapes_of
 from tests.tiers import quick, split
 from vision.core.errors import UserError
 from vision.models import MODELS, create_model
+from vision.models.base import abstract_variables
 from vision.models.layers import BatchNorm, Conv
-from vision.models.summary import abstract_variables, default_model
+from vision.models.summary import default_model
 from vision.models.weights.fold import FoldedModel, fold_batch_norm
 
 SMALL = {

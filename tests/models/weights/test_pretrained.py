@@ -15,7 +15,7 @@ from tests.models.test_parity import GOLDEN, NAMES
 from tests.tiers import split
 from vision.core.errors import UserError
 from vision.models import create_model
-from vision.models.summary import abstract_variables
+from vision.models.base import abstract_variables
 from vision.models.weights import pretrained, state_dicts
 from vision.models.weights.pretrained import (
     IMAGENET_CLASSES,

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from vision.evaluation.metrics import Reliability
+from vision.task.metrics import Reliability
 
 _WIDTH, _HEIGHT = 520, 260
 _LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 14, 36
@@ -32,20 +32,24 @@ def curves(records: Sequence[dict[str, Any]], metric: str) -> list[Curve]:
     return found
 
 
-def line_chart(title: str, lines: Sequence[Curve], percent: bool = False) -> str:
-    """A chart of curves over the step; '' where there are none."""
+def line_chart(
+    title: str, lines: Sequence[Curve], percent: bool = False, x_name: str = 'step'
+) -> str:
+    """A chart of curves over the step, or over a fraction of that name; '' where there are none."""
     points = [p for line in lines for p in line.points]
     if not points:
         return ''
     ys = [y for _, y in points]
     x_ticks = _ticks(0, max(x for x, _ in points))
     y_ticks = _ticks(min(ys), min(1, max(ys)) if percent else max(ys))
+    if x_name != 'step':
+        x_ticks = y_ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
     place = _Place(x_ticks, y_ticks)
-    parts = [_axes(place, percent, 'step')]
+    parts = [_axes(place, percent, x_name)]
     for line in lines:
         path = ' '.join(f'{place.x(x):.1f},{place.y(y):.1f}' for x, y in line.points)
         parts.append(f'<polyline class="line {line.style}" points="{path}"/>')
-        if len(line.points) <= 40:
+        if len(line.points) <= 40 and x_name == 'step':
             parts += [
                 f'<circle class="dot {line.style}" cx="{place.x(x):.1f}" cy="{place.y(y):.1f}" r="2.5">'
                 f'<title>{line.name}, step {x:,}: {_label(y, percent, 2)}</title></circle>'
@@ -114,7 +118,7 @@ def _axes(place: _Place, percent: bool, x_name: str) -> str:
         label = _label(y, percent)
         parts.append(f'<text x="{_LEFT - 6}" y="{at + 4}" text-anchor="end">{label}</text>')
     for x in place.x_ticks:
-        label = f'{x:.0%}' if x_name == 'confidence' else f'{x:,.0f}'
+        label = f'{x:,.0f}' if x_name == 'step' else f'{x:.0%}'
         anchor = 'end' if x == place.x_ticks[-1] else 'middle'
         where = f'x="{place.x(x)}" y="{_HEIGHT - _BOTTOM + 16}"'
         parts.append(f'<text {where} text-anchor="{anchor}">{label}</text>')

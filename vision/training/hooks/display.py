@@ -1,5 +1,6 @@
 """What a person sees of a run: a live bar on a terminal, one line an interval elsewhere."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -7,6 +8,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vision.core import processes
 from vision.preprocess.device import Batch
+from vision.task.base import Metric
 from vision.training.hooks import Hook
 from vision.training.step import Metrics
 
@@ -14,13 +16,15 @@ from vision.training.step import Metrics
 class Display(Hook):
     """The progress of a run on stderr; with several processes, the first one's."""
 
-    def __init__(self, data: str, total_steps: int):
+    def __init__(self, data: str, total_steps: int, metrics: Mapping[str, Metric]):
         """Prepares the bar.
 
         Args:
           data: the training split's name.
           total_steps: of the run.
+          metrics: of the task, by name.
         """
+        self._metrics = {'loss': metrics['loss'], **metrics} if 'loss' in metrics else metrics
         self._console = Console(stderr=True, quiet=not processes.is_first())
         self._data, self._total = data, total_steps
         self._progress = Progress(
@@ -58,7 +62,7 @@ class Display(Hook):
 
     def after_log(self, step: int, record: dict[str, Any], seconds_left: float) -> None:
         """Shows an interval's figures: beside the bar, or as a line of their own."""
-        figures = f'loss {record["train/loss"]:.4f}  accuracy {record["train/top1"]:.2%}'
+        figures = self._figures({k.removeprefix('train/'): v for k, v in record.items()})
         if record['images_per_second'] is not None:
             figures += f'  {record["images_per_second"]:,.0f} images/s'
         self._progress.update(self._task, completed=step, figures=figures)
@@ -67,9 +71,14 @@ class Display(Hook):
 
     def after_evaluation(self, step: int, scores: dict[str, Any]) -> None:
         """Prints an evaluation's figures."""
-        self.say(
-            f'step {step}/{self._total}  validation: loss {scores["loss"]:.4f}  '
-            f'accuracy {scores["top1"]:.2%} of {scores["count"]:,}'
+        figures = self._figures(scores)
+        self.say(f'step {step}/{self._total}  validation: {figures} of {scores["count"]:,}')
+
+    def _figures(self, values: Mapping[str, Any]) -> str:
+        """The task's metrics among the values, the loss first: 'loss 0.1234  top-1 95.00%'."""
+        shown = {k: m for k, m in self._metrics.items() if m.in_tables}
+        return '  '.join(
+            f'{m.title} {m.show(values[k])}' for k, m in shown.items() if values.get(k) is not None
         )
 
 

@@ -3,7 +3,7 @@
 from fractions import Fraction
 from typing import Any
 
-from vision.core.checkpoints import rank
+from vision.core.checkpoints import Rank
 from vision.training.hooks import Hook
 
 
@@ -14,14 +14,15 @@ class EarlyStopping(Hook):
     was left alone does.
     """
 
-    def __init__(self, patience: Fraction | None):
+    def __init__(self, patience: Fraction | None, rank: Rank):
         """Starts without an evaluation.
 
         Args:
           patience: in steps; None never ends a run.
+          rank: of validation metrics; greater is better.
         """
-        self._patience = patience
-        self._best: tuple[float, float] | None = None
+        self._patience, self._rank = patience, rank
+        self._best: tuple[float, ...] | None = None
         self._best_step = self._last_step = 0
 
     def replay(self, evaluations: list[tuple[int, dict[str, Any]]]) -> None:
@@ -36,8 +37,9 @@ class EarlyStopping(Hook):
 
     def after_evaluation(self, step: int, scores: dict[str, Any]) -> str | None:
         """Looks whether it was better, as the best checkpoint is chosen."""
-        if self._best is None or rank(scores) > self._best:
-            self._best, self._best_step = rank(scores), step
+        rank = self._rank(scores)
+        if self._best is None or rank > self._best:
+            self._best, self._best_step = rank, step
         self._last_step = step
         if not self.reached:
             return None

@@ -7,6 +7,7 @@ import numpy as np
 
 from vision.core import processes
 from vision.preprocess.device import Batch
+from vision.task.base import Task
 from vision.training.evaluator import Evaluator
 from vision.training.hooks import Hook
 from vision.training.recorder import Recorder, visible
@@ -20,9 +21,9 @@ _RIGHT, _WRONG = (60, 160, 60), (210, 50, 50)
 class Pictures(Hook):
     """Shows the first training batch, and the first validation images with their labels."""
 
-    def __init__(self, recorder: Recorder, evaluator: Evaluator, class_names: tuple[str, ...]):
-        """Takes what the pictures are written with, and where they come from."""
-        self._recorder, self._evaluator, self._class_names = recorder, evaluator, class_names
+    def __init__(self, recorder: Recorder, evaluator: Evaluator, task: Task):
+        """Takes what the pictures are written with, where they come from, and what captions them."""
+        self._recorder, self._evaluator, self._task = recorder, evaluator, task
 
     def after_step(self, step: int, batch: Batch, metrics: Metrics) -> None:
         """Shows what was fed in the first step, of what this process holds."""
@@ -30,21 +31,17 @@ class Pictures(Hook):
             self._recorder.images('train/images', _local(batch['image'])[:_TRAIN], 0)
 
     def after_evaluation(self, step: int, scores: dict[str, Any]) -> None:
-        """Shows the first validation images of process 0: the right class, and what was said."""
+        """Shows the first validation images of process 0 with the task's captions."""
         if not processes.is_first():
             return
         batch, answers = self._evaluator.first['validation']
-        images, labels, ids = (_local(batch[k]) for k in ('image', 'label', 'id'))
-        said = dict(zip(*jax.device_get((answers['id'], answers['predicted'])), strict=True))
-        shown = np.flatnonzero(ids >= 0)[:_VALIDATION]
+        images, ids = (_local(batch[k]) for k in ('image', 'id'))
+        columns = jax.device_get(dict(answers))
+        rows = {int(example): row for row, example in enumerate(columns['id'])}
         tiles = []
-        for i in shown:
-            label, answer = int(labels[i]), int(said[ids[i]])
-            name, other = self._class_names[label], self._class_names[answer]
-            if label == answer:
-                tiles.append(captioned(images[i], name, _RIGHT))
-            else:
-                tiles.append(captioned(images[i], f'{other}, not {name}', _WRONG))
+        for i in np.flatnonzero(ids >= 0)[:_VALIDATION]:
+            caption, right = self._task.caption(columns, rows[int(ids[i])])
+            tiles.append(captioned(images[i], caption, _RIGHT if right else _WRONG))
         self._recorder.images('validation/images', np.stack(tiles), step)
 
 

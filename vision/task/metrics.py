@@ -1,8 +1,9 @@
 """Figures of a split, from what is known of each of its examples; NumPy, sums in float64.
 
-Every figure equals scikit-learn's on the same predictions (`tests/evaluation/test_metrics.py`).
+Every figure equals scikit-learn's on the same predictions (`tests/task/test_metrics.py`).
 """
 
+from collections.abc import Callable, Collection, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -98,61 +99,73 @@ def expected_calibration_error(
     confidence: np.ndarray, correct: np.ndarray, bins: int = RELIABILITY_BINS
 ) -> float:
     """ECE: the mean over the examples of their bin's |accuracy − confidence| (Guo et al., eq. 3)."""
-    gaps = np.bincount(_bins(confidence, bins), confidence - correct, bins)
+    gaps = np.bincount(_bins(confidence, bins), confidence - correct.astype(np.float64), bins)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
+def weighted_balanced_accuracy(
+    labels: np.ndarray, correct: np.ndarray
+) -> Callable[[np.ndarray], float]:
+    """`balanced_accuracy` as a function of the examples' weights, float64 [N]."""
+
+    def of(weights: np.ndarray) -> float:
+        support = np.bincount(labels, weights)
+        there = support > 0
+        return float((np.bincount(labels, weights * correct)[there] / support[there]).mean())
+
+    return of
+
+
+def weighted_calibration_error(
+    confidence: np.ndarray, correct: np.ndarray
+) -> Callable[[np.ndarray], float]:
+    """`expected_calibration_error` as a function of the examples' weights, float64 [N]."""
+    where, gap = _bins(confidence, RELIABILITY_BINS), confidence - correct.astype(np.float64)
+
+    def of(weights: np.ndarray) -> float:
+        gaps = np.bincount(where, weights * gap, RELIABILITY_BINS)
+        return float(np.abs(gaps).sum()) / len(gap)
+
+    return of
+
+
 def intervals(
-    labels: np.ndarray,
-    rank: np.ndarray,
-    loss: np.ndarray,
-    confidence: np.ndarray,
-    squared_error: np.ndarray,
+    n: int,
+    statistics: Mapping[str, np.ndarray | Callable[[np.ndarray], float]],
+    biased: Collection[str] = (),
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, tuple[float, float]]:
-    """95 % confidence intervals by the bootstrap (Efron): percentiles over resampled examples.
+    """Confidence intervals of 95 % by the bootstrap (Efron): percentiles over resampled examples.
 
     They hold for test examples drawn anew, not for a model trained anew. Where all examples are
-    right, resampling finds no others, and the interval of an accuracy is a point. From the ECE's
-    resamples their bias is taken, so that the interval holds the figure.
+    right, resampling finds no others, and the interval of an accuracy is a point.
 
     Args:
-      labels: int [N].
-      rank: int [N], how many classes were put before the right one.
-      loss: float64 [N].
-      confidence: float64 [N], the probability of the class that was named.
-      squared_error: float64 [N], whose mean is the Brier score.
+      n: the number of examples, N.
+      statistics: by name, a value for each example [N], whose mean is the statistic, or a function of the
+        examples' weights float64 [N].
+      biased: statistics that resampling raises: it adds noise to each bin of a calibration error, and a mean
+        of absolute values grows by noise. The growth is subtracted, so that the interval holds the figure.
       seed: of the resampling; the same seed gives the same intervals.
       resamples: how many.
 
     Returns:
-      (low, high) of `top1`, `top5`, `loss`, `balanced_accuracy`, `ece` and `brier`.
+      (low, high) by name.
     """
-    n, rng = len(labels), np.random.default_rng(seed)
-    correct = (rank < 1).astype(np.float64)
-    means = {
-        'top1': correct,
-        'top5': (rank < 5).astype(float),
-        'loss': loss,
-        'brier': squared_error,
-    }
-    where, gap = _bins(confidence, RELIABILITY_BINS), confidence - correct
-    drawn: dict[str, list[float]] = {k: [] for k in (*means, 'balanced_accuracy', 'ece')}
+    means = {k: np.asarray(v, np.float64) for k, v in statistics.items() if not callable(v)}
+    functions = {k: v for k, v in statistics.items() if callable(v)}
+    rng = np.random.default_rng(seed)
+    drawn: dict[str, list[float]] = {k: [] for k in statistics}
     for _ in range(resamples):
         times = np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64)
         for name, values in means.items():
             drawn[name].append(float((times * values).sum()) / n)
-        support = np.bincount(labels, times)
-        there = support > 0
-        recall = np.bincount(labels, times * correct)[there] / support[there]
-        drawn['balanced_accuracy'].append(float(recall.mean()))
-        gaps = np.bincount(where, times * gap, RELIABILITY_BINS)
-        drawn['ece'].append(float(np.abs(gaps).sum()) / n)
-    # Resampling adds noise to every bin's gap, and a mean of absolute values grows by noise: for a
-    # model that is well calibrated no resample would have an ECE as small as the figure.
-    grown = np.mean(drawn['ece']) - expected_calibration_error(confidence, correct)
-    drawn['ece'] = [max(0.0, ece - float(grown)) for ece in drawn['ece']]
+        for name, function in functions.items():
+            drawn[name].append(function(times))
+    for name in biased:
+        grown = float(np.mean(drawn[name])) - functions[name](np.ones(n))
+        drawn[name] = [max(value - grown, 0.0) for value in drawn[name]]
     outside = 50 * (1 - CONFIDENCE)
     return {
         name: (float(low), float(high))

@@ -12,9 +12,9 @@ from scipy.special import softmax
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
-from vision.evaluation import metrics
-from vision.evaluation.evals import figures_of
-from vision.evaluation.predictions import from_scores
+from tests.task.judged import figures_of, judged
+from vision.task import metrics
+from vision.task.classification import confidence
 
 pytestmark = pytest.mark.smoke
 
@@ -25,7 +25,7 @@ def predictions(draw):
     n, k = draw(st.integers(1, 60)), draw(st.integers(2, 7))
     scores = draw(hnp.arrays(np.float32, (n, k), elements=st.integers(-8, 8)))
     labels = draw(hnp.arrays(np.int64, n, elements=st.integers(0, k - 1)))
-    return labels, scores, from_scores(np.arange(n), labels, scores, tuple('abcdefg'[:k]))
+    return labels, scores, judged(np.arange(n), labels, scores, 'abcdefg'[:k])
 
 
 @given(predictions())
@@ -42,16 +42,17 @@ def test_accuracies_and_losses(drawn):
     else:
         assert figures['top5'] is None
     loss = sk.log_loss(labels, probabilities, labels=np.arange(k))
-    assert figures['loss'] == pytest.approx(loss, rel=1e-9, abs=1e-12)
+    # Each example is judged in float32: units in the last place of logits up to 8 and of losses up to 18.
+    assert figures['loss'] == pytest.approx(loss, rel=2e-6, abs=2e-6)
     brier = sk.brier_score_loss(labels, probabilities, labels=np.arange(k), scale_by_half=False)
-    assert figures['brier'] == pytest.approx(brier, abs=1e-12)
+    assert figures['brier'] == pytest.approx(brier, abs=2e-6)
 
 
 @given(predictions())
 def test_classes_and_confusion(drawn):
     labels, scores, got = drawn
     k = scores.shape[1]
-    matrix = metrics.confusion(got.labels, got.predicted, k)
+    matrix = metrics.confusion(got['label'], got['top_classes'][:, 0], k)
     np.testing.assert_array_equal(
         matrix, sk.confusion_matrix(labels, scores.argmax(1), labels=np.arange(k))
     )
@@ -66,21 +67,22 @@ def test_classes_and_confusion(drawn):
     present = np.isin(scores.argmax(1), labels)  # scikit-learn warns of classes without examples
     if present.all():
         expected = sk.balanced_accuracy_score(labels, scores.argmax(1))
-        assert metrics.balanced_accuracy(got.labels, got.correct) == pytest.approx(expected)
-    assert metrics.balanced_accuracy(got.labels, got.correct) == pytest.approx(np.nanmean(recall))
+        assert metrics.balanced_accuracy(got['label'], got.correct) == pytest.approx(expected)
+    assert metrics.balanced_accuracy(got['label'], got.correct) == pytest.approx(np.nanmean(recall))
 
 
 @given(predictions(), st.integers(1, 20))
 def test_calibration(drawn, bins):
     _, _, got = drawn
-    r = metrics.reliability(got.confidence, got.correct, bins)
-    accuracy, confidence = calibration_curve(got.correct, got.confidence, n_bins=bins)
+    sure = confidence(got.columns)
+    r = metrics.reliability(sure, got.correct, bins)
+    accuracy, mean = calibration_curve(got.correct, sure, n_bins=bins)
     there = r.examples > 0
     np.testing.assert_allclose(r.accuracy[there], accuracy)
-    np.testing.assert_allclose(r.confidence[there], confidence)
+    np.testing.assert_allclose(r.confidence[there], mean)
     assert np.isnan(r.accuracy[~there]).all() and r.examples.sum() == len(got)
-    gaps = np.abs(accuracy - confidence) * r.examples[there] / len(got)
-    ece = metrics.expected_calibration_error(got.confidence, got.correct, bins)
+    gaps = np.abs(accuracy - mean) * r.examples[there] / len(got)
+    ece = metrics.expected_calibration_error(sure, got.correct, bins)
     assert ece == pytest.approx(gaps.sum(), abs=1e-12)
 
 
@@ -88,24 +90,27 @@ def example(n=400, k=10, seed=0):
     rng = np.random.default_rng(seed)
     labels = rng.integers(k, size=n)
     scores = rng.normal(size=(n, k)) + 2 * np.eye(k)[labels]
-    return from_scores(np.arange(n), labels, scores, tuple(map(str, range(k))))
+    return judged(np.arange(n), labels, scores, [str(i) for i in range(k)])
 
 
 def intervals(p, **kwargs):
-    return metrics.intervals(p.labels, p.rank, p.loss, p.confidence, p.squared_error, **kwargs)
+    values = {'top1': p.correct, 'loss': p['loss'], 'brier': p['squared_error']}
+    values['ece'] = metrics.weighted_calibration_error(confidence(p.columns), p.correct)
+    values['balanced_accuracy'] = metrics.weighted_balanced_accuracy(p['label'], p.correct)
+    return metrics.intervals(len(p), values, ['ece'], **kwargs)
 
 
 def test_intervals_are_scipys_percentile_bootstrap():
     p = example()
     got = intervals(p, resamples=4000)
-    for name, values in {'top1': p.correct, 'loss': p.loss, 'brier': p.squared_error}.items():
+    for name, values in {'top1': p.correct, 'loss': p['loss'], 'brier': p['squared_error']}.items():
         theirs = scipy.stats.bootstrap(
             (values.astype(float),), np.mean, n_resamples=4000, method='percentile',
             rng=np.random.default_rng(1),
         ).confidence_interval  # fmt: skip
         np.testing.assert_allclose(got[name], theirs, rtol=0.03)
     paired = scipy.stats.bootstrap(
-        (p.labels, p.predicted),
+        (p['label'], p['top_classes'][:, 0]),
         lambda a, b: sk.balanced_accuracy_score(a, b),
         paired=True, vectorized=False, n_resamples=500, method='percentile',
         rng=np.random.default_rng(1),
@@ -116,9 +121,9 @@ def test_intervals_are_scipys_percentile_bootstrap():
 @pytest.mark.parametrize('right', ['never', 'as often as it says', 'always'])
 def test_intervals_are_seeded_and_hold_the_figure(right):
     p = example()
-    often = {'never': 0, 'as often as it says': p.confidence, 'always': 1}[right]
-    correct = np.random.default_rng(0).random(len(p)) < often
-    p = dataclasses.replace(p, rank=np.where(correct, 0, 2))
+    often = {'never': 0, 'as often as it says': confidence(p.columns), 'always': 1}[right]
+    drawn = np.random.default_rng(0).random(len(p)) < often
+    p = dataclasses.replace(p, columns={**p.columns, 'rank': np.where(drawn, 0, 2)})
     assert intervals(p, seed=3) == intervals(p, seed=3) != intervals(p, seed=4)
     figures = figures_of(p)
     for name, (low, high) in figures['intervals'].items():
@@ -126,7 +131,7 @@ def test_intervals_are_seeded_and_hold_the_figure(right):
 
 
 def test_one_example_and_one_class():
-    p = from_scores(np.array([0]), np.array([0]), np.zeros((1, 1)), ('only',))
+    p = judged([0], [0], np.zeros((1, 1)), ['only'])
     figures = figures_of(p)
     assert figures['top1'] == figures['balanced_accuracy'] == 1
     assert figures['loss'] == figures['ece'] == figures['brier'] == 0
@@ -136,15 +141,16 @@ def test_one_example_and_one_class():
 def test_a_model_of_nan_is_never_right_and_its_figures_are_json():
     import json
 
-    p = from_scores(np.arange(3), np.zeros(3, int), np.full((3, 5), np.nan), tuple('abcde'))
+    p = judged(np.arange(3), np.zeros(3), np.full((3, 5), np.nan), 'abcde')
     figures = figures_of(p)
     assert figures['top1'] == figures['top5'] == 0
-    assert figures['loss'] is None and 'loss' not in figures['intervals']
+    for name in ('loss', 'ece', 'brier'):
+        assert figures[name] is None and name not in figures['intervals']
     json.dumps(figures, allow_nan=False)
 
 
 def test_extreme_scores_do_not_overflow():
     scores = np.array([[1e5, -1e5], [-1e5, 1e5]])
-    p = from_scores(np.arange(2), np.array([0, 0]), scores, ('a', 'b'))
-    np.testing.assert_allclose(p.loss, [0, 2e5])
-    np.testing.assert_allclose(p.squared_error, [0, 2])
+    p = judged(np.arange(2), [0, 0], scores, 'ab')
+    np.testing.assert_allclose(p['loss'], [0, 2e5])
+    np.testing.assert_allclose(p['squared_error'], [0, 2])

@@ -1,5 +1,7 @@
 """Losses against PyTorch's numbers, and the laws that mixed targets and class weights keep."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +12,7 @@ from hypothesis import strategies as st
 from tests.tiers import examples
 from vision.core.config import default_config
 from vision.core.errors import UserError
-from vision.training import losses
+from vision.task import losses
 
 LOGITS = np.array([[(7 * i + 3 * k) % 5 - 2 + 0.25 * k for k in range(4)] for i in range(6)])
 LABELS = np.array([0, 3, 1, 1, 2, 0])
@@ -26,30 +28,23 @@ TORCH = {
 }
 
 
-def config_of(**changes):
-    config = default_config().loss
-    with config.unlocked():
-        for key, value in changes.items():
-            config[key] = value
-    return config
+def criterion(**changes):
+    return losses.make_criterion(default_config().loss.to_dict() | changes, 4)
 
 
-def batch_loss(logits, targets, mask, config):
+def batch_loss(logits, targets, mask, loss):
     """The mean that a step differentiates."""
-    per_example = losses.make_loss(config)(logits, losses.loss_targets(targets, config))
-    return (per_example * mask).sum() / losses.total_weight(
-        {'targets': targets, 'mask': mask}, config
-    )
+    return (loss(logits, targets) * mask).sum() / loss.total_weight(targets, mask)
 
 
 @pytest.mark.parametrize(('smoothing', 'weights'), TORCH)
 def test_cross_entropy_is_torchs(smoothing, weights):
-    config = config_of(label_smoothing=smoothing, class_weights=weights)
+    of = criterion(label_smoothing=smoothing, class_weights=weights)
     # Two more rows that are masked: they count for nothing.
     logits = jnp.asarray(np.concatenate([LOGITS, 9 * LOGITS[:2]]), jnp.float32)
     targets = jax.nn.one_hot(np.append(LABELS, [1, 2]), 4)
     mask = jnp.asarray([1.0] * 6 + [0.0] * 2)
-    loss, gradient = jax.value_and_grad(batch_loss)(logits, targets, mask, config)
+    loss, gradient = jax.value_and_grad(batch_loss)(logits, targets, mask, of)
     expected, row = TORCH[smoothing, weights]
     assert float(loss) == pytest.approx(expected, rel=1e-6)
     np.testing.assert_allclose(gradient[1], row, atol=1e-7)
@@ -61,13 +56,13 @@ def test_cross_entropy_is_torchs(smoothing, weights):
 @examples(10)
 @given(share=st.floats(0, 1), smoothing=st.floats(0, 0.9))
 def test_the_loss_of_a_mixed_target_is_the_mix_of_the_losses(name, weights, share, smoothing):
-    config = config_of(name=name, class_weights=weights, label_smoothing=smoothing)
-    loss = losses.make_loss(config)
+    loss = criterion(name=name, label_smoothing=smoothing)
+    loss = dataclasses.replace(loss, class_weights=weights)
     one, other = jax.nn.one_hot(LABELS, 4), jax.nn.one_hot(LABELS[::-1], 4)
     logits = jnp.asarray(LOGITS, jnp.float32)
 
     def of(targets):
-        return loss(logits, losses.loss_targets(targets, config))
+        return loss(logits, targets)
 
     expected = share * of(one) + (1 - share) * of(other)
     np.testing.assert_allclose(
@@ -78,18 +73,18 @@ def test_the_loss_of_a_mixed_target_is_the_mix_of_the_losses(name, weights, shar
 def test_a_class_of_twice_the_weight_is_as_if_its_examples_came_twice():
     logits = jnp.asarray(LOGITS, jnp.float32)
     targets = jax.nn.one_hot(LABELS, 4)
-    weighted = batch_loss(logits, targets, jnp.ones(6), config_of(class_weights=(1, 2, 1, 1)))
+    weighted = batch_loss(logits, targets, jnp.ones(6), criterion(class_weights=(1, 2, 1, 1)))
     again = np.append(np.arange(6), np.flatnonzero(LABELS == 1))
-    twice = batch_loss(logits[again], targets[again], jnp.ones(8), config_of())
+    twice = batch_loss(logits[again], targets[again], jnp.ones(8), criterion())
     assert float(weighted) == pytest.approx(float(twice), rel=1e-6)
 
 
 def test_a_batch_in_which_nothing_counts_has_no_loss_and_no_gradient():
     targets = jax.nn.one_hot(LABELS, 4)
     for mask, weights in ((jnp.zeros(6), ()), (jnp.ones(6), (0.0, 0.0, 0.0, 0.0))):
-        config = config_of(class_weights=weights)
+        loss_of = dataclasses.replace(criterion(), class_weights=weights)
         loss, gradient = jax.value_and_grad(batch_loss)(
-            jnp.asarray(LOGITS, jnp.float32), targets, mask, config
+            jnp.asarray(LOGITS, jnp.float32), targets, mask, loss_of
         )
         assert float(loss) == 0 and not np.asarray(gradient).any()
 
@@ -109,7 +104,7 @@ def test_a_batch_in_which_nothing_counts_has_no_loss_and_no_gradient():
 )
 def test_what_makes_no_sense_is_refused(changes, says):
     with pytest.raises(UserError, match=says):
-        losses.check(config_of(**changes), 4)
+        criterion(**changes)
 
 
 def test_sigmoid_cross_entropy_is_the_sum_over_classes_by_hand():
@@ -141,14 +136,13 @@ def of_the_batch(logits, targets):
 
 
 def test_a_users_own_loss_is_named_in_the_config():
-    config = config_of(name=f'{__name__}:my_loss', power=1.0)
-    losses.check(config, 4)
     targets = jax.nn.one_hot(LABELS, 4)
-    got = losses.make_loss(config)(jnp.asarray(LOGITS, jnp.float32), targets)
+    mine = criterion(name=f'{__name__}:my_loss', power=1.0)
+    got = mine(jnp.asarray(LOGITS, jnp.float32), targets)
     np.testing.assert_allclose(got, np.abs(jax.nn.softmax(LOGITS) - targets).sum(-1), rtol=1e-5)
     with pytest.raises(UserError, match=r'must return \[B\], a value an example, not \[\]'):
-        losses.check(config_of(name=f'{__name__}:of_the_batch'), 4)
+        criterion(name=f'{__name__}:of_the_batch')
     with pytest.raises(UserError, match='no class or function but tuple'):
-        losses.check(config_of(name=f'{__name__}:WEIGHTS'), 4)
+        criterion(name=f'{__name__}:WEIGHTS')
     with pytest.raises(UserError, match='takes none'):
-        losses.check(config_of(name='sigmoid_cross_entropy', class_weights=WEIGHTS), 4)
+        criterion(name='sigmoid_cross_entropy', class_weights=WEIGHTS)

@@ -1,0 +1,50 @@
+"""Predictions out of scores, as a classification judges them."""
+
+import json
+
+import jax
+import numpy as np
+
+from vision.core.config import default_config, to_json
+from vision.evaluation.figures import figures, intervals
+from vision.evaluation.predictions import Predictions
+from vision.task.base import Selection, Settings
+from vision.task.classification import Classification
+
+_ROWS = 64  # rows are padded to a multiple of it, so that few programs are compiled
+
+
+def task_of(names, **settings):
+    """A classification of these classes."""
+    return Classification(Settings(tuple(names), len(names), **settings))
+
+
+RANK = Selection(task_of('ab')).rank  # top-1, then the loss
+
+
+@jax.jit
+def _answers(scores, labels):
+    return task_of('ab').answers(scores, {}, {'label': labels})
+
+
+def judged(ids, labels, scores, names, paths=None):
+    """Predictions for ids [N] and labels [N], from logits [N, K]."""
+    n = len(ids)
+    padding = -n % _ROWS
+    scores = np.pad(np.asarray(scores, np.float32), ((0, padding), (0, 0)))
+    labels = np.pad(np.asarray(labels, np.int32), (0, padding))
+    columns = {k: np.asarray(v)[:n] for k, v in _answers(scores, labels).items()}
+    return Predictions(task_of(names), {**columns, 'id': np.asarray(ids)}, paths)
+
+
+def figures_of(predictions, **kwargs):
+    """Its figures and their intervals, as an evaluation has them."""
+    p = predictions
+    return {**figures(p.task, p.columns), 'intervals': intervals(p.task, p.columns, **kwargs)}
+
+
+def write_workdir(path, names):
+    """What is read of a workdir to know its task: `config.json` and `dataset.json`."""
+    (path / 'config.json').write_text(to_json(default_config()))
+    dataset = {'class_names': list(names), 'mean': [0.0], 'std': [1.0]}
+    (path / 'dataset.json').write_text(json.dumps(dataset))

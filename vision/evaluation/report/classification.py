@@ -1,0 +1,143 @@
+"""The report's section of a classification: confusions, mistakes, classes and calibration."""
+
+import html
+import json
+from typing import Any
+
+import numpy as np
+
+from vision.evaluation.evals import Evaluation
+from vision.evaluation.predictions import Predictions
+from vision.evaluation.report.charts import reliability_chart
+from vision.preprocess.pictures import data_uri, examples
+from vision.task import metrics
+from vision.task.classification import confidence, correct
+
+_MISTAKES = 16  # pictures of each kind
+_THUMBNAIL = 112  # pixels of the longer side of a large image; a small one stays as it is
+_PAIRS = 25  # of classes that are confused
+_SIDE_BY_SIDE = 12  # classes; with more, the pairs are below the matrix
+
+
+def section(e: Evaluation) -> str:
+    """The HTML of one evaluation, below its figures."""
+    p = e.predictions
+    matrix = metrics.confusion(p['label'], p['top_classes'][:, 0], len(p.class_names))
+    worst, confident = _mistakes(p)
+    shown = examples(e.source, {int(p.ids[i]) for i in (*worst, *confident)})
+    images = {example: data_uri(image, _THUMBNAIL) for example, image in shown}
+    reliability = metrics.reliability(confidence(p.columns), correct(p.columns))
+    return f"""<h3>Which classes are taken for which</h3>
+<div class="matrix{' large' if len(p.class_names) > _SIDE_BY_SIDE else ''}">
+<div class="confusion"><script type="application/json">{_confusion_data(p, matrix)}</script></div>
+{_pairs(p, matrix)}</div>
+<h3>Mistakes with the highest loss</h3>
+<p class="quiet">The class that is right, what it was taken for (→) and how surely. Point at a picture for its name.</p>
+{_gallery(p, worst, images, 'worst')}
+<h3>Mistakes that it was surest of</h3>
+{_gallery(p, confident, images, 'confident')}
+<h3>Each class</h3>
+{_class_table(p, matrix)}
+<h3>Calibration</h3>
+<div class="charts">{reliability_chart(reliability)}</div>"""
+
+
+def _mistakes(p: Predictions) -> tuple[list[int], list[int]]:
+    """The rows of the mistakes with the highest loss, and of those with the highest confidence."""
+    wrong = np.flatnonzero(~correct(p.columns))
+    by_loss = wrong[np.argsort(-p['loss'][wrong], kind='stable')]
+    by_confidence = wrong[np.argsort(-confidence(p.columns)[wrong], kind='stable')]
+    return by_loss[:_MISTAKES].tolist(), by_confidence[:_MISTAKES].tolist()
+
+
+def _gallery(p: Predictions, rows: list[int], images: dict[int, str], kind: str) -> str:
+    if not rows:
+        return '<p class="quiet">There are none.</p>'
+    cells = []
+    for i in rows:
+        example, label, said = int(p.ids[i]), int(p['label'][i]), int(p['top_classes'][i, 0])
+        where = f'example {example}' if p.paths is None else p.paths[i]
+        picture = images.get(example)
+        shown = f'<img src="{picture}" alt="">' if picture else '<div class="gone">no picture</div>'
+        cells.append(
+            f'<figure class="mistake" title="{_escape(where)}">{shown}<figcaption>'
+            f'<b>{_escape(p.class_names[label])}</b>'
+            f'<span class="said">→ {_escape(p.class_names[said])}</span>'
+            f'<span class="quiet">{confidence(p.columns)[i]:.1%}, loss {p["loss"][i]:.2f}</span>'
+            '</figcaption></figure>'
+        )
+    return f'<div class="gallery {kind}">{"".join(cells)}</div>'
+
+
+def _confusion_data(p: Predictions, matrix: np.ndarray) -> str:
+    """Class names, and of the matrix what is not 0, row by row: [row, column, count, …]."""
+    rows, columns = np.nonzero(matrix)
+    cells = np.stack([rows, columns, matrix[rows, columns]], axis=1).ravel().tolist()
+    return _script_json({'names': p.class_names, 'cells': cells})
+
+
+def _pairs(p: Predictions, matrix: np.ndarray) -> str:
+    """The pairs of classes that are confused most, for matrices too large to find them in."""
+    off = matrix.copy()
+    np.fill_diagonal(off, 0)
+    order = np.argsort(-off, axis=None, kind='stable')[:_PAIRS]
+    support = matrix.sum(1)
+    rows = ''.join(
+        f'<tr data-row="{i}" data-column="{j}"><td>{_escape(p.class_names[i])}</td>'
+        f'<td>{_escape(p.class_names[j])}</td><td class="n">{off[i, j]:,}</td>'
+        f'<td class="n">{off[i, j] / support[i]:.1%}</td></tr>'
+        for i, j in zip(*np.unravel_index(order, off.shape), strict=True)
+        if off[i, j]
+    )
+    if not rows:
+        return ''
+    return (
+        '<details class="pairs" open><summary>The pairs that are confused most</summary>'
+        '<div class="scroll"><table class="sortable"><thead><tr><th>class</th><th>taken for</th>'
+        '<th class="n">times</th><th class="n">of the class</th></tr></thead>'
+        f'<tbody>{rows}</tbody></table></div></details>'
+    )
+
+
+def _class_table(p: Predictions, matrix: np.ndarray) -> str:
+    each = metrics.per_class(matrix)
+    off = matrix.copy()
+    np.fill_diagonal(off, 0)
+    taken_for = off.argmax(1)
+    rows = ''.join(
+        f'<tr><td>{_escape(name)}</td><td class="n">{each.support[i]:,}</td>'
+        f'<td class="n">{_fraction(each.precision[i])}</td><td class="n">{_fraction(each.recall[i])}</td>'
+        f'<td class="n">{_fraction(each.f1[i])}</td>'
+        f'<td>{_most_often(p, off, i, int(taken_for[i]))}</td></tr>'
+        for i, name in enumerate(p.class_names)
+    )
+    search = (
+        '<input class="filter" type="search" placeholder="find a class" aria-label="find a class">'
+    )
+    return (
+        f'{search if len(p.class_names) > 20 else ""}<div class="scroll tall">'
+        '<table class="sortable classes"><thead><tr><th>class</th><th class="n">examples</th>'
+        '<th class="n">precision</th><th class="n">recall</th><th class="n">F1</th>'
+        f'<th>most often taken for</th></tr></thead><tbody>{rows}</tbody></table></div>'
+    )
+
+
+def _most_often(p: Predictions, off: np.ndarray, row: int, column: int) -> str:
+    if not off[row, column]:
+        return ''
+    return f'{_escape(p.class_names[column])} ({off[row, column]:,})'
+
+
+def _fraction(value: float) -> str:
+    return '–' if np.isnan(value) else f'{value:.1%}'
+
+
+def _escape(text: str) -> str:
+    """Escaped; what is no UTF-8 in a file's name is shown as a question mark."""
+    return html.escape(text.encode('utf-8', 'replace').decode())
+
+
+def _script_json(value: Any) -> str:
+    """JSON that may stand in a script element: it holds no '<'."""
+    text = json.dumps(value, ensure_ascii=True, separators=(',', ':'))
+    return text.replace('<', '\\u003c')

@@ -1,0 +1,223 @@
+"""Classification: one class an example; top-1, top-5, loss and calibration."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vision.core.errors import UserError
+from vision.preprocess.mix import mix
+from vision.task import metrics
+from vision.task.base import Apply, Batch, Columns, Examples, Metric, Outcome, Task
+from vision.task.losses import Criterion, make_criterion
+
+MIX = 1  # folded into a step's key for mixup and CutMix; dropout takes the key itself
+TOP = 5  # classes that the answers keep
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification(Task):
+    """One class an example, of K; trained on `config.loss`, mixed by mixup and CutMix if the config says so."""
+
+    report = 'vision.evaluation.report.classification:section'
+
+    @functools.cached_property
+    def criterion(self) -> Criterion:
+        """The loss with label smoothing, class weights and the weight of auxiliary heads."""
+        return make_criterion(self.settings.loss, self.settings.num_outputs)
+
+    def prepare(self, batch: Batch, key: jax.Array | None = None) -> Examples:
+        """Adds `targets` float32 [B, K], one-hot or mixed, and `total_weight`, the sum of class weights."""
+        examples = super().prepare(batch, key)
+        if key is None:
+            return examples
+        images, targets = mix(
+            examples['image'],
+            jax.nn.one_hot(batch['label'], self.settings.num_outputs),
+            batch['mask'],
+            jax.random.fold_in(key, MIX),
+            self.settings.mixup,
+            self.settings.cutmix,
+        )
+        total = self.criterion.total_weight(targets, batch['mask'])
+        return {**examples, 'image': images, 'targets': targets, 'total_weight': total}
+
+    def loss(
+        self, apply: Apply, examples: Examples, extra: Any, key: jax.Array
+    ) -> tuple[jax.Array, Outcome]:
+        """The mean of the criterion over the batch, with each auxiliary head's times `aux_weight`.
+
+        Sums are `loss` (with class weights: `count` times the weighted mean) and `top1`, right answers:
+        of a mixed label the largest share is right.
+        """
+        logits, endpoints, batch_stats = apply(examples['image'], key)
+        targets, mask, total = examples['targets'], examples['mask'], examples['total_weight']
+        loss = jnp.sum(self.criterion(logits, targets) * mask)
+        objective = loss / total
+        for aux in endpoints.get('aux', ()):
+            aux_loss = jnp.sum(self.criterion(aux, targets) * mask) / total
+            objective += self.criterion.aux_weight * aux_loss
+        right = jnp.sum((logits.argmax(-1) == targets.argmax(-1)) * mask)
+        sums = {'loss': loss * (examples['count'] / total), 'top1': right}
+        return objective, Outcome(sums, batch_stats, extra)
+
+    def answers(
+        self, outputs: jax.Array, endpoints: dict[str, Any], batch: Batch
+    ) -> dict[str, jax.Array]:
+        """Judges logits.
+
+        Returns:
+          `label` int32 [B]; `loss` float32 [B], −log of the right class's probability; `rank` int32 [B], the
+          number of classes before the right one (of equal logits the lower index goes first, as in argmax;
+          a logit that is not a number goes before all others); `squared_error` float32 [B], the sum over
+          classes of (probability − 1 or 0)²; `top_classes` int32 and `top_probabilities` float32
+          [B, min(5, K)], the likeliest first.
+        """
+        label = batch['label'][:, None]
+        right = jnp.take_along_axis(outputs, label, axis=-1)
+        index = jnp.arange(outputs.shape[-1])
+        ahead = ~(outputs <= right) | ((outputs == right) & (index < label))
+        probabilities = jax.nn.softmax(outputs)
+        # NaN sorts before all numbers, and the sort is stable: the order that `rank` counts by.
+        ordered = jnp.argsort(jnp.where(jnp.isnan(outputs), -jnp.inf, -outputs), axis=-1)
+        top = ordered[:, : min(TOP, outputs.shape[-1])]
+        right_probability = jnp.take_along_axis(probabilities, label, axis=-1)[:, 0]
+        return {
+            'label': batch['label'],
+            'loss': jax.nn.logsumexp(outputs, axis=-1) - right[:, 0],
+            'rank': jnp.sum(ahead, axis=-1),
+            'squared_error': jnp.sum(probabilities**2, axis=-1) - 2 * right_probability + 1,
+            'top_classes': top,
+            'top_probabilities': jnp.take_along_axis(probabilities, top, axis=-1),
+        }
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Top-1 and top-5 accuracy, loss, balanced accuracy, calibration error (ECE) and Brier score."""
+        return METRICS
+
+    def combine(self, outputs: jax.Array, weights: jax.Array) -> jax.Array:
+        """The logarithm of the mean of the probabilities, [M, B, K] → [B, K]: logits of that mean."""
+        return jax.nn.logsumexp(jax.nn.log_softmax(outputs), axis=0, b=weights[:, None, None])
+
+    def probabilities(self, outputs: jax.Array) -> jax.Array:
+        """Softmax, float32 [B, K]."""
+        return jax.nn.softmax(outputs)
+
+    def check(self, source: Any, model: nn.Module) -> None:
+        """Raises UserError for labels of several classes, or a model with too few outputs."""
+        if getattr(source, 'multi_label', False):
+            raise UserError(
+                f"{source.name} has several labels an example, and task 'classification' takes one: "
+                "set task.name='multilabel' and loss.name='sigmoid_cross_entropy'"
+            )
+        check_outputs(source, model)
+        _ = self.criterion  # refuses what it does not know
+
+    def caption(self, columns: Columns, row: int) -> tuple[str, bool]:
+        """The class if the answer is right, else 'the answer, not the class'."""
+        names, label = self.settings.class_names, int(columns['label'][row])
+        answer = int(columns['top_classes'][row, 0])
+        other = names[answer] if answer < len(names) else str(answer)
+        return (names[label], True) if label == answer else (f'{other}, not {names[label]}', False)
+
+    def record(self, columns: Columns, row: int) -> dict[str, Any]:
+        """`label`, `class`, `rank`, `loss` and `predictions`, the likeliest classes."""
+        names = self.settings.class_names
+        label = int(columns['label'][row])
+        top = zip(columns['top_classes'][row], columns['top_probabilities'][row], strict=True)
+        return {
+            'label': label,
+            'class': names[label],
+            'rank': int(columns['rank'][row]),
+            'loss': _number(columns['loss'][row]),
+            'predictions': [
+                {'class': names[i], 'index': int(i), 'probability': _number(p)} for i, p in top
+            ],
+        }
+
+    def from_records(self, records: list[dict[str, Any]]) -> Columns:
+        """Columns out of what `record` returned; `squared_error` is NaN, since no record holds it."""
+        tops = [[(p['index'], _nan(p['probability'])) for p in r['predictions']] for r in records]
+        top = np.array(tops, np.float64).reshape(len(records), -1, 2)
+        return {
+            'label': np.array([r['label'] for r in records], np.int32),
+            'loss': np.array([_nan(r['loss']) for r in records]),
+            'rank': np.array([r['rank'] for r in records], np.int32),
+            'squared_error': np.full(len(records), np.nan),
+            'top_classes': top[..., 0].astype(np.int32),
+            'top_probabilities': top[..., 1],
+        }
+
+
+def check_outputs(source: Any, model: nn.Module) -> None:
+    """Raises UserError unless the model has an output for each class."""
+    if model.num_classes < len(source.class_names):
+        raise UserError(
+            f'model.num_classes={model.num_classes}: {source.name} has '
+            f'{len(source.class_names)} classes'
+        )
+
+
+def correct(columns: Columns) -> np.ndarray:
+    """bool [N], whether the right class came first."""
+    return columns['rank'] < 1
+
+
+def confidence(columns: Columns) -> np.ndarray:
+    """float [N], the probability of the class that was named."""
+    return columns['top_probabilities'][:, 0]
+
+
+def _top5(columns: Columns) -> np.ndarray | None:
+    return columns['rank'] < TOP if columns['top_classes'].shape[1] >= TOP else None
+
+
+METRICS = {
+    'top1': Metric(correct, 'top-1', 'the right class came first'),
+    'top5': Metric(_top5, 'top-5', 'it was among the first five'),
+    'loss': Metric(
+        lambda c: c['loss'],
+        'loss',
+        'mean −log of the right class’s probability',
+        higher_is_better=False,
+        fraction=False,
+    ),
+    'balanced_accuracy': Metric(
+        lambda c: metrics.balanced_accuracy(c['label'], correct(c)),
+        'balanced accuracy',
+        'the mean of the classes’ recalls',
+        weighted=lambda c: metrics.weighted_balanced_accuracy(c['label'], correct(c)),
+        in_tables=False,
+    ),
+    'ece': Metric(
+        lambda c: metrics.expected_calibration_error(confidence(c), correct(c)),
+        'calibration error',
+        'mean gap between confidence and accuracy (ECE)',
+        higher_is_better=False,
+        weighted=lambda c: metrics.weighted_calibration_error(confidence(c), correct(c)),
+        biased=True,
+        in_tables=False,
+    ),
+    'brier': Metric(
+        lambda c: c['squared_error'],
+        'Brier score',
+        'mean squared error of the probabilities',
+        higher_is_better=False,
+        fraction=False,
+        in_tables=False,
+    ),
+}
+
+
+def _number(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return float(value) if np.isfinite(value) else None
+
+
+def _nan(value: float | None) -> float:
+    return float('nan') if value is None else value

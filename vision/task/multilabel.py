@@ -1,0 +1,236 @@
+"""Multi-label classification: several classes an example, or none; average precision and F1."""
+
+import dataclasses
+import functools
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vision.core.errors import UserError
+from vision.preprocess.mix import mix
+from vision.task.base import Apply, Batch, Columns, Examples, Metric, Outcome, Task
+from vision.task.classification import MIX, check_outputs
+from vision.task.losses import Criterion, make_criterion
+
+# Losses of one right class, among several that exclude each other.
+_ONE_CLASS = ('softmax_cross_entropy', 'focal', 'lenet_mse', 'lenet_discriminative')
+
+
+@dataclasses.dataclass(frozen=True)
+class MultiLabel(Task):
+    """Each of K classes is there or not, independently; labels are float32 [N, K] of 0 and 1.
+
+    Args:
+      threshold: the probability from which on a class is predicted, for F1 and for `predict`.
+    """
+
+    threshold: float = 0.5
+
+    report = 'vision.evaluation.report.multilabel:section'
+
+    def __post_init__(self) -> None:
+        if not 0 < self.threshold < 1:
+            raise UserError(f'task.threshold={self.threshold} must be between 0 and 1')
+
+    @functools.cached_property
+    def criterion(self) -> Criterion:
+        """The loss of each class by itself, summed over the classes."""
+        name = self.settings.loss['name']
+        if name in _ONE_CLASS:
+            raise UserError(
+                f"loss {name!r} is for one class an example; with task 'multilabel' set "
+                "loss.name='sigmoid_cross_entropy'"
+            )
+        criterion = make_criterion(self.settings.loss, self.settings.num_outputs)
+        if criterion.class_weights:
+            raise UserError("loss.class_weights: task 'multilabel' takes none")
+        return criterion
+
+    def prepare(self, batch: Batch, key: jax.Array | None = None) -> Examples:
+        """Adds `targets` float32 [B, K]: the labels, mixed and smoothed: (1 − ε) y + ε / 2."""
+        examples = super().prepare(batch, key)
+        if key is None:
+            return examples
+        missing = self.settings.num_outputs - batch['label'].shape[-1]
+        images, targets = mix(
+            examples['image'],
+            jnp.pad(batch['label'], ((0, 0), (0, missing))),
+            batch['mask'],
+            jax.random.fold_in(key, MIX),
+            self.settings.mixup,
+            self.settings.cutmix,
+        )
+        smoothing = self.criterion.label_smoothing
+        targets = targets * (1 - smoothing) + smoothing / 2
+        return {**examples, 'image': images, 'targets': targets}
+
+    def loss(
+        self, apply: Apply, examples: Examples, extra: Any, key: jax.Array
+    ) -> tuple[jax.Array, Outcome]:
+        """The mean of the criterion over the batch, with each auxiliary head's times `aux_weight`."""
+        logits, endpoints, batch_stats = apply(examples['image'], key)
+
+        def total(outputs: jax.Array) -> jax.Array:
+            each = self.criterion.function(outputs, examples['targets'])
+            return jnp.sum(each * examples['mask'])
+
+        loss = total(logits)
+        objective = loss / examples['count']
+        for aux in endpoints.get('aux', ()):
+            objective += self.criterion.aux_weight * total(aux) / examples['count']
+        return objective, Outcome({'loss': loss}, batch_stats, extra)
+
+    def answers(
+        self, outputs: jax.Array, endpoints: dict[str, Any], batch: Batch
+    ) -> dict[str, jax.Array]:
+        """Judges logits.
+
+        Returns:
+          `label` float32 [B, K]; `loss` float32 [B], binary cross-entropy summed over the classes;
+          `probabilities` float32 [B, K].
+        """
+        labels = batch['label']
+        outputs = outputs[:, : labels.shape[-1]]
+        loss = -labels * jax.nn.log_sigmoid(outputs) - (1 - labels) * jax.nn.log_sigmoid(-outputs)
+        return {
+            'label': labels,
+            'loss': jnp.sum(loss, axis=-1),
+            'probabilities': jax.nn.sigmoid(outputs),
+        }
+
+    @property
+    def metrics(self) -> dict[str, Metric]:
+        """Mean average precision and F1, each over classes (macro) and over all decisions (micro), and the loss."""
+        at = f'at a threshold of {self.threshold:g}'
+        return {
+            'map': Metric(macro_ap, 'mAP', 'mean of the classes’ average precisions'),
+            'map_micro': Metric(micro_ap, 'micro AP', 'average precision over all decisions'),
+            'f1': Metric(self._macro_f1, 'F1', f'mean of the classes’ F1, {at}'),
+            'f1_micro': Metric(self._micro_f1, 'micro F1', f'F1 over all decisions, {at}'),
+            'loss': Metric(
+                lambda c: c['loss'],
+                'loss',
+                'mean binary cross-entropy, summed over the classes',
+                higher_is_better=False,
+                fraction=False,
+            ),
+        }
+
+    def _macro_f1(self, columns: Columns) -> float:
+        each = f1(columns['label'], columns['probabilities'] >= self.threshold)
+        there = columns['label'].any(axis=0)
+        return float(each[there].mean()) if there.any() else math.nan
+
+    def _micro_f1(self, columns: Columns) -> float:
+        predicted = columns['probabilities'] >= self.threshold
+        return float(f1(columns['label'].reshape(-1, 1), predicted.reshape(-1, 1))[0])
+
+    def combine(self, outputs: jax.Array, weights: jax.Array) -> jax.Array:
+        """Logits of the mean of the probabilities, [M, B, K] → [B, K]."""
+        weights = weights[:, None, None]
+        yes = jax.nn.logsumexp(jax.nn.log_sigmoid(outputs), axis=0, b=weights)
+        return yes - jax.nn.logsumexp(jax.nn.log_sigmoid(-outputs), axis=0, b=weights)
+
+    def probabilities(self, outputs: jax.Array) -> jax.Array:
+        """Of each class by itself: sigmoid, float32 [B, K]."""
+        return jax.nn.sigmoid(outputs)
+
+    def named(self, probabilities: np.ndarray, top_k: int) -> np.ndarray:
+        """Every class whose probability reaches the threshold, likeliest first, whatever `top_k` is."""
+        order = np.argsort(-probabilities, kind='stable')
+        return order[probabilities[order] >= self.threshold]
+
+    def check(self, source: Any, model: nn.Module) -> None:
+        """Raises UserError for labels of one class, a loss of one class, or too few outputs."""
+        if not getattr(source, 'multi_label', False):
+            raise UserError(
+                f"{source.name} has one label an example, and task 'multilabel' takes several: "
+                "set task.name='classification'"
+            )
+        check_outputs(source, model)
+        _ = self.criterion  # refuses what it does not know
+
+    def caption(self, columns: Columns, row: int) -> tuple[str, bool]:
+        """The predicted classes, and whether they are exactly the labels."""
+        predicted = columns['probabilities'][row] >= self.threshold
+        names = [self.settings.class_names[i] for i in np.flatnonzero(predicted)]
+        return ', '.join(names) or 'none', bool((predicted == (columns['label'][row] > 0)).all())
+
+    def record(self, columns: Columns, row: int) -> dict[str, Any]:
+        """`labels`, `loss`, and `predictions`: every class with its probability, likeliest first."""
+        names, probabilities = self.settings.class_names, columns['probabilities'][row]
+        loss = float(columns['loss'][row])
+        return {
+            'labels': [names[i] for i in np.flatnonzero(columns['label'][row])],
+            'loss': loss if math.isfinite(loss) else None,
+            'predictions': [
+                {
+                    'class': names[i],
+                    'index': int(i),
+                    'probability': None if np.isnan(probabilities[i]) else float(probabilities[i]),
+                }
+                for i in np.argsort(-probabilities, kind='stable')
+            ],
+        }
+
+    def from_records(self, records: list[dict[str, Any]]) -> Columns:
+        """Columns out of what `record` returned."""
+        names = {p['class']: p['index'] for p in records[0]['predictions']}
+        shape = (len(records), len(names))
+        labels, probabilities = np.zeros(shape, np.float32), np.full(shape, np.nan, np.float32)
+        for row, record in enumerate(records):
+            labels[row, [names[name] for name in record['labels']]] = 1
+            for p in record['predictions']:
+                probabilities[row, p['index']] = (
+                    math.nan if p['probability'] is None else p['probability']
+                )
+        losses = [math.nan if r['loss'] is None else r['loss'] for r in records]
+        return {'label': labels, 'loss': np.array(losses), 'probabilities': probabilities}
+
+
+def average_precisions(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """The average precision of each class, scikit-learn's `average_precision_score`.
+
+    Args:
+      labels: [N, K] of 0 and 1.
+      probabilities: float [N, K].
+
+    Returns:
+      float64 [K]; NaN for a class that no example has, and where a probability is not a number.
+    """
+    from sklearn.metrics import average_precision_score
+
+    found = np.full(labels.shape[1], np.nan)
+    for k in range(labels.shape[1]):
+        if labels[:, k].any() and np.isfinite(probabilities[:, k]).all():
+            found[k] = average_precision_score(labels[:, k], probabilities[:, k])
+    return found
+
+
+def macro_ap(columns: Columns) -> float:
+    """The mean of the average precisions of the classes that have examples."""
+    each = average_precisions(columns['label'], columns['probabilities'])
+    there = columns['label'].any(axis=0)
+    return float(each[there].mean()) if there.any() else math.nan
+
+
+def micro_ap(columns: Columns) -> float:
+    """The average precision of all decisions, example by class, together."""
+    labels, probabilities = columns['label'], columns['probabilities']
+    return float(average_precisions(labels.reshape(-1, 1), probabilities.reshape(-1, 1))[0])
+
+
+def f1(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
+    """2 · right / (examples + predicted) of each class, float64 [K]; 0 where both are 0.
+
+    Args:
+      labels: [N, K] of 0 and 1.
+      predicted: bool [N, K].
+    """
+    right = (labels * predicted).sum(axis=0, dtype=np.float64)
+    both = labels.sum(axis=0, dtype=np.float64) + predicted.sum(axis=0)
+    return np.divide(2 * right, both, out=np.zeros(len(both)), where=both > 0)

@@ -95,6 +95,12 @@ def _check_values(op: str, arguments: dict[str, Any]) -> None:
             raise UserError(f'op {op!r}: low={low!r} and high={high!r} must be above 0, low first')
 
 
+def check_choice(op: str, argument: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises UserError unless the argument's value is one of those known."""
+    if value not in known:
+        raise unknown(f'{argument} of {op}', value, known)
+
+
 def _split(text: str) -> list[str]:
     """Splits at the bars that are not inside quotes: an argument may be a string with a bar."""
     parts, quote = [''], ''

@@ -12,7 +12,7 @@ import numpy as np
 from vision.core.tf_cpu import tf_cpu
 from vision.preprocess.draws import Rng
 from vision.preprocess.ops.enhance import NAMES, apply_one
-from vision.preprocess.ops.resizing import check_choice
+from vision.preprocess.opstring import check_choice
 
 _SIGNED = {
     'ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate',

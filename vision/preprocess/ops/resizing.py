@@ -4,9 +4,9 @@ from typing import Any
 
 import jax
 
-from vision.core.errors import unknown
 from vision.core.tf_cpu import tf_cpu
 from vision.preprocess.draws import Rng
+from vision.preprocess.opstring import check_choice
 
 
 def to_uint8(values: Any) -> Any:
@@ -48,12 +48,6 @@ def resize_on_device(image: jax.Array, height: int, width: int | None = None) ->
     if image.shape == shape:
         return image
     return jax.image.resize(image, shape, 'linear', antialias=True)
-
-
-def check_choice(op: str, argument: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises UserError unless the argument's value is one of those known."""
-    if value not in known:
-        raise unknown(f'{argument} of {op}', value, known)
 
 
 def resize_bilinear_fast(image: Any, size: tuple[int, int]) -> Any:

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 from PIL import Image
 
-from vision.preprocess import decode as decode_lib
 from vision.preprocess.decode import BadImage, read
+from vision.preprocess.ops import decode as decode_lib
 
 pytestmark = pytest.mark.smoke
 

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vision.core.errors import UserError
-from vision.preprocess import device, op_values, ops, opstring
-from vision.preprocess.device_ops import DEVICE_OPS
+from vision.preprocess import ops, opstring
+from vision.preprocess.ops import DEVICE, HOST, OPS
 from vision.preprocess.opstring import Op
 
 names = st.from_regex(r'[a-z][a-z0-9_]{0,10}', fullmatch=True).filter(
@@ -24,9 +24,10 @@ literals = st.recursive(
     lambda inner: st.lists(inner).map(tuple) | st.lists(inner),
     max_leaves=5,
 )
+modules = st.lists(names, min_size=1, max_size=2).map(lambda parts: '.'.join(parts) + ':')
 op_calls = st.builds(
     Op,
-    names,
+    st.builds(str.__add__, st.just('') | modules, names),
     st.lists(literals, max_size=3).map(tuple),
     st.dictionaries(names, literals, max_size=3),
 )
@@ -43,6 +44,10 @@ def test_reads_as_people_write():
         Op('resize', (32,), {'antialias': True}),
         Op('flip_lr', (), {}),
     )
+    assert opstring.parse('my.ops:blur(sigma=2) | my_ops:sharpen') == (
+        Op('my.ops:blur', (), {'sigma': 2}),
+        Op('my_ops:sharpen', (), {}),
+    )
     assert opstring.parse('') == ()
 
 
@@ -55,6 +60,11 @@ def test_reads_as_people_write():
         'a(b)',
         'a(1+x)',
         'a.b(1)',
+        'a.b:c.d(1)',
+        'a:b:c(1)',
+        ':a(1)',
+        'a:',
+        'a-b:c',
         'a(**{})',
         'a(__import__("os"))',
         '1',
@@ -97,7 +107,7 @@ def test_unknown_ops_and_arguments_are_named(text, message):
 )  # fmt: skip
 def test_values_that_make_no_sense_are_refused_on_both_routes(text):
     with pytest.raises(UserError, match='must be') as error:
-        opstring.check(opstring.parse(text), DEVICE_OPS, skip=2)
+        ops.parse(text, DEVICE)
     assert text.split('(')[0] in str(error.value)
     with pytest.raises(UserError, match='must be'):
         ops.parse(text)
@@ -117,17 +127,18 @@ def test_values_that_make_no_sense_are_refused_on_the_host(text):
         ops.parse(text)
 
 
-@pytest.mark.parametrize('registry', [DEVICE_OPS, ops.OPS])
-def test_every_parameter_has_a_rule_or_a_check_of_its_own(registry):
+@pytest.mark.parametrize('place', [HOST, DEVICE])
+def test_every_parameter_has_a_rule_or_a_check_of_its_own(place):
     own = {'method', 'policy', 'num_layers', 'magnitude', 'low', 'high'}
-    for op in registry.values():
-        names = set(inspect.signature(op).parameters) - {'image', 'rng', 'key'}
-        assert names <= set(op_values.RULES) | own, op.__name__
+    for name, entry in OPS.items():
+        if place in entry.places:
+            names = set(inspect.signature(entry.form(place)).parameters) - {'image', 'rng'}
+            assert names <= set(opstring.RULES) | own, name
 
 
 def test_what_only_the_host_takes_goes_to_the_host():
-    assert device.can_run('resize(16)|flip_lr')
-    assert not device.can_run("resize(16, method='bicubic')")
+    assert ops.place('resize(16)|flip_lr', in_memory=True) == DEVICE
+    assert ops.place("resize(16, method='bicubic')", in_memory=True) == HOST
 
 
 def test_views_come_last_and_magnitudes_are_whole():

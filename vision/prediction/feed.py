@@ -11,6 +11,7 @@ from vision.data.source import ArraySource, FileSource, Source
 from vision.evaluation.run import Run
 from vision.preprocess import device, inputs
 from vision.preprocess.device import Batch
+from vision.preprocess.ops import HOST, place
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Feed:
         if inputs.on_device(source, self._ops):
             return Fed(source.num_examples, self._on_device(source.images, size), dict)
         in_memory = isinstance(source, ArraySource)
-        if in_memory or self._run.image_shape is None or not device.can_run(self._ops):
+        if in_memory or self._run.image_shape is None or place(self._ops, True) == HOST:
             every = inputs.EvalBatches(source, self._ops, size, self._run.mesh, skip_corrupt=True)
             return Fed(source.num_examples, every, lambda: every.corrupt)
         return self._resized_files(source, size)

@@ -8,7 +8,6 @@ runs convolutions inside a loop on its slow path. On accelerators it was not mea
 """
 
 import functools
-import inspect
 import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,34 +17,23 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from vision.core import keys
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.data.order import batch_ids
 from vision.data.source import ArraySource
+from vision.preprocess import ops as ops_lib
 from vision.preprocess import opstring
-from vision.preprocess.device_ops import DEVICE_OPS
+from vision.preprocess.draws import DeviceRng
 
 Batch = dict[str, jax.Array]
-
-
-def can_run(ops: str) -> bool:
-    """Whether every op of an op string has a form that runs on the device, and takes its arguments."""
-    return all(op.name in DEVICE_OPS and _takes(op) for op in opstring.parse(ops))
-
-
-def _takes(op: opstring.Op) -> bool:
-    try:
-        inspect.signature(DEVICE_OPS[op.name]).bind(None, None, *op.args, **op.kwargs)
-    except TypeError:
-        return False
-    return True
 
 
 def apply_ops(ops: tuple[opstring.Op, ...], image: jax.Array, key: jax.Array) -> jax.Array:
     """Runs ops on one image.
 
     Args:
-      ops: each has a form in `DEVICE_OPS`.
+      ops: as `ops.parse` returns them for the device.
       image: uint8 or float32 [H, W, C] in 0 … 255.
       key: of this image; op i draws from `fold_in(key, i)`.
 
@@ -54,7 +42,11 @@ def apply_ops(ops: tuple[opstring.Op, ...], image: jax.Array, key: jax.Array) ->
     """
     image = image.astype(jnp.float32) if ops else image
     for i, op in enumerate(ops):
-        image = DEVICE_OPS[op.name](image, jax.random.fold_in(key, i), *op.args, **op.kwargs)
+        entry = ops_lib.find(op.name)
+        form = entry.form(ops_lib.DEVICE)
+        assert form is not None  # `ops.parse` saw to it
+        rng = [DeviceRng(jax.random.fold_in(key, i))] if entry.draws() else []
+        image = form(image, *rng, *op.args, **op.kwargs)
     return image
 
 
@@ -93,15 +85,14 @@ class DeviceSplit:
 
         Args:
           source: in memory.
-          ops: an op string of `DEVICE_OPS`.
+          ops: an op string whose ops have a form for the device.
           seed: of the augmentation.
           mesh: of all devices.
 
         Raises:
           UserError: an op that does not exist, or does not run on the device.
         """
-        parsed = opstring.parse(ops)
-        opstring.check(parsed, DEVICE_OPS, skip=2)
+        ops_lib.parse(ops, ops_lib.DEVICE)  # to check them
         self.source, self._mesh = source, mesh
         self._images = mesh_lib.put_replicated(source.images, mesh)
         self._labels = mesh_lib.put_replicated(source.labels, mesh)
@@ -159,8 +150,7 @@ def _gather(
     rows = jnp.where(real, ids, 0)
 
     def one(image: jax.Array, epoch: jax.Array, row: jax.Array) -> jax.Array:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), epoch), row)
-        return apply_ops(ops, image, key)
+        return apply_ops(ops, image, keys.image_key(seed, epoch, row))
 
     return {
         'image': jax.vmap(one)(images[rows], epochs, rows),

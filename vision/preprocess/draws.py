@@ -1,22 +1,30 @@
 """The random numbers of augmentation: functions of (seed, epoch, id, the op's position).
 
-They are computed in NumPy from integer hashes, so crop boxes and choices of ops are the same on
-every machine and with every version of TensorFlow, and do not depend on the number of threads,
-hosts, or batches.
+An op asks its `Rng` for numbers on the host, and its `DeviceRng` on the device. Both forms of an op
+ask for the same numbers in the same order, so that they are equally distributed; the numbers are
+others:
+
+* on the host they are computed in NumPy from integer hashes. Crop boxes and choices of ops are the
+  same on every machine and with every version of TensorFlow, and do not depend on the number of threads,
+  hosts, or batches. Five integers are hashed here, and fewer for the order of the examples
+  (`vision.data.order`) and their splits, so that no two uses share a hash;
+* on the device they come from a JAX key (`vision.core.keys.image_key`).
 """
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vision.core.tf_cpu import tf_cpu
 from vision.data.order import hash64
 
-PER_OP = 64  # uniform numbers; random_resized_crop, the hungriest, takes 40
+PER_OP = 64  # uniform numbers on the host; random_erasing, the hungriest, takes 43
 
 
 def draw(seed: int, epochs: np.ndarray, ids: np.ndarray, num_ops: int) -> np.ndarray:
-    """Draws what the ops of an op string need.
+    """Draws what the ops of an op string need on the host.
 
     Args:
       seed: of the run.
@@ -38,7 +46,7 @@ def draw(seed: int, epochs: np.ndarray, ids: np.ndarray, num_ops: int) -> np.nda
 
 
 class Rng:
-    """Hands out one op's random numbers, in the order in which the op asks for them."""
+    """Hands out one op's random numbers on the host, in the order in which the op asks for them."""
 
     def __init__(self, uniform: Any):
         """Takes the op's row of `draw`: float64 [PER_OP], a tensor or an array."""
@@ -60,16 +68,52 @@ class Rng:
         return low + (high - low) * tf.reshape(values, shape)
 
     def below(self, bound: Any) -> Any:
-        """An integer of 0 … bound − 1, each equally likely: int32; bound may be a tensor."""
+        """Integers of 0 … bound − 1, each equally likely: int32 of the shape of `bound`, which may be a tensor."""
         tf = tf_cpu()
         bound = tf.cast(bound, tf.float64)
-        return tf.cast(tf.minimum(tf.floor(self.uniform() * bound), bound - 1), tf.int32)
+        values = tf.floor(self.uniform(shape=tuple(bound.shape)) * bound)
+        return tf.cast(tf.minimum(values, bound - 1), tf.int32)
 
     def chance(self, probability: float) -> Any:
         """True with that probability: a boolean scalar."""
         return self.uniform() < probability
 
-    def field_seed(self) -> Any:
-        """A seed for `tf.random.stateless_*`, where an op needs a number for every pixel."""
+    def field(self, shape: Any, low: float, high: float, dtype: str = 'float32') -> Any:
+        """Uniform in [low, high), of any shape, a tensor too: where an op needs a number for every pixel.
+
+        The generator is TensorFlow's, seeded with two of the op's numbers.
+        """
         tf = tf_cpu()
-        return tf.cast(self.uniform(shape=(2,)) * 2.0**62, tf.int64)
+        seed = tf.cast(self.uniform(shape=(2,)) * 2.0**62, tf.int64)
+        return tf.random.stateless_uniform(shape, seed, low, high, dtype, alg='philox')
+
+
+class DeviceRng:
+    """`Rng` for the form of an op that runs on the device: each request has a key of its own."""
+
+    def __init__(self, key: jax.Array):
+        """Takes the key of the image and the op."""
+        self._key = key
+        self._requests = 0
+
+    def uniform(
+        self, low: float = 0.0, high: float = 1.0, shape: tuple[int, ...] = ()
+    ) -> jax.Array:
+        """Uniform in [low, high): float32 of that shape."""
+        key = jax.random.fold_in(self._key, self._requests)
+        self._requests += 1
+        return jax.random.uniform(key, shape, minval=low, maxval=high)
+
+    def below(self, bound: Any) -> jax.Array:
+        """Integers of 0 … bound − 1, each equally likely: int32 of the shape of `bound`."""
+        bound = jnp.asarray(bound)
+        values = jnp.floor(self.uniform(shape=bound.shape) * bound).astype(jnp.int32)
+        return jnp.minimum(values, bound - 1)
+
+    def chance(self, probability: float) -> jax.Array:
+        """True with that probability: a boolean scalar."""
+        return self.uniform() < probability
+
+    def field(self, shape: tuple[int, ...], low: float, high: float) -> jax.Array:
+        """Uniform in [low, high), a number for every pixel: float32 of that shape."""
+        return self.uniform(low, high, shape)

@@ -19,6 +19,7 @@ from vision.core import processes
 from vision.core.errors import UserError
 from vision.data.source import ArraySource, Source, count_named
 from vision.preprocess import device, opstring
+from vision.preprocess import ops as ops_lib
 from vision.preprocess.device import Batch, DeviceSplit
 
 _AHEAD = 2  # batches that are on their way to the devices while one is being computed with
@@ -26,7 +27,7 @@ _AHEAD = 2  # batches that are on their way to the devices while one is being co
 
 def on_device(source: Source, ops: str) -> TypeGuard[ArraySource]:
     """Whether this source is preprocessed on the device."""
-    return isinstance(source, ArraySource) and device.can_run(ops)
+    return ops_lib.place(ops, isinstance(source, ArraySource)) == ops_lib.DEVICE
 
 
 class TrainBatches:
@@ -92,10 +93,9 @@ def cache_report(source: Source, config: ConfigDict) -> str | None:
     if on_device(source, ops) or config.data.cache == 'none':
         return None
     from vision.preprocess import cache
-    from vision.preprocess import ops as host_ops
 
     cache.check(config.data.cache, source)
-    return cache.report(source, host_ops.channels(host_ops.parse(ops)), config.data.cache)
+    return cache.report(source, ops_lib.channels(ops_lib.parse(ops)), config.data.cache)
 
 
 class EvalBatches:
@@ -160,12 +160,7 @@ class EvalBatches:
 
 def check(source: Source, ops: str) -> None:
     """Raises UserError if an op string is misspelt, or its ops do not exist or do not fit."""
-    if on_device(source, ops):
-        opstring.check(opstring.parse(ops), device.DEVICE_OPS, skip=2)
-        return
-    from vision.preprocess import ops as host_ops
-
-    host_ops.parse(ops)
+    ops_lib.parse(ops, ops_lib.place(ops, isinstance(source, ArraySource)))
 
 
 def input_shape(source: Source, ops: str) -> tuple[int, int, int]:

@@ -1,19 +1,20 @@
-"""Op strings: `'decode|random_resized_crop(224)|flip_lr'`, read into named calls.
+"""Op strings: `'decode|random_resized_crop(224)|my_ops:blur(sigma=2)'`, read into named calls.
 
 Arguments are Python literals, positional or by keyword; nothing is evaluated.
 """
 
 import ast
 import inspect
+import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from vision.core.errors import UserError, unknown
-from vision.preprocess import op_values
 
 
 class Op(NamedTuple):
-    """One op of an op string: its name and its literal arguments."""
+    """One op of an op string: its name ('package.module:function' for a user's own) and its literal arguments."""
 
     name: str
     args: tuple[Any, ...]
@@ -61,15 +62,43 @@ def check(ops: tuple[Op, ...], registry: Mapping[str, Callable], skip: int = 1) 
     for op in ops:
         if op.name not in registry:
             raise unknown('op', op.name, registry)
-        signature = inspect.signature(registry[op.name])
-        own = list(signature.parameters.values())[skip:]
-        try:
-            bound = signature.replace(parameters=own).bind(*op.args, **op.kwargs)
-        except TypeError as e:
-            usage = f'{op.name}({", ".join(str(p) for p in own)})'
-            raise UserError(f'op {str(op)!r}: {e}. It is {usage}.') from None
-        defaults = {p.name: p.default for p in own if p.default is not p.empty}
-        op_values.check(str(op), defaults | bound.arguments)
+        check_arguments(op, registry[op.name], skip)
+
+
+def check_arguments(op: Op, function: Callable, skip: int) -> None:
+    """Checks an op's arguments against its function, whose first `skip` parameters come from elsewhere.
+
+    Raises:
+      UserError: a missing, surplus or unknown argument, or one that makes no sense.
+    """
+    signature = inspect.signature(function)
+    own = list(signature.parameters.values())[skip:]
+    try:
+        bound = signature.replace(parameters=own).bind(*op.args, **op.kwargs)
+    except TypeError as e:
+        usage = f'{op.name}({", ".join(str(p) for p in own)})'
+        raise UserError(f'op {str(op)!r}: {e}. It is {usage}.') from None
+    defaults = {p.name: p.default for p in own if p.default is not p.empty}
+    _check_values(str(op), defaults | bound.arguments)
+
+
+def _check_values(op: str, arguments: dict[str, Any]) -> None:
+    """Raises UserError if a value breaks its rule; None and arguments without a rule are the op's own business."""
+    for name, value in arguments.items():
+        fits, what = RULES.get(name, (lambda v: True, ''))
+        if value is not None and not fits(value):
+            raise UserError(f'op {op!r}: {name}={value!r} must be {what}')
+    if {'low', 'high'} <= set(arguments):
+        low, high = arguments['low'], arguments['high']
+        both = _whole(1) if isinstance(low, int) and isinstance(high, int) else _number(0, _LARGEST)
+        if not (both(low) and both(high) and 0 < low <= high):
+            raise UserError(f'op {op!r}: low={low!r} and high={high!r} must be above 0, low first')
+
+
+def check_choice(op: str, argument: str, value: str, known: tuple[str, ...]) -> None:
+    """Raises UserError unless the argument's value is one of those known."""
+    if value not in known:
+        raise unknown(f'{argument} of {op}', value, known)
 
 
 def _split(text: str) -> list[str]:
@@ -86,17 +115,21 @@ def _split(text: str) -> list[str]:
 
 
 def _parse_op(part: str, text: str) -> Op:
+    part = part.strip()
+
     def fail(why: str) -> UserError:
         return UserError(
-            f'op string {text!r}: {part.strip()!r} {why}; write name or name(literal, key=literal)'
+            f'op string {text!r}: {part!r} {why}; write name or name(literal, key=literal)'
         )
 
+    own = re.match(r'(\w+\.)*\w+:', part)
+    module = own[0] if own else ''
     try:
-        node = ast.parse(part.strip(), mode='eval').body
+        node = ast.parse(part[len(module) :], mode='eval').body
     except (SyntaxError, ValueError):
         raise fail('is not an op') from None
     if isinstance(node, ast.Name):
-        return Op(node.id, (), {})
+        return Op(module + node.id, (), {})
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
         raise fail('is not an op')
     if any(k.arg is None for k in node.keywords):
@@ -106,4 +139,63 @@ def _parse_op(part: str, text: str) -> Op:
         kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
     except (ValueError, TypeError, SyntaxError):
         raise fail('has an argument that is not a literal') from None
-    return Op(node.func.id, args, kwargs)
+    return Op(module + node.func.id, args, kwargs)
+
+
+_LARGEST = 10_000  # pixels on a side
+
+
+def _number(low: float, high: float = math.inf) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, int | float) and not isinstance(v, bool) and low <= v <= high
+
+
+def _whole(low: int, high: float = _LARGEST) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, int) and _number(low, high)(v)
+
+
+def _pair(low: float, high: float) -> Callable[[Any], bool]:
+    def fits(v: Any) -> bool:
+        return (
+            isinstance(v, tuple | list)
+            and len(v) == 2
+            and all(map(_number(low, high), v))
+            and 0 < v[0] <= v[1]
+        )
+
+    return fits
+
+
+def _sizes(v: Any) -> bool:
+    return isinstance(v, tuple | list) and len(v) > 0 and all(map(_whole(1), v))
+
+
+_SIDE = (_whole(1), f'a whole number of pixels, 1 … {_LARGEST}')
+_NOT_NEGATIVE = (_number(0, 1e6), 'a number, at least 0')
+_PIXEL = (_number(0, 255), 'a number in 0 … 255')
+
+# What arguments may be, by their names, which mean the same in every op.
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    'height': _SIDE,
+    'width': _SIDE,
+    'size': _SIDE,
+    'scales': (_sizes, f'a tuple of whole numbers of pixels, 1 … {_LARGEST}'),
+    'pixels': (_whole(0), 'a whole number of pixels, at least 0'),
+    'padding': (_whole(0), 'a whole number of pixels, at least 0'),
+    'channels': (lambda v: v in (1, 3) and _whole(1)(v), '1 or 3'),
+    'antialias': (lambda v: isinstance(v, bool), 'True or False'),
+    'value': _PIXEL,
+    'fill': _PIXEL,
+    'probability': (_number(0, 1), 'a number in 0 … 1'),
+    'area': (_pair(0, 1), 'two numbers in 0 … 1, the smaller first'),
+    'ratio': (_pair(0, 1e6), 'two numbers above 0, the smaller first'),
+    'sigma': (lambda v: _number(0, 1000)(v) and v > 0, 'a number above 0'),
+    'degrees': (_number(-360, 360), 'a number of degrees'),
+    'strength': _NOT_NEGATIVE,
+    'std': _NOT_NEGATIVE,
+    'alpha': _NOT_NEGATIVE,
+    'scale': _NOT_NEGATIVE,
+    'shear': (_number(-1e6, 1e6), 'a number'),
+    'shift': _NOT_NEGATIVE,
+    'num_layers': (_whole(1, 16), 'a whole number, 1 … 16'),
+    'magnitude': (_whole(0, 30), 'a whole number, 0 … 30'),
+}

@@ -7,8 +7,10 @@ import jax
 from ml_collections import ConfigDict
 
 from vision.core import config as config_lib
+from vision.data.source import ArraySource
 from vision.models.summary import count
 from vision.preprocess import inputs
+from vision.preprocess.ops import describe_place
 from vision.training.setup import setup
 from vision.training.step import init_state, make_train_step
 
@@ -23,7 +25,8 @@ def dry_run(config: ConfigDict) -> dict[str, Any]:
 
     Returns:
       `config` (resolved), `model`, `input_shape`, `parameters`, `gmacs` (fused multiply-adds of one
-      image in evaluation, in 1e9), `examples` of train, `batch_size`, `devices`, `steps`,
+      image in evaluation, in 1e9), `ops` (where those of train and eval run, and why), `examples` of
+      train, `batch_size`, `devices`, `steps`,
       `state_bytes` and `step_bytes` (of each device: the state, and the most that a step holds with
       it; None where the backend does not tell), `compile_seconds`, `step_seconds` and
       `estimated_seconds` of all steps, without evaluations.
@@ -56,6 +59,10 @@ def dry_run(config: ConfigDict) -> dict[str, Any]:
         'input_shape': list(run.input_shape),
         'parameters': summary.parameters_with_aux,
         'gmacs': summary.macs / 1e9,
+        'ops': {
+            name: describe_place(run.config.preprocess[name], isinstance(run.train, ArraySource))
+            for name in ('train', 'eval')
+        },
         'examples': run.train.num_examples,
         'batch_size': run.config.training.batch_size,
         'devices': run.mesh.size,
@@ -81,6 +88,7 @@ def dry_run_text(result: dict[str, Any]) -> str:
         'model': f'{result["model"]}, {shape} in, {result["parameters"]:,} parameters, '
         f'{result["gmacs"]:.4g} GMACs an image',
         'data': f'{result["examples"]:,} training examples',
+        'ops': f'of training {result["ops"]["train"]}; of evaluation {result["ops"]["eval"]}',
         'length': f'{result["steps"]:,} steps of {result["batch_size"]:,} images, '
         f'{epochs:.4g} epochs',
         'memory': f'{memory}, on each of {result["devices"]} device(s)',

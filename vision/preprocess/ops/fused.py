@@ -9,9 +9,10 @@ few pixels in a hundred thousand (in a thousand, at scales such as 6/5) differ b
 from typing import Any
 
 from vision.core.tf_cpu import tf_cpu
-from vision.preprocess import geometry, opstring
-from vision.preprocess.decode import decode, is_plain_jpeg, read_in_graph
+from vision.preprocess import opstring
 from vision.preprocess.draws import Rng
+from vision.preprocess.ops import crops, resizing
+from vision.preprocess.ops.decode import decode, is_plain_jpeg, read_in_graph
 
 Rngs = tuple[Any, Any]  # each op's `Rng`; None of one that draws nothing
 
@@ -25,10 +26,10 @@ def can_fuse(first: opstring.Op, second: opstring.Op) -> bool:
         return True
     if first.name not in ('resize_small', 'scale_jitter'):
         return False
-    resize = opstring.arguments(first, getattr(geometry, first.name))
+    resize = opstring.arguments(first, getattr(resizing, first.name))
     plain = resize.get('method', 'bilinear') in _KERNELS and resize.get('antialias', True)
     if second.name == 'random_crop':
-        return plain and not opstring.arguments(second, geometry.random_crop)['padding']
+        return plain and not opstring.arguments(second, crops.random_crop)['padding']
     return plain and second.name == 'central_crop'
 
 
@@ -47,26 +48,26 @@ def apply(first: opstring.Op, second: opstring.Op, image: Any, rngs: Rngs) -> An
     if first.name != 'decode':
         return _resize_and_crop(first, second, image, rngs)
     channels = opstring.arguments(first, decode)['channels']
-    arguments = opstring.arguments(second, geometry.random_resized_crop)
+    arguments = opstring.arguments(second, crops.random_resized_crop)
     if image.dtype != 'string':
-        return geometry.random_resized_crop(decode(image, channels), rngs[1], **arguments)
+        return crops.random_resized_crop(decode(image, channels), rngs[1], **arguments)
     return _decode_random_resized_crop(image, rngs[1], channels, **arguments)
 
 
 def _resize_and_crop(first: opstring.Op, second: opstring.Op, image: Any, rngs: Rngs) -> Any:
     tf = tf_cpu()
-    resize = opstring.arguments(first, getattr(geometry, first.name))
-    crop = opstring.arguments(second, getattr(geometry, second.name))
+    resize = opstring.arguments(first, getattr(resizing, first.name))
+    crop = opstring.arguments(second, getattr(crops, second.name))
     size = (crop['height'], crop['width'] or crop['height'])
     jitter = first.name == 'scale_jitter'
-    whole = geometry.short_side_to(
-        image, geometry.jittered(rngs[0], **resize) if jitter else resize['size']
+    whole = resizing.short_side_to(
+        image, resizing.jittered(rngs[0], **resize) if jitter else resize['size']
     )
-    geometry.assert_fits(whole, size, second.name)
+    crops.assert_fits(whole, size, second.name)
     if second.name == 'central_crop':
-        corner = geometry.central_corner(whole, size)
+        corner = crops.central_corner(whole, size)
     else:
-        corner = geometry.random_corner(whole, size, rngs[1])
+        corner = crops.random_corner(whole, size, rngs[1])
     values = tf.raw_ops.ScaleAndTranslate(
         images=image[None],
         size=size,
@@ -75,7 +76,7 @@ def _resize_and_crop(first: opstring.Op, second: opstring.Op, image: Any, rngs: 
         kernel_type=_KERNELS[resize.get('method', 'bilinear')],
         antialias=True,
     )
-    return tf.ensure_shape(geometry.to_uint8(values[0]), [*size, image.shape[-1]])
+    return tf.ensure_shape(resizing.to_uint8(values[0]), [*size, image.shape[-1]])
 
 
 def _decode_random_resized_crop(
@@ -93,12 +94,12 @@ def _decode_random_resized_crop(
 
     def fused() -> Any:
         shape = tf.io.extract_jpeg_shape(data)
-        window = geometry.random_box(shape[0], shape[1], rng, area, ratio)
-        return geometry.resize_bilinear_fast(_decode_window(data, window, channels, size), size)
+        window = crops.random_box(shape[0], shape[1], rng, area, ratio)
+        return resizing.resize_bilinear_fast(_decode_window(data, window, channels, size), size)
 
     def separate() -> Any:
         image = read_in_graph(data, channels)
-        return geometry.random_resized_crop(image, rng.again(), *size, area, ratio)
+        return crops.random_resized_crop(image, rng.again(), *size, area, ratio)
 
     return tf.cond(is_plain_jpeg(data), fused, separate)
 

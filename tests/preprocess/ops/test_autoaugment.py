@@ -6,10 +6,10 @@ import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 from vision.core.errors import UserError
-from vision.preprocess import autoaugment as aa
 from vision.preprocess import ops as ops_lib
 from vision.preprocess.draws import draw
-from vision.preprocess.enhance import NAMES, apply_named
+from vision.preprocess.ops import autoaugment as aa
+from vision.preprocess.ops.enhance import NAMES, apply_named
 
 NEAREST = Image.Resampling.NEAREST
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Any
 
 from vision.core.tf_cpu import tf_cpu
-from vision.preprocess.color import blend, grey, mean_grey
-from vision.preprocess.warp import rotation, transform
+from vision.preprocess.ops.color import blend, grey, mean_grey
+from vision.preprocess.ops.warp import rotation, transform
 
 
 def _identity(image: Any, _: Any) -> Any:

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tests.tiers import examples
-from vision.preprocess import geometry
 from vision.preprocess import ops as ops_lib
 from vision.preprocess.draws import PER_OP, Rng, draw
+from vision.preprocess.ops import crops
 
 PILLOW = {
     'bilinear': Image.Resampling.BILINEAR,
@@ -95,7 +95,7 @@ def test_resize_small_keeps_the_aspect(run_op, height, width, expected):
 @given(height=st.integers(8, 40), width=st.integers(8, 40), size=st.integers(1, 8))
 @examples(10)
 def test_central_crop_is_central(height, width, size):
-    crop = geometry.central_crop(tf.constant(numbered(height, width)), size).numpy()
+    crop = crops.central_crop(tf.constant(numbered(height, width)), size).numpy()
     top, left = crop[0, 0, :2]
     assert crop.shape == (size, size, 3)
     assert 0 <= (height - size - top) - top <= 1
@@ -142,7 +142,7 @@ def test_pad(run_op):
 @examples(30)
 def test_random_box_lies_inside_with_area_and_aspect_in_range(height, width, id):
     draws = draw(0, np.zeros(1, int), np.array([id]), 1)[0, 0]
-    top, left, h, w = geometry.random_box(height, width, Rng(draws)).numpy()
+    top, left, h, w = crops.random_box(height, width, Rng(draws)).numpy()
     assert 0 <= top <= top + h <= height and 0 <= left <= left + w <= width and h > 0 and w > 0
     # Rounding to whole pixels: the sides are within half a pixel of the ideal.
     is_fallback = h == height or w == width
@@ -154,7 +154,7 @@ def test_random_box_lies_inside_with_area_and_aspect_in_range(height, width, id)
 
 def test_random_box_follows_the_published_distribution():
     """Of a square large image: area uniform in 8 … 100 %, the logarithm of the aspect uniform."""
-    box = tf.function(lambda d: geometry.random_box(4000, 4000, Rng(d), (0.08, 0.5)))
+    box = tf.function(lambda d: crops.random_box(4000, 4000, Rng(d), (0.08, 0.5)))
     boxes = np.array([box(d[0]).numpy() for d in draw(0, np.zeros(1500, int), np.arange(1500), 1)])
     areas = boxes[:, 2] * boxes[:, 3] / 16e6
     aspects = np.log(boxes[:, 3] / boxes[:, 2])
@@ -169,7 +169,7 @@ def test_random_box_follows_the_published_distribution():
 def test_random_resized_crop_is_the_box_resized(run_op, photo):
     for id in range(5):
         draws = draw(0, np.zeros(1, int), np.array([id]), 1)[0, 0]
-        top, left, h, w = geometry.random_box(*photo.shape[:2], Rng(draws)).numpy()
+        top, left, h, w = crops.random_box(*photo.shape[:2], Rng(draws)).numpy()
         crop = photo[top : top + h, left : left + w]
         expected = run_op('resize(64, antialias=False)', crop)
         np.testing.assert_array_equal(run_op('random_resized_crop(64)', photo, id=id), expected)
@@ -245,7 +245,7 @@ def test_random_numbers_are_the_same_on_every_machine():
     assert draws.shape == (3, 4, PER_OP) and draws.min() >= 0 and draws.max() < 1
     assert hashlib.sha256(draws.tobytes()).hexdigest()[:16] == GOLDEN_DRAWS
     boxes = [
-        geometry.random_box(375 + 7 * i, 500 - 11 * i, Rng(row[i % 4])).numpy().tolist()
+        crops.random_box(375 + 7 * i, 500 - 11 * i, Rng(row[i % 4])).numpy().tolist()
         for i, row in enumerate(draw(1, np.arange(20), np.arange(20) * 997, 4))
     ]
     choices = [Rng(row[0]).below(14).numpy().item() for row in draws]
@@ -267,9 +267,10 @@ def test_draws_depend_on_each_key():
 
 
 def test_every_op_says_what_it_does():
-    for name, op in ops_lib.OPS.items():
-        assert op.__doc__, name
-        assert 'uint8 [' in op.__doc__, name
+    for name, entry in ops_lib.OPS.items():
+        documented = entry.form(ops_lib.HOST).__doc__
+        assert documented, name
+        assert 'uint8 [' in documented, name
 
 
 @given(

@@ -1,106 +1,14 @@
-"""Sizes and crops: ops that say which part of the picture the model sees, and how large."""
+"""Ops that say which part of an image the model sees, and where: crops, borders, shifts, mirror images."""
 
 from typing import Any
 
-from vision.core.errors import unknown
+import jax
+import jax.numpy as jnp
+
+from vision.core.errors import UserError
 from vision.core.tf_cpu import tf_cpu
-from vision.preprocess.draws import Rng
-
-
-def to_uint8(values: Any) -> Any:
-    """Rounds to the nearest, halves up, and clips: any float → uint8."""
-    tf = tf_cpu()
-    return tf.cast(tf.clip_by_value(tf.floor(values + 0.5), 0, 255), tf.uint8)
-
-
-def resize(
-    image: Any,
-    height: int,
-    width: int | None = None,
-    method: str = 'bilinear',
-    antialias: bool = True,
-) -> Any:
-    """Resizes to exactly this size, whatever the aspect.
-
-    Args:
-      image: uint8 [H, W, C].
-      height: in pixels.
-      width: the same as height, unless given.
-      method: bilinear, bicubic (Keys' with a = −0.5) or area.
-      antialias: widens the filter when shrinking, as Pillow does; area averages in any case.
-
-    Returns:
-      uint8 [height, width, C].
-    """
-    tf = tf_cpu()
-    check_choice('resize', 'method', method, ('bilinear', 'bicubic', 'area'))
-    size = (height, width or height)
-    if method == 'bilinear' and not antialias:
-        return resize_bilinear_fast(image, size)
-    values = tf.image.resize(image, size, method=method, antialias=antialias)
-    return tf.ensure_shape(to_uint8(values), [*size, image.shape[-1]])
-
-
-def check_choice(op: str, argument: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises UserError unless the argument's value is one of those known."""
-    if value not in known:
-        raise unknown(f'{argument} of {op}', value, known)
-
-
-def resize_bilinear_fast(image: Any, size: tuple[int, int]) -> Any:
-    """Resizes with four pixels for each: uint8 [H, W, C] → uint8 [*size, C]."""
-    tf = tf_cpu()
-    # The kernel is a third faster on float32 than on uint8, and gives the same bits.
-    pixels = tf.cast(image, tf.float32)[None]
-    values = tf.raw_ops.ResizeBilinear(images=pixels, size=size, half_pixel_centers=True)[0]
-    return tf.ensure_shape(tf.cast(values + 0.5, tf.uint8), [*size, image.shape[-1]])
-
-
-def resize_small(image: Any, size: Any, method: str = 'bilinear', antialias: bool = True) -> Any:
-    """Resizes so that the shorter side is `size`, keeping the aspect (VGG, arXiv:1409.1556, 3.1).
-
-    Args:
-      image: uint8 [H, W, C].
-      size: of the shorter side, in pixels; the longer side is rounded down, at least `size`.
-      method: as for `resize`.
-      antialias: as for `resize`.
-
-    Returns:
-      uint8 [H', W', C], min(H', W') == size.
-    """
-    check_choice('resize_small', 'method', method, ('bilinear', 'bicubic', 'area'))
-    new = short_side_to(image, size)
-    return to_uint8(tf_cpu().image.resize(image, new, method=method, antialias=antialias))
-
-
-def short_side_to(image: Any, size: Any) -> Any:
-    """The height and width of an image [H, W, C] resized to that shorter side: int32 [2]."""
-    tf = tf_cpu()
-    height, width = tf.unstack(tf.shape(image)[:2])
-    short = tf.minimum(height, width)
-    return tf.stack([height * size // short, width * size // short])
-
-
-def scale_jitter(image: Any, rng: Rng, low: int = 256, high: int = 512) -> Any:
-    """Resizes the shorter side to a random length, as VGG (arXiv:1409.1556, 3.1.1) and ResNet do.
-
-    Follow it with `random_crop(224)`. ResNet (arXiv:1512.03385, 3.4) takes [256, 480].
-
-    Args:
-      image: uint8 [H, W, C].
-      rng: the op's random numbers.
-      low: the least length, in pixels.
-      high: the greatest.
-
-    Returns:
-      uint8 [H', W', C], low ≤ min(H', W') ≤ high, every length equally likely.
-    """
-    return resize_small(image, jittered(rng, low, high))
-
-
-def jittered(rng: Rng, low: int, high: int) -> Any:
-    """The shorter side that `scale_jitter` chooses: an int32 scalar."""
-    return low + rng.below(high - low + 1)
+from vision.preprocess.draws import DeviceRng, Rng
+from vision.preprocess.ops.resizing import resize_bilinear_fast
 
 
 def central_crop(image: Any, height: int, width: int | None = None) -> Any:
@@ -114,16 +22,21 @@ def central_crop(image: Any, height: int, width: int | None = None) -> Any:
     Returns:
       uint8 [height, width, C].
     """
-    tf = tf_cpu()
-    width = width or height
-    _check_fits(image, (height, width), 'central_crop')
-    top, left = tf.unstack(central_corner(tf.shape(image)[:2], (height, width)))
-    crop = image[top : top + height, left : left + width]
-    return tf.ensure_shape(crop, [height, width, image.shape[-1]])
+    size = (height, width or height)
+    _check_fits(image, size, 'central_crop')
+    return _window(image, central_corner(tf_cpu().shape(image)[:2], size), size)
 
 
-def central_corner(whole: Any, size: tuple[int, int]) -> Any:
-    """Top and left of the window of that size in the middle of `whole`, a height and a width: int32 [2]."""
+def central_crop_on_device(image: jax.Array, height: int, width: int | None = None) -> jax.Array:
+    """`central_crop`; raises UserError if the image is smaller."""
+    size = (height, width or height)
+    _check_fits_on_device(image, size)
+    top, left = (central_corner(n, side) for n, side in zip(image.shape, size))
+    return image[top : top + size[0], left : left + size[1]]
+
+
+def central_corner(whole: Any, size: Any) -> Any:
+    """Where a window of that size begins in the middle of `whole`, along one axis or two: integers."""
     return (whole - size) // 2
 
 
@@ -135,8 +48,6 @@ def random_crop(
     `random_crop(32, padding=4)` is CIFAR's (ResNet, arXiv:1512.03385, 4.2).
 
     Args:
-      image: uint8 [H, W, C].
-      rng: the op's random numbers.
       height: in pixels.
       width: the same as height, unless given.
       padding: rows and columns of zeros on each side.
@@ -144,18 +55,34 @@ def random_crop(
     Returns:
       uint8 [height, width, C]; every position is equally likely.
     """
-    tf = tf_cpu()
-    width = width or height
+    size = (height, width or height)
     image = pad(image, padding) if padding else image
-    _check_fits(image, (height, width), 'random_crop')
-    top, left = tf.unstack(random_corner(tf.shape(image)[:2], (height, width), rng))
-    crop = image[top : top + height, left : left + width]
-    return tf.ensure_shape(crop, [height, width, image.shape[-1]])
+    _check_fits(image, size, 'random_crop')
+    return _window(image, random_corner(tf_cpu().shape(image)[:2], size, rng), size)
 
 
-def random_corner(whole: Any, size: tuple[int, int], rng: Rng) -> Any:
+def random_crop_on_device(
+    image: jax.Array, rng: DeviceRng, height: int, width: int | None = None, padding: int = 0
+) -> jax.Array:
+    """`random_crop`; raises UserError if the padded image is smaller."""
+    size = (height, width or height)
+    image = pad_on_device(image, padding)
+    _check_fits_on_device(image, size)
+    top, left = random_corner(jnp.array(image.shape[:2]), jnp.array(size), rng)
+    return jax.lax.dynamic_slice(image, (top, left, 0), (*size, image.shape[2]))
+
+
+def random_corner(whole: Any, size: Any, rng: Rng | DeviceRng) -> Any:
     """Top and left of a window of that size in `whole`, every place equally likely: int32 [2]."""
-    return tf_cpu().stack([rng.below(whole[0] - size[0] + 1), rng.below(whole[1] - size[1] + 1)])
+    return rng.below(whole - size + 1)
+
+
+def _window(image: Any, corner: Any, size: tuple[int, int]) -> Any:
+    """Cuts [*size, C] out of the image, with its upper left corner there: int32 [2]."""
+    tf = tf_cpu()
+    top, left = tf.unstack(corner)
+    window = image[top : top + size[0], left : left + size[1]]
+    return tf.ensure_shape(window, [*size, image.shape[-1]])
 
 
 def _check_fits(image: Any, size: tuple[int, int], op: str) -> None:
@@ -173,6 +100,13 @@ def assert_fits(whole: Any, size: tuple[int, int], op: str) -> None:
 
 def _too_small(size: tuple[int, int], op: str) -> str:
     return f'{op}{size}: the image is smaller; resize it first'
+
+
+def _check_fits_on_device(image: jax.Array, size: tuple[int, int]) -> None:
+    if size[0] > image.shape[0] or size[1] > image.shape[1]:
+        raise UserError(
+            f'cannot cut {size[0]} x {size[1]} out of an image of {image.shape[0]} x {image.shape[1]}'
+        )
 
 
 def random_box(
@@ -227,8 +161,6 @@ def random_resized_crop(
     eighth of its resolution where that still has as many pixels as are asked for, and with the fast DCT.
 
     Args:
-      image: uint8 [H, W, C].
-      rng: the op's random numbers.
       height: of the output, in pixels.
       width: the same as height, unless given.
       area: of the box, as a fraction of the image's, least and greatest.
@@ -245,11 +177,32 @@ def random_resized_crop(
     return resize_bilinear_fast(crop, (height, width or height))
 
 
+def translate(image: Any, rng: Rng, pixels: int) -> Any:
+    """Shifts by whole pixels, each way uniform in ± pixels; zeros come in.
+
+    Args:
+      pixels: the greatest shift.
+
+    Returns:
+      uint8 [H, W, C].
+    """
+    tf = tf_cpu()
+    height, width = tf.unstack(tf.shape(image)[:2])
+    top, left = tf.unstack(rng.below([2 * pixels + 1] * 2))
+    shifted = pad(image, pixels)[top : top + height, left : left + width]
+    return tf.ensure_shape(shifted, image.shape)
+
+
+def translate_on_device(image: jax.Array, rng: DeviceRng, pixels: int) -> jax.Array:
+    """`translate`."""
+    height, width, _ = image.shape
+    return random_crop_on_device(image, rng, height, width, padding=pixels)
+
+
 def pad(image: Any, pixels: int, value: float = 0.0) -> Any:
     """Adds a border of that many pixels and that value on each side.
 
     Args:
-      image: uint8 [H, W, C].
       pixels: the border's width.
       value: 0 … 255.
 
@@ -261,17 +214,23 @@ def pad(image: Any, pixels: int, value: float = 0.0) -> Any:
     return tf.pad(image, border, constant_values=tf.cast(value, image.dtype))
 
 
+def pad_on_device(image: jax.Array, pixels: int, value: float = 0.0) -> jax.Array:
+    """`pad`; a fraction of `value` is kept."""
+    return jnp.pad(image, [(pixels, pixels), (pixels, pixels), (0, 0)], constant_values=value)
+
+
 def flip_lr(image: Any, rng: Rng) -> Any:
     """Mirrors left and right with probability one half (AlexNet, NIPS 2012, section 4.1).
-
-    Args:
-      image: uint8 [H, W, C].
-      rng: the op's random numbers.
 
     Returns:
       uint8 [H, W, C].
     """
     return _flip(image, rng, axis=1)
+
+
+def flip_lr_on_device(image: jax.Array, rng: DeviceRng) -> jax.Array:
+    """`flip_lr`."""
+    return jnp.where(rng.chance(0.5), image[:, ::-1], image)
 
 
 def flip_ud(image: Any, rng: Rng) -> Any:

@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from vision.core.tf_cpu import tf_cpu
 from vision.preprocess.draws import Rng
-from vision.preprocess.geometry import to_uint8
+from vision.preprocess.ops.resizing import to_uint8
 
 # ITU-R 601 (0.299, 0.587, 0.114) in 16 bits, as Pillow has it.
 _GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)
@@ -52,8 +54,6 @@ def brightness(image: Any, rng: Rng, strength: float) -> Any:
     As in the colour jitter of Howard (arXiv:1312.5402), who takes 0.5; ResNet's variants take 0.4.
 
     Args:
-      image: uint8 [H, W, C].
-      rng: the op's random numbers.
       strength: 0 changes nothing.
 
     Returns:
@@ -66,8 +66,6 @@ def contrast(image: Any, rng: Rng, strength: float) -> Any:
     """Blends with the image's mean grey, by a factor as in `brightness` (arXiv:1312.5402).
 
     Args:
-      image: uint8 [H, W, C].
-      rng: the op's random numbers.
       strength: 0 changes nothing.
 
     Returns:
@@ -88,7 +86,6 @@ def saturation(image: Any, rng: Rng, strength: float) -> Any:
 
     Args:
       image: uint8 [H, W, C]; one channel has no saturation and stays.
-      rng: the op's random numbers.
       strength: 0 changes nothing.
 
     Returns:
@@ -101,8 +98,6 @@ def hue(image: Any, rng: Rng, strength: float) -> Any:
     """Turns the hue by a fraction of the circle uniform in ± strength (in HSV).
 
     Args:
-      image: uint8 [H, W, 3].
-      rng: the op's random numbers.
       strength: 0 … 0.5; 0.5 reaches every hue.
 
     Returns:
@@ -119,8 +114,6 @@ def grayscale(image: Any, rng: Rng, probability: float = 1.0) -> Any:
     """With that probability, the luma in every channel (SimCLR, arXiv:2002.05709, A, takes 0.2).
 
     Args:
-      image: uint8 [H, W, C].
-      rng: the op's random numbers.
       probability: 0 … 1.
 
     Returns:
@@ -141,6 +134,11 @@ def rgb(image: Any) -> Any:
     return image if image.shape[-1] == 3 else tf.image.grayscale_to_rgb(image)
 
 
+def rgb_on_device(image: jax.Array) -> jax.Array:
+    """`rgb`."""
+    return jnp.broadcast_to(image, (*image.shape[:2], 3))
+
+
 def pca_noise(image: Any, rng: Rng, std: float = 0.1) -> Any:
     """AlexNet's colour noise (NIPS 2012, section 4.1): shifts along the principal components.
 
@@ -148,8 +146,6 @@ def pca_noise(image: Any, rng: Rng, std: float = 0.1) -> Any:
     normal with that standard deviation, drawn once for the image.
 
     Args:
-      image: uint8 [H, W, 3].
-      rng: the op's random numbers.
       std: of αᵢ; the paper's is 0.1.
 
     Returns:

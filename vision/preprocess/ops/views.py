@@ -6,7 +6,8 @@ The model is fed all views of an example and its answers are averaged.
 from typing import Any
 
 from vision.core.tf_cpu import tf_cpu
-from vision.preprocess.geometry import central_crop, resize_small
+from vision.preprocess.ops.crops import central_crop
+from vision.preprocess.ops.resizing import resize_small
 
 
 def ten_crop(image: Any, size: int) -> Any:
@@ -39,7 +40,6 @@ def multi_scale_crops(image: Any, size: int, scales: tuple[int, ...]) -> Any:
     """`ten_crop` at several scales (ResNet, arXiv:1512.03385, 3.4; VGG, arXiv:1409.1556, 3.2).
 
     Args:
-      image: uint8 [H, W, C].
       size: of the crops.
       scales: lengths of the shorter side; ResNet's are 224, 256, 384, 480, 640.
 
@@ -57,7 +57,6 @@ def inception_crops(image: Any, size: int, scales: tuple[int, ...] = (256, 288, 
     corners and centre, and the square itself resized; and the mirror images of all.
 
     Args:
-      image: uint8 [H, W, C].
       size: of the crops.
       scales: lengths of the shorter side.
 

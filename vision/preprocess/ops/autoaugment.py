@@ -1,6 +1,6 @@
 """AutoAugment, RandAugment and TrivialAugmentWide: which transformation, how strong, how likely.
 
-The transformations are in `vision.preprocess.enhance`. Magnitudes are torchvision's, which are
+The transformations are in `vision.preprocess.ops.enhance`. Magnitudes are torchvision's, which are
 those of the papers' code but for RandAugment's scale: 30 is the strongest here, as in the paper's
 text. All three keep the size: uint8 [H, W, 3] in and out.
 """
@@ -11,8 +11,8 @@ import numpy as np
 
 from vision.core.tf_cpu import tf_cpu
 from vision.preprocess.draws import Rng
-from vision.preprocess.enhance import NAMES, apply_one
-from vision.preprocess.geometry import check_choice
+from vision.preprocess.ops.enhance import NAMES, apply_one
+from vision.preprocess.opstring import check_choice
 
 _SIGNED = {
     'ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate',
@@ -66,8 +66,6 @@ def randaugment(image: Any, rng: Rng, num_layers: int = 2, magnitude: int = 9) -
     """Some transformations of 14, each equally likely, all of one magnitude (arXiv:1909.13719).
 
     Args:
-      image: uint8 [H, W, 3].
-      rng: the op's random numbers.
       num_layers: how many follow one another, N, at most 16.
       magnitude: 0 … 30, M.
 
@@ -86,10 +84,6 @@ def randaugment(image: Any, rng: Rng, num_layers: int = 2, magnitude: int = 9) -
 def trivialaugment_wide(image: Any, rng: Rng) -> Any:
     """One transformation of 14, of a random strength, wide range (arXiv:2103.10158, section 3).
 
-    Args:
-      image: uint8 [H, W, 3].
-      rng: the op's random numbers.
-
     Returns:
       uint8 [H, W, 3].
     """
@@ -103,8 +97,6 @@ def autoaugment(image: Any, rng: Rng, policy: str = 'imagenet') -> Any:
     """One of 25 learned pairs of transformations (arXiv:1805.09501, tables 7 and 9).
 
     Args:
-      image: uint8 [H, W, 3].
-      rng: the op's random numbers.
       policy: 'imagenet' or 'cifar10'.
 
     Returns:

@@ -1,18 +1,21 @@
-"""Ops that move pixels: rotations, shears, zooms, shifts, elastic distortions; and erasing."""
+"""Ops that resample an image at other places: rotations, zooms, shears, elastic distortions."""
 
 import math
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+
 from vision.core.tf_cpu import tf_cpu
-from vision.preprocess.draws import Rng
-from vision.preprocess.geometry import pad, random_crop, to_uint8
+from vision.preprocess.draws import DeviceRng, Rng
+from vision.preprocess.ops.resizing import to_uint8
 
 
 def transform(image: Any, inverse: Any, fill: float = 0.0, nearest: bool = False) -> Any:
     """Resamples the image about its centre.
 
     Args:
-      image: uint8 [H, W, C].
       inverse: float [2, 3], from (x, y, 1) of the result to (x, y) of the image, both measured
         from the centre, in pixels.
       fill: what comes in from outside, 0 … 255.
@@ -48,8 +51,6 @@ def rotate(image: Any, rng: Rng, degrees: float, fill: float = 0.0) -> Any:
     """Rotates about the centre by an angle uniform in ± degrees, bilinear.
 
     Args:
-      image: uint8 [H, W, C].
-      rng: the op's random numbers.
       degrees: counter-clockwise is positive.
       fill: what comes in from outside, 0 … 255.
 
@@ -71,8 +72,6 @@ def zoom(image: Any, rng: Rng, low: float, high: float, fill: float = 0.0) -> An
     """Magnifies about the centre by a factor uniform in low … high, bilinear.
 
     Args:
-      image: uint8 [H, W, C].
-      rng: the op's random numbers.
       low: above 0; below 1 the picture becomes smaller and its border is filled.
       high: at least low.
       fill: what comes in from outside, 0 … 255.
@@ -84,32 +83,10 @@ def zoom(image: Any, rng: Rng, low: float, high: float, fill: float = 0.0) -> An
     return transform(image, _matrix([[inverse, 0.0, 0.0], [0.0, inverse, 0.0]]), fill)
 
 
-def translate(image: Any, rng: Rng, pixels: int) -> Any:
-    """Shifts by whole pixels, each way uniform in ± pixels; zeros come in.
-
-    Args:
-      image: uint8 [H, W, C], of known size.
-      rng: the op's random numbers.
-      pixels: the greatest shift.
-
-    Returns:
-      uint8 [H, W, C].
-    """
-    if image.shape[0] is None or image.shape[1] is None:
-        tf = tf_cpu()
-        height, width = tf.unstack(tf.shape(image)[:2])
-        top, left = rng.below(2 * pixels + 1), rng.below(2 * pixels + 1)
-        shifted = pad(image, pixels)[top : top + height, left : left + width]
-        return tf.ensure_shape(shifted, image.shape)
-    return random_crop(image, rng, image.shape[0], image.shape[1], padding=pixels)
-
-
 def shear(image: Any, rng: Rng, degrees: float, fill: float = 0.0) -> Any:
     """Shears horizontally by an angle uniform in ± degrees, bilinear.
 
     Args:
-      image: uint8 [H, W, C].
-      rng: the op's random numbers.
       degrees: of the angle by which vertical lines lean.
       fill: what comes in from outside, 0 … 255.
 
@@ -135,8 +112,6 @@ def affine(
     horizontal shearing.
 
     Args:
-      image: uint8 [H, W, C].
-      rng: the op's random numbers.
       degrees: rotation is uniform in ± degrees.
       scale: each axis is scaled by its own factor, uniform in 1 ± scale.
       shear: horizontal shear is uniform in ± shear (tangent of the angle).
@@ -154,24 +129,50 @@ def affine(
     return transform(image, tf.concat([inverse, offset[:, None]], 1))
 
 
+def affine_on_device(
+    image: jax.Array,
+    rng: DeviceRng,
+    degrees: float = 0.0,
+    scale: float = 0.0,
+    shear: float = 0.0,
+    shift: float = 0.0,
+) -> jax.Array:
+    """`affine`."""
+    turn, scale_x, scale_y, lean, dx, dy = rng.uniform(-1.0, 1.0, shape=(6,))
+    angle = jnp.deg2rad(degrees) * turn
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    # Matrices of (y, x).
+    turned = jnp.array([[cos, -sin], [sin, cos]])
+    squeeze = jnp.array([[1 + scale * scale_y, 0.0], [shear * lean, 1 + scale * scale_x]])
+    # The inverse map, as sampling needs it: from a pixel of the result to one of the image.
+    inverse = jnp.linalg.inv(turned @ squeeze)
+    centre = (jnp.array(image.shape[:2]) - 1) / 2
+    offset = _grid(image) - (centre + shift * jnp.array([dy, dx]))[:, None, None]
+    return _sample(image, jnp.einsum('ij,jhw->ihw', inverse, offset) + centre[:, None, None])
+
+
 def elastic(image: Any, rng: Rng, alpha: float, sigma: float) -> Any:
     """Elastic distortion (Simard, Steinkraus and Platt 2003, section 2), bilinear, zeros outside.
 
     Args:
-      image: uint8 [H, W, C].
-      rng: the op's random numbers.
       alpha: the displacements are uniform noise in ± 1, smoothed, times alpha pixels.
-      sigma: standard deviation of the Gaussian that smooths them, in pixels.
+      sigma: standard deviation in pixels of the Gaussian that smooths them, which is cut at 4 sigma;
+        outside the image there is no noise.
 
     Returns:
       uint8 [H, W, C].
     """
     tf = tf_cpu()
-    size = tf.shape(image)[:2]
-    noise = tf.random.stateless_uniform(
-        tf.concat([size, [2]], 0), rng.field_seed(), -1, 1, tf.float32, alg='philox'
-    )
+    noise = rng.field(tf.concat([tf.shape(image)[:2], [2]], 0), -1, 1)
     return displace(image, alpha * gaussian_blur(noise, sigma))
+
+
+def elastic_on_device(image: jax.Array, rng: DeviceRng, alpha: float, sigma: float) -> jax.Array:
+    """`elastic`."""
+    noise = rng.field((*image.shape[:2], 2), -1.0, 1.0)
+    smooth_y, smooth_x = (_blur_matrix(n, sigma) for n in image.shape[:2])
+    field = jnp.einsum('ij,jkc,lk->cil', smooth_y, noise, smooth_x)
+    return _sample(image, _grid(image) + alpha * field)
 
 
 def gaussian_blur(field: Any, sigma: float) -> Any:
@@ -195,7 +196,7 @@ def displace(image: Any, displacement: Any) -> Any:
     low = tf.floor(position)
     weight = position - low
     low = tf.cast(low, tf.int32)
-    padded = tf.cast(pad(image, 1), tf.float32)
+    padded = tf.pad(tf.cast(image, tf.float32), [[1, 1], [1, 1], [0, 0]])
     limit = tf.stack([height + 1, width + 1])
 
     def corner(dy: int, dx: int) -> Any:
@@ -208,68 +209,25 @@ def displace(image: Any, displacement: Any) -> Any:
     return tf.ensure_shape(to_uint8(total), image.shape)
 
 
-def cutout(image: Any, rng: Rng, size: int, value: float = 0.0) -> Any:
-    """Blanks a square about a random centre, cut off at the border (Cutout, arXiv:1708.04552, 3.2).
-
-    Args:
-      image: uint8 [H, W, C].
-      rng: the op's random numbers.
-      size: of the square's side; the paper's is 16 for CIFAR-10.
-      value: what it is filled with, 0 … 255.
-
-    Returns:
-      uint8 [H, W, C].
-    """
-    tf = tf_cpu()
-    shape = tf.shape(image)
-    top, left = rng.below(shape[0]) - size // 2, rng.below(shape[1]) - size // 2
-    return _fill_box(image, (top, left, size, size), tf.cast(value, image.dtype))
+def _blur_matrix(n: int, sigma: float) -> np.ndarray:
+    """`gaussian_blur` of n values in a row, as a matrix: float32 [n, n]."""
+    radius = math.ceil(4 * sigma)
+    total = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2).sum()
+    distance = np.abs(np.arange(n)[:, None] - np.arange(n)[None, :])
+    weights = np.exp(-0.5 * (distance / sigma) ** 2) / total
+    return np.where(distance <= radius, weights, 0).astype(np.float32)
 
 
-def random_erasing(
-    image: Any,
-    rng: Rng,
-    probability: float = 0.5,
-    area: tuple[float, float] = (0.02, 0.4),
-    ratio: tuple[float, float] = (0.3, 1 / 0.3),
-) -> Any:
-    """Fills a random box with random pixels (Random Erasing, arXiv:1708.04896, algorithm 1).
-
-    Args:
-      image: uint8 [H, W, C].
-      rng: the op's random numbers.
-      probability: of doing anything.
-      area: of the box, as a fraction of the image's; uniform.
-      ratio: of the box's height over its width; uniform, as in the paper.
-
-    Returns:
-      uint8 [H, W, C]. Ten boxes are tried; if none lies inside, the image stays as it is.
-    """
-    tf = tf_cpu()
-    h, w = (tf.cast(side, tf.float64) for side in tf.unstack(tf.shape(image)[:2]))
-    areas = h * w * rng.uniform(*area, shape=(10,))
-    ratios = rng.uniform(*ratio, shape=(10,))
-    heights, widths = tf.floor(tf.sqrt(areas * ratios)), tf.floor(tf.sqrt(areas / ratios))
-    fits = (heights < h) & (widths < w)
-    tops = tf.floor(rng.uniform(shape=(10,)) * (h - heights + 1))
-    lefts = tf.floor(rng.uniform(shape=(10,)) * (w - widths + 1))
-    first = tf.argmax(tf.cast(fits, tf.int32))
-    boxes = tf.cast(tf.stack([tops, lefts, heights, widths], 1), tf.int32)
-    chosen = rng.chance(probability) & tf.reduce_any(fits)
-    seed = rng.field_seed()
-
-    def erase() -> Any:
-        noise = tf.random.stateless_uniform(tf.shape(image), seed, 0, 256, tf.int32, alg='philox')
-        return _fill_box(image, tf.unstack(boxes[first]), tf.cast(noise, image.dtype))
-
-    return tf.cond(chosen, erase, lambda: image)
+def _grid(image: jax.Array) -> jax.Array:
+    """The row and the column of each pixel: float32 [2, H, W]."""
+    rows, columns = (jnp.arange(n, dtype=jnp.float32) for n in image.shape[:2])
+    return jnp.stack(jnp.meshgrid(rows, columns, indexing='ij'))
 
 
-def _fill_box(image: Any, box: Any, value: Any) -> Any:
-    tf = tf_cpu()
-    top, left, height, width = box
-    rows, columns = tf.range(tf.shape(image)[0]), tf.range(tf.shape(image)[1])
-    inside_y = (rows >= top) & (rows < top + height)
-    inside_x = (columns >= left) & (columns < left + width)
-    inside = (inside_y[:, None] & inside_x[None, :])[..., None]
-    return tf.ensure_shape(tf.where(inside, value, image), image.shape)
+def _sample(image: jax.Array, coordinates: jax.Array) -> jax.Array:
+    """The image at float coordinates [2, H, W], bilinear, zeros outside."""
+    channels = [
+        jax.scipy.ndimage.map_coordinates(image[..., c], list(coordinates), order=1)
+        for c in range(image.shape[2])
+    ]
+    return jnp.stack(channels, axis=-1)

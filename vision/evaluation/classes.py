@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vision.core.errors import UserError, nearest
-from vision.data.source import Source, TFDSSource
+from vision.data.source import Source
 from vision.evaluation.subsets import SUBSETS
 
 
@@ -24,11 +24,15 @@ class Classes(NamedTuple):
     labels: np.ndarray
 
     def of(self, labels: np.ndarray, source: Source) -> np.ndarray:
-        """The data set's labels, int [N], as positions in `names`.
+        """The data set's labels, int [N], as positions in `names`; or float32 [N, K] as [N, K'].
 
         Raises:
           UserError: an example has no label, or one that is left out.
         """
+        if labels.ndim == 2:  # of several labels, those that are left out are not compared
+            columns = np.zeros((len(labels), len(self.names)), np.float32)
+            columns[:, self.labels[self.labels >= 0]] = labels[:, self.labels >= 0]
+            return columns
         known = (labels >= 0) & (labels < len(self.labels))
         found = np.where(known, self.labels[np.where(known, labels, 0)], -1)
         if (found < 0).any():
@@ -71,7 +75,7 @@ def match(run_names: tuple[str, ...], source: Source, which: str = 'data') -> Cl
 def _subset(source: Source) -> np.ndarray | None:
     """The labels that a data set of TFDS has, where its class list is longer."""
     name = source.name.replace('/', ':').split(':')[0]
-    if isinstance(source, TFDSSource) and name in SUBSETS and len(source.class_names) == 1000:
+    if name in SUBSETS and len(source.class_names) == 1000:
         return np.array(SUBSETS[name])
     return None
 

@@ -22,7 +22,7 @@ from vision.models import create_model
 from vision.models.summary import check_contract
 from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
-from vision.preprocess.statistics import channel_statistics
+from vision.preprocess.inputs import channel_statistics
 from vision.training import losses, patterns, plateau
 from vision.training import optimizer as optimizer_lib
 from vision.training.optimizer import make_optimizer

@@ -15,7 +15,8 @@ from vision.evaluation.evals import Evaluation
 from vision.evaluation.predictions import Predictions
 from vision.evaluation.report.charts import curves, line_chart, reliability_chart
 from vision.evaluation.run import Run
-from vision.preprocess.pictures import data_uri, examples
+from vision.preprocess.inputs import examples
+from vision.preprocess.pictures import data_uri
 
 _MISTAKES = 16  # pictures of each kind
 _THUMBNAIL = 112  # pixels of the longer side of a large image; a small one stays as it is

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from vision.core import arguments
 from vision.core.errors import UserError, unknown
 from vision.data import arrays, folder
-from vision.data.source import BadImage, NoSplitError, Source, as_labels
+from vision.data.source import BadImage, NoSplitError, Source
 
 
 def tfds(
@@ -96,64 +96,65 @@ def load(data: ConfigDict, split: str) -> Source:
     own = inspect.signature(opened).parameters
     known = {key for source in SOURCES.values() for key in inspect.signature(source).parameters}
     known |= set(own)
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in own.values())
     for key in data:
-        if key not in known and key not in _PIPELINE_KEYS and not takes_any:
+        if key not in known and key not in _PIPELINE_KEYS:
             raise unknown('key of config.data', key, known - {'split'})
     for name, parameter in own.items():
-        needed = (
-            parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
-        )
-        if needed and name not in ('split', *data):
+        if parameter.default is parameter.empty and name not in ('split', *data):
             raise UserError(f'data.{name} is missing: the source {data.source!r} needs it')
-    taken = {
-        key: data[key] for key in data if key in own or (takes_any and key not in _PIPELINE_KEYS)
-    }
-    arguments.check(f'source {data.source!r}', opened, list(taken), taken)
-    source = opened(split, **taken)
-    if data.source not in SOURCES:
-        _check(source, data.source, split)
+    taken = {key: data[key] for key in data if key in own}
+    annotated = (
+        opened.__init__ if isinstance(opened, type) else opened
+    )  # a class has its fields' types
+    arguments.check(f'source {data.source!r}', annotated, list(taken), taken)
+    if data.source in SOURCES:
+        return opened(split, **taken)
+    try:
+        source = opened(split, **taken)
+    except OSError as e:
+        raise UserError(f'source {data.source!r}: {e}') from None
+    wrong = _mistake(source)
+    if wrong is not None:
+        raise UserError(f'source {data.source!r}: {wrong}')
     return source
 
 
-def _check(source: Source, asked: str, split: str) -> None:
-    """Checks that a user's own source keeps to the contract, as far as one example tells."""
-    absent = object()
+def _mistake(source: Source) -> str | None:
+    """What a user's own source does not keep of the contract, as far as one example tells."""
+    kind, absent = type(source).__name__, object()
     for name in _CONTRACT:
         if name not in vars(source) and inspect.getattr_static(source, name, absent) is absent:
-            raise UserError(
-                f'source {asked!r}: {type(source).__name__} has no {name!r}; derive it from '
-                'vision.data.Source, which says what it is'
+            return (
+                f'{kind} has no {name!r}; derive it from vision.data.Source, which says what it is'
             )
-    name = 'read' if source.indexed else 'stream'
-    if getattr(type(source), name) is getattr(Source, name):
-        raise UserError(f'source {asked!r}: {type(source).__name__} has no method {name!r}')
+    needed = 'read' if source.indexed else 'stream'
+    if getattr(type(source), needed) is getattr(Source, needed):
+        return f'{kind} has no method {needed!r}'
     if source.num_examples < 1:
-        raise UserError(f'{source.name}: the {split} split has no examples')
+        return f'{source.name} has no examples'
+    known, names = vars(source).get('labels'), len(source.class_names)
+    if known is not None:
+        if not isinstance(known, np.ndarray) or known.shape[:1] != (source.num_examples,):
+            return f'labels must be an array of {source.num_examples}, one for each example'
+        if known.ndim == 1 and not -1 <= known.min() <= known.max() < names:
+            return f'labels go from {known.min()} to {known.max()}, but there are {names} classes'
     if not source.indexed:
-        return
+        return None
     try:
         images, labels = source.read([0])
     except BadImage:  # what cannot be read is dealt with where it is read
-        return
+        return None
     if len(images) != 1 or len(labels) != 1:
-        raise UserError(
-            f'source {asked!r}: read([0]) returns {len(images)} images, {len(labels)} labels'
-        )
-    shape, multi_label = as_labels(labels).shape[1:], source.multi_label
-    if shape != ((len(source.class_names),) if multi_label else ()):
-        raise UserError(
-            f'source {asked!r}: read gives labels of shape {list(shape)} for an image; there are '
-            f'{len(source.class_names)} classes and multi_label is {multi_label}'
+        return f'read([0]) returns {len(images)} images and {len(labels)} labels'
+    shape, several = np.shape(labels)[1:], source.multi_label
+    if shape != ((names,) if several else ()):
+        return (
+            f'read gives a label of shape {shape}, with {names} classes and multi_label={several}'
         )
     image: Any = images[0]
     if source.encoded and not isinstance(image, bytes):
-        raise UserError(
-            f'source {asked!r}: read gives {type(image).__name__}, and encoded=True asks for bytes'
-        )
-    pixels = np.asarray(image)
-    if not source.encoded and (pixels.shape, pixels.dtype) != (source.image_shape, np.uint8):
-        raise UserError(
-            f'source {asked!r}: read gives {pixels.dtype} {list(pixels.shape)}, and encoded=False '
-            f'asks for uint8 of image_shape={source.image_shape}'
-        )
+        return f'encoded=True asks for bytes, and read gives {type(image).__name__}'
+    asked, given = (source.image_shape, np.uint8), (np.shape(image), getattr(image, 'dtype', None))
+    if not source.encoded and given != asked:
+        return f'encoded=False asks for uint8 of image_shape={asked[0]}, and read gives {given}'
+    return None

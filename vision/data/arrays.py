@@ -223,7 +223,7 @@ def subset(source: ArraySource, split: str, validation: int | float) -> ArraySou
         )
     train, held_out = hold_out(source.labels, validation)
     ids = held_out if split == 'validation' else train
-    return source.subset(ids)
+    return from_arrays(source.name, source.images[ids], source.labels[ids], source.class_names)
 
 
 def read_idx(path: Path) -> np.ndarray:

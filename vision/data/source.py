@@ -41,6 +41,7 @@ class Source:
       name: where the examples come from, for messages: 'digits:train'.
       class_names: K names, in the order of the labels.
       num_examples: the number of examples in the split, N.
+      multi_label: whether an image may have several labels, or none.
       image_shape: (H, W, C) of every image, or None where each has its own.
       encoded: whether images are bytes of an image file; if not they are pixels, uint8 of
         `image_shape`.
@@ -52,6 +53,7 @@ class Source:
     name: str
     class_names: tuple[str, ...]
     num_examples: int
+    multi_label: bool = False
     image_shape: tuple[int, ...] | None = None
     encoded: bool = True
     indexed: bool = True
@@ -60,16 +62,11 @@ class Source:
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        """int32 [N], each in 0 … K − 1; or float32 [N, K] of 0 and 1 where an image has several.
+        """int32 [N], each in 0 … K − 1; or float32 [N, K] of 0 and 1 with `multi_label`.
 
         By default every example is read for them, once.
         """
         return as_labels(np.concatenate([labels for _, _, labels in self.stream()]))
-
-    @property
-    def multi_label(self) -> bool:
-        """Whether an image may have several labels, or none."""
-        return self.labels.ndim == 2
 
     def read(self, ids: Sequence[int]) -> tuple[Images, np.ndarray]:
         """Reads examples.
@@ -130,6 +127,7 @@ class ArraySource(Source):
 
     def __post_init__(self) -> None:
         self.num_examples, self.image_shape = len(self.labels), self.images.shape[1:]
+        self.multi_label = self.labels.ndim == 2
 
     def read(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
         """Pixels uint8 [b, H, W, C], and labels."""
@@ -157,7 +155,7 @@ class FileSource(Source):
     labels: np.ndarray = dataclasses.field()
 
     def __post_init__(self) -> None:
-        self.num_examples = len(self.paths)
+        self.num_examples, self.multi_label = len(self.paths), self.labels.ndim == 2
 
     def read(self, ids: Sequence[int]) -> tuple[list[bytes], np.ndarray]:
         """The files' bytes, and labels."""
@@ -217,14 +215,11 @@ class _Subset(Source):
         whole, self.num_examples = self.source, len(self.ids)
         self.name, self.class_names = whole.name, whole.class_names
         self.image_shape, self.encoded = whole.image_shape, whole.encoded
+        self.multi_label = whole.multi_label
         if whole.paths is not None:
             self.paths = tuple(whole.paths[i] for i in self.ids)
         if whole.images is not None:
             self.images = whole.images[self.ids]
-
-    @property
-    def multi_label(self) -> bool:
-        return self.source.multi_label
 
     def read(self, ids: Sequence[int]) -> tuple[Images, np.ndarray]:
         return self.source.read(self.ids[ids].tolist())

@@ -103,6 +103,14 @@ def test_other_evaluations_are_no_other_run():
     assert config_lib.differences(old, new) == []
 
 
+@pytest.mark.parametrize('views', [0, -1, 1.5, '2'])
+def test_views_are_a_whole_number(views):
+    config = config_lib.default_config()
+    config.data = ConfigDict({'source': 'digits', 'views': views})
+    with pytest.raises(UserError, match=r'data\.views=.* must be a whole number from 1 on'):
+        config_lib.check(config)
+
+
 @pytest.mark.parametrize('repeats', [0, -1, 1.5, 129, '4'])
 def test_repeats_that_make_no_sense_are_refused(repeats):
     config = config_lib.default_config()

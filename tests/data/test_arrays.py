@@ -232,3 +232,15 @@ def test_load_names_the_nearest_source_split_and_key():
         data.load(ConfigDict({'source': 'digits'}), 'validaton')
     with pytest.raises(UserError, match="Did you mean 'path'"):
         data.load(ConfigDict({'source': 'idx', 'pth': 'x'}), 'train')
+
+
+def test_an_npz_with_several_labels_an_image(tmp_path):
+    labels = (np.arange(30)[:, None] % np.array([2, 3, 5]) == 0).astype(np.float32)
+    np.savez(tmp_path / 'a.npz', x_train=np.zeros((30, 4, 4), np.uint8), y_train=labels)
+    source = arrays.npz('train', str(tmp_path / 'a.npz'), validation=10)
+    held = arrays.npz('validation', str(tmp_path / 'a.npz'), validation=10)
+    assert source.multi_label and source.class_names == ('0', '1', '2')
+    assert (source.num_examples, held.num_examples) == (20, 10)
+    np.testing.assert_array_equal(source.labels.sum(0) + held.labels.sum(0), labels.sum(0))
+    with pytest.raises(UserError, match=r'labels \[30, 3\] do not fit the 2 classes'):
+        arrays.npz('train', str(tmp_path / 'a.npz'), class_names=('a', 'b'))

@@ -247,3 +247,19 @@ def test_labels_and_endings_that_others_have(tmp_path):
     assert file_list('train', str(tmp_path / 'b.csv')).class_names == ('²',)
     touch(tmp_path / 'signs', *(f'train/a/{i}.{e}' for i, e in enumerate(('ppm', 'PGM', 'jfif'))))
     assert folder('train', str(tmp_path / 'signs')).num_examples
+
+
+def test_a_list_with_several_names_in_a_cell_is_multi_label(tmp_path):
+    rows = ['a.jpg,dog | cat,train', 'b.jpg,,train', 'c.jpg,cat,train', 'd.jpg,10|9|cat|cat,test']
+    (tmp_path / 'list.csv').write_text('\n'.join(['path,label,split', *rows]))
+    train, test = (file_list(split, str(tmp_path / 'list.csv')) for split in ('train', 'test'))
+    assert train.class_names == test.class_names == ('9', '10', 'cat', 'dog')
+    assert train.multi_label and train.labels.dtype == np.float32
+    np.testing.assert_array_equal(train.labels, [[0, 0, 1, 1], [0, 0, 0, 0], [0, 0, 1, 0]])
+    np.testing.assert_array_equal(test.labels, [[1, 1, 1, 0]])
+
+
+def test_an_empty_cell_is_a_mistake_where_each_image_has_one_label(tmp_path):
+    (tmp_path / 'list.csv').write_text('path,label,split\na.jpg,dog,train\nb.jpg,,train')
+    with pytest.raises(UserError, match="image 2 has no 'label'"):
+        file_list('train', str(tmp_path / 'list.csv'))

@@ -6,7 +6,8 @@ import pytest
 from configs import mnist_lenet5
 from vision import data
 from vision.core.errors import UserError
-from vision.data.source import ArraySource, NoSplitError, TFDSSource
+from vision.data.source import ArraySource, NoSplitError
+from vision.data.tfds_source import TFDSSource
 
 tfds = pytest.importorskip('tensorflow_datasets')
 

@@ -34,3 +34,16 @@ def test_each_class_gives_its_share(labels, fraction):
 def test_refuses_to_hold_out_what_is_not_there(count):
     with pytest.raises(UserError, match='10 examples'):
         hold_out(np.zeros(10, int), count)
+
+
+def test_sets_of_labels_are_held_out_in_proportion_and_rare_ones_without_order():
+    rng = np.random.default_rng(0)
+    common = np.repeat(np.eye(3, dtype=np.float32), [60, 30, 10], axis=0)
+    stay, held = hold_out(common, 20)
+    np.testing.assert_array_equal(common[held].sum(0), [12, 6, 2])
+    np.testing.assert_array_equal(np.sort(np.concatenate([stay, held])), np.arange(100))
+    np.testing.assert_array_equal(held, hold_out(common, 20)[1])
+    rare = rng.integers(0, 2, (400, 14)).astype(np.float32)  # nearly every set is the only one
+    _, held = hold_out(rare, 100)
+    assert len(held) == 100
+    np.testing.assert_allclose(rare[held].mean(0), 0.5, atol=0.2)

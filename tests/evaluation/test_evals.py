@@ -274,7 +274,7 @@ def test_a_tfds_data_set_whole_and_its_pictures(tmp_path, file_format):
     import tensorflow_datasets as tfds_lib
 
     from tests.data.test_tfds import COUNT, TinyPictures
-    from vision.preprocess.pictures import examples
+    from vision.preprocess.inputs import examples
 
     TinyPictures(data_dir=tmp_path, file_format=file_format).download_and_prepare(
         download_config=tfds_lib.download.DownloadConfig(num_shards=3, max_shard_size=1 << 20)

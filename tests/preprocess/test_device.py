@@ -90,3 +90,41 @@ def test_bad_ops_are_the_users_mistake(ops):
     config.preprocess.train = ops
     with pytest.raises(UserError, match=r'op|method of resize'):
         next(inputs.TrainBatches(arrays.digits('train'), config, make_mesh(), 0))
+
+
+def test_views_of_an_image_are_draws_of_their_own(split):
+    config = default_config()
+    config.preprocess.train, config.seed = AUGMENT, 5
+    config.training.batch_size = 50
+    plain = batches(split, 0, 8)  # more than an epoch
+    config.data.views = 1
+    for got, wanted in zip(inputs.TrainBatches(split.source, config, make_mesh(), 0), plain):
+        np.testing.assert_array_equal(got['image'], wanted['image'])
+    config.data.views, config.data.repeats = 3, 2
+
+    def run(start, count):
+        stream = inputs.TrainBatches(split.source, config, make_mesh(), start)
+        return [{k: np.asarray(v) for k, v in next(stream).items()} for _ in range(count)]
+
+    by_id, three = {}, run(0, 8)
+    for step, batch in enumerate(three):
+        assert batch['image'].shape == (50, 3, 12, 12, 1) and batch['label'].shape == (50,)
+        np.testing.assert_array_equal(batch['id'], batch_ids(5, 360, 50, step, 2)[0])
+        for example, views in zip(batch['id'].tolist(), batch['image'], strict=True):
+            by_id.setdefault(example, []).extend(view.tobytes() for view in views)
+    for drawn in by_id.values():
+        assert len(set(drawn)) == len(drawn)
+    np.testing.assert_array_equal(run(5, 1)[0]['image'], three[5]['image'])
+
+
+def test_images_of_several_labels():
+    images = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), dtype=np.uint8)
+    labels = (np.arange(30)[:, None] % np.array([2, 3]) == 0).astype(np.float32)
+    source = arrays.from_arrays('several', images, labels, ('two', 'three'))
+    seen = [
+        {k: np.asarray(v) for k, v in b.items()}
+        for b in inputs.EvalBatches(source, '', 16, make_mesh())
+    ]
+    rows = np.concatenate([b['label'] for b in seen])
+    np.testing.assert_array_equal(rows, [*labels, [0, 0], [0, 0]])
+    assert rows.dtype == np.float32

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from vision.data.source import ArraySource, FileSource
-from vision.preprocess.pictures import data_uri, examples, thumbnail
+from vision.preprocess.inputs import examples
+from vision.preprocess.pictures import data_uri, thumbnail
 
 
 def opened(uri):

@@ -14,10 +14,9 @@ from hypothesis import strategies as st
 
 from tests.tiers import examples, split
 from vision.core.errors import UserError
-from vision.data.order import batch_ids
+from vision.data.order import batch_ids, eval_ids
 from vision.data.source import ArraySource, FileSource
 from vision.preprocess import cache as cache_lib
-from vision.preprocess import rows
 from vision.preprocess.pipeline import eval_batches, train_batches
 
 TRAIN = 'decode|random_resized_crop(32)|flip_lr|brightness(0.4)'
@@ -119,12 +118,12 @@ def test_repeated_augmentation_shows_views_that_differ_and_can_be_sought(jpegs):
 @given(n=st.integers(1, 200), local=st.integers(1, 16), hosts=st.integers(1, 8))
 @examples(50)
 def test_evaluation_shares_are_disjoint_cover_and_are_even(n, local, hosts):
-    source = FileSource('x', (), ('p',) * n, np.zeros(n, np.int32))
     steps = -(-n // (local * hosts))
     shares = []
     for host in range(hosts):
-        plan = rows.eval_plan(source, local * hosts, host, hosts)
-        ids = np.concatenate([plan(step).ids for step in range(steps)])
+        ids = np.concatenate(
+            [eval_ids(n, local * hosts, step, host, hosts) for step in range(steps)]
+        )
         shares.append(ids[ids >= 0])
         assert len(ids) == steps * local
         assert (np.diff(shares[-1]) > 0).all()
@@ -353,3 +352,60 @@ def test_tensorflow_sees_no_accelerator():
     from vision.core.tf_cpu import tf_cpu
 
     assert tf_cpu().config.get_visible_devices('GPU') == []
+
+
+@pytest.mark.parametrize('repeats', [1, 2])
+def test_views_of_an_image_are_draws_of_their_own(jpegs, repeats):
+    settings = {'batch_size': 8, 'seed': 3, 'repeats': repeats}
+    one = take(train_batches(jpegs, TRAIN, views=1, **settings), 16)
+    assert equal(one, take(train_batches(jpegs, TRAIN, **settings), 16))
+    three = take(train_batches(jpegs, TRAIN, views=3, **settings), 16)
+    for batch, alone in zip(three, one, strict=True):
+        assert batch['image'].shape == (8, 3, 32, 32, 3) and batch['mask'].shape == (8,)
+        np.testing.assert_array_equal(batch['id'], alone['id'])
+    by_id = {}
+    for batch in three:
+        for example, views in zip(batch['id'].tolist(), batch['image'], strict=True):
+            by_id.setdefault(example, []).extend(view.tobytes() for view in views)
+    for drawn in by_id.values():  # over two epochs and all repeats
+        assert len(set(drawn)) == len(drawn)
+    assert equal(
+        three[5:7], take(train_batches(jpegs, TRAIN, views=3, start_step=5, **settings), 2)
+    )
+
+
+def test_an_image_that_cannot_be_read_has_no_view(jpegs, tmp_path):
+    (tmp_path / 'bad.jpg').write_bytes(b'no image')
+    source = dataclasses.replace(jpegs, paths=(str(tmp_path / 'bad.jpg'), *jpegs.paths[1:]))
+    batches = train_batches(source, TRAIN, batch_size=60, seed=1, views=2, max_corrupt=0.1)
+    batch = next(batches)
+    assert batch['mask'].sum() == 59 and list(batches.corrupt.values()) == ['not an image']
+    (slot,) = np.flatnonzero(batch['id'] == 0)
+    assert any(
+        np.array_equal(batch['image'][slot], batch['image'][i]) for i in range(60) if i != slot
+    )
+
+
+@pytest.mark.parametrize('cache', ['none', 'decoded'])
+def test_images_of_several_labels(jpegs, tmp_path, cache):
+    labels = np.stack([np.arange(60) % 2, np.arange(60) % 3 == 0, np.zeros(60)], 1).astype(
+        np.float32
+    )
+    source = dataclasses.replace(jpegs, class_names=tuple('abc'), labels=labels)
+    for batch in take(
+        train_batches(source, TRAIN, batch_size=16, seed=1, repeats=2, cache=cache), 5
+    ):
+        np.testing.assert_array_equal(batch['label'], labels[batch['id']])
+        assert batch['label'].dtype == np.float32
+    (tmp_path / 'bad.jpg').write_bytes(b'no image')
+    broken = dataclasses.replace(source, paths=(*source.paths[:-1], str(tmp_path / 'bad.jpg')))
+    batches = list(eval_batches(broken, EVAL, batch_size=16, skip_corrupt=True))
+    rows, mask = (np.concatenate([b[key] for b in batches]) for key in ('label', 'mask'))
+    np.testing.assert_array_equal(rows[:60], labels)
+    assert not rows[60:].any() and mask.sum() == 59
+    batch = next(train_batches(broken, TRAIN, batch_size=60, seed=1, max_corrupt=0.1))
+    (slot,) = np.flatnonzero(batch['mask'] == 0)
+    (copied,) = [
+        i for i in range(60) if i != slot and (batch['image'][i] == batch['image'][slot]).all()
+    ]
+    np.testing.assert_array_equal(batch['label'][slot], labels[batch['id'][copied]])

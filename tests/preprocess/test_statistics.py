@@ -13,8 +13,8 @@ from vision.data import arrays
 from vision.evaluation.run import load_run
 from vision.prediction import Classifier
 from vision.preprocess.device import normalise
+from vision.preprocess.inputs import channel_statistics
 from vision.preprocess.pipeline import eval_batches
-from vision.preprocess.statistics import channel_statistics
 from vision.training import train
 
 

@@ -58,6 +58,9 @@ def default_config() -> ConfigDict:
     config.data = ConfigDict({'source': 'digits', 'cache': 'none', 'max_corrupt': 0.01})
     # Repeated augmentation: so many views of an image in an epoch, which then shows fewer images.
     config.data.repeats = 1
+    # In how many draws each slot of a training batch holds its image: with V > 1 the batch has images
+    # [B, V, H, W, C], for tasks that compare views.
+    config.data.views = 1
 
     config.preprocess = ConfigDict()
     config.preprocess.train = ''  # op strings, e.g. 'decode|random_resized_crop(224)|flip_lr'
@@ -210,6 +213,9 @@ def check(config: ConfigDict) -> None:
         raise UserError(
             f'data.repeats={repeats!r} must be a whole number from 1 to training.batch_size'
         )
+    views = config.data.get('views', 1)
+    if not isinstance(views, int) or views < 1:
+        raise UserError(f'data.views={views!r} must be a whole number from 1 on')
     _check_preprocess(config.preprocess)
 
 
@@ -268,7 +274,7 @@ def resolve(config: ConfigDict) -> ConfigDict:
         if config[key] in ('', 'None'):  # the command line has no other way to say None
             config[key] = None
     with config.unlocked():
-        for key in ('cache', 'max_corrupt', 'repeats'):
+        for key in ('cache', 'max_corrupt', 'repeats', 'views'):
             if key not in config.data:
                 config.data[key] = default_config().data[key]
     for data in (config.data, *(e.get('data', {}) for e in config.get('evals', {}).values())):
@@ -294,8 +300,9 @@ def from_json(text: str) -> ConfigDict:
     for key in ('evals', 'task', 'update'):
         if key not in config:
             config[key] = default[key]
-    if 'data' in config and 'repeats' not in config.data:
-        config.data.repeats = default.data.repeats
+    for key in ('repeats', 'views') if 'data' in config else ():
+        if key not in config.data:
+            config.data[key] = default.data[key]
     if 'training' in config and 'best_by' not in config.training:
         config.training.best_by = None
     return config

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 from types import ModuleType
 
 
@@ -24,3 +25,9 @@ def tf_cpu() -> ModuleType:
         tf.config.set_visible_devices([], kind)
     tf.get_logger().setLevel('ERROR')
     return tf
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without TensorFlow's names of nodes and ops around it."""
+    text = (str(error) or type(error).__name__).strip().split('\n')[0].strip('\'"')
+    return re.sub(r'\{\{.*?\}\}\s*|\s*\[(\[|Op).*', '', text)

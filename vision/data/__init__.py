@@ -1,17 +1,21 @@
 """Step 1, collect: sources of labelled images. `load(config.data, 'train')` gives one split.
 
-A new source is one function and one line in `SOURCES`. It takes the split's name (train,
-validation or test) and keyword arguments, which are keys of `config.data`.
+A new source is a function or a class that takes the split's name (train, validation or test) and
+keyword arguments, which are keys of `config.data`, and makes a `Source` of them: one line in
+`SOURCES`, or none at all as `data.source='my_module:MySource'`.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
+from typing import Any
 
+import numpy as np
 from ml_collections import ConfigDict
 
+from vision.core import arguments
 from vision.core.errors import UserError, unknown
 from vision.data import arrays, folder
-from vision.data.source import NoSplitError, Source
+from vision.data.source import BadImage, NoSplitError, Source
 
 
 def tfds(
@@ -70,29 +74,87 @@ SOURCES: dict[str, Callable[..., Source]] = {
 }
 
 # Keys of config.data that concern the pipeline, not the source.
-_PIPELINE_KEYS = ('source', 'max_corrupt', 'cache', 'repeats')
+_PIPELINE_KEYS = ('source', 'max_corrupt', 'cache', 'repeats', 'views')
+
+# What callers ask a source for.
+_CONTRACT = (*Source.__annotations__, *(name for name in vars(Source) if name[0] != '_'))
 
 
 def load(data: ConfigDict, split: str) -> Source:
     """Opens one split of the source that a config names.
 
     Args:
-      data: `config.data`. A key that only another source has is ignored, so that one config can
+      data: `config.data`; `source` is a key of `SOURCES`, or 'package.module:name' of a class or
+        function of one's own. A key that only another source has is ignored, so that one config can
         name two sources of the same data (`tfds` and `idx`).
       split: train, validation or test.
 
     Raises:
       UserError: an unknown source, split or key, or whatever is wrong with the data.
     """
-    if data.source not in SOURCES:
-        raise unknown('data.source', data.source, SOURCES)
-    known = {name for source in SOURCES.values() for name in inspect.signature(source).parameters}
+    opened = arguments.find('data.source', data.source, SOURCES)
+    own = inspect.signature(opened).parameters
+    known = {key for source in SOURCES.values() for key in inspect.signature(source).parameters}
+    known |= set(own)
     for key in data:
         if key not in known and key not in _PIPELINE_KEYS:
             raise unknown('key of config.data', key, known - {'split'})
-    source = SOURCES[data.source]
-    own = inspect.signature(source).parameters
     for name, parameter in own.items():
         if parameter.default is parameter.empty and name not in ('split', *data):
             raise UserError(f'data.{name} is missing: the source {data.source!r} needs it')
-    return source(split, **{key: data[key] for key in data if key in own})
+    taken = {key: data[key] for key in data if key in own}
+    annotated = (
+        opened.__init__ if isinstance(opened, type) else opened
+    )  # a class has its fields' types
+    arguments.check(f'source {data.source!r}', annotated, list(taken), taken)
+    if data.source in SOURCES:
+        return opened(split, **taken)
+    try:
+        source = opened(split, **taken)
+    except OSError as e:
+        raise UserError(f'source {data.source!r}: {e}') from None
+    wrong = _mistake(source)
+    if wrong is not None:
+        raise UserError(f'source {data.source!r}: {wrong}')
+    return source
+
+
+def _mistake(source: Source) -> str | None:
+    """What a user's own source does not keep of the contract, as far as one example tells."""
+    kind, absent = type(source).__name__, object()
+    for name in _CONTRACT:
+        if name not in vars(source) and inspect.getattr_static(source, name, absent) is absent:
+            return (
+                f'{kind} has no {name!r}; derive it from vision.data.Source, which says what it is'
+            )
+    needed = 'read' if source.indexed else 'stream'
+    if getattr(type(source), needed) is getattr(Source, needed):
+        return f'{kind} has no method {needed!r}'
+    if source.num_examples < 1:
+        return f'{source.name} has no examples'
+    known, names = vars(source).get('labels'), len(source.class_names)
+    if known is not None:
+        if not isinstance(known, np.ndarray) or known.shape[:1] != (source.num_examples,):
+            return f'labels must be an array of {source.num_examples}, one for each example'
+        if known.ndim == 1 and not -1 <= known.min() <= known.max() < names:
+            return f'labels go from {known.min()} to {known.max()}, but there are {names} classes'
+    if not source.indexed:
+        return None
+    try:
+        images, labels = source.read([0])
+    except BadImage:  # what cannot be read is dealt with where it is read
+        return None
+    if len(images) != 1 or len(labels) != 1:
+        return f'read([0]) returns {len(images)} images and {len(labels)} labels'
+    shape, several = np.shape(labels)[1:], source.multi_label
+    if shape != ((names,) if several else ()):
+        return (
+            f'read gives a label of shape {shape}, with {names} classes and multi_label={several}'
+        )
+    image: Any = images[0]
+    if source.encoded and not isinstance(image, bytes):
+        return f'encoded=True asks for bytes, and read gives {type(image).__name__}'
+    asked, given = (source.image_shape, np.uint8), (np.shape(image), getattr(image, 'dtype', None))
+    if not source.encoded and given != asked:
+        return f'encoded=False asks for uint8 of image_shape={asked[0]}, and read gives {given}'
+    return None

@@ -13,7 +13,7 @@ import numpy as np
 
 from vision.core.errors import UserError, unknown
 from vision.data.order import hash64
-from vision.data.source import ArraySource, NoSplitError
+from vision.data.source import ArraySource, NoSplitError, as_labels
 from vision.data.splits import hold_out
 
 _IDX_PREFIX = {'train': 'train', 'test': 't10k'}
@@ -93,7 +93,8 @@ def npz(
 
     Args:
       split: train, validation or test. Without validation arrays it is held out of train.
-      path: the file; its arrays are uint8 [N, H, W] or [N, H, W, C], and integers [N] or [N, 1].
+      path: the file; its arrays are uint8 [N, H, W] or [N, H, W, C], and integers [N] or [N, 1];
+        or floats 0 and 1 [N, K], where an image may have several.
       validation: as in `idx`.
       class_names: in the labels' order; empty for the numbers themselves.
 
@@ -123,7 +124,9 @@ def npz(
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     images = images[..., None] if images.ndim == 3 else images
     name = f'npz:{path}:{split}'
-    _check_labels(name, every_label.reshape(-1))
+    if every_label.ndim == 2 and every_label.shape[1] == 1:
+        every_label = every_label[:, 0]
+    _check_labels(name, every_label)
     source = from_arrays(name, images, labels, class_names or _numbers(every_label))
     if has_validation or split == 'test':
         return source
@@ -175,7 +178,7 @@ def from_arrays(
     Args:
       name: for messages.
       images: uint8 [N, H, W, C].
-      labels: integers [N].
+      labels: integers [N]; or floats 0 and 1 [N, K], where an image may have several.
       class_names: K names; empty for '0' … the largest label.
 
     Raises:
@@ -193,18 +196,22 @@ def from_arrays(
     if not len(labels):
         raise UserError(f'{name} has no examples')
     names = tuple(class_names) or _numbers(labels)
-    if labels.min() < 0 or labels.max() >= len(names):
+    if labels.ndim == 2 and labels.shape[1] != len(names):
+        raise UserError(f'{name}: labels {list(labels.shape)} do not fit the {len(names)} classes')
+    if labels.ndim == 1 and (labels.min() < 0 or labels.max() >= len(names)):
         raise UserError(
             f'{name}: labels go from {labels.min()} to {labels.max()}, '
             f'but there are {len(names)} classes'
         )
-    return ArraySource(name, names, np.ascontiguousarray(images), labels.astype(np.int32))
+    return ArraySource(name, names, np.ascontiguousarray(images), as_labels(labels))
 
 
 def _check_labels(name: str, labels: np.ndarray) -> None:
-    if labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer):
+    several = labels.ndim == 2 and labels.dtype.kind in 'bf' and np.isin(labels, (0, 1)).all()
+    if not several and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
         raise UserError(
-            f'{name}: labels must be integers [N], not {labels.dtype} {list(labels.shape)}'
+            f'{name}: labels must be integers [N], or floats 0 and 1 [N, K] where an image has '
+            f'several, not {labels.dtype} {list(labels.shape)}'
         )
 
 
@@ -258,6 +265,9 @@ def _find_idx(folder: Path, stem: str, kind: str) -> Path:
 
 
 def _numbers(labels: np.ndarray) -> tuple[str, ...]:
+    """The classes' names where they have none: '0' … the largest label."""
+    if labels.ndim == 2:
+        return tuple(map(str, range(labels.shape[1])))
     if labels.max(initial=0) >= _MOST_CLASSES:
         raise UserError(f'a label of {labels.max()}: labels must be 0 … number of classes - 1')
     return tuple(str(i) for i in range(int(labels.max(initial=0)) + 1))

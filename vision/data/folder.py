@@ -11,7 +11,7 @@ import numpy as np
 
 from vision.core.errors import UserError, unknown
 from vision.data.order import hash64
-from vision.data.source import FileSource
+from vision.data.source import FileSource, as_labels, multi_hot
 
 ENDINGS = ('.jpg', '.jpeg', '.jpe', '.png', '.bmp', '.gif', '.webp', '.tif', '.tiff', '.jfif',
            '.ppm', '.pgm', '.pbm', '.pnm')  # fmt: skip
@@ -61,7 +61,9 @@ def file_list(split: str, path: str | None) -> FileSource:
       split: train, validation or test.
       path: of a CSV with a header `path,label` or of JSON lines `{"path": …, "label": …}`; image
         paths are relative to the list's folder. A column `split` decides the split if there is
-        one, else a hash of each path, as for `folder`. Labels are the classes' names.
+        one, else a hash of each path, as for `folder`. Labels are the classes' names. Where a cell
+        has several, 'cat|dog', the whole list is multi-label, and an empty cell is an image without
+        any.
 
     Raises:
       UserError: no such list, a line that cannot be read, a missing column, an empty split.
@@ -73,18 +75,30 @@ def file_list(split: str, path: str | None) -> FileSource:
     if not rows:
         raise UserError(f'{path}: the list has no images')
     base = os.path.dirname(os.path.abspath(os.path.expanduser(path)))
-    classes = tuple(sorted({row['label'] for row in rows}, key=_natural))
+    multi_label = any('|' in row['label'] for row in rows)
+    for number, row in enumerate(rows, 1):
+        if not row['label'] and not multi_label:
+            raise UserError(f"{path}: image {number} has no 'label'; expected path and label")
+    named = [_names(row['label']) if multi_label else [row['label']] for row in rows]
+    classes = tuple(sorted({name for names in named for name in names}, key=_natural))
     without = [number for number, row in enumerate(rows, 1) if 'split' not in row]
     if without and len(without) < len(rows):
         raise UserError(f"{path}: image {without[0]} has no 'split', which others have")
     if not without:
-        chosen = [row for row in rows if _canonical(row['split'], path) == split]
+        parts = [_canonical(row['split'], path) for row in rows]
     else:
         parts = _hash_parts([row['path'] for row in rows])
-        chosen = [row for row, part in zip(rows, parts, strict=True) if part == split]
-    paths = [os.path.normpath(os.path.join(base, row['path'])) for row in chosen]
-    labels = [classes.index(row['label']) for row in chosen]
+    chosen = [i for i, part in enumerate(parts) if part == split]
+    paths = [os.path.normpath(os.path.join(base, rows[i]['path'])) for i in chosen]
+    index = {name: label for label, name in enumerate(classes)}
+    found = [[index[name] for name in named[i]] for i in chosen]
+    labels = multi_hot(found, len(classes)) if multi_label else [label for (label,) in found]
     return _source(f'{path}:{split}', classes, paths, labels)
+
+
+def _names(cell: str) -> list[str]:
+    """The classes in a cell of a multi-label list."""
+    return [name.strip() for name in cell.split('|') if name.strip()]
 
 
 def files(paths: Sequence[str]) -> FileSource:
@@ -231,10 +245,12 @@ def _from_relative(
     return _source(f'{root}:{split}', classes, paths, [label for _, label in images])
 
 
-def _source(name: str, classes: tuple[str, ...], paths: list[str], labels: list[int]) -> FileSource:
+def _source(
+    name: str, classes: tuple[str, ...], paths: list[str], labels: list[int] | np.ndarray
+) -> FileSource:
     if not paths:
         raise UserError(f'{name}: the split has no examples')
-    return FileSource(name, classes, tuple(paths), np.asarray(labels, np.int32))
+    return FileSource(name, classes, tuple(paths), as_labels(np.asarray(labels)))
 
 
 def _hash_parts(paths: list[str]) -> list[str]:
@@ -272,8 +288,8 @@ def _read_list(path: str) -> list[dict[str, str]]:
         except (csv.Error, UnicodeDecodeError) as e:
             raise UserError(f'{path}: not a list of images ({e})') from None
     for number, row in enumerate(rows, 1):
-        for key in ('path', 'label'):
-            if row.get(key) in (None, ''):
+        for key, none in (('path', (None, '')), ('label', (None,))):
+            if row.get(key) in none:
                 raise UserError(f'{path}: image {number} has no {key!r}; expected path and label')
     return [{k: str(v) for k, v in row.items() if v is not None} for row in rows]
 

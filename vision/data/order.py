@@ -77,3 +77,37 @@ def apart(batch_size: int, repeats: int) -> np.ndarray:
     rows = np.concatenate([np.arange(first, batch_size, repeats) for first in range(repeats)])
     rows.flags.writeable = False
     return rows
+
+
+def eval_ids(n: int, batch_size: int, step: int, part: int = 0, parts: int = 1) -> np.ndarray:
+    """Returns one host's share of an evaluation batch: int64 [batch_size / parts], −1 for padding.
+
+    Batches hold the ids in order. What remains for the last one is shared among the hosts, so that
+    their shares of the split differ by one example at most.
+
+    Args:
+      n: number of examples in the split.
+      batch_size: of the global batch.
+      step: counted from 0.
+      part: which host, from 0.
+      parts: how many hosts there are.
+    """
+    remaining = min(batch_size, n - step * batch_size)
+    share, extra = divmod(remaining, parts)
+    count = share + (part < extra)
+    ids = np.full(batch_size // parts, -1)
+    ids[:count] = step * batch_size + part * share + min(part, extra) + np.arange(count)
+    return ids
+
+
+def view_counters(epochs: np.ndarray, views: int) -> np.ndarray:
+    """What augmentation is keyed on where each slot of a batch holds several views of its image.
+
+    Args:
+      epochs: int [B], as `batch_ids` returns them.
+      views: V, in how many draws each image comes.
+
+    Returns:
+      int [B, V], no two of which are the same for an id: epoch · V + view. The epochs for V = 1.
+    """
+    return epochs[:, None] * views + np.arange(views)

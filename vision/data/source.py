@@ -1,152 +1,344 @@
-"""What a source of labelled images is: one named split, its class names, and its examples.
+"""Sources: one named split of labelled images each, which answers for itself.
 
-Four kinds, by how the examples are reached. All of them have `name`, `class_names` and
-`num_examples`, and an example's `id` is its stable index in the split, 0 … num_examples − 1.
+`Source` is the contract. Callers ask a source what it has and never what kind it is, so a class of a
+user's own works wherever these do (docs/extending.md).
 """
 
 import dataclasses
-from collections.abc import Collection, Sequence
+import functools
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from vision.core.errors import UserError
 
+_CHUNK = 256  # examples that are read at once where all are
+
 
 class NoSplitError(UserError):
     """The source is in order, but it has no split of that name."""
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class ArraySource:
-    """Images that are in memory, all of one size: digits, IDX files, `.npz`, synthetic.
+class BadImage(ValueError):
+    """An image that cannot be read; its text says why, in a few words."""
+
+
+# An encoded image, or pixels uint8 [H, W, C].
+Image = bytes | np.ndarray
+Images = Sequence[Image] | np.ndarray
+# Ids int64 [b], their images or the reasons why there is none, and their labels [b] or [b, K].
+Chunk = tuple[np.ndarray, Sequence[Image | BadImage], np.ndarray]
+
+
+class Source:
+    """One named split of labelled images; an example's id is its stable index, 0 … num_examples − 1.
+
+    A subclass sets `name`, `class_names` and `num_examples`, and has `read`; the rest follows from
+    them. One whose examples can only be read in order sets `indexed = False` and has `stream`.
 
     Attributes:
       name: where the examples come from, for messages: 'digits:train'.
       class_names: K names, in the order of the labels.
-      images: uint8 [N, H, W, C].
-      labels: int32 [N], each in 0 … K − 1.
+      num_examples: the number of examples in the split, N.
+      multi_label: whether an image may have several labels, or none.
+      image_shape: (H, W, C) of every image, or None where each has its own.
+      encoded: whether images are bytes of an image file; if not they are pixels, uint8 of
+        `image_shape`.
+      indexed: whether examples can be read by their ids.
+      paths: N paths where the images are files, which are then read in parallel; else None.
+      images: uint8 [N, H, W, C] where all are in memory, and can be put on a device; else None.
     """
 
     name: str
     class_names: tuple[str, ...]
-    images: np.ndarray
-    labels: np.ndarray
+    num_examples: int
+    multi_label: bool = False
+    image_shape: tuple[int, ...] | None = None
+    encoded: bool = True
+    indexed: bool = True
+    paths: tuple[str, ...] | None = None
+    images: np.ndarray | None = None
 
-    @property
-    def num_examples(self) -> int:
-        """The number of examples in the split, N."""
-        return len(self.labels)
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """int32 [N], each in 0 … K − 1; or float32 [N, K] of 0 and 1 with `multi_label`.
+
+        By default every example is read for them, once.
+        """
+        return as_labels(np.concatenate([labels for _, _, labels in self.stream()]))
+
+    def read(self, ids: Sequence[int]) -> tuple[Images, np.ndarray]:
+        """Reads examples.
+
+        Args:
+          ids: b of them, each in 0 … N − 1.
+
+        Returns:
+          Their images, encoded or as pixels (see `encoded`), and labels [b] or [b, K].
+
+        Raises:
+          BadImage: one of them cannot be read; the text says why. The others are then read alone.
+            Any other exception but UserError counts as the same.
+        """
+        raise NotImplementedError
+
+    def stream(self, order: int | None = None, part: int = 0, parts: int = 1) -> Iterator[Chunk]:
+        """Yields the examples one after another, in chunks of any size.
+
+        Args:
+          order: None for the order of the ids; else a number that decides how they are shuffled.
+            Only sources that are not `indexed` are asked for it, or for a part.
+          part: which of the parts, from 0: one for each host.
+          parts: contiguous ranges of ids that differ by one example at most, the longer ones first.
+
+        Raises:
+          UserError: the data are damaged.
+        """
+        for start in range(0, self.num_examples, _CHUNK):
+            ids = np.arange(start, min(start + _CHUNK, self.num_examples))
+            yield ids, *read_each(self, ids)
+
+    def name_of(self, example: int) -> str:
+        """What messages call an example: its path if it has one."""
+        return self.paths[example] if self.paths else f'{self.name}, example {example}'
+
+    def subset(self, ids: Sequence[int] | np.ndarray) -> 'Source':
+        """Some of the examples as a source, in that order."""
+        return _Subset(self, np.asarray(ids, np.int64))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class FileSource:
+@dataclasses.dataclass(eq=False)
+class ArraySource(Source):
+    """Images that are in memory, all of one size: digits, IDX files, `.npz`, synthetic.
+
+    Attributes:
+      name: where the examples come from.
+      class_names: K names, in the order of the labels.
+      images: uint8 [N, H, W, C].
+      labels: int32 [N], or float32 [N, K].
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    images: np.ndarray = dataclasses.field()
+    labels: np.ndarray = dataclasses.field()
+    encoded = False
+
+    def __post_init__(self) -> None:
+        self.num_examples, self.image_shape = len(self.labels), self.images.shape[1:]
+        self.multi_label = self.labels.ndim == 2
+
+    def read(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels uint8 [b, H, W, C], and labels."""
+        return self.images[ids], self.labels[ids]
+
+    def subset(self, ids: Sequence[int] | np.ndarray) -> 'ArraySource':
+        """Some of the examples, in memory."""
+        return dataclasses.replace(self, images=self.images[ids], labels=self.labels[ids])
+
+
+@dataclasses.dataclass(eq=False)
+class FileSource(Source):
     """Encoded images on disk, of any size: folders and lists of files.
 
     Attributes:
-      name: where the examples come from, for messages.
+      name: where the examples come from.
       class_names: K names, in the order of the labels.
       paths: N paths; absolute for a data set, as they were given for prediction.
-      labels: int32 [N]; −1 where there is no label (prediction).
+      labels: int32 [N], or float32 [N, K]; −1 where there is no label (prediction).
     """
 
     name: str
     class_names: tuple[str, ...]
-    paths: tuple[str, ...]
-    labels: np.ndarray
+    paths: tuple[str, ...] = dataclasses.field()
+    labels: np.ndarray = dataclasses.field()
 
-    @property
-    def num_examples(self) -> int:
-        """The number of examples in the split, N."""
-        return len(self.paths)
+    def __post_init__(self) -> None:
+        self.num_examples, self.multi_label = len(self.paths), self.labels.ndim == 2
+
+    def read(self, ids: Sequence[int]) -> tuple[list[bytes], np.ndarray]:
+        """The files' bytes, and labels."""
+        return [read_file(self.paths[i]) for i in ids], self.labels[ids]
+
+    def subset(self, ids: Sequence[int] | np.ndarray) -> 'FileSource':
+        """Some of the files."""
+        return dataclasses.replace(
+            self, paths=tuple(self.paths[i] for i in ids), labels=self.labels[ids]
+        )
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class RecordSource:
+@dataclasses.dataclass(eq=False)
+class RecordSource(Source):
     """Encoded images that are read by their index: a TensorFlow data set in ArrayRecord files.
 
     Attributes:
       name: 'imagenet2012:train'.
       class_names: K names, in the order of the labels.
-      records: N dicts `{'image': bytes, 'label': int}`, with `__getitem__`; `__getitems__`, where
+      records: N dicts `{'image': bytes, label_key: int}`, with `__getitem__`; `__getitems__`, where
         there is one, reads faster.
       image_shape: (H, W, C) of every image, or None where each has its own.
+      label_key: of a record's label.
+      multi_label: whether a record has a sequence of labels.
     """
 
     name: str
     class_names: tuple[str, ...]
     records: Any
-    image_shape: tuple[int, int, int] | None
+    image_shape: tuple[int, ...] | None = None
+    label_key: str = 'label'
+    multi_label: bool = False
 
-    @property
-    def num_examples(self) -> int:
-        """The number of examples in the split, N."""
-        return len(self.records)
-
-    @property
-    def labels(self) -> np.ndarray:
-        """Int32 [N]; reads every record."""
-        every = self.read(range(self.num_examples))[1]
-        return every.astype(np.int32)
+    def __post_init__(self) -> None:
+        self.num_examples = len(self.records)
 
     def read(self, ids: Sequence[int]) -> tuple[list[bytes], np.ndarray]:
-        """Reads examples.
-
-        Args:
-          ids: b of them; −1 is none.
-
-        Returns:
-          The encoded images and the labels, int64 [b]; b'' and 0 where there is none, and where a
-          record is damaged.
-        """
-        here = [int(i) for i in ids if i >= 0]
-        try:
-            found = list(self.records.__getitems__(here))
-        except Exception:  # whatever a damaged file leads the reader to: see which records it is
-            found = [self._read_one(i) for i in here]
-        # Where its file was cut off, a record comes without its parts.
-        examples = (e if None not in e.values() else _NOTHING for e in found)
-        every = [next(examples) if i >= 0 else _NOTHING for i in ids]
-        labels = np.array([example['label'] for example in every], np.int64)
-        return [example['image'] for example in every], labels
-
-    def _read_one(self, example: int) -> dict[str, Any]:
-        try:
-            return self.records[example]
-        except Exception:
-            return _NOTHING
+        """The encoded images, and labels int64 [b] or float32 [b, K]."""
+        together = getattr(self.records, '__getitems__', None)
+        found = list(together(ids) if together else map(self.records.__getitem__, ids))
+        if any(None in record.values() for record in found):
+            raise BadImage('a record without its parts: its file was cut off')
+        labels = [record[self.label_key] for record in found]
+        return [record['image'] for record in found], (
+            multi_hot(labels, len(self.class_names)) if self.multi_label else np.array(labels)
+        )
 
 
-_NOTHING: dict[str, Any] = {'image': b'', 'label': 0}
+@dataclasses.dataclass(eq=False)
+class _Subset(Source):
+    """Some examples of a source, which go by their names there."""
+
+    source: Source
+    ids: np.ndarray
+
+    def __post_init__(self) -> None:
+        whole, self.num_examples = self.source, len(self.ids)
+        self.name, self.class_names = whole.name, whole.class_names
+        self.image_shape, self.encoded = whole.image_shape, whole.encoded
+        self.multi_label = whole.multi_label
+        if whole.paths is not None:
+            self.paths = tuple(whole.paths[i] for i in self.ids)
+        if whole.images is not None:
+            self.images = whole.images[self.ids]
+
+    def read(self, ids: Sequence[int]) -> tuple[Images, np.ndarray]:
+        return self.source.read(self.ids[ids].tolist())
+
+    def name_of(self, example: int) -> str:
+        return self.source.name_of(int(self.ids[example]))
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class TFDSSource:
-    """A split of a TensorFlow data set in files that are read in sequence.
+def read_file(path: str) -> bytes:
+    """Reads a file.
 
-    Attributes:
-      name: 'mnist:train[:55000]'.
-      class_names: K names, in the order of the labels.
-      builder: the `tfds.core.DatasetBuilder`, prepared.
-      split: TFDS's name of the split, slices included.
-      num_examples: the number of examples in the split.
-      image_shape: (H, W, C) of every image, or None where each has its own.
+    Raises:
+      BadImage: it cannot be read; the text says why.
     """
+    try:
+        with open(path, 'rb') as file:
+            return file.read()
+    except FileNotFoundError:
+        raise BadImage('no such file') from None
+    except PermissionError:
+        raise BadImage('permission denied') from None
+    except IsADirectoryError:
+        raise BadImage('is a folder') from None
+    except OSError as e:
+        raise BadImage(e.strerror or 'cannot be read') from None
+    except ValueError:  # a path that no file can have: with a zero byte in it
+        raise BadImage('no such file') from None
 
-    name: str
-    class_names: tuple[str, ...]
-    builder: Any
-    split: str
-    num_examples: int
-    image_shape: tuple[int, int, int] | None
+
+def read_each(
+    source: Source, ids: Sequence[int] | np.ndarray
+) -> tuple[Sequence[Image | BadImage], np.ndarray]:
+    """`source.read(ids)`, with the reason in place of each image that cannot be read.
+
+    The label of such an image is 0, unless the source knows its labels without reading.
+    """
+    ids = [int(i) for i in ids]
+    if not ids:
+        return [], no_labels(source, 0)
+    if len(ids) > 1:
+        try:
+            images, labels = source.read(ids)
+            if len(images) == len(labels) == len(ids):
+                return images, as_labels(labels)
+        except UserError:
+            raise
+        except Exception:  # whatever a damaged file leads the reader to: see which one it is
+            pass
+    found: list[Image | BadImage] = []
+    known = 'labels' in vars(source)
+    every = source.labels[ids] if known else no_labels(source, len(ids))
+    for position, example in enumerate(ids):
+        try:
+            (image,), (every[position],) = source.read([example])
+            found.append(image)
+        except (UserError, NotImplementedError):
+            raise
+        except BadImage as e:
+            found.append(e)
+        except Exception as e:
+            found.append(BadImage(f'{type(e).__name__}: {e}'.strip().split('\n')[0]))
+    return found, every
 
 
-Indexed = ArraySource | FileSource | RecordSource
-Source = Indexed | TFDSSource
+def read_some(
+    source: Source, ids: Iterable[int]
+) -> Iterator[tuple[int, Image | BadImage, np.ndarray]]:
+    """Yields some examples: id, image or why there is none, label.
+
+    A source that is not indexed is read through, in the order of its ids, up to the last of them.
+    """
+    if source.indexed:
+        for example in ids:
+            (image,), (label,) = read_each(source, [example])
+            yield example, image, label
+        return
+    wanted = set(ids)
+    for chunk in source.stream() if wanted else ():
+        for example, image, label in zip(*chunk, strict=True):
+            if example in wanted:
+                yield int(example), image, label
+                wanted.remove(example)
+        if not wanted:
+            return
+
+
+def as_labels(labels: np.ndarray) -> np.ndarray:
+    """Labels in their type: int32 [N], or float32 [N, K]."""
+    labels = np.asarray(labels)
+    return labels.astype(np.float32 if labels.ndim == 2 else np.int32)
+
+
+def no_labels(source: Source, count: int) -> np.ndarray:
+    """The labels of padding: zeros int32 [count], or float32 [count, K]."""
+    if source.multi_label:
+        return np.zeros((count, len(source.class_names)), np.float32)
+    return np.zeros(count, np.int32)
+
+
+def multi_hot(labels: Sequence[Iterable[int]], num_classes: int) -> np.ndarray:
+    """The classes of each of N images as float32 [N, num_classes], 1 where it has the class."""
+    rows = np.zeros((len(labels), num_classes), np.float32)
+    for row, classes in zip(rows, labels, strict=True):
+        row[list(classes)] = 1
+    return rows
+
+
+def label_indices(label: Any) -> list[int]:
+    """The classes of one example: of an int32 scalar, or of a multi-label row [K]."""
+    return np.flatnonzero(label).tolist() if np.ndim(label) else [int(label)]
+
+
+def label_text(class_names: Sequence[str], label: Any) -> str:
+    """The names of an example's classes: 'cat', or 'cat, dog'; '' where it has none."""
+    return ', '.join(class_names[i] for i in label_indices(label) if 0 <= i < len(class_names))
 
 
 def count_named(source: Source, names: Collection[str]) -> int:
     """How many examples have one of these names, as messages give them: a list may repeat a file."""
-    if isinstance(source, FileSource):
-        return sum(path in names for path in source.paths)
-    return len(names)
+    if source.paths is None or not names:
+        return len(names)
+    return sum(path in names for path in source.paths)

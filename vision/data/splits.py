@@ -12,7 +12,7 @@ def hold_out(labels: np.ndarray, count: int | float) -> tuple[np.ndarray, np.nda
     """Holds examples out of a split, each class in proportion.
 
     Args:
-      labels: int [N].
+      labels: int [N]; or 0 and 1 [N, K], where each set of labels that occurs counts as a class.
       count: how many to hold out; below 1 it is a fraction of N.
 
     Returns:
@@ -27,14 +27,18 @@ def hold_out(labels: np.ndarray, count: int | float) -> tuple[np.ndarray, np.nda
     total = round(count * n) if 0 < count < 1 else int(count)
     if total < 0 or total >= n:
         raise UserError(f'cannot hold {count} out of {n} examples')
-    classes, sizes = np.unique(labels, return_counts=True)
+    _, first, classes, sizes = np.unique(
+        labels, return_index=True, return_inverse=True, return_counts=True, axis=0
+    )
     shares = sizes * total / n
     quota = np.floor(shares).astype(int)
-    largest_remainders = np.argsort(-(shares - quota), kind='stable')
+    # Of equal remainders the first class's; sets of labels, of which many are rare, in no order.
+    ties = np.arange(len(sizes)) if labels.ndim == 1 else hash64(_SALT, first)
+    largest_remainders = np.lexsort((ties, quota - shares))
     quota[largest_remainders[: total - quota.sum()]] += 1
     held = []
-    for cls, take in zip(classes, quota, strict=True):
-        ids = np.flatnonzero(labels == cls)
+    for cls, take in enumerate(quota):
+        ids = np.flatnonzero(classes.ravel() == cls)
         held.append(ids[np.argsort(hash64(_SALT, ids), kind='stable')[:take]])
     out = np.sort(np.concatenate(held)) if held else np.empty(0, np.int64)
     return np.setdiff1d(np.arange(n), out), out.astype(np.int64)

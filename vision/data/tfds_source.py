@@ -1,4 +1,4 @@
-"""TensorFlow Datasets: any image classification data set by name.
+"""TensorFlow Datasets: any image classification data set by name, of one label an image or several.
 
 Data sets prepared as ArrayRecord are read by index, like folders: fully shuffled. TFRecord files,
 which is what TFDS writes unless told otherwise, cannot be indexed, so a full shuffle is not to be
@@ -9,22 +9,68 @@ the same in every run with as many hosts, another with more. Resuming reads the 
 begun epoch again, without decoding them; whole epochs are not read.
 """
 
+import dataclasses
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from vision.core.errors import UserError, nearest
-from vision.core.tf_cpu import tf_cpu
-from vision.data.order import hash64
-from vision.data.source import ArraySource, RecordSource, TFDSSource
+from vision.core.tf_cpu import first_line, tf_cpu
+from vision.data.source import ArraySource, BadImage, Chunk, RecordSource, Source, as_labels
 
 SHUFFLE_WINDOW = 16_384  # encoded examples in memory: 1.8 GB of ImageNet's
-_SEGMENT = 200_000  # examples of a data set that is built at once; a new one stalls the pipeline
-_SEGMENT_EPOCHS = 4
+_CHUNK = 64  # examples that are handed on at once
 _RETRIES = 3  # of a download; TFDS's own 10 take minutes to find that there is no connection
+
+
+@dataclasses.dataclass(eq=False)
+class TFDSSource(Source):
+    """A split of a TensorFlow data set in files that are read in sequence.
+
+    Attributes:
+      name: 'mnist:train[:55000]'.
+      class_names: K names, in the order of the labels.
+      builder: the `tfds.core.DatasetBuilder`, prepared.
+      split: TFDS's name of the split, slices included.
+      num_examples: the number of examples in the split.
+      image_shape: (H, W, C) of every image, or None where each has its own.
+      label_key: of the feature that is the label.
+      multi_label: whether that feature is a sequence.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    builder: Any
+    split: str
+    num_examples: int
+    image_shape: tuple[int, ...] | None = None
+    label_key: str = 'label'
+    multi_label: bool = False
+    indexed = False
+
+    def stream(self, order: int | None = None, part: int = 0, parts: int = 1) -> Iterator[Chunk]:
+        """Records of a part of the split, in order or shuffled through a window; see `Source`.
+
+        Raises:
+          UserError: the files are damaged.
+        """
+        tf = tf_cpu()
+        records = _records(self, order, part, parts).batch(_CHUNK).prefetch(1)
+        try:
+            for ids, images, labels in records.as_numpy_iterator():
+                yield ids, images, as_labels(labels)
+        except tf.errors.OpError as e:
+            raise UserError(
+                f'{self.name}: its records cannot be read ({first_line(e)}); '
+                'remove the data set and prepare it again'
+            ) from None
+
+    def subset(self, ids: Sequence[int] | np.ndarray) -> Source:
+        """Raises UserError: single examples cannot be had."""
+        raise UserError(f'{self.name} is read in sequence only; set data.in_memory, or name files')
 
 
 def tfds(split: str, name: str, data_dir: str | None = None) -> TFDSSource | RecordSource:
@@ -41,21 +87,24 @@ def tfds(split: str, name: str, data_dir: str | None = None) -> TFDSSource | Rec
     tf_cpu()
     builder = _builder(name, data_dir)
     features = builder.info.features
-    if features is None or not {'image', 'label'} <= set(features):
+    key = next((k for k in ('label', 'labels') if k in (features or ())), None)
+    if features is None or 'image' not in features or key is None:
         raise UserError(
             f'TFDS {name!r} has no image and label; it has {", ".join(features or ["nothing"])}'
         )
-    if not hasattr(features['label'], 'names'):
-        raise UserError(f'TFDS {name!r} is no classification data set: its label is no class')
+    several = not hasattr(features[key], 'names')
+    label: Any = getattr(features[key], 'feature', None) if several else features[key]
+    if not hasattr(label, 'names'):
+        raise UserError(f'TFDS {name!r} is no classification data set: its {key} is no class')
     count = _num_examples(builder, name, split)
     if count == 0:
         raise UserError(f'TFDS {name!r}: the split {split!r} has no examples')
-    full_name, classes = f'{name}:{split}', tuple(features['label'].names)
+    full_name, classes = f'{name}:{split}', tuple(label.names)
     shape = features['image'].shape
-    image_shape = tuple(shape) if None not in shape else None
+    about = (tuple(shape) if None not in shape else None, key, several)
     if builder.info.file_format.value == 'array_record':
-        return RecordSource(full_name, classes, _by_index(builder, split), image_shape)
-    return TFDSSource(full_name, classes, builder, split, count, image_shape)
+        return RecordSource(full_name, classes, _by_index(builder, split), *about)
+    return TFDSSource(full_name, classes, builder, split, count, *about)
 
 
 def _by_index(builder: Any, split: str) -> Any:
@@ -83,7 +132,7 @@ def _builder(name: str, data_dir: str | None) -> Any:
         hint = f' Did you mean {guess!r}?' if guess else ''
         raise UserError(f'TFDS has no data set {name!r}.{hint}') from None
     except (ValueError, AssertionError) as e:
-        raise UserError(f'TFDS {name!r}: {_first_line(e)}') from None
+        raise UserError(f'TFDS {name!r}: {first_line(e)}') from None
     _prepare(builder, name)
     return builder
 
@@ -106,7 +155,7 @@ def _prepare(builder: Any, name: str) -> None:
         ) from None
     except Exception as e:  # whatever a download can raise: there is no common class
         raise UserError(
-            f'TFDS could not prepare {name!r} in {builder.data_dir}: {_first_line(e)}. '
+            f'TFDS could not prepare {name!r} in {builder.data_dir}: {first_line(e)}. '
             'If it must be downloaded by hand, see its page on tensorflow.org/datasets.'
         ) from e
 
@@ -119,134 +168,50 @@ def _num_examples(builder: Any, name: str, split: str) -> int:
     except (KeyError, ValueError, AssertionError) as e:
         known = ', '.join(sorted(builder.info.splits)) or 'none'
         raise UserError(
-            f'TFDS {name!r} has no split {split!r} ({_first_line(e)}). Known: {known}.'
+            f'TFDS {name!r} has no split {split!r} ({first_line(e)}). Known: {known}.'
         ) from None
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).strip().split('\n')[0].strip('\'"')
-
-
-def as_arrays(source: TFDSSource | RecordSource) -> ArraySource | None:
+def as_arrays(source: Source) -> ArraySource | None:
     """Reads a whole split into memory, or returns None if its images are not of one known size.
 
     Small data sets (MNIST, CIFAR) can then be kept on the device.
     """
     if source.image_shape is None:
         return None
-    images = np.empty((source.num_examples, *source.image_shape), np.uint8)
-    labels = np.empty(source.num_examples, np.int32)
-    read = 0
     tf = tf_cpu()
-    try:
-        for read, (image, label) in enumerate(_decoded(source), 1):
-            images[read - 1], labels[read - 1] = image, label
-    except tf.errors.OpError as e:
-        raise UserError(
-            f'{source.name}: example {read} cannot be read ({_first_line(e)}); '
-            'remove the data set and prepare it again'
-        ) from None
+    images = np.empty((source.num_examples, *source.image_shape), np.uint8)
+    read, labels = 0, []
+    for _, encoded, of_these in source.stream():
+        labels.append(of_these)
+        for data in encoded:
+            if isinstance(data, BadImage):
+                raise _unreadable(source, read, str(data))
+            try:
+                images[read] = tf.io.decode_image(data, source.image_shape[-1])
+            except tf.errors.OpError as e:
+                raise _unreadable(source, read, first_line(e)) from None
+            read += 1
     if read != source.num_examples:
         raise UserError(f'{source.name}: {read} examples, not {source.num_examples}')
-    return ArraySource(source.name, source.class_names, images, labels)
+    return ArraySource(source.name, source.class_names, images, np.concatenate(labels))
 
 
-def _decoded(source: TFDSSource | RecordSource) -> Iterator[tuple[np.ndarray, int]]:
-    """Yields the images and labels of a split whose images TensorFlow can decode, in order."""
-    tf = tf_cpu()
-    if isinstance(source, RecordSource):
-        channels = source.image_shape[-1] if source.image_shape else 3
-        for i in range(source.num_examples):
-            (image,), (label,) = source.read([i])
-            yield tf.io.decode_image(image, channels).numpy(), int(label)
-        return
-    for example in _dataset(source.builder, source.split, None, decode=True):
-        yield example['image'].numpy(), int(example['label'])
-
-
-def train_segments(
-    source: TFDSSource,
-    local: int,
-    seed: int,
-    start_step: int,
-    process_index: int,
-    process_count: int,
-    repeats: int = 1,
-) -> Iterator[Any]:
-    """Yields data sets of (id, epoch, label, bytes) that follow one another, from a step on.
-
-    Args:
-      source: the split.
-      local: examples of a batch on this host.
-      seed: of the run.
-      start_step: the first batch.
-      process_index: this host.
-      process_count: of how many.
-      repeats: how often each example comes in its epoch, which then shows fewer of them; in place
-        of the epoch stands the view, as `order.batch_ids` counts them.
-    """
-    part, first, size = _host_part(source, process_index, process_count)
-    if size == 0:
-        raise UserError(f'{source.name} has fewer examples than there are hosts')
-    position = start_step * local
-    while True:
-        epochs = max(1, min(_SEGMENT_EPOCHS, _SEGMENT // size))
-        end = (position // size + epochs) * size
-        end = -(-end // local) * local
-        records = None
-        for epoch in range(position // size, -(-end // size)):
-            order = int(hash64(seed, epoch, process_index, process_count) >> np.uint64(33))
-            these = _records(source, part, first, order, epoch)
-            these = these if repeats == 1 else _views(these, repeats)
-            begin = max(position - epoch * size, 0)
-            these = these.skip(begin).take(min(size, end - epoch * size) - begin)
-            records = these if records is None else records.concatenate(these)
-        yield records
-        position = end
-
-
-def eval_records(source: TFDSSource, process_index: int, process_count: int) -> Any:
-    """This host's part of the split in order: a data set of (id, epoch 0, label, bytes)."""
-    part, first, _ = _host_part(source, process_index, process_count)
-    return _records(source, part, first, None, 0)
-
-
-def records(source: TFDSSource, count: int = -1) -> Iterator[tuple[int, int, int, bytes]]:
-    """Yields (id, epoch 0, label, bytes) of the first `count` records, of all if it is negative.
-
-    Raises:
-      UserError: a record that cannot be read.
-    """
-    tf = tf_cpu()
-    try:
-        yield from eval_records(source, 0, 1).take(count).as_numpy_iterator()
-    except tf.errors.OpError as e:
-        raise unreadable(source, _first_line(e).split(' [')[0]) from None
-
-
-def unreadable(source: TFDSSource, reason: str) -> UserError:
-    """The error for a split whose files are damaged; the reason is TensorFlow's."""
+def _unreadable(source: Source, example: int, reason: str) -> UserError:
     return UserError(
-        f'{source.name}: its records cannot be read ({reason}); '
+        f'{source.name}: example {example} cannot be read ({reason}); '
         'remove the data set and prepare it again'
     )
 
 
-def _host_part(source: TFDSSource, index: int, count: int) -> tuple[Any, int, int]:
-    """This host's part: as TFDS names it, the id of its first example, its size."""
+def _records(source: TFDSSource, order: int | None, index: int, count: int) -> Any:
+    """A data set of (id, encoded image, label): part `index` of `count` of the split, as `stream`."""
     import tensorflow_datasets as tfds_lib
 
-    share, extra = divmod(source.num_examples, count)
-    size = share + (index < extra)
-    if count == 1:
-        return source.split, 0, size
-    part = tfds_lib.even_splits(source.split, n=count)[index]
-    return part, index * share + min(index, extra), size
-
-
-def _records(source: TFDSSource, part: Any, first: int, order: int | None, epoch: int) -> Any:
-    """Records of a part of the split, shuffled by the number `order` or in order if it is None."""
     tf = tf_cpu()
+    part = tfds_lib.even_splits(source.split, n=count)[index] if count > 1 else source.split
+    share, extra = divmod(source.num_examples, count)
+    first = index * share + min(index, extra)
     begins = _shard_begins(source.builder, part) or [('', 0)]
     table = tf.lookup.StaticHashTable(
         tf.lookup.KeyValueTensorInitializer(
@@ -260,25 +225,17 @@ def _records(source: TFDSSource, part: Any, first: int, order: int | None, epoch
         shard = tf.strings.regex_replace(example['tfds_id'], r'__\d+$', '')
         index = tf.strings.regex_replace(example['tfds_id'], r'^.*__', '')
         place = table.lookup(shard) + tf.strings.to_number(index, tf.int64)
-        label = tf.cast(example['label'], tf.int64)
-        return place + first, tf.constant(epoch, tf.int64), label, example['image']
+        label = tf.cast(example[source.label_key], tf.int64)
+        if source.multi_label:
+            of_classes = tf.one_hot(label, len(source.class_names), True, False)
+            label = tf.cast(tf.reduce_any(of_classes, axis=0), tf.float32)
+        return place + first, example['image'], label
 
-    dataset = _dataset(source.builder, part, order, decode=False).map(record)
+    dataset = _dataset(source.builder, part, order).map(record)
     if order is not None:
         size = min(SHUFFLE_WINDOW, source.num_examples)
         dataset = dataset.shuffle(size, seed=order, reshuffle_each_iteration=False)
     return dataset
-
-
-def _views(records: Any, repeats: int) -> Any:
-    """Each record `repeats` times, with the number of the view in place of the epoch."""
-    tf = tf_cpu()
-
-    def views(example: Any, epoch: Any, label: Any, image: Any) -> Any:
-        numbers = tf.data.Dataset.range(repeats)
-        return numbers.map(lambda view: (example, epoch * repeats + view, label, image))
-
-    return records.flat_map(views)
 
 
 def _shard_begins(builder: Any, part: Any) -> list[tuple[str, int]]:
@@ -298,7 +255,7 @@ def _instructions(builder: Any, part: Any) -> list[Any]:
         return []
 
 
-def _dataset(builder: Any, part: Any, order: int | None, decode: bool) -> Any:
+def _dataset(builder: Any, part: Any, order: int | None) -> Any:
     import tensorflow_datasets as tfds_lib
 
     tf = tf_cpu()
@@ -316,5 +273,5 @@ def _dataset(builder: Any, part: Any, order: int | None, decode: bool) -> Any:
         split=part,
         shuffle_files=order is not None,
         read_config=config,
-        decoders=None if decode else {'image': tfds_lib.decode.SkipDecoding()},
+        decoders={'image': tfds_lib.decode.SkipDecoding()},
     )

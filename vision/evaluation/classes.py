@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vision.core.errors import UserError, nearest
-from vision.data.source import Source, TFDSSource
+from vision.data.source import Source
 from vision.evaluation.subsets import SUBSETS
 
 
@@ -72,7 +72,7 @@ def match(run_names: tuple[str, ...], source: Source, which: str = 'data') -> Cl
 def _subset(source: Source) -> np.ndarray | None:
     """The labels that a data set of TFDS has, where its class list is longer."""
     name = source.name.replace('/', ':').split(':')[0]
-    if isinstance(source, TFDSSource) and name in SUBSETS and len(source.class_names) == 1000:
+    if name in SUBSETS and len(source.class_names) == 1000:
         return np.array(SUBSETS[name])
     return None
 

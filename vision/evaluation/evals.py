@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from vision import data
 from vision.core.config import complete_eval
 from vision.core.errors import UserError, unknown
-from vision.data.source import ArraySource, FileSource, Source, count_named
+from vision.data.source import Source, count_named
 from vision.evaluation import protocols
 from vision.evaluation.answers import Labels, Member, Progress, answer, make_step
 from vision.evaluation.classes import Classes, match
@@ -104,7 +104,7 @@ def evaluate_entry(
     for run in runs:
         if own:
             check_data(run, source)
-        elif isinstance(source, ArraySource):
+        else:
             check_shape(run, source)
     classes = match(first.class_names, source, entry.classes)
     passes = [(run, view) for run in runs for view in _passes(run, entry)]
@@ -197,8 +197,7 @@ def _predict(
         lambda given: classes.check(given, source),
         progress,
     )
-    paths = source.paths if isinstance(source, FileSource) else None
-    paths = paths and tuple(paths[i] for i in columns['id'])
+    paths = source.paths and tuple(source.paths[i] for i in columns['id'])
     return Predicted(source, Predictions(task, columns, paths), corrupt)
 
 

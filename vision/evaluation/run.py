@@ -15,7 +15,7 @@ from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import Checkpoints
 from vision.core.config import default_config
 from vision.core.errors import UserError
-from vision.data.source import ArraySource, Source
+from vision.data.source import Source
 from vision.models import create_model
 from vision.models.base import init_variables, run_once
 from vision.task.base import Selection, Task, task_of
@@ -169,14 +169,13 @@ def check_data(run: Run, source: Source) -> None:
             'Give it the data it was trained on, or evaluate on this as another data set: '
             '--eval.data.path=… finds the classes by name'
         )
-    if isinstance(source, ArraySource):
-        check_shape(run, source)
+    check_shape(run, source)
 
 
-def check_shape(run: Run, source: ArraySource) -> None:
-    """Raises UserError if images in memory are not of the shape that the run was trained on."""
-    shape = source.images.shape[1:]
-    if run.image_shape is not None and shape != run.image_shape:
+def check_shape(run: Run, source: Source) -> None:
+    """Raises UserError if a source's pixels are not of the shape that the run was trained on."""
+    shape = None if source.encoded else source.image_shape
+    if shape is not None and run.image_shape is not None and shape != run.image_shape:
         raise UserError(
             f'{source.name} has images of {list(shape)}; {run.path} was trained on images of '
             f'{list(run.image_shape)}'

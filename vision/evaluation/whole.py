@@ -10,8 +10,7 @@ from jax.sharding import Mesh
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.core.tf_cpu import tf_cpu
-from vision.data.source import ArraySource, FileSource, RecordSource, Source
-from vision.preprocess.decode import BadImage, read, read_file
+from vision.data.source import BadImage, Source, read_each
 from vision.preprocess.device import Batch
 
 STRIDE = 32  # of the networks that are evaluated densely
@@ -36,16 +35,13 @@ class WholeBatches:
         Raises:
           UserError: there are several processes: their batches would not be of one shape.
         """
-        from vision.preprocess import ops as ops_lib
+        from vision.preprocess.graph import parse
 
         if jax.process_count() > 1:
             raise UserError('dense evaluation runs in one process; this run has several')
         self.corrupt = dict[str, str]()
         self._source, self._mesh, self._skip_corrupt = source, mesh, skip_corrupt
-        self._ops, self._batch_size = ops_lib.parse(ops), batch_size * mesh.size
-        encoded = not isinstance(source, ArraySource)
-        if encoded and (not self._ops or self._ops[0].name != 'decode'):
-            raise UserError(f'{source.name} holds encoded images: {ops!r} must begin with decode')
+        self._ops, self._batch_size = parse(source, ops), batch_size * mesh.size
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields `{'image': uint8 [B, 2, H, W, C], 'id', 'label', 'mask'}`, padded at the end."""
@@ -57,7 +53,7 @@ class WholeBatches:
             batch = {
                 'image': np.stack([images, images[:, :, ::-1]], axis=1),
                 'id': np.pad(ids, (0, missing), constant_values=-1).astype(np.int32),
-                'label': np.pad(labels, (0, missing)).astype(np.int32),
+                'label': np.pad(labels, [(0, missing)] + [(0, 0)] * (labels.ndim - 1)),
                 'mask': np.pad(np.ones(len(ids), np.float32), (0, missing)),
             }
             yield mesh_lib.put_batch(batch, self._mesh)
@@ -70,60 +66,51 @@ class WholeBatches:
             self.corrupt[name] = reason
 
     def _dataset(self) -> Any:
+        """Batches of (id, label, image) of one shape each; images that fail drop out."""
         from vision.preprocess import ops as ops_lib
 
-        tf = tf_cpu()
+        tf, source = tf_cpu(), self._source
 
-        def preprocess(example: Any, label: Any, content: Any) -> tuple[Any, Any, Any]:
-            if isinstance(self._source, FileSource):
-                content = tf.io.read_file(content)
-            image = ops_lib.apply(self._ops, content, None)
-            return example, label, _cut(image)
+        def examples() -> Iterator[tuple[Any, ...]]:
+            for chunk in source.stream():
+                for example, image, label in zip(*chunk, strict=True):
+                    if not isinstance(image, BadImage):
+                        yield example, label, image
+
+        def preprocess(example: Any, label: Any, image: Any) -> tuple[Any, Any, Any]:
+            return example, label, _cut(ops_lib.apply(self._ops, image, None))
 
         def shape_of(example: Any, label: Any, image: Any) -> Any:
             height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.int64))
             return height * 2**20 + width
 
-        dataset = self._examples().map(preprocess, num_parallel_calls=4, deterministic=True)
+        several = source.multi_label
+        signature = (
+            tf.TensorSpec([], tf.int64),
+            tf.TensorSpec(
+                [len(source.class_names)] if several else [], tf.float32 if several else tf.int32
+            ),
+            tf.TensorSpec([], tf.string)
+            if source.encoded
+            else tf.TensorSpec(source.image_shape, tf.uint8),
+        )
+        dataset = tf.data.Dataset.from_generator(examples, output_signature=signature)
+        dataset = dataset.map(preprocess, num_parallel_calls=4, deterministic=True)
         return dataset.ignore_errors().group_by_window(
             shape_of,
             lambda key, of_one_shape: of_one_shape.batch(self._batch_size),
             window_size=self._batch_size,
         )
 
-    def _examples(self) -> Any:
-        """(id, label, content): a path, encoded bytes or pixels."""
-        tf, source = tf_cpu(), self._source
-        if isinstance(source, FileSource | ArraySource):
-            files = isinstance(source, FileSource)
-            content = list(source.paths) if files else source.images  # type: ignore
-            labels = source.labels.astype(np.int64)
-            return tf.data.Dataset.from_tensor_slices(
-                (np.arange(source.num_examples), labels, content)
-            )
-        if isinstance(source, RecordSource):
-
-            def read_one(example: np.ndarray) -> tuple[np.ndarray, bytes]:
-                data, labels = source.read([int(example)])
-                return labels[0], data[0]
-
-            def record(example: Any) -> Any:
-                label, data = tf.numpy_function(read_one, [example], [tf.int64, tf.string])
-                return example, tf.ensure_shape(label, ()), tf.ensure_shape(data, ())
-
-            return tf.data.Dataset.range(source.num_examples).map(record)
-        from vision.data import tfds_source
-
-        records = tfds_source.eval_records(source, 0, 1)
-        return records.map(lambda example, epoch, label, data: (example, label, data))
-
     def _why(self, example: int) -> tuple[str, str]:
         """The name of an example that dropped out, and what was wrong with it."""
-        if not isinstance(self._source, FileSource):
-            return f'{self._source.name}, example {example}', 'cannot be decoded'
-        name = self._source.paths[example]
+        from vision.preprocess.graph import decoded
+
+        name = self._source.name_of(example)
+        if not self._source.indexed:
+            return name, 'cannot be decoded'
         try:
-            read(read_file(name))
+            decoded(read_each(self._source, [example])[0][0])
         except BadImage as e:
             return name, str(e)
         return name, 'does not fit the ops'

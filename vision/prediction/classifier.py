@@ -375,7 +375,4 @@ def _are_paths(images: Images) -> bool:
 
 def _reason(fed: Fed, source: Source, index: int) -> str:
     """Why an example could not be read."""
-    name = (
-        source.paths[index] if isinstance(source, FileSource) else f'{source.name}, example {index}'
-    )
-    return fed.corrupt()[name]
+    return fed.corrupt()[source.name_of(index)]

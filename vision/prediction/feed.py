@@ -53,10 +53,9 @@ class Feed:
     def source(self, source: Source) -> Fed:
         """A split, or files; what cannot be read is masked."""
         size = self._batch_size(source.num_examples)
-        if inputs.on_device(source, self._ops):
+        if source.images is not None and inputs.on_device(source, self._ops):
             return Fed(source.num_examples, self._on_device(source.images, size), dict)
-        in_memory = isinstance(source, ArraySource)
-        if in_memory or self._run.image_shape is None or place(self._ops, True) == HOST:
+        if not source.encoded or self._run.image_shape is None or place(self._ops, True) == HOST:
             every = inputs.EvalBatches(source, self._ops, size, self._run.mesh, skip_corrupt=True)
             return Fed(source.num_examples, every, lambda: every.corrupt)
         return self._resized_files(source, size)

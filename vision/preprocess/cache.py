@@ -2,14 +2,14 @@
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from vision.core.errors import UserError
 from vision.core.tf_cpu import tf_cpu
-from vision.data.source import ArraySource, FileSource, RecordSource, Source, TFDSSource
+from vision.data.source import Source, read_some
 from vision.preprocess.decode import MAX_PIXELS
 
 CACHES = ('none', 'raw', 'decoded')
@@ -20,7 +20,7 @@ def check(cache: str, source: Source) -> None:
     """Raises UserError unless this source can be cached that way."""
     if cache not in CACHES:
         raise UserError(f'data.cache={cache!r}: it is one of {", ".join(CACHES)}')
-    if cache == 'raw' and not isinstance(source, FileSource):
+    if cache == 'raw' and source.paths is None:
         raise UserError(f"data.cache='raw' is for files, not for {source.name}; use 'decoded'")
 
 
@@ -32,11 +32,12 @@ def report(source: Source, channels: int, cache: str) -> str:
       channels: of the decoded images.
       cache: raw or decoded.
     """
-    shape = _known_shape(source)
-    if shape is not None:
-        mean = float(np.prod(shape[:2])) * channels
+    if source.image_shape is not None:
+        mean = float(np.prod(source.image_shape[:2])) * channels
+    elif cache == 'raw':
+        mean = float(np.mean([_size(path) for path in _spread(source.paths or ())]))
     else:
-        mean = float(np.mean([_bytes(head, channels, cache) for head in _sample(source)]))
+        mean = float(np.mean([_pixels(head) for head in _heads(source)])) * channels
     total = mean * source.num_examples
     free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     return (
@@ -45,43 +46,46 @@ def report(source: Source, channels: int, cache: str) -> str:
     )
 
 
-def _known_shape(source: Source) -> tuple[int, ...] | None:
-    if isinstance(source, ArraySource):
-        return source.images.shape[1:]
-    return None if isinstance(source, FileSource) else source.image_shape
+def _spread(examples: Sequence) -> Sequence:
+    """Some of them, evenly spread."""
+    return examples[:: max(1, len(examples) // _SAMPLE)]
 
 
-def _sample(source: Source) -> Iterator[str | bytes]:
-    """Yields paths or encoded images, evenly spread; the first ones of what is read in sequence."""
-    every = max(1, source.num_examples // _SAMPLE)
-    if isinstance(source, FileSource):
-        yield from source.paths[::every]
-    elif isinstance(source, RecordSource):
-        yield from source.read(range(0, source.num_examples, every))[0]
-    elif isinstance(source, TFDSSource):
-        from vision.data.tfds_source import records
-
-        for *_, data in records(source, _SAMPLE):
-            yield data
-
-
-def _bytes(image: str | bytes, channels: int, cache: str) -> int:
-    """What one image takes; 0 if it cannot be read."""
-    from PIL import Image
-
-    try:
-        if cache == 'raw':
-            return os.path.getsize(image)
-        head = image if isinstance(image, bytes) else _head(image)
-        width, height = Image.open(io.BytesIO(head)).size
-        return width * height * channels if width * height <= MAX_PIXELS else 0
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return 0
+def _heads(source: Source) -> Iterator[bytes]:
+    """Yields what encoded images begin with; of the first ones where they are read in sequence."""
+    if source.paths is not None:
+        yield from map(_head, _spread(source.paths))
+        return
+    every = range(source.num_examples)
+    ids = _spread(every) if source.indexed else every[:_SAMPLE]
+    for _, image, _ in read_some(source, ids):
+        yield image if isinstance(image, bytes) else b''
 
 
 def _head(path: str) -> bytes:
-    with open(path, 'rb') as file:
-        return file.read(1 << 16)
+    try:
+        with open(path, 'rb') as file:
+            return file.read(1 << 16)
+    except (OSError, ValueError):
+        return b''
+
+
+def _size(path: str) -> int:
+    try:
+        return os.path.getsize(path)
+    except (OSError, ValueError):
+        return 0
+
+
+def _pixels(head: bytes) -> int:
+    """How many pixels an image has; 0 if it cannot be read."""
+    from PIL import Image
+
+    try:
+        width, height = Image.open(io.BytesIO(head)).size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return 0
+    return width * height if width * height <= MAX_PIXELS else 0
 
 
 class RawCache:

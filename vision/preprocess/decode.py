@@ -21,34 +21,11 @@ from typing import Any
 
 import numpy as np
 
+from vision.data.source import BadImage
+
 MAX_PIXELS = 200_000_000  # the largest phone cameras; 600 MB as RGB
 # Longer side over shorter: resized by its shorter side, a strip of pixels would fill the memory.
 MAX_ASPECT = 100
-
-
-class BadImage(ValueError):
-    """An image that cannot be read; its text says why, in a few words."""
-
-
-def read_file(path: str) -> bytes:
-    """Reads a file.
-
-    Raises:
-      BadImage: it cannot be read; the text says why.
-    """
-    try:
-        with open(path, 'rb') as file:
-            return file.read()
-    except FileNotFoundError:
-        raise BadImage('no such file') from None
-    except PermissionError:
-        raise BadImage('permission denied') from None
-    except IsADirectoryError:
-        raise BadImage('is a folder') from None
-    except OSError as e:
-        raise BadImage(e.strerror or 'cannot be read') from None
-    except ValueError:  # a path that no file can have: with a zero byte in it
-        raise BadImage('no such file') from None
 
 
 def read(data: bytes, channels: int = 3) -> np.ndarray:

@@ -20,8 +20,8 @@ from jax.sharding import Mesh
 from vision.core import keys
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
-from vision.data.order import batch_ids
-from vision.data.source import ArraySource
+from vision.data.order import batch_ids, view_counters
+from vision.data.source import Source
 from vision.preprocess import ops as ops_lib
 from vision.preprocess import opstring
 from vision.preprocess.draws import DeviceRng
@@ -80,11 +80,11 @@ def check_channels(mean: tuple[float, ...], std: tuple[float, ...], channels: in
 class DeviceSplit:
     """A split whose images lie on every device of the mesh as uint8."""
 
-    def __init__(self, source: ArraySource, ops: str, seed: int, mesh: Mesh):
+    def __init__(self, source: Source, ops: str, seed: int, mesh: Mesh):
         """Puts the images there.
 
         Args:
-          source: in memory.
+          source: with `images` in memory.
           ops: an op string whose ops have a form for the device.
           seed: of the augmentation.
           mesh: of all devices.
@@ -103,7 +103,8 @@ class DeviceSplit:
 
         Args:
           ids: int [B]; −1 is padding.
-          epochs: int [B], or views; with the seed and the id, it decides the augmentation.
+          epochs: int [B], or what `order.batch_ids` counts instead; with the seed and the id, it
+            decides the augmentation. int [B, V] for V views of each image, [B, V, H, W, C].
         """
         rows = _own_rows(len(ids))
         index: Any = {'id': ids[rows].astype(np.int32), 'epoch': epochs[rows].astype(np.int32)}
@@ -114,12 +115,12 @@ class DeviceSplit:
             return self._gather(self._images, self._labels, index)
 
     def train_batches(
-        self, batch_size: int, seed: int, start_step: int, repeats: int = 1
+        self, batch_size: int, seed: int, start_step: int, repeats: int = 1, views: int = 1
     ) -> Iterator[Batch]:
         """Yields the global batches of step `start_step`, `start_step` + 1, … without end."""
         for step in itertools.count(start_step):
             ids, epochs = batch_ids(seed, self.source.num_examples, batch_size, step, repeats)
-            yield self.batch(ids, epochs)
+            yield self.batch(ids, epochs if views == 1 else view_counters(epochs, views))
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
         """Yields every example once, in order; the last batch is padded."""
@@ -152,9 +153,11 @@ def _gather(
     def one(image: jax.Array, epoch: jax.Array, row: jax.Array) -> jax.Array:
         return apply_ops(ops, image, keys.image_key(seed, epoch, row))
 
+    each = one if epochs.ndim == 1 else jax.vmap(one, in_axes=(None, 0, None))  # of its views
+    is_real = real[:, None] if labels.ndim == 2 else real
     return {
-        'image': jax.vmap(one)(images[rows], epochs, rows),
-        'label': jnp.where(real, labels[rows], 0),
+        'image': jax.vmap(each)(images[rows], epochs, rows),
+        'label': jnp.where(is_real, labels[rows], 0),
         'id': ids,
         'mask': real.astype(jnp.float32),
     }

@@ -1,80 +1,147 @@
-"""The tf.data graph of an op string: rows in, images out, in parallel; and what to do about a bad one."""
+"""The host's tf.data graph: rows in, images out, in parallel; and what to do about a bad one.
 
+A row is one slot of one batch. After the rows of each batch comes a tick, a row without an image.
+Images that fail drop out of the stream; the ticks say where, so the others stay in their places and
+no example pays for the possibility.
+"""
+
+import collections
 import logging
 import os
-import re
-from collections.abc import Callable, Generator, Iterator
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vision.core.errors import UserError
-from vision.core.tf_cpu import tf_cpu
-from vision.data.source import ArraySource, FileSource, RecordSource, Source, TFDSSource
+from vision.core.tf_cpu import first_line, tf_cpu
+from vision.data.order import view_counters
+from vision.data.source import BadImage, Image, Source, no_labels, read_each
 from vision.preprocess import cache as cache_lib
 from vision.preprocess import ops as ops_lib
-from vision.preprocess import rows
-from vision.preprocess.decode import BadImage, read, read_file
-from vision.preprocess.draws import draw
+from vision.preprocess.decode import read
+from vision.preprocess.draws import PER_OP, draw
 
 _AHEAD = 2  # batches prepared while one is used
 
 
-class Preprocess:
-    """Runs an op string over rows, and says what was wrong with those that dropped out."""
+class Plan(NamedTuple):
+    """What one host's part of a batch should hold; −1 in `ids` is padding.
 
-    def __init__(self, source: Source, text: str, local: int, seed: int, cache: str):
+    Attributes:
+      ids: int64 [b].
+      epochs: int64 [b]; with repeated augmentation what `order.batch_ids` counts instead.
+      labels: int32 [b], or float32 [b, K]; 0 for padding.
+    """
+
+    ids: np.ndarray
+    epochs: np.ndarray
+    labels: np.ndarray
+
+
+class Planned(NamedTuple):
+    """A batch on its way into the graph: its plan, and of each slot the image.
+
+    A path, encoded bytes or pixels; a `BadImage` or None where there is no image.
+    """
+
+    plan: Plan
+    images: Sequence[str | Image | BadImage | None]
+
+
+def padding(source: Source, count: int) -> Plan:
+    """The plan of a batch of nothing."""
+    return Plan(np.full(count, -1), np.zeros(count, np.int64), no_labels(source, count))
+
+
+def look_up(source: Source, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[Planned]:
+    """Reads what batches hold out of a source that is indexed, but for files: their paths do.
+
+    Args:
+      source: of the examples.
+      batches: ids and epochs of each, int64 [b].
+    """
+    for ids, epochs in batches:
+        real = np.flatnonzero(ids >= 0)
+        plan = padding(source, len(ids))._replace(ids=ids, epochs=epochs)
+        images: list[Any] = [None] * len(ids)
+        if source.paths is not None:
+            found: Sequence = [source.paths[i] for i in ids[real]]
+            labels = source.labels[ids[real]]
+        else:
+            found, labels = read_each(source, ids[real])
+        plan.labels[real] = labels
+        for slot, image in zip(real, found, strict=True):
+            images[slot] = image
+        yield Planned(plan, images)
+
+
+class Preprocess:
+    """Runs an op string over batches, and says what was wrong with the images that dropped out."""
+
+    def __init__(
+        self, source: Source, text: str, local: int, seed: int, cache: str = 'none', views: int = 1
+    ):
         """Checks that the ops fit the source.
 
         Args:
-          source: of the rows.
+          source: of the images.
           text: the op string.
-          local: this host's share of a batch.
+          local: this host's share of a batch, b.
           seed: of the augmentation.
-          cache: what is kept of each file, as `data.cache` says.
+          cache: what is kept of each image, as `data.cache` says.
+          views: in how many draws each image comes; with several, images are [b, V, H, W, C].
 
         Raises:
           UserError: a cache or an op string that this source cannot have.
         """
         cache_lib.check(cache, source)
-        self._source, self._text, self._local, self._seed = source, text, local, seed
-        self._ops = ops_lib.parse(text)
-        encoded = not isinstance(source, ArraySource)
-        if encoded and (not self._ops or self._ops[0].name != 'decode'):
-            raise UserError(f'{source.name} holds encoded images: {text!r} must begin with decode')
+        self._source, self._text, self._local = source, text, local
+        self._seed, self._views = seed, views
+        self._ops = parse(source, text)
         self.channels = ops_lib.channels(self._ops)
-        self._raw = cache_lib.RawCache(source.paths) if cache == 'raw' else None  # type: ignore
+        self._raw = cache_lib.RawCache(source.paths) if cache == 'raw' and source.paths else None
         self._decoded = cache_lib.DecodedCache(self.channels) if cache == 'decoded' else None
         self._function: Any = None
 
-    def indexed(self, plan: Callable[[int], rows.Plan], steps: tuple[int, int]) -> Generator:
-        """Batches of a source that can be indexed, as `rows.aligned` yields them."""
-        assert not isinstance(self._source, TFDSSource)
-        dataset = rows.indexed(self._source, plan, steps, self._seed, len(self._ops))
-        return rows.aligned(self._run(dataset), self._local)
+    def batches(
+        self, planned: Iterable[Planned]
+    ) -> Generator[tuple[Plan, np.ndarray, np.ndarray], None, None]:
+        """Preprocesses batches, from now on and some batches ahead.
 
-    def sequential(self, segments: Iterator[Any], repeats: int = 1) -> Generator:
-        """Batches of records, data set by data set, as `rows.aligned` yields them."""
+        Returns:
+          A generator of each batch's plan, the slots whose images are there (int64 [m], ascending,
+          m ≤ b) and the images uint8 [m, H, W, C]. It raises what `planned` raises.
+        """
+        plans = collections.deque[Plan]()
         errors: list[Exception] = []
-        for records in segments:
-            dataset = rows.sequential(
-                records, self._local, self._seed, len(self._ops), errors.append, repeats
-            )
-            yield from rows.aligned(self._run(dataset), self._local)
+
+        def rows() -> Iterator[tuple[np.ndarray, ...]]:
+            try:
+                for plan, images in planned:
+                    plans.append(plan)
+                    yield self._rows(plan, images)
+            except Exception as e:  # inside the data set it would be skipped like a bad image
+                errors.append(e)
+
+        def aligned(chunks: Iterator[dict[str, np.ndarray]]) -> Generator:
+            """Cuts the stream of rows, some of which dropped out, at its ticks."""
+            held: dict[str, np.ndarray] | None = None
+            for chunk in chunks:
+                if held is not None and len(held['slot']):
+                    chunk = {k: np.concatenate([held[k], chunk[k]]) for k in chunk}
+                held = chunk
+                while (ticks := np.flatnonzero(held['slot'] == self._local)).size:
+                    end = ticks[0]
+                    yield plans.popleft(), held['slot'][:end], held['image'][:end]
+                    held = {k: v[end + 1 :] for k, v in held.items()}
             if errors:
-                from vision.data.tfds_source import unreadable
+                raise errors[0]
 
-                assert isinstance(self._source, TFDSSource)
-                raise unreadable(self._source, _first_line(errors[0]))
-
-    def padding(self) -> tuple[rows.Plan, np.ndarray, np.ndarray]:
-        """A batch of nothing, for a host that has fewer examples than another."""
-        plan = rows.Plan(np.full(self._local, -1), *np.zeros((2, self._local), np.int64))
-        images = np.zeros((self._local, *self._image_shape()), np.uint8)
-        return plan, np.arange(self._local), images
+        return aligned(self._run(self._dataset(rows)))
 
     def fill(
-        self, plan: rows.Plan, slots: np.ndarray, images: np.ndarray, corrupt: dict[str, str]
+        self, plan: Plan, slots: np.ndarray, images: np.ndarray, corrupt: dict[str, str]
     ) -> tuple[np.ndarray, np.ndarray]:
         """Puts images in their slots, tries what is missing once more, notes what stays so.
 
@@ -83,12 +150,13 @@ class Preprocess:
         """
         filled = np.zeros((self._local, *self._image_shape()), np.uint8)
         mask = np.zeros(self._local, np.float32)
-        filled[slots], mask[slots] = images, 1
-        draws = draw(self._seed, plan.epochs, plan.ids, len(self._ops))
-        for slot in np.setdiff1d(np.arange(self._local), slots):
-            name = self._name(plan.ids[slot])
+        if len(slots):
+            filled[slots], mask[slots] = images, 1
+        draws = self._draws(plan)
+        for slot in np.setdiff1d(np.flatnonzero(plan.ids >= 0), slots):
+            name = self._source.name_of(int(plan.ids[slot]))
             try:
-                filled[slot] = self._again(plan.ids[slot], draws[slot], name)
+                filled[slot] = self._again(int(plan.ids[slot]), draws[slot], name)
                 mask[slot] = 1
             except BadImage as e:
                 if name not in corrupt:
@@ -96,26 +164,52 @@ class Preprocess:
                 corrupt[name] = str(e)
         return filled, mask
 
-    def _name(self, example: int) -> str:
-        if isinstance(self._source, FileSource):
-            return self._source.paths[example]
-        return f'{self._source.name}, example {example}'
-
     def _again(self, example: int, draws: np.ndarray, name: str) -> np.ndarray:
         """Reads an image with Pillow alone: either it says why it cannot, or here is the image."""
         tf = tf_cpu()
-        if isinstance(self._source, ArraySource):
-            image = self._source.images[example]
-        elif isinstance(self._source, FileSource):
-            image = read(read_file(name), self.channels)
-        elif isinstance(self._source, RecordSource):
-            image = read(self._source.read([example])[0][0], self.channels)
-        else:
+        if not self._source.indexed:
             raise BadImage('cannot be decoded, or is too small for the ops')
+        image = decoded(read_each(self._source, [example])[0][0], self.channels)
         try:
-            return ops_lib.apply(self._ops, tf.constant(image), draws, decoded=True).numpy()
+            return self._apply(tf.constant(image), draws, decoded=True).numpy()
         except (tf.errors.OpError, ValueError) as e:
-            raise UserError(f'{name}: {self._text!r} does not fit it: {_first_line(e)}') from None
+            raise UserError(f'{name}: {self._text!r} does not fit it: {first_line(e)}') from None
+
+    def _draws(self, plan: Plan) -> np.ndarray:
+        """The random numbers of a batch: float64 [b, V, ops, PER_OP]."""
+        counters = view_counters(plan.epochs, self._views)
+        ids = np.repeat(plan.ids, self._views)
+        every = draw(self._seed, counters.ravel(), ids, len(self._ops))
+        return every.reshape(*counters.shape, len(self._ops), PER_OP)
+
+    def _rows(self, plan: Plan, images: Sequence) -> tuple[np.ndarray, ...]:
+        """The rows of a batch whose images are there, and its tick: slot, id, draws, data."""
+        there = [i for i, image in enumerate(images) if not isinstance(image, BadImage | None)]
+        slots = np.append(there, self._local).astype(np.int64)
+        found = [images[i] for i in there]
+        if self._source.encoded:
+            data = np.empty(len(slots), object)
+            data[:] = [*(os.fsencode(i) if isinstance(i, str) else i for i in found), b'']
+        else:
+            data = np.stack([*found, np.zeros(self._source.image_shape or (), np.uint8)])
+        draws = np.zeros((len(slots), self._views, len(self._ops), PER_OP))
+        draws[:-1] = self._draws(plan)[there]
+        return slots, np.append(plan.ids[there], -1), draws, data
+
+    def _dataset(self, rows: Callable[[], Iterator]) -> Any:
+        """Single rows {slot, id, draws, data} of what yields those of a batch at once."""
+        tf = tf_cpu()
+        pixels = tf.TensorSpec([None, *(self._source.image_shape or ())], tf.uint8)
+        signature = (
+            tf.TensorSpec([None], tf.int64),
+            tf.TensorSpec([None], tf.int64),
+            tf.TensorSpec([None, self._views, len(self._ops), PER_OP], tf.float64),
+            tf.TensorSpec([None], tf.string) if self._source.encoded else pixels,
+        )
+        batches = tf.data.Dataset.from_generator(rows, output_signature=signature)
+        names = ('slot', 'id', 'draws', 'data')
+        named = batches.map(lambda *columns: dict(zip(names, columns, strict=True)))
+        return named.prefetch(1).unbatch()
 
     def _image_shape(self) -> tuple[int, ...]:
         return tuple(self._function.output_shapes)
@@ -129,11 +223,11 @@ class Preprocess:
 
         def preprocess(row: dict[str, Any]) -> dict[str, Any]:
             image = tf.cond(
-                row['id'] < 0,
+                row['slot'] == self._local,
                 lambda: tf.zeros(self._image_shape(), tf.uint8),
                 lambda: self._function(row['id'], row['data'], row['draws']),
             )
-            return {'slot': row['slot'], 'plan': row['plan'], 'image': image}
+            return {'slot': row['slot'], 'image': image}
 
         options = tf.data.Options()
         options.deterministic = True
@@ -150,7 +244,7 @@ class Preprocess:
             function = traced.get_concrete_function(spec['id'], spec['data'], spec['draws'])
         except (ValueError, TypeError, tf.errors.InvalidArgumentError) as e:
             raise UserError(
-                f'{self._text!r} does not fit the images of {self._source.name}: {_first_line(e)}'
+                f'{self._text!r} does not fit the images of {self._source.name}: {first_line(e)}'
             ) from e
         if not function.output_shapes.is_fully_defined():
             raise UserError(
@@ -162,20 +256,20 @@ class Preprocess:
     def _example(self, example: Any, data: Any, draws: Any) -> Any:
         """One image: id, path or bytes or pixels, and random numbers → uint8 [H, W, C]."""
         tf = tf_cpu()
+        if not self._source.encoded:
+            return self._apply(data, draws)
 
         def encoded() -> Any:
             if self._raw is not None:
                 return self._raw.read(example)
-            return tf.io.read_file(data) if isinstance(self._source, FileSource) else data
+            return data if self._source.paths is None else tf.io.read_file(data)
 
-        if isinstance(self._source, ArraySource):
-            return ops_lib.apply(self._ops, data, draws)
-        shape = self._source.image_shape if not isinstance(self._source, FileSource) else None
+        shape = self._source.image_shape
         if self._decoded is None and shape is None:
-            return ops_lib.apply(self._ops, encoded(), draws)
+            return self._apply(encoded(), draws)
         image = self._decode(example, encoded)
         image = image if shape is None else tf.ensure_shape(image, (*shape[:2], self.channels))
-        return ops_lib.apply(self._ops, image, draws, decoded=True)
+        return self._apply(image, draws, decoded=True)
 
     def _decode(self, example: Any, encoded: Callable[[], Any]) -> Any:
         def decode() -> Any:
@@ -183,7 +277,32 @@ class Preprocess:
 
         return decode() if self._decoded is None else self._decoded.get(example, decode)
 
+    def _apply(self, image: Any, draws: Any, decoded: bool = False) -> Any:
+        """Each view of one image: [H, W, C], or [V, H, W, C] where there are several."""
+        views = [
+            ops_lib.apply(self._ops, image, draws[view], decoded) for view in range(self._views)
+        ]
+        return views[0] if self._views == 1 else tf_cpu().stack(views)
 
-def _first_line(error: Exception) -> str:
-    """What an error says, without TensorFlow's names of nodes and ops around it."""
-    return re.sub(r'\{\{.*?\}\}\s*|\s*\[(\[|Op).*', '', str(error).split('\n')[0])
+
+def parse(source: Source, text: str) -> tuple[Any, ...]:
+    """Reads an op string for the images of a source.
+
+    Raises:
+      UserError: it is misspelt, or does not begin with decode where images are encoded.
+    """
+    ops = ops_lib.parse(text)
+    if source.encoded and (not ops or ops[0].name != 'decode'):
+        raise UserError(f'{source.name} holds encoded images: {text!r} must begin with decode')
+    return ops
+
+
+def decoded(image: Image | BadImage, channels: int = 3) -> np.ndarray:
+    """What a source gives for an example, as pixels: uint8 [H, W, C].
+
+    Raises:
+      BadImage: it cannot be read.
+    """
+    if isinstance(image, BadImage):
+        raise image
+    return read(image, channels) if isinstance(image, bytes) else image

@@ -1,13 +1,17 @@
-"""Batches on the mesh, by whichever route a source and its op string allow.
+"""The loader: batches on the mesh, by whichever route a source and its op string allow.
 
 Images in memory whose ops all run on the device go that way and need no TensorFlow
 (`vision.preprocess.device`); everything else goes through tf.data (`vision.preprocess.pipeline`).
+
+A batch is `{'image', 'label', 'id', 'mask'}`: uint8 or float32 [B, H, W, C], and [B, V, H, W, C] where
+`data.views` = V > 1; int32 [B], or float32 [B, K] where an image may have several labels; int32 [B];
+float32 [B], 1 for an example and 0 (with id −1 and label 0) for padding.
 """
 
 import collections
 import itertools
-from collections.abc import Iterator
-from typing import TypeGuard
+import math
+from collections.abc import Collection, Iterator
 
 import jax
 import numpy as np
@@ -17,7 +21,7 @@ from ml_collections import ConfigDict
 from vision.core import mesh as mesh_lib
 from vision.core import processes
 from vision.core.errors import UserError
-from vision.data.source import ArraySource, Source, count_named
+from vision.data.source import BadImage, Source, count_named, read_some
 from vision.preprocess import device, opstring
 from vision.preprocess import ops as ops_lib
 from vision.preprocess.device import Batch, DeviceSplit
@@ -25,9 +29,9 @@ from vision.preprocess.device import Batch, DeviceSplit
 _AHEAD = 2  # batches that are on their way to the devices while one is being computed with
 
 
-def on_device(source: Source, ops: str) -> TypeGuard[ArraySource]:
+def on_device(source: Source, ops: str) -> bool:
     """Whether this source is preprocessed on the device."""
-    return ops_lib.place(ops, isinstance(source, ArraySource)) == ops_lib.DEVICE
+    return ops_lib.place(ops, source.images is not None) == ops_lib.DEVICE
 
 
 class TrainBatches:
@@ -46,11 +50,11 @@ class TrainBatches:
           UserError: an op that is unknown or does not fit.
         """
         batch_size, seed = config.training.batch_size, config.seed
-        repeats = config.data.get('repeats', 1)
+        repeats, views = config.data.get('repeats', 1), config.data.get('views', 1)
         self._host: _HostBatches | None = None
         if on_device(source, config.preprocess.train):
             split = DeviceSplit(source, config.preprocess.train, seed, mesh)
-            self._batches = split.train_batches(batch_size, seed, start_step, repeats)
+            self._batches = split.train_batches(batch_size, seed, start_step, repeats, views)
             return
         from vision.preprocess import pipeline
 
@@ -66,6 +70,7 @@ class TrainBatches:
                 cache=config.data.cache,
                 max_corrupt=config.data.max_corrupt,
                 repeats=repeats,
+                views=views,
             )
         )
         self._batches = _prefetch(self._host, mesh)
@@ -160,12 +165,12 @@ class EvalBatches:
 
 def check(source: Source, ops: str) -> None:
     """Raises UserError if an op string is misspelt, or its ops do not exist or do not fit."""
-    ops_lib.parse(ops, ops_lib.place(ops, isinstance(source, ArraySource)))
+    ops_lib.parse(ops, ops_lib.place(ops, source.images is not None))
 
 
 def input_shape(source: Source, ops: str) -> tuple[int, int, int]:
     """Returns (H, W, C) of what the model is fed; reads one example where it must."""
-    if on_device(source, ops):
+    if source.images is not None and on_device(source, ops):
         parsed = opstring.parse(ops)
         image = jax.eval_shape(
             lambda x: device.apply_ops(parsed, x, jax.random.key(0)), source.images[0]
@@ -175,6 +180,70 @@ def input_shape(source: Source, ops: str) -> tuple[int, int, int]:
 
     batch = next(iter(pipeline.eval_batches(source, ops, batch_size=1, skip_corrupt=True)))
     return tuple(batch['image'].shape[1:])
+
+
+def channel_statistics(
+    source: Source, ops: str, batch_size: int, mesh: Mesh
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Computes the mean and the standard deviation of each channel over all pixels of a split.
+
+    Exact but for the last rounding: the sums are whole numbers where the ops leave uint8, and
+    are added in float64 without loss in any case, so neither the batches nor their order matter.
+    Images that cannot be read are left out.
+
+    Args:
+      source: the training split.
+      ops: the op string of evaluation, which draws nothing at random.
+      batch_size: for each device.
+      mesh: of all devices.
+
+    Returns:
+      mean and std, a float for each channel, of pixels scaled to 0 … 1.
+
+    Raises:
+      UserError: no image can be read, or all pixels of a channel are equal.
+    """
+    sums, squares, pixels = [], [], 0
+    for batch in EvalBatches(source, ops, batch_size, mesh, skip_corrupt=True):
+        images, masks = (batch[key].addressable_shards for key in ('image', 'mask'))
+        for image, mask in zip(images, masks, strict=True):
+            here = np.asarray(image.data)[np.asarray(mask.data) > 0].astype(np.float64)
+            sums.append(here.sum((1, 2)))
+            squares.append(np.square(here).sum((1, 2)))
+            pixels += here[..., 0].size
+    channels = sums[0].shape[-1]
+    own = [math.fsum(np.concatenate(s)[:, c]) for s in (sums, squares) for c in range(channels)]
+    count, *totals = _over_all_processes(np.array([pixels, *own]))
+    if not count:
+        raise UserError(f'{source.name}: no image can be read, so they have no mean')
+    mean, square = np.reshape(totals, (2, channels)) / count
+    deviation = np.sqrt(np.maximum(square - mean**2, 0))
+    if not deviation.all():
+        raise UserError(
+            f'{source.name}: all pixels of channel {int(deviation.argmin())} are equal; '
+            "preprocess.normalise='dataset' would divide by 0"
+        )
+    return tuple((mean / 255).tolist()), tuple((deviation / 255).tolist())
+
+
+def examples(source: Source, ids: Collection[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """Reads some examples of a split; what is not there or cannot be read is left out.
+
+    Args:
+      source: the split.
+      ids: of the examples. A source that is not indexed is read through for them, undecoded.
+
+    Yields:
+      Each id and its image, uint8 [H, W, C], as it is in the source.
+    """
+    from vision.preprocess.decode import read
+
+    for example, image, _ in read_some(source, {i for i in ids if 0 <= i < source.num_examples}):
+        try:
+            if not isinstance(image, BadImage):
+                yield example, read(image) if isinstance(image, bytes) else image
+        except BadImage:
+            continue
 
 
 class _HostBatches:
@@ -226,3 +295,14 @@ def _prefetch(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[
         if not on_their_way:
             return
         yield on_their_way.popleft()
+
+
+def _over_all_processes(values: np.ndarray) -> np.ndarray:
+    """The sums of each process's float64 values."""
+    if jax.process_count() == 1:
+        return values
+    from jax.experimental.multihost_utils import process_allgather
+
+    # As integers: JAX would round float64 to float32.
+    bits = process_allgather(values.view(np.uint32))
+    return np.array([math.fsum(column) for column in np.asarray(bits).view(np.float64).T])

@@ -1,11 +1,12 @@
 """The tf.data pipeline: from a source and an op string to batches of NumPy arrays on this host.
 
 What a training batch holds and how its images are augmented are functions of (seed, step): see
-`vision.data.order` and `vision.preprocess.draws`. TFRecord data sets are read in sequence; their
-order is described in `vision.data.tfds_source`. Training, evaluation and prediction run the same
-code on an image.
+`vision.data.order` and `vision.preprocess.draws`. Sources that are not indexed (TFRecord data sets)
+are read in sequence; their order is described in `vision.data.tfds_source`. Training, evaluation and
+prediction run the same code on an image.
 """
 
+import itertools
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from vision.core.errors import UserError
-from vision.data.source import Source, TFDSSource
-from vision.preprocess import rows
-from vision.preprocess.graph import Preprocess
+from vision.data.order import apart, batch_ids, eval_ids, hash64
+from vision.data.source import BadImage, Image, Source, as_labels
+from vision.preprocess.graph import Plan, Planned, Preprocess, look_up, padding
 
 Batch = dict[str, np.ndarray]
 
-_FOREVER = 1 << 62  # steps
+# Of an example: id, epoch or what `order.batch_ids` counts instead, image, label.
+_Read = tuple[int, int, Image | BadImage, np.ndarray]
 
 
 class TrainBatches:
@@ -42,23 +44,23 @@ class TrainBatches:
         cache: str = 'none',
         max_corrupt: float = 0.01,
         repeats: int = 1,
+        views: int = 1,
     ):
         """See `train_batches`."""
         local = _local_size(batch_size, process_count)
-        self._preprocess = Preprocess(source, ops, local, seed, cache)
+        self._preprocess = Preprocess(source, ops, local, seed, cache, views)
         self._source, self._max_corrupt = source, max_corrupt
         self.corrupt: dict[str, str] = {}
-        if isinstance(source, TFDSSource):
-            from vision.data import tfds_source
-
-            segments = tfds_source.train_segments(
-                source, local, seed, start_step, process_index, process_count, repeats
-            )
-            self._steps = self._preprocess.sequential(segments, repeats)
+        if source.indexed:
+            own = slice(process_index * local, (process_index + 1) * local)
+            steps = itertools.count(start_step)
+            whole = (batch_ids(seed, source.num_examples, batch_size, i, repeats) for i in steps)
+            planned = look_up(source, ((ids[own], epochs[own]) for ids, epochs in whole))
         else:
-            part = slice(process_index * local, (process_index + 1) * local)
-            plan = rows.train_plan(source, seed, batch_size, part, repeats)
-            self._steps = self._preprocess.indexed(plan, (start_step, _FOREVER))
+            part = (process_index, process_count)
+            examples = _endless(source, seed, start_step * local, *part, repeats)
+            planned = _in_batches(source, examples, local, repeats)
+        self._steps = self._preprocess.batches(planned)
 
     def __iter__(self) -> 'TrainBatches':
         return self
@@ -101,21 +103,20 @@ class EvalBatches:
     ):
         """See `eval_batches`."""
         local = _local_size(batch_size, process_count)
-        self._preprocess = Preprocess(source, ops, local, seed=0, cache='none')
-        self._source = source
+        self._preprocess = Preprocess(source, ops, local, seed=0)
+        self._source, self._local = source, local
         self._max_corrupt = 1.0 if skip_corrupt else max_corrupt
         self.corrupt: dict[str, str] = {}
-        if isinstance(source, TFDSSource):
-            from vision.data import tfds_source
-
-            records = tfds_source.eval_records(source, process_index, process_count)
-            share = -(-source.num_examples // process_count)
-            self._num_batches = -(-share // local)
-            self._steps = self._preprocess.sequential(iter([records]))
-        else:
+        part = (process_index, process_count)
+        if source.indexed:
             self._num_batches = -(-source.num_examples // batch_size)
-            plan = rows.eval_plan(source, batch_size, process_index, process_count)
-            self._steps = self._preprocess.indexed(plan, (0, self._num_batches))
+            steps, epochs = range(self._num_batches), np.zeros(local, int)
+            own = (eval_ids(source.num_examples, batch_size, step, *part) for step in steps)
+            planned = look_up(source, ((ids, epochs) for ids in own))
+        else:
+            self._num_batches = -(-_share(source, 0, process_count) // local)
+            planned = _in_batches(source, _pass(source, None, 0, *part), local)
+        self._steps = self._preprocess.batches(planned)
         self._done = 0
 
     def __iter__(self) -> 'EvalBatches':
@@ -132,10 +133,10 @@ class EvalBatches:
             return self._next()
 
     def _next(self) -> Batch:
-        plan, slots, images = next(self._steps, None) or self._preprocess.padding()
-        real = (plan.ids >= 0).astype(np.float32)
+        nothing = padding(self._source, self._local), np.empty(0, int), np.empty(0, np.uint8)
+        plan, slots, images = next(self._steps, nothing)
         if len(slots) == len(plan.ids):
-            return _batch(plan, images, real)
+            return _batch(plan, images, np.ones(len(slots), np.float32))
         filled, mask = self._preprocess.fill(plan, slots, images, self.corrupt)
         if self.corrupt and not self._max_corrupt:
             name, reason = next(iter(self.corrupt.items()))
@@ -143,7 +144,7 @@ class EvalBatches:
                 f'{name}: {reason}. Mend or remove it, or leave such images out: --skip_corrupt.'
             )
         check_corrupt(self.corrupt, self._source, self._max_corrupt)
-        return _batch(plan, filled, mask * real)
+        return _batch(plan, filled, mask)
 
 
 def check_corrupt(corrupt: dict[str, str], source: Source, max_corrupt: float) -> None:
@@ -165,11 +166,13 @@ def train_batches(source: Source, ops: str, **kwargs: Any) -> TrainBatches:
       ops: an op string that ends in images of one size.
       **kwargs: batch_size (global); seed; start_step: reached without decoding; process_index and
         process_count; cache: none, raw or decoded; max_corrupt: the fraction of the examples that
-        may be unreadable; repeats: views of an example in an epoch.
+        may be unreadable; repeats: in how many slots of an epoch an example comes; views: in how
+        many draws each slot's image comes.
 
     Returns:
       An iterator of `{'image': uint8 [b, H, W, C], 'label': int32 [b], 'id': int32 [b],
-      'mask': float32 [b]}` with b = batch_size / process_count. The ids are those of
+      'mask': float32 [b]}` with b = batch_size / process_count; with several labels an image the
+      label is float32 [b, K], with V > 1 views the image uint8 [b, V, H, W, C]. The ids are those of
       `order.batch_ids`, of which host h has rows h·b … (h + 1)·b − 1. An image that cannot be
       read keeps its slot and id, with another one's pixels and label and mask 0.
 
@@ -219,10 +222,65 @@ def _ended_by_error(steps: Generator) -> Iterator[None]:
         raise
 
 
-def _batch(plan: rows.Plan, images: np.ndarray, mask: np.ndarray) -> Batch:
+def _share(source: Source, part: int, parts: int) -> int:
+    """How many examples a host has of a source that is read in sequence."""
+    return source.num_examples // parts + (part < source.num_examples % parts)
+
+
+def _pass(source: Source, order: int | None, epoch: int, part: int, parts: int) -> Iterator[_Read]:
+    """Yields a host's part of the split once; UserError if some of it is missing."""
+    count = 0
+    for chunk in source.stream(order, part, parts):
+        for example, image, label in zip(*chunk, strict=True):
+            yield int(example), epoch, image, label
+            count += 1
+    if count != (size := _share(source, part, parts)):
+        raise UserError(f'{source.name}: {count} examples could be read, not {size}')
+
+
+def _endless(
+    source: Source, seed: int, position: int, part: int, parts: int, repeats: int
+) -> Iterator[_Read]:
+    """Yields a host's examples epoch after epoch, from a position on; without end.
+
+    Args:
+      source: the split, which is not indexed.
+      seed: of the run.
+      position: how many were yielded before; those of the begun epoch are read again.
+      part: this host.
+      parts: how many hosts there are.
+      repeats: how often each example comes in its epoch, which then shows fewer of them.
+    """
+    size = _share(source, part, parts)
+    if size == 0:
+        raise UserError(f'{source.name} has fewer examples than there are hosts')
+    for epoch in itertools.count(position // size):
+        order = int(hash64(seed, epoch, part, parts) >> np.uint64(33))
+        repeated = (
+            (example, epoch * repeats + again, image, label)
+            for example, _, image, label in _pass(source, order, epoch, part, parts)
+            for again in range(repeats)
+        )
+        yield from itertools.islice(repeated, max(position - epoch * size, 0), size)
+
+
+def _in_batches(
+    source: Source, examples: Iterator[_Read], local: int, repeats: int = 1
+) -> Iterator[Planned]:
+    """Batches of what is read in sequence, the last one padded; repeats of an example lie apart."""
+    while batch := list(itertools.islice(examples, local)):
+        batch = [batch[i] for i in apart(len(batch), repeats)]
+        ids, epochs, images, labels = zip(*batch, strict=True)
+        plan, missing = padding(source, local), local - len(batch)
+        plan.ids[: len(batch)], plan.epochs[: len(batch)] = ids, epochs
+        plan.labels[: len(batch)] = as_labels(np.stack(labels))
+        yield Planned(plan, [*images, *[None] * missing])
+
+
+def _batch(plan: Plan, images: np.ndarray, mask: np.ndarray) -> Batch:
     return {
         'image': images,
-        'label': plan.labels.astype(np.int32),
+        'label': plan.labels,
         'id': plan.ids.astype(np.int32),
         'mask': mask,
     }

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from vision.core.errors import UserError
-from vision.data.source import Source, TFDSSource
+from vision.data.source import Source
 from vision.prediction.classifier import Classifier
 from vision.search.index import unit
 from vision.search.search import own_split
@@ -136,8 +136,8 @@ def _similarities(queries: np.ndarray, vectors: np.ndarray) -> Iterator[np.ndarr
 def _vectors(
     classifier: Classifier, source: Source, endpoint: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    if isinstance(source, TFDSSource):
-        raise UserError(f'{source.name} is read in sequence only; set data.in_memory')
+    if source.multi_label:
+        raise UserError(f'{source.name}: features are judged by one class an image, not by several')
     parts = []
     steps = classifier.embed_source(source, endpoint)
     for _, vectors, failed in steps:

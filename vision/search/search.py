@@ -13,11 +13,11 @@ import numpy as np
 from vision import data
 from vision.core.errors import UserError
 from vision.core.progress import track
-from vision.data.source import ArraySource, FileSource, RecordSource, Source, TFDSSource
+from vision.data.source import FileSource, Source, label_text, read_each
 from vision.evaluation.run import Run
 from vision.prediction import feed, pages, pictures
 from vision.prediction.classifier import Classifier
-from vision.preprocess.pictures import examples
+from vision.preprocess.inputs import examples
 from vision.search.index import Index, create, faiss, fingerprint, unit
 
 _OF_SPLIT = re.compile(r'(train|validation|test):(\d+)')
@@ -43,9 +43,7 @@ def whole_split(run: Run, split: str) -> Named:
       UserError: no such split, or the run has no data.
     """
     source = own_split(run, split)
-    if isinstance(source, FileSource):
-        return Named(source, source.paths)
-    return Named(source, [f'{split}:{i}' for i in range(source.num_examples)])
+    return Named(source, source.paths or [f'{split}:{i}' for i in range(source.num_examples)])
 
 
 def own_split(run: Run, split: str) -> Source:
@@ -88,21 +86,8 @@ def _one_example(run: Run, word: str, split: str, index: int) -> Named:
     source = own_split(run, split)
     if index >= source.num_examples:
         raise UserError(f'{word}: the split has examples 0 … {source.num_examples - 1}')
-    part = slice(index, index + 1)
-    if isinstance(source, FileSource):
-        one: Source = FileSource(source.name, (), source.paths[part], source.labels[part])
-        return Named(one, [source.paths[index]])
-    if isinstance(source, ArraySource):
-        one = ArraySource(source.name, source.class_names, source.images[part], source.labels[part])
-        return Named(one, [word])
-    if isinstance(source, RecordSource):
-        (image,), (label,) = source.read([index])
-        record = {'image': image, 'label': int(label)}
-        one = RecordSource(source.name, source.class_names, [record], source.image_shape)
-        return Named(one, [word])
-    raise UserError(
-        f'{word}: {source.name} is read in sequence only; set data.in_memory, or name files'
-    )
+    one = source.subset([index])
+    return Named(one, one.paths or [word])
 
 
 def build(
@@ -153,7 +138,7 @@ def add(classifier: Classifier, index: Index, images: Iterable[Named]) -> dict[s
             if vector is None:
                 failed[name] = reason
                 continue
-            if isinstance(some.source, FileSource):
+            if some.source.paths is not None:
                 name = os.path.abspath(name)
             if name not in known:
                 known.add(name)
@@ -287,7 +272,7 @@ class Pictures:
     def __call__(self, name: str) -> np.ndarray | None:
         """uint8 [H, W, C], or None."""
         source, index = self._find(name)
-        if isinstance(source, TFDSSource):  # each picture would read the split through
+        if not source.indexed:  # each picture would read the split through
             return None
         return next((image for _, image in examples(source, [index])), None)
 
@@ -296,11 +281,9 @@ class Pictures:
         source, index = self._find(name)
         if index >= source.num_examples:
             return name
-        if isinstance(source, ArraySource):
-            return source.class_names[source.labels[index]]
-        if isinstance(source, RecordSource):
-            return source.class_names[source.read([index])[1][0]]
-        return os.path.basename(name)
+        if not source.class_names or not source.indexed:
+            return os.path.basename(name)
+        return label_text(source.class_names, read_each(source, [index])[1][0])
 
     def _find(self, name: str) -> tuple[Source, int]:
         match = _OF_SPLIT.fullmatch(name)

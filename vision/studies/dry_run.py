@@ -7,7 +7,6 @@ import jax
 from ml_collections import ConfigDict
 
 from vision.core import config as config_lib
-from vision.data.source import ArraySource
 from vision.models.summary import count
 from vision.preprocess import inputs
 from vision.preprocess.ops import describe_place
@@ -60,7 +59,7 @@ def dry_run(config: ConfigDict) -> dict[str, Any]:
         'parameters': summary.parameters_with_aux,
         'gmacs': summary.macs / 1e9,
         'ops': {
-            name: describe_place(run.config.preprocess[name], isinstance(run.train, ArraySource))
+            name: describe_place(run.config.preprocess[name], run.train.images is not None)
             for name in ('train', 'eval')
         },
         'examples': run.train.num_examples,

@@ -3,24 +3,22 @@
 import collections
 import concurrent.futures
 import hashlib
-import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from vision.data.source import ArraySource, FileSource, RecordSource, Source
-from vision.preprocess.decode import BadImage, read, read_file
+from vision.data.source import BadImage, Image, Source, label_indices
+from vision.preprocess.decode import read
 
 _THREADS = 4
-_CHUNK = 256  # images in memory at a time
 
 
 class Seen(NamedTuple):
     """One example, looked at: `error` is why it could not be read, and then the rest is empty."""
 
     name: str
-    label: int
+    labels: list[int]
     digest: bytes
     size: tuple[int, int] | None
     sums: np.ndarray | None  # of the channels and of their squares, in 0 … 1: float64 [2, C]
@@ -54,7 +52,7 @@ def describe(sources: dict[str, Source]) -> dict[str, Any]:
 
 
 def _summary(seen: list[Seen], class_names: tuple[str, ...]) -> dict[str, Any]:
-    counts = collections.Counter(example.label for example in seen)
+    counts = collections.Counter(label for example in seen for label in example.labels)
     good = [example for example in seen if example.size and example.sums is not None]
     sizes = np.array([example.size for example in good]).reshape(-1, 2)
     pixels = sizes.prod(axis=1).sum()
@@ -77,38 +75,20 @@ def _three(values: np.ndarray) -> list[int]:
 
 def _look_at_all(source: Source) -> Iterator[Seen]:
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        examples = _examples(source)
-        while chunk := list(itertools.islice(examples, _CHUNK)):
-            yield from pool.map(lambda example: _look_at(*example), chunk)
+        for ids, images, labels in source.stream():
+            names = [source.name_of(int(i)) for i in ids]
+            yield from pool.map(_look_at, names, map(label_indices, labels), images)
 
 
-def _examples(source: Source) -> Iterator[tuple[str, int, Any]]:
-    """Yields name, label, and a path's, bytes' or pixels' worth of each example."""
-    if isinstance(source, FileSource):
-        for path, label in zip(source.paths, source.labels, strict=True):
-            yield path, int(label), None
-    elif isinstance(source, ArraySource):
-        for i, image in enumerate(source.images):
-            yield f'{source.name}, example {i}', int(source.labels[i]), image
-    elif isinstance(source, RecordSource):
-        for i in range(source.num_examples):
-            (data,), (label,) = source.read([i])
-            yield f'{source.name}, example {i}', int(label), data
-    else:
-        from vision.data.tfds_source import records
-
-        for i, _, label, data in records(source):
-            yield f'{source.name}, example {i}', int(label), data
-
-
-def _look_at(name: str, label: int, content: Any) -> Seen:
+def _look_at(name: str, labels: list[int], data: Image | BadImage) -> Seen:
     digest = b''
     try:
-        data = read_file(name) if content is None else content
+        if isinstance(data, BadImage):
+            raise data
         digest = hashlib.sha256(data if isinstance(data, bytes) else data.tobytes()).digest()
         image = read(data) if isinstance(data, bytes) else data
     except BadImage as e:
-        return Seen(name, label, digest, None, None, str(e))
+        return Seen(name, labels, digest, None, None, str(e))
     values = image.reshape(-1, image.shape[-1]) / 255
     sums = np.stack([values.sum(0), (values**2).sum(0)])
-    return Seen(name, label, digest, image.shape[:2], sums, None)
+    return Seen(name, labels, digest, image.shape[:2], sums, None)

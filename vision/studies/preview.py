@@ -11,7 +11,7 @@ from vision import data
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.data.folder import SPLITS
-from vision.data.source import ArraySource, NoSplitError, Source
+from vision.data.source import NoSplitError, Source, label_text
 from vision.preprocess import inputs
 from vision.studies.inspect import describe
 
@@ -120,8 +120,7 @@ def _draw_inputs(source: Source, config: ConfigDict, path: Path) -> None:
         axes.set_axis_off()
     for i, (one, other, label) in enumerate(zip(before, after, labels, strict=True)):
         row, column = divmod(i, _COLUMNS)
-        name = source.class_names[label] if source.class_names else ''
-        grid[2 * row, column].set_title(name[:20], fontsize=8)
+        grid[2 * row, column].set_title(label_text(source.class_names, label)[:20], fontsize=8)
         _show(grid[2 * row, column], one)
         _show(grid[2 * row + 1, column], other)
     figure.suptitle(f'{source.name}, and below it after {config.preprocess.train}', fontsize=9)
@@ -144,14 +143,15 @@ def _pairs(source: Source, config: ConfigDict) -> tuple[np.ndarray, np.ndarray, 
         config.training.batch_size = -(-_PAIRS // mesh.size) * mesh.size
     batch = next(inputs.TrainBatches(source, config, mesh, 0))
     ids, after, labels = (np.asarray(batch[k]) for k in ('id', 'image', 'label'))
-    if isinstance(source, ArraySource):
+    after = after[:, 0] if after.ndim == 5 else after  # the first of several views
+    if source.images is not None:
         return source.images[ids], after, labels
     from vision.preprocess import pipeline
 
     # The same seed and step: the same examples.
     plain = pipeline.train_batches(
         source,
-        f'decode|resize({_SHOWN})',
+        f'decode|resize({_SHOWN})' if source.encoded else f'resize({_SHOWN})',
         batch_size=config.training.batch_size,
         seed=config.seed,
         max_corrupt=config.data.max_corrupt,

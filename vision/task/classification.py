@@ -110,7 +110,7 @@ class Classification(Task):
 
     def check(self, source: Any, model: nn.Module) -> None:
         """Raises UserError for labels of several classes, or a model with too few outputs."""
-        if getattr(source, 'multi_label', False):
+        if source.multi_label:
             raise UserError(
                 f"{source.name} has several labels an example, and task 'classification' takes one: "
                 "set task.name='multilabel' and loss.name='sigmoid_cross_entropy'"

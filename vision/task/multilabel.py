@@ -146,7 +146,7 @@ class MultiLabel(Task):
 
     def check(self, source: Any, model: nn.Module) -> None:
         """Raises UserError for labels of one class, a loss of one class, or too few outputs."""
-        if not getattr(source, 'multi_label', False):
+        if not source.multi_label:
             raise UserError(
                 f"{source.name} has one label an example, and task 'multilabel' takes several: "
                 "set task.name='classification'"

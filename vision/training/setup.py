@@ -17,7 +17,7 @@ from vision.core import config as config_lib
 from vision.core import durations
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
-from vision.data.source import ArraySource, NoSplitError, Source
+from vision.data.source import NoSplitError, Source
 from vision.models import create_model
 from vision.models.base import check_contract, init_variables
 from vision.preprocess import inputs
@@ -108,12 +108,12 @@ class Setup:
     @property
     def dataset(self) -> dict[str, Any]:
         """What prediction must know of the data: `dataset.json`."""
-        in_memory = self.train if isinstance(self.train, ArraySource) else None
+        shape = None if self.train.encoded else self.train.image_shape
         splits = {'train': self.train, 'validation': self.validation, 'test': self.test}
         return {
             'class_names': list(self.train.class_names),
             # Of images as the source has them; null where each has its own.
-            'image_shape': list(in_memory.images.shape[1:]) if in_memory else None,
+            'image_shape': None if shape is None else list(shape),
             'input_shape': list(self.input_shape),
             'num_examples': {k: v.num_examples for k, v in splits.items() if v is not None},
             'mean': list(self.config.preprocess.mean),
@@ -262,7 +262,7 @@ def normalised(run: Setup, dataset: dict[str, Any] | None = None) -> Setup:
     config = run.config.copy_and_resolve_references()
     preprocess = config.preprocess
     if dataset is None:
-        from vision.preprocess.statistics import channel_statistics
+        from vision.preprocess.inputs import channel_statistics
 
         preprocess.mean, preprocess.std = channel_statistics(
             run.train, preprocess.eval, config.evaluation.batch_size, run.mesh

@@ -9,7 +9,8 @@ import numpy as np
 from vision.evaluation.evals import Evaluation
 from vision.evaluation.predictions import Predictions
 from vision.evaluation.report.charts import reliability_chart
-from vision.preprocess.pictures import data_uri, examples
+from vision.preprocess.inputs import examples
+from vision.preprocess.pictures import data_uri
 from vision.task import metrics
 from vision.task.classification import confidence, correct
 

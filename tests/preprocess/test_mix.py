@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.tiers import split
+from vision.core import keys
 from vision.core.config import default_config
 from vision.core.mesh import make_mesh
 from vision.models import create_model
@@ -119,7 +120,7 @@ def test_the_step_trains_on_smoothed_mixed_labels(kind):
         'mask': np.array([1, 1, 1, 0, 1, 1, 1, 1], np.float32),
     }
     state = init_state(recipe, (32, 32, 1), mesh)
-    key = jax.random.fold_in(jax.random.fold_in(state.rng, 0), 1)
+    key = jax.random.fold_in(jax.random.fold_in(state.rng, 0), keys.MIX)
     images, targets = mixed(
         batch['image'] / np.float32(255),
         np.eye(10, dtype=np.float32)[:8],

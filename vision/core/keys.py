@@ -11,6 +11,7 @@ import jax
 # Folded into `key(seed)`.
 PARAMS, RUN = 0, 1  # `split(key(seed))`: initial values of parameters; all steps
 AUGMENT = 0x41750000  # the lowest 16 bits are the view
+EXTRA = 0x45780000  # what a task adds to the state
 
 # Folded into a step's key, `fold_in(root(seed, RUN), step)`.
 DROPOUT = 0x44720000

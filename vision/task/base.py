@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision.core import arguments
+from vision.core import arguments, keys
 from vision.core.errors import UserError, unknown
 from vision.preprocess.device import normalise
 
@@ -78,7 +78,7 @@ class Apply(NamedTuple):
             {'params': self.params if params is None else params, 'batch_stats': stats},
             images,
             train=self.train if train is None else train,
-            rngs={'dropout': key},
+            rngs={'dropout': jax.random.fold_in(key, keys.DROPOUT)},
             mutable=['batch_stats'],
         )
         return outputs, endpoints, updated.get('batch_stats', stats)

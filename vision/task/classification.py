@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vision.core import keys
 from vision.core.errors import UserError
 from vision.preprocess.mix import mix
 from vision.task import metrics
 from vision.task.base import Apply, Batch, Columns, Examples, Metric, Outcome, Task
 from vision.task.losses import Criterion, make_criterion
 
-MIX = 1  # folded into a step's key for mixup and CutMix; dropout takes the key itself
 TOP = 5  # classes that the answers keep
 
 
@@ -39,7 +39,7 @@ class Classification(Task):
             examples['image'],
             jax.nn.one_hot(batch['label'], self.settings.num_outputs),
             batch['mask'],
-            jax.random.fold_in(key, MIX),
+            jax.random.fold_in(key, keys.MIX),
             self.settings.mixup,
             self.settings.cutmix,
         )

@@ -10,10 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vision.core import keys
 from vision.core.errors import UserError
 from vision.preprocess.mix import mix
 from vision.task.base import Apply, Batch, Columns, Examples, Metric, Outcome, Task
-from vision.task.classification import MIX, check_outputs
+from vision.task.classification import check_outputs
 from vision.task.losses import Criterion, make_criterion
 
 # Losses of one right class, among several that exclude each other.
@@ -60,7 +61,7 @@ class MultiLabel(Task):
             examples['image'],
             jnp.pad(batch['label'], ((0, 0), (0, missing))),
             batch['mask'],
-            jax.random.fold_in(key, MIX),
+            jax.random.fold_in(key, keys.MIX),
             self.settings.mixup,
             self.settings.cutmix,
         )

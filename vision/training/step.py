@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from vision.core import keys
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.core.state import TrainState
@@ -38,7 +39,7 @@ def init_state(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh) -> TrainS
     model, averaged = recipe.model, recipe.pull is not None
 
     def init() -> TrainState:
-        param_key, run_key = jax.random.split(jax.random.key(recipe.seed))
+        param_key, run_key = keys.root(recipe.seed, keys.PARAMS), keys.root(recipe.seed, keys.RUN)
         variables = init_variables(model, input_shape, param_key)
         params, batch_stats = variables['params'], variables['batch_stats']
         return TrainState(
@@ -49,13 +50,10 @@ def init_state(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh) -> TrainS
             ema_params=params if averaged else None,
             ema_batch_stats=batch_stats if averaged else None,
             rng=run_key,
-            extra=recipe.task.init(model, variables, jax.random.fold_in(param_key, EXTRA)),
+            extra=recipe.task.init(model, variables, keys.root(recipe.seed, keys.EXTRA)),
         )
 
     return mesh_lib.put_state(run_once(init), mesh, recipe.shard)
-
-
-EXTRA = 1  # folded into the parameters' key for what the task adds to the state
 
 
 def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
@@ -180,7 +178,8 @@ def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Arra
                 lambda x: jnp.zeros(x.shape, x.dtype), (params, (shapes.sums, shapes.objective))
             )
             start = (zeros, sums, state.batch_stats, state.extra)
-            carry, _ = jax.lax.scan(add, start, (jax.random.split(key, parts), rows))
+            part_keys = jax.random.split(jax.random.fold_in(key, keys.PART), parts)
+            carry, _ = jax.lax.scan(add, start, (part_keys, rows))
             gradient, (sums, value), stats, extra = carry
             return gradient, Outcome(sums, stats, extra, value)
 

@@ -28,7 +28,9 @@ class Pictures(Hook):
     def after_step(self, step: int, batch: Batch, metrics: Metrics) -> None:
         """Shows what was fed in the first step, of what this process holds."""
         if step == 1:
-            self._recorder.images('train/images', _local(batch['image'])[:_TRAIN], 0)
+            images = _local(batch['image'])
+            images = images.reshape(-1, *images.shape[-3:])  # views of one image are neighbours
+            self._recorder.images('train/images', images[:_TRAIN], 0)
 
     def after_evaluation(self, step: int, scores: dict[str, Any]) -> None:
         """Shows the first validation images of process 0 with the task's captions."""

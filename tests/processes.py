@@ -123,14 +123,15 @@ def run_module(module: str, *args: object, **options) -> subprocess.CompletedPro
 
 
 def _ask(**request) -> dict:
-    server = _fork_server()
+    server = start_server()
     server.stdin.write(json.dumps(request) + '\n')
     server.stdin.flush()
     return json.loads(server.stdout.readline())
 
 
 @functools.cache
-def _fork_server() -> subprocess.Popen:
+def start_server() -> subprocess.Popen:
+    """Starts this process's server, at the first call; whoever asks it first waits for its imports."""
     server = subprocess.Popen(
         [sys.executable, '-m', 'tests.fork_server'],
         env=environment(),

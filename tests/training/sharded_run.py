@@ -39,7 +39,7 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, images, train):
         x = images
-        for features in (32, 52, 64):
+        for features in (52, 64):
             x = nn.Conv(features, (3, 3), (2, 2), use_bias=False)(x)
             x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
         x = x.mean((1, 2))
@@ -152,7 +152,7 @@ def main():
     large, _ = build(
         config,
         mesh_lib.make_mesh(),
-        create_model('resnet18', num_classes=1000, stage_sizes=(1, 1, 1, 1)),
+        create_model('resnet18', num_classes=1024, stage_sizes=(1,), widths=(512,)),
         32,
     )
     trees = {'params': large.params, 'opt_state': large.opt_state, 'ema': large.ema_params}

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from tests.processes import Process, run_module
 from tests.tiers import split
+from tests.training import tiny
 from tests.training.tiny import tiny_config
 from vision.core.checkpoints import Checkpoints
 from vision.data.arrays import digits
@@ -22,8 +23,7 @@ from vision.training.recorder import TIMES, read
 
 STEPS = 90
 FLAGS = (
-    '--config=configs/digits_lenet5.py',
-    '--config.preprocess.train=resize(32)|translate(3)',
+    *tiny.FLAGS,
     f'--config.training.duration={STEPS} steps',
     '--config.training.log_every=20 steps',
     '--config.training.eval_every=30 steps',

@@ -134,7 +134,8 @@ def _folder(name, value):
 def digits_run(tmp_path_factory) -> Path:
     """The workdir of the README's first command, trained once for all tests and workers.
 
-    In the quick tests it takes a third of its epochs. Tests may add to its report; what changes the run itself works on a copy.
+    In the quick tests it takes a quarter of its epochs, which reach as much. Tests may add to its
+    report; what changes the run itself works on a copy.
     """
     root = tmp_path_factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ:
@@ -143,7 +144,7 @@ def digits_run(tmp_path_factory) -> Path:
     with open(root / 'digits_run.lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (root / 'digits_run.done').exists():
-            short = ['--config.training.duration=20 epochs'] if tiers.quick() else []
+            short = ['--config.training.duration=15 epochs'] if tiers.quick() else []
             done = run_module(
                 'experiments.train',
                 '--config=configs/digits_lenet5.py',

@@ -70,11 +70,14 @@ def batch(i, mesh):
     return mesh_lib.put_batch(rows, mesh)
 
 
+def mesh_of(devices):
+    axis = (AxisType.Auto,)
+    return jax.make_mesh((devices,), ('data',), axis_types=axis, devices=jax.devices()[:devices])
+
+
 def run(shard, devices, **training):
     """Trains; returns the last state and the figures of each step."""
-    axis = (AxisType.Auto,)
-    mesh = jax.make_mesh((devices,), ('data',), axis_types=axis, devices=jax.devices()[:devices])
-    config = config_of(shard, **training)
+    mesh, config = mesh_of(devices), config_of(shard, **training)
     state, step = build(config, mesh)
     figures, compiled = [], 0
     for i in range(STEPS):
@@ -84,14 +87,13 @@ def run(shard, devices, **training):
         assert jax.tree.map(lambda x: x.sharding, state) == layout
         figures.append({k: float(metrics[k]) for k in ('loss', 'grad_norm', 'param_norm')})
     assert COMPILED['times'] == compiled > 0  # one compilation serves all steps
-    scores = evaluate(
-        make_eval_step(Net(), config, mesh),
-        state.eval_variables,
-        [{**batch(0, mesh)}],
-        32,
-        8,
-    )
-    return state, figures, scores
+    return state, figures
+
+
+def scores_of(state, shard, devices):
+    mesh = mesh_of(devices)
+    step = make_eval_step(Net(), config_of(shard), mesh)
+    return evaluate(step, state.eval_variables, [batch(0, mesh)], 32, 8)
 
 
 def shares(tree):
@@ -117,7 +119,7 @@ def aliased(shard):
 def main():
     """Prints what the test asks for; leaves a checkpoint of the 'fsdp' run in the folder given."""
     jax.monitoring.register_event_duration_secs_listener(count_compilations)
-    figures, scores, states = {}, {}, {}
+    figures, states = {}, {}
     for name, shard, devices, training in (
         ('one', 'data', 1, {}),
         ('data', 'data', 8, {}),
@@ -127,7 +129,11 @@ def main():
     ):
         if 'in parts' in name and quick():
             continue
-        states[name], figures[name], scores[name] = run(shard, devices, **training)
+        states[name], figures[name] = run(shard, devices, **training)
+    scores = {
+        'one': scores_of(states['one'], 'data', 1),
+        'fsdp': scores_of(states['fsdp'], 'fsdp', 8),
+    }
     folder = Path(sys.argv[1])
     with Checkpoints(folder) as checkpoints:
         checkpoints.save(states['fsdp'], {})

@@ -72,6 +72,20 @@ def alone(tmp_path_factory):
     return workdir
 
 
+def test_the_workdir_holds_what_a_run_is(alone):
+    names = {p.name for p in alone.iterdir()}
+    assert {
+        'config.json',
+        'environment.json',
+        'dataset.json',
+        'metrics.jsonl',
+        'checkpoints',
+    } <= names
+    environment = json.loads((alone / 'environment.json').read_text())
+    assert environment['versions']['jax']
+    assert any(FLAGS[0] in word for word in environment['command'])
+
+
 def assert_same(workdir, alone):
     assert records(workdir) == records(alone)
     step, ours = arrays(workdir)
@@ -145,20 +159,6 @@ def test_another_config_is_refused(alone):
     other = start(alone, flags=(*FLAGS, '--config.optimizer.lr=0.2'))
     assert other.returncode == 2
     assert 'optimizer.lr is 0.05 there and 0.2 here' in other.stderr
-
-
-def test_the_workdir_holds_what_a_run_is(alone):
-    names = {p.name for p in alone.iterdir()}
-    assert {
-        'config.json',
-        'environment.json',
-        'dataset.json',
-        'metrics.jsonl',
-        'checkpoints',
-    } <= names
-    environment = json.loads((alone / 'environment.json').read_text())
-    assert environment['versions']['jax']
-    assert any(FLAGS[0] in word for word in environment['command'])
 
 
 def test_best_and_last_are_kept(alone):

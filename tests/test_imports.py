@@ -57,7 +57,7 @@ from vision.prediction import Classifier
 from vision.evaluation.run import evaluate_run, load_run
 from vision.data import arrays
 
-results = train(tiny_config(), sys.argv[1])
+results = train(tiny_config(training__eval_every='24 steps'), sys.argv[1])
 assert evaluate_run(load_run(sys.argv[1]))['top1'] == results['test']['top1']
 test = arrays.digits('test')
 probabilities = Classifier.from_workdir(sys.argv[1])(test.images)

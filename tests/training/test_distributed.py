@@ -18,7 +18,7 @@ from vision.core import distributed
 from vision.core.checkpoints import Checkpoints
 from vision.core.errors import UserError
 
-STEPS = 15
+STEPS = 20
 FLAGS = (
     *tiny.FLAGS,
     f'--config.training.duration={STEPS} steps',

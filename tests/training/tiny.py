@@ -19,13 +19,14 @@ FLAGS = (
 class Net(ImageModel):
     """A convolution with BatchNorm and a hidden layer with dropout: all that a state can hold, and little to compile.
 
-    Without `norm`, evaluation depends on the parameters alone.
+    It takes images of 32 pixels. Without `norm`, evaluation depends on the parameters alone.
     """
 
     norm: bool = True
 
     @nn.compact
     def __call__(self, images, train):
+        self.check_images(images, exact_size=32)
         endpoints = {}
         x = Conv(8, 5, strides=4, padding=2, dtype=self.dtype, name='conv')(images)
         x = nn.relu(BatchNorm(dtype=self.dtype, name='bn')(x, train) if self.norm else x)

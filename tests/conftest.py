@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 from tests import tiers
-from tests.processes import LESS_EFFORT, REPO, command, environment, run_module, start_server
+from tests.processes import LEAST_EFFORT, REPO, command, environment, run_module, start_server
 
 __all__ = ['REPO', 'command', 'environment', 'run_module']
 
@@ -20,9 +20,7 @@ __all__ = ['REPO', 'command', 'environment', 'run_module']
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='vision-compiled-')
     atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
-    # The least effort here, where a program runs a few times; commands, which train, get a little more.
-    least = LESS_EFFORT.replace('level=1', 'level=0')
-    os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), least]).strip()
+    os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), LEAST_EFFORT]).strip()
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 # Folders with the four IDX files; the tests that need them are skipped without.

@@ -12,8 +12,10 @@ from pathlib import Path
 
 REPO = Path(__file__).parent.parent
 
-# XLA's least effort: what is tested runs once or a few times, and LLVM's passes were most of its time.
+# What is tested runs once or a few times, and LLVM's passes were most of its time. Commands, which train, get a little
+# more effort than the least.
 LESS_EFFORT = '--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true'
+LEAST_EFFORT = LESS_EFFORT.replace('level=1', 'level=0')
 
 # Variables that a fork can be given: all others are read while Python, JAX or TensorFlow starts.
 _FORKABLE = {'XLA_FLAGS', 'COLUMNS', 'PYTHONPATH', 'PYTHONIOENCODING'}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 
 from tests import tiers
-from tests.processes import LESS_EFFORT, REPO, command, environment, run_module
+from tests.processes import LEAST_EFFORT, REPO, command, environment, run_module, start_server
 
 __all__ = ['REPO', 'command', 'environment', 'run_module']
 
@@ -20,9 +20,7 @@ __all__ = ['REPO', 'command', 'environment', 'run_module']
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='vision-compiled-')
     atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
-    # The least effort here, where a program runs a few times; commands, which train, get a little more.
-    least = LESS_EFFORT.replace('level=1', 'level=0')
-    os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), least]).strip()
+    os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), LEAST_EFFORT]).strip()
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
 # Folders with the four IDX files; the tests that need them are skipped without.
@@ -39,7 +37,7 @@ LONGEST = (
 )
 
 # Seconds that CI allows: a quick test, and the quick tests together.
-TEST_LIMIT, SUITE_LIMIT = 180, 40 * 60
+TEST_LIMIT, SUITE_LIMIT = 20, 12 * 60
 
 
 def pytest_addoption(parser):
@@ -56,6 +54,12 @@ def pytest_configure(config):
     settings.load_profile(os.environ[tiers.VARIABLE])
     if not hasattr(config, 'workerinput'):
         config.pluginmanager.register(_Limits(config, not slow), 'vision-limits')
+
+
+def pytest_sessionstart(session):
+    # Its imports take seconds, and so does collecting the tests: both at once.
+    if hasattr(session.config, 'workerinput'):
+        start_server()
 
 
 def pytest_collection_modifyitems(config, items):
@@ -128,7 +132,8 @@ def _folder(name, value):
 def digits_run(tmp_path_factory) -> Path:
     """The workdir of the README's first command, trained once for all tests and workers.
 
-    Tests may add to its report; what changes the run itself works on a copy.
+    In the quick tests it takes a quarter of its epochs, which reach as much. Tests may add to its
+    report; what changes the run itself works on a copy.
     """
     root = tmp_path_factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ:
@@ -137,8 +142,12 @@ def digits_run(tmp_path_factory) -> Path:
     with open(root / 'digits_run.lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (root / 'digits_run.done').exists():
+            short = ['--config.training.duration=15 epochs'] if tiers.quick() else []
             done = run_module(
-                'experiments.train', '--config=configs/digits_lenet5.py', f'--workdir={workdir}'
+                'experiments.train',
+                '--config=configs/digits_lenet5.py',
+                f'--workdir={workdir}',
+                *short,
             )
             assert done.returncode == 0, done.stderr
             (root / 'digits_run.done').touch()

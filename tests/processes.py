@@ -12,8 +12,10 @@ from pathlib import Path
 
 REPO = Path(__file__).parent.parent
 
-# XLA's least effort: what is tested runs once or a few times, and LLVM's passes were most of its time.
+# What is tested runs once or a few times, and LLVM's passes were most of its time. Commands, which train, get a little
+# more effort than the least.
 LESS_EFFORT = '--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true'
+LEAST_EFFORT = LESS_EFFORT.replace('level=1', 'level=0')
 
 # Variables that a fork can be given: all others are read while Python, JAX or TensorFlow starts.
 _FORKABLE = {'XLA_FLAGS', 'COLUMNS', 'PYTHONPATH', 'PYTHONIOENCODING'}
@@ -123,14 +125,15 @@ def run_module(module: str, *args: object, **options) -> subprocess.CompletedPro
 
 
 def _ask(**request) -> dict:
-    server = _fork_server()
+    server = start_server()
     server.stdin.write(json.dumps(request) + '\n')
     server.stdin.flush()
     return json.loads(server.stdout.readline())
 
 
 @functools.cache
-def _fork_server() -> subprocess.Popen:
+def start_server() -> subprocess.Popen:
+    """Starts this process's server, at the first call; whoever asks it first waits for its imports."""
     server = subprocess.Popen(
         [sys.executable, '-m', 'tests.fork_server'],
         env=environment(),

@@ -51,18 +51,14 @@ def test_training_and_classifying_arrays_need_no_tensorflow(no_tensorflow, tmp_p
     """Digits from the first step to probabilities for arrays, and evaluation on the way."""
     code = """
 import numpy as np
-from configs.digits_lenet5 import get_config
+from tests.training.tiny import tiny_config
 from vision.training import train
 from vision.prediction import Classifier
 from vision.evaluation.evals import evaluate_run
 from vision.evaluation.run import load_run
 from vision.data import arrays
 
-config = get_config()
-config.training.duration, config.training.eval_every = '60 steps', '30 steps'
-config.preprocess.train = 'resize(32)'
-config.schedule.warmup = '5 steps'
-results = train(config, sys.argv[1])
+results = train(tiny_config(training__eval_every='24 steps'), sys.argv[1])
 assert evaluate_run(load_run(sys.argv[1]))['top1'] == results['test']['top1']
 test = arrays.digits('test')
 probabilities = Classifier.from_workdir(sys.argv[1])(test.images)

@@ -17,12 +17,17 @@ from vision.training import train
 pytestmark = pytest.mark.smoke
 
 
+def lenet():
+    """LeNet-5 on digits for 100 steps."""
+    overrides = {'training__duration': '100 steps', 'training__eval_every': '50 steps'}
+    return tiny_config(model__name='lenet5', **overrides)
+
+
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
-    """Workdir and results of 150 steps on digits."""
-    config = tiny_config(training__duration='150 steps', training__eval_every='75 steps')
+    """Workdir and results."""
     workdir = tmp_path_factory.mktemp('smoke')
-    return workdir, train(config, workdir)
+    return workdir, train(lenet(), workdir)
 
 
 def test_a_model_is_chosen_and_trained(trained):
@@ -37,8 +42,7 @@ def test_a_model_is_chosen_and_trained(trained):
 def test_a_finished_run_changes_nothing(trained):
     workdir, results = trained
     before = (workdir / 'metrics.jsonl').read_bytes()
-    config = tiny_config(training__duration='150 steps', training__eval_every='75 steps')
-    assert train(config, workdir) == results
+    assert train(lenet(), workdir) == results
     assert (workdir / 'metrics.jsonl').read_bytes() == before
 
 
@@ -46,7 +50,7 @@ def test_it_is_evaluated_and_reported(trained):
     from ml_collections import ConfigDict
 
     workdir, results = trained
-    entries = named_entries(tiny_config(), None, ConfigDict())
+    entries = named_entries(lenet(), None, ConfigDict())
     runs, (evaluation,) = evaluate_runs([workdir], entries)
     assert evaluation.figures['top1'] == results['test']['top1']
     assert '<section' in write_report(runs, [evaluation]).read_text()

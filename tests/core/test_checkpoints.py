@@ -10,6 +10,7 @@ import pytest
 
 from tests.conftest import REPO, command, environment, run_module
 from tests.task.judged import RANK
+from tests.training import tiny
 from vision.core.checkpoints import Checkpoints
 from vision.core.errors import UserError
 from vision.core.mesh import make_mesh, put_replicated
@@ -167,7 +168,7 @@ def test_a_disk_that_is_full_stops_the_run_and_the_last_checkpoint_restores(tmp_
 
 
 def test_no_room_for_anything_is_one_line(tmp_path):
-    done = run_with_files_up_to(0, '--config=configs/digits_lenet5.py', f'--workdir={tmp_path}')
+    done = run_with_files_up_to(0, *tiny.FLAGS, f'--workdir={tmp_path}')
     assert done.returncode == 2, done.stderr
     assert 'Traceback' not in done.stderr
     assert 'make room' in done.stderr.splitlines()[-1]

@@ -119,14 +119,14 @@ def test_each_epoch_has_every_example_in_a_new_order_without_a_gap(data_dir):
 def test_runs_have_the_same_bits_and_resuming_too(data_dir):
     source = open_tiny(data_dir)
     run = epochs(source, 15)
-    for start in (2, 11):
+    for start in (11,) if tiers.quick() else (2, 11):
         resumed = epochs(source, 15 - start, start_step=start)
         for here, there in zip(run[start:], resumed, strict=True):
             for key in here:
                 np.testing.assert_array_equal(here[key], there[key])
 
 
-@pytest.mark.parametrize('host', tiers.split([None, 0, 1], [None, 1]))
+@pytest.mark.parametrize('host', tiers.split([None, 0, 1], [None]))
 def test_with_repeats_each_example_of_an_epoch_comes_so_often(data_dir, host):
     ops = OPS + '|random_erasing(1)'
     shard = {} if host is None else {'process_index': host, 'process_count': 2}
@@ -231,7 +231,7 @@ def test_array_record_is_shuffled_in_full_by_the_order_of_the_ids(indexed_dir):
         np.testing.assert_array_equal(batch['id'], batch_ids(3, COUNT, 10, step)[0])
         np.testing.assert_array_equal(batch['label'], np.array(shades(batch)) % 2)
     resumed = epochs(source, 5, start_step=7)
-    for hosts in (2, 5):
+    for hosts in (2,) if tiers.quick() else (2, 5):
         parts = [epochs(source, 12, process_index=h, process_count=hosts) for h in range(hosts)]
         for step, batch in enumerate(run):
             for key in batch:

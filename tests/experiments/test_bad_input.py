@@ -4,6 +4,7 @@ import pytest
 
 from tests.processes import run_module
 from tests.task.judged import RANK
+from tests.training import tiny
 
 DIGITS = '--config=configs/digits_lenet5.py'
 
@@ -85,9 +86,8 @@ def test_what_is_no_workdir(tmp_path, module):
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     done = run_module(
-        'experiments.train', DIGITS, f'--workdir={tmp_path}', '--config.optimizer.lr=1e18',
+        'experiments.train', *tiny.FLAGS, f'--workdir={tmp_path}', '--config.optimizer.lr=1e18',
         '--config.schedule.warmup=20 steps', '--config.training.duration=60 steps',
-        '--config.preprocess.train=resize(32)',
         '--config.training.checkpoint_every=1 steps',
     )  # fmt: skip
     assert done.returncode == 2

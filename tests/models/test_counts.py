@@ -72,9 +72,11 @@ def test_every_model_is_counted():
 
 
 summary_of = cache(summarise)  # traced once for all tests of this file
-# Networks of so many layers take seconds to a minute to trace: `test_deep_networks_add_blocks` counts them at once.
-DEEP = ('resnet101', 'resnet101_v1', 'resnet152', 'resnet152_v1', 'resnet110', 'resnet1202',
-        'resnet101_v2', 'resnet152_v2', 'resnet110_v2', 'resnet164_v2', 'resnet1001_v2')  # fmt: skip
+# Networks of so many layers, or of blocks that another one has, take a second to a minute to trace:
+# `test_deep_networks_add_blocks` counts them at once.
+DEEP = ('resnet34_b', 'resnet101', 'resnet152', 'resnet50_v1', 'resnet101_v1', 'resnet152_v1', 'resnet32', 'resnet44',
+        'resnet56', 'resnet110', 'resnet1202', 'resnet50_v2', 'resnet101_v2', 'resnet152_v2', 'resnet110_v2',
+        'resnet164_v2', 'resnet1001_v2')  # fmt: skip
 
 
 @pytest.mark.parametrize('name', split(COUNTS, [n for n in COUNTS if n not in DEEP]))

@@ -48,10 +48,14 @@ def test_equals_the_formula_worked_out_by_hand():
     """The logit is linear in the stage: its gradient is the head's own weights (eq. 1 and 2)."""
     model = TwoStages(num_classes=4)
     images = jax.random.normal(jax.random.key(0), (2, 5, 6, 1))
-    variables = {'params': model.init(jax.random.key(1), images, train=False)['params']}
+    init = jax.jit(lambda x: model.init(jax.random.key(1), x, train=False)['params'])
+    variables = {'params': init(images)}
     classes = jnp.array([[0, 3], [2, -1]])
-    maps, logits = gradcam.grad_cam(model, variables, images, classes)
-    expected_logits, endpoints = model.apply(variables, images, train=False)
+    grad_cam = jax.jit(lambda v, x: gradcam.grad_cam(model, v, x, classes))
+    maps, logits = grad_cam(variables, images)
+    expected_logits, endpoints = jax.jit(lambda v, x: model.apply(v, x, train=False))(
+        variables, images
+    )
     np.testing.assert_allclose(logits, expected_logits, rtol=1e-5)
     activation = np.asarray(endpoints['stage'])
     head = np.asarray(variables['params']['head']['kernel']).reshape(5, 6, 3, 4)
@@ -117,7 +121,7 @@ def test_the_weights_are_mean_derivatives(name, size, channels, stage):
 def test_folded_and_not_are_alike():
     model = create_model('resnet20', num_classes=10)
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-    variables = model.init(jax.random.key(1), images, train=False)
+    variables = jax.jit(lambda x: model.init(jax.random.key(1), x, train=False))(images)
     variables = {k: variables[k] for k in ('params', 'batch_stats')}
     variables['batch_stats'] = jax.tree.map(lambda x: x + 0.3, variables['batch_stats'])
     folded, their = fold_batch_norm(model, variables, (16, 16, 3))

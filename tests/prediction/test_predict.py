@@ -215,7 +215,8 @@ def test_embeddings_are_the_endpoints(classifier, digits, tmp_path):
         Image.fromarray(image[..., 0]).save(tmp_path / f'{i}.png')
     fed = device.apply_ops(opstring.parse(run.config.preprocess.eval), images[0], jax.random.key(0))
     x = device.normalise(fed[None], run.config.preprocess.mean, run.config.preprocess.std)
-    logits, endpoints = run.model.apply(run.variables, x, train=False)
+    apply = jax.jit(lambda variables, x: run.model.apply(variables, x, train=False))
+    logits, endpoints = apply(run.variables, x)
     vectors = classifier.embed(images)
     assert vectors.shape == (8, 84) and vectors.dtype == np.float32
     np.testing.assert_allclose(vectors[0], endpoints['features'][0], atol=1e-4)

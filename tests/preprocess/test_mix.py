@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.tiers import split
+from tests.training.test_step import Linear
 from vision.core import keys
 from vision.core.config import default_config
 from vision.core.mesh import make_mesh
-from vision.models import create_model
 from vision.preprocess.mix import mix
 from vision.task import losses
 from vision.training.setup import make_recipe
@@ -49,9 +49,8 @@ def test_labels_mix_in_the_pixels_proportion(batch, kind):
 
 
 def test_mixup_draws_from_beta(batch):
-    draws = jax.vmap(lambda k: mix(*batch, k, 0.4)[1][0, 0])(
-        jax.random.split(jax.random.key(1), 4000)
-    )
+    share = jax.jit(jax.vmap(lambda key: mix(*batch, key, 0.4)[1][0, 0]))
+    draws = share(jax.random.split(jax.random.key(1), 4000))
     from scipy import stats
 
     assert stats.kstest(np.asarray(draws), stats.beta(0.4, 0.4).cdf).pvalue > 0.001
@@ -78,7 +77,7 @@ def test_cutmix_pastes_one_box_of_the_images_aspect_and_leaves_the_rest(batch):
 def test_both_means_one_of_them_a_batch(batch):
     images, targets, mask = batch
     cut = [
-        set(np.unique(mixed(images, targets, mask, jax.random.key(i), 1.0, 1.0)[0][1]))
+        set(np.unique(mixed(images, targets, mask, jax.random.key(i), 0.2, 1.0)[0][1]))
         <= {0.0, 1.0}
         for i in range(60)
     ]
@@ -103,19 +102,18 @@ def test_the_same_key_mixes_in_the_same_way_and_no_alpha_not_at_all(batch):
     assert mix(*batch, jax.random.key(0))[0] is batch[0]
 
 
-@pytest.mark.parametrize('kind', split(KINDS, KINDS[-1:], one_argument=True))
+@pytest.mark.parametrize('kind', split(KINDS, KINDS[1:2], one_argument=True))
 def test_the_step_trains_on_smoothed_mixed_labels(kind):
     config = default_config()
-    config.model = {'name': 'lenet5', 'num_classes': 10}
     config.preprocess.mixup, config.preprocess.cutmix = kind
     config.loss.label_smoothing, config.optimizer.lr = 0.1, 0.0
     config.seed = 4
-    mesh, model = make_mesh(), create_model('lenet5', num_classes=10)
-    recipe = make_recipe(config, model, [str(i) for i in range(10)], 10)
+    mesh, model = make_mesh(), Linear()
+    recipe = make_recipe(config, model, 'abc', 10)
     rng = np.random.default_rng(0)
     batch = {
         'image': rng.integers(0, 256, (8, 32, 32, 1), dtype=np.uint8),
-        'label': np.arange(8, dtype=np.int32),
+        'label': np.arange(8, dtype=np.int32) % 3,
         'id': np.arange(8, dtype=np.int32),
         'mask': np.array([1, 1, 1, 0, 1, 1, 1, 1], np.float32),
     }
@@ -123,7 +121,7 @@ def test_the_step_trains_on_smoothed_mixed_labels(kind):
     key = jax.random.fold_in(jax.random.fold_in(state.rng, 0), keys.MIX)
     images, targets = mixed(
         batch['image'] / np.float32(255),
-        np.eye(10, dtype=np.float32)[:8],
+        np.eye(3, dtype=np.float32)[batch['label']],
         batch['mask'],
         key,
         *kind,

@@ -46,13 +46,11 @@ def test_equal_pixels_are_refused():
 
 
 def test_a_run_computes_them_once_and_keeps_them(tmp_path, monkeypatch):
-    from configs.digits_lenet5 import get_config
+    from tests.training.tiny import tiny_config
     from vision.training import setup
 
-    config = get_config()
-    config.preprocess.train, config.preprocess.normalise = 'resize(32)', 'dataset'
-    config.training.duration, config.training.eval_every = '6 steps', '6 steps'
-    config.training.stop_after, config.schedule.warmup = '3 steps', '0 steps'
+    config = tiny_config(training__duration='6 steps', training__eval_every='6 steps')
+    config.preprocess.normalise, config.training.stop_after = 'dataset', '3 steps'
     workdir = tmp_path / 'run'
     train(config, workdir)
     source = arrays.digits('train')

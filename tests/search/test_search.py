@@ -267,8 +267,9 @@ def test_examples_of_a_tfds_split_that_is_read_by_index(tmp_path):
     )
     config.preprocess.eval = 'decode|central_crop(8)'
     (tmp_path / 'dataset.json').write_text('{}')
-    model, mesh = create_model('resnet20', num_classes=2), make_mesh()
-    variables = put_replicated(init_variables(model, (8, 8, 3), jax.random.key(0)), mesh)
+    model, mesh = create_model('resnet20', num_classes=2, stage_sizes=(1, 1, 1)), make_mesh()
+    variables = jax.jit(lambda: init_variables(model, (8, 8, 3), jax.random.key(0)))()
+    variables = put_replicated(variables, mesh)
     run = Run(
         path=tmp_path, config=config, class_names=('even', 'odd'), image_shape=None,
         input_shape=(8, 8, 3), step=0, model=model, task=task_of(config, ('even', 'odd'), 2),

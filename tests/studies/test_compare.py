@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.training.tiny import tiny_config
+from tests.training.tiny import NET, tiny_config
 from vision.core.errors import UserError
 from vision.evaluation.evals import predict_run
 from vision.evaluation.run import load_run
@@ -46,7 +46,7 @@ def test_figures_and_significance(runs):
     assert (one['run'], two['run']) == ('one', 'two')
     answers = [predict_run(load_run(runs / name)).predictions for name in ('one', 'two')]
     for row, answer in zip(result['runs'], answers, strict=True):
-        assert row['model'] == 'lenet5' and row['step'] == 24
+        assert row['model'] == NET and row['step'] == 24
         assert row['test']['count'] == len(answer) == 360
         assert row['test']['top1'] == answer.correct.mean()
         assert row['images_per_second'] > 0

@@ -39,7 +39,7 @@ def test_a_loss_that_never_falls_is_said_so():
 
 
 def test_digits(tmp_path):
-    result = find_lr.find_lr(tiny_config(), steps=80)
+    result = find_lr.find_lr(tiny_config(model__name='lenet5'), steps=80)
     assert 1e-3 < result['suggestion'] < result['lowest'] < 3
     assert len(result['lr']) == len(result['loss']) == len(result['smoothed']) <= 80
     find_lr.draw(result, tmp_path / 'lr.png', 'digits')

@@ -13,31 +13,43 @@ from vision.studies import preview as preview_lib
 from vision.studies.preview import preview, text
 
 
-@pytest.fixture
-def config(tmp_path, photos):
+def folder_of(root, photos):
+    """A config of crops of photos of two classes, in three splits below `root`."""
     rng = np.random.default_rng(0)
     for split, count in (('train', 12), ('val', 4), ('test', 4)):
         for c in ('cat', 'dog'):
-            (tmp_path / 'data' / split / c).mkdir(parents=True)
+            (root / split / c).mkdir(parents=True)
             for i in range(count):
                 photo = photos[rng.integers(5)]
                 y, x = rng.integers(100, size=2)
                 data = encode(photo[y : y + 60, x : x + 90], 'PNG')
-                (tmp_path / 'data' / split / c / f'{i}.png').write_bytes(data)
+                (root / split / c / f'{i}.png').write_bytes(data)
     config = default_config()
     config.data.source = 'folder'
-    config.data.path = str(tmp_path / 'data')
+    config.data.path = str(root)
     config.preprocess.train = 'decode|random_resized_crop(32)|flip_lr'
     config.preprocess.eval = 'decode|resize(32)'
     return config
 
 
-def test_preview_says_what_is_there(config, tmp_path):
-    root = tmp_path / 'data'
+@pytest.fixture
+def config(tmp_path, photos):
+    return folder_of(tmp_path / 'data', photos)
+
+
+@pytest.fixture(scope='module')
+def previewed(tmp_path_factory, photos):
+    """A folder with an image in two splits and a broken one, what was written of it, and the summary."""
+    root, out = tmp_path_factory.mktemp('data'), tmp_path_factory.mktemp('out')
+    config = folder_of(root, photos)
     shutil.copy(root / 'train/cat/3.png', root / 'test/dog/copy.png')
     (root / 'val/dog/bad.png').write_bytes(b'no image')
-    summary = preview(config, str(tmp_path / 'out'))
-    assert summary == json.loads((tmp_path / 'out' / 'summary.json').read_text())
+    return root, out, preview(config, str(out))
+
+
+def test_preview_says_what_is_there(previewed):
+    root, out, summary = previewed
+    assert summary == json.loads((out / 'summary.json').read_text())
     train, test = summary['splits']['train'], summary['splits']['test']
     assert train['examples'] == 24 and train['classes'] == {'cat': 12, 'dog': 12}
     assert test['classes'] == {'cat': 4, 'dog': 5}
@@ -54,9 +66,8 @@ def test_preview_says_what_is_there(config, tmp_path):
     assert 'bad.png: not an image' in words
 
 
-def test_pictures_are_drawn(config, tmp_path):
-    preview(config, str(tmp_path / 'out'))
-    inputs, classes = (imread(tmp_path / 'out' / f'{n}.png') for n in ('inputs', 'classes'))
+def test_pictures_are_drawn(previewed):
+    inputs, classes = (imread(previewed[1] / f'{n}.png') for n in ('inputs', 'classes'))
     assert inputs.shape[0] > 600 and inputs.shape[1] > 1000 and inputs[..., :3].std() > 0.05
     assert classes[..., :3].std() > 0.05
 

@@ -40,7 +40,7 @@ class Net(nn.Module):
     @nn.compact
     def __call__(self, images, train):
         x = images
-        for features in (32, 52, 64):
+        for features in (52, 64):
             x = nn.Conv(features, (3, 3), (2, 2), use_bias=False)(x)
             x = nn.relu(nn.BatchNorm(use_running_average=not train, momentum=0.9)(x))
         x = x.mean((1, 2))
@@ -73,11 +73,14 @@ def batch(i, mesh):
     return mesh_lib.put_batch(rows, mesh)
 
 
+def mesh_of(devices):
+    axis = (AxisType.Auto,)
+    return jax.make_mesh((devices,), ('data',), axis_types=axis, devices=jax.devices()[:devices])
+
+
 def run(shard, devices, **training):
     """Trains; returns the last state and the figures of each step."""
-    axis = (AxisType.Auto,)
-    mesh = jax.make_mesh((devices,), ('data',), axis_types=axis, devices=jax.devices()[:devices])
-    config = config_of(shard, **training)
+    mesh, config = mesh_of(devices), config_of(shard, **training)
     state, step = build(config, mesh)
     figures, compiled = [], 0
     for i in range(STEPS):
@@ -87,9 +90,13 @@ def run(shard, devices, **training):
         assert jax.tree.map(lambda x: x.sharding, state) == layout
         figures.append({k: float(metrics[k]) for k in ('loss', 'grad_norm', 'param_norm')})
     assert COMPILED['times'] == compiled > 0  # one compilation serves all steps
-    task = recipe_of(config, Net()).task
+    return state, figures
+
+
+def scores_of(state, shard, devices):
+    mesh, task = mesh_of(devices), recipe_of(config_of(shard), Net()).task
     member = Member(make_step(task, Net(), mesh), state.eval_variables, [batch(0, mesh)])
-    return state, figures, figures_of(task, answer(task, [member], 32))
+    return figures_of(task, answer(task, [member], 32))
 
 
 def shares(tree):
@@ -115,7 +122,7 @@ def aliased(shard):
 def main():
     """Prints what the test asks for; leaves a checkpoint of the 'fsdp' run in the folder given."""
     jax.monitoring.register_event_duration_secs_listener(count_compilations)
-    figures, scores, states = {}, {}, {}
+    figures, states = {}, {}
     for name, shard, devices, training in (
         ('one', 'data', 1, {}),
         ('data', 'data', 8, {}),
@@ -125,7 +132,11 @@ def main():
     ):
         if 'in parts' in name and quick():
             continue
-        states[name], figures[name], scores[name] = run(shard, devices, **training)
+        states[name], figures[name] = run(shard, devices, **training)
+    scores = {
+        'one': scores_of(states['one'], 'data', 1),
+        'fsdp': scores_of(states['fsdp'], 'fsdp', 8),
+    }
     folder = Path(sys.argv[1])
     with Checkpoints(folder, RANK) as checkpoints:
         checkpoints.save(states['fsdp'], {})
@@ -150,7 +161,7 @@ def main():
     large, _ = build(
         config,
         mesh_lib.make_mesh(),
-        create_model('resnet18', num_classes=1000, stage_sizes=(1, 1, 1, 1)),
+        create_model('resnet18', num_classes=1024, stage_sizes=(1,), widths=(512,)),
         32,
     )
     trees = {'params': large.params, 'opt_state': large.opt_state, 'ema': large.ema_params}

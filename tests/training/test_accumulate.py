@@ -1,5 +1,7 @@
 """A batch computed in parts: one update, of the gradient of the whole batch."""
 
+from functools import cache
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -8,9 +10,12 @@ import pytest
 
 from tests.training.test_step import Linear, batch, setup
 
+built = cache(setup)  # one program for all masks
+
 
 def steps(model, count=3, data=None, **changes):
-    state, step = setup(model, **changes)
+    state, step = built(model, **changes)
+    state = jax.tree.map(lambda x: x.copy(), state)  # what a step gets, it takes
     for _ in range(count):
         state, metrics = step(state, data or batch())
     return jax.device_get((state, metrics))

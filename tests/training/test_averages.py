@@ -4,8 +4,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import digits_lenet5
 from tests.training.test_step import Linear, batch, setup
+from tests.training.tiny import tiny_config
 from vision.core.config import default_config
 from vision.core.errors import UserError
 from vision.evaluation.run import load_run
@@ -45,17 +45,14 @@ def test_without_an_average_there_is_none():
     assert state.ema_params is None
 
 
-def digits(**training):
-    config = digits_lenet5.get_config()
-    config.schedule.warmup = '2 steps'
-    config.training.update(
-        {'duration': '30 steps', 'eval_every': '10 steps', 'ema_decay': 0.0, **training}
-    )
+def digits(polyak_from):
+    config = tiny_config(training__duration='30 steps', training__eval_every='10 steps')
+    config.training.polyak_from = polyak_from
     return config
 
 
 def test_the_average_selects_and_both_are_recorded(tmp_path):
-    train(digits(polyak_from=f'{15 * 64} examples'), tmp_path)
+    train(digits(f'{15 * 32} examples'), tmp_path)
     records = read(tmp_path)
     average = {r['step']: r['validation/top1'] for r in records if 'validation/top1' in r}
     raw = {r['step']: r['validation_raw/loss'] for r in records if 'validation_raw/loss' in r}
@@ -69,4 +66,4 @@ def test_the_average_selects_and_both_are_recorded(tmp_path):
 
 def test_an_average_that_would_begin_after_the_run_is_refused(tmp_path):
     with pytest.raises(UserError, match='the whole run has 30'):
-        train(digits(polyak_from='30 steps'), tmp_path)
+        train(digits('30 steps'), tmp_path)

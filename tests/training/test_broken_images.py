@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from configs.digits_lenet5 import get_config
 from tests.preprocess.conftest import encode
 from tests.preprocess.test_pipeline import absurd
+from tests.training.tiny import tiny_config
 from vision.core.errors import UserError
 from vision.evaluation.evals import evaluate_run
 from vision.evaluation.run import load_run
@@ -37,7 +37,7 @@ def root(tmp_path_factory):
 
 
 def config_for(root):
-    config = get_config()
+    config = tiny_config()
     config.data.source, config.data.path = 'folder', str(root)
     config.preprocess.train = 'decode(channels=1)|random_resized_crop(32)|flip_lr'
     config.preprocess.eval = 'decode(channels=1)|resize(32)'

@@ -75,10 +75,17 @@ class NoReads(NoTransfers):
         super().after_step(step, batch, metrics)
 
 
-def test_hooks_are_called_at_their_points(tmp_path):
-    witness = Witness()
-    train(tiny_config(training__stop_after='12 steps'), tmp_path, [witness])
-    records = read(tmp_path)
+@pytest.fixture(scope='module')
+def witnessed(tmp_path_factory):
+    """The workdir of 12 steps, and their witness."""
+    workdir, witness = tmp_path_factory.mktemp('witnessed'), Witness()
+    train(tiny_config(training__stop_after='12 steps'), workdir, [witness])
+    return workdir, witness
+
+
+def test_hooks_are_called_at_their_points(witnessed):
+    workdir, witness = witnessed
+    records = read(workdir)
     losses = {r['step']: r['train/loss'] for r in records if 'train/loss' in r}
     top1 = next(r['validation/top1'] for r in records if 'validation/top1' in r)
     expected = [('start', 0)]
@@ -125,7 +132,7 @@ def test_evaluation_compiles_nothing_for_the_last_batch_nor_the_second_time(tmp_
 def test_early_stopping_ends_a_run_that_stays_ended(tmp_path, capsys):
     # A rate of nothing: no evaluation is better than the first, at step 8.
     config = tiny_config(optimizer__lr=0.0, training__patience='16 steps')
-    config.training.duration = '80 steps'
+    config.training.duration, config.model.norm = '80 steps', False
     results = train(config, tmp_path)
     assert 'stopped early at step 24' in capsys.readouterr().err
     assert results['test']['count'] == 360
@@ -169,10 +176,9 @@ def test_a_profile_that_is_none(text, tmp_path):
         profile.from_flag(text, str(tmp_path))
 
 
-def test_tensorboard_shows_validation_images_with_their_labels(tmp_path):
+def test_tensorboard_shows_validation_images_with_their_labels(witnessed):
     accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
-    train(tiny_config(training__stop_after='12 steps'), tmp_path)
-    events = accumulator.EventAccumulator(str(tmp_path))
+    events = accumulator.EventAccumulator(str(witnessed[0]))
     events.Reload()
     shown = events.Images('validation/images')
     assert [e.step for e in shown] == [8]
@@ -190,7 +196,6 @@ def test_a_caption_is_cut_and_the_image_kept():
     assert (sheet[:96] == 200).all() and (sheet[-1, -1] == (1, 2, 3)).all()
 
 
-def test_records_are_json_of_numbers(tmp_path):
-    train(tiny_config(training__stop_after='12 steps'), tmp_path)
-    for line in (tmp_path / 'metrics.jsonl').read_text().splitlines():
+def test_records_are_json_of_numbers(witnessed):
+    for line in (witnessed[0] / 'metrics.jsonl').read_text().splitlines():
         assert all(v is None or isinstance(v, int | float) for v in json.loads(line).values())

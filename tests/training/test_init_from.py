@@ -1,6 +1,7 @@
 """Starting from trained weights on a folder of photos; freezing; rates by pattern."""
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
@@ -35,12 +36,13 @@ def photos(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def weights(tmp_path_factory):
-    state = torch_state('resnet18')
+    # One block of each stage is enough, and half as long to compile.
+    state = {k: v for k, v in torch_state('resnet18').items() if not re.match(r'layer\d\.1\.', k)}
     return state, save(tmp_path_factory.mktemp('weights') / 'resnet18.safetensors', state)
 
 
 def small(config, photos, weights):
-    config.model.name = 'resnet18'
+    config.model.update({'name': 'resnet18', 'stage_sizes': (1, 1, 1, 1)})
     config.init_from, config.data.path = weights[1], str(photos)
     config.preprocess.train = 'decode|random_resized_crop(64)|flip_lr'
     config.preprocess.eval = 'decode|resize_small(72)|central_crop(64)'
@@ -73,8 +75,8 @@ def steps(run, state, count=3):
 def test_the_backbone_is_loaded_and_the_head_is_new(photos, weights):
     config = small(folder_finetune.get_config(), photos, weights)
     _, state = start(config)
-    kernel = weights[0]['layer3.1.conv2.weight'].transpose(2, 3, 1, 0)
-    np.testing.assert_array_equal(state.params['layer3_1']['conv2']['kernel'], kernel)
+    kernel = weights[0]['layer3.0.conv2.weight'].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(state.params['layer3_0']['conv2']['kernel'], kernel)
     np.testing.assert_array_equal(state.batch_stats['bn1']['var'], weights[0]['bn1.running_var'])
     assert state.params['fc']['kernel'].shape == (512, 2)
 
@@ -103,7 +105,7 @@ def test_a_factor_scales_the_step_of_what_its_pattern_names(photos, weights):
         moved[factor] = jax.tree.map(lambda a, b: a - b, after, before)
     full, tenth = moved[1.0], moved[0.1]
     np.testing.assert_allclose(tenth['fc']['kernel'], full['fc']['kernel'], rtol=1e-4, atol=1e-7)
-    for name in ('conv1', 'layer4_1'):
+    for name in ('conv1', 'layer4_0'):
         ours, theirs = jax.tree.leaves(tenth[name])[-1], jax.tree.leaves(full[name])[-1]
         np.testing.assert_allclose(ours, 0.1 * theirs, rtol=0.02, atol=1e-7)
         assert np.abs(theirs).max() > 0

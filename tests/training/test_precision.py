@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tests.training.tiny import NET
 from vision.core.config import default_config
 from vision.core.mesh import make_mesh
 from vision.data import arrays
@@ -15,7 +16,7 @@ from vision.training.step import init_state, make_train_step
 
 def test_a_model_trains_in_bfloat16():
     source, mesh, config = arrays.synthetic('train', 256, 4, 32, 1), make_mesh(), default_config()
-    config.model.dtype = 'bfloat16'
+    config.model.update({'name': NET, 'dtype': 'bfloat16'})
     config.preprocess.std = (0.3,)
     config.training.update({'batch_size': 32, 'ema_decay': 0.9})
     model = create_model(**config.model.to_dict(), num_classes=4)

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from tests.processes import Process, run_module
 from tests.task.judged import RANK
 from tests.tiers import split
+from tests.training import tiny
 from tests.training.tiny import tiny_config
 from vision.core.checkpoints import Checkpoints
 from vision.data.arrays import digits
@@ -23,8 +24,7 @@ from vision.training.recorder import TIMES, read
 
 STEPS = 90
 FLAGS = (
-    '--config=configs/digits_lenet5.py',
-    '--config.preprocess.train=resize(32)|translate(3)',
+    *tiny.FLAGS,
     f'--config.training.duration={STEPS} steps',
     '--config.training.log_every=20 steps',
     '--config.training.eval_every=30 steps',
@@ -71,6 +71,20 @@ def alone(tmp_path_factory):
     done = start(workdir)
     assert done.returncode == 0, done.stderr
     return workdir
+
+
+def test_the_workdir_holds_what_a_run_is(alone):
+    names = {p.name for p in alone.iterdir()}
+    assert {
+        'config.json',
+        'environment.json',
+        'dataset.json',
+        'metrics.jsonl',
+        'checkpoints',
+    } <= names
+    environment = json.loads((alone / 'environment.json').read_text())
+    assert environment['versions']['jax']
+    assert any(FLAGS[0] in word for word in environment['command'])
 
 
 def assert_same(workdir, alone):
@@ -146,20 +160,6 @@ def test_another_config_is_refused(alone):
     other = start(alone, flags=(*FLAGS, '--config.optimizer.lr=0.2'))
     assert other.returncode == 2
     assert 'optimizer.lr is 0.05 there and 0.2 here' in other.stderr
-
-
-def test_the_workdir_holds_what_a_run_is(alone):
-    names = {p.name for p in alone.iterdir()}
-    assert {
-        'config.json',
-        'environment.json',
-        'dataset.json',
-        'metrics.jsonl',
-        'checkpoints',
-    } <= names
-    environment = json.loads((alone / 'environment.json').read_text())
-    assert environment['versions']['jax']
-    assert any(FLAGS[0] in word for word in environment['command'])
 
 
 def test_best_and_last_are_kept(alone):

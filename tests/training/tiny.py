@@ -1,13 +1,47 @@
-"""A run of seconds, for tests in this process: all share what is compiled."""
+"""A network and a run of seconds, for tests of what surrounds them: all share what is compiled."""
+
+import flax.linen as nn
+import jax.numpy as jnp
 
 from configs.digits_lenet5 import get_config
+from vision.models.base import ImageModel
+from vision.models.layers import BatchNorm, Conv, Dense, flatten
+
+NET = f'{__name__}:Net'
+# The same for commands: the network, and no affine map, which takes most of the time to compile.
+FLAGS = (
+    '--config=configs/digits_lenet5.py',
+    f'--config.model.name={NET}',
+    '--config.preprocess.train=resize(32)|translate(3)',
+)
+
+
+class Net(ImageModel):
+    """A convolution with BatchNorm and a hidden layer with dropout: all that a state can hold, and little to compile.
+
+    It takes images of 32 pixels. Without `norm`, evaluation depends on the parameters alone.
+    """
+
+    norm: bool = True
+
+    @nn.compact
+    def __call__(self, images, train):
+        self.check_images(images, exact_size=32)
+        endpoints = {}
+        x = Conv(8, 5, strides=4, padding=2, dtype=self.dtype, name='conv')(images)
+        x = nn.relu(BatchNorm(dtype=self.dtype, name='bn')(x, train) if self.norm else x)
+        x = self.record(endpoints, 'stage1', x)
+        x = nn.Dropout(0.1, deterministic=not train)(flatten(x))
+        x = nn.relu(Dense(32, dtype=self.dtype, name='hidden')(x))
+        x = self.record(endpoints, 'features', x)
+        return Dense(self.num_classes, output_dtype=jnp.float32, name='head')(x), endpoints
 
 
 def tiny_config(**overrides):
-    """LeNet-5 on digits, 24 steps of 32; overrides as 'training__log_every'."""
+    """The small network on digits, 24 steps of 32; overrides as 'training__log_every'."""
     config = get_config()
     values = {
-        # An affine map, as the config has it, takes most of the time to compile.
+        'model.name': NET,
         'preprocess.train': 'resize(32)|translate(3)',
         'training.batch_size': 32,
         'training.ema_decay': 0.0,

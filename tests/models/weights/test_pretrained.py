@@ -3,6 +3,7 @@
 import json
 import sys
 import types
+from functools import cache
 
 import jax
 import ml_dtypes
@@ -12,7 +13,7 @@ from safetensors.numpy import save_file
 
 from tests.golden.generator import state_dict
 from tests.models.test_parity import GOLDEN, NAMES
-from tests.tiers import split
+from tests.tiers import quick, split
 from vision.core.errors import UserError
 from vision.models import create_model
 from vision.models.base import abstract_variables
@@ -32,12 +33,15 @@ def torch_state(name):
         return state_dict(name, json.loads(str(golden['shapes'])))
 
 
-def fresh_variables(name, num_classes=1000, channels=3, **kwargs):
+def fresh_variables(name, **kwargs):
     """Variables that no state dict has: -7 everywhere."""
+    return jax.tree.map(lambda s: np.full(s.shape, -7, s.dtype), shapes_of(name, **kwargs))
+
+
+@cache
+def shapes_of(name, num_classes=1000, channels=3, **kwargs):
     model = create_model(name, num_classes=num_classes, **kwargs)
-    size = model.input_shape[0]
-    shapes = abstract_variables(model, (size, size, channels))
-    return jax.tree.map(lambda s: np.full(s.shape, -7, s.dtype), shapes)
+    return abstract_variables(model, (*model.input_shape[:2], channels))
 
 
 def save(path, state):
@@ -258,6 +262,9 @@ def test_tensors_tell_the_model_where_the_name_does_not(name, monkeypatch):
         for key, shape in shapes.items()
     }
     monkeypatch.setattr(pretrained, 'read_state_dict', lambda source: state)
+    if quick():  # tracing all 18 takes ten seconds
+        few = ('vgg11', 'vgg11_bn', 'resnet18', 'resnet34', 'resnet50')
+        monkeypatch.setattr(pretrained, 'TORCHVISION_MODELS', few)
     assert guess_name('my_weights.pth') == name
     state['surplus'] = np.zeros(3, np.float32)
     with pytest.raises(UserError, match=r'my_weights\.pth: neither its name nor .*--model'):
@@ -317,6 +324,5 @@ def test_the_head_is_what_depends_on_the_number_of_classes(name):
 def fresh_variables_shapes(name, num_classes):
     from flax.traverse_util import flatten_dict
 
-    model = create_model(name, num_classes=num_classes)
-    params = abstract_variables(model, model.input_shape)['params']
+    params = shapes_of(name, num_classes, create_model(name).input_shape[-1])['params']
     return {path: leaf.shape for path, leaf in flatten_dict(params).items()}

@@ -5,6 +5,7 @@ import pytest
 import tensorflow as tf
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
+from tests.tiers import quick
 from vision.core.errors import UserError
 from vision.preprocess import ops as ops_lib
 from vision.preprocess.draws import draw
@@ -116,7 +117,8 @@ def test_trivialaugment_covers_the_wide_ranges(monkeypatch):
 
 @pytest.mark.parametrize('policy', [pytest.param('imagenet', marks=pytest.mark.slow), 'cifar10'])
 def test_autoaugment_follows_its_table(monkeypatch, policy):
-    seen = chosen(monkeypatch, f'autoaugment("{policy}")', 5000)
+    count = 1500 if quick() else 5000
+    seen = chosen(monkeypatch, f'autoaugment("{policy}")', count)
     pairs = [tuple(seen[i : i + 2]) for i in range(0, len(seen), 2)]
     indices, probabilities, _ = aa._policy_arrays(policy)
     share = {name: 0.0 for name in NAMES}
@@ -126,7 +128,7 @@ def test_autoaugment_follows_its_table(monkeypatch, policy):
             share['Identity'] += (1 - chance) / 25
     for name, expected in share.items():
         measured = np.mean([n == name for pair in pairs for n, _ in pair]) * 2
-        assert abs(measured - expected) < 5 * np.sqrt(max(expected, 1e-9) / 5000) + 1e-9, name
+        assert abs(measured - expected) < 5 * np.sqrt(max(expected, 1e-9) / count) + 1e-9, name
 
 
 def test_autoaugments_tables_are_the_papers():

@@ -2,6 +2,7 @@
 
 python -m experiments.train --config=configs/NAME.py[:ARG] --workdir=DIR [--config.a.b=VALUE …]
 
+--explain=SECTION lists the keys of a section (optimizer, training, …, all) with their meaning and value.
 --dry_run says what that would be (size, cost, memory, time) and stops. --profile=START:STOP traces
 these steps for TensorBoard or Perfetto. --debug=nans,no_jit,transfers helps to find what is wrong.
 """
@@ -15,6 +16,7 @@ from vision.core import cli
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder that the run lives in.')
 DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what the run would be, from three steps; stop.')
+EXPLAIN = flags.DEFINE_string('explain', None, 'List the keys of a section, or all; stop.')
 PROFILE = flags.DEFINE_string('profile', None, 'START:STOP, the steps to trace.')
 DEBUG = flags.DEFINE_list(
     'debug', [], 'nans, no_jit, transfers: see vision/training/hooks/debugging.py.'
@@ -27,6 +29,9 @@ def main(argv: list[str]) -> None:
     """Trains, and prints the table of what came out."""
     cli.refuse_arguments(argv)
     cli.require(config=CONFIG.value)
+    if EXPLAIN.value is not None:
+        _explain()
+        return
     if not DRY_RUN.value:
         cli.require(workdir=WORKDIR.value)
     join_others()
@@ -38,9 +43,10 @@ def main(argv: list[str]) -> None:
     from vision.training.hooks import profile
     from vision.training.hooks.debugging import debugging
     from vision.training.results import results_table
+    from vision.training.setup import setup
 
     if DRY_RUN.value:
-        result = dry_run(CONFIG.value)
+        result = dry_run(setup(CONFIG.value))
     else:
         hooks = [profile.from_flag(PROFILE.value, WORKDIR.value)] if PROFILE.value else []
         with debugging(DEBUG.value) as debug_hooks:
@@ -53,6 +59,18 @@ def main(argv: list[str]) -> None:
         print(dry_run_text(result))
     else:
         Console().print(results_table(result, WORKDIR.value))
+
+
+def _explain() -> None:
+    from rich.console import Console
+
+    from vision.studies.explain import explain, explain_table
+
+    rows = explain(CONFIG.value, EXPLAIN.value)
+    if FORMAT.value == 'json':
+        print(json.dumps(rows))
+    else:
+        Console().print(explain_table(rows))
 
 
 if __name__ == '__main__':

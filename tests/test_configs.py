@@ -22,7 +22,8 @@ def test_a_config_is_complete_and_cites_its_paper(name):
     assert config.is_locked or config.to_dict()
     assert f'--config=configs/{name}.py' in module.__doc__
     assert inspect.getdoc(module.get_config)
-    assert config_lib.from_json(config_lib.to_json(config)).to_dict() == config.to_dict()
+    resolved = config_lib.resolve(config)
+    assert config_lib.from_json(config_lib.to_json(resolved)).to_dict() == resolved.to_dict()
 
 
 @pytest.mark.parametrize(
@@ -34,7 +35,7 @@ def test_a_config_takes_a_step(name):
     from vision.evaluation.evaluate import evaluate, make_eval_step
     from vision.preprocess import inputs
     from vision.training.schedules import make_schedule
-    from vision.training.setup import create_model, make_optimizer
+    from vision.training.setup import build_optimizer, create_model
     from vision.training.step import init_state, make_train_step
 
     config = importlib.import_module(f'configs.{name}').get_config()
@@ -43,8 +44,8 @@ def test_a_config_takes_a_step(name):
     config.training.batch_size, mesh = 16, make_mesh()
     shape = inputs.input_shape(source, config.preprocess.eval)
     model = create_model(**config.model.to_dict() | {'num_classes': 10})
-    schedule = make_schedule(config, 100, lambda text, key: 2)
-    optimizer = make_optimizer(config, schedule)
+    schedule = make_schedule(config.schedule, config.optimizer.lr, 100, lambda text, key: 2)
+    optimizer = build_optimizer(config, schedule)
     state = init_state(model, optimizer, config, shape, mesh)
     step = make_train_step(model, optimizer, schedule, config, mesh)
     before = jax.device_get(state.params)

@@ -11,8 +11,8 @@ from vision.core.mesh import make_mesh
 from vision.models import create_model
 from vision.preprocess.mix import mix
 from vision.training import losses
-from vision.training.optimizer import make_optimizer
 from vision.training.schedules import make_schedule
+from vision.training.setup import build_optimizer
 from vision.training.step import init_state, make_train_step
 
 B, H, W, K = 6, 12, 20, 6
@@ -111,8 +111,8 @@ def test_the_step_trains_on_smoothed_mixed_labels(kind):
     config.loss.label_smoothing, config.optimizer.lr = 0.1, 0.0
     config.seed = 4
     mesh, model = make_mesh(), create_model('lenet5', num_classes=10)
-    schedule = make_schedule(config, 10, lambda text, key: 0)
-    optimizer = make_optimizer(config, schedule)
+    schedule = make_schedule(config.schedule, config.optimizer.lr, 10, lambda text, key: 0)
+    optimizer = build_optimizer(config, schedule)
     rng = np.random.default_rng(0)
     batch = {
         'image': rng.integers(0, 256, (8, 32, 32, 1), dtype=np.uint8),

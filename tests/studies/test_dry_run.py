@@ -7,11 +7,12 @@ from tests.training.tiny import tiny_config
 from vision.core.errors import UserError
 from vision.models.summary import summarise
 from vision.studies.dry_run import dry_run, dry_run_text
+from vision.training.setup import setup
 
 
 def test_the_figures(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    result = dry_run(tiny_config())
+    result = dry_run(setup(tiny_config()))
     summary = summarise('lenet5', 32, 1, 10)
     assert result['parameters'] == summary.parameters
     assert result['gmacs'] * 1e9 == summary.macs
@@ -30,4 +31,4 @@ def test_the_figures(tmp_path, monkeypatch):
 
 def test_what_would_stop_the_run_stops_it():
     with pytest.raises(UserError, match='lenet6'):
-        dry_run(tiny_config(model__name='lenet6'))
+        dry_run(setup(tiny_config(model__name='lenet6')))

@@ -17,7 +17,7 @@ from vision.core.checkpoints import Checkpoints
 from vision.core.config import default_config
 from vision.evaluation.evaluate import evaluate, make_eval_step
 from vision.models import create_model
-from vision.training.optimizer import make_optimizer
+from vision.training.setup import build_optimizer
 from vision.training.step import init_state, make_train_step
 
 STEPS = 12
@@ -57,7 +57,7 @@ def config_of(shard, **training):
 def build(config, mesh, model=None, size=8):
     model = model or Net()
     schedule = optax.constant_schedule(config.optimizer.lr)
-    optimizer = make_optimizer(config, schedule)
+    optimizer = build_optimizer(config, schedule)
     state = init_state(model, optimizer, config, (size, size, 3), mesh)
     return state, make_train_step(model, optimizer, schedule, config, mesh)
 

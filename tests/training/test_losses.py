@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiers import examples
+from vision.core import config as config_lib
 from vision.core.config import default_config
 from vision.core.errors import UserError
 from vision.training import losses
@@ -36,10 +37,9 @@ def config_of(**changes):
 
 def batch_loss(logits, targets, mask, config):
     """The mean that a step differentiates."""
-    per_example = losses.make_loss(config)(logits, losses.loss_targets(targets, config))
-    return (per_example * mask).sum() / losses.total_weight(
-        {'targets': targets, 'mask': mask}, config
-    )
+    loss = losses.make_loss(config)
+    per_example = loss.per_example(logits, loss.targets(targets))
+    return (per_example * mask).sum() / loss.total_weight({'targets': targets, 'mask': mask})
 
 
 @pytest.mark.parametrize(('smoothing', 'weights'), TORCH)
@@ -67,7 +67,7 @@ def test_the_loss_of_a_mixed_target_is_the_mix_of_the_losses(name, weights, shar
     logits = jnp.asarray(LOGITS, jnp.float32)
 
     def of(targets):
-        return loss(logits, losses.loss_targets(targets, config))
+        return loss.per_example(logits, loss.targets(targets))
 
     expected = share * of(one) + (1 - share) * of(other)
     np.testing.assert_allclose(
@@ -108,8 +108,10 @@ def test_a_batch_in_which_nothing_counts_has_no_loss_and_no_gradient():
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, says):
+    config = default_config()
+    config.loss = config_of(**changes)
     with pytest.raises(UserError, match=says):
-        losses.check(config_of(**changes), 4)
+        losses.check(config_lib.resolve(config).loss, 4)
 
 
 def test_sigmoid_cross_entropy_is_the_sum_over_classes_by_hand():
@@ -144,7 +146,7 @@ def test_a_users_own_loss_is_named_in_the_config():
     config = config_of(name=f'{__name__}:my_loss', power=1.0)
     losses.check(config, 4)
     targets = jax.nn.one_hot(LABELS, 4)
-    got = losses.make_loss(config)(jnp.asarray(LOGITS, jnp.float32), targets)
+    got = losses.make_loss(config).per_example(jnp.asarray(LOGITS, jnp.float32), targets)
     np.testing.assert_allclose(got, np.abs(jax.nn.softmax(LOGITS) - targets).sum(-1), rtol=1e-5)
     with pytest.raises(UserError, match=r'must return \[B\], a value an example, not \[\]'):
         losses.check(config_of(name=f'{__name__}:of_the_batch'), 4)

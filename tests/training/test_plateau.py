@@ -16,8 +16,8 @@ from vision.core.errors import UserError
 from vision.core.mesh import make_mesh
 from vision.core.state import TrainState
 from vision.training import plateau, train
-from vision.training.optimizer import make_optimizer
 from vision.training.recorder import TIMES, read
+from vision.training.setup import build_optimizer
 
 
 def config_of(**schedule):
@@ -29,7 +29,7 @@ def config_of(**schedule):
 
 def start(config):
     params = {'kernel': jnp.ones(2)}
-    optimizer = make_optimizer(config, optax.constant_schedule(0.1))
+    optimizer = build_optimizer(config, optax.constant_schedule(0.1))
     return optimizer, TrainState(
         step=jnp.int32(0), params=params, batch_stats={}, opt_state=optimizer.init(params),
         ema_params=None, ema_batch_stats=None, rng=jax.random.key(0),
@@ -61,24 +61,26 @@ def reference(values, patience, factor, rtol, cooldown):
 def test_the_scale_is_the_rules(scores, patience, cooldown, metric):
     config = config_of(patience=patience, factor=0.5, cooldown=cooldown, metric=metric)
     _, state = start(config)
+    settings = plateau.make_plateau(config.schedule)
     tops = [s / 8 for s in scores]
     values = [1 - t if metric == 'top1' else t for t in tops]
     for top, scale in zip(tops, reference(values, patience, 0.5, 1e-4, cooldown), strict=True):
         other = {'top1': 'loss', 'loss': 'top1'}[metric]
-        state = plateau.observe(state, {metric: top, other: 0.3}, config.schedule, make_mesh())
+        state = plateau.observe(state, {metric: top, other: 0.3}, settings, make_mesh())
         assert float(plateau.scale(state.opt_state)) == pytest.approx(scale)
 
 
 def test_the_scale_multiplies_the_change_and_steps_do_not_count():
     config = config_of(patience=1, factor=0.1)
     optimizer, state = start(config)
-    state = plateau.observe(state, {'top1': 0.5}, config.schedule, make_mesh())
+    settings = plateau.make_plateau(config.schedule)
+    state = plateau.observe(state, {'top1': 0.5}, settings, make_mesh())
     gradient, opt_state = {'kernel': jnp.ones(2)}, state.opt_state
     for _ in range(5):
         updates, opt_state = optimizer.update(gradient, opt_state, state.params)
         np.testing.assert_allclose(updates['kernel'], -0.1, rtol=1e-6)
     state = plateau.observe(
-        state.replace(opt_state=opt_state), {'top1': 0.5}, config.schedule, make_mesh()
+        state.replace(opt_state=opt_state), {'top1': 0.5}, settings, make_mesh()
     )
     updates, _ = optimizer.update(gradient, state.opt_state, state.params)
     np.testing.assert_allclose(updates['kernel'], -0.01, rtol=1e-6)
@@ -87,7 +89,9 @@ def test_the_scale_multiplies_the_change_and_steps_do_not_count():
 def test_other_schedules_are_told_nothing():
     config = default_config()
     _, state = start(config)
-    assert plateau.observe(state, {'top1': 0.5}, config.schedule, make_mesh()) is state
+    settings = plateau.make_plateau(config.schedule)
+    assert settings is None
+    assert plateau.observe(state, {'top1': 0.5}, settings, make_mesh()) is state
     assert plateau.scale(state.opt_state) == 1.0
 
 

@@ -10,7 +10,7 @@ from vision.core.mesh import make_mesh
 from vision.data import arrays
 from vision.models import create_model
 from vision.preprocess import inputs
-from vision.training.optimizer import make_optimizer
+from vision.training.setup import build_optimizer
 from vision.training.step import init_state, make_train_step
 
 
@@ -21,7 +21,7 @@ def test_a_model_trains_in_bfloat16():
     config.training.update({'batch_size': 32, 'ema_decay': 0.9})
     model = create_model(**config.model.to_dict(), num_classes=4)
     schedule = optax.constant_schedule(0.01)
-    optimizer = make_optimizer(config, schedule)
+    optimizer = build_optimizer(config, schedule)
     state = init_state(model, optimizer, config, (32, 32, 1), mesh)
     step = make_train_step(model, optimizer, schedule, config, mesh)
     batches = inputs.TrainBatches(source, config, mesh, 0)

@@ -9,7 +9,7 @@ import pytest
 from vision.core.config import default_config
 from vision.core.mesh import make_mesh
 from vision.training import losses
-from vision.training.optimizer import make_optimizer
+from vision.training.setup import build_optimizer
 from vision.training.step import init_state, make_train_step
 
 
@@ -34,7 +34,7 @@ def setup(model, **changes):
         config.update_from_flattened_dict({key.replace('__', '.'): value})
     mesh = make_mesh()
     schedule = lambda step: 0.1 / (1 + step)  # noqa: E731
-    optimizer = make_optimizer(config, schedule)
+    optimizer = build_optimizer(config, schedule)
     state = init_state(model, optimizer, config, (2, 2, 1), mesh)
     return state, make_train_step(model, optimizer, schedule, config, mesh)
 

@@ -70,7 +70,7 @@ SOURCES: dict[str, Callable[..., Source]] = {
 }
 
 # Keys of config.data that concern the pipeline, not the source.
-_PIPELINE_KEYS = ('source', 'max_corrupt', 'cache', 'repeats')
+_PIPELINE_KEYS = ('source', 'max_corrupt', 'cache', 'repeats', 'views')
 
 
 def load(data: ConfigDict, split: str) -> Source:

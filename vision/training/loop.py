@@ -175,7 +175,7 @@ def _loop(
                     if state.ema_params is not None:  # beside the average, which is selected by
                         raw = evaluator('validation', state.variables)
                         recorder.write(step, {f'validation_raw/{k}': v for k, v in raw.items()})
-                    state = plateau.observe(state, scores, run.config.schedule, run.mesh)
+                    state = plateau.observe(state, scores, run.plateau, run.mesh)
                 if evaluating or saving:
                     checkpoints.save(state, interval.to_json(), scores)
             if signum is not None:

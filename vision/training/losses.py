@@ -5,20 +5,21 @@ there are any. The loss of a mixed target is the mix of the losses: each is line
 the sigmoid's, linear but for a constant (and then takes no class weights).
 """
 
+import dataclasses
 import functools
 import inspect
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from vision.core import arguments
+from vision.core.config_keys import declared, own_arguments
 from vision.core.errors import UserError
 from vision.training.lenet_losses import lenet_discriminative, lenet_mse
 
-Loss = Callable[[jax.Array, jax.Array], jax.Array]
+PerExample = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -43,6 +44,11 @@ def focal(logits: jax.Array, targets: jax.Array, gamma: float = 2.0) -> jax.Arra
 
     −Σ_k target_k · (1 − p_k)^γ · log p_k, p = softmax(logits); with γ = 0 it is `softmax_cross_entropy`.
     The paper's α is `loss.class_weights`.
+
+    Args:
+      logits: [B, K].
+      targets: [B, K].
+      gamma: the exponent γ ≥ 0.
     """
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     # 1 − p as exp(log(1 − p)): its gradient is finite where p is 1.
@@ -55,40 +61,6 @@ def smooth_labels(targets: jax.Array, smoothing: float) -> jax.Array:
     return targets * (1 - smoothing) + smoothing / targets.shape[-1]
 
 
-def loss_targets(targets: jax.Array, config: ConfigDict) -> jax.Array:
-    """What a loss takes for targets: smoothed, then times the class weights.
-
-    Args:
-      targets: float32 [B, K], probabilities.
-      config: `config.loss`.
-    """
-    smoothed = smooth_labels(targets, config.label_smoothing)
-    return smoothed * _weights(config) if config.class_weights else smoothed
-
-
-def total_weight(examples: dict[str, jax.Array], config: ConfigDict) -> jax.Array:
-    """What the sum of a batch's losses is divided by: the sum of its examples' class weights.
-
-    An example's weight is that of its class, or the mean over its targets; masked ones have none.
-    That is the mean of torch's `CrossEntropyLoss(weight=…, label_smoothing=…)` for class indices.
-    (For mixed targets torch divides by the number of examples, which would give a one-hot target
-    another weight than its class index.) 1 where nothing counts.
-
-    Args:
-      examples: has `targets` [B, K], not smoothed, and `mask` [B].
-      config: `config.loss`.
-    """
-    weights = examples['mask']
-    if config.class_weights:
-        weights = weights * jnp.sum(examples['targets'] * _weights(config), axis=-1)
-    total = jnp.sum(weights)
-    return jnp.where(total > 0, total, 1.0)
-
-
-def _weights(config: ConfigDict) -> jax.Array:
-    return jnp.asarray(config.class_weights, jnp.float32)
-
-
 LOSSES: dict[str, Callable[..., jax.Array]] = {
     'softmax_cross_entropy': softmax_cross_entropy,
     'sigmoid_cross_entropy': sigmoid_cross_entropy,
@@ -97,45 +69,88 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {
     'lenet_discriminative': lenet_discriminative,
 }
 
-# Keys of config.loss that are no arguments of the loss.
-_COMMON = ('name', 'label_smoothing', 'aux_weight', 'class_weights')
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """The loss of a batch: per example, on smoothed targets, with class weights.
+
+    Attributes:
+      per_example: takes logits [B, K] and what `targets` returns.
+      label_smoothing: the share of the uniform distribution in the targets.
+      aux_weight: of the loss of each auxiliary head.
+      class_weights: one for each class; () for all 1.
+    """
+
+    per_example: PerExample
+    label_smoothing: float = 0.0
+    aux_weight: float = 0.3
+    class_weights: tuple[float, ...] = ()
+
+    def targets(self, targets: jax.Array) -> jax.Array:
+        """Smooths targets, float32 [B, K] probabilities, and multiplies them by the class weights."""
+        smoothed = smooth_labels(targets, self.label_smoothing)
+        return smoothed * self._weights() if self.class_weights else smoothed
+
+    def total_weight(self, examples: dict[str, jax.Array]) -> jax.Array:
+        """The divisor of the sum of a batch's losses: the sum of its examples' class weights.
+
+        An example's weight is that of its class, or the mean over its targets; masked ones have none.
+        That is the mean of torch's `CrossEntropyLoss(weight=…, label_smoothing=…)` for class indices.
+        (For mixed targets torch divides by the number of examples, which would give a one-hot target
+        another weight than its class index.) 1 where nothing counts.
+
+        Args:
+          examples: has `targets` [B, K], not smoothed, and `mask` [B].
+        """
+        weights = examples['mask']
+        if self.class_weights:
+            weights = weights * jnp.sum(examples['targets'] * self._weights(), axis=-1)
+        total = jnp.sum(weights)
+        return jnp.where(total > 0, total, 1.0)
+
+    def _weights(self) -> jax.Array:
+        return jnp.asarray(self.class_weights, jnp.float32)
 
 
-def make_loss(config: ConfigDict) -> Loss:
-    """The loss that `config.loss` names, ours or a user's 'package.module:function', with its arguments.
+def make_loss(loss: Mapping[str, Any]) -> Loss:
+    """Builds the loss that `config.loss` names, ours or a user's 'package.module:function'.
 
     Raises:
       UserError: an unknown loss or argument.
     """
-    loss = arguments.find('loss.name', config.name, LOSSES)
-    given = {key: config[key] for key in config if key not in _COMMON}
-    own = list(inspect.signature(loss).parameters)[2:]
-    arguments.check(f'loss {config.name!r}', loss, [*own, *_COMMON], given)
-    return functools.partial(loss, **given)
+    function = arguments.find('loss.name', loss['name'], LOSSES)
+    given = own_arguments('loss', loss)
+    own = list(inspect.signature(function).parameters)[2:]
+    arguments.check(f'loss {loss["name"]!r}', function, [*own, *declared('loss')], given)
+    return Loss(
+        functools.partial(function, **given),
+        loss['label_smoothing'],
+        loss['aux_weight'],
+        tuple(loss['class_weights']),
+    )
 
 
-def check(config: ConfigDict, num_classes: int) -> None:
-    """Checks `config.loss` before it is used.
+def check(loss: Mapping[str, Any], num_classes: int) -> None:
+    """Tries the loss on the shape of one example; computes nothing.
 
     Raises:
       UserError: an unknown loss or argument, or class weights that do not fit K classes.
     """
+    name, weights = loss['name'], loss['class_weights']
     one = jax.ShapeDtypeStruct((1, num_classes), jnp.float32)
     try:
-        shape = jax.eval_shape(make_loss(config), one, one).shape
+        shape = jax.eval_shape(make_loss(loss).per_example, one, one).shape
     except (TypeError, AttributeError) as e:
-        raise UserError(f'loss {config.name!r} cannot be called: {e}') from None
+        raise UserError(f'loss {name!r} cannot be called: {e}') from None
     if shape != (1,):
         raise UserError(
-            f'loss {config.name!r} must return [B], a value an example, not {[*shape]} for B = 1'
+            f'loss {name!r} must return [B], a value an example, not {[*shape]} for B = 1'
         )
-    weights = config.class_weights
     if not weights:
         return
-    if config.name == 'sigmoid_cross_entropy':  # its loss is no multiple of the target
+    if name == 'sigmoid_cross_entropy':  # its loss is no multiple of the target
         raise UserError("loss.class_weights: 'sigmoid_cross_entropy' takes none")
     if len(weights) != num_classes:
         raise UserError(f'loss.class_weights has {len(weights)} values for {num_classes} classes')
-    numbers = all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights)
-    if not numbers or not any(weights):
+    if not any(weights):
         raise UserError(f'loss.class_weights={tuple(weights)} must be 0 or more, and not all 0')

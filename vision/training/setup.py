@@ -23,10 +23,12 @@ from vision.models.summary import check_contract
 from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
 from vision.preprocess.statistics import channel_statistics
-from vision.training import losses, patterns, plateau
+from vision.training import losses, patterns
 from vision.training import optimizer as optimizer_lib
-from vision.training.optimizer import make_optimizer
-from vision.training.schedules import make_schedule
+from vision.training.optimizer import WeightDecay, make_optimizer
+from vision.training.patterns import RateFactors
+from vision.training.plateau import Plateau, make_plateau
+from vision.training.schedules import make_schedule, peak_rate
 from vision.training.update import make_update
 
 
@@ -44,6 +46,7 @@ class Setup:
       model: unbound.
       schedule: the learning rate by step.
       optimizer: optax's.
+      plateau: the schedule's settings, if it is told of evaluations.
       total_steps: of the run.
       stop_step: where it stops this time, ≤ total_steps.
       patience: in steps, how long nothing better may be seen before it ends; None is for ever.
@@ -59,6 +62,7 @@ class Setup:
     model: nn.Module
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
+    plateau: Plateau | None
     total_steps: int
     stop_step: int
     patience: Fraction | None
@@ -88,7 +92,6 @@ def setup(config: ConfigDict) -> Setup:
     Raises:
       UserError: anything in it that makes no sense, or data that is not there.
     """
-    config_lib.check(config)
     config = config_lib.resolve(config)
     mesh = mesh_lib.make_mesh()
     mesh_lib.check_batch_size(
@@ -112,9 +115,12 @@ def setup(config: ConfigDict) -> Setup:
         return durations.Every(durations.steps_in(config.training[key], *sizes, key))
 
     total_steps = to_steps(config.training.duration, 'training.duration')
-    schedule = make_schedule(config, total_steps, to_steps)
-    optimizer = make_optimizer(config, schedule)
-    if plateau.is_plateau(config.schedule) and validation is None:
+    optimizer_config = config.optimizer.to_dict()
+    lr = peak_rate(config.optimizer.lr, config.optimizer.lr_for_batch, sizes[0])
+    schedule = make_schedule(config.schedule.to_dict(), lr, total_steps, to_steps)
+    optimizer = build_optimizer(config, schedule)
+    plateau = make_plateau(config.schedule.to_dict())
+    if plateau is not None and validation is None:
         raise UserError('schedule.name=plateau needs a validation split: data.validation')
     config = _resolve_polyak(config, total_steps, to_steps)
     stop, patience = config.training.stop_after, config.training.patience
@@ -127,11 +133,13 @@ def setup(config: ConfigDict) -> Setup:
     model = create_model(**{'num_classes': len(train.class_names)} | config.model.to_dict())
     _check_classes(model, train)
     check_contract(model, input_shape)
-    losses.check(config.loss, model.num_classes)
+    losses.check(config.loss.to_dict(), model.num_classes)
     make_update(config['update'])  # refuses what it does not know
     shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
-    patterns.check_model(config, shapes['params'])
-    optimizer_lib.check(config, optimizer, shapes['params'])
+    RateFactors(config.freeze, config.lr_factors).check(shapes['params'])
+    if config.weight_decay or optimizer_config.get('weight_decay'):
+        patterns.check('weight_decay_pattern', config.weight_decay_pattern, shapes['params'])
+    optimizer_lib.check(optimizer_config, optimizer, shapes['params'])
     return Setup(
         config=config,
         mesh=mesh,
@@ -142,6 +150,7 @@ def setup(config: ConfigDict) -> Setup:
         model=model,
         schedule=schedule,
         optimizer=optimizer,
+        plateau=plateau,
         total_steps=total_steps,
         stop_step=total_steps
         if stop is None
@@ -152,6 +161,22 @@ def setup(config: ConfigDict) -> Setup:
         eval_every=every('eval_every'),
         checkpoint_every=every('checkpoint_every'),
         log_every=every('log_every'),
+    )
+
+
+def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Builds the optimizer that a config describes, for any learning rate by step.
+
+    Raises:
+      UserError: as `make_optimizer`.
+    """
+    return make_optimizer(
+        config.optimizer.to_dict(),
+        schedule,
+        WeightDecay(config.weight_decay, config.weight_decay_pattern, config.weight_decay_form),
+        RateFactors(config.freeze, config.lr_factors),
+        make_plateau(config.schedule.to_dict()),
+        config.seed,
     )
 
 

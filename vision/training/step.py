@@ -15,7 +15,9 @@ from vision.core.state import TrainState
 from vision.evaluation.run import init_variables, run_once
 from vision.preprocess.device import Batch, normalise
 from vision.preprocess.mix import mix
-from vision.training import averages, losses, patterns, plateau
+from vision.training import losses, patterns, plateau
+from vision.training.averages import make_averaging
+from vision.training.patterns import RateFactors
 from vision.training.update import Examples, GradientOf, Outcome, make_update
 
 Metrics = dict[str, jax.Array]
@@ -45,11 +47,12 @@ def init_state(
       mesh: of all devices.
     """
 
+    averaged = make_averaging(config.training.to_dict())
+
     def init() -> TrainState:
         param_key, run_key = jax.random.split(jax.random.key(config.seed))
         variables = init_variables(model, input_shape, param_key)
         params, batch_stats = variables['params'], variables['batch_stats']
-        averaged = averages.is_averaged(config)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -93,7 +96,8 @@ def make_train_step(
       config: the whole config.
       mesh: of all devices.
     """
-    pull = averages.make_pull(config)
+    averaging = make_averaging(config.training.to_dict())
+    loss = losses.make_loss(config.loss.to_dict())
     shard = config.training.shard
     update = make_update(config['update'])
     gradient_at = _make_gradient(model, config, mesh)
@@ -101,7 +105,7 @@ def make_train_step(
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(state.rng, state.step)
         examples = make_examples(batch, config, model.num_classes, key)
-        normaliser = losses.total_weight(examples, config.loss)
+        normaliser = loss.total_weight(examples)
         gradient, outcome = update(state, examples, gradient_at(state.batch_stats, key))
         gradient = mesh_lib.constrain_state(gradient, mesh, shard)
         updates, opt_state = optimizer.update(
@@ -109,8 +113,8 @@ def make_train_step(
         )
         params = optax.apply_updates(state.params, updates)
         ema_params, ema_batch_stats = state.ema_params, state.ema_batch_stats
-        if pull is not None:
-            rate = pull(state.step + 1)
+        if averaging:
+            rate = averaging.pull(state.step + 1)
             ema_params = optax.incremental_update(params, ema_params, rate)
             ema_batch_stats = optax.incremental_update(
                 outcome['batch_stats'], ema_batch_stats, rate
@@ -163,14 +167,15 @@ def _make_gradient(
 ) -> Callable[[Any, jax.Array], GradientOf]:
     """Builds `(batch_stats, key) -> gradient_of`, as updates get it (`vision.training.update`)."""
     frozen = config.freeze == patterns.BACKBONE  # its batch statistics and dropout too
-    loss_fn, parts = losses.make_loss(config.loss), config.training.accumulate
+    rates = RateFactors(config.freeze, config.lr_factors)
+    loss, parts = losses.make_loss(config.loss.to_dict()), config.training.accumulate
 
     def objective(
         params: Any, batch_stats: Any, examples: Examples, normaliser: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, Outcome]:
         # XLA gathers what is sharded, and leaves out the gradients that nothing asks for.
         params = mesh_lib.constrain_state(params, mesh, 'data')
-        factors = patterns.lr_factors(config, params)
+        factors = rates.of(params)
         params = jax.tree.map(lambda p, f: p if f else jax.lax.stop_gradient(p), params, factors)
         (logits, endpoints), updated = model.apply(
             {'params': params, 'batch_stats': batch_stats},
@@ -180,22 +185,23 @@ def _make_gradient(
             mutable=['batch_stats'],
         )
         mask, right = examples['mask'], examples['targets'].argmax(-1)
-        targets = losses.loss_targets(examples['targets'], config.loss)
-        loss = jnp.sum(loss_fn(logits, targets) * mask)
-        total = loss / normaliser
+        targets = loss.targets(examples['targets'])
+        main = jnp.sum(loss.per_example(logits, targets) * mask)
+        total = main / normaliser
         for aux in endpoints.get('aux', ()):
-            total += config.loss.aux_weight * jnp.sum(loss_fn(aux, targets) * mask) / normaliser
+            other = jnp.sum(loss.per_example(aux, targets) * mask)
+            total += loss.aux_weight * other / normaliser
         correct = jnp.sum((logits.argmax(-1) == right) * mask)
         stats = updated.get('batch_stats', batch_stats)
         return total, {
-            'objective': total, 'loss': loss, 'correct': correct, 'batch_stats': stats,
+            'objective': total, 'loss': main, 'correct': correct, 'batch_stats': stats,
         }  # fmt: skip
 
     differentiate = jax.grad(objective, has_aux=True)
 
     def with_state(batch_stats: Any, key: jax.Array) -> GradientOf:
         def gradient_of(params: Any, examples: Examples) -> tuple[Any, Outcome]:
-            normaliser = losses.total_weight(examples, config.loss)
+            normaliser = loss.total_weight(examples)
             if parts == 1:
                 gradient, outcome = differentiate(params, batch_stats, examples, normaliser, key)
                 return mesh_lib.constrain_state(gradient, mesh, config.training.shard), outcome

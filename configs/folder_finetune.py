@@ -8,7 +8,7 @@ well features of such a network carry over.
     python -m experiments.train --config=configs/folder_finetune.py --workdir=runs/photos --config.data.path=FOLDER
     …:frozen                                   only the new classifier is trained
     … --config.init_from=resnet50.safetensors  weights from a file, or from a workdir
-    … --config.init_from=                      none: from scratch
+    … --config.init_from=None                  from scratch
 
 The whole network is trained, the backbone at a tenth of the classifier's rate.
 """
@@ -43,5 +43,5 @@ def get_config(variant: str = 'full') -> ConfigDict:
     if variant == 'frozen':
         config.freeze = 'backbone'
     else:
-        config.lr_factors.backbone = 0.1
+        config.lr_factors = (('backbone', 0.1),)
     return config

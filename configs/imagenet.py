@@ -18,8 +18,7 @@ def get_config() -> ConfigDict:
     """The data, the crops and the constants that all have; SGD, 90 epochs of batch 256."""
     config = default_config()
     config.model = ConfigDict({'name': 'resnet18'})
-    data = {'source': 'tfds', 'name': 'imagenet2012'}
-    config.data = ConfigDict(data | {'cache': 'none', 'max_corrupt': 0.01, 'repeats': 1})
+    config.data.source, config.data.name = 'tfds', 'imagenet2012'
     splits = {'train': 'train[:99%]', 'validation': 'train[99%:]', 'test': 'validation'}
     config.data.splits = ConfigDict(splits)
     config.preprocess.train = 'decode|random_resized_crop(224)|flip_lr'

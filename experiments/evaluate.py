@@ -27,6 +27,7 @@ WORKDIR = flags.DEFINE_multi_string(
 SPLIT = flags.DEFINE_string('split', None, 'train, validation or test; test by default.')
 CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
 EVALS = flags.DEFINE_list('evals', None, "Evaluations that the run's config names, or all.")
+cli.accept_none()
 EVAL = config_flags.DEFINE_config_dict(
     'eval', default_eval(), 'How to evaluate.', lock_config=False, accept_new_attributes=True
 )

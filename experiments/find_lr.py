@@ -21,8 +21,9 @@ def main(argv: list[str]) -> None:
     cli.require(config=CONFIG.value)
     path = cli.output_file('output', OUTPUT.value, ['.png'])
     from vision.studies import find_lr
+    from vision.training.setup import setup
 
-    result = find_lr.find_lr(CONFIG.value, STEPS.value)
+    result = find_lr.find_lr(setup(CONFIG.value), STEPS.value)
     find_lr.draw(result, path, f'{CONFIG.value.model.name}, {CONFIG.value.optimizer.name}')
     if FORMAT.value == 'json':
         print(json.dumps(result | {'picture': str(path)}))

@@ -2,6 +2,7 @@
 
 python -m experiments.train --config=configs/NAME.py[:ARG] --workdir=DIR [--config.a.b=VALUE …]
 
+--explain=SECTION lists the keys of a section (optimizer, training, …, all) with their meaning and value.
 --dry_run says what that would be (size, cost, memory, time) and stops. --profile=START:STOP traces
 these steps for TensorBoard or Perfetto. --debug=nans,no_jit,transfers helps to find what is wrong.
 """
@@ -17,6 +18,7 @@ from vision.core import cli
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder that the run lives in.')
 DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what the run would be, from three steps; stop.')
+EXPLAIN = flags.DEFINE_string('explain', None, 'List the keys of a section, or all; stop.')
 PROFILE = flags.DEFINE_string('profile', None, 'START:STOP, the steps to trace.')
 DEBUG = flags.DEFINE_list(
     'debug', [], 'nans, no_jit, transfers: see vision/training/hooks/debugging.py.'
@@ -29,6 +31,9 @@ def main(argv: list[str]) -> None:
     """Trains, and prints the table of what came out."""
     cli.refuse_arguments(argv)
     cli.require(config=CONFIG.value)
+    if EXPLAIN.value is not None:
+        _explain()
+        return
     if not DRY_RUN.value:
         cli.require(workdir=WORKDIR.value)
     join_others()
@@ -53,8 +58,9 @@ def main(argv: list[str]) -> None:
 
 def _dry_run() -> dict[str, Any]:
     from vision.studies.dry_run import dry_run
+    from vision.training.setup import setup
 
-    return dry_run(CONFIG.value)
+    return dry_run(setup(CONFIG.value))
 
 
 def _train() -> dict[str, Any]:
@@ -71,6 +77,18 @@ def _train() -> dict[str, Any]:
 
             hooks += stack.enter_context(debugging(DEBUG.value))
         return train(CONFIG.value, WORKDIR.value, hooks)
+
+
+def _explain() -> None:
+    from rich.console import Console
+
+    from vision.studies.explain import explain, explain_table
+
+    rows = explain(CONFIG.value, EXPLAIN.value)
+    if FORMAT.value == 'json':
+        print(json.dumps(rows))
+    else:
+        Console().print(explain_table(rows))
 
 
 if __name__ == '__main__':

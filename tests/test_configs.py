@@ -22,7 +22,8 @@ def test_a_config_is_complete_and_cites_its_paper(name):
     assert config.is_locked or config.to_dict()
     assert f'--config=configs/{name}.py' in module.__doc__
     assert inspect.getdoc(module.get_config)
-    assert config_lib.from_json(config_lib.to_json(config)).to_dict() == config.to_dict()
+    resolved = config_lib.resolve(config)
+    assert config_lib.from_json(config_lib.to_json(resolved)).to_dict() == resolved.to_dict()
 
 
 @pytest.mark.parametrize(

@@ -21,9 +21,8 @@ from vision.preprocess import ops as ops_lib
 from vision.preprocess.decode import read
 from vision.preprocess.draws import draw
 from vision.task import losses
-from vision.training.optimizer import make_optimizer
 from vision.training.schedules import make_schedule
-from vision.training.setup import make_recipe
+from vision.training.setup import build_optimizer, make_recipe
 from vision.training.step import init_state, make_train_step
 
 IMAGENET, CIFAR, MNIST = 1_268_355, 45_000, 55_000  # examples to train on, without those held out
@@ -103,7 +102,7 @@ def test_length_and_rates_are_the_papers(name):
 
     total = to_steps(config.training.duration, 'training.duration')
     assert total == steps
-    schedule = make_schedule(config, total, to_steps)
+    schedule = make_schedule(config.schedule, config.optimizer.lr, total, to_steps)
     for when, rate in rates:
         step = to_steps(when, 'when')
         # A stair may be half a step off where an epoch is no whole number of steps.
@@ -120,7 +119,10 @@ def test_our_own_recipes_warm_up_and_fall_to_nothing(name):
 
     total = to_steps(config.training.duration, 'training.duration')
     warmup = to_steps(config.schedule.warmup, 'schedule.warmup')
-    rate, lr = make_schedule(config, total, to_steps), config.optimizer.lr
+    rate, lr = (
+        make_schedule(config.schedule, config.optimizer.lr, total, to_steps),
+        config.optimizer.lr,
+    )
     assert 0 < warmup < total / 4
     np.testing.assert_allclose([rate(0), rate(warmup), rate(total)], [0, lr, 0], atol=1e-6)
     np.testing.assert_allclose(rate(warmup // 2), lr * (warmup // 2) / warmup, rtol=1e-5)
@@ -190,7 +192,7 @@ def two_steps(name, size=1.0):
     ]
     gradients = [{'fc': {'bias': jnp.zeros(1)}} | g for g in gradients]
     gradients = jax.tree.map(lambda g: size * g, gradients)
-    optimizer = make_optimizer(config, lambda step: config.optimizer.lr)
+    optimizer = build_optimizer(config, lambda step: config.optimizer.lr)
     state, trail = optimizer.init(params), []
     for gradient in gradients:
         updates, state = optimizer.update(gradient, state, params, value=jnp.zeros(()))

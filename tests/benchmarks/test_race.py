@@ -75,7 +75,12 @@ def test_both_have_the_same_rates():
     config = race._config('file', race.RECIPE, 0)
     epoch = 60_000 // race.RECIPE['batch_size']
     total = epoch * race.RECIPE['epochs']
-    schedule = make_schedule(config, total, lambda text, key: round(float(text.split()[0]) * epoch))
+    schedule = make_schedule(
+        config.schedule,
+        config.optimizer.lr,
+        total,
+        lambda text, key: round(float(text.split()[0]) * epoch),
+    )
     warmup = round(race.RECIPE['warmup_epochs'] * epoch)
     for step in (0, 1, warmup - 1, warmup, warmup + 1, total // 2, total - 1):
         expected = race.RECIPE['lr'] * factor(step, warmup, total)

@@ -1,13 +1,18 @@
 """Configs on disk: read back as they were, compared by key, their paths absolute."""
 
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
 import pytest
-from absl.flags import FlagValues
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from configs import folder_finetune
-from tests.conftest import REPO
+from tests.processes import run_module
 from vision.core import config as config_lib
 from vision.core import workdir
+from vision.core.config_keys import KEYS, python_type
 from vision.core.errors import UserError
 
 pytestmark = pytest.mark.smoke
@@ -39,17 +44,163 @@ def test_stopping_logging_and_keeping_may_differ(key):
     assert config_lib.differences(old, new) == []
 
 
-@pytest.mark.parametrize('key', ['init_from', 'freeze'])
+def explained(*flags):
+    """The values that a command line gives a config."""
+    done = run_module('experiments.train', *flags, '--explain=all', '--format=json')
+    assert done.returncode == 0, done.stderr
+    return {row['key']: row['value'] for row in json.loads(done.stdout)}
+
+
 @pytest.mark.parametrize('nothing', ['', 'None'])
-def test_the_command_line_can_take_back_what_a_config_file_sets(key, nothing, monkeypatch):
-    file = REPO / 'configs' / 'folder_finetune.py'
-    argv = ['train', f'--config={file}:frozen', f'--config.{key}={nothing}']
-    monkeypatch.setattr('sys.argv', argv)  # where ml_collections looks for overrides
-    holder = FlagValues()
-    config_flags.DEFINE_config_file('config', flag_values=holder)
-    holder(argv)
-    assert folder_finetune.get_config('frozen')[key]
-    assert config_lib.resolve(holder.config)[key] is None
+def test_the_command_line_can_take_back_what_a_config_file_sets(nothing):
+    flags = [f'--config.{key}={nothing}' for key in ('init_from', 'freeze')]
+    values = explained('--config=configs/folder_finetune.py:frozen', *flags)
+    assert folder_finetune.get_config('frozen').freeze
+    assert values['init_from'] is values['freeze'] is None
+
+
+def test_none_is_a_value_of_every_optional_key(tmp_path):
+    values = {str: 'a', int: 3, float: 0.5}
+    optional = {key.name: values[python_type(key.kind)] for key in KEYS if key.optional}
+    optional |= {'data.path': 'x', 'data.splits': {'train': 'a'}, 'model.stem': None}
+    file = tmp_path / 'own.py'
+    file.write_text(f"""
+from vision.core.config import default_config
+def get_config():
+    config = default_config()
+    config.update_from_flattened_dict({optional})
+    return config
+""")
+    assert len(optional) > 8
+    flags = [f'--config.{name}=None' for name in optional]
+    values = explained(f'--config={file}', '--config.data.source=tfds', *flags)
+    assert {values[name] for name in optional if name in values} == {None}
+    assert explained(f'--config={file}', '--config.model.name=vgg11', '--config.model.stem=small')[
+        'model.stem'
+    ] == 'small'  # fmt: skip
+
+
+def test_values_of_numpy_and_jax_become_plain():
+    config = config_lib.default_config()
+    config.optimizer.lr = np.float32(0.5)
+    config.weight_decay = jnp.array(0.25)
+    config.training.batch_size = np.int64(64)
+    config.optimizer.nesterov = np.bool_(True)
+    config.preprocess.std = np.array([0.5, 0.25])
+    config.lr_factors = [['fc', np.float64(2)]]
+    config.model = ConfigDict({'name': 'lenet5', 'dtype': jnp.bfloat16})
+    config.data.path = Path('/data')
+    resolved = config_lib.resolve(config)
+    assert json.loads(config_lib.to_json(resolved)) == json.loads(config_lib.to_json(config))
+    assert config_lib.from_json(config_lib.to_json(config)).to_dict() == resolved.to_dict()
+    for got, expected in (
+        (resolved.optimizer.lr, 0.5),
+        (resolved.weight_decay, 0.25),
+        (resolved.training.batch_size, 64),
+        (resolved.optimizer.nesterov, True),
+        (resolved.preprocess.std, (0.5, 0.25)),
+        (resolved.lr_factors, (('fc', 2.0),)),
+        (resolved.model.dtype, 'bfloat16'),
+        (resolved.data.path, '/data'),
+    ):
+        assert got == expected and type(got) is type(expected)
+    assert config_lib.plain([np.dtype('float32'), np.float16]) == ('float32', 'float16')
+
+
+def test_a_config_file_with_values_of_numpy_can_be_overridden(tmp_path):
+    file = tmp_path / 'own.py'
+    file.write_text("""
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from vision.core.config import default_config
+def get_config():
+    config = default_config()
+    config.model = ConfigDict({'name': 'lenet5', 'dtype': jnp.bfloat16})
+    config.optimizer.lr, config.weight_decay = np.float32(0.5), np.float32(0.25)
+    return config
+""")
+    values = explained(
+        f'--config={file}', '--config.model.dtype=float32', '--config.optimizer.lr=2'
+    )
+    assert values['model.dtype'] == 'float32' and values['optimizer.lr'] == 2.0
+    assert values['weight_decay'] == 0.25
+
+
+@pytest.mark.parametrize('value', [lambda x: x, int, {1, 2}, 1j, object()])
+def test_what_no_json_holds_is_refused_by_its_name(value):
+    config = config_lib.default_config()
+    config.model.padding = (0, value)
+    with pytest.raises(UserError, match=r'config\.model\.padding is a'):
+        config_lib.resolve(config)
+
+
+def test_rates_by_pattern_are_pairs_and_were_a_section_once():
+    config = config_lib.default_config()
+    config.lr_factors = ((r'layer1\.conv', 0.1), ('backbone', 0.5))
+    text = config_lib.to_json(config_lib.resolve(config))
+    assert config_lib.from_json(text).lr_factors == config.lr_factors
+    config.lr_factors = {'backbone': 0.5}
+    with pytest.raises(
+        UserError, match=r"lr_factors={'backbone': 0.5} .* as \(\('backbone', 0.1\),\)"
+    ):
+        config_lib.resolve(config)
+    old = json.loads(text) | {'lr_factors': {'conv1': 0.1, 'backbone': 0.5}}
+    read = config_lib.from_json(json.dumps(old))
+    assert read.lr_factors == (('conv1', 0.1), ('backbone', 0.5))
+    config_lib.check(read)
+
+
+@pytest.mark.parametrize('key', KEYS, ids=lambda key: key.name)
+def test_a_declared_key_has_a_default_that_fits_and_a_meaning(key):
+    key.check(key.default)
+    assert key.meaning and '\n' not in key.meaning and key.describe()
+    # An older config.json has the key's default.
+    values = json.loads(config_lib.to_json(config_lib.default_config()))
+    del (values[key.section] if key.section else values)[key.leaf]
+    read = config_lib.from_json(json.dumps(values))
+    assert read.to_dict() == config_lib.default_config().to_dict()
+
+
+@pytest.mark.parametrize(
+    ('key', 'value', 'says'),
+    [
+        ('training.keep', 2.0, 'a whole number of 1 or more'),
+        ('training.keep', True, 'a whole number of 1 or more'),
+        ('weight_decay', 'small', 'a number of 0 or more'),
+        ('preprocess.mean', (), 'a tuple of numbers'),
+        ('preprocess.mean', (0.1, 'a'), 'a tuple of numbers'),
+        ('preprocess.std', (0.1, 0.0), 'a tuple of numbers above 0'),
+        ('preprocess.normalise', 'datset', "Did you mean 'dataset'"),
+        ('training.patience', '0 epochs', 'a duration .* above 0 or None'),
+        ('data.cache', 'raws', "Did you mean 'raw'"),
+        ('lr_factors', ('head', 0.1), 'a tuple of pairs'),
+        ('lr_factors', (('head', -1),), 'factors of 0 or more'),
+        ('lr_factors', (('(', 1.0),), r"lr_factors: '\(' is no regular expression"),
+        ('seed', None, 'a whole number in'),
+    ],
+)
+def test_a_value_of_the_wrong_type_or_range_is_refused(key, value, says):
+    config = config_lib.default_config()
+    section, _, name = key.rpartition('.')
+    (config[section] if section else config)[name] = value
+    with pytest.raises(UserError, match=f'{key}.*{says}'):
+        config_lib.check(config)
+
+
+def test_a_section_that_is_replaced_has_the_defaults_of_its_declared_keys():
+    config = config_lib.default_config()
+    config.data = ConfigDict({'source': 'digits'})
+    config.optimizer = ConfigDict({'name': 'adam', 'lr': 1e-3})
+    config.schedule = ConfigDict({'name': 'constant'})
+    resolved = config_lib.resolve(config)
+    assert resolved.data == config_lib.default_config().data
+    assert resolved.schedule.warmup == '0 steps'
+    assert resolved.optimizer.clip_norm is None and 'momentum' not in resolved.optimizer
+    assert config_lib.differences(config_lib.from_json(config_lib.to_json(config)), resolved) == []
+    del config.optimizer['lr']
+    with pytest.raises(UserError, match=r'config\.optimizer\.lr is missing'):
+        config_lib.resolve(config)
 
 
 def test_paths_are_found_from_any_folder(tmp_path, monkeypatch):

@@ -7,13 +7,14 @@ from tests.training.tiny import NET, tiny_config
 from vision.core.errors import UserError
 from vision.models.summary import summarise
 from vision.studies.dry_run import dry_run, dry_run_text
+from vision.training.setup import setup
 
 
 def test_the_figures(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     config = tiny_config()
     config.model.norm = False
-    result, summary = dry_run(config), summarise(NET, 32, 1, 10, norm=False)
+    result, summary = dry_run(setup(config)), summarise(NET, 32, 1, 10, norm=False)
     assert result['parameters'] == summary.parameters
     assert result['gmacs'] * 1e9 == summary.macs
     assert (result['steps'], result['batch_size'], result['examples']) == (24, 32, 1077)
@@ -33,4 +34,4 @@ def test_the_figures(tmp_path, monkeypatch):
 
 def test_what_would_stop_the_run_stops_it():
     with pytest.raises(UserError, match='lenet6'):
-        dry_run(tiny_config(model__name='lenet6'))
+        dry_run(setup(tiny_config(model__name='lenet6')))

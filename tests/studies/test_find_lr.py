@@ -7,6 +7,7 @@ import pytest
 from tests.training.tiny import tiny_config
 from vision.core.errors import UserError
 from vision.studies import find_lr
+from vision.training.setup import setup
 
 
 def test_the_suggestion_is_where_the_loss_falls_most_steeply():
@@ -39,7 +40,7 @@ def test_a_loss_that_never_falls_is_said_so():
 
 
 def test_digits(tmp_path):
-    result = find_lr.find_lr(tiny_config(model__name='lenet5'), steps=80)
+    result = find_lr.find_lr(setup(tiny_config(model__name='lenet5')), steps=80)
     assert 1e-3 < result['suggestion'] < result['lowest'] < 3
     assert len(result['lr']) == len(result['loss']) == len(result['smoothed']) <= 80
     find_lr.draw(result, tmp_path / 'lr.png', 'digits')

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.tiers import examples
+from vision.core import config as config_lib
 from vision.core.config import default_config
 from vision.core.errors import UserError
 from vision.task import losses
@@ -103,8 +104,11 @@ def test_a_batch_in_which_nothing_counts_has_no_loss_and_no_gradient():
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, says):
+    config = default_config()
+    for key, value in changes.items():
+        config.loss[key] = value
     with pytest.raises(UserError, match=says):
-        criterion(**changes)
+        losses.make_criterion(config_lib.resolve(config).loss.to_dict(), 4)
 
 
 def test_sigmoid_cross_entropy_is_the_sum_over_classes_by_hand():

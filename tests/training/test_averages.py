@@ -31,16 +31,14 @@ def test_polyaks_average_is_the_mean_from_its_start_on(start):
 
 def test_the_exponential_average_warms_up_to_its_decay():
     """tf.train.ExponentialMovingAverage(decay, num_updates): min(decay, (1 + t) / (10 + t))."""
-    config = default_config()
-    config.training.ema_decay = 0.9
-    pull = averages.make_pull(config)
+    pull = averages.Averaging(ema_decay=0.9).pull
     got = [float(pull(jnp.int32(t))) for t in (1, 8, 79, 80, 81, 10**6)]
     np.testing.assert_allclose(got, [9 / 11, 1 / 2, 9 / 89, 0.1, 0.1, 0.1], rtol=1e-5)
 
 
 def test_without_an_average_there_is_none():
     state, step = setup(Linear())
-    assert averages.make_pull(default_config()) is None
+    assert not averages.make_averaging(default_config().training)
     state, _ = step(state, batch())
     assert state.ema_params is None
 

@@ -11,10 +11,10 @@ from PIL import Image
 from configs import folder_finetune
 from tests.models.weights.test_pretrained import save, torch_state
 from tests.training.tiny import tiny_config
+from vision.core import config as config_lib
 from vision.core.errors import UserError
 from vision.training import train
 from vision.training.init_from import init_from
-from vision.training.optimizer import make_optimizer
 from vision.training.setup import setup
 from vision.training.step import init_state, make_train_step
 
@@ -97,7 +97,7 @@ def test_a_factor_scales_the_step_of_what_its_pattern_names(photos, weights):
     moved = {}
     for factor in (1.0, 0.1):
         config = small(folder_finetune.get_config(), photos, weights)
-        config.lr_factors = {'backbone': factor}
+        config.lr_factors = (('backbone', factor),)
         config.schedule.warmup, config.schedule.name = '0 steps', 'constant'
         run, state = start(config)
         before = host(state.params)
@@ -130,9 +130,9 @@ def test_a_run_starts_from_another_runs_workdir(photos, weights, tmp_path):
 @pytest.mark.parametrize(('pattern', 'factor'), [('(', 0.5), ('conv', -1), ('conv', 'a')])
 def test_patterns_and_factors_that_make_no_sense(pattern, factor):
     config = folder_finetune.get_config()
-    config.lr_factors = {pattern: factor}
+    config.lr_factors = ((pattern, factor),)
     with pytest.raises(UserError, match=r'regular expression|lr_factors'):
-        make_optimizer(config, lambda step: 0.1)
+        config_lib.resolve(config)
 
 
 def test_a_source_that_is_refused_leaves_the_workdir_to_the_right_one(tmp_path):

@@ -12,7 +12,9 @@ from vision.core.config import default_config
 from vision.core.errors import UserError
 from vision.training import optimizer as optimizer_lib
 from vision.training import patterns
-from vision.training.optimizer import OPTIMIZERS, make_optimizer
+from vision.training.optimizer import OPTIMIZERS
+from vision.training.patterns import RateFactors
+from vision.training.setup import build_optimizer
 
 RNG = np.random.default_rng(0)
 PARAMS = {
@@ -50,9 +52,9 @@ def config_of(name, changes):
 def train(name, gradients=GRADIENTS, params=PARAMS, **changes):
     """Parameters after a step for each gradient; keys have '__' for '.'."""
     config = config_of(name, {k.replace('__', '.'): v for k, v in changes.items()})
-    optimizer = make_optimizer(config, schedule)
+    optimizer = build_optimizer(config, schedule)
     params = jax.tree.map(jnp.float32, params)
-    optimizer_lib.check(config, optimizer, params)
+    optimizer_lib.check(config.optimizer, optimizer, params)
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for gradient in gradients:
         gradient = jax.tree.map(jnp.float32, gradient)
@@ -226,7 +228,7 @@ def test_clipping_by_value():
 
 def test_what_is_frozen_stays_has_no_state_and_counts_in_no_norm():
     config = config_of('adam', {'freeze': '^conv1|bn', 'optimizer.clip_norm': 1.0})
-    optimizer = make_optimizer(config, schedule)
+    optimizer = build_optimizer(config, schedule)
     params = jax.tree.map(jnp.float32, PARAMS)
     state = optimizer.init(params)
     sizes = sorted(x.size for x in jax.tree.leaves(state) if x.size > 1)
@@ -234,7 +236,7 @@ def test_what_is_frozen_stays_has_no_state_and_counts_in_no_norm():
     updates, _ = optimizer.update(jax.tree.map(jnp.float32, GRADIENTS[0]), state, params)
     assert not any(np.any(u) for u in jax.tree.leaves((updates['conv1'], updates['bn1'])))
     alone = {'fc': params['fc']}
-    only = make_optimizer(config_of('adam', {'optimizer.clip_norm': 1.0}), schedule)
+    only = build_optimizer(config_of('adam', {'optimizer.clip_norm': 1.0}), schedule)
     expected, _ = only.update(
         jax.tree.map(jnp.float32, {'fc': GRADIENTS[0]['fc']}), only.init(alone), alone
     )
@@ -243,14 +245,14 @@ def test_what_is_frozen_stays_has_no_state_and_counts_in_no_norm():
 
 @pytest.mark.parametrize('name', ['sgd', 'adamw', 'rmsprop', 'lamb'])
 def test_a_factor_scales_the_rate_and_the_first_pattern_counts(name):
-    factors = {'^conv1': 0.1, 'kernel': 0.5}
+    factors = (('^conv1', 0.1), ('kernel', 0.5), ('conv1.kernel', 2.0))
     config = config_of(name, {'weight_decay': 0.1})
     config.lr_factors = factors
-    optimizer, plain = make_optimizer(config, schedule), config_of(name, {'weight_decay': 0.1})
+    optimizer, plain = build_optimizer(config, schedule), config_of(name, {'weight_decay': 0.1})
     params = jax.tree.map(jnp.float32, PARAMS)
     gradient = jax.tree.map(jnp.float32, GRADIENTS[0])
     got, _ = optimizer.update(gradient, optimizer.init(params), params)
-    optimizer = make_optimizer(plain, schedule)
+    optimizer = build_optimizer(plain, schedule)
     full, _ = optimizer.update(gradient, optimizer.init(params), params)
     expected = {
         'conv1': jax.tree.map(lambda u: 0.1 * u, full['conv1']),
@@ -263,10 +265,10 @@ def test_a_factor_scales_the_rate_and_the_first_pattern_counts(name):
 def test_another_optimizer_need_not_know_sgds_defaults():
     config = default_config()
     config.optimizer.name = 'adam'
-    make_optimizer(config, schedule)
+    build_optimizer(config, schedule)
     config.optimizer.momentum = 0.8
     with pytest.raises(UserError, match="unknown argument of optimizer 'adam' 'momentum'"):
-        make_optimizer(config, schedule)
+        build_optimizer(config, schedule)
 
 
 @pytest.mark.parametrize(
@@ -298,25 +300,24 @@ def test_another_optimizer_need_not_know_sgds_defaults():
 def test_what_makes_no_sense_is_refused(name, changes, says):
     config = config_of(name, changes)
     with pytest.raises(UserError, match=says):
-        optimizer = make_optimizer(config, schedule)
-        optimizer_lib.check(config, optimizer, jax.tree.map(jnp.float32, PARAMS))
+        config = config_lib.resolve(config)
+        optimizer = build_optimizer(config, schedule)
+        optimizer_lib.check(config.optimizer, optimizer, jax.tree.map(jnp.float32, PARAMS))
 
 
 @pytest.mark.parametrize(
     ('changes', 'says'),
     [
         ({'freeze': 'conv9'}, "freeze: 'conv9' names no parameter"),
-        ({'weight_decay': 0.1, 'weight_decay_pattern': 'kernal$'}, "'kernal\\$' names no"),
         ({'freeze': '.'}, 'no parameter to be trained'),
-        ({'lr_factors': {'layer9': 0.1}}, "lr_factors: 'layer9' names no parameter"),
+        ({'lr_factors': (('layer9', 0.1),)}, "lr_factors: 'layer9' names no parameter"),
     ],
 )
 def test_a_pattern_that_names_nothing_is_a_mistake(changes, says):
-    config = default_config()
-    for key, value in changes.items():
-        config[key] = value
     with pytest.raises(UserError, match=says):
-        patterns.check_model(config, PARAMS)
+        RateFactors(**changes).check(PARAMS)
+    with pytest.raises(UserError, match="weight_decay_pattern: 'kernal\\$' names no"):
+        patterns.check('weight_decay_pattern', 'kernal$', PARAMS)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,8 @@ from vision.core.errors import UserError
 from vision.core.mesh import make_mesh
 from vision.core.state import TrainState
 from vision.training import plateau, train
-from vision.training.optimizer import make_optimizer
 from vision.training.recorder import TIMES, read
+from vision.training.setup import build_optimizer
 
 
 def config_of(**schedule):
@@ -30,7 +30,7 @@ def config_of(**schedule):
 
 def start(config):
     params = {'kernel': jnp.ones(2)}
-    optimizer = make_optimizer(config, optax.constant_schedule(0.1))
+    optimizer = build_optimizer(config, optax.constant_schedule(0.1))
     return optimizer, TrainState(
         step=jnp.int32(0), params=params, batch_stats={}, opt_state=optimizer.init(params),
         ema_params=None, ema_batch_stats=None, rng=jax.random.key(0),
@@ -65,20 +65,26 @@ def test_the_scale_is_the_rules(scores, patience, cooldown, metric):
     values = [s / 8 for s in scores]
     for value, scale in zip(values, reference(values, patience, 0.5, 1e-4, cooldown), strict=True):
         loss, cost = (0.3, value) if metric is None else (value, 0.3)
-        state = plateau.observe(state, {'loss': loss}, cost, config.schedule, make_mesh())
+        state = plateau.observe(
+            state, {'loss': loss}, cost, plateau.make_plateau(config.schedule), make_mesh()
+        )
         assert float(plateau.scale(state.opt_state)) == pytest.approx(scale)
 
 
 def test_the_scale_multiplies_the_change_and_steps_do_not_count():
     config = config_of(patience=1, factor=0.1)
     optimizer, state = start(config)
-    state = plateau.observe(state, {}, 0.5, config.schedule, make_mesh())
+    state = plateau.observe(state, {}, 0.5, plateau.make_plateau(config.schedule), make_mesh())
     gradient, opt_state = {'kernel': jnp.ones(2)}, state.opt_state
     for _ in range(5):
         updates, opt_state = optimizer.update(gradient, opt_state, state.params)
         np.testing.assert_allclose(updates['kernel'], -0.1, rtol=1e-6)
     state = plateau.observe(
-        state.replace(opt_state=opt_state), {}, 0.5, config.schedule, make_mesh()
+        state.replace(opt_state=opt_state),
+        {},
+        0.5,
+        plateau.make_plateau(config.schedule),
+        make_mesh(),
     )
     updates, _ = optimizer.update(gradient, state.opt_state, state.params)
     np.testing.assert_allclose(updates['kernel'], -0.01, rtol=1e-6)
@@ -87,7 +93,9 @@ def test_the_scale_multiplies_the_change_and_steps_do_not_count():
 def test_other_schedules_are_told_nothing():
     config = default_config()
     _, state = start(config)
-    assert plateau.observe(state, {}, 0.5, config.schedule, make_mesh()) is state
+    assert (
+        plateau.observe(state, {}, 0.5, plateau.make_plateau(config.schedule), make_mesh()) is state
+    )
     assert plateau.scale(state.opt_state) == 1.0
 
 

@@ -11,7 +11,7 @@ from tests.tiers import examples
 from vision.core import durations
 from vision.core.config import default_config
 from vision.core.errors import UserError
-from vision.training.schedules import SCHEDULES, make_schedule
+from vision.training.schedules import SCHEDULES, make_schedule, peak_rate
 
 TOTAL = 1000  # steps, of 10 to an epoch
 
@@ -21,14 +21,9 @@ def to_steps(text, key):
 
 
 def schedule_of(lr=0.1, total=TOTAL, **changes):
-    config = default_config()
-    config.optimizer.lr = lr
-    for key in ('lr_for_batch', 'batch_size'):
-        if key in changes:
-            section = config.optimizer if key == 'lr_for_batch' else config.training
-            section[key] = changes.pop(key)
-    config.schedule.update(changes)
-    return make_schedule(config, total, to_steps)
+    batches = changes.pop('lr_for_batch', None), changes.pop('batch_size', 128)
+    schedule = default_config().schedule.to_dict() | changes
+    return make_schedule(schedule, peak_rate(lr, *batches), total, to_steps)
 
 
 def rates(steps, **changes):

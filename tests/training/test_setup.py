@@ -15,6 +15,15 @@ from vision.training.setup import setup
         ({'loss.class_weights': (1.0,) * 9}, '9 values for 10 classes'),
         ({'freeze': 'layer1'}, "freeze: 'layer1' names no parameter of the model"),
         ({'weight_decay_pattern': 'weight$'}, "weight_decay_pattern: 'weight.' names no"),
+        (
+            {
+                'optimizer.name': 'adamw',
+                'optimizer.weight_decay': 0.1,
+                'weight_decay': 0.0,
+                'weight_decay_pattern': 'weight$',
+            },
+            "weight_decay_pattern: 'weight.' names no",
+        ),
         ({'training.batch_size': 64, 'training.accumulate': 3}, 'in each of 3 parts'),
         ({'training.polyak_from': '60 epochs', 'training.ema_decay': 0.0}, 'the whole run has'),
         ({'schedule.warmup': '90 epochs'}, 'the whole run has'),

@@ -74,8 +74,14 @@ def fits(value: Any, hint: Any) -> bool:
         return any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in arguments)
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, a) for a in arguments)
-    if origin is tuple and arguments[-1] is ...:
-        return isinstance(value, tuple | list) and all(fits(v, arguments[0]) for v in value)
+    if origin is tuple:
+        if not isinstance(value, tuple | list):
+            return False
+        parts = arguments[:1] * len(value) if arguments[-1] is ... else arguments
+        return len(value) == len(parts) and all(map(fits, value, parts))
+    hint = getattr(hint, '__supertype__', hint)  # of a NewType
+    if hint is dict:
+        return isinstance(value, dict)
     if hint is bool:
         return isinstance(value, bool)
     if hint is int:
@@ -98,4 +104,6 @@ def describe(hint: Any) -> str:
         return ' or '.join(describe(a) for a in arguments)
     if origin is tuple:
         return f'a tuple of {getattr(arguments[0], "__name__", arguments[0])}'
+    if hint is type(None):
+        return 'None'
     return f'of type {getattr(hint, "__name__", hint)}'

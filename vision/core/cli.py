@@ -4,6 +4,7 @@
 checkpoint was written; 1 ours (a traceback: please report it).
 """
 
+import ast
 import errno
 import inspect
 import logging as standard_logging
@@ -18,9 +19,12 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, FieldReference, config_flags
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
+from ml_collections.config_flags.tuple_parser import TupleParser
 
 from vision.core import distributed, startup
+from vision.core.config import plain
 from vision.core.errors import Stopped, UserError, nearest
 
 USER_MISTAKE = 2
@@ -50,13 +54,78 @@ def define_config() -> flags.FlagHolder:
     An override may add an argument of the model, the source, the optimizer, the schedule or the
     loss; whoever takes the arguments refuses what it does not know, with the nearest name.
     """
-    return config_flags.DEFINE_config_file(
+    accept_none()
+    holder = config_flags.DEFINE_config_file(
         'config',
         None,
         'The experiment, a file in configs/.',
         lock_config=False,
         accept_new_attributes=True,
     )
+    flags.FLAGS['config'].parser = _PlainConfigFile('config', lock_config=False)
+    return holder
+
+
+def accept_none() -> None:
+    """Lets overrides of config flags, --config.a.b=None, say None for values of all types."""
+    for kind, read in (
+        (float, flags.FloatParser().parse),
+        (int, flags.IntegerParser().parse),
+        (bool, flags.BooleanParser().parse),
+        (tuple, TupleParser().parse),
+        (str, str),
+        (ConfigDict, _read_section),
+        (type(None), _read_literal),
+    ):
+        config_flags.register_flag_parser_for_type(kind, _OrNone(read))
+
+
+class _PlainConfigFile(ConfigFileFlagParser):
+    """Reads a config file, and makes its NumPy and JAX values plain: by their types overrides are read."""
+
+    def parse(self, path: str) -> Any:
+        """Returns the config."""
+        config = super().parse(path)
+        if isinstance(config, ConfigDict):
+            _make_plain(config, 'config')
+        return config
+
+
+def _make_plain(config: Any, name: str) -> None:
+    for key, value in config.items(preserve_field_references=True):
+        if isinstance(value, ConfigDict):
+            _make_plain(value, f'{name}.{key}')
+        elif not isinstance(value, FieldReference):
+            with config.ignore_type():
+                config[key] = plain(value, f'{name}.{key}')
+
+
+class _OrNone(flags.ArgumentParser):
+    """Reads 'None' as None, and other words with a function; what is no text is a default and stays."""
+
+    def __init__(self, read: Callable[[str], Any]):
+        super().__init__()
+        self._read = read
+
+    def parse(self, argument: Any) -> Any:
+        """Returns the value of a word of the command line."""
+        if not isinstance(argument, str):
+            return argument
+        return None if argument == 'None' else self._read(argument)
+
+
+def _read_section(text: str) -> ConfigDict:
+    value = _read_literal(text)
+    if not isinstance(value, dict):
+        raise ValueError(f"{text!r} is no dict; write {{'name': …}}, or set single keys")
+    return ConfigDict(value)
+
+
+def _read_literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def define_distributed() -> Callable[[], None]:

@@ -1,20 +1,29 @@
-"""The keys that every experiment has, with their defaults; reading a config back; comparing two.
+"""The config of an experiment: its defaults, checks, and form on disk; comparing two.
 
-A file in `configs/` starts from `default_config()`, sets what its paper sets and adds nothing
-but arguments of the model, the source, the optimizer and the schedule. The result is locked: a
-key that is not here, nor in the file, is refused on the command line.
+A file in `configs/` starts from `default_config()`, sets what its paper sets and adds nothing but
+arguments of what it names: the model, the source, the optimizer, the schedule, the loss. The keys are
+declared in `vision.core.config_keys`.
 """
 
 import json
-import math
 import os
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from vision.core import durations
+from vision.core.config_keys import (
+    EVAL_KEYS,
+    KEYS,
+    OPEN,
+    SGD,
+    Key,
+    declared,
+    own_arguments,
+    python_type,
+)
 from vision.core.errors import UserError, unknown
 
 # What may differ when a run goes on in its workdir: stopping, logging and keeping; also `evals`.
@@ -28,11 +37,7 @@ MAY_DIFFER = (
 
 
 class Config(ConfigDict):
-    """A ConfigDict whose section `update` has its name, where ConfigDict has a method.
-
-    `--config.update.name=sam` needs the attribute. Code reads `config['update']`, since a config
-    that was read back from JSON is a plain ConfigDict.
-    """
+    """A ConfigDict whose section `update` has its name, where ConfigDict has a method."""
 
     @property
     def update(self) -> ConfigDict:  # type: ignore[override]
@@ -42,198 +47,63 @@ class Config(ConfigDict):
 
 def default_config() -> ConfigDict:
     """Returns the config that every experiment starts from."""
-    config = Config()
-    config.seed = 0  # decides everything: parameters, order, augmentation, dropout
-
-    # Trained weights to start from: a workdir, a .safetensors or .pth file, or 'hf:org/name'.
-    config.init_from = placeholder(str)
-    # What of the model stays as it is: 'backbone' (all but the classifier), which then runs as in
-    # evaluation, or a regular expression on parameter names ('conv1|layer1').
-    config.freeze = placeholder(str)
-
-    # The model's name in the registry, or 'package.module:Class'; all other keys are its arguments.
-    config.model = ConfigDict({'name': 'lenet5'})
-
-    # The source's name; all other keys are its arguments (vision.data.SOURCES).
-    config.data = ConfigDict({'source': 'digits', 'cache': 'none', 'max_corrupt': 0.01})
-    # Repeated augmentation: so many views of an image in an epoch, which then shows fewer images.
-    config.data.repeats = 1
-    # In how many draws each slot of a training batch holds its image: with V > 1 the batch has images
-    # [B, V, H, W, C], for tasks that compare views.
-    config.data.views = 1
-
-    config.preprocess = ConfigDict()
-    config.preprocess.train = ''  # op strings, e.g. 'decode|random_resized_crop(224)|flip_lr'
-    config.preprocess.eval = ''
-    # 'constants', or 'dataset': the training split's own mean and std replace those below.
-    config.preprocess.normalise = 'constants'
-    config.preprocess.mean = (0.0,)  # per channel, of pixels scaled to 0 … 1
-    config.preprocess.std = (1.0,)
-    # Mixing within a batch: alpha of mixup's and CutMix's Beta distribution; 0 for none. Where both
-    # are given, each batch gets one of them.
-    config.preprocess.mixup = 0.0
-    config.preprocess.cutmix = 0.0
-
-    config.loss = ConfigDict()
-    config.loss.name = 'softmax_cross_entropy'
-    config.loss.label_smoothing = 0.0
-    config.loss.aux_weight = 0.3  # of each auxiliary head's loss (GoogLeNet .3, Inception-v3 .4)
-    config.loss.class_weights = ()  # one for each class, as in torch's CrossEntropyLoss; (): all 1
-
-    # What the model is trained for and judged by: 'classification', 'multilabel', or 'package.module:Class';
-    # other keys are its arguments (vision.task).
-    config.task = ConfigDict({'name': 'classification'})
-
-    # What the optimizer gets: 'gradient', 'sam', or 'package.module:function'; other keys are its
-    # arguments (vision.training.update).
-    config['update'] = ConfigDict({'name': 'gradient'})
-
-    # An optax optimizer by name; other keys than these are its arguments (vision.training.optimizer).
-    config.optimizer = ConfigDict({'name': 'sgd', 'lr': 0.1, 'momentum': 0.9, 'nesterov': False})
-    # The batch that lr is for: the rate is lr times training.batch_size over it.
-    config.optimizer.lr_for_batch = placeholder(int)
-    config.optimizer.clip_norm = placeholder(float)  # of the whole gradient, at most
-    config.optimizer.clip_value = placeholder(float)  # of each of its values, at most
-    # The rate of some parameters is `optimizer.lr` times a factor: {'backbone': 0.1}, or by a regular
-    # expression on their names; the first that fits counts.
-    config.lr_factors = ConfigDict()
-    config.weight_decay = 0.0
-    config.weight_decay_pattern = 'kernel$'  # a regular expression on parameter names
-    # 'l2' (in the gradient), 'decoupled' (times the rate: SGDW, AdamW) or 'default': the optimizer's
-    # own form where it has one (adamw, lamb), else L2.
-    config.weight_decay_form = 'default'
-    # constant, cosine, linear, step, exponential or plateau; other keys are its arguments.
-    config.schedule = ConfigDict({'name': 'cosine', 'warmup': '0 steps'})
-
-    config.training = ConfigDict()
-    config.training.batch_size = 128  # of the global batch
-    config.training.accumulate = 1  # in how many parts it is computed, to save memory
-    # Parameters and optimizer state: 'data' (on every device) or 'fsdp' (a share of each on each).
-    config.training.shard = 'data'
-    config.training.duration = '10 epochs'
-    config.training.eval_every = '1 epochs'  # on the validation split; a checkpoint is kept with it
-    config.training.checkpoint_every = '1000 steps'
-    config.training.keep = 2  # the last N checkpoints, and the best on the validation split
-    # The metric that the best checkpoint is chosen by, that patience and a plateau follow; by default the
-    # task's first.
-    config.training.best_by = placeholder(str)
-    config.training.log_every = '50 steps'
-    # An average of the parameters, which is then what is selected and predicted with: exponential, or
-    # Polyak's uniform one from so far on ('80 epochs').
-    config.training.ema_decay = 0.0
-    config.training.polyak_from = placeholder(str)
-    config.training.stop_after = placeholder(str)  # stop early; the schedules stay as they are
-    # How long the validation split may see nothing better before the run ends: '10 epochs'.
-    config.training.patience = placeholder(str)
-
-    # For each device: what a device computes, and so every bit of it, is the same on any number.
-    config.evaluation = ConfigDict({'batch_size': 256})
-    # Evaluations beside the run's own test split, by name: entries as `default_eval()` has them, of
-    # which only what differs is written, {'v2': {'data': {'name': 'imagenet_v2'}}}.
-    config.evals = ConfigDict()
+    config = _defaults(KEYS)
+    config.optimizer.update(SGD)
     return config
 
 
 def default_eval() -> ConfigDict:
-    """An entry of `config.evals`, and what `--eval.KEY=VALUE` sets: the run's own test split."""
-    entry = ConfigDict()
-    entry.split = 'test'
-    # Keys of config.data that differ. One that has a source, name or path is another data set:
-    # its classes are found in the run's by name.
-    entry.data = ConfigDict()
-    # A paper's test protocol (vision.evaluation.protocols), instead of preprocess.eval: 'ten_crop',
-    # 'crops_144', 'multi_scale_crops', 'dense(256, 384, 512)'.
-    entry.protocol = placeholder(str)
-    entry.ops = placeholder(str)  # an op string instead of preprocess.eval; it may end in views
-    entry.weights = placeholder(str)  # 'raw', or 'ema', which is taken where there is one
-    # 'data': of another data set, the logits of its own classes are compared; 'all': of all classes.
-    entry.classes = 'data'
-    return entry
+    """Returns an entry of `config.evals`, and what `--eval.KEY=VALUE` sets: the run's own test split."""
+    return _defaults(EVAL_KEYS)
 
 
-def check(config: ConfigDict) -> None:
+def _defaults(keys: Iterable[Key]) -> ConfigDict:
+    # `check` compares types, and knows more of them than ConfigDict does.
+    config = Config(type_safe=False)
+    for key in keys:
+        if key.section and key.section not in config:
+            config[key.section] = ConfigDict(type_safe=False)
+        section = config[key.section] if key.section else config
+        section[key.leaf] = placeholder(python_type(key.kind)) if key.optional else key.default
+    return config
+
+
+def check(config: Mapping[str, Any]) -> None:
     """Checks what can be checked before any data is read.
 
     Raises:
-      UserError: a key missing or too many, a duration or number that makes no sense.
+      UserError: a key missing or too many, a value of the wrong type or out of its range.
     """
-    default = default_config()
-    for key in default:
-        if key not in config:
-            raise UserError(f'config.{key} is missing; start from default_config()')
-    for key in config:
-        if key not in default:
-            raise unknown('config key', key, default.keys())
-    for section in ('model', 'data', 'optimizer', 'schedule', 'loss', 'task', 'update'):
-        name = 'source' if section == 'data' else 'name'
-        if name not in config[section]:
+    values = plain(config)
+    sections = list(dict.fromkeys(key.section for key in KEYS if key.section))
+    top = [*declared(''), *sections]
+    for name in values:
+        if name not in top:
+            raise unknown('config key', name, top)
+    for name in sections:
+        if not isinstance(values.get(name), dict):
+            raise UserError(f'config.{name} is missing; start from default_config()')
+        if name not in OPEN and (surplus := own_arguments(name, values[name])):
+            raise unknown(f'key of config.{name}', next(iter(surplus)), declared(name))
+    for key in KEYS:
+        section = values[key.section] if key.section else values
+        if key.leaf in section:
+            key.check(section[key.leaf])
+        elif key.required or key.section not in OPEN:
             raise UserError(
-                f'config.{section}.{name} is missing; set single keys, as in --config.{section}.{name}=…'
+                f'config.{key.name} is missing; set single keys, as in --config.{key.name}=…'
             )
-    for section in ('preprocess', 'loss', 'training', 'evaluation'):
-        for key in default[section]:
-            if key not in config[section]:
-                raise UserError(f'config.{section}.{key} is missing')
-    for section in ('preprocess', 'training', 'evaluation'):  # the others' own code checks theirs
-        for key in config[section]:
-            if key not in default[section]:
-                raise unknown(f'key of config.{section}', key, default[section].keys())
-    for name, entry in config.get('evals', {}).items():
+    for name, entry in values['evals'].items():
         complete_eval(entry, f'config.evals.{name}')
-    training = config.training
-    for key in ('duration', 'eval_every', 'checkpoint_every', 'log_every'):
-        if durations.parse(training[key], f'training.{key}')[0] <= 0:
-            raise UserError(f'training.{key}={training[key]!r} must be above 0')
-    for key in ('stop_after', 'patience'):
-        if training[key] is not None and durations.parse(training[key], f'training.{key}')[0] <= 0:
-            raise UserError(f'training.{key}={training[key]!r} must be above 0')
-    if training.polyak_from is not None:
-        durations.parse(training.polyak_from, 'training.polyak_from')
-        if training.ema_decay:
-            raise UserError(
-                'training.ema_decay and training.polyak_from: only one can be averaged by'
-            )
-    if training.shard not in ('data', 'fsdp'):
-        raise unknown('training.shard', training.shard, ('data', 'fsdp'))
-    _check_range('seed', config.seed, 0, 2**32)
-    _check_range('training.keep', training.keep, 1, None)
-    _check_range('training.ema_decay', training.ema_decay, 0, 1)
-    _check_range('training.accumulate', training.accumulate, 1, None)
-    _check_range('training.batch_size', training.batch_size, 1, None)
-    _check_range('evaluation.batch_size', config.evaluation.batch_size, 1, None)
-    _check_range('loss.label_smoothing', config.loss.label_smoothing, 0, 1)
-    _check_range('loss.aux_weight', config.loss.aux_weight, 0, None)
-    _check_range('weight_decay', config.weight_decay, 0, None)
-    _check_range('optimizer.lr', config.optimizer.get('lr'), 0, None)
-    for key in ('lr_for_batch', 'clip_norm', 'clip_value'):
-        if config.optimizer.get(key) is not None:
-            _check_above_zero(f'optimizer.{key}', config.optimizer[key])
-    repeats = config.data.get('repeats', 1)
-    if not isinstance(repeats, int) or not 1 <= repeats <= training.batch_size:
-        raise UserError(
-            f'data.repeats={repeats!r} must be a whole number from 1 to training.batch_size'
-        )
-    views = config.data.get('views', 1)
-    if not isinstance(views, int) or views < 1:
-        raise UserError(f'data.views={views!r} must be a whole number from 1 on')
-    _check_preprocess(config.preprocess)
+    training = values['training']
+    if training['polyak_from'] is not None and training['ema_decay']:
+        raise UserError('training.ema_decay and training.polyak_from: only one can be averaged by')
+    repeats = values['data'].get('repeats', 1)
+    if repeats > training['batch_size']:
+        raise UserError(f'data.repeats={repeats} must be at most training.batch_size')
 
 
-def _check_preprocess(preprocess: ConfigDict) -> None:
-    if preprocess.normalise not in ('constants', 'dataset'):
-        raise unknown('preprocess.normalise', preprocess.normalise, ('constants', 'dataset'))
-    for key, low in (('mean', -math.inf), ('std', 0.0)):
-        values = tuple(preprocess[key])
-        if not values or any(isinstance(v, str) or not low < v < math.inf for v in values):
-            what = 'numbers above 0' if key == 'std' else 'numbers'
-            raise UserError(
-                f'preprocess.{key}={values} must be {what}, one for each channel or one'
-            )
-    for key in ('mixup', 'cutmix'):
-        _check_range(f'preprocess.{key}', preprocess[key], 0, None)
-
-
-def complete_eval(entry: ConfigDict, name: str = '--eval') -> ConfigDict:
+def complete_eval(entry: Mapping[str, Any], name: str = '--eval') -> ConfigDict:
     """An entry of `config.evals` with its defaults.
 
     Args:
@@ -243,52 +113,95 @@ def complete_eval(entry: ConfigDict, name: str = '--eval') -> ConfigDict:
     Raises:
       UserError: a key that entries do not have, or a value that makes no sense.
     """
-    complete = default_eval()
     if not re.fullmatch(r'[\w.-]+', name):  # files are called by it
         raise UserError(f'{name!r}: the names of evaluations have letters, digits, _ and - only')
-    if not isinstance(entry, ConfigDict):
-        raise UserError(f"{name}={entry!r} must be a dict, as {{'split': 'validation'}}")
-    for key, value in entry.items():
-        if key not in complete:
-            raise unknown(f'key of {name}', key, complete.keys())
-        try:
-            complete[key] = value
-        except TypeError:
-            raise UserError(f'{name}.{key}={value!r} is of the wrong type') from None
-    if complete.protocol and complete.ops:
+    values, known = plain(entry, name), {key.leaf: key for key in EVAL_KEYS}
+    if not isinstance(values, dict):
+        raise UserError(f"{name}={values!r} must be a dict, as {{'split': 'validation'}}")
+    for key, value in values.items():
+        if key not in known:
+            raise unknown(f'key of {name}', key, known)
+        known[key]._replace(name=f'{name}.{key}').check(value)
+    if values.get('protocol') and values.get('ops'):
         raise UserError(f'{name}: give either a protocol or ops, not both')
-    for key, known in (('weights', ('ema', 'raw', None)), ('classes', ('data', 'all'))):
-        if complete[key] not in known:
-            raise unknown(f'{name}.{key}', complete[key], [k for k in known if k])
-    return complete
+    return ConfigDict({key.leaf: key.default for key in EVAL_KEYS} | values)
 
 
-def resolve(config: ConfigDict) -> ConfigDict:
-    """A copy whose paths are absolute, so that a run finds its data from any folder.
+def resolve(config: Mapping[str, Any]) -> ConfigDict:
+    """Returns a checked copy, complete, its paths absolute, so that a run finds its data from any folder.
 
-    `config.data` may have been replaced as a whole: how images are read is as by default then.
-    `--config.init_from=` and `--config.freeze=` take back what the file sets.
+    Raises:
+      UserError: as `check` does.
     """
-    config = config.copy_and_resolve_references()
-    for key in ('init_from', 'freeze'):
-        if config[key] in ('', 'None'):  # the command line has no other way to say None
-            config[key] = None
-    with config.unlocked():
-        for key in ('cache', 'max_corrupt', 'repeats', 'views'):
-            if key not in config.data:
-                config.data[key] = default_config().data[key]
-    for data in (config.data, *(e.get('data', {}) for e in config.get('evals', {}).values())):
-        for key in ('path', 'data_dir'):
-            if data.get(key):
-                data[key] = os.path.abspath(os.path.expanduser(data[key]))
-    if config.init_from and os.path.exists(os.path.expanduser(config.init_from)):
-        config.init_from = os.path.abspath(os.path.expanduser(config.init_from))
-    return config
+    values = complete(config)
+    check(values)
+    for data in (values['data'], *(e.get('data', {}) for e in values['evals'].values())):
+        for name in ('path', 'data_dir'):
+            if data.get(name):
+                data[name] = os.path.abspath(os.path.expanduser(data[name]))
+    source = values['init_from']
+    if source and os.path.exists(os.path.expanduser(source)):
+        values['init_from'] = os.path.abspath(os.path.expanduser(source))
+    return Config(values, type_safe=False)
 
 
-def to_json(config: ConfigDict) -> str:
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a copy in plain values.
+
+    An open section that was replaced as a whole gets the defaults of its declared keys. An empty text is
+    None where None is a value.
+    """
+    values = plain(config)
+    for key in KEYS:
+        section = values.get(key.section) if key.section else values
+        if not isinstance(section, dict):
+            continue
+        if key.section in OPEN and not key.required:
+            section.setdefault(key.leaf, key.default)
+        if key.optional and section.get(key.leaf) == '':
+            section[key.leaf] = None
+    return values
+
+
+def plain(value: Any, name: str = 'config') -> Any:
+    """A config or a value of it in what JSON holds: dicts, tuples, numbers, text, None.
+
+    NumPy's and JAX's scalars become numbers, their arrays tuples, dtypes their names and paths text.
+
+    Raises:
+      UserError: anything else, by its name.
+    """
+    if isinstance(value, ConfigDict):
+        value = value.to_dict()
+    if isinstance(value, dict):
+        return {key: plain(v, f'{name}.{key}') for key, v in value.items()}
+    if isinstance(value, tuple | list):
+        return tuple(plain(v, name) for v in value)
+    if value is None or type(value) in (bool, int, float, str):
+        return value
+    for base in (int, float, str):
+        if isinstance(value, base):
+            return base(value)
+    import numpy as np
+
+    if isinstance(value, np.dtype):
+        return value.name
+    if isinstance(value, type):  # np.float32, jnp.bfloat16
+        if issubclass(value, np.generic) or isinstance(getattr(value, 'dtype', None), np.dtype):
+            return np.dtype(value).name
+    elif hasattr(value, 'tolist'):
+        return plain(value.tolist(), name)
+    elif isinstance(value, os.PathLike):
+        return os.fspath(value)
+    raise UserError(
+        f'{name} is a {type(value).__name__}: a config has numbers, text, tuples and sections; '
+        "functions and classes are named, as 'package.module:name'"
+    )
+
+
+def to_json(config: Mapping[str, Any]) -> str:
     """The config as JSON, keys in their order."""
-    return json.dumps(config.to_dict(), indent=2) + '\n'
+    return json.dumps(plain(config), indent=2) + '\n'
 
 
 def from_json(text: str) -> ConfigDict:
@@ -296,21 +209,18 @@ def from_json(text: str) -> ConfigDict:
 
     Lists become tuples again. Sections and keys that are newer than the text get their defaults.
     """
-    config, default = ConfigDict(_tuples(json.loads(text))), default_config()
-    for key in ('evals', 'task', 'update'):
-        if key not in config:
-            config[key] = default[key]
-    for key in ('repeats', 'views') if 'data' in config else ():
-        if key not in config.data:
-            config.data[key] = default.data[key]
-    if 'training' in config and 'best_by' not in config.training:
-        config.training.best_by = None
-    return config
+    values = plain(json.loads(text))
+    for key in KEYS:
+        section = values.setdefault(key.section, {}) if key.section else values
+        section.setdefault(key.leaf, key.default)
+    if isinstance(values['lr_factors'], dict):  # once a section
+        values['lr_factors'] = tuple(values['lr_factors'].items())
+    return Config(values, type_safe=False)
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Lists, a phrase a key, what two configs differ in, but for what may differ."""
-    before, after = _flatten(old.to_dict()), _flatten(new.to_dict())
+    before, after = _flatten(plain(old)), _flatten(plain(new))
     phrases = []
     for key in dict.fromkeys([*before, *after]):
         free = key in MAY_DIFFER or key.startswith('evals.')
@@ -319,33 +229,10 @@ def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     return phrases
 
 
-def _check_range(key: str, value: Any, low: float, high: float | None) -> None:
-    if not _is_number(value) or value < low or (high is not None and value >= high):
-        bounds = f'at least {low}' if high is None else f'in [{low}, {high})'
-        raise UserError(f'{key}={value!r} must be a number {bounds}')
-
-
-def _check_above_zero(key: str, value: Any) -> None:
-    if not _is_number(value) or value <= 0:
-        raise UserError(f'{key}={value!r} must be a number above 0')
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _tuples(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _tuples(v) for k, v in value.items()}
-    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-
 def _flatten(tree: dict[str, Any], prefix: str = '') -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in tree.items():
         flat |= (
-            _flatten(value, f'{prefix}{key}.')
-            if isinstance(value, dict)
-            else {prefix + key: _tuples(list(value)) if isinstance(value, list | tuple) else value}
+            _flatten(value, f'{prefix}{key}.') if isinstance(value, dict) else {prefix + key: value}
         )
     return flat

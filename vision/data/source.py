@@ -263,7 +263,7 @@ def read_each(
         try:
             images, labels = source.read(ids)
             if len(images) == len(labels) == len(ids):
-                return images, as_labels(labels)
+                return list(images), as_labels(labels)
         except UserError:
             raise
         except Exception:  # whatever a damaged file leads the reader to: see which one it is

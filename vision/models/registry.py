@@ -121,6 +121,8 @@ def find_model(name: str) -> Callable[..., nn.Module]:
 
 
 def _read_dtype(dtype: Any) -> Any:
+    if dtype is None:  # float64 to NumPy
+        raise UserError('dtype None is no type of number: use float32 or bfloat16')
     try:
         read = jnp.dtype(dtype)
     except TypeError as e:

@@ -4,23 +4,22 @@ import time
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from vision.core import config as config_lib
 from vision.models.summary import count
 from vision.preprocess import inputs
 from vision.preprocess.ops import describe_place
-from vision.training.setup import setup
+from vision.training.setup import Setup
 from vision.training.step import init_state, make_train_step
 
 STEPS = 3  # timed, after the first
 
 
-def dry_run(config: ConfigDict) -> dict[str, Any]:
+def dry_run(run: Setup) -> dict[str, Any]:
     """Does all that a run does before its first record, and writes nothing.
 
     Args:
-      config: as a file in `configs/` returns it.
+      run: as `setup` returns it.
 
     Returns:
       `config` (resolved), `model`, `input_shape`, `parameters`, `gmacs` (fused multiply-adds of one
@@ -31,9 +30,8 @@ def dry_run(config: ConfigDict) -> dict[str, Any]:
       `estimated_seconds` of all steps, without evaluations.
 
     Raises:
-      UserError: whatever would stop the run.
+      UserError: too many images of the first batches cannot be read.
     """
-    run = setup(config)
     state = init_state(run.recipe, run.input_shape, run.mesh)
     train_step = make_train_step(run.recipe, run.mesh)
     batches = inputs.TrainBatches(run.train, run.config, run.mesh, 0)
@@ -76,7 +74,6 @@ def dry_run(config: ConfigDict) -> dict[str, Any]:
 
 def dry_run_text(result: dict[str, Any]) -> str:
     """What `dry_run` returned, as a person reads it."""
-    config = ConfigDict(result['config'])
     shape = ' x '.join(map(str, result['input_shape']))
     epochs = result['steps'] * result['batch_size'] / result['examples']
     rate = result['batch_size'] / result['step_seconds']
@@ -96,7 +93,7 @@ def dry_run_text(result: dict[str, Any]) -> str:
         'time': f'about {_duration(result["estimated_seconds"])}, without evaluations',
     }
     figures = '\n'.join(f'{name:>8}  {text}' for name, text in rows.items())
-    return f'{config_lib.to_json(config)}\n{figures}\nNothing was written.'
+    return f'{config_lib.to_json(result["config"])}\n{figures}\nNothing was written.'
 
 
 def _bytes(memory: Any) -> int:

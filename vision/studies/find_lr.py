@@ -12,12 +12,10 @@ from typing import Any
 import jax
 import numpy as np
 import optax
-from ml_collections import ConfigDict
 
 from vision.core.errors import UserError
 from vision.preprocess import inputs
-from vision.training.optimizer import make_optimizer
-from vision.training.setup import normalised, setup
+from vision.training.setup import Setup, build_optimizer, normalised
 from vision.training.step import init_state, make_train_step
 
 LOWEST, HIGHEST = 1e-6, 10.0
@@ -26,11 +24,11 @@ _EXPLODED = 4.0  # times the lowest smoothed loss
 _READ_EVERY = 10  # steps
 
 
-def find_lr(config: ConfigDict, steps: int = 150) -> dict[str, Any]:
+def find_lr(run: Setup, steps: int = 150) -> dict[str, Any]:
     """Takes `steps` steps of the config's own training while the rate grows from 1e-6 to 10.
 
     Args:
-      config: as a file in `configs/` returns it; its rate and schedule are not used.
+      run: as `setup` returns it; its rate and schedule are not used.
       steps: of the whole range; it ends early where the loss explodes.
 
     Returns:
@@ -38,12 +36,12 @@ def find_lr(config: ConfigDict, steps: int = 150) -> dict[str, Any]:
       lowest smoothed loss; `lr`, `loss` and `smoothed`: the curve.
 
     Raises:
-      UserError: whatever would stop a run, or a loss that fell nowhere.
+      UserError: images that cannot be read, or a loss that fell nowhere.
     """
-    run = normalised(setup(config))
+    run = normalised(run)
     factor = (HIGHEST / LOWEST) ** (1 / max(steps - 1, 1))
     schedule: optax.Schedule = lambda step: LOWEST * factor**step  # noqa: E731
-    optimizer = make_optimizer(run.config, schedule)
+    optimizer = build_optimizer(run.config, schedule)
     recipe = dataclasses.replace(run.recipe, schedule=schedule, optimizer=optimizer)
     run = dataclasses.replace(run, recipe=recipe)
     state = init_state(run.recipe, run.input_shape, run.mesh)

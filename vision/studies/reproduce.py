@@ -10,7 +10,7 @@ is small, in a folder that is under version control:
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -224,15 +224,13 @@ def _check_same(folder: Path, summary: dict[str, Any], row: Row, config: ConfigD
         )
 
 
-def _anywhere(config: ConfigDict) -> ConfigDict:
+def _anywhere(config: Mapping[str, Any]) -> dict[str, Any]:
     """The experiment, wherever its data lie, for any seed."""
-    same = config.copy_and_resolve_references()
-    with same.unlocked(), same.data.unlocked():
-        same.seed = None
-        for key in ('path', 'data_dir'):
-            same.data[key] = None
-        if same.data.source == 'idx':
-            same.data.source = 'tfds'
+    same = config_lib.resolve(config).to_dict()
+    same['seed'] = None
+    same['data'] |= {'path': None, 'data_dir': None}
+    if same['data']['source'] == 'idx':
+        same['data']['source'] = 'tfds'
     return same
 
 

@@ -5,6 +5,7 @@ command: finished trials are read, not run again.
 """
 
 import ast
+import copy
 import functools
 import hashlib
 import itertools
@@ -12,6 +13,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,21 +95,20 @@ def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str
     return result
 
 
-def make_trials(config: ConfigDict, grid: str) -> list[Trial]:
+def make_trials(config: Mapping[str, Any], grid: str) -> list[Trial]:
     """Returns every combination of a grid, the last key's values following one another first.
 
     Raises:
       UserError: a grid that cannot be read, or a key or value that the config refuses.
     """
-    values = parse_grid(grid)
+    values, base = parse_grid(grid), config_lib.plain(config)
     trials = []
     for combination in itertools.product(*values.values()):
         chosen = dict(zip(values, combination, strict=True))
-        own = config.copy_and_resolve_references()
+        own = copy.deepcopy(base)
         for key, value in chosen.items():
             _set(own, key, value)
-        config_lib.check(own)
-        trials.append(Trial(_name(chosen), chosen, own))
+        trials.append(Trial(_name(chosen), chosen, config_lib.resolve(own)))
     return trials
 
 
@@ -199,23 +200,18 @@ def _order(selection: Selection, row: dict[str, Any]) -> tuple:
     return (1,) if scores is None else (0, *(-value for value in selection.rank(scores)))
 
 
-def _set(config: ConfigDict, key: str, value: Any) -> None:
+def _set(config: dict[str, Any], key: str, value: Any) -> None:
     *sections, name = key.split('.')
     at = config
     for section in sections:
-        at = at.get(section) if hasattr(at, 'get') else None
-        if not isinstance(at, ConfigDict):
+        at = at.get(section, {})
+        if not isinstance(at, dict) or not at:
             raise UserError(f'--grid: the config has no section {section!r} ({key})')
-    known = config_lib.default_config()
-    try:
-        with at.unlocked():
-            if not sections and name not in known:
-                raise UserError(f'--grid: the config has no key {key!r}')
-            if name in at and isinstance(at.get(name), float) and isinstance(value, int):
-                value = float(value)
-            at[name] = value
-    except (TypeError, ValueError) as e:
-        raise UserError(f'--grid: {key}={value!r}: {e}') from None
+    if not sections and name not in config:
+        raise UserError(f'--grid: the config has no key {key!r}')
+    if isinstance(at.get(name), float) and isinstance(value, int):
+        value = float(value)
+    at[name] = value
 
 
 def _name(values: dict[str, Any]) -> str:

@@ -8,7 +8,6 @@ the sigmoid's, linear but for a constant (and then takes no class weights).
 import dataclasses
 import functools
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from vision.core import arguments
+from vision.core.config_keys import declared, own_arguments
 from vision.core.errors import UserError
 from vision.task.lenet_losses import lenet_discriminative, lenet_mse
 
@@ -42,6 +42,11 @@ def focal(logits: jax.Array, targets: jax.Array, gamma: float = 2.0) -> jax.Arra
 
     −Σ_k target_k · (1 − p_k)^γ · log p_k, p = softmax(logits); with γ = 0 it is `softmax_cross_entropy`.
     The paper's α is `loss.class_weights`.
+
+    Args:
+      logits: [B, K].
+      targets: [B, K].
+      gamma: the exponent γ ≥ 0.
     """
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     # 1 − p as exp(log(1 − p)): its gradient is finite where p is 1.
@@ -56,9 +61,6 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {
     'lenet_mse': lenet_mse,
     'lenet_discriminative': lenet_discriminative,
 }
-
-# Keys of config.loss that are no arguments of the loss.
-_COMMON = ('name', 'label_smoothing', 'aux_weight', 'class_weights')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +124,9 @@ def make_criterion(config: Mapping[str, Any], num_classes: int) -> Criterion:
     """
     name = config['name']
     function = arguments.find('loss.name', name, LOSSES)
-    given = {key: value for key, value in config.items() if key not in _COMMON}
+    given = own_arguments('loss', config)
     own = list(inspect.signature(function).parameters)[2:]
-    arguments.check(f'loss {name!r}', function, [*own, *_COMMON], given)
+    arguments.check(f'loss {name!r}', function, [*own, *declared('loss')], given)
     criterion = Criterion(
         functools.partial(function, **given) if given else function,
         config['label_smoothing'],
@@ -151,6 +153,5 @@ def _check_weights(name: str, weights: tuple, num_classes: int) -> None:
         raise UserError("loss.class_weights: 'sigmoid_cross_entropy' takes none")
     if len(weights) != num_classes:
         raise UserError(f'loss.class_weights has {len(weights)} values for {num_classes} classes')
-    numbers = all(isinstance(w, int | float) and 0 <= w < math.inf for w in weights)
-    if not numbers or not any(weights):
+    if not any(weights):
         raise UserError(f'loss.class_weights={weights} must be 0 or more, and not all 0')

@@ -1,45 +1,48 @@
 """The average of the parameters that is evaluated and predicted with, where a config asks for one."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from ml_collections import ConfigDict
 
 from vision.core import durations
 
-Pull = Callable[[jax.Array], jax.Array]
 
+@dataclasses.dataclass(frozen=True)
+class Averaging:
+    """An exponential or uniform average of the parameters; false if there is none.
 
-def is_averaged(config: ConfigDict) -> bool:
-    """Whether a run with this config has an average."""
-    return bool(config.training.ema_decay) or config.training.polyak_from is not None
+    `ema_decay` is that of an exponential average. It begins at the initial parameters, and so that they are
+    soon forgotten, its decay is at most (1 + t) / (10 + t), as TensorFlow's `ExponentialMovingAverage` had
+    it when Inception-v3 was trained.
 
-
-def make_pull(config: ConfigDict) -> Pull | None:
-    """Returns how far the average moves towards the parameters of step t: average += pull(t) · (p − average).
-
-    `training.ema_decay` is an exponential average. It begins at the initial parameters, and so that
-    they are soon forgotten, its decay is at most (1 + t) / (10 + t), as TensorFlow's
-    `ExponentialMovingAverage` had it when Inception-v3 was trained.
-
-    `training.polyak_from` is Polyak's: the plain mean of the parameters after every step from there
-    on (Polyak and Juditsky 1992); until then it is the parameters themselves.
+    `polyak_from` is the step from which on it is Polyak's: the plain mean of the parameters after every
+    step (Polyak and Juditsky 1992); until then it is the parameters themselves.
 
     BatchNorm's running statistics are averaged in the same way.
-
-    Args:
-      config: the whole config; `training.polyak_from` is in steps, as `setup` leaves it.
-
-    Returns:
-      A function of t, the steps done (≥ 1); None where there is no average.
     """
-    if config.training.polyak_from is not None:
-        start, unit = durations.parse(config.training.polyak_from, 'training.polyak_from')
-        if unit != 'steps':
-            raise ValueError(f'{config.training.polyak_from!r} is not in steps')
-        return lambda t: 1.0 / jnp.maximum(t - start + 1, 1.0)
-    decay = config.training.ema_decay
-    if not decay:
-        return None
-    return lambda t: 1.0 - jnp.minimum(decay, (1.0 + t) / (10.0 + t))
+
+    ema_decay: float = 0.0
+    polyak_from: float | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.ema_decay) or self.polyak_from is not None
+
+    def pull(self, t: jax.Array) -> jax.Array:
+        """The share of the way to the parameters of step t ≥ 1: average += pull(t) · (parameters − average)."""
+        if self.polyak_from is not None:
+            return 1.0 / jnp.maximum(t - self.polyak_from + 1, 1.0)
+        return 1.0 - jnp.minimum(self.ema_decay, (1.0 + t) / (10.0 + t))
+
+
+def make_averaging(training: Mapping[str, Any]) -> Averaging:
+    """Reads `ema_decay` and `polyak_from` of `config.training`, the second in steps, as `setup` leaves it."""
+    start = training['polyak_from']
+    if start is None:
+        return Averaging(training['ema_decay'])
+    count, unit = durations.parse(start, 'training.polyak_from')
+    if unit != 'steps':
+        raise ValueError(f'{start!r} is not in steps')
+    return Averaging(polyak_from=count)

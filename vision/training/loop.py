@@ -177,7 +177,7 @@ def _loop(
                         raw = evaluator('validation', state.variables)
                         recorder.write(step, {f'validation_raw/{k}': v for k, v in raw.items()})
                     cost = run.selection.cost(scores)
-                    state = plateau.observe(state, scores, cost, run.config.schedule, run.mesh)
+                    state = plateau.observe(state, scores, cost, run.recipe.plateau, run.mesh)
                 if evaluating or saving:
                     checkpoints.save(state, interval.to_json(), scores)
             if signum is not None:

@@ -1,17 +1,19 @@
 """Optimizers: optax's, by name and arguments in the config, and what goes before and behind them."""
 
+import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import optax
-from ml_collections import ConfigDict
 from optax import contrib
 
-from vision.core.config import default_config
+from vision.core.config_keys import SGD, declared, own_arguments
 from vision.core.errors import UserError, unknown
-from vision.training import patterns, plateau
+from vision.training import patterns
+from vision.training.patterns import RateFactors
+from vision.training.plateau import Plateau, scale_on_plateau
 
 # All of optax's that need no more than gradient, parameters, rate and loss. Not here: lbfgs and
 # sophia (they evaluate the loss again), rprop (its rate is no schedule), polyak_sgd (it finds its
@@ -31,119 +33,153 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     **{name: getattr(contrib, name) for name in _CONTRIB},
 }
 
-# Keys of config.optimizer that are no arguments of optax's function.
-_COMMON = ('name', 'lr', 'lr_for_batch', 'clip_norm', 'clip_value', 'weight_decay')
 # Arguments that only have a meaning in a range: lowest value, and what it must be below.
 _RANGES = {
     **dict.fromkeys(('momentum', 'decay', 'b1', 'b2', 'b3', 'beta'), (0, 1)),
     **dict.fromkeys(('eps', 'eps_root', 'weight_decay', 'trust_coefficient'), (0, float('inf'))),
 }
 # Arguments that are set here and nowhere else.
-_OWN = (
+OWN_ARGUMENTS = (
     'learning_rate', 'mask', 'weight_decay_mask', 'weight_decay_rate', 'adam_weight_decay', 'key', 'seed',
 )  # fmt: skip
-DECAY_FORMS = ('default', 'l2', 'decoupled')
 
 
-def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+@dataclasses.dataclass(frozen=True)
+class WeightDecay:
+    """Weight decay on the parameters that a pattern names.
+
+    `form` is
+    - 'l2': added to the gradient, rate · parameter, before all else (the papers');
+    - 'decoupled': added to the change, −learning rate · rate · parameter (Loshchilov and Hutter 2019:
+      SGDW, AdamW);
+    - 'default': the optimizer's own where it has one (adamw, lion: decoupled; lamb: within the trust
+      ratio; lars: in the gradient), else 'l2'.
+    """
+
+    rate: float
+    pattern: str
+    form: str
+
+    def mask(self, params: Any) -> Any:
+        """A PyTree like `params`: True for what it acts on."""
+        return patterns.matches(self.pattern, params)
+
+
+def make_optimizer(
+    optimizer: Mapping[str, Any],
+    schedule: optax.Schedule,
+    decay: WeightDecay,
+    rates: RateFactors,
+    plateau: Plateau | None,
+    seed: int,
+) -> optax.GradientTransformation:
     """Builds what turns a gradient into the change of the parameters.
 
     In this order: clipping (each value, then the norm of the whole gradient), L2 weight decay,
-    optax's optimizer, decoupled weight decay, the factors of `lr_factors`, the plateau's scale. What
-    is frozen has no gradient, counts in no norm and has no state.
-
-    Weight decay acts on the parameters that `weight_decay_pattern` names and is
-    - 'l2': added to the gradient, w · parameter, before all else (the papers');
-    - 'decoupled': added to the change, −rate · w · parameter (Loshchilov and Hutter 2019: SGDW, AdamW);
-    - 'default': the optimizer's own where it has one (adamw, lion: decoupled; lamb: within the trust
-      ratio; lars: in the gradient), else 'l2'.
+    optax's optimizer, decoupled weight decay, the factors of the rates, the plateau's scale. What is
+    frozen has no gradient, counts in no norm and has no state.
 
     `update` takes `value`, the loss, which a few optimizers read.
 
     Args:
-      config: the whole config; `optimizer` has the name, `lr` and the arguments of optax's function,
-        `freeze` and `lr_factors` say which parameters have another rate, or none.
+      optimizer: `config.optimizer`: the name, clipping and the arguments of optax's function.
       schedule: the learning rate by step.
+      decay: weight decay; `optimizer` may have the rate, too, if it is its own.
+      rates: which parameters have another rate, or none.
+      plateau: of the schedule, if it is told of evaluations.
+      seed: of the optimizers that draw random numbers.
 
     Raises:
-      UserError: an unknown optimizer or argument, a value that makes no sense, a pattern that is no
-        regular expression, weight decay given twice.
+      UserError: an unknown optimizer or argument, a value that makes no sense, weight decay given twice.
     """
-    patterns.check(config)
-    name = config.optimizer.name
+    name = optimizer['name']
     if name not in OPTIMIZERS:
         raise unknown('optimizer.name', name, OPTIMIZERS)
-    decay, form = _decay(config)
-    arguments, own = _arguments(config), _own_decay(name)
-    in_place = form == 'default' and own is not None
+    decay = _given_once(optimizer, decay)
+    arguments, own = _arguments(optimizer), _own_decay(name)
+    in_place = decay.form == 'default' and own is not None
     if own:  # its own default need not be 0
-        arguments |= {own[0]: decay if in_place else 0.0, own[1]: _decayed(config)}
+        arguments |= {own[0]: decay.rate if in_place else 0.0, own[1]: decay.mask}
     if 'key' in inspect.signature(OPTIMIZERS[name]).parameters:
-        arguments['key'] = config.seed
+        arguments['key'] = seed
     try:
-        optimizer = _with_schedule(name, schedule, arguments)
+        core = _with_schedule(name, schedule, arguments)
     except (TypeError, ValueError) as e:
         raise UserError(f'optimizer {name!r}: {e}') from None
-    parts = _clipping(config)
-    if decay and not in_place and form != 'decoupled':
-        parts.append(optax.add_decayed_weights(decay, _decayed(config)))
-    parts.append(optimizer)
-    if decay and form == 'decoupled':
+
+    parts = []
+    if optimizer.get('clip_value') is not None:
+        parts.append(optax.clip(optimizer['clip_value']))
+    if optimizer.get('clip_norm') is not None:
+        parts.append(optax.clip_by_global_norm(optimizer['clip_norm']))
+    if decay.rate and not in_place and decay.form != 'decoupled':
+        parts.append(optax.add_decayed_weights(decay.rate, decay.mask))
+    parts.append(core)
+    if decay.rate and decay.form == 'decoupled':
         parts.append(
-            optax.add_decayed_weights(lambda step: -decay * schedule(step), _decayed(config))
+            optax.add_decayed_weights(lambda step: -decay.rate * schedule(step), decay.mask)
         )
-    if config.lr_factors:
-        parts.append(_scale_rates(config))
-    if plateau.is_plateau(config.schedule):
-        parts.append(plateau.scale_on_plateau(config.schedule))
+    if rates.lr_factors:
+        parts.append(_scale_rates(rates))
+    if plateau is not None:
+        parts.append(scale_on_plateau(plateau))
 
     def labels(params: Any) -> Any:
-        factors = patterns.lr_factors(config, params)
-        return jax.tree.map(lambda factor: 'trained' if factor else 'frozen', factors)
+        return jax.tree.map(lambda factor: 'trained' if factor else 'frozen', rates.of(params))
 
     whole = optax.chain(*parts)
-    if config.freeze or config.lr_factors:
+    if rates:
         whole = optax.partition({'trained': whole, 'frozen': optax.set_to_zero()}, labels)
     return optax.with_extra_args_support(whole)
 
 
-def check(config: ConfigDict, optimizer: optax.GradientTransformation, params: Any) -> None:
-    """Tries the optimizer on the shapes of a model's parameters; computes nothing.
+def check(optimizer: Mapping[str, Any], built: optax.GradientTransformation, params: Any) -> None:
+    """Tries an optimizer on the shapes of a model's parameters; computes nothing.
+
+    Args:
+      optimizer: `config.optimizer`.
+      built: as `make_optimizer` built it.
+      params: the parameters, or their shapes.
 
     Raises:
       UserError: it cannot have the arguments that it was given.
     """
 
     def update(params: Any) -> Any:
-        state = optimizer.init(params)
-        return optimizer.update(params, state, params, value=jax.numpy.zeros(()))
+        state = built.init(params)
+        return built.update(params, state, params, value=jax.numpy.zeros(()))
 
     try:
         jax.eval_shape(update, params)
     except (TypeError, ValueError, AttributeError, AssertionError) as e:
         line = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        given = ', '.join(f'{k}={v!r}' for k, v in _arguments(config).items())
-        raise UserError(
-            f'optimizer {config.optimizer.name!r} cannot have {given}: {line}'
-        ) from None
+        given = ', '.join(f'{k}={v!r}' for k, v in _arguments(optimizer).items())
+        raise UserError(f'optimizer {optimizer["name"]!r} cannot have {given}: {line}') from None
 
 
-def _arguments(config: ConfigDict) -> dict[str, Any]:
+def _arguments(optimizer: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of optax's function that the config gives, checked; without weight decay."""
-    name = config.optimizer.name
+    name = optimizer['name']
     parameters = inspect.signature(OPTIMIZERS[name]).parameters
-    known = [key for key in parameters if key not in _OWN]
-    default, arguments = default_config().optimizer, {}
-    for key, value in config.optimizer.items():
-        if key in _COMMON:
+    known, arguments = argument_names(name), {}
+    for key, value in own_arguments('optimizer', optimizer).items():
+        if key == 'weight_decay':
             continue
         if key in known:
             _check_argument(name, key, value, parameters[key].default)
             arguments[key] = value
         # The default config's momentum is sgd's: it is no mistake of whoever names another optimizer.
-        elif key not in default or value != default[key]:
-            raise unknown(f'argument of optimizer {name!r}', key, {*known, *_COMMON})
+        elif key not in SGD or value != SGD[key]:
+            names = {*known, *declared('optimizer'), 'weight_decay'}
+            raise unknown(f'argument of optimizer {name!r}', key, names)
     return arguments
+
+
+def argument_names(name: str) -> list[str]:
+    """The arguments of an optimizer that a config may give."""
+    return [
+        key for key in inspect.signature(OPTIMIZERS[name]).parameters if key not in OWN_ARGUMENTS
+    ]
 
 
 def _check_argument(name: str, key: str, value: Any, default: Any) -> None:
@@ -166,23 +202,22 @@ def _with_schedule(
     return OPTIMIZERS[name](learning_rate=schedule, **arguments)
 
 
-def _decay(config: ConfigDict) -> tuple[float, str]:
-    """The weight decay and its form, wherever the config has them."""
-    form, own = config.weight_decay_form, config.optimizer.get('weight_decay')
-    if form not in DECAY_FORMS:
-        raise unknown('weight_decay_form', form, DECAY_FORMS)
-    if own is None:
-        return config.weight_decay, form
-    name = config.optimizer.name
-    _check_argument(name, 'weight_decay', own, 0.0)
-    if config.weight_decay:
+def _given_once(optimizer: Mapping[str, Any], decay: WeightDecay) -> WeightDecay:
+    """The weight decay, wherever the config has its rate."""
+    name, rate = optimizer['name'], optimizer.get('weight_decay')
+    if rate is None:
+        return decay
+    _check_argument(name, 'weight_decay', rate, 0.0)
+    if decay.rate:
         raise UserError(
-            f'weight decay is given twice: weight_decay={config.weight_decay} and '
-            f'optimizer.weight_decay={own}; keep the first'
+            f'weight decay is given twice: weight_decay={decay.rate} and '
+            f'optimizer.weight_decay={rate}; keep the first'
         )
-    if form != 'default' or _own_decay(name) is None:
-        raise UserError(f'optimizer {name!r}: write weight_decay={own}, not optimizer.weight_decay')
-    return own, form
+    if decay.form != 'default' or _own_decay(name) is None:
+        raise UserError(
+            f'optimizer {name!r}: write weight_decay={rate}, not optimizer.weight_decay'
+        )
+    return dataclasses.replace(decay, rate=rate)
 
 
 def _own_decay(name: str) -> tuple[str, str] | None:
@@ -200,19 +235,8 @@ def _own_decay(name: str) -> tuple[str, str] | None:
     return None
 
 
-def _decayed(config: ConfigDict) -> Callable[[Any], Any]:
-    """The mask of what weight decay acts on."""
-    return lambda params: patterns.matches(config.weight_decay_pattern, params)
-
-
-def _clipping(config: ConfigDict) -> list[optax.GradientTransformation]:
-    value, norm = config.optimizer.get('clip_value'), config.optimizer.get('clip_norm')
-    parts = [] if value is None else [optax.clip(value)]
-    return parts if norm is None else [*parts, optax.clip_by_global_norm(norm)]
-
-
-def _scale_rates(config: ConfigDict) -> optax.GradientTransformation:
+def _scale_rates(rates: RateFactors) -> optax.GradientTransformation:
     def scale(updates: Any, params: Any) -> Any:
-        return jax.tree.map(lambda u, f: u * f, updates, patterns.lr_factors(config, params))
+        return jax.tree.map(lambda u, f: u * f, updates, rates.of(params))
 
     return optax.stateless(scale)

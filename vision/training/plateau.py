@@ -14,25 +14,47 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 from optax.contrib import ReduceLROnPlateauState
 
 from vision.core import mesh as mesh_lib
+from vision.core.config_keys import own_arguments
 from vision.core.state import TrainState
 
 
-def is_plateau(schedule: ConfigDict) -> bool:
-    """Whether `config.schedule` is this one."""
-    return schedule.name == 'plateau'
+@dataclasses.dataclass(frozen=True)
+class Plateau:
+    """The settings of a schedule that is told of evaluations.
+
+    Attributes:
+      metric: None for what the run selects by, or 'loss'.
+      arguments: of optax's `reduce_on_plateau`, by name; the others have optax's defaults.
+    """
+
+    metric: str | None = None
+    arguments: tuple[tuple[str, Any], ...] = ()
+
+    @property
+    def reducer(self) -> optax.GradientTransformationExtraArgs:
+        """Optax's transformation."""
+        return optax.contrib.reduce_on_plateau(**dict(self.arguments))
 
 
-def scale_on_plateau(schedule: ConfigDict) -> optax.GradientTransformation:
+def make_plateau(schedule: Mapping[str, Any]) -> Plateau | None:
+    """Reads `config.schedule`; None if it names another schedule."""
+    if schedule['name'] != 'plateau':
+        return None
+    given = own_arguments('schedule', schedule)
+    metric = given.pop('metric', Plateau.metric)
+    return Plateau(metric, tuple(given.items()))
+
+
+def scale_on_plateau(plateau: Plateau) -> optax.GradientTransformation:
     """Multiplies updates by the scale that the evaluations so far have led to."""
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         return jax.tree.map(lambda u: state.scale * u, updates), state
 
-    return optax.GradientTransformation(_reducer(schedule).init, update)
+    return optax.GradientTransformation(plateau.reducer.init, update)
 
 
 def scale(opt_state: Any) -> jax.Array | float:
@@ -42,22 +64,26 @@ def scale(opt_state: Any) -> jax.Array | float:
 
 
 def observe(
-    state: TrainState, scores: Mapping[str, Any], cost: float, schedule: ConfigDict, mesh: Mesh
+    state: TrainState,
+    scores: Mapping[str, Any],
+    cost: float,
+    plateau: Plateau | None,
+    mesh: Mesh,
 ) -> TrainState:
-    """Tells the schedule of an evaluation; other schedules leave the state as it is.
+    """Tells the schedule of an evaluation; other schedules (None) leave the state as it is.
 
     Args:
       state: that was evaluated.
-      scores: of the validation split, as `evaluate` returns them.
-      cost: the selected metric, so that lower is better.
-      schedule: `config.schedule`; with `metric='loss'` the loss counts instead.
+      scores: of the validation split.
+      cost: what the run selects by, so that lower is better.
+      plateau: the schedule's settings.
       mesh: of all devices.
     """
-    if not is_plateau(schedule):
+    if plateau is None:
         return state
-    value = scores['loss'] if schedule.get('metric') == 'loss' else cost
+    value = scores['loss'] if plateau.metric == 'loss' else cost
     placed = mesh_lib.put_replicated(np.float32(value), mesh)
-    update = _compiled(tuple(_arguments(schedule).items()), mesh)
+    update = _compiled(plateau, mesh)
     opt_state = jax.tree.map(
         lambda leaf: update(leaf, placed) if _is_state(leaf) else leaf,
         state.opt_state,
@@ -67,22 +93,11 @@ def observe(
 
 
 @functools.cache
-def _compiled(arguments: tuple[tuple[str, Any], ...], mesh: Mesh) -> Any:
-    reducer = optax.contrib.reduce_on_plateau(**dict(arguments))
-
+def _compiled(plateau: Plateau, mesh: Mesh) -> Any:
     def update(state: ReduceLROnPlateauState, value: jax.Array) -> ReduceLROnPlateauState:
-        return reducer.update(jnp.zeros(()), state, value=value)[1]
+        return plateau.reducer.update(jnp.zeros(()), state, value=value)[1]
 
     return jax.jit(update, out_shardings=mesh_lib.replicated(mesh))
-
-
-def _reducer(schedule: ConfigDict) -> optax.GradientTransformationExtraArgs:
-    return optax.contrib.reduce_on_plateau(**_arguments(schedule))
-
-
-def _arguments(schedule: ConfigDict) -> dict[str, Any]:
-    """What of `config.schedule` is optax's."""
-    return {k: v for k, v in schedule.items() if k not in ('name', 'warmup', 'metric')}
 
 
 def _leaves(opt_state: Any) -> list[Any]:

@@ -5,43 +5,45 @@ A step is one update, whatever `training.accumulate` is.
 
 import inspect
 import math
-from collections.abc import Callable
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import optax
-from ml_collections import ConfigDict
 
 from vision.core import arguments
+from vision.core.config_keys import own_arguments
 from vision.core.errors import UserError, unknown
 
 ToSteps = Callable[[str, str], int]  # a duration and its key in the config, to steps
 
 
-def make_schedule(config: ConfigDict, total_steps: int, to_steps: ToSteps) -> optax.Schedule:
+def make_schedule(
+    schedule: Mapping[str, Any], lr: float, total_steps: int, to_steps: ToSteps
+) -> optax.Schedule:
     """Builds the learning rate as a function of the step.
 
-    A warm-up goes from 0 to `optimizer.lr` in a straight line, and any schedule follows.
+    A warm-up goes from 0 to `lr` in a straight line, and any schedule follows.
 
     Args:
-      config: the whole config; `optimizer.lr` is the rate after the warm-up.
+      schedule: `config.schedule`: name, warm-up and the arguments of what is named.
+      lr: the rate after the warm-up.
       total_steps: of the run.
       to_steps: turns a duration of the config into steps.
 
     Raises:
       UserError: an unknown schedule or argument, or a warm-up longer than the run.
     """
-    args = dict(config.schedule)
-    name, warmup = args.pop('name'), to_steps(args.pop('warmup', '0 steps'), 'schedule.warmup')
+    name, args = schedule['name'], own_arguments('schedule', schedule)
+    warmup = to_steps(schedule['warmup'], 'schedule.warmup')
     if warmup and warmup >= total_steps:
         raise UserError(
-            f'schedule.warmup={config.schedule.warmup!r} is {warmup} steps; '
+            f'schedule.warmup={schedule["warmup"]!r} is {warmup} steps; '
             f'the whole run has {total_steps}'
         )
     if name not in SCHEDULES:
         raise unknown('schedule.name', name, SCHEDULES)
     own = list(inspect.signature(SCHEDULES[name]).parameters)[3:]
     arguments.check(f'schedule {name!r}', SCHEDULES[name], own, args)
-    lr = peak_rate(config)
 
     def after_warmup(text: str, key: str) -> int:
         return to_steps(text, key) - warmup
@@ -52,15 +54,12 @@ def make_schedule(config: ConfigDict, total_steps: int, to_steps: ToSteps) -> op
     return optax.join_schedules([optax.linear_schedule(0.0, lr, warmup), main], [warmup])
 
 
-def peak_rate(config: ConfigDict) -> float:
-    """The rate after the warm-up: `optimizer.lr`, for `optimizer.lr_for_batch` images if it is given.
+def peak_rate(lr: float, lr_for_batch: int | None, batch_size: int) -> float:
+    """The rate after the warm-up: `lr`, times the batch over the one that `lr` is for, if it is given.
 
     Goyal et al. 2017, section 2.1: when the batch is k times as large, the rate is, too.
     """
-    reference = config.optimizer.get('lr_for_batch')
-    if reference is None:
-        return config.optimizer.lr
-    return config.optimizer.lr * config.training.batch_size / reference
+    return lr if lr_for_batch is None else lr * batch_size / lr_for_batch
 
 
 def _constant(lr: float, steps: int, to_steps: ToSteps) -> optax.Schedule:
@@ -68,12 +67,21 @@ def _constant(lr: float, steps: int, to_steps: ToSteps) -> optax.Schedule:
 
 
 def _cosine(lr: float, steps: int, to_steps: ToSteps, end: float = 0.0) -> optax.Schedule:
-    """Half a cosine from `lr` to `end` (a fraction of it)."""
+    """Half a cosine from `lr` to `end`.
+
+    Args:
+      end: the last rate, as a fraction of the first.
+    """
     _check_fraction('end', end)
     return optax.cosine_decay_schedule(lr, steps, alpha=end)
 
 
 def _linear(lr: float, steps: int, to_steps: ToSteps, end: float = 0.0) -> optax.Schedule:
+    """A straight line from `lr` to `end`.
+
+    Args:
+      end: the last rate, as a fraction of the first.
+    """
     _check_fraction('end', end)
     return optax.linear_schedule(lr, lr * end, steps)
 
@@ -85,9 +93,11 @@ def _step(
     at: tuple[str, ...] = (),
     factor: float | tuple[float, ...] = 0.1,
 ) -> optax.Schedule:
-    """Times `factor` at each of the durations `at`, counted from the run's start.
+    """Times `factor` at each of the durations `at`.
 
-    Several factors are one for each duration, as in LeNet-5's paper and ResNet-110's first epoch.
+    Args:
+      at: durations from the run's start.
+      factor: one for all, or one for each duration, as in LeNet-5's paper and ResNet-110's first epoch.
     """
     factors = list(factor) if isinstance(factor, tuple | list) else [factor] * len(at)
     if len(factors) != len(at):
@@ -103,7 +113,12 @@ def _step(
 def _exponential(
     lr: float, steps: int, to_steps: ToSteps, every: str = '8 epochs', factor: float = 0.96
 ) -> optax.Schedule:
-    """Times `factor` each `every` after the warm-up, in stairs (GoogLeNet: 4 % each 8 epochs)."""
+    """Times `factor` each `every` after the warm-up, in stairs (GoogLeNet: 4 % each 8 epochs).
+
+    Args:
+      every: the length of a stair, a duration.
+      factor: from stair to stair.
+    """
     period = to_steps(every, 'schedule.every') - to_steps('0 steps', 'schedule.every')
     if period < 1:
         raise UserError(f'schedule.every={every!r} must be above 0')
@@ -129,6 +144,15 @@ def _plateau(
     Better by `training.best_by`, or with `metric='loss'` by the validation loss.
 
     The rate itself is constant: `vision.training.plateau` scales it (optax's `reduce_on_plateau`).
+
+    Args:
+      metric: of the validation split.
+      factor: that the rate is multiplied by.
+      patience: evaluations in a row without a better value.
+      cooldown: evaluations after a fall that are not counted.
+      rtol: relative change that counts as better.
+      atol: absolute change that counts as better.
+      min_scale: fraction of the first rate that it does not fall below.
     """
     for key, value, low in (('patience', patience, 1), ('cooldown', cooldown, 0)):
         if value < low:

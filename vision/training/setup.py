@@ -1,7 +1,6 @@
 """What a config turns into before the first step: data, model, optimizer, and the run's length."""
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -23,10 +22,13 @@ from vision.models.base import check_contract, init_variables
 from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
 from vision.task.base import Selection, Task, task_of
-from vision.training import averages, patterns, plateau
 from vision.training import optimizer as optimizer_lib
-from vision.training.optimizer import make_optimizer
-from vision.training.schedules import make_schedule
+from vision.training import patterns
+from vision.training.averages import Averaging, make_averaging
+from vision.training.optimizer import WeightDecay, make_optimizer
+from vision.training.patterns import RateFactors
+from vision.training.plateau import Plateau, make_plateau
+from vision.training.schedules import make_schedule, peak_rate
 from vision.training.update import Update, make_update
 
 
@@ -40,8 +42,9 @@ class Recipe:
       update: from the examples to the optimizer's gradient.
       optimizer: optax's.
       schedule: the learning rate by step.
-      pull: how far the average of the parameters moves in a step (`vision.training.averages`); None for no average.
-      factors: the parameters' tree of factors of the learning rate; 0 where one is frozen.
+      averaging: of the parameters.
+      factors: of the learning rate by parameter; 0 where one is frozen.
+      plateau: the schedule's settings, if it is told of evaluations.
       frozen: whether dropout and BatchNorm run as in evaluation.
       accumulate: the parts that a batch is computed in.
       shard: 'data' or 'fsdp'.
@@ -53,8 +56,9 @@ class Recipe:
     update: Update
     optimizer: optax.GradientTransformation
     schedule: optax.Schedule
-    pull: averages.Pull | None
-    factors: Callable[[Any], Any]
+    averaging: Averaging
+    factors: RateFactors
+    plateau: Plateau | None
     frozen: bool
     accumulate: int
     shard: str
@@ -127,7 +131,6 @@ def setup(config: ConfigDict) -> Setup:
     Raises:
       UserError: anything in it that makes no sense, or data that is not there.
     """
-    config_lib.check(config)
     config = config_lib.resolve(config)
     mesh = mesh_lib.make_mesh()
     mesh_lib.check_batch_size(
@@ -151,7 +154,7 @@ def setup(config: ConfigDict) -> Setup:
         return durations.Every(durations.steps_in(config.training[key], *sizes, key))
 
     total_steps = to_steps(config.training.duration, 'training.duration')
-    if plateau.is_plateau(config.schedule) and validation is None:
+    if config.schedule.name == 'plateau' and validation is None:
         raise UserError('schedule.name=plateau needs a validation split: data.validation')
     config = _resolve_polyak(config, total_steps, to_steps)
     stop, patience = config.training.stop_after, config.training.patience
@@ -166,8 +169,11 @@ def setup(config: ConfigDict) -> Setup:
     recipe.task.check(train, model)
     check_contract(model, input_shape)
     shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
-    patterns.check_model(config, shapes['params'])
-    optimizer_lib.check(config, recipe.optimizer, shapes['params'])
+    recipe.factors.check(shapes['params'])
+    optimizer_config = config.optimizer.to_dict()
+    if config.weight_decay or optimizer_config.get('weight_decay'):
+        patterns.check('weight_decay_pattern', config.weight_decay_pattern, shapes['params'])
+    optimizer_lib.check(optimizer_config, recipe.optimizer, shapes['params'])
     return Setup(
         config=config,
         mesh=mesh,
@@ -226,19 +232,39 @@ def make_recipe(
     Raises:
       UserError: an unknown name, or an argument or value that does not fit.
     """
-    schedule = make_schedule(config, total_steps, to_steps or _only_steps)
+    training = config.training
+    lr = peak_rate(config.optimizer.lr, config.optimizer.lr_for_batch, training.batch_size)
+    settings = config.schedule.to_dict()
+    schedule = make_schedule(settings, lr, total_steps, to_steps or _only_steps)
     return Recipe(
         model=model,
         task=task_of(config, class_names, model.num_classes),
         update=make_update(config['update']),
-        optimizer=make_optimizer(config, schedule),
+        optimizer=build_optimizer(config, schedule),
         schedule=schedule,
-        pull=averages.make_pull(config),
-        factors=functools.partial(patterns.lr_factors, config),
+        averaging=make_averaging(training.to_dict()),
+        factors=RateFactors(config.freeze, config.lr_factors),
+        plateau=make_plateau(settings),
         frozen=config.freeze == patterns.BACKBONE,
-        accumulate=config.training.accumulate,
-        shard=config.training.shard,
+        accumulate=training.accumulate,
+        shard=training.shard,
         seed=config.seed,
+    )
+
+
+def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Builds the optimizer that a config describes, for any learning rate by step.
+
+    Raises:
+      UserError: as `make_optimizer`.
+    """
+    return make_optimizer(
+        config.optimizer.to_dict(),
+        schedule,
+        WeightDecay(config.weight_decay, config.weight_decay_pattern, config.weight_decay_form),
+        RateFactors(config.freeze, config.lr_factors),
+        make_plateau(config.schedule.to_dict()),
+        config.seed,
     )
 
 

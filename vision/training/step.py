@@ -36,7 +36,7 @@ def init_state(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh) -> TrainS
       input_shape: (H, W, C) of what the model is fed.
       mesh: of all devices.
     """
-    model, averaged = recipe.model, recipe.pull is not None
+    model, averaged = recipe.model, bool(recipe.averaging)
 
     def init() -> TrainState:
         param_key, run_key = keys.root(recipe.seed, keys.PARAMS), keys.root(recipe.seed, keys.RUN)
@@ -79,7 +79,7 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
       recipe: of the run.
       mesh: of all devices.
     """
-    task, optimizer, pull, shard = recipe.task, recipe.optimizer, recipe.pull, recipe.shard
+    task, optimizer, shard = recipe.task, recipe.optimizer, recipe.shard
     gradient_at = _make_gradient(recipe, mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -98,8 +98,8 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
         )
         params = optax.apply_updates(state.params, updates)
         ema_params, ema_batch_stats = state.ema_params, state.ema_batch_stats
-        if pull is not None:
-            rate = pull(state.step + 1)
+        if recipe.averaging:
+            rate = recipe.averaging.pull(state.step + 1)
             ema_params = optax.incremental_update(params, ema_params, rate)
             ema_batch_stats = optax.incremental_update(outcome.batch_stats, ema_batch_stats, rate)
 
@@ -139,7 +139,7 @@ def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Arra
     ) -> tuple[jax.Array, Outcome]:
         # XLA gathers what is sharded, and leaves out the gradients that nothing asks for.
         params = mesh_lib.constrain_state(params, mesh, 'data')
-        factors = recipe.factors(params)
+        factors = recipe.factors.of(params)
         params = jax.tree.map(lambda p, f: p if f else jax.lax.stop_gradient(p), params, factors)
         apply = Apply(recipe.model, params, batch_stats, train=not recipe.frozen)
         value, outcome = recipe.task.loss(apply, examples, extra, key)

@@ -92,7 +92,6 @@ from configs import digits_lenet5
 
 def get_config():
     config = digits_lenet5.get_config()
-    config.model.name = 'tests.training.tiny:Net'
     config.evals = {
         'held_out': {'split': 'validation'},
         'crops': {'protocol': 'ten_crop(36)'},

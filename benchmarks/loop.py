@@ -66,7 +66,7 @@ def loop_speed(
     run = setup(config)
     state = init_state(run.recipe, run.input_shape, run.mesh)
     train_step = make_train_step(run.recipe, run.mesh)
-    batch = next(inputs.TrainBatches(run.train, run.config, run.mesh, 0))
+    batch = next(inputs.TrainBatches(run.train, run.loading, run.mesh, 0))
     steps, loops = [], []
     for _ in range(rounds):
         for timed in (False, True):

@@ -34,7 +34,7 @@ def test_a_config_takes_a_step(name):
     from vision.data import arrays
     from vision.evaluation.answers import Member, answer, make_step
     from vision.preprocess import inputs
-    from vision.training.setup import create_model, make_recipe
+    from vision.training.setup import create_model, loading_of, make_recipe
     from vision.training.step import init_state, make_train_step
 
     config = importlib.import_module(f'configs.{name}').get_config()
@@ -46,7 +46,7 @@ def test_a_config_takes_a_step(name):
     recipe = make_recipe(config, model, source.class_names, 100, lambda text, key: 2)
     state, step = init_state(recipe, shape, mesh), make_train_step(recipe, mesh)
     before = jax.device_get(state.params)
-    batches = inputs.TrainBatches(source, config, mesh, 0)
+    batches = inputs.TrainBatches(source, loading_of(config), mesh, 0)
     for _ in range(2):  # the rate of the first step of a warm-up is 0
         state, metrics = step(state, next(batches))
     assert bool(metrics['finite'])

@@ -22,7 +22,7 @@ from vision.preprocess.decode import read
 from vision.preprocess.draws import draw
 from vision.task import losses
 from vision.training.schedules import make_schedule
-from vision.training.setup import build_optimizer, make_recipe
+from vision.training.setup import build_optimizer, loading_of, make_recipe
 from vision.training.step import init_state, make_train_step
 
 IMAGENET, CIFAR, MNIST = 1_268_355, 45_000, 55_000  # examples to train on, without those held out
@@ -310,7 +310,7 @@ def falls(config, source, steps, shape):
     model = create_model(**{'num_classes': len(source.class_names)} | config.model.to_dict())
     recipe = make_recipe(config, model, source.class_names, steps, to_steps)
     state, step = init_state(recipe, shape, mesh), make_train_step(recipe, mesh)
-    batches, trail = inputs.TrainBatches(source, config, mesh, 0), []
+    batches, trail = inputs.TrainBatches(source, loading_of(config), mesh, 0), []
     for _ in range(steps):
         state, metrics = step(state, next(batches))
         trail.append(float(metrics['loss']) / batch)

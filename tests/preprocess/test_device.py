@@ -9,6 +9,7 @@ from vision.core.mesh import make_mesh
 from vision.data import arrays
 from vision.data.order import batch_ids
 from vision.preprocess import device, inputs
+from vision.training.setup import loading_of
 
 AUGMENT = 'resize(12)|affine(degrees=10, shift=2)|flip_lr'
 
@@ -52,7 +53,7 @@ def test_repeated_augmentation_shows_views_that_differ(split):
     config = default_config()
     config.preprocess.train, config.seed = AUGMENT, 5
     config.training.batch_size, config.data.repeats = 50, 5
-    batch = next(inputs.TrainBatches(split.source, config, make_mesh(), 2))
+    batch = next(inputs.TrainBatches(split.source, loading_of(config), make_mesh(), 2))
     np.testing.assert_array_equal(batch['id'], batch_ids(5, 360, 50, 2, 5)[0])
     assert len(np.unique(batch['id'])) == 10
     assert len({image.tobytes() for image in np.asarray(batch['image'])}) == 50
@@ -89,7 +90,7 @@ def test_bad_ops_are_the_users_mistake(ops):
     config = default_config()
     config.preprocess.train = ops
     with pytest.raises(UserError, match=r'op|method of resize'):
-        next(inputs.TrainBatches(arrays.digits('train'), config, make_mesh(), 0))
+        next(inputs.TrainBatches(arrays.digits('train'), loading_of(config), make_mesh(), 0))
 
 
 def test_views_of_an_image_are_draws_of_their_own(split):
@@ -98,12 +99,14 @@ def test_views_of_an_image_are_draws_of_their_own(split):
     config.training.batch_size = 50
     plain = batches(split, 0, 8)  # more than an epoch
     config.data.views = 1
-    for got, wanted in zip(inputs.TrainBatches(split.source, config, make_mesh(), 0), plain):
+    for got, wanted in zip(
+        inputs.TrainBatches(split.source, loading_of(config), make_mesh(), 0), plain
+    ):
         np.testing.assert_array_equal(got['image'], wanted['image'])
     config.data.views, config.data.repeats = 3, 2
 
     def run(start, count):
-        stream = inputs.TrainBatches(split.source, config, make_mesh(), start)
+        stream = inputs.TrainBatches(split.source, loading_of(config), make_mesh(), start)
         return [{k: np.asarray(v) for k, v in next(stream).items()} for _ in range(count)]
 
     by_id, three = {}, run(0, 8)

@@ -66,7 +66,7 @@ def steps(run, state, count=3):
     from vision.preprocess.inputs import TrainBatches
 
     step = make_train_step(run.recipe, run.mesh)
-    batches = TrainBatches(run.train, run.config, run.mesh, 0)
+    batches = TrainBatches(run.train, run.loading, run.mesh, 0)
     for _ in range(count):
         state, _ = step(state, next(batches))
     return state

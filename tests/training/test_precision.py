@@ -10,7 +10,7 @@ from vision.core.mesh import make_mesh
 from vision.data import arrays
 from vision.models import create_model
 from vision.preprocess import inputs
-from vision.training.setup import make_recipe
+from vision.training.setup import loading_of, make_recipe
 from vision.training.step import init_state, make_train_step
 
 
@@ -23,7 +23,7 @@ def test_a_model_trains_in_bfloat16():
     config.schedule, config.optimizer.lr = {'name': 'constant', 'warmup': '0 steps'}, 0.01
     recipe = make_recipe(config, model, source.class_names, 10)
     state, step = init_state(recipe, (32, 32, 1), mesh), make_train_step(recipe, mesh)
-    batches = inputs.TrainBatches(source, config, mesh, 0)
+    batches = inputs.TrainBatches(source, loading_of(config), mesh, 0)
     program = str(jax.make_jaxpr(step)(state, next(batches)))
     assert any('conv_general_dilated' in line and 'bf16' in line for line in program.splitlines())
     losses = []

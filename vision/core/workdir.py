@@ -19,6 +19,7 @@ import re
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
@@ -93,7 +94,7 @@ def create(workdir: str | os.PathLike) -> Path:
     return path
 
 
-def check_config(workdir: Path, config: ConfigDict) -> None:
+def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
     """Checks that the run that is there, if any, was made with this config.
 
     Raises:
@@ -102,7 +103,7 @@ def check_config(workdir: Path, config: ConfigDict) -> None:
     processes.on_first(lambda: _check_config(workdir, config))
 
 
-def _check_config(workdir: Path, config: ConfigDict) -> None:
+def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:
     if (workdir / 'config.json').exists():
         differ = config_lib.differences(read_config(workdir), config)
         if differ:
@@ -113,7 +114,7 @@ def _check_config(workdir: Path, config: ConfigDict) -> None:
             )
 
 
-def describe(workdir: Path, config: ConfigDict, dataset: dict[str, Any]) -> None:
+def describe(workdir: Path, config: Mapping[str, Any], dataset: dict[str, Any]) -> None:
     """Writes what the run, its data and this process are: all JSON files of the workdir."""
     if processes.is_first():
         text = config_lib.to_json(config)

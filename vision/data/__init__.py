@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from vision.core import arguments
 from vision.core.errors import UserError, unknown
@@ -80,7 +79,7 @@ _PIPELINE_KEYS = ('source', 'max_corrupt', 'cache', 'repeats', 'views')
 _CONTRACT = (*Source.__annotations__, *(name for name in vars(Source) if name[0] != '_'))
 
 
-def load(data: ConfigDict, split: str) -> Source:
+def load(data: Mapping[str, Any], split: str) -> Source:
     """Opens one split of the source that a config names.
 
     Args:
@@ -92,29 +91,30 @@ def load(data: ConfigDict, split: str) -> Source:
     Raises:
       UserError: an unknown source, split or key, or whatever is wrong with the data.
     """
-    opened = arguments.find('data.source', data.source, SOURCES)
+    opened = arguments.find('data.source', data['source'], SOURCES)
     own = inspect.signature(opened).parameters
     known = {key for source in SOURCES.values() for key in inspect.signature(source).parameters}
     known |= set(own)
     for key in data:
         if key not in known and key not in _PIPELINE_KEYS:
             raise unknown('key of config.data', key, known - {'split'})
-    for name, parameter in own.items():
-        if parameter.default is parameter.empty and name not in ('split', *data):
-            raise UserError(f'data.{name} is missing: the source {data.source!r} needs it')
+    for key, parameter in own.items():
+        if parameter.default is parameter.empty and key not in ('split', *data):
+            raise UserError(f'data.{key} is missing: the source {data["source"]!r} needs it')
     taken = {key: data[key] for key in data if key in own}
     # Of a class, the arguments' types are those of its constructor, not of its attributes.
     annotated = vars(opened).get('__init__', opened) if isinstance(opened, type) else opened
-    arguments.check(f'source {data.source!r}', annotated, list(taken), taken)
-    if data.source in SOURCES:
+    name = f'source {data["source"]!r}'
+    arguments.check(name, annotated, list(taken), taken)
+    if data['source'] in SOURCES:
         return opened(split, **taken)
     try:
         source = opened(split, **taken)
     except OSError as e:
-        raise UserError(f'source {data.source!r}: {e}') from None
+        raise UserError(f'{name}: {e}') from None
     wrong = _mistake(source)
     if wrong is not None:
-        raise UserError(f'source {data.source!r}: {wrong}')
+        raise UserError(f'{name}: {wrong}')
     return source
 
 

@@ -6,10 +6,8 @@ own in `config.evals`.
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
-
-from ml_collections import ConfigDict
 
 from vision import data
 from vision.core.config import complete_eval
@@ -54,7 +52,7 @@ class Evaluation:
     """
 
     name: str
-    entry: ConfigDict
+    entry: Mapping[str, Any]
     source: Source
     predictions: Predictions
     figures: dict[str, Any]
@@ -63,7 +61,7 @@ class Evaluation:
 
 def evaluate_runs(
     workdirs: Sequence[str | os.PathLike],
-    entries: dict[str, ConfigDict],
+    entries: Mapping[str, Mapping[str, Any]],
     checkpoint: str = 'best',
     skip_corrupt: bool = False,
     progress: Start = _silent,
@@ -84,16 +82,16 @@ def evaluate_runs(
     runs: dict[str | None, list[Run]] = {}
     done = []
     for name, entry in entries.items():
-        if entry.weights not in runs:
-            runs[entry.weights] = [load_run(w, checkpoint, entry.weights) for w in workdirs]
-        done.append(evaluate_entry(runs[entry.weights], name, entry, skip_corrupt, progress))
+        if entry['weights'] not in runs:
+            runs[entry['weights']] = [load_run(w, checkpoint, entry['weights']) for w in workdirs]
+        done.append(evaluate_entry(runs[entry['weights']], name, entry, skip_corrupt, progress))
     return next(iter(runs.values())), done
 
 
 def evaluate_entry(
     runs: list[Run],
     name: str,
-    entry: ConfigDict,
+    entry: Mapping[str, Any],
     skip_corrupt: bool = False,
     progress: Start = _silent,
 ) -> Evaluation:
@@ -106,12 +104,12 @@ def evaluate_entry(
             check_data(run, source)
         else:
             check_shape(run, source)
-    classes = match(first.class_names, source, entry.classes)
+    classes = match(first.class_names, source, entry['classes'])
     passes = [(run, view) for run in runs for view in _passes(run, entry)]
     told = progress(name, len(passes) * source.num_examples)
     _, predictions, corrupt = _predict(passes, source, classes, skip_corrupt, told)
     found = {
-        'split': entry.split,
+        'split': entry['split'],
         'checkpoint': first.step,
         **figures(predictions.task, predictions.columns),
         'intervals': intervals(predictions.task, predictions.columns),
@@ -227,8 +225,8 @@ def _checked(run: Run, view: protocols.Pass, batches: Iterable[Batch]) -> Iterat
 
 
 def named_entries(
-    config: ConfigDict, names: Iterable[str] | None, overrides: ConfigDict
-) -> dict[str, ConfigDict]:
+    config: Mapping[str, Any], names: Iterable[str] | None, overrides: Mapping[str, Any]
+) -> dict[str, Mapping[str, Any]]:
     """The evaluations that a command line asks for.
 
     Args:
@@ -242,7 +240,7 @@ def named_entries(
     if names is None:
         entry = complete_eval(overrides)
         return {_name(entry): entry}
-    evals = config.get('evals', ConfigDict())
+    evals = config.get('evals', {})
     names = list(names)
     chosen = list(evals) if names == ['all'] else names
     if not chosen:
@@ -257,29 +255,34 @@ def named_entries(
     return entries
 
 
-def _name(entry: ConfigDict) -> str:
+def _name(entry: Mapping[str, Any]) -> str:
     """A file name for an evaluation that the config does not name."""
-    words = [entry.data.get('name'), entry.data.get('path'), entry.split, entry.protocol]
-    if entry.ops:
-        words.append(entry.ops.split('|')[-1])
-    words.append(entry.weights)
+    words = [
+        entry['data'].get('name'),
+        entry['data'].get('path'),
+        entry['split'],
+        entry['protocol'],
+    ]
+    if entry['ops']:
+        words.append(entry['ops'].split('|')[-1])
+    words.append(entry['weights'])
     text = '_'.join(os.path.basename(str(w).rstrip('/')) for w in words if w)
     return ''.join(c if c.isalnum() or c in '-.' else '_' for c in text).strip('_')
 
 
-def _open(run: Run, entry: ConfigDict) -> tuple[Source, bool]:
+def _open(run: Run, entry: Mapping[str, Any]) -> tuple[Source, bool]:
     """Opens the data of an evaluation, and says whether they are the run's own."""
-    own = not {'source', 'name', 'path'} & set(entry.data)
+    own = not {'source', 'name', 'path'} & set(entry['data'])
     inherited = run.config.data.to_dict()
     if not own:
         inherited = {k: v for k, v in inherited.items() if k in _HOW_TO_READ}
-    return data.load(ConfigDict(inherited | entry.data.to_dict()), entry.split), own
+    return data.load(inherited | dict(entry['data'].items()), entry['split']), own
 
 
-def _passes(run: Run, entry: ConfigDict) -> list[protocols.Pass]:
-    if entry.ops:
-        return [protocols.Pass(entry.ops)]
-    return protocols.passes(entry.protocol, run.config.preprocess.eval, run.input_shape[0])
+def _passes(run: Run, entry: Mapping[str, Any]) -> list[protocols.Pass]:
+    if entry['ops']:
+        return [protocols.Pass(entry['ops'])]
+    return protocols.passes(entry['protocol'], run.config.preprocess.eval, run.input_shape[0])
 
 
 def _check_same_classes(runs: list[Run]) -> None:

@@ -72,7 +72,7 @@ def load_run(
     template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.replicated(mesh)), shapes
     )
-    with open_checkpoints(path, config, task) as checkpoints:
+    with open_checkpoints(path, task, config.training.best_by) as checkpoints:
         step = checkpoints.find(checkpoint)
         variables = checkpoints.restore_variables(step, template, weights)
     image_shape = dataset['image_shape']
@@ -95,9 +95,9 @@ def read_task(workdir: Path) -> Task:
     return _read(workdir)[3]
 
 
-def open_checkpoints(path: Path, config: ConfigDict, task: Task) -> Checkpoints:
+def open_checkpoints(path: Path, task: Task, best_by: str | None) -> Checkpoints:
     """The checkpoints of a run, to be read; ordered as the run selects them."""
-    selection = Selection(task, config.training.best_by)
+    selection = Selection(task, best_by)
     return Checkpoints(path, selection.rank, read_only=True)
 
 

@@ -9,6 +9,7 @@ float32 [B], 1 for an example and 0 (with id −1 and label 0) for padding.
 """
 
 import collections
+import dataclasses
 import itertools
 import math
 from collections.abc import Collection, Iterator
@@ -16,7 +17,6 @@ from collections.abc import Collection, Iterator
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from vision.core import mesh as mesh_lib
 from vision.core import processes
@@ -34,43 +34,60 @@ def on_device(source: Source, ops: str) -> bool:
     return ops_lib.place(ops, source.images is not None) == ops_lib.DEVICE
 
 
+@dataclasses.dataclass(frozen=True)
+class Loading:
+    """How a training split is fed.
+
+    Attributes:
+      ops: an op string.
+      batch_size: of the global batch.
+      seed: of the order and the augmentation.
+      repeats: views of an image in an epoch, which then shows fewer images.
+      views: of an image in an example.
+      cache: none, raw or decoded.
+      max_corrupt: the fraction of the examples that may be unreadable.
+    """
+
+    ops: str
+    batch_size: int
+    seed: int
+    repeats: int = 1
+    views: int = 1
+    cache: str = 'none'
+    max_corrupt: float = 0.01
+
+
 class TrainBatches:
     """The global batches of steps `start_step`, `start_step` + 1, …, without end."""
 
-    def __init__(self, source: Source, config: ConfigDict, mesh: Mesh, start_step: int):
+    def __init__(self, source: Source, loading: Loading, mesh: Mesh, start_step: int):
         """Opens the data at that step; seeking costs no decoding.
 
         Args:
           source: the training split.
-          config: the whole config.
+          loading: how it is fed.
           mesh: of all devices.
           start_step: how many steps were done.
 
         Raises:
           UserError: an op that is unknown or does not fit.
         """
-        batch_size, seed = config.training.batch_size, config.seed
-        repeats, views = config.data.get('repeats', 1), config.data.get('views', 1)
         self._host: _HostBatches | None = None
-        if on_device(source, config.preprocess.train):
-            split = DeviceSplit(source, config.preprocess.train, seed, mesh)
-            self._batches = split.train_batches(batch_size, seed, start_step, repeats, views)
+        if on_device(source, loading.ops):
+            split = DeviceSplit(source, loading.ops, loading.seed, mesh)
+            self._batches = split.train_batches(
+                loading.batch_size, loading.seed, start_step, loading.repeats, loading.views
+            )
             return
         from vision.preprocess import pipeline
 
         self._host = _HostBatches(
             pipeline.train_batches(
                 source,
-                config.preprocess.train,
-                batch_size=batch_size,
-                seed=seed,
                 start_step=start_step,
                 process_index=jax.process_index(),
                 process_count=jax.process_count(),
-                cache=config.data.cache,
-                max_corrupt=config.data.max_corrupt,
-                repeats=repeats,
-                views=views,
+                **dataclasses.asdict(loading),
             )
         )
         self._batches = _prefetch(self._host, mesh)
@@ -92,15 +109,16 @@ class TrainBatches:
             self._host.check()
 
 
-def cache_report(source: Source, config: ConfigDict) -> str | None:
-    """Says how much of the host's memory `data.cache` will take; None if it takes none."""
-    ops = config.preprocess.train
-    if on_device(source, ops) or config.data.cache == 'none':
-        return None
+def report(source: Source, loading: Loading) -> str:
+    """Says where the training op string runs, and how much of the host's memory `data.cache` will take."""
+    place = f'preprocessing on {ops_lib.describe_place(loading.ops, source.images is not None)}'
+    if on_device(source, loading.ops) or loading.cache == 'none':
+        return place
     from vision.preprocess import cache
 
-    cache.check(config.data.cache, source)
-    return cache.report(source, ops_lib.channels(ops_lib.parse(ops)), config.data.cache)
+    cache.check(loading.cache, source)
+    channels = ops_lib.channels(ops_lib.parse(loading.ops))
+    return f'{place}; {cache.report(source, channels, loading.cache)}'
 
 
 class EvalBatches:

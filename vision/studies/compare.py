@@ -169,7 +169,7 @@ def _figures(path: Path, name: str) -> dict[str, Any]:
     records = read(path)
     best = None
     if (path / 'checkpoints').is_dir():
-        with open_checkpoints(path, config, read_task(path)) as checkpoints:
+        with open_checkpoints(path, read_task(path), config.training.best_by) as checkpoints:
             best = checkpoints.find('best') if checkpoints.steps() else None
     rates = [r['images_per_second'] for r in records if r.get('images_per_second')]
     found = {} if best is None else results(path, best)

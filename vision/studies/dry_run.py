@@ -34,7 +34,7 @@ def dry_run(run: Setup) -> dict[str, Any]:
     """
     state = init_state(run.recipe, run.input_shape, run.mesh)
     train_step = make_train_step(run.recipe, run.mesh)
-    batches = inputs.TrainBatches(run.train, run.config, run.mesh, 0)
+    batches = inputs.TrainBatches(run.train, run.loading, run.mesh, 0)
     batch = next(batches)
     began = time.perf_counter()
     compiled = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()

@@ -46,7 +46,7 @@ def find_lr(run: Setup, steps: int = 150) -> dict[str, Any]:
     run = dataclasses.replace(run, recipe=recipe)
     state = init_state(run.recipe, run.input_shape, run.mesh)
     train_step = make_train_step(run.recipe, run.mesh)
-    batches = inputs.TrainBatches(run.train, run.config, run.mesh, 0)
+    batches = inputs.TrainBatches(run.train, run.loading, run.mesh, 0)
     losses: list[float] = []
     pending = []
     for step in range(1, steps + 1):

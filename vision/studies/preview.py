@@ -1,6 +1,8 @@
 """Pictures of what the model is fed, and a summary of the data: before hours are spent on it."""
 
+import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +10,14 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from vision import data
+from vision.core import config as config_lib
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.data.folder import SPLITS
 from vision.data.source import NoSplitError, Source, label_text
 from vision.preprocess import inputs
 from vision.studies.inspect import describe
+from vision.training.setup import loading_of
 
 _COLUMNS = 8
 _PAIRS = 24  # images shown, before and after
@@ -34,9 +38,10 @@ def preview(config: ConfigDict, output: str) -> dict[str, Any]:
     Raises:
       UserError: no split of the data can be opened, or the op strings do not fit.
     """
-    config = config.copy_and_resolve_references()
-    config.data.max_corrupt = 1.0  # it is here that one learns what cannot be read
-    sources = _open(config)
+    config = config_lib.resolve(config)
+    # It is here that one learns what cannot be read.
+    loading = dataclasses.replace(loading_of(config), max_corrupt=1.0)
+    sources = _open(config.data)
     folder = Path(output)
     folder.mkdir(parents=True, exist_ok=True)
     summary = describe(sources)
@@ -45,7 +50,7 @@ def preview(config: ConfigDict, output: str) -> dict[str, Any]:
         json.dumps(summary, indent=2, ensure_ascii=False), 'utf-8', 'backslashreplace'
     )
     _draw_classes(summary, folder / 'classes.png')
-    _draw_inputs(next(iter(sources.values())), config, folder / 'inputs.png')
+    _draw_inputs(next(iter(sources.values())), loading, folder / 'inputs.png')
     return summary
 
 
@@ -76,15 +81,15 @@ def _figures(values: list[float]) -> str:
     return '(' + ', '.join(f'{value:.4f}' for value in values) + ')'
 
 
-def _open(config: ConfigDict) -> dict[str, Source]:
+def _open(settings: Mapping[str, Any]) -> dict[str, Source]:
     sources: dict[str, Source] = {}
     for split in SPLITS:
         try:
-            sources[split] = data.load(config.data, split)
+            sources[split] = data.load(settings, split)
         except NoSplitError:
             continue
     if not sources:
-        raise UserError(f'data.source={config.data.source!r} has no split')
+        raise UserError(f'data.source={settings["source"]!r} has no split')
     return sources
 
 
@@ -108,11 +113,11 @@ def _draw_classes(summary: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def _draw_inputs(source: Source, config: ConfigDict, path: Path) -> None:
+def _draw_inputs(source: Source, loading: inputs.Loading, path: Path) -> None:
     """Draws pairs: an image as it is, and below it as the model is fed it in training."""
     from matplotlib.figure import Figure
 
-    before, after, labels = _pairs(source, config)
+    before, after, labels = _pairs(source, loading)
     rows = -(-len(after) // _COLUMNS)
     figure = Figure(figsize=(1.5 * _COLUMNS, 3.3 * rows), layout='constrained')
     grid = figure.subplots(2 * rows, _COLUMNS, squeeze=False)
@@ -123,7 +128,7 @@ def _draw_inputs(source: Source, config: ConfigDict, path: Path) -> None:
         grid[2 * row, column].set_title(label_text(source.class_names, label)[:20], fontsize=8)
         _show(grid[2 * row, column], one)
         _show(grid[2 * row + 1, column], other)
-    figure.suptitle(f'{source.name}, and below it after {config.preprocess.train}', fontsize=9)
+    figure.suptitle(f'{source.name}, and below it after {loading.ops}', fontsize=9)
     figure.savefig(path, dpi=120)
 
 
@@ -135,13 +140,11 @@ def _show(axes: Any, image: np.ndarray) -> None:
     axes.imshow(image[..., 0] if grey else image, cmap='gray' if grey else None, vmin=0, vmax=1)
 
 
-def _pairs(source: Source, config: ConfigDict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _pairs(source: Source, loading: inputs.Loading) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The first training batch before and after augmentation, and its labels."""
     mesh = mesh_lib.make_mesh()
-    config = config.copy_and_resolve_references()
-    with config.unlocked():
-        config.training.batch_size = -(-_PAIRS // mesh.size) * mesh.size
-    batch = next(inputs.TrainBatches(source, config, mesh, 0))
+    loading = dataclasses.replace(loading, batch_size=-(-_PAIRS // mesh.size) * mesh.size)
+    batch = next(inputs.TrainBatches(source, loading, mesh, 0))
     ids, after, labels = (np.asarray(batch[k]) for k in ('id', 'image', 'label'))
     after = after[:, 0] if after.ndim == 5 else after  # the first of several views
     if source.images is not None:
@@ -152,9 +155,9 @@ def _pairs(source: Source, config: ConfigDict) -> tuple[np.ndarray, np.ndarray, 
     plain = pipeline.train_batches(
         source,
         f'decode|resize({_SHOWN})' if source.encoded else f'resize({_SHOWN})',
-        batch_size=config.training.batch_size,
-        seed=config.seed,
-        max_corrupt=config.data.max_corrupt,
-        repeats=config.data.get('repeats', 1),
+        batch_size=loading.batch_size,
+        seed=loading.seed,
+        max_corrupt=loading.max_corrupt,
+        repeats=loading.repeats,
     )
     return next(plain)['image'], after, labels

@@ -208,7 +208,7 @@ def write_markdown(measured: Sequence[dict[str, Any]], path: Path) -> None:
     workdir_lib.write_text(path, text + '\n'.join([*lines, '', *commands]) + '\n')
 
 
-def _check_same(folder: Path, summary: dict[str, Any], row: Row, config: ConfigDict) -> None:
+def _check_same(folder: Path, summary: dict[str, Any], row: Row, config: Mapping[str, Any]) -> None:
     """Seeds of another experiment, or measured by another protocol, make no mean with these."""
     if not (folder / _CONFIG).is_file():
         raise UserError(f'{folder / _CONFIG} is missing: of which experiment are the seeds there?')
@@ -254,7 +254,7 @@ def _as_lines(seed: int, records: Sequence[dict[str, Any]]) -> list[str]:
     return [json.dumps({'seed': seed, **record}) for record in records]
 
 
-def _by_protocol(path: Path, entries: dict[str, ConfigDict]) -> dict[str, Any]:
+def _by_protocol(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     with progress_bar() as progress:
         (evaluation,) = evaluate_runs([path], entries, progress=progress)[1]
     return evaluation.figures

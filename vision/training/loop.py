@@ -104,8 +104,7 @@ def _train(
             display = Display(run.train.name, run.total_steps, run.task.metrics)
             pictures = Pictures(recorder, evaluator, run.task)
             hooks = (display, pictures, early_stopping, *hooks)
-            if (report := inputs.cache_report(run.train, run.config)) is not None:
-                _say(report)
+            _say(inputs.report(run.train, run.loading))
             ended = _loop(run, state, interval, evaluator, checkpoints, recorder, signals, hooks)
         if not ended:
             return None
@@ -134,7 +133,7 @@ def _loop(
     """
     start = int(state.step)
     train_step = make_train_step(run.recipe, run.mesh)
-    batches = inputs.TrainBatches(run.train, run.config, run.mesh, start)
+    batches = inputs.TrainBatches(run.train, run.loading, run.mesh, start)
     clock, metrics, reasons = Clock(), None, []
     with ExitStack() as stack:
         for hook in hooks:

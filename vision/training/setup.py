@@ -1,7 +1,7 @@
 """What a config turns into before the first step: data, model, optimizer, and the run's length."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -76,6 +76,7 @@ class Setup:
       validation: the split that models are selected on, or None.
       test: the split that is reported once, or None.
       input_shape: (H, W, C) of what the model is fed.
+      loading: how the training split is fed.
       recipe: of the training step.
       selection: the order of evaluations.
       total_steps: of the run.
@@ -90,6 +91,7 @@ class Setup:
     validation: Source | None
     test: Source | None
     input_shape: tuple[int, int, int]
+    loading: inputs.Loading
     recipe: Recipe
     selection: Selection
     total_steps: int
@@ -137,7 +139,7 @@ def setup(config: ConfigDict) -> Setup:
         config.training.batch_size, mesh, 'training.batch_size', config.training.accumulate
     )
     train = data.load(config.data, 'train')
-    validation, test = (_load_optional(config, split) for split in ('validation', 'test'))
+    validation, test = (_load_optional(config.data, split) for split in ('validation', 'test'))
     for split in (validation, test):
         if split is not None and split.class_names != train.class_names:
             raise UserError(
@@ -181,6 +183,7 @@ def setup(config: ConfigDict) -> Setup:
         validation=validation,
         test=test,
         input_shape=input_shape,
+        loading=loading_of(config),
         recipe=recipe,
         selection=Selection(recipe.task, config.training.best_by),
         total_steps=total_steps,
@@ -197,7 +200,7 @@ def setup(config: ConfigDict) -> Setup:
 
 
 def _resolve_polyak(
-    config: ConfigDict, total_steps: int, to_steps: Callable[[str, str], int]
+    config: Any, total_steps: int, to_steps: Callable[[str, str], int]
 ) -> ConfigDict:
     """A config in which Polyak's average begins at a step: the training step knows no epochs."""
     if config.training.polyak_from is None:
@@ -211,6 +214,20 @@ def _resolve_polyak(
     config = config.copy_and_resolve_references()
     config.training.polyak_from = f'{start} steps'
     return config
+
+
+def loading_of(config: Any) -> inputs.Loading:
+    """Reads how a config feeds its training split."""
+    data = config.data
+    return inputs.Loading(
+        ops=config.preprocess.train,
+        batch_size=config.training.batch_size,
+        seed=config.seed,
+        repeats=data.repeats,
+        views=data.views,
+        cache=data.cache,
+        max_corrupt=data.max_corrupt,
+    )
 
 
 def make_recipe(
@@ -300,8 +317,8 @@ def normalised(run: Setup, dataset: dict[str, Any] | None = None) -> Setup:
     return dataclasses.replace(run, config=config, recipe=recipe)
 
 
-def _load_optional(config: ConfigDict, split: str) -> Source | None:
+def _load_optional(settings: Mapping[str, Any], split: str) -> Source | None:
     try:
-        return data.load(config.data, split)
+        return data.load(settings, split)
     except NoSplitError:
         return None

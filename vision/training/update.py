@@ -14,13 +14,12 @@ logged, and `batch_stats` and `extra` become the state's.
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from ml_collections import ConfigDict
 
 from vision.core import arguments
 from vision.core.errors import UserError
@@ -63,20 +62,21 @@ def sam(
 UPDATES: dict[str, Callable] = {'gradient': gradient, 'sam': sam}
 
 
-def make_update(config: ConfigDict) -> Update:
+def make_update(config: Mapping[str, Any]) -> Update:
     """The update that `config.update` names, with its arguments.
 
     Raises:
       UserError: an unknown update or argument, or a value that the argument cannot have.
     """
-    function = arguments.find('update', config.name, UPDATES)
+    name = config['name']
+    function = arguments.find('update', name, UPDATES)
     given = {key: config[key] for key in config if key != 'name'}
     parameters = list(inspect.signature(function).parameters)
     if len(parameters) < 3:
         raise UserError(
-            f'update {config.name!r} must take (state, examples, gradient_of), and its arguments after them'
+            f'update {config["name"]!r} must take (state, examples, gradient_of), and its arguments after them'
         )
-    arguments.check(f'update {config.name!r}', function, parameters[3:], given)
+    arguments.check(f'update {config["name"]!r}', function, parameters[3:], given)
     if given.get('rho', 0.0) < 0:
-        raise UserError(f'update {config.name!r}: rho={given["rho"]} must be 0 or more')
+        raise UserError(f'update {config["name"]!r}: rho={given["rho"]} must be 0 or more')
     return functools.partial(function, **given)

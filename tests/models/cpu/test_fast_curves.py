@@ -16,7 +16,7 @@ from vision.models.cpu import winograd
 from vision.models.lenet import LeNet5
 from vision.models.resnet import ResNet
 from vision.preprocess import inputs
-from vision.training.setup import make_recipe
+from vision.training.setup import loading_of, make_recipe
 from vision.training.step import init_state, make_train_step
 
 STEPS = 40
@@ -37,7 +37,7 @@ class Run:
     def losses(self):
         """The mean loss of each step, of a program that is traced now."""
         step = make_train_step(self.recipe, self.mesh)
-        batches = inputs.TrainBatches(self.source, self.config, self.mesh, 0)
+        batches = inputs.TrainBatches(self.source, loading_of(self.config), self.mesh, 0)
         state, losses = jax.tree.map(jnp.copy, self.state), []  # what a step gets, it takes
         for _ in range(STEPS):
             state, metrics = step(state, next(batches))

@@ -1,7 +1,6 @@
 """Every key of a config and every argument of what it names is explained."""
 
 import pytest
-from vision.training.losses import LOSSES
 
 from tests.conftest import REPO
 from tests.processes import run_module
@@ -11,6 +10,7 @@ from vision.core.errors import UserError
 from vision.data import SOURCES
 from vision.models.registry import MODELS
 from vision.studies.explain import explain, markdown
+from vision.task.losses import LOSSES
 from vision.training.optimizer import OPTIMIZERS
 from vision.training.schedules import SCHEDULES
 from vision.training.update import UPDATES

@@ -10,21 +10,23 @@ from typing import Any
 from vision.core.errors import UserError, unknown
 
 
-def find(kind: str, name: str, known: Mapping[str, Callable]) -> Callable:
+def find(kind: str, name: str, known: Mapping[str, Callable | str]) -> Callable:
     """Returns what a config names: an entry of a registry, or a user's own.
 
     Args:
       kind: 'model', 'update', …, for the message.
       name: a key of `known`, or 'package.module:name'.
-      known: the registry.
+      known: the registry; an entry 'package.module:name' is imported when it is asked for.
 
     Raises:
       UserError: there is no such entry, module or name, or it cannot be called.
     """
-    if name in known:
-        return known[name]
-    if ':' not in str(name):
+    entry = known.get(name, name)
+    if not isinstance(entry, str):
+        return entry
+    if ':' not in entry:
         raise unknown(kind, name, known)
+    name = entry
     module_name, _, attribute = name.partition(':')
     try:
         found = getattr(importlib.import_module(module_name), attribute)

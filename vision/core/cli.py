@@ -23,7 +23,7 @@ from ml_collections import ConfigDict, FieldReference, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 from ml_collections.config_flags.tuple_parser import TupleParser
 
-from vision.core import distributed, startup
+from vision.core import startup
 from vision.core.config import plain
 from vision.core.errors import Stopped, UserError, nearest
 
@@ -146,6 +146,8 @@ def define_distributed() -> Callable[[], None]:
     def join() -> None:
         values = (coordinator.value, num_processes.value, process_id.value)
         if distributed_flag.value:
+            from vision.core import distributed
+
             distributed.initialize(*values)
         elif any(value is not None for value in values):
             raise UserError('--coordinator, --num_processes and --process_id need --distributed')
@@ -213,8 +215,11 @@ def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
 
 def _fail(error: Exception) -> int:
     """Shows what is ours, and where others would be waited for that do not know, leaves at once."""
-    if not distributed.is_initialized():
+    jax = sys.modules.get('jax')
+    if jax is None or not jax.distributed.is_initialized():
         raise error
+    from vision.core import distributed
+
     traceback.print_exception(error)
     distributed.leave(1)
     return 1

@@ -56,12 +56,6 @@ def initialize(
         raise UserError(f'--distributed: {str(e).splitlines()[0]}') from None
 
 
-def is_initialized() -> bool:
-    """Whether this process is one of several (or was started as one)."""
-    jax = sys.modules.get('jax')
-    return jax is not None and jax.distributed.is_initialized()
-
-
 def leave(code: int) -> None:
     """Ends this process without waiting for the others: they may not be there any more.
 

@@ -80,3 +80,8 @@ def on_first(action: Callable[[], Any]) -> Any:
     if 'mistake' in outcome:
         raise UserError(outcome['mistake'])
     return outcome['result']
+
+
+def is_initialized() -> bool:
+    """Whether this process is one of several (or was started as one)."""
+    return jax.distributed.is_initialized()

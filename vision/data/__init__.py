@@ -13,7 +13,7 @@ import numpy as np
 
 from vision.core import arguments
 from vision.core.errors import UserError, unknown
-from vision.data import arrays, folder
+from vision.data import arrays
 from vision.data.source import BadImage, NoSplitError, Source
 
 
@@ -62,13 +62,13 @@ def tfds(
     return arrays.subset(in_arrays, split, validation)
 
 
-SOURCES: dict[str, Callable[..., Source]] = {
+SOURCES: dict[str, Callable[..., Source] | str] = {
     'digits': arrays.digits,
     'idx': arrays.idx,
     'npz': arrays.npz,
     'synthetic': arrays.synthetic,
-    'folder': folder.folder,
-    'list': folder.file_list,
+    'folder': 'vision.data.folder:folder',
+    'list': 'vision.data.folder:file_list',
     'tfds': tfds,
 }
 
@@ -93,11 +93,12 @@ def load(data: Mapping[str, Any], split: str) -> Source:
     """
     opened = arguments.find('data.source', data['source'], SOURCES)
     own = inspect.signature(opened).parameters
-    known = {key for source in SOURCES.values() for key in inspect.signature(source).parameters}
-    known |= set(own)
-    for key in data:
-        if key not in known and key not in _PIPELINE_KEYS:
-            raise unknown('key of config.data', key, known - {'split'})
+    if surplus := [key for key in data if key not in own and key not in _PIPELINE_KEYS]:
+        every = [arguments.find('data.source', name, SOURCES) for name in SOURCES]
+        known = {key for source in every for key in inspect.signature(source).parameters} | set(own)
+        for key in surplus:
+            if key not in known:
+                raise unknown('key of config.data', key, known - {'split'})
     for key, parameter in own.items():
         if parameter.default is parameter.empty and key not in ('split', *data):
             raise UserError(f'data.{key} is missing: the source {data["source"]!r} needs it')

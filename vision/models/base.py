@@ -10,6 +10,10 @@ import jax.numpy as jnp
 from vision.core.errors import UserError
 
 Endpoints = dict[str, Any]
+Path = tuple[str, ...]
+
+# Last layers, by name, whose parameters are no backbone.
+HEADS = ('fc', 'fc3', 'fc8', 'head', 'classifier')
 
 
 class ImageModel(nn.Module):
@@ -143,3 +147,17 @@ def check_contract(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
             )
         if getattr(features, 'ndim', None) != 2:
             raise UserError(f"model {title} must return endpoints['features'] of shape [B, D]")
+
+
+def is_head(path: Path) -> bool:
+    """Whether a parameter, by its path below 'params', belongs to a classifier or auxiliary head.
+
+    All others are the backbone, which `freeze='backbone'` freezes. A model of one's own calls its
+    last layer 'head' or 'classifier'.
+    """
+    return path[0] in HEADS or is_auxiliary(path)
+
+
+def is_auxiliary(path: Path) -> bool:
+    """Whether a parameter, by its path below 'params', belongs to an auxiliary head."""
+    return path[0].lower().startswith('aux')

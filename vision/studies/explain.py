@@ -15,12 +15,14 @@ from vision.core import arguments
 from vision.core import config as config_lib
 from vision.core.config_keys import EVAL_KEYS, KEYS, OPEN, Key, own_arguments
 from vision.core.errors import UserError, unknown
+from vision.models.registry import Entry
 
 # Of each open section: its registry, and how many arguments come before the config's.
 _REGISTRIES = {
     'model': ('vision.models.registry', 'MODELS', 0),
     'data': ('vision.data', 'SOURCES', 1),
-    'loss': ('vision.training.losses', 'LOSSES', 2),
+    'task': ('vision.task.base', 'TASKS', 1),
+    'loss': ('vision.task.losses', 'LOSSES', 2),
     'update': ('vision.training.update', 'UPDATES', 3),
     'optimizer': ('vision.training.optimizer', 'OPTIMIZERS', 0),
     'schedule': ('vision.training.schedules', 'SCHEDULES', 3),
@@ -117,6 +119,8 @@ def _argument_rows(section: str, values: Mapping[str, Any]) -> Iterator[dict[str
     key = 'source' if section == 'data' else 'name'
     known = getattr(importlib.import_module(module), registry)
     function = arguments.find(f'{section}.{key}', values[key], known)
+    if isinstance(function, Entry):  # a model is imported when it is asked for
+        function = function.load()
     given, hints = own_arguments(section, values), arguments.type_hints(function)
     parameters = list(inspect.signature(function).parameters.values())[skipped:]
     for parameter in parameters:

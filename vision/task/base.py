@@ -344,9 +344,7 @@ def make_task(config: Mapping[str, Any], settings: Settings) -> Task:
       UserError: an unknown task or argument, or a class that lacks a part of a task.
     """
     name = config['name']
-    if name not in TASKS and ':' not in str(name):
-        raise unknown('task', name, TASKS)
-    cls = arguments.find('task', TASKS.get(name, name), {})
+    cls = arguments.find('task', name, TASKS)
     missing = [m for m in _REQUIRED if getattr(cls, m, None) in (None, getattr(Task, m))]
     if missing:
         raise UserError(f'task {name!r} lacks {", ".join(missing)}: see vision.task.Task')

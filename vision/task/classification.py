@@ -11,7 +11,6 @@ import numpy as np
 
 from vision.core import keys
 from vision.core.errors import UserError
-from vision.preprocess.mix import mix
 from vision.task import metrics
 from vision.task.base import Apply, Batch, Columns, Examples, Metric, Outcome, Task
 from vision.task.losses import Criterion, make_criterion
@@ -35,6 +34,8 @@ class Classification(Task):
         examples = super().prepare(batch, key)
         if key is None:
             return examples
+        from vision.preprocess.mix import mix
+
         images, targets = mix(
             examples['image'],
             jax.nn.one_hot(batch['label'], self.settings.num_outputs),

@@ -17,7 +17,6 @@ import jax.numpy as jnp
 from vision.core import arguments
 from vision.core.config_keys import declared, own_arguments
 from vision.core.errors import UserError
-from vision.task.lenet_losses import lenet_discriminative, lenet_mse
 
 
 def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -54,12 +53,12 @@ def focal(logits: jax.Array, targets: jax.Array, gamma: float = 2.0) -> jax.Arra
     return -jnp.sum(targets * others**gamma * log_p, axis=-1)
 
 
-LOSSES: dict[str, Callable[..., jax.Array]] = {
+LOSSES: dict[str, Callable[..., jax.Array] | str] = {
     'softmax_cross_entropy': softmax_cross_entropy,
     'sigmoid_cross_entropy': sigmoid_cross_entropy,
     'focal': focal,
-    'lenet_mse': lenet_mse,
-    'lenet_discriminative': lenet_discriminative,
+    'lenet_mse': 'vision.task.lenet_losses:lenet_mse',
+    'lenet_discriminative': 'vision.task.lenet_losses:lenet_discriminative',
 }
 
 

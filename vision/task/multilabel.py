@@ -12,7 +12,6 @@ import numpy as np
 
 from vision.core import keys
 from vision.core.errors import UserError
-from vision.preprocess.mix import mix
 from vision.task.base import Apply, Batch, Columns, Examples, Metric, Outcome, Task
 from vision.task.classification import check_outputs
 from vision.task.losses import Criterion, make_criterion
@@ -56,6 +55,8 @@ class MultiLabel(Task):
         examples = super().prepare(batch, key)
         if key is None:
             return examples
+        from vision.preprocess.mix import mix
+
         missing = self.settings.num_outputs - batch['label'].shape[-1]
         images, targets = mix(
             examples['image'],

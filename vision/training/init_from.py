@@ -13,7 +13,8 @@ from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.core.state import TrainState
 from vision.evaluation.run import load_run
-from vision.models.weights.pretrained import is_head, load_pretrained
+from vision.models.base import is_head
+from vision.models.weights.pretrained import load_pretrained
 
 
 def init_from(source: str, model_name: str, state: TrainState) -> TrainState:

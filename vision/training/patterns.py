@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from vision.core.errors import UserError
-from vision.models.weights.pretrained import is_head
+from vision.models.base import is_head
 
 BACKBONE = 'backbone'
 

@@ -5,7 +5,7 @@ import signal
 import threading
 from collections.abc import Callable
 
-from vision.core import distributed
+from vision.core import processes
 
 
 class StopSignals:
@@ -21,7 +21,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.received: int | None = None
-        self._shared = distributed.is_initialized()
+        self._shared = processes.is_initialized()
 
     def __enter__(self) -> 'StopSignals':
         self._before = {}

@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vision.models import forms
-from vision.models.cpu import by_columns, by_rows, fast_pool, winograd
+from vision.models.cpu import by_columns, by_rows, fast_pool
 from vision.models.forms import Pair, Sides, xla_convolve
 
 _PART = 2**20  # bytes of images
@@ -54,8 +54,11 @@ def _convolve(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair) -> 
         return _strided(x, strides) @ kernel[0, 0]
     if by_columns.suits(kernel.shape, strides, x.dtype):
         return by_columns.convolve(x, kernel, padding)
-    if winograd.suits(x.shape, kernel.shape, strides, padding, x.dtype, winograd.CHANNELS):
-        return winograd.convolve(x, kernel, padding)
+    if kernel.shape[:2] == (3, 3):
+        from vision.models.cpu import winograd
+
+        if winograd.suits(x.shape, kernel.shape, strides, padding, x.dtype, winograd.CHANNELS):
+            return winograd.convolve(x, kernel, padding)
     return _plain(x, kernel, strides, padding)
 
 
@@ -93,8 +96,12 @@ def _input_gradient(
         return jax.linear_transpose(lambda x: convolution(x, kernel), like)(gradient)[0]
     around = (height - 1 - padding[0], width - 1 - padding[1])
     turned = (height, width, kernel.shape[3], kernel.shape[2])
-    if winograd.suits(gradient.shape, turned, strides, around, gradient.dtype, winograd.CHANNELS):
-        return winograd.convolve(gradient, kernel, around, True)
+    if (height, width) == (3, 3):
+        from vision.models.cpu import winograd
+
+        maps, dtype = gradient.shape, gradient.dtype
+        if winograd.suits(maps, turned, strides, around, dtype, winograd.CHANNELS):
+            return winograd.convolve(gradient, kernel, around, True)
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
     if strides != (1, 1):
         return _by_phases(shape, flipped, gradient, strides, padding)
@@ -113,8 +120,12 @@ def _kernel_gradient(
         return (positions.T @ gradient.reshape(-1, features))[None, None]
     if by_columns.suits_gradient(shape, strides, x.dtype):
         return by_columns.kernel_gradient(x, shape, gradient, padding)
-    if winograd.suits(x.shape, shape, strides, padding, x.dtype, winograd.GRADIENT_CHANNELS):
-        return winograd.kernel_gradient(x, gradient, padding)
+    if (height, width) == (3, 3):
+        from vision.models.cpu import winograd
+
+        least = winograd.GRADIENT_CHANNELS
+        if winograd.suits(x.shape, shape, strides, padding, x.dtype, least):
+            return winograd.kernel_gradient(x, gradient, padding)
     if by_rows.suits_gradient(shape, x.dtype):
         return by_rows.kernel_gradient(x, shape, gradient, strides, padding)
     of_images = partial(_xla_kernel_gradient, shape, strides, padding)

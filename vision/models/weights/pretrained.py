@@ -14,7 +14,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vision.core.errors import UserError
-from vision.models.base import abstract_variables
+from vision.models.base import abstract_variables, is_auxiliary, is_head
 from vision.models.registry import MODELS
 from vision.models.summary import default_model
 from vision.models.weights.state_dicts import StateDict, read_hub_config, read_state_dict
@@ -27,7 +27,6 @@ IMAGENET_CLASSES: tuple[str, ...] = tuple(
 )
 
 # What our models call the layer that makes the logits.
-HEADS = ('fc', 'fc3', 'fc8', 'head', 'classifier')
 
 
 @dataclass(frozen=True)
@@ -128,20 +127,6 @@ def guess_name(source: str) -> str:
 @cache
 def _shapes(name: str) -> dict[str, Any]:
     return abstract_variables(*default_model(name))
-
-
-def is_head(path: Path) -> bool:
-    """Whether a parameter, by its path below 'params', belongs to a classifier or auxiliary head.
-
-    All others are the backbone, which `freeze='backbone'` freezes. A model of one's own calls its
-    last layer 'head' or 'classifier'.
-    """
-    return path[0] in HEADS or is_auxiliary(path)
-
-
-def is_auxiliary(path: Path) -> bool:
-    """Whether a parameter, by its path below 'params', belongs to an auxiliary head."""
-    return path[0].lower().startswith('aux')
 
 
 @dataclass(frozen=True)

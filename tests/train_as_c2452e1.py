@@ -17,7 +17,9 @@ def image_key(seed, epoch, example, view=0):
 
 def uniform(self, low=0.0, high=1.0, shape=()):
     assert shape == (6,)
-    return jax.random.uniform(self._key, shape, minval=low, maxval=high)[jnp.array(ORDER)]
+    return jax.random.uniform(jax.random.fold_in(self._key, 0), shape, minval=low, maxval=high)[
+        jnp.array(ORDER)
+    ]
 
 
 def main():

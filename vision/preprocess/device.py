@@ -35,7 +35,7 @@ def apply_ops(ops: tuple[opstring.Op, ...], image: jax.Array, key: jax.Array) ->
     Args:
       ops: as `ops.parse` returns them for the device.
       image: uint8 or float32 [H, W, C] in 0 … 255.
-      key: of this image; op i draws from `fold_in(key, i)`.
+      key: of this image.
 
     Returns:
       float32 [H', W', C'] in 0 … 255; the image as it came if there are no ops.
@@ -45,7 +45,7 @@ def apply_ops(ops: tuple[opstring.Op, ...], image: jax.Array, key: jax.Array) ->
         entry = ops_lib.find(op.name)
         form = entry.form(ops_lib.DEVICE)
         assert form is not None  # `ops.parse` saw to it
-        rng = [DeviceRng(jax.random.fold_in(key, i))] if entry.draws() else []
+        rng = [DeviceRng(key, i)] if entry.draws() else []
         image = form(image, *rng, *op.args, **op.kwargs)
     return image
 

@@ -20,7 +20,7 @@ import numpy as np
 from vision.core.tf_cpu import tf_cpu
 from vision.data.order import hash64
 
-PER_OP = 64  # uniform numbers on the host; random_erasing, the hungriest, takes 43
+PER_OP = 64  # numbers on the host, of which random_erasing takes 43; requests on the device
 
 
 def draw(seed: int, epochs: np.ndarray, ids: np.ndarray, num_ops: int) -> np.ndarray:
@@ -91,17 +91,19 @@ class Rng:
 class DeviceRng:
     """`Rng` for the form of an op that runs on the device: each request has a key of its own."""
 
-    def __init__(self, key: jax.Array):
-        """Takes the key of the image and the op."""
+    def __init__(self, key: jax.Array, position: int = 0):
+        """Takes the image's key, and the op's position in the op string."""
         self._key = key
-        self._requests = 0
+        self._next, self._end = position * PER_OP, (position + 1) * PER_OP
 
     def uniform(
         self, low: float = 0.0, high: float = 1.0, shape: tuple[int, ...] = ()
     ) -> jax.Array:
         """Uniform in [low, high): float32 of that shape."""
-        key = jax.random.fold_in(self._key, self._requests)
-        self._requests += 1
+        if self._next == self._end:
+            raise ValueError(f'an op may ask for numbers {PER_OP} times')
+        key = jax.random.fold_in(self._key, self._next)
+        self._next += 1
         return jax.random.uniform(key, shape, minval=low, maxval=high)
 
     def below(self, bound: Any) -> jax.Array:

@@ -103,9 +103,9 @@ def load(data: ConfigDict, split: str) -> Source:
         if parameter.default is parameter.empty and name not in ('split', *data):
             raise UserError(f'data.{name} is missing: the source {data.source!r} needs it')
     taken = {key: data[key] for key in data if key in own}
-    annotated = (
-        opened.__init__ if isinstance(opened, type) else opened
-    )  # a class has its fields' types
+    # Of a class the parameters' types, not its fields'.
+    is_class = isinstance(opened, type)
+    annotated = inspect.getattr_static(opened, '__init__') if is_class else opened
     arguments.check(f'source {data.source!r}', annotated, list(taken), taken)
     if data.source in SOURCES:
         return opened(split, **taken)

@@ -85,10 +85,7 @@ def test_its_preview_counts_and_draws_it(folder):
 def test_it_is_searched(trained, folder):
     search = ['experiments.search', '--workdir=run', '--index=scans.index']
     run(folder, *search, '--split=train', 'build')
-    found = json.loads(
-        run(folder, *search, '--format=json', '--top_k=3', 'query', 'train:7').splitlines()[0]
-    )
-    found = found[0] if isinstance(found, list) else found
+    (found,) = json.loads(run(folder, *search, '--format=json', '--top_k=3', 'query', 'train:7'))
     assert found['path'] == 'train:7' and found['neighbours'][0]['path'] == 'train:7'
     run(folder, *search, '--output=near.html', 'query', 'test:3')
     assert 'digit ' in (folder / 'near.html').read_text()
@@ -142,7 +139,7 @@ def test_what_it_lacks_or_gets_wrong_is_named(about, folder):
         '        self.labels = self.labels + 1\n'
     )
     for name, why in [
-        ('Bare', "Bare has no 'image_shape'; derive it from vision.data.Source"),
+        ('Bare', "Bare has no 'multi_label'; derive it from vision.data.Source"),
         ('NoRead', "NoRead has no method 'read'"),
         ('NoName', "NoName has no 'name'"),
         ('Pixels', r'encoded=False asks for uint8 of image_shape=\(8, 8, 1\), and read gives'),

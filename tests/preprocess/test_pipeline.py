@@ -367,8 +367,9 @@ def test_views_of_an_image_are_draws_of_their_own(jpegs, repeats):
     for batch in three:
         for example, views in zip(batch['id'].tolist(), batch['image'], strict=True):
             by_id.setdefault(example, []).extend(view.tobytes() for view in views)
-    for drawn in by_id.values():  # over two epochs and all repeats
-        assert len(set(drawn)) == len(drawn)
+    for drawn in by_id.values():  # over two epochs and all repeats; what is white all over is white
+        shown = [view for view in drawn if set(view) != {255}]
+        assert len(set(shown)) == len(shown)
     assert equal(
         three[5:7], take(train_batches(jpegs, TRAIN, views=3, start_step=5, **settings), 2)
     )

@@ -103,8 +103,9 @@ def load(data: Mapping[str, Any], split: str) -> Source:
         if parameter.default is parameter.empty and key not in ('split', *data):
             raise UserError(f'data.{key} is missing: the source {data["source"]!r} needs it')
     taken = {key: data[key] for key in data if key in own}
-    # Of a class, the arguments' types are those of its constructor, not of its attributes.
-    annotated = vars(opened).get('__init__', opened) if isinstance(opened, type) else opened
+    # Of a class the parameters' types, not its fields'.
+    is_class = isinstance(opened, type)
+    annotated = inspect.getattr_static(opened, '__init__') if is_class else opened
     name = f'source {data["source"]!r}'
     arguments.check(name, annotated, list(taken), taken)
     if data['source'] in SOURCES:

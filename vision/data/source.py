@@ -27,8 +27,10 @@ class BadImage(ValueError):
 # An encoded image, or pixels uint8 [H, W, C].
 Image = bytes | np.ndarray
 Images = Sequence[Image] | np.ndarray
-# Ids int64 [b], their images or the reasons why there is none, and their labels [b] or [b, K].
-Chunk = tuple[np.ndarray, Sequence[Image | BadImage], np.ndarray]
+# Images, or in place of one the reason why there is none.
+Found = Sequence[Image | BadImage] | np.ndarray
+# Ids int64 [b], their images, and their labels [b] or [b, K].
+Chunk = tuple[np.ndarray, Found, np.ndarray]
 
 
 class Source:
@@ -249,9 +251,7 @@ def read_file(path: str) -> bytes:
         raise BadImage('no such file') from None
 
 
-def read_each(
-    source: Source, ids: Sequence[int] | np.ndarray
-) -> tuple[Sequence[Image | BadImage], np.ndarray]:
+def read_each(source: Source, ids: Sequence[int] | np.ndarray) -> tuple[Found, np.ndarray]:
     """`source.read(ids)`, with the reason in place of each image that cannot be read.
 
     The label of such an image is 0, unless the source knows its labels without reading.

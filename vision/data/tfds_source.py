@@ -92,8 +92,8 @@ def tfds(split: str, name: str, data_dir: str | None = None) -> TFDSSource | Rec
         raise UserError(
             f'TFDS {name!r} has no image and label; it has {", ".join(features or ["nothing"])}'
         )
-    several = not hasattr(features[key], 'names')
-    label: Any = getattr(features[key], 'feature', None) if several else features[key]
+    several = hasattr(features[key], 'feature')  # a sequence, which passes on what its feature has
+    label = features[key].feature if several else features[key]
     if not hasattr(label, 'names'):
         raise UserError(f'TFDS {name!r} is no classification data set: its {key} is no class')
     count = _num_examples(builder, name, split)

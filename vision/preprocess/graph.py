@@ -55,18 +55,18 @@ def padding(source: Source, count: int) -> Plan:
 
 
 def look_up(source: Source, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[Planned]:
-    """Reads what batches hold out of a source that is indexed, but for files: their paths do.
+    """Reads the images of batches from an indexed source; files are named only, and read in the graph.
 
     Args:
       source: of the examples.
-      batches: ids and epochs of each, int64 [b].
+      batches: the ids and the epochs of each, int64 [b].
     """
     for ids, epochs in batches:
         real = np.flatnonzero(ids >= 0)
         plan = padding(source, len(ids))._replace(ids=ids, epochs=epochs)
         images: list[Any] = [None] * len(ids)
         if source.paths is not None:
-            found: Sequence = [source.paths[i] for i in ids[real]]
+            found: Any = [source.paths[i] for i in ids[real]]
             labels = source.labels[ids[real]]
         else:
             found, labels = read_each(source, ids[real])
@@ -99,6 +99,7 @@ class Preprocess:
         self._source, self._text, self._local = source, text, local
         self._seed, self._views = seed, views
         self._ops = parse(source, text)
+        self._num_draws = max(1, len(self._ops))  # unbatching rows without numbers ends TensorFlow
         self.channels = ops_lib.channels(self._ops)
         self._raw = cache_lib.RawCache(source.paths) if cache == 'raw' and source.paths else None
         self._decoded = cache_lib.DecodedCache(self.channels) if cache == 'decoded' else None
@@ -176,11 +177,11 @@ class Preprocess:
             raise UserError(f'{name}: {self._text!r} does not fit it: {first_line(e)}') from None
 
     def _draws(self, plan: Plan) -> np.ndarray:
-        """The random numbers of a batch: float64 [b, V, ops, PER_OP]."""
+        """The random numbers of a batch: float64 [b, V, number of ops, PER_OP]."""
         counters = view_counters(plan.epochs, self._views)
         ids = np.repeat(plan.ids, self._views)
-        every = draw(self._seed, counters.ravel(), ids, len(self._ops))
-        return every.reshape(*counters.shape, len(self._ops), PER_OP)
+        every = draw(self._seed, counters.ravel(), ids, self._num_draws)
+        return every.reshape(*counters.shape, self._num_draws, PER_OP)
 
     def _rows(self, plan: Plan, images: Sequence) -> tuple[np.ndarray, ...]:
         """The rows of a batch whose images are there, and its tick: slot, id, draws, data."""
@@ -192,7 +193,7 @@ class Preprocess:
             data[:] = [*(os.fsencode(i) if isinstance(i, str) else i for i in found), b'']
         else:
             data = np.stack([*found, np.zeros(self._source.image_shape or (), np.uint8)])
-        draws = np.zeros((len(slots), self._views, len(self._ops), PER_OP))
+        draws = np.zeros((len(slots), self._views, self._num_draws, PER_OP))
         draws[:-1] = self._draws(plan)[there]
         return slots, np.append(plan.ids[there], -1), draws, data
 
@@ -203,7 +204,7 @@ class Preprocess:
         signature = (
             tf.TensorSpec([None], tf.int64),
             tf.TensorSpec([None], tf.int64),
-            tf.TensorSpec([None, self._views, len(self._ops), PER_OP], tf.float64),
+            tf.TensorSpec([None, self._views, self._num_draws, PER_OP], tf.float64),
             tf.TensorSpec([None], tf.string) if self._source.encoded else pixels,
         )
         batches = tf.data.Dataset.from_generator(rows, output_signature=signature)

@@ -47,19 +47,18 @@ class Config(ConfigDict):
 
 def default_config() -> ConfigDict:
     """Returns the config that every experiment starts from."""
-    config = _defaults(KEYS)
+    config = _defaults(KEYS, Config(type_safe=False))
     config.optimizer.update(SGD)
     return config
 
 
 def default_eval() -> ConfigDict:
     """Returns an entry of `config.evals`, and what `--eval.KEY=VALUE` sets: the run's own test split."""
-    return _defaults(EVAL_KEYS)
+    return _defaults(EVAL_KEYS, ConfigDict(type_safe=False))
 
 
-def _defaults(keys: Iterable[Key]) -> ConfigDict:
-    # `check` compares types, and knows more of them than ConfigDict does.
-    config = Config(type_safe=False)
+def _defaults(keys: Iterable[Key], config: ConfigDict) -> ConfigDict:
+    """Fills a config, whose types ConfigDict does not check: `check` does, and knows more of them."""
     for key in keys:
         if key.section and key.section not in config:
             config[key.section] = ConfigDict(type_safe=False)
@@ -128,12 +127,22 @@ def complete_eval(entry: Mapping[str, Any], name: str = '--eval') -> ConfigDict:
 
 
 def resolve(config: Mapping[str, Any]) -> ConfigDict:
-    """Returns a checked copy, complete, its paths absolute, so that a run finds its data from any folder.
+    """Returns a checked copy in plain values, complete, with absolute paths.
+
+    An open section that was replaced as a whole gets the defaults of its declared keys. An empty text is
+    None where None is a value. With absolute paths a run finds its data from any folder.
 
     Raises:
       UserError: as `check` does.
     """
-    values = complete(config)
+    values = plain(config)
+    for key in KEYS:
+        section = values.get(key.section) if key.section else values
+        if isinstance(section, dict):
+            if key.section in OPEN and not key.required:
+                section.setdefault(key.leaf, key.default)
+            if key.optional and section.get(key.leaf) == '':
+                section[key.leaf] = None
     check(values)
     for data in (values['data'], *(e.get('data', {}) for e in values['evals'].values())):
         for name in ('path', 'data_dir'):
@@ -143,24 +152,6 @@ def resolve(config: Mapping[str, Any]) -> ConfigDict:
     if source and os.path.exists(os.path.expanduser(source)):
         values['init_from'] = os.path.abspath(os.path.expanduser(source))
     return Config(values, type_safe=False)
-
-
-def complete(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns a copy in plain values.
-
-    An open section that was replaced as a whole gets the defaults of its declared keys. An empty text is
-    None where None is a value.
-    """
-    values = plain(config)
-    for key in KEYS:
-        section = values.get(key.section) if key.section else values
-        if not isinstance(section, dict):
-            continue
-        if key.section in OPEN and not key.required:
-            section.setdefault(key.leaf, key.default)
-        if key.optional and section.get(key.leaf) == '':
-            section[key.leaf] = None
-    return values
 
 
 def plain(value: Any, name: str = 'config') -> Any:
@@ -215,6 +206,8 @@ def from_json(text: str) -> ConfigDict:
         section.setdefault(key.leaf, key.default)
     if isinstance(values['lr_factors'], dict):  # once a section
         values['lr_factors'] = tuple(values['lr_factors'].items())
+    if values['schedule'].get('metric') not in (None, 'loss'):  # once top-1 by name
+        values['schedule']['metric'] = None
     return Config(values, type_safe=False)
 
 

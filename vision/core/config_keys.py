@@ -71,17 +71,11 @@ class Key(NamedTuple):
     @property
     def kind(self) -> Any:
         """The type of values that are not None."""
-        if not self.optional:
-            return self.type
-        (kind,) = (t for t in typing.get_args(self.type) if t is not type(None))
-        return kind
+        return typing.get_args(self.type)[0] if self.optional else self.type
 
     def describe(self) -> str:
         """The type and range in words: 'a number in [0, 1)'."""
-        if typing.get_origin(self.kind) is Literal:
-            words = arguments.describe(self.kind)
-        else:
-            words = _NAMES[self.kind]
+        words = _NAMES.get(self.kind) or arguments.describe(self.kind)
         if self.below is not None:
             words += f' in [{self.low}, {self.below})'
         elif self.low is not None:
@@ -157,7 +151,7 @@ KEYS = (
     Key('data.repeats', int, 1, 'Repeated augmentation: views of an image in an epoch, which then shows fewer images', low=1),
     Key('data.views', int, 1, 'Views of an image in an example, for tasks that compare them', low=1),
 
-    Key('task.name', str, 'classification', "Task in the registry, or 'package.module:Class'", required=True),
+    Key('task.name', str, 'classification', "What the model is trained for and judged by: 'classification', 'multilabel' or 'package.module:Class'", required=True),
 
     Key('preprocess.train', str, '', "Op string for training, as 'decode|random_resized_crop(224)|flip_lr'"),
     Key('preprocess.eval', str, '', 'Op string for evaluation and prediction'),
@@ -190,7 +184,7 @@ KEYS = (
     Key('training.eval_every', Duration, '1 epochs', 'Time between evaluations of the validation split; a checkpoint is written with each', above=0),
     Key('training.checkpoint_every', Duration, '1000 steps', 'Time between further checkpoints', above=0),
     Key('training.keep', int, 2, 'Last checkpoints that are kept, beside the best', low=1),
-    Key('training.best_by', str | None, None, "Validation metric that the best checkpoint has; None: the task's first"),
+    Key('training.best_by', str | None, None, "Validation metric that the best checkpoint is chosen by, and that patience and a plateau follow; None: the task's first"),
     Key('training.log_every', Duration, '50 steps', 'Time between log records', above=0),
     Key('training.ema_decay', float, 0.0, 'Decay of an exponential average of the parameters, which is then evaluated and selected; 0 for none', low=0, below=1),
     Key('training.polyak_from', Duration | None, None, "Start of Polyak's uniform average, instead"),

@@ -111,7 +111,7 @@ class TrainBatches:
 
 def report(source: Source, loading: Loading) -> str:
     """Says where the training op string runs, and how much of the host's memory `data.cache` will take."""
-    place = f'preprocessing on {ops_lib.describe_place(loading.ops, source.images is not None)}'
+    place = f'preprocessing {ops_lib.describe_place(loading.ops, source.images is not None)}'
     if on_device(source, loading.ops) or loading.cache == 'none':
         return place
     from vision.preprocess import cache

@@ -14,14 +14,12 @@ from rich.table import Column, Table
 from vision.core import arguments
 from vision.core import config as config_lib
 from vision.core.config_keys import EVAL_KEYS, KEYS, OPEN, Key, own_arguments
-from vision.core.errors import UserError, unknown
-from vision.models.registry import Entry
+from vision.core.errors import unknown
 
-# Of each open section: its registry, and how many arguments come before the config's.
+# Of open sections: the registry, and how many arguments come before the config's.
 _REGISTRIES = {
-    'model': ('vision.models.registry', 'MODELS', 0),
-    'data': ('vision.data', 'SOURCES', 1),
     'task': ('vision.task.base', 'TASKS', 1),
+    'data': ('vision.data', 'SOURCES', 1),
     'loss': ('vision.task.losses', 'LOSSES', 2),
     'update': ('vision.training.update', 'UPDATES', 3),
     'optimizer': ('vision.training.optimizer', 'OPTIMIZERS', 0),
@@ -34,7 +32,7 @@ def explain(config: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
     """Lists keys of a config, and the arguments of what its open sections name.
 
     Args:
-      config: as a file in `configs/` returns it; its values need not make sense.
+      config: as a file in `configs/` returns it.
       what: a section, a key, or 'all'.
 
     Returns:
@@ -42,17 +40,17 @@ def explain(config: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
       a default have 'required' there; what is not known of a function's argument is ''.
 
     Raises:
-      UserError: there is no such section or key, or a section names what is not known.
+      UserError: there is no such section or key, or the config or a name in it makes no sense.
     """
     sections = {key.section or key.name for key in KEYS}
     if what not in {'all', *sections, *(key.name for key in KEYS)}:
         raise unknown('section of the config', what, {'all', *sections})
-    values = config_lib.complete(config)
+    values = config_lib.resolve(config).to_dict()
     rows = []
     for key in KEYS:
         if what in ('all', key.section, key.name):
             section = values[key.section] if key.section else values
-            rows.append(_row(key, section.get(key.leaf)))
+            rows.append(_row(key, section[key.leaf]))
     if what in ('all', 'evals'):
         rows += [
             _row(key._replace(name=f'evals.NAME.{key.name}'), key.default) for key in EVAL_KEYS
@@ -70,7 +68,7 @@ def explain_table(rows: list[dict[str, Any]]) -> Table:
     )
     for row in rows:
         is_default = row['value'] == row['default']
-        words = f'{row["meaning"]} ({row["type"]})' if row['type'] else row['meaning']
+        words = f'{row["meaning"]} ({row["type"]})'.removesuffix(' ()').strip()
         default = 'yes' if is_default else _text(row['default'])
         table.add_row(row['key'], _text(row['value']), default, words)
     return table
@@ -113,21 +111,16 @@ def _row(key: Key, value: Any) -> dict[str, Any]:
 
 def _argument_rows(section: str, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Rows of the arguments of what a section names."""
-    if section not in _REGISTRIES:
-        return
-    module, registry, skipped = _REGISTRIES[section]
-    key = 'source' if section == 'data' else 'name'
-    known = getattr(importlib.import_module(module), registry)
-    function = arguments.find(f'{section}.{key}', values[key], known)
-    if isinstance(function, Entry):  # a model is imported when it is asked for
-        function = function.load()
+    function, skipped = _named(section, values['source' if section == 'data' else 'name'])
     given, hints = own_arguments(section, values), arguments.type_hints(function)
     parameters = list(inspect.signature(function).parameters.values())[skipped:]
     for parameter in parameters:
         if parameter.name in _not_of_the_config(section):
             continue
         required = parameter.default is parameter.empty
-        default = _REQUIRED if required else _plain(parameter.default)
+        # A dtype or a function is shown by its name.
+        default = getattr(parameter.default, '__name__', parameter.default)
+        default = _REQUIRED if required else default
         hint = hints.get(parameter.name)
         yield {
             'key': f'{section}.{parameter.name}',
@@ -138,18 +131,22 @@ def _argument_rows(section: str, values: Mapping[str, Any]) -> Iterator[dict[str
         }
 
 
+def _named(section: str, name: str) -> tuple[Callable, int]:
+    """What an open section names, and how many of its arguments are not the config's."""
+    if section == 'model':
+        from vision.models.registry import find_model
+
+        return find_model(name), 0
+    module, registry, skipped = _REGISTRIES[section]
+    found = arguments.find(section, name, getattr(importlib.import_module(module), registry))
+    return (arguments.find(section, found, {}) if isinstance(found, str) else found), skipped
+
+
 def _not_of_the_config(section: str) -> tuple[str, ...]:
     """Arguments that come from elsewhere: of Flax, or of our own code."""
     from vision.training.optimizer import OWN_ARGUMENTS
 
     return OWN_ARGUMENTS if section == 'optimizer' else ('parent', 'name')
-
-
-def _plain(value: Any) -> Any:
-    try:
-        return config_lib.plain(value)
-    except UserError:  # a function, as a model's default
-        return getattr(value, '__name__', repr(value))
 
 
 def _documented(function: Callable, name: str) -> str:

@@ -23,6 +23,7 @@ from vision.preprocess.decode import read
 from vision.preprocess.draws import PER_OP, draw
 
 _AHEAD = 2  # batches prepared while one is used
+_FOREVER = 1 << 62  # batches
 
 
 class Plan(NamedTuple):
@@ -139,7 +140,7 @@ class Preprocess:
             if errors:
                 raise errors[0]
 
-        return aligned(self._run(self._dataset(rows)))
+        return aligned(self._run(self._dataset(rows())))
 
     def fill(
         self, plan: Plan, slots: np.ndarray, images: np.ndarray, corrupt: dict[str, str]
@@ -197,20 +198,32 @@ class Preprocess:
         draws[:-1] = self._draws(plan)[there]
         return slots, np.append(plan.ids[there], -1), draws, data
 
-    def _dataset(self, rows: Callable[[], Iterator]) -> Any:
+    def _dataset(self, rows: Iterator[tuple[np.ndarray, ...]]) -> Any:
         """Single rows {slot, id, draws, data} of what yields those of a batch at once."""
         tf = tf_cpu()
-        pixels = tf.TensorSpec([None, *(self._source.image_shape or ())], tf.uint8)
-        signature = (
-            tf.TensorSpec([None], tf.int64),
-            tf.TensorSpec([None], tf.int64),
-            tf.TensorSpec([None, self._views, self._num_draws, PER_OP], tf.float64),
-            tf.TensorSpec([None], tf.string) if self._source.encoded else pixels,
-        )
-        batches = tf.data.Dataset.from_generator(rows, output_signature=signature)
-        names = ('slot', 'id', 'draws', 'data')
-        named = batches.map(lambda *columns: dict(zip(names, columns, strict=True)))
-        return named.prefetch(1).unbatch()
+        data_shape = () if self._source.encoded else self._source.image_shape or ()
+        columns: dict[str, tuple[Any, tuple[int, ...]]] = {
+            'slot': (tf.int64, ()),
+            'id': (tf.int64, ()),
+            'draws': (tf.float64, (self._views, self._num_draws, PER_OP)),
+            'data': (tf.string if self._source.encoded else tf.uint8, data_shape),
+        }
+        end = [
+            np.empty((0, *shape), object if kind == tf.string else kind.as_numpy_dtype)
+            for kind, shape in columns.values()
+        ]
+
+        def batch_of_rows(_: Any) -> dict[str, Any]:
+            # No `from_generator`: with it the ops on an image take twice the time.
+            kinds = [kind for kind, _ in columns.values()]
+            values = tf.numpy_function(lambda: list(next(rows, end)), [], kinds)
+            return {
+                name: tf.ensure_shape(value, [None, *shape])
+                for value, (name, (_, shape)) in zip(values, columns.items(), strict=True)
+            }
+
+        batches = tf.data.Dataset.range(_FOREVER).map(batch_of_rows)
+        return batches.take_while(lambda row: tf.size(row['slot']) > 0).prefetch(1).unbatch()
 
     def _image_shape(self) -> tuple[int, ...]:
         return tuple(self._function.output_shapes)

@@ -100,9 +100,11 @@ def test_other_schedules_are_told_nothing():
 
 
 def digits(**training):
-    # LeNet-5 has an evaluation that is no better than the one before.
-    config = tiny_config(model__name='lenet5', training__batch_size=64)
-    config.schedule = {'name': 'plateau', 'patience': 1, 'factor': 0.5, 'warmup': '2 steps'}
+    config = tiny_config()
+    # An evaluation counts as better if the error is less than half: some are not, whatever the draws.
+    config.schedule = {
+        'name': 'plateau', 'patience': 1, 'factor': 0.5, 'rtol': 0.5, 'warmup': '2 steps',
+    }  # fmt: skip
     config.training.update({'eval_every': '4 steps', 'log_every': '4 steps'} | training)
     return config
 
@@ -120,7 +122,7 @@ def test_a_run_that_was_stopped_has_the_same_rates_and_bits(tmp_path):
     assert records[0] == records[1] and states == [24, 24]
     rates = [r['train/lr'] for r in records[0] if 'train/lr' in r]
     scores = [r['validation/top1'] for r in records[0] if 'validation/top1' in r]
-    scales = list(reference([1 - s for s in scores], 1, 0.5, 1e-4, 0))
+    scales = list(reference([1 - s for s in scores], 1, 0.5, 0.5, 0))
     # What was seen at an evaluation counts from the next step on.
     expected = [0.05 * scale for scale in [1.0, *scales[:-1]]]
     np.testing.assert_allclose(rates, expected, rtol=1e-5)

@@ -116,7 +116,7 @@ def test_the_rate_grows_with_the_batch(batch, times):
         ({'name': 'exponential', 'factor': -1.0}, 'above 0'),
         ({'name': 'plateau', 'factor': 1.0}, 'Factor'),
         ({'name': 'plateau', 'patience': 0}, 'at least 1'),
-        ({'name': 'plateau', 'metric': 'top2'}, "one of 'loss' or of type NoneType"),
+        ({'name': 'plateau', 'metric': 'top2'}, "one of 'loss' or None"),
     ],
 )
 def test_what_makes_no_sense_is_refused(changes, says):

@@ -90,7 +90,8 @@ class _Limits:
         self._began, self._seconds = time.monotonic(), {}
 
     def pytest_runtest_logreport(self, report):
-        self._seconds[report.nodeid] = self._seconds.get(report.nodeid, 0) + report.duration
+        if report.when == 'call':  # what a fixture of several tests takes is no test's own time
+            self._seconds[report.nodeid] = report.duration
 
     def pytest_terminal_summary(self, terminalreporter):
         for line in self._broken():

@@ -326,6 +326,7 @@ def test_the_loss_falls_on_real_images(name):
     config.preprocess.train = 'resize(32)' if grey else 'resize(32)|rgb'
     config.data = ConfigDict({'source': 'digits'})
     config.training.batch_size = 32
+    config = config_lib.resolve(config)
     trail = falls(config, data.load(config.data, 'train'), 60, (32, 32, 1 if grey else 3))
     assert np.mean(trail[-10:]) < 0.95 * np.mean(trail[:10])
 

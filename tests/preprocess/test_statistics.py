@@ -47,7 +47,7 @@ def test_equal_pixels_are_refused():
 
 def test_a_run_computes_them_once_and_keeps_them(tmp_path, monkeypatch):
     from tests.training.tiny import tiny_config
-    from vision.training import setup
+    from vision.preprocess import inputs
 
     config = tiny_config(training__duration='6 steps', training__eval_every='6 steps')
     config.preprocess.normalise, config.training.stop_after = 'dataset', '3 steps'
@@ -59,7 +59,7 @@ def test_a_run_computes_them_once_and_keeps_them(tmp_path, monkeypatch):
     assert (tuple(kept['mean']), tuple(kept['std'])) == expected
     assert json.loads((workdir / 'config.json').read_text())['preprocess']['mean'] == [0.3]
 
-    monkeypatch.setattr(setup, 'channel_statistics', None)  # the second part reads what is there
+    monkeypatch.setattr(inputs, 'channel_statistics', None)  # the second part reads what is there
     config.training.stop_after = None
     train(config, workdir)
     run = load_run(workdir, 'last')

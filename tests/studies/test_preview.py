@@ -76,9 +76,10 @@ def test_the_pictures_before_are_those_after(config):
     """Without augmentation, the two rows of the grid are the same pictures."""
     from vision import data
     from vision.studies.preview import _pairs
+    from vision.training.setup import loading_of
 
     config.preprocess.train = 'decode|resize(160)'
-    before, after, labels = _pairs(data.load(config.data, 'train'), config)
+    before, after, labels = _pairs(data.load(config.data, 'train'), loading_of(config))
     np.testing.assert_array_equal(before, after)
     assert len(labels) == len(after) >= 24
 

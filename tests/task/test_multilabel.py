@@ -84,7 +84,7 @@ def test_the_objective_is_the_mean_over_examples_of_the_sum_over_classes():
     }
     t = task(loss={**LOSS, 'label_smoothing': 0.2})
     examples = t.prepare(batch, jax.random.key(0))
-    objective, outcome = t.loss(Apply(Constant(), logits[0], {}), examples, None, None)
+    objective, outcome = t.loss(Apply(Constant(), logits[0], {}), examples, None, jax.random.key(0))
     y = 0.8 * c['label'] + 0.1
     p = 1 / (1 + np.exp(-logits[0].astype(np.float64)))
     each = -(y * np.log(p) + (1 - y) * np.log(1 - p)).sum(1)[[0, 1, 3]]

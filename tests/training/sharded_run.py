@@ -47,8 +47,9 @@ class Net(nn.Module):
         return nn.Dense(self.num_classes)(nn.Dropout(0.1, deterministic=not train)(x)), {}
 
 
-def config_of(shard, **training):
+def config_of(shard, update='gradient', **training):
     config = default_config()
+    config['update'].name = update
     config.optimizer.update({'name': 'adamw', 'lr': 3e-3, 'clip_norm': 1.0})
     config.weight_decay = 0.05
     config.schedule = {'name': 'constant', 'warmup': '0 steps'}
@@ -129,8 +130,10 @@ def main():
         ('fsdp', 'fsdp', 8, {}),
         ('one, in parts', 'data', 1, {'accumulate': 4}),
         ('fsdp, in parts', 'fsdp', 8, {'accumulate': 4}),
+        ('one, sam', 'data', 1, {'update': 'sam', 'accumulate': 2}),
+        ('fsdp, sam', 'fsdp', 8, {'update': 'sam', 'accumulate': 2}),
     ):
-        if 'in parts' in name and quick():
+        if ',' in name and quick():
             continue
         states[name], figures[name] = run(shard, devices, **training)
     scores = {

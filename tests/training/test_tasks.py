@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.tiers import split
 from tests.training.tiny import tiny_config
 from vision.core.errors import UserError
 from vision.evaluation.run import load_run
@@ -88,7 +89,7 @@ def state_of(workdir, config):
     return model, {**training, 'rng': jax.random.key_data(training['rng'])}
 
 
-@pytest.mark.parametrize('accumulate', [1, 2])
+@pytest.mark.parametrize('accumulate', split([1, 2], [2]))
 def test_what_a_task_adds_to_the_state_is_saved_and_a_stopped_run_ends_in_the_same_bits(
     tmp_path, accumulate
 ):
@@ -144,6 +145,11 @@ def test_what_cannot_be_is_one_line_before_anything_is_made(tmp_path, task, chan
     with pytest.raises(UserError, match=says) as error:
         train(config, tmp_path / 'run')
     assert '\n' not in str(error.value) and not (tmp_path / 'run').exists()
+
+
+def test_views_need_a_task_that_takes_them(tmp_path):
+    with pytest.raises(UserError, match=r"data.views=2: the task 'classification' takes one view"):
+        train(tiny_config(data__views=2), tmp_path / 'run')
 
 
 def test_a_loss_that_returns_something_else_is_one_line(tmp_path):

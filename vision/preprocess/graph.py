@@ -100,7 +100,8 @@ class Preprocess:
         self._source, self._text, self._local = source, text, local
         self._seed, self._views = seed, views
         self._ops = parse(source, text)
-        self._num_draws = max(1, len(self._ops))  # unbatching rows without numbers ends TensorFlow
+        num_draws = max(1, len(self._ops))  # unbatching rows without numbers ends TensorFlow
+        self._draw_shape = ((views,) if views > 1 else ()) + (num_draws, PER_OP)
         self.channels = ops_lib.channels(self._ops)
         self._raw = cache_lib.RawCache(source.paths) if cache == 'raw' and source.paths else None
         self._decoded = cache_lib.DecodedCache(self.channels) if cache == 'decoded' else None
@@ -178,11 +179,11 @@ class Preprocess:
             raise UserError(f'{name}: {self._text!r} does not fit it: {first_line(e)}') from None
 
     def _draws(self, plan: Plan) -> np.ndarray:
-        """The random numbers of a batch: float64 [b, V, number of ops, PER_OP]."""
+        """The random numbers of a batch: float64 [b, ops, PER_OP], or [b, V, ops, PER_OP]."""
         counters = view_counters(plan.epochs, self._views)
         ids = np.repeat(plan.ids, self._views)
-        every = draw(self._seed, counters.ravel(), ids, self._num_draws)
-        return every.reshape(*counters.shape, self._num_draws, PER_OP)
+        every = draw(self._seed, counters.ravel(), ids, self._draw_shape[-2])
+        return every.reshape(len(counters), *self._draw_shape)
 
     def _rows(self, plan: Plan, images: Sequence) -> tuple[np.ndarray, ...]:
         """The rows of a batch whose images are there, and its tick: slot, id, draws, data."""
@@ -194,7 +195,7 @@ class Preprocess:
             data[:] = [*(os.fsencode(i) if isinstance(i, str) else i for i in found), b'']
         else:
             data = np.stack([*found, np.zeros(self._source.image_shape or (), np.uint8)])
-        draws = np.zeros((len(slots), self._views, self._num_draws, PER_OP))
+        draws = np.zeros((len(slots), *self._draw_shape))
         draws[:-1] = self._draws(plan)[there]
         return slots, np.append(plan.ids[there], -1), draws, data
 
@@ -205,7 +206,7 @@ class Preprocess:
         columns: dict[str, tuple[Any, tuple[int, ...]]] = {
             'slot': (tf.int64, ()),
             'id': (tf.int64, ()),
-            'draws': (tf.float64, (self._views, self._num_draws, PER_OP)),
+            'draws': (tf.float64, self._draw_shape),
             'data': (tf.string if self._source.encoded else tf.uint8, data_shape),
         }
         end = [
@@ -293,10 +294,10 @@ class Preprocess:
 
     def _apply(self, image: Any, draws: Any, decoded: bool = False) -> Any:
         """Each view of one image: [H, W, C], or [V, H, W, C] where there are several."""
-        views = [
-            ops_lib.apply(self._ops, image, draws[view], decoded) for view in range(self._views)
-        ]
-        return views[0] if self._views == 1 else tf_cpu().stack(views)
+        if self._views == 1:
+            return ops_lib.apply(self._ops, image, draws, decoded)
+        views = range(self._views)
+        return tf_cpu().stack([ops_lib.apply(self._ops, image, draws[v], decoded) for v in views])
 
 
 def parse(source: Source, text: str) -> tuple[Any, ...]:

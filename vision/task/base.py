@@ -157,11 +157,13 @@ class Task:
 
     Attributes:
       settings: from the config and the data.
+      takes_views: whether training images may be [B, V, H, W, C] (`data.views`).
       report: 'module:function' that writes a task's own section of the report page, from
         `(evaluation, pictures)`; None for none.
     """
 
     settings: Settings
+    takes_views: ClassVar[bool] = True
     report: ClassVar[str | None] = None
 
     def with_class_names(self, names: Sequence[str]) -> 'Task':

@@ -22,6 +22,7 @@ TOP = 5  # classes that the answers keep
 class Classification(Task):
     """One class an example, of K; trained on `config.loss`, mixed by mixup and CutMix if the config says so."""
 
+    takes_views = False
     report = 'vision.evaluation.report.classification:section'
 
     @functools.cached_property

@@ -30,6 +30,7 @@ class MultiLabel(Task):
 
     threshold: float = 0.5
 
+    takes_views = False
     report = 'vision.evaluation.report.multilabel:section'
 
     def __post_init__(self) -> None:

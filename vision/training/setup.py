@@ -169,6 +169,10 @@ def setup(config: ConfigDict) -> Setup:
     model = create_model(**{'num_classes': len(train.class_names)} | config.model.to_dict())
     recipe = make_recipe(config, model, train.class_names, total_steps, to_steps)
     recipe.task.check(train, model)
+    if config.data.views > 1 and not recipe.task.takes_views:
+        raise UserError(
+            f'data.views={config.data.views}: the task {config.task.name!r} takes one view of an image'
+        )
     check_contract(model, input_shape)
     shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
     recipe.factors.check(shapes['params'])

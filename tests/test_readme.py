@@ -20,6 +20,7 @@ SHORT = {
         '--config.training.duration=2 epochs',
         '--config.schedule.warmup=0 steps',
         '--config.preprocess.train=resize(32)',
+        '--config.training.ema_decay=0',
     ),
     'experiments.sweep': (
         '--config.training.duration=8 steps',

@@ -27,3 +27,13 @@ def test_what_is_run_once_has_the_bits_of_what_is_compiled_with_full_effort():
     for got, expected in zip(run_once(make), compiled(), strict=True):
         assert np.asarray(got).tobytes() == np.asarray(expected).tobytes()
         assert np.std(got) > 1e-3
+
+
+def test_one_call_reads_a_run(workdir, digits):
+    import vision
+
+    run = vision.load(workdir)
+    images = run.task.normalise(jnp.pad(digits.images[:4], ((0, 0), (12, 12), (12, 12), (0, 0))))
+    outputs, endpoints = run.model.apply(run.variables, images, train=False)
+    assert outputs.shape == (4, 10) and 'features' in endpoints
+    assert next(iter(run.task.metrics)) == 'top1' and run.config.preprocess.eval == 'resize(32)'

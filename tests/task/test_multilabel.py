@@ -12,8 +12,6 @@ from vision.evaluation.figures import figures
 from vision.task.base import Apply, Settings, make_task
 from vision.task.multilabel import average_precisions
 
-pytestmark = pytest.mark.smoke
-
 LOSS = {**default_config().loss.to_dict(), 'name': 'sigmoid_cross_entropy'}
 
 

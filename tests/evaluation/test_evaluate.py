@@ -87,6 +87,22 @@ def test_a_lost_example_stops_an_evaluation():
         answer(task, [member], 6)
 
 
+def test_an_average_is_of_the_examples_that_every_member_could_read():
+    labels = np.arange(6)
+    images = (8 * np.eye(6, 7)).astype(np.uint8)[:, None, :, None]
+    source, mesh = from_arrays('x', images, labels, tuple('abcdefg')), make_mesh()
+    task = task_of('abcdefg', std=(1 / 255,))
+    step = make_step(task, Table(), mesh, judge=False)
+    members = []
+    for unreadable in (1, 4):
+        (batch,) = EvalBatches(source, '', 6, mesh)
+        batch = {**batch, 'mask': batch['mask'].at[unreadable].set(0)}
+        members.append(Member(step, {'bias': jnp.float32(0)}, [batch], lambda: 1))
+    columns = answer(task, members, 6)
+    assert columns['id'].tolist() == [0, 2, 3, 5]
+    assert (columns['rank'] == 0).all()
+
+
 CONFIG = """
 from configs import digits_lenet5
 

@@ -42,11 +42,13 @@ class Member(NamedTuple):
       step: of `make_step`.
       variables: params and batch_stats, on the mesh.
       batches: every example of the split once, padding with mask 0.
+      skipped: returns how many examples the pass left out on purpose; asked when it is through.
     """
 
     step: Callable[[Any, Batch], Batch]
     variables: Any
     batches: Iterable[Batch]
+    skipped: Callable[[], int] = lambda: 0
 
 
 def make_step(
@@ -98,7 +100,6 @@ def answer(
     task: Task,
     members: Sequence[Member],
     num_examples: int,
-    skipped: Callable[[], int] = lambda: 0,
     check_labels: Callable[[np.ndarray], None] = lambda labels: None,
     progress: Progress = lambda done: None,
 ) -> Columns:
@@ -111,12 +112,11 @@ def answer(
       task: judges.
       members: at least one; a single one's step judges, those of several do not.
       num_examples: of the split, N.
-      skipped: how many examples a pass left out on purpose; asked when it is through.
       check_labels: gets the data's labels of each batch; raises for one that cannot be judged.
       progress: is told how many examples are done, over all members.
 
     Returns:
-      Columns [n, …] in the order of the ids, n = N − skipped.
+      Columns [n, …] in the order of the ids: of the n ≤ N examples that no member skipped.
 
     Raises:
       RuntimeError: an example was left out or counted twice.
@@ -130,7 +130,7 @@ def answer(
             parts.append(part)
             done += len(part['id'])
             progress(done)
-        columns = _ordered(parts, num_examples, skipped())
+        columns = _ordered(parts, num_examples, member.skipped())
         if len(members) == 1:
             return columns
         average = columns if average is None else _averaged(task, average, columns, number)

@@ -5,6 +5,7 @@ own in `config.evals`.
 """
 
 import dataclasses
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -172,7 +173,8 @@ def _predict(
 ) -> Predicted:
     """The answers of the runs' passes over a split, averaged, and the images that could not be read."""
     task = passes[0][0].task.with_class_names(classes.names)
-    labels, corrupt, every = Labels(classes.logits, classes.labels), dict[str, str](), []
+    labels = Labels(classes.logits, classes.labels)
+    members, every = [], []
     for run, view in passes:
         model = run.model
         if view.dense and hasattr(model, 'dense_evaluation'):
@@ -180,21 +182,18 @@ def _predict(
         own = run.task.with_class_names(classes.names)
         step = make_step(own, model, run.mesh, labels, judge=len(passes) == 1)
         batches = _batches(run, view, source, skip_corrupt)
-        every.append((batches, Member(step, run.variables, _checked(run, view, batches))))
-
-    def skipped() -> int:
-        for batches, _ in every:
-            corrupt.update(batches.corrupt)
-        return count_named(source, corrupt)
-
+        every.append(batches)
+        fed = _checked(run, view, batches)
+        skipped = functools.partial(count_named, source, batches.corrupt)
+        members.append(Member(step, run.variables, fed, skipped))
     columns = answer(
         task,
-        [member for _, member in every],
+        members,
         source.num_examples,
-        skipped,
         lambda given: classes.check(given, source),
         progress,
     )
+    corrupt = {name: why for batches in every for name, why in batches.corrupt.items()}
     paths = source.paths and tuple(source.paths[i] for i in columns['id'])
     return Predicted(source, Predictions(task, columns, paths), corrupt)
 

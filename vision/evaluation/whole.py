@@ -45,7 +45,8 @@ class WholeBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields `{'image': uint8 [B, 2, H, W, C], 'id', 'label', 'mask'}`, padded at the end."""
-        self.corrupt, seen = {}, np.zeros(self._source.num_examples, bool)
+        self.corrupt.clear()  # one dict for all passes, as `inputs.EvalBatches` has it
+        seen = np.zeros(self._source.num_examples, bool)
         for ids, labels, images in self._dataset().as_numpy_iterator():
             seen[ids] = True
             missing = self._batch_size - len(ids)

@@ -45,8 +45,8 @@ class Evaluator:
             self.first.setdefault(split, (batch, answers))
             return answers
 
-        member = Member(step, variables, batches)
-        columns = answer(run.task, [member], source.num_examples, batches.skipped)
+        member = Member(step, variables, batches, batches.skipped)
+        columns = answer(run.task, [member], source.num_examples)
         scores = figures(run.task, columns)
         chosen = scores.get(run.selection.name)
         if split == 'validation' and chosen is None:

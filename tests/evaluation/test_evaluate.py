@@ -201,6 +201,7 @@ def test_an_ensemble_of_one_run_twice_is_that_run(trained):
         (['--eval.weights=averaged'], 'Known: ema, raw'),
         (['--eval.data.source=npz'], 'data.path'),
         (['--eval.ops=resize(9)'], '32x32'),
+        (['--eval.data.path=photos'], "the source 'digits' of this run takes no path"),
         (['--split=test', '--eval.split=train'], 'either --split or --eval.split'),
         (['--workdir=/nowhere'], '/nowhere does not exist'),
     ],

@@ -5,13 +5,14 @@ import json
 import numpy as np
 import pytest
 
-from tests.task.judged import judged, write_workdir
+from tests.task.judged import judged, task_of, write_workdir
 from vision.core.errors import UserError
 from vision.evaluation.predictions import (
     predictions_file,
     read_predictions,
     write_predictions,
 )
+from vision.task.base import Task
 
 pytestmark = pytest.mark.smoke
 
@@ -83,3 +84,19 @@ def test_what_is_not_there_is_said(tmp_path):
     path.write_text(path.read_text()[:-30])
     with pytest.raises(UserError, match='cannot be read'):
         read_predictions(tmp_path)
+
+
+def test_a_model_may_have_more_outputs_than_there_are_classes(tmp_path):
+    scores = np.random.default_rng(0).normal(size=(20, 10))
+    more, same = (
+        judged(np.arange(20), np.arange(20) % 7, s, NAMES) for s in (scores, scores[:, :7])
+    )
+    for name in same.columns:
+        np.testing.assert_array_equal(more[name], same[name])
+    write(tmp_path, more)
+
+
+def test_numbers_of_a_users_columns_are_read_back():
+    task = task_of(NAMES)
+    records = [{'id': 0, 'path': None, 'd': None}, {'id': 1, 'path': None, 'd': 1.5}]
+    np.testing.assert_array_equal(Task.from_records(task, records)['d'], [np.nan, 1.5])

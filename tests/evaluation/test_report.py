@@ -139,3 +139,9 @@ def test_no_mistakes_no_records_no_room(tmp_path, capsys):
     (run_dir / 'report').write_text('in the way')
     assert report(run_dir, 2, 1)[0] is None
     assert 'no report was written' in capsys.readouterr().err
+
+
+def test_a_fraction_that_is_none_is_drawn_all_the_same():
+    from vision.evaluation.report.charts import Curve, line_chart
+
+    assert 'polyline' in line_chart('x', [Curve('train', 'train', [(1, 2.3), (2, 1.5)])], True)

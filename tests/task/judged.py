@@ -1,5 +1,6 @@
 """Predictions out of scores, as a classification judges them."""
 
+import functools
 import json
 
 import jax
@@ -22,9 +23,9 @@ def task_of(names, **settings):
 RANK = Selection(task_of('ab')).rank  # top-1, then the loss
 
 
-@jax.jit
-def _answers(scores, labels):
-    return task_of('ab').answers(scores, {}, {'label': labels})
+@functools.partial(jax.jit, static_argnums=2)
+def _answers(scores, labels, num_classes):
+    return task_of('x' * num_classes).answers(scores, {}, {'label': labels})
 
 
 def judged(ids, labels, scores, names, paths=None):
@@ -33,7 +34,7 @@ def judged(ids, labels, scores, names, paths=None):
     padding = -n % _ROWS
     scores = np.pad(np.asarray(scores, np.float32), ((0, padding), (0, 0)))
     labels = np.pad(np.asarray(labels, np.int32), (0, padding))
-    columns = {k: np.asarray(v)[:n] for k, v in _answers(scores, labels).items()}
+    columns = {k: np.asarray(v)[:n] for k, v in _answers(scores, labels, len(names)).items()}
     return Predictions(task_of(names), {**columns, 'id': np.asarray(ids)}, paths)
 
 

@@ -8,6 +8,8 @@ from sklearn import metrics as sk
 
 from vision.core.config import default_config
 from vision.core.errors import UserError
+from vision.core.mesh import make_mesh
+from vision.evaluation.answers import Labels, make_step
 from vision.evaluation.figures import figures
 from vision.task.base import Apply, Settings, make_task
 from vision.task.multilabel import average_precisions
@@ -64,6 +66,28 @@ def test_several_views_are_averaged_as_probabilities():
     np.testing.assert_allclose(jax.nn.sigmoid(combined), mean, rtol=1e-5)
     far = task().combine(jnp.full((2, 1, 5), 200.0), jnp.array([0.5, 0.5]))
     np.testing.assert_allclose(far, 200, rtol=1e-4)
+
+
+class Table:
+    """A model whose logits are written in the image: channel 0 of pixel (0, k) is logit k."""
+
+    def apply(self, variables, images, train):
+        return images[:, 0, :, 0], {}
+
+
+def test_classes_that_a_data_set_lacks_are_absent_labels_not_absent_classes():
+    """Another data set has the second and the fourth of four classes, and all are compared."""
+    t = task(4)
+    step = make_step(t, Table(), make_mesh(), Labels(None, np.array([1, 3]), 4))
+    batch = {
+        'image': jnp.arange(8, dtype=jnp.uint8).reshape(2, 1, 4, 1),
+        'label': jnp.array([[1.0, 0.0], [0.0, 1.0]]),
+        'id': jnp.arange(2),
+        'mask': jnp.ones(2),
+    }
+    columns = step({}, batch)
+    assert columns['label'].tolist() == [[0, 1, 0, 0], [0, 0, 0, 1]]
+    assert columns['probabilities'].shape == (2, 4)
 
 
 class Constant:

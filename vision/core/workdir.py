@@ -123,8 +123,10 @@ def describe(workdir: Path, config: Mapping[str, Any], dataset: dict[str, Any]) 
             from vision.core import own_code
 
             own_code.keep(workdir, modules)
-        if (changes := _git('diff', 'HEAD', '--', ':/*.py')) is not None and changes:
+        if changes := _git('diff', 'HEAD', '--', ':/*.py'):
             write_text(workdir / 'changes.diff', changes + '\n')
+        else:
+            (workdir / 'changes.diff').unlink(missing_ok=True)
         for name, value in (('dataset.json', dataset), ('environment.json', environment())):
             write_text(workdir / name, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
 

@@ -29,10 +29,12 @@ class Labels(NamedTuple):
     Attributes:
       outputs: int [K'], which outputs are compared; None for all.
       of: int, by the data set's label: the position among those that are compared, −1 for none.
+      size: how many classes are compared, K'.
     """
 
     outputs: np.ndarray | None
     of: np.ndarray
+    size: int
 
 
 class Member(NamedTuple):
@@ -85,7 +87,7 @@ def make_step(
         if views > 1:
             by_view = outputs.reshape(-1, views, outputs.shape[-1]).swapaxes(0, 1)
             outputs, endpoints = task.combine(by_view, jnp.full(views, 1 / views)), {}
-        answers = task.answers(outputs, endpoints, batch) if judge else {'outputs': outputs}
+        answers = _answers(task, outputs, endpoints, batch) if judge else {'outputs': outputs}
         fixed = {'id': batch['id'], 'mask': batch['mask'], 'data_label': data_label}
         return {'label': batch['label'], **answers, **fixed}
 
@@ -94,6 +96,21 @@ def make_step(
         in_shardings=(None, mesh_lib.split_batch(mesh)),
         out_shardings=mesh_lib.replicated(mesh),
     )
+
+
+def _answers(
+    task: Task, outputs: jax.Array, endpoints: dict[str, Any], batch: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+    """The task's answers; a UserError where it needs endpoints that an average does not have."""
+    try:
+        return task.answers(outputs, endpoints, batch)
+    except KeyError as e:
+        if endpoints:
+            raise
+        raise UserError(
+            f'task {type(task).__name__} judges by the endpoint {e}, which is not there where several '
+            'views or runs are averaged, or only some classes are compared'
+        ) from None
 
 
 def answer(
@@ -145,8 +162,9 @@ def _relabel(label: jax.Array, labels: Labels) -> jax.Array:
         known = (label >= 0) & (label < len(labels.of))
         return jnp.where(known, positions[jnp.where(known, label, 0)], -1)
     kept = np.flatnonzero(labels.of >= 0)
-    size = len(labels.outputs) if labels.outputs is not None else int(labels.of.max()) + 1
-    return jnp.zeros((len(label), size), label.dtype).at[:, labels.of[kept]].set(label[:, kept])
+    return (
+        jnp.zeros((len(label), labels.size), label.dtype).at[:, labels.of[kept]].set(label[:, kept])
+    )
 
 
 def _read_behind(results: Iterator[Batch]) -> Iterator[Columns]:
@@ -215,7 +233,7 @@ def _judged(task: Task, average: Columns) -> Columns:
 
     @jax.jit
     def judge(batch: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
-        return task.answers(batch['outputs'], {}, batch)
+        return _answers(task, batch['outputs'], {}, batch)
 
     parts = []
     for start in range(0, len(average['id']), _CHUNK):

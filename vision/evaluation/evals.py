@@ -6,11 +6,13 @@ own in `config.evals`.
 
 import dataclasses
 import functools
+import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vision import data
+from vision.core import arguments
 from vision.core.config import complete_eval
 from vision.core.errors import UserError, unknown
 from vision.data.source import Source, count_named
@@ -173,7 +175,9 @@ def _predict(
 ) -> Predicted:
     """The answers of the runs' passes over a split, averaged, and the images that could not be read."""
     task = passes[0][0].task.with_class_names(classes.names)
-    labels = Labels(classes.logits, classes.labels)
+    for run, _ in passes:
+        run.task.check(source, run.model)
+    labels = Labels(classes.logits, classes.labels, len(classes.names))
     members, every = [], []
     for run, view in passes:
         model = run.model
@@ -275,7 +279,19 @@ def _open(run: Run, entry: Mapping[str, Any]) -> tuple[Source, bool]:
     inherited = run.config.data.to_dict()
     if not own:
         inherited = {k: v for k, v in inherited.items() if k in _HOW_TO_READ}
+        _check_place(entry['data'], entry['data'].get('source', inherited['source']))
     return data.load(inherited | dict(entry['data'].items()), entry['split']), own
+
+
+def _check_place(given: Mapping[str, Any], source: str) -> None:
+    """Raises UserError if a name or path of other data is given, and the source takes none."""
+    place = [key for key in ('name', 'path') if given.get(key) is not None]
+    takes = inspect.signature(arguments.find('data.source', source, data.SOURCES)).parameters
+    if place and not any(key in takes for key in place):
+        raise UserError(
+            f'--eval.data.{place[0]}: the source {source!r} of this run takes no {place[0]}; '
+            'say which one does, as in --eval.data.source=folder'
+        )
 
 
 def _passes(run: Run, entry: Mapping[str, Any]) -> list[protocols.Pass]:

@@ -219,7 +219,7 @@ class Classifier:
         for start, outputs, mask in self._stream(fed, self._explanation, wanted):
             for i in np.flatnonzero(mask):
                 # By logits, as the maps are: small probabilities may be equal, to zero.
-                order = np.argsort(-outputs['logits'][i], kind='stable')[: len(ranks)]
+                order = np.argsort(-outputs['logits'][i][: self._k], kind='stable')[: len(ranks)]
                 yield Explanation(
                     index=start + int(i),
                     image=np.clip(np.rint(outputs['image'][i]), 0, 255).astype(np.uint8),

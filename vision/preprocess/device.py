@@ -21,7 +21,7 @@ from vision.core import keys
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.data.order import batch_ids, view_counters
-from vision.data.source import Source
+from vision.data.source import Source, as_labels
 from vision.preprocess import ops as ops_lib
 from vision.preprocess import opstring
 from vision.preprocess.draws import DeviceRng
@@ -95,7 +95,7 @@ class DeviceSplit:
         ops_lib.parse(ops, ops_lib.DEVICE)  # to check them
         self.source, self._mesh = source, mesh
         self._images = mesh_lib.put_replicated(source.images, mesh)
-        self._labels = mesh_lib.put_replicated(source.labels, mesh)
+        self._labels = mesh_lib.put_replicated(as_labels(source.labels), mesh)
         self._gather = _compiled(ops, seed, mesh)
 
     def batch(self, ids: np.ndarray, epochs: np.ndarray) -> Batch:

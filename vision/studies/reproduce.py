@@ -106,6 +106,9 @@ def reproduce(
         path = Path(trial['workdir'])
         if not _is_kept(path, folder, seed, summary):
             test = _by_protocol(path, entries) if entries else trial['test']
+            if test.get(metric) is None:
+                failures.append(f'{row.name}, seed {seed}: no test figure of {metric!r}')
+                continue
             summary['seeds'][str(seed)] = _measured(path, 100 * (1 - test[metric]))
         summary['measure'] = [row.evaluation, metric]
         summary['seeds'] = {

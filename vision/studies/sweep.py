@@ -63,11 +63,18 @@ def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str
       Stopped: SIGTERM or SIGINT came, and the trial's checkpoint was written.
     """
     trials = make_trials(config, grid)
+    selections = {}
     for trial in trials:
         try:
             selection = setup(trial.config).selection
+            selections[selection.name] = trial.name
         except UserError as e:
             raise UserError(f'--grid, {trial.name}: {e}') from None
+    if len(selections) > 1:
+        raise UserError(
+            f'--grid: trials are selected by {" and ".join(selections)}, and cannot be ranked together; '
+            'set one training.best_by'
+        )
     folder = workdir_lib.create(workdir)
     rows: list[dict[str, Any]] = []
     with workdir_lib.Lock(folder):
@@ -146,6 +153,7 @@ def over_seeds(rows: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
         summary: dict[str, Any] = {'values': name, 'count': len(members)}
         for split in ('validation', 'test'):
             scores = [row[split][metric] for row in members if row[split]]
+            scores = [score for score in scores if score is not None]
             summary[split] = None
             if scores:
                 std = float(np.std(scores, ddof=1)) if len(scores) > 1 else None
@@ -173,7 +181,7 @@ def sweep_tables(result: dict[str, Any]) -> list[Table]:
             table.add_row(row['trial'], f'failed: {row["error"]}')
             continue
         cells = [
-            metric.show(row[split][name]) if row[split] else '–'
+            metric.show(row[split].get(name)) if row[split] else '–'
             for split in ('validation', 'test')
             for name, metric in shown.items()
         ]

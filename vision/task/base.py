@@ -290,7 +290,9 @@ class Task:
     def from_records(self, records: list[dict[str, Any]]) -> Columns:
         """Columns out of what `record` returned."""
         names = [k for k in records[0] if k not in ('id', 'path')]
-        return {name: np.array([r[name] for r in records]) for name in names}
+        columns = {name: np.array([r[name] for r in records]) for name in names}
+        # None is what JSON has for NaN.
+        return {k: c.astype(np.float64) if c.dtype == object else c for k, c in columns.items()}
 
 
 def _plain(value: Any) -> Any:

@@ -79,6 +79,7 @@ class Classification(Task):
           classes of (probability − 1 or 0)²; `top_classes` int32 and `top_probabilities` float32
           [B, min(5, K)], the likeliest first.
         """
+        outputs = outputs[:, : len(self.settings.class_names)]  # a model may have more
         label = batch['label'][:, None]
         right = jnp.take_along_axis(outputs, label, axis=-1)
         index = jnp.arange(outputs.shape[-1])
@@ -108,7 +109,7 @@ class Classification(Task):
 
     def probabilities(self, outputs: jax.Array) -> jax.Array:
         """Softmax, float32 [B, K]."""
-        return jax.nn.softmax(outputs)
+        return jax.nn.softmax(outputs[:, : len(self.settings.class_names)])
 
     def check(self, source: Any, model: nn.Module) -> None:
         """Raises UserError for labels of several classes, or a model with too few outputs."""

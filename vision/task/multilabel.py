@@ -140,7 +140,7 @@ class MultiLabel(Task):
 
     def probabilities(self, outputs: jax.Array) -> jax.Array:
         """Of each class by itself: sigmoid, float32 [B, K]."""
-        return jax.nn.sigmoid(outputs)
+        return jax.nn.sigmoid(outputs[:, : len(self.settings.class_names)])
 
     def named(self, probabilities: np.ndarray, top_k: int) -> np.ndarray:
         """Every class whose probability reaches the threshold, likeliest first, whatever `top_k` is."""

@@ -173,6 +173,11 @@ def setup(config: ConfigDict) -> Setup:
         raise UserError(
             f'data.views={config.data.views}: the task {config.task.name!r} takes one view of an image'
         )
+    if recipe.plateau and recipe.plateau.metric == 'loss' and 'loss' not in recipe.task.metrics:
+        raise UserError(
+            f"schedule.metric='loss': the task {config.task.name!r} has no such metric; leave it out to "
+            'follow what the run is selected by'
+        )
     check_contract(model, input_shape)
     shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
     recipe.factors.check(shapes['params'])

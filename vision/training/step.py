@@ -198,5 +198,7 @@ def _check_outcome(outcome: Any, who: str) -> None:
             f'{who} must return a pair whose second is a vision.task.Outcome, '
             f'not {type(outcome).__name__}'
         )
+    if 'loss' not in outcome.sums:
+        raise UserError(f"{who}: its Outcome has no sum 'loss'")
     if taken := _RESERVED & set(outcome.sums):
         raise UserError(f'{who}: the sum {taken.pop()!r} has a name that the log uses; rename it')

@@ -41,7 +41,8 @@ def line_chart(
         return ''
     ys = [y for _, y in points]
     x_ticks = _ticks(0, max(x for x, _ in points))
-    y_ticks = _ticks(min(ys), min(1, max(ys)) if percent else max(ys))
+    low, high = min(ys), max(ys)
+    y_ticks = _ticks(low, max(low, min(1, high)) if percent and low <= 1 else high)
     if x_name != 'step':
         x_ticks = y_ticks = [0, 0.2, 0.4, 0.6, 0.8, 1]
     place = _Place(x_ticks, y_ticks)

@@ -176,7 +176,7 @@ def _predict(
     """The answers of the runs' passes over a split, averaged, and the images that could not be read."""
     task = passes[0][0].task.with_class_names(classes.names)
     for run, _ in passes:
-        run.task.check(source, run.model)
+        run.task.check(source)
     labels = Labels(classes.logits, classes.labels, len(classes.names))
     members, every = [], []
     for run, view in passes:

@@ -280,8 +280,8 @@ class Task:
         """One line below a validation picture in TensorBoard, and whether the answer is right."""
         return '', True
 
-    def check(self, source: Any, model: nn.Module) -> None:
-        """Raises UserError unless the data's labels and the model's outputs fit the task."""
+    def check(self, source: Any) -> None:
+        """Raises UserError unless the data's labels and the number of outputs fit the task."""
 
     def record(self, columns: Columns, row: int) -> dict[str, Any]:
         """One example's columns as JSON, for `report/predictions_NAME.jsonl`."""

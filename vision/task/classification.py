@@ -4,7 +4,6 @@ import dataclasses
 import functools
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -111,14 +110,14 @@ class Classification(Task):
         """Softmax, float32 [B, K]."""
         return jax.nn.softmax(outputs[:, : len(self.settings.class_names)])
 
-    def check(self, source: Any, model: nn.Module) -> None:
+    def check(self, source: Any) -> None:
         """Raises UserError for labels of several classes, or a model with too few outputs."""
         if source.multi_label:
             raise UserError(
                 f"{source.name} has several labels an example, and task 'classification' takes one: "
                 "set task.name='multilabel' and loss.name='sigmoid_cross_entropy'"
             )
-        check_outputs(source, model)
+        check_outputs(source, self.settings.num_outputs)
         _ = self.criterion  # refuses what it does not know
 
     def caption(self, columns: Columns, row: int) -> tuple[str, bool]:
@@ -157,12 +156,11 @@ class Classification(Task):
         }
 
 
-def check_outputs(source: Any, model: nn.Module) -> None:
+def check_outputs(source: Any, num_outputs: int) -> None:
     """Raises UserError unless the model has an output for each class."""
-    if model.num_classes < len(source.class_names):
+    if num_outputs < len(source.class_names):
         raise UserError(
-            f'model.num_classes={model.num_classes}: {source.name} has '
-            f'{len(source.class_names)} classes'
+            f'model.num_classes={num_outputs}: {source.name} has {len(source.class_names)} classes'
         )
 
 

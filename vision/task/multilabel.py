@@ -5,7 +5,6 @@ import functools
 import math
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -147,14 +146,14 @@ class MultiLabel(Task):
         order = np.argsort(-probabilities, kind='stable')
         return order[probabilities[order] >= self.threshold]
 
-    def check(self, source: Any, model: nn.Module) -> None:
+    def check(self, source: Any) -> None:
         """Raises UserError for labels of one class, a loss of one class, or too few outputs."""
         if not source.multi_label:
             raise UserError(
                 f"{source.name} has one label an example, and task 'multilabel' takes several: "
                 "set task.name='classification'"
             )
-        check_outputs(source, model)
+        check_outputs(source, self.settings.num_outputs)
         _ = self.criterion  # refuses what it does not know
 
     def caption(self, columns: Columns, row: int) -> tuple[str, bool]:

@@ -168,7 +168,7 @@ def setup(config: ConfigDict) -> Setup:
     check_channels(config.preprocess.mean, config.preprocess.std, input_shape[-1])
     model = create_model(**{'num_classes': len(train.class_names)} | config.model.to_dict())
     recipe = make_recipe(config, model, train.class_names, total_steps, to_steps)
-    recipe.task.check(train, model)
+    recipe.task.check(train)
     if config.data.views > 1 and not recipe.task.takes_views:
         raise UserError(
             f'data.views={config.data.views}: the task {config.task.name!r} takes one view of an image'

@@ -9,6 +9,7 @@ these steps for TensorBoard or Perfetto. --debug=nans,no_jit,transfers helps to 
 
 import json
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -20,9 +21,7 @@ WORKDIR = flags.DEFINE_string('workdir', None, 'The folder that the run lives in
 DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what the run would be, from three steps; stop.')
 EXPLAIN = flags.DEFINE_string('explain', None, 'List the keys of a section, or all; stop.')
 PROFILE = flags.DEFINE_string('profile', None, 'START:STOP, the steps to trace.')
-DEBUG = flags.DEFINE_list(
-    'debug', [], 'nans, no_jit, transfers: see vision/training/hooks/debugging.py.'
-)
+DEBUG = flags.DEFINE_list('debug', [], 'nans, no_jit, transfers: see vision/training/diagnosis.py.')
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the figures are printed.')
 join_others = cli.define_distributed()
 
@@ -51,9 +50,11 @@ def main(argv: list[str]) -> None:
 
         print(dry_run_text(result))
     else:
-        from vision.training.results import results_table
+        from vision.task.base import read_task
+        from vision.training.records import results_table
 
-        Console().print(results_table(result, WORKDIR.value))
+        metrics = read_task(Path(WORKDIR.value).expanduser()).metrics
+        Console().print(results_table(result, metrics, WORKDIR.value))
 
 
 def _dry_run() -> dict[str, Any]:
@@ -69,11 +70,11 @@ def _train() -> dict[str, Any]:
     with ExitStack() as stack:
         hooks: list[Any] = []
         if PROFILE.value:
-            from vision.training.hooks import profile
+            from vision.training.diagnosis import profile
 
-            hooks.append(profile.from_flag(PROFILE.value, WORKDIR.value))
+            hooks.append(profile(PROFILE.value, WORKDIR.value))
         if DEBUG.value:
-            from vision.training.hooks.debugging import debugging
+            from vision.training.diagnosis import debugging
 
             hooks += stack.enter_context(debugging(DEBUG.value))
         return train(CONFIG.value, WORKDIR.value, hooks)

@@ -14,7 +14,7 @@ from vision.task.base import TASKS
 from vision.task.losses import LOSSES
 from vision.training.optimizer import OPTIMIZERS
 from vision.training.schedules import SCHEDULES
-from vision.training.update import UPDATES
+from vision.training.step import UPDATES
 
 REGISTRIES = {
     'task': TASKS,

@@ -15,9 +15,9 @@ from tests.conftest import REPO, run_module
 from tests.training.tiny import tiny_config
 from vision.core.config import from_json
 from vision.core.errors import UserError
+from vision.core.workdir import read_records
 from vision.evaluation.evals import evaluate_runs, named_entries
 from vision.studies import reproduce as lib
-from vision.training.recorder import read
 
 ROW = lib.Row('tiny', 'configs/digits_lenet5.py', 'nobody 2026', '1 %')
 OTHER = lib.Row('other', 'configs/mnist_lenet5.py', 'nobody 2026', '2 %')
@@ -34,7 +34,7 @@ def test_errors_are_the_runs_own(folders):
     runs, results = folders
     summary = json.loads((results / 'tiny' / 'summary.json').read_text())
     for seed in ('0', '1'):
-        records = read(runs / 'tiny' / f'seed={seed}')
+        records = read_records(runs / 'tiny' / f'seed={seed}')
         top1 = next(r['test/top1'] for r in records if 'test/top1' in r)
         found = summary['seeds'][seed]
         assert found['error'] == pytest.approx(100 * (1 - top1))
@@ -142,7 +142,9 @@ def test_another_seed_stands_beside_those_measured_before(folders, tmp_path):
     assert {seed: summary['seeds'][seed] for seed in before} == before
     records = [folder / 'tiny' / 'records.jsonl' for folder in (results, tmp_path / 'results')]
     assert records[1].read_text().startswith(records[0].read_text())
-    assert lib.read_records(tmp_path / 'results' / 'tiny', 2) == read(runs / 'tiny' / 'seed=2')
+    assert lib.read_records(tmp_path / 'results' / 'tiny', 2) == read_records(
+        runs / 'tiny' / 'seed=2'
+    )
 
 
 def test_records_of_a_seed_are_replaced_and_no_other_line_changes(tmp_path, monkeypatch):

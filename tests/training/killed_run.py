@@ -26,8 +26,8 @@ def after(function, at_step, get_step):
 def main():
     moment, at_step, argv = sys.argv[1], int(sys.argv[2]), sys.argv[3:]
     from vision.core.checkpoints import Checkpoints
-    from vision.training.hooks.display import Display
-    from vision.training.recorder import Recorder
+    from vision.training.hooks import Display
+    from vision.training.records import Recorder
 
     if moment == 'step':
         Display.after_step = after(Display.after_step, at_step, lambda self, step, *rest: step)

@@ -6,11 +6,11 @@ import pytest
 
 from tests.training.test_step import Linear, batch, setup
 from tests.training.tiny import tiny_config
-from vision.core.config import default_config
 from vision.core.errors import UserError
+from vision.core.workdir import read_records
 from vision.evaluation.run import load_run
-from vision.training import averages, train
-from vision.training.recorder import read
+from vision.training import train
+from vision.training.optimizer import Averaging
 
 
 def kernel(tree):
@@ -31,14 +31,14 @@ def test_polyaks_average_is_the_mean_from_its_start_on(start):
 
 def test_the_exponential_average_warms_up_to_its_decay():
     """tf.train.ExponentialMovingAverage(decay, num_updates): min(decay, (1 + t) / (10 + t))."""
-    pull = averages.Averaging(ema_decay=0.9).pull
+    pull = Averaging(ema_decay=0.9).pull
     got = [float(pull(jnp.int32(t))) for t in (1, 8, 79, 80, 81, 10**6)]
     np.testing.assert_allclose(got, [9 / 11, 1 / 2, 9 / 89, 0.1, 0.1, 0.1], rtol=1e-5)
 
 
 def test_without_an_average_there_is_none():
     state, step = setup(Linear())
-    assert not averages.make_averaging(default_config().training)
+    assert not Averaging()
     state, _ = step(state, batch())
     assert state.ema_params is None
 
@@ -51,7 +51,7 @@ def digits(polyak_from):
 
 def test_the_average_selects_and_both_are_recorded(tmp_path):
     train(digits(f'{15 * 32} examples'), tmp_path)
-    records = read(tmp_path)
+    records = read_records(tmp_path)
     average = {r['step']: r['validation/top1'] for r in records if 'validation/top1' in r}
     raw = {r['step']: r['validation_raw/loss'] for r in records if 'validation_raw/loss' in r}
     losses = {r['step']: r['validation/loss'] for r in records if 'validation/loss' in r}

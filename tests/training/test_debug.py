@@ -9,8 +9,8 @@ import pytest
 from tests.training.tiny import tiny_config
 from vision.core.errors import UserError
 from vision.training import train
+from vision.training.diagnosis import debugging
 from vision.training.hooks import Hook
-from vision.training.hooks.debugging import debugging
 
 
 @pytest.mark.slow

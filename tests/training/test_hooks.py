@@ -13,12 +13,10 @@ from tests.task.judged import RANK
 from tests.training.tiny import tiny_config
 from vision.core.checkpoints import Checkpoints
 from vision.core.errors import UserError
+from vision.core.workdir import read_records
 from vision.training import train
-from vision.training.hooks import Hook, profile
-from vision.training.hooks.debugging import NoTransfers
-from vision.training.hooks.early_stopping import EarlyStopping
-from vision.training.hooks.pictures import captioned
-from vision.training.recorder import read
+from vision.training.diagnosis import NoTransfers, profile
+from vision.training.hooks import EarlyStopping, Hook, captioned
 
 
 class Witness(Hook):
@@ -85,7 +83,7 @@ def witnessed(tmp_path_factory):
 
 def test_hooks_are_called_at_their_points(witnessed):
     workdir, witness = witnessed
-    records = read(workdir)
+    records = read_records(workdir)
     losses = {r['step']: r['train/loss'] for r in records if 'train/loss' in r}
     top1 = next(r['validation/top1'] for r in records if 'validation/top1' in r)
     expected = [('start', 0)]
@@ -163,7 +161,7 @@ def test_early_stopping_is_a_function_of_what_was_recorded(scores, patience):
 
 
 def test_a_trace_is_written_of_the_steps_asked_for(tmp_path):
-    hook = profile.from_flag('9:10', str(tmp_path))
+    hook = profile('9:10', str(tmp_path))
     train(tiny_config(training__stop_after='12 steps'), tmp_path, [hook])
     names = [p.name for p in (tmp_path / 'plugins' / 'profile').rglob('*.*')]
     assert any(name.endswith('.xplane.pb') for name in names)  # TensorBoard
@@ -173,7 +171,7 @@ def test_a_trace_is_written_of_the_steps_asked_for(tmp_path):
 @pytest.mark.parametrize('text', ['', '5', '7:6', '0:3', 'a:b', '-1:4'])
 def test_a_profile_that_is_none(text, tmp_path):
     with pytest.raises(UserError, match='START:STOP'):
-        profile.from_flag(text, str(tmp_path))
+        profile(text, str(tmp_path))
 
 
 def test_tensorboard_shows_validation_images_with_their_labels(witnessed):

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from vision.training.interval import Clock
+from vision.training.records import Clock
 
 
 class Computed:

@@ -11,9 +11,7 @@ from vision.core import config as config_lib
 from vision.core.config import default_config
 from vision.core.errors import UserError
 from vision.training import optimizer as optimizer_lib
-from vision.training import patterns
-from vision.training.optimizer import OPTIMIZERS
-from vision.training.patterns import RateFactors
+from vision.training.optimizer import OPTIMIZERS, RateFactors, check_pattern
 from vision.training.setup import build_optimizer
 
 RNG = np.random.default_rng(0)
@@ -317,7 +315,7 @@ def test_a_pattern_that_names_nothing_is_a_mistake(changes, says):
     with pytest.raises(UserError, match=says):
         RateFactors(**changes).check(PARAMS)
     with pytest.raises(UserError, match="weight_decay_pattern: 'kernal\\$' names no"):
-        patterns.check('weight_decay_pattern', 'kernal$', PARAMS)
+        check_pattern('weight_decay_pattern', 'kernal$', PARAMS)
 
 
 @pytest.mark.parametrize(

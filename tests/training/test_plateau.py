@@ -16,8 +16,10 @@ from vision.core.config import default_config
 from vision.core.errors import UserError
 from vision.core.mesh import make_mesh
 from vision.core.state import TrainState
-from vision.training import plateau, train
-from vision.training.recorder import TIMES, read
+from vision.core.workdir import read_records
+from vision.training import train
+from vision.training.plateau import Plateau
+from vision.training.records import TIMES
 from vision.training.setup import build_optimizer
 
 
@@ -61,42 +63,30 @@ def reference(values, patience, factor, rtol, cooldown):
 )
 def test_the_scale_is_the_rules(scores, patience, cooldown, metric):
     config = config_of(patience=patience, factor=0.5, cooldown=cooldown, metric=metric)
-    _, state = start(config)
+    plateau, (_, state) = Plateau.of(config.schedule), start(config)
     values = [s / 8 for s in scores]
     for value, scale in zip(values, reference(values, patience, 0.5, 1e-4, cooldown), strict=True):
         loss, cost = (0.3, value) if metric is None else (value, 0.3)
-        state = plateau.observe(
-            state, {'loss': loss}, cost, plateau.make_plateau(config.schedule), make_mesh()
-        )
+        state = plateau.observe(state, {'loss': loss}, cost, make_mesh())
         assert float(plateau.scale(state.opt_state)) == pytest.approx(scale)
 
 
 def test_the_scale_multiplies_the_change_and_steps_do_not_count():
     config = config_of(patience=1, factor=0.1)
-    optimizer, state = start(config)
-    state = plateau.observe(state, {}, 0.5, plateau.make_plateau(config.schedule), make_mesh())
+    plateau, (optimizer, state) = Plateau.of(config.schedule), start(config)
+    state = plateau.observe(state, {}, 0.5, make_mesh())
     gradient, opt_state = {'kernel': jnp.ones(2)}, state.opt_state
     for _ in range(5):
         updates, opt_state = optimizer.update(gradient, opt_state, state.params)
         np.testing.assert_allclose(updates['kernel'], -0.1, rtol=1e-6)
-    state = plateau.observe(
-        state.replace(opt_state=opt_state),
-        {},
-        0.5,
-        plateau.make_plateau(config.schedule),
-        make_mesh(),
-    )
+    state = plateau.observe(state.replace(opt_state=opt_state), {}, 0.5, make_mesh())
     updates, _ = optimizer.update(gradient, state.opt_state, state.params)
     np.testing.assert_allclose(updates['kernel'], -0.01, rtol=1e-6)
 
 
 def test_other_schedules_are_told_nothing():
-    config = default_config()
-    _, state = start(config)
-    assert (
-        plateau.observe(state, {}, 0.5, plateau.make_plateau(config.schedule), make_mesh()) is state
-    )
-    assert plateau.scale(state.opt_state) == 1.0
+    _, state = start(default_config())
+    assert 'Plateau' not in str(jax.tree.structure(state.opt_state))
 
 
 def digits(**training):
@@ -116,7 +106,9 @@ def test_a_run_that_was_stopped_has_the_same_rates_and_bits(tmp_path):
     records, states = [], []
     for name in ('alone', 'stopped'):
         workdir = tmp_path / name
-        records.append([{k: v for k, v in r.items() if k not in TIMES} for r in read(workdir)])
+        records.append(
+            [{k: v for k, v in r.items() if k not in TIMES} for r in read_records(workdir)]
+        )
         with Checkpoints(workdir, RANK, read_only=True) as checkpoints:
             states.append(checkpoints.find('last'))
     assert records[0] == records[1] and states == [24, 24]

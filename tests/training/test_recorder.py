@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from vision.training.recorder import Recorder, grid, newest, read
+from vision.core.workdir import read_records
+from vision.training.records import Recorder, grid, newest
 
 
 def test_tensorboard_reads_the_curves_and_the_images(tmp_path):
@@ -20,8 +21,8 @@ def test_tensorboard_reads_the_curves_and_the_images(tmp_path):
     assert events.Images('train/images')[0].encoded_image_string.startswith(b'\x89PNG')
     curve = [(e.step, e.value) for e in events.Scalars('train/loss')]
     assert curve == [(10, pytest.approx(0.1)), (20, pytest.approx(0.05)), (30, 7.0)]
-    assert [r['step'] for r in read(tmp_path)] == [10, 20, 30]
-    assert read(tmp_path)[-1]['train/loss'] == 7.0
+    assert [r['step'] for r in read_records(tmp_path)] == [10, 20, 30]
+    assert read_records(tmp_path)[-1]['train/loss'] == 7.0
 
 
 def test_a_half_written_line_is_left_out(tmp_path):
@@ -29,10 +30,10 @@ def test_a_half_written_line_is_left_out(tmp_path):
         recorder.write(1, {'a': 1})
     with open(tmp_path / 'metrics.jsonl', 'a') as file:
         file.write('{"step": 2, "a"')
-    assert read(tmp_path) == [{'step': 1, 'a': 1}]
+    assert read_records(tmp_path) == [{'step': 1, 'a': 1}]
     with Recorder(tmp_path, 1) as recorder:
         recorder.write(2, {'a': 3})
-    assert read(tmp_path) == [{'step': 1, 'a': 1}, {'step': 2, 'a': 3}]
+    assert read_records(tmp_path) == [{'step': 1, 'a': 1}, {'step': 2, 'a': 3}]
 
 
 def test_the_newest_metrics_of_a_split():

@@ -17,10 +17,11 @@ from tests.tiers import split
 from tests.training import tiny
 from tests.training.tiny import tiny_config
 from vision.core.checkpoints import Checkpoints
+from vision.core.workdir import read_records
 from vision.data.arrays import digits
 from vision.evaluation.run import load_run
 from vision.training import train
-from vision.training.recorder import TIMES, read
+from vision.training.records import TIMES
 
 STEPS = 90
 FLAGS = (
@@ -41,7 +42,7 @@ def start(workdir, moment='never', step=0, devices=1, flags=FLAGS):
 
 def records(workdir):
     """A run's records without times."""
-    return [{k: v for k, v in r.items() if k not in TIMES} for r in read(Path(workdir))]
+    return [{k: v for k, v in r.items() if k not in TIMES} for r in read_records(Path(workdir))]
 
 
 def arrays(workdir):
@@ -118,7 +119,7 @@ def test_killed_and_started_again(tmp_path, alone, moment, step):
 def test_a_signal_saves_and_the_run_goes_on_from_there(tmp_path, alone, signum, code):
     # The signal comes in the middle of an interval, when nothing would be saved otherwise.
     process = Process('experiments.train', *FLAGS, f'--workdir={tmp_path}')
-    process.wait_for(lambda: (tmp_path / 'metrics.jsonl').exists() and read(tmp_path))
+    process.wait_for(lambda: (tmp_path / 'metrics.jsonl').exists() and read_records(tmp_path))
     process.send_signal(signum)
     done = process.wait(120)
     assert done.returncode == code, done.stderr

@@ -6,14 +6,13 @@ import threading
 
 import pytest
 
-from vision.training import signals
-from vision.training.signals import StopSignals
+from vision.core.processes import StopSignals
 
 
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
 def test_the_first_asks_and_the_second_ends(monkeypatch, signum):
     ended = []
-    monkeypatch.setattr(signals.os, '_exit', ended.append)
+    monkeypatch.setattr(os, '_exit', ended.append)
     before = signal.getsignal(signum)
     with StopSignals() as stop:
         assert stop.received is None

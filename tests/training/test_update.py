@@ -13,7 +13,7 @@ from tests.training.tiny import tiny_config
 from vision.core.config import from_json, to_json
 from vision.core.errors import UserError
 from vision.training import train
-from vision.training.update import make_update
+from vision.training.step import make_update
 
 SAM = {'update': {'name': 'sam', 'rho': 0.3}}
 

@@ -1,4 +1,4 @@
-"""Several processes that run one program: what process 0 does alone, and failing together.
+"""Several processes that run one program: what process 0 does alone, failing and stopping together.
 
 Where one process raises and the others go on, these wait for it in the next collective. So whatever
 may fail on one process alone is agreed upon. With one process nothing here costs anything. All
@@ -6,6 +6,9 @@ processes must call these functions in the same order.
 """
 
 import json
+import os
+import signal
+import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -82,6 +85,46 @@ def on_first(action: Callable[[], Any]) -> Any:
     return outcome['result']
 
 
-def is_initialized() -> bool:
-    """Whether this process is one of several (or was started as one)."""
-    return jax.distributed.is_initialized()
+class StopSignals:
+    """Catches SIGTERM and SIGINT, as a context manager: the first asks to stop, the second ends the process at once.
+
+    Outside the main thread, where Python can catch no signals, it does nothing. With several
+    processes SIGTERM is JAX's: it tells the others, and they agree on the step to stop at
+    (`Checkpoints.reached_preemption`). A Python handler would exclude it, so Ctrl-C is passed on.
+
+    Attributes:
+      received: the signal's number, or None.
+    """
+
+    def __init__(self) -> None:
+        self.received: int | None = None
+        self._shared = jax.distributed.is_initialized()
+
+    def __enter__(self) -> 'StopSignals':
+        self._before = {}
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT,) if self._shared else (signal.SIGTERM, signal.SIGINT):
+                self._before[signum] = signal.signal(signum, self._receive)
+        return self
+
+    def __exit__(self, *_) -> None:
+        for signum, handler in self._before.items():
+            signal.signal(signum, handler)
+
+    def asked(self, step: int, reached_preemption: Callable[[int], bool]) -> int | None:
+        """Returns the signal that asks to stop after a step, on all processes alike, or None.
+
+        Args:
+          step: to be asked about every one.
+          reached_preemption: asks JAX, where there are several processes.
+        """
+        if not self._shared:
+            return self.received
+        return (self.received or signal.SIGTERM) if reached_preemption(step) else None
+
+    def _receive(self, signum: int, frame: object) -> None:
+        if self.received is not None:
+            os._exit(128 + signum)
+        self.received = signum
+        if self._shared:
+            os.kill(os.getpid(), signal.SIGTERM)

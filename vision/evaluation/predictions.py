@@ -85,7 +85,7 @@ def read_predictions(workdir: str | os.PathLike, name: str = 'test') -> Predicti
     Raises:
       UserError: there are none, or the file is damaged.
     """
-    from vision.evaluation.run import read_task
+    from vision.task.base import read_task
 
     folder = Path(workdir).expanduser()
     report = folder / 'report'

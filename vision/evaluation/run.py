@@ -90,11 +90,6 @@ def load_run(
     )
 
 
-def read_task(workdir: Path) -> Task:
-    """The task of a run, read from its workdir."""
-    return _read(workdir)[3]
-
-
 def open_checkpoints(path: Path, task: Task, best_by: str | None) -> Checkpoints:
     """The checkpoints of a run, to be read; ordered as the run selects them."""
     selection = Selection(task, best_by)

@@ -12,11 +12,10 @@ from rich.table import Column, Table
 from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
 from vision.evaluation.evals import Predicted, predict_run
-from vision.evaluation.run import load_run, open_checkpoints, read_task
+from vision.evaluation.run import load_run, open_checkpoints
 from vision.evaluation.significance import mcnemar
-from vision.task.base import Metric, Selection
-from vision.training.recorder import read
-from vision.training.results import results
+from vision.task.base import Metric, Selection, read_task
+from vision.training.records import results
 
 _LEGEND = 125  # letters that fit below the picture
 
@@ -65,7 +64,7 @@ def draw(workdirs: Sequence[str | os.PathLike], path: Path) -> None:
     axes = figure.subplots(1, 2)
     chosen = _selection(paths[0])
     for i, (workdir, name) in enumerate(zip(paths, names, strict=True)):
-        records, per_epoch = read(workdir), _steps_per_epoch(workdir)
+        records, per_epoch = workdir_lib.read_records(workdir), _steps_per_epoch(workdir)
         for metric, panel in zip(('loss', chosen.name), axes, strict=True):
             for split, style in (('train', ':'), ('validation', '.-')):
                 key = f'{split}/{metric}'
@@ -166,7 +165,7 @@ def _values(names: list[str]) -> list[str]:
 
 def _figures(path: Path, name: str) -> dict[str, Any]:
     config = workdir_lib.read_config(path)
-    records = read(path)
+    records = workdir_lib.read_records(path)
     best = None
     if (path / 'checkpoints').is_dir():
         with open_checkpoints(path, read_task(path), config.training.best_by) as checkpoints:

@@ -21,7 +21,7 @@ _REGISTRIES = {
     'task': ('vision.task.base', 'TASKS', 1),
     'data': ('vision.data', 'SOURCES', 1),
     'loss': ('vision.task.losses', 'LOSSES', 2),
-    'update': ('vision.training.update', 'UPDATES', 3),
+    'update': ('vision.training.step', 'UPDATES', 3),
     'optimizer': ('vision.training.optimizer', 'OPTIMIZERS', 0),
     'schedule': ('vision.training.schedules', 'SCHEDULES', 3),
 }

@@ -24,7 +24,6 @@ from vision.core.errors import UserError
 from vision.core.progress import progress_bar
 from vision.evaluation.evals import evaluate_runs, named_entries
 from vision.studies.sweep import sweep
-from vision.training.recorder import read
 
 _SUMMARY, _CONFIG, _RECORDS = 'summary.json', 'config.json', 'records.jsonl'
 _HEADER = (
@@ -117,7 +116,7 @@ def reproduce(
         folder.mkdir(parents=True, exist_ok=True)
         workdir_lib.write_text(folder / _CONFIG, config_lib.to_json(_anywhere(config)))
         workdir_lib.write_text(folder / _SUMMARY, json.dumps(summary, indent=2) + '\n')
-        write_records(folder, seed, read(path))
+        write_records(folder, seed, workdir_lib.read_records(path))
     if failures:
         raise UserError(failures[0] + (f' (and {len(failures) - 1} more)' if failures[1:] else ''))
     return summary
@@ -241,7 +240,7 @@ def _is_kept(path: Path, folder: Path, seed: int, summary: dict[str, Any]) -> bo
     """Whether it is the very run that was measured before: a protocol can take hours."""
     if str(seed) not in summary['seeds']:
         return False
-    return _lines_by_seed(folder).get(seed) == _as_lines(seed, read(path))
+    return _lines_by_seed(folder).get(seed) == _as_lines(seed, workdir_lib.read_records(path))
 
 
 def _lines_by_seed(folder: Path) -> dict[int, list[str]]:
@@ -267,7 +266,7 @@ def _measured(path: Path, error: float) -> dict[str, Any]:
     environment = workdir_lib.read_json(path, 'environment.json')
     return {
         'error': error,
-        'seconds': _seconds(read(path)),
+        'seconds': _seconds(workdir_lib.read_records(path)),
         'machine': _machine(environment),
         'commit': _commit(environment),
     }

@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import flax.linen as nn
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision.core import arguments, keys
+from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError, unknown
 from vision.preprocess.device import normalise
 
@@ -383,6 +385,13 @@ def task_of(config: Any, class_names: Sequence[str], num_outputs: int) -> Task:
         loss=dict(config.loss.items()),
     )
     return make_task(config.task, settings)
+
+
+def read_task(workdir: Path) -> Task:
+    """The task of a run, read from its workdir: for its metrics and records, without model and data."""
+    config = workdir_lib.read_config(workdir)
+    names = workdir_lib.read_json(workdir, 'dataset.json')['class_names']
+    return task_of(config, names, config.model.get('num_classes', len(names)))
 
 
 def report_section(task: Task) -> Callable | None:

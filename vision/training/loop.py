@@ -9,6 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -18,19 +19,15 @@ from vision.core import processes
 from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import Checkpoints
 from vision.core.errors import Stopped, UserError
+from vision.core.processes import StopSignals
 from vision.core.state import TrainState
+from vision.evaluation.answers import Member, answer, make_step
+from vision.evaluation.figures import figures
 from vision.preprocess import inputs
-from vision.training import plateau
-from vision.training.evaluator import Evaluator
-from vision.training.hooks import Hook
-from vision.training.hooks.display import Display
-from vision.training.hooks.early_stopping import EarlyStopping
-from vision.training.hooks.pictures import Pictures
-from vision.training.interval import Clock, Interval
-from vision.training.recorder import Recorder, newest, read
-from vision.training.results import Results, evaluations, results
+from vision.preprocess.device import Batch
+from vision.training.hooks import Display, EarlyStopping, Hook, Pictures
+from vision.training.records import Clock, Interval, Recorder, Results, evaluations, newest, results
 from vision.training.setup import Setup, normalised, setup
-from vision.training.signals import StopSignals
 from vision.training.step import init_state, make_train_step
 
 
@@ -55,7 +52,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] 
     path = workdir_lib.create(workdir)
     with StopSignals() as signals, workdir_lib.Lock(path):
         workdir_lib.check_config(path, run.config)
-        with Checkpoints(path, run.selection.rank, run.config.training.keep) as checkpoints:
+        with Checkpoints(path, run.selection.rank, run.keep) as checkpoints:
             latest = checkpoints.latest_step()
             early_stopping = EarlyStopping(run.patience, run.selection.rank)
             early_stopping.replay(processes.on_first(lambda: evaluations(path, latest or 0)))
@@ -83,26 +80,24 @@ def _train(
     Returns:
       The best checkpoint's step; None if the run was stopped before its end.
     """
-    config = run.config  # as it is recorded, whatever the data's own statistics are
-    known = workdir_lib.read_json(path, 'dataset.json') if latest else None
-    run = normalised(run, known)
+    run = normalised(run, workdir_lib.read_json(path, 'dataset.json') if latest else None)
     state = init_state(run.recipe, run.input_shape, run.mesh)
     template = mesh_lib.abstract(state.eval_variables)
     interval = Interval()
-    if latest is None and run.config.init_from is not None:
+    if latest is None and run.init_from is not None:
         from vision.training.init_from import init_from
 
-        state = init_from(run.config.init_from, run.config.model.name, state)
+        state = init_from(run.init_from, run.model_name, state)
     if latest is not None:
         state, saved = checkpoints.restore(latest, state)
         interval = Interval(saved, run.selection.name)
     # Not before: what is refused up to here leaves the workdir to whatever config comes next.
-    workdir_lib.describe(path, config, run.dataset)
+    workdir_lib.describe(path, run.config, run.dataset)
     evaluator = Evaluator(run)
     with Recorder(path, latest or 0) as recorder:
         if not ended and (latest or 0) < run.stop_step:
             display = Display(run.train.name, run.total_steps, run.task.metrics)
-            pictures = Pictures(recorder, evaluator, run.task)
+            pictures = Pictures(recorder, lambda: evaluator.first['validation'], run.task)
             hooks = (display, pictures, early_stopping, *hooks)
             _say(inputs.report(run.train, run.loading))
             ended = _loop(run, state, interval, evaluator, checkpoints, recorder, signals, hooks)
@@ -114,6 +109,53 @@ def _train(
             record = {f'test/{k}': v for k, v in scores.items()}
             recorder.write(last, record | {'test/checkpoint': best})
     return best
+
+
+class Evaluator:
+    """Evaluates the splits of a run: the step is compiled once, and each split put in place once.
+
+    Attributes:
+      first: by split, the first batch of its last evaluation and the answers to it.
+    """
+
+    def __init__(self, run: Setup):
+        """Takes the run; compiles and reads nothing yet."""
+        self._run = run
+        self._step = make_step(run.task, run.model, run.mesh)
+        self._batches: dict[str, inputs.EvalBatches] = {}
+        self.first: dict[str, tuple[Batch, Batch]] = {}
+
+    def __call__(self, split: str, variables: Any) -> dict[str, Any]:
+        """Returns the task's metrics and `count` of 'validation' or 'test'."""
+        run = self._run
+        source = run.validation if split == 'validation' else run.test
+        assert source is not None
+        if split not in self._batches:
+            self._batches[split] = inputs.EvalBatches(
+                source,
+                run.eval_ops,
+                run.eval_batch_size,
+                run.mesh,
+                max_corrupt=run.loading.max_corrupt,
+            )
+        batches = self._batches[split]
+        self.first.pop(split, None)
+
+        def step(variables: Any, batch: Batch) -> Batch:
+            answers = self._step(variables, batch)
+            self.first.setdefault(split, (batch, answers))
+            return answers
+
+        member = Member(step, variables, batches, batches.skipped)
+        columns = answer(run.task, [member], source.num_examples)
+        scores = figures(run.task, columns)
+        chosen = scores.get(run.selection.name)
+        if split == 'validation' and chosen is None:
+            raise UserError(
+                f'training.best_by: {run.selection.name!r} is no number on {source.name}; '
+                'select by another metric'
+            )
+        return scores
 
 
 def _loop(
@@ -162,7 +204,7 @@ def _loop(
                 batches.check()
                 _check_finite(interval.read(), checkpoints)
             if logging:
-                record = interval.record() | clock.lap(run.config.training.batch_size)
+                record = interval.record() | clock.lap(run.loading.batch_size)
                 recorder.write(step, record)
                 for hook in hooks:
                     hook.after_log(step, record, clock.seconds_left(run.total_steps - step))
@@ -175,8 +217,9 @@ def _loop(
                     if state.ema_params is not None:  # beside the average, which is selected by
                         raw = evaluator('validation', state.variables)
                         recorder.write(step, {f'validation_raw/{k}': v for k, v in raw.items()})
-                    cost = run.selection.cost(scores)
-                    state = plateau.observe(state, scores, cost, run.recipe.plateau, run.mesh)
+                    if run.recipe.plateau is not None:
+                        cost = run.selection.cost(scores)
+                        state = run.recipe.plateau.observe(state, scores, cost, run.mesh)
                 if evaluating or saving:
                     checkpoints.save(state, interval.to_json(), scores)
             if signum is not None:
@@ -203,7 +246,9 @@ def _check_finite(bad_step: int | None, checkpoints: Checkpoints) -> None:
 
 def _is_tested(path: Path, last: int | None) -> bool:
     """Whether a run that has taken its last step has been tested too."""
-    return processes.on_first(lambda: newest(read(path), 'test', last) is not None)
+    return processes.on_first(
+        lambda: newest(workdir_lib.read_records(path), 'test', last) is not None
+    )
 
 
 def _say(text: str) -> None:

@@ -1,19 +1,27 @@
-"""Optimizers: optax's, by name and arguments in the config, and what goes before and behind them."""
+"""Optimizers: optax's, by name and arguments in the config, and what belongs to them by parameter.
+
+That is weight decay, rates and freezing, for the parameters that a pattern names, and the average of the
+parameters. A pattern is a regular expression that is searched for in a parameter's name, its path with
+slashes ('layer1_0/conv1/kernel'), or the word 'backbone': all but the classifier and its auxiliary heads.
+"""
 
 import dataclasses
 import inspect
+import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
 from vision.core.config_keys import SGD, declared, own_arguments
 from vision.core.errors import UserError, unknown
-from vision.training import patterns
-from vision.training.patterns import RateFactors
-from vision.training.plateau import Plateau, scale_on_plateau
+from vision.models.base import is_head
+
+if TYPE_CHECKING:
+    from vision.training.plateau import Plateau
 
 # All of optax's that need no more than gradient, parameters, rate and loss. Not here: lbfgs and
 # sophia (they evaluate the loss again), rprop (its rate is no schedule), polyak_sgd (it finds its
@@ -44,6 +52,71 @@ OWN_ARGUMENTS = (
 )  # fmt: skip
 
 
+BACKBONE = 'backbone'
+
+
+def matches(pattern: str, params: Any) -> Any:
+    """A PyTree like `params`: True for the parameters that the pattern names."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: _names(pattern, path), params)
+
+
+@dataclasses.dataclass(frozen=True)
+class RateFactors:
+    """Factors of the learning rate by parameter; false if all are 1.
+
+    Attributes:
+      freeze: pattern of the parameters that are not trained, or None: factor 0.
+      lr_factors: patterns and factors, of which the first that names a parameter counts.
+    """
+
+    freeze: str | None = None
+    lr_factors: tuple[tuple[str, float], ...] = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.freeze or self.lr_factors)
+
+    def of(self, params: Any) -> Any:
+        """A PyTree like `params`: the factor of each parameter's rate."""
+        factors = [(self.freeze, 0.0)] if self.freeze else []
+        factors += self.lr_factors
+
+        def factor_of(path: tuple) -> float:
+            return next((factor for pattern, factor in factors if _names(pattern, path)), 1.0)
+
+        return jax.tree_util.tree_map_with_path(lambda path, _: factor_of(path), params)
+
+    def check(self, params: Any) -> None:
+        """Checks the patterns against a model's parameters (or their shapes).
+
+        Raises:
+          UserError: a pattern that names none of them, or nothing is left to be trained.
+        """
+        if self.freeze:
+            check_pattern('freeze', self.freeze, params)
+        for pattern, _ in self.lr_factors:
+            check_pattern('lr_factors', pattern, params)
+        if not any(jax.tree.leaves(self.of(params))):
+            raise UserError('freeze and lr_factors leave no parameter to be trained')
+
+
+def check_pattern(key: str, pattern: str, params: Any) -> None:
+    """Raises UserError, with the config's key, if a pattern names no parameter of a model."""
+    if not any(jax.tree.leaves(matches(pattern, params))):
+        names = ['/'.join(_path(path)) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+        some = ', '.join(names[:3])
+        raise UserError(f'{key}: {pattern!r} names no parameter of the model ({some}, …)')
+
+
+def _names(pattern: str, path: tuple) -> bool:
+    if pattern == BACKBONE:
+        return not is_head(_path(path))
+    return re.search(pattern, '/'.join(_path(path))) is not None
+
+
+def _path(path: tuple) -> tuple[str, ...]:
+    return tuple(key.key for key in path)
+
+
 @dataclasses.dataclass(frozen=True)
 class WeightDecay:
     """Weight decay on the parameters that a pattern names.
@@ -62,7 +135,7 @@ class WeightDecay:
 
     def mask(self, params: Any) -> Any:
         """A PyTree like `params`: True for what it acts on."""
-        return patterns.matches(self.pattern, params)
+        return matches(self.pattern, params)
 
 
 def make_optimizer(
@@ -70,7 +143,7 @@ def make_optimizer(
     schedule: optax.Schedule,
     decay: WeightDecay,
     rates: RateFactors,
-    plateau: Plateau | None,
+    plateau: 'Plateau | None',
     seed: int,
 ) -> optax.GradientTransformation:
     """Builds what turns a gradient into the change of the parameters.
@@ -122,7 +195,7 @@ def make_optimizer(
     if rates.lr_factors:
         parts.append(_scale_rates(rates))
     if plateau is not None:
-        parts.append(scale_on_plateau(plateau))
+        parts.append(plateau.transformation())
 
     def labels(params: Any) -> Any:
         return jax.tree.map(lambda factor: 'trained' if factor else 'frozen', rates.of(params))
@@ -133,7 +206,9 @@ def make_optimizer(
     return optax.with_extra_args_support(whole)
 
 
-def check(optimizer: Mapping[str, Any], built: optax.GradientTransformation, params: Any) -> None:
+def check_optimizer(
+    optimizer: Mapping[str, Any], built: optax.GradientTransformation, params: Any
+) -> None:
     """Tries an optimizer on the shapes of a model's parameters; computes nothing.
 
     Args:
@@ -147,7 +222,7 @@ def check(optimizer: Mapping[str, Any], built: optax.GradientTransformation, par
 
     def update(params: Any) -> Any:
         state = built.init(params)
-        return built.update(params, state, params, value=jax.numpy.zeros(()))
+        return built.update(params, state, params, value=jnp.zeros(()))
 
     try:
         jax.eval_shape(update, params)
@@ -240,3 +315,30 @@ def _scale_rates(rates: RateFactors) -> optax.GradientTransformation:
         return jax.tree.map(lambda u, f: u * f, updates, rates.of(params))
 
     return optax.stateless(scale)
+
+
+@dataclasses.dataclass(frozen=True)
+class Averaging:
+    """An exponential or uniform average of the parameters; false if there is none.
+
+    `ema_decay` is that of an exponential average. It begins at the initial parameters, and so that they are
+    soon forgotten, its decay is at most (1 + t) / (10 + t), as TensorFlow's `ExponentialMovingAverage` had
+    it when Inception-v3 was trained.
+
+    `polyak_from` is the step from which on it is Polyak's: the plain mean of the parameters after every
+    step (Polyak and Juditsky 1992); until then it is the parameters themselves.
+
+    BatchNorm's running statistics are averaged in the same way.
+    """
+
+    ema_decay: float = 0.0
+    polyak_from: float | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.ema_decay) or self.polyak_from is not None
+
+    def pull(self, t: jax.Array) -> jax.Array:
+        """The share of the way to the parameters of step t ≥ 1: average += pull(t) · (parameters − average)."""
+        if self.polyak_from is not None:
+            return 1.0 / jnp.maximum(t - self.polyak_from + 1, 1.0)
+        return 1.0 - jnp.minimum(self.ema_decay, (1.0 + t) / (10.0 + t))

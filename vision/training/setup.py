@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -22,47 +22,20 @@ from vision.models.base import check_contract, init_variables
 from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
 from vision.task.base import Selection, Task, task_of
-from vision.training import optimizer as optimizer_lib
-from vision.training import patterns
-from vision.training.averages import Averaging, make_averaging
-from vision.training.optimizer import WeightDecay, make_optimizer
-from vision.training.patterns import RateFactors
-from vision.training.plateau import Plateau, make_plateau
+from vision.training.optimizer import (
+    BACKBONE,
+    Averaging,
+    RateFactors,
+    WeightDecay,
+    check_optimizer,
+    check_pattern,
+    make_optimizer,
+)
 from vision.training.schedules import make_schedule, peak_rate
-from vision.training.update import Update, make_update
+from vision.training.step import Recipe, make_update
 
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """All that a training step is built of.
-
-    Attributes:
-      model: unbound.
-      task: what is optimised.
-      update: from the examples to the optimizer's gradient.
-      optimizer: optax's.
-      schedule: the learning rate by step.
-      averaging: of the parameters.
-      factors: of the learning rate by parameter; 0 where one is frozen.
-      plateau: the schedule's settings, if it is told of evaluations.
-      frozen: whether dropout and BatchNorm run as in evaluation.
-      accumulate: the parts that a batch is computed in.
-      shard: 'data' or 'fsdp'.
-      seed: of the parameters and the steps' randomness.
-    """
-
-    model: nn.Module
-    task: Task
-    update: Update
-    optimizer: optax.GradientTransformation
-    schedule: optax.Schedule
-    averaging: Averaging
-    factors: RateFactors
-    plateau: Plateau | None
-    frozen: bool
-    accumulate: int
-    shard: str
-    seed: int
+if TYPE_CHECKING:
+    from vision.training.plateau import Plateau
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,19 +43,25 @@ class Setup:
     """A run, resolved.
 
     Attributes:
-      config: checked; nothing in it is missing, and `training.polyak_from` is in steps.
+      config: as it is recorded: checked, complete, with `training.polyak_from` in steps.
       mesh: of all devices.
       train: the training split.
       validation: the split that models are selected on, or None.
       test: the split that is reported once, or None.
       input_shape: (H, W, C) of what the model is fed.
       loading: how the training split is fed.
+      eval_ops: the op string of evaluation.
+      eval_batch_size: for each device.
+      own_statistics: whether the training split's mean and deviation replace those of the config.
+      init_from: weights to start from, or None.
+      model_name: in the registry, or 'package.module:Class'.
       recipe: of the training step.
       selection: the order of evaluations.
       total_steps: of the run.
       stop_step: where it stops this time, ≤ total_steps.
       patience: in steps, how long nothing better may be seen before it ends; None is for ever.
       eval_every, checkpoint_every, log_every: at which steps that is due.
+      keep: how many of the last checkpoints are kept.
     """
 
     config: ConfigDict
@@ -92,6 +71,11 @@ class Setup:
     test: Source | None
     input_shape: tuple[int, int, int]
     loading: inputs.Loading
+    eval_ops: str
+    eval_batch_size: int
+    own_statistics: bool
+    init_from: str | None
+    model_name: str
     recipe: Recipe
     selection: Selection
     total_steps: int
@@ -100,6 +84,7 @@ class Setup:
     eval_every: durations.Every
     checkpoint_every: durations.Every
     log_every: durations.Every
+    keep: int
 
     @property
     def model(self) -> nn.Module:
@@ -122,8 +107,8 @@ class Setup:
             'image_shape': None if shape is None else list(shape),
             'input_shape': list(self.input_shape),
             'num_examples': {k: v.num_examples for k, v in splits.items() if v is not None},
-            'mean': list(self.config.preprocess.mean),
-            'std': list(self.config.preprocess.std),
+            'mean': list(self.task.settings.mean),
+            'std': list(self.task.settings.std),
         }
 
 
@@ -134,10 +119,11 @@ def setup(config: ConfigDict) -> Setup:
       UserError: anything in it that makes no sense, or data that is not there.
     """
     config = config_lib.resolve(config)
+    training, preprocess = config.training, config.preprocess
     mesh = mesh_lib.make_mesh()
-    mesh_lib.check_batch_size(
-        config.training.batch_size, mesh, 'training.batch_size', config.training.accumulate
-    )
+    mesh_lib.check_batch_size(training.batch_size, mesh, 'training.batch_size', training.accumulate)
+
+    # The data.
     train = data.load(config.data, 'train')
     validation, test = (_load_optional(config.data, split) for split in ('validation', 'test'))
     for split in (validation, test):
@@ -146,28 +132,78 @@ def setup(config: ConfigDict) -> Setup:
                 f'{split.name} has {len(split.class_names)} classes and {train.name} has '
                 f'{len(train.class_names)}, or they have other names'
             )
-
-    sizes = (config.training.batch_size, train.num_examples)
-
-    def to_steps(text: str, key: str) -> int:
-        return durations.to_steps(text, *sizes, key)
-
-    def every(key: str) -> durations.Every:
-        return durations.Every(durations.steps_in(config.training[key], *sizes, key))
-
-    total_steps = to_steps(config.training.duration, 'training.duration')
     if config.schedule.name == 'plateau' and validation is None:
         raise UserError('schedule.name=plateau needs a validation split: data.validation')
-    config = _resolve_polyak(config, total_steps, to_steps)
-    stop, patience = config.training.stop_after, config.training.patience
-    if patience is not None and validation is None:
+    if training.patience is not None and validation is None:
         raise UserError('training.patience: this data has no validation split to judge by')
-    for ops in (config.preprocess.train, config.preprocess.eval):
+    for ops in (preprocess.train, preprocess.eval):
         inputs.check(train, ops)
-    input_shape = inputs.input_shape(train, config.preprocess.eval)
-    check_channels(config.preprocess.mean, config.preprocess.std, input_shape[-1])
+    input_shape = inputs.input_shape(train, preprocess.eval)
+    check_channels(preprocess.mean, preprocess.std, input_shape[-1])
+
+    # Durations in steps.
+    def steps_in(key: str) -> Fraction:
+        sizes = training.batch_size, train.num_examples
+        return durations.steps_in(training[key], *sizes, f'training.{key}')
+
+    def to_steps(text: str, key: str) -> int:
+        return durations.to_steps(text, training.batch_size, train.num_examples, key)
+
+    total_steps = to_steps(training.duration, 'training.duration')
+    stop_step = total_steps
+    if training.stop_after is not None:
+        stop_step = min(total_steps, to_steps(training.stop_after, 'training.stop_after'))
+    if training.polyak_from is not None:
+        training.polyak_from = _polyak_start(training.polyak_from, total_steps, to_steps)
+
+    # The training step.
     model = create_model(**{'num_classes': len(train.class_names)} | config.model.to_dict())
     recipe = make_recipe(config, model, train.class_names, total_steps, to_steps)
+    _check_task(config, recipe, train)
+    check_contract(model, input_shape)
+    shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
+    recipe.factors.check(shapes['params'])
+    optimizer = config.optimizer.to_dict()
+    if config.weight_decay or optimizer.get('weight_decay'):
+        check_pattern('weight_decay_pattern', config.weight_decay_pattern, shapes['params'])
+    check_optimizer(optimizer, recipe.optimizer, shapes['params'])
+    return Setup(
+        config=config,
+        mesh=mesh,
+        train=train,
+        validation=validation,
+        test=test,
+        input_shape=input_shape,
+        loading=loading_of(config),
+        eval_ops=preprocess.eval,
+        eval_batch_size=config.evaluation.batch_size,
+        own_statistics=preprocess.normalise == 'dataset',
+        init_from=config.init_from,
+        model_name=config.model.name,
+        recipe=recipe,
+        selection=Selection(recipe.task, training.best_by),
+        total_steps=total_steps,
+        stop_step=stop_step,
+        patience=None if training.patience is None else steps_in('patience'),
+        eval_every=durations.Every(steps_in('eval_every')),
+        checkpoint_every=durations.Every(steps_in('checkpoint_every')),
+        log_every=durations.Every(steps_in('log_every')),
+        keep=training.keep,
+    )
+
+
+def _polyak_start(text: str, total_steps: int, to_steps: Callable[[str, str], int]) -> str:
+    """The duration `training.polyak_from` in steps: the training step knows no epochs."""
+    start = to_steps(text, 'training.polyak_from')
+    if start >= total_steps:
+        raise UserError(
+            f'training.polyak_from={text!r} is {start} steps; the whole run has {total_steps}'
+        )
+    return f'{start} steps'
+
+
+def _check_task(config: ConfigDict, recipe: Recipe, train: Source) -> None:
+    """Raises UserError unless the task takes this data, its views and the plateau's metric."""
     recipe.task.check(train)
     if config.data.views > 1 and not recipe.task.takes_views:
         raise UserError(
@@ -178,51 +214,6 @@ def setup(config: ConfigDict) -> Setup:
             f"schedule.metric='loss': the task {config.task.name!r} has no such metric; leave it out to "
             'follow what the run is selected by'
         )
-    check_contract(model, input_shape)
-    shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
-    recipe.factors.check(shapes['params'])
-    optimizer_config = config.optimizer.to_dict()
-    if config.weight_decay or optimizer_config.get('weight_decay'):
-        patterns.check('weight_decay_pattern', config.weight_decay_pattern, shapes['params'])
-    optimizer_lib.check(optimizer_config, recipe.optimizer, shapes['params'])
-    return Setup(
-        config=config,
-        mesh=mesh,
-        train=train,
-        validation=validation,
-        test=test,
-        input_shape=input_shape,
-        loading=loading_of(config),
-        recipe=recipe,
-        selection=Selection(recipe.task, config.training.best_by),
-        total_steps=total_steps,
-        stop_step=total_steps
-        if stop is None
-        else min(total_steps, to_steps(stop, 'training.stop_after')),
-        patience=None
-        if patience is None
-        else durations.steps_in(patience, *sizes, 'training.patience'),
-        eval_every=every('eval_every'),
-        checkpoint_every=every('checkpoint_every'),
-        log_every=every('log_every'),
-    )
-
-
-def _resolve_polyak(
-    config: Any, total_steps: int, to_steps: Callable[[str, str], int]
-) -> ConfigDict:
-    """A config in which Polyak's average begins at a step: the training step knows no epochs."""
-    if config.training.polyak_from is None:
-        return config
-    start = to_steps(config.training.polyak_from, 'training.polyak_from')
-    if start >= total_steps:
-        raise UserError(
-            f'training.polyak_from={config.training.polyak_from!r} is {start} steps; '
-            f'the whole run has {total_steps}'
-        )
-    config = config.copy_and_resolve_references()
-    config.training.polyak_from = f'{start} steps'
-    return config
 
 
 def loading_of(config: Any) -> inputs.Loading:
@@ -244,7 +235,7 @@ def make_recipe(
     model: nn.Module,
     class_names: Sequence[str],
     total_steps: int,
-    to_steps: Callable[[str, str], int] | None = None,
+    to_steps: Callable[[str, str], int] = lambda text, key: durations.to_steps(text, 1, 1, key),
 ) -> Recipe:
     """Builds what a config says of the training step.
 
@@ -258,20 +249,20 @@ def make_recipe(
     Raises:
       UserError: an unknown name, or an argument or value that does not fit.
     """
-    training = config.training
+    training, start = config.training, config.training.polyak_from
     lr = peak_rate(config.optimizer.lr, config.optimizer.lr_for_batch, training.batch_size)
-    settings = config.schedule.to_dict()
-    schedule = make_schedule(settings, lr, total_steps, to_steps or _only_steps)
+    schedule = make_schedule(config.schedule.to_dict(), lr, total_steps, to_steps)
+    polyak_from = None if start is None else to_steps(start, 'training.polyak_from')
     return Recipe(
         model=model,
         task=task_of(config, class_names, model.num_classes),
         update=make_update(config['update']),
         optimizer=build_optimizer(config, schedule),
         schedule=schedule,
-        averaging=make_averaging(training.to_dict()),
+        averaging=Averaging(training.ema_decay, polyak_from),
         factors=RateFactors(config.freeze, config.lr_factors),
-        plateau=make_plateau(settings),
-        frozen=config.freeze == patterns.BACKBONE,
+        plateau=_plateau_of(config),
+        frozen=config.freeze == BACKBONE,
         accumulate=training.accumulate,
         shard=training.shard,
         seed=config.seed,
@@ -289,17 +280,21 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
         schedule,
         WeightDecay(config.weight_decay, config.weight_decay_pattern, config.weight_decay_form),
         RateFactors(config.freeze, config.lr_factors),
-        make_plateau(config.schedule.to_dict()),
+        _plateau_of(config),
         config.seed,
     )
 
 
-def _only_steps(text: str, key: str) -> int:
-    return durations.to_steps(text, 1, 1, key)
+def _plateau_of(config: ConfigDict) -> 'Plateau | None':
+    if config.schedule.name != 'plateau':
+        return None
+    from vision.training.plateau import Plateau
+
+    return Plateau.of(config.schedule)
 
 
-def normalised(run: Setup, dataset: dict[str, Any] | None = None) -> Setup:
-    """The run with what `preprocess.normalise` asks for in place of its config's mean and std.
+def normalised(run: Setup, dataset: Mapping[str, Any] | None = None) -> Setup:
+    """The run with the training split's mean and deviation, if `preprocess.normalise` asks for them.
 
     Args:
       run: as `setup` returns it.
@@ -309,21 +304,15 @@ def normalised(run: Setup, dataset: dict[str, Any] | None = None) -> Setup:
     Raises:
       UserError: the training split has no image, or none but of one colour.
     """
-    if run.config.preprocess.normalise == 'constants':
+    if not run.own_statistics:
         return run
-    config = run.config.copy_and_resolve_references()
-    preprocess = config.preprocess
     if dataset is None:
-        from vision.preprocess.inputs import channel_statistics
-
-        preprocess.mean, preprocess.std = channel_statistics(
-            run.train, preprocess.eval, config.evaluation.batch_size, run.mesh
-        )
+        found = inputs.channel_statistics(run.train, run.eval_ops, run.eval_batch_size, run.mesh)
     else:
-        preprocess.mean, preprocess.std = tuple(dataset['mean']), tuple(dataset['std'])
-    task = task_of(config, run.train.class_names, run.model.num_classes)
-    recipe = dataclasses.replace(run.recipe, task=task)
-    return dataclasses.replace(run, config=config, recipe=recipe)
+        found = tuple(dataset['mean']), tuple(dataset['std'])
+    settings = dataclasses.replace(run.task.settings, mean=found[0], std=found[1])
+    task = dataclasses.replace(run.task, settings=settings)
+    return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, task=task))
 
 
 def _load_optional(settings: Mapping[str, Any], split: str) -> Source | None:

@@ -1,27 +1,131 @@
-"""The training step: a pure function of the state and a batch."""
+"""The training step: a pure function of the state and a batch, built of a recipe.
 
-from collections.abc import Callable, Sequence
-from typing import Any
+Its update, by `config.update`, makes the gradient that the optimizer gets of the examples. It is a
+function, ours by name or a user's as 'package.module:function':
 
+    update(state, examples, gradient_of, **arguments) -> (gradient, outcome)
+
+`gradient_of(params, examples)` differentiates the loss of the global batch at any parameters and returns
+`(gradient, outcome)`. It accumulates in parts inside (`training.accumulate`), and the gradient lies on
+the devices as the parameters do (`training.shard`), so that every update does both.
+
+`outcome` is the task's (`vision.task.Outcome`) with its `objective`. Of what the update returns, the sums are
+logged, and `batch_stats` and `extra` become the state's.
+"""
+
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from vision.core import keys
+from vision.core import arguments, keys
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.core.state import TrainState
 from vision.models.base import init_variables, run_once
 from vision.preprocess.device import Batch
-from vision.task.base import Apply, Examples, Outcome
-from vision.training import plateau
-from vision.training.setup import Recipe
-from vision.training.update import GradientOf
+from vision.task.base import Apply, Examples, Outcome, Task
+from vision.training.optimizer import Averaging, RateFactors
+
+if TYPE_CHECKING:
+    from vision.training.plateau import Plateau
 
 Metrics = dict[str, jax.Array]
-
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+GradientOf = Callable[[Any, Examples], tuple[Any, Outcome]]
+Update = Callable[[TrainState, Examples, GradientOf], tuple[Any, Outcome]]
+
+
+def gradient(state: TrainState, examples: Examples, gradient_of: GradientOf) -> tuple[Any, Outcome]:
+    """The gradient of the loss at the state's parameters."""
+    return gradient_of(state.params, examples)
+
+
+def sam(
+    state: TrainState, examples: Examples, gradient_of: GradientOf, rho: float = 0.05
+) -> tuple[Any, Outcome]:
+    """The gradient where the loss is highest nearby (Foret et al. 2021, eq. 2 and algorithm 1).
+
+    w + ρ g / ‖g‖₂ approximates that place, with g the gradient at w and the norm over all parameters. The
+    second gradient is taken on the same examples, dropped-out units included. The sums, and
+    BatchNorm's running statistics are those of the first pass, at w. Weight decay is in the optimizer
+    and takes no part in the ascent. A step costs two forward and backward passes.
+
+    Args:
+      state: before the step.
+      examples: of the batch.
+      gradient_of: differentiates the loss.
+      rho: the distance ρ ≥ 0 that is climbed.
+    """
+    ascent, outcome = gradient_of(state.params, examples)
+    # A gradient of zero climbs nowhere.
+    scale = rho / jnp.maximum(optax.global_norm(ascent), 1e-12)
+    climbed = jax.tree.map(lambda p, g: p + scale * g, state.params, ascent)
+    descent, _ = gradient_of(climbed, examples)
+    return descent, outcome
+
+
+UPDATES: dict[str, Callable] = {'gradient': gradient, 'sam': sam}
+
+
+def make_update(config: Mapping[str, Any]) -> Update:
+    """The update that `config.update` names, with its arguments.
+
+    Raises:
+      UserError: an unknown update or argument, or a value that the argument cannot have.
+    """
+    name = config['name']
+    function = arguments.find('update', name, UPDATES)
+    given = {key: config[key] for key in config if key != 'name'}
+    parameters = list(inspect.signature(function).parameters)
+    if len(parameters) < 3:
+        raise UserError(
+            f'update {config["name"]!r} must take (state, examples, gradient_of), and its arguments after them'
+        )
+    arguments.check(f'update {config["name"]!r}', function, parameters[3:], given)
+    if given.get('rho', 0.0) < 0:
+        raise UserError(f'update {config["name"]!r}: rho={given["rho"]} must be 0 or more')
+    return functools.partial(function, **given)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that a training step is built of.
+
+    Attributes:
+      model: unbound.
+      task: what is optimised.
+      update: from the examples to the optimizer's gradient.
+      optimizer: optax's.
+      schedule: the learning rate by step.
+      averaging: of the parameters.
+      factors: of the learning rate by parameter; 0 where one is frozen.
+      plateau: the schedule's settings, if it is told of evaluations.
+      frozen: whether dropout and BatchNorm run as in evaluation.
+      accumulate: the parts that a batch is computed in.
+      shard: 'data' or 'fsdp'.
+      seed: of the parameters and the steps' randomness.
+    """
+
+    model: nn.Module
+    task: Task
+    update: Update
+    optimizer: optax.GradientTransformation
+    schedule: optax.Schedule
+    averaging: Averaging
+    factors: RateFactors
+    plateau: 'Plateau | None'
+    frozen: bool
+    accumulate: int
+    shard: str
+    seed: int
 
 
 def init_state(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh) -> TrainState:
@@ -99,17 +203,18 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
         params = optax.apply_updates(state.params, updates)
         ema_params, ema_batch_stats = state.ema_params, state.ema_batch_stats
         if recipe.averaging:
-            rate = recipe.averaging.pull(state.step + 1)
-            ema_params = optax.incremental_update(params, ema_params, rate)
-            ema_batch_stats = optax.incremental_update(outcome.batch_stats, ema_batch_stats, rate)
+            pull = recipe.averaging.pull(state.step + 1)
+            ema_params = optax.incremental_update(params, ema_params, pull)
+            ema_batch_stats = optax.incremental_update(outcome.batch_stats, ema_batch_stats, pull)
 
+        rate = recipe.schedule(state.step)
+        if recipe.plateau is not None:
+            rate *= recipe.plateau.scale(state.opt_state)
         param_norm = optax.global_norm(params)
         metrics = {
             **outcome.sums,
             'count': jnp.sum(examples['mask']),
-            'lr': jnp.asarray(
-                recipe.schedule(state.step) * plateau.scale(state.opt_state), jnp.float32
-            ),
+            'lr': jnp.asarray(rate, jnp.float32),
             'grad_norm': optax.global_norm(gradient),
             'param_norm': param_norm,
             'finite': jnp.isfinite(outcome.objective) & jnp.isfinite(param_norm),
@@ -131,7 +236,7 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
 
 
 def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Array], GradientOf]:
-    """Builds `(state, key) -> gradient_of`, as updates get it (`vision.training.update`)."""
+    """Builds `(state, key) -> gradient_of`, as updates get it."""
     parts, shard = recipe.accumulate, recipe.shard
 
     def objective(

@@ -25,7 +25,7 @@ LIMIT = 600  # seconds after which a child is ended, whatever it does
 
 def main() -> None:
     """Serves until its input ends."""
-    # As `vision.core.tf_cpu` has it, which each child calls for itself.
+    # As `vision.core.startup.tf_cpu` has it, which each child calls for itself.
     os.environ |= {'TF_CPP_MIN_LOG_LEVEL': '3', 'TF_ENABLE_ONEDNN_OPTS': '0'}
     import orbax.checkpoint  # noqa: F401
     import rich.console  # noqa: F401

@@ -23,10 +23,10 @@ def uniform(self, low=0.0, high=1.0, shape=()):
 
 
 def main():
-    from vision.core import cli, keys
-    from vision.preprocess.draws import DeviceRng
+    from vision.core import cli
+    from vision.preprocess import device
 
-    keys.image_key, DeviceRng.uniform = image_key, uniform
+    device.image_key, device.DeviceRng.uniform = image_key, uniform
     sys.argv = ['train', *sys.argv[1:]]
     from experiments import train
 

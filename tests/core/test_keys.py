@@ -5,8 +5,8 @@ import itertools
 import jax
 import numpy as np
 
-from vision.core import keys
 from vision.core.config import default_config
+from vision.core.state import DROPOUT, MIX, PARAMS, PART, RUN, image_key, root_key
 from vision.data.order import hash64
 from vision.preprocess.draws import PER_OP, draw
 
@@ -27,11 +27,11 @@ def test_no_two_uses_share_a_key():
     """Over seeds, steps, epochs, examples and views, and what steps and ops make of their keys."""
     every = []
     for seed in SEEDS:
-        roots = jax.numpy.stack([keys.root(seed, use) for use in (keys.PARAMS, keys.RUN)])
+        roots = jax.numpy.stack([root_key(seed, use) for use in (PARAMS, RUN)])
         steps = fold(roots[1], FEW)
-        parts = fold(fold(steps, np.array([keys.PART])), FEW)
-        uses = fold(steps, np.array([keys.DROPOUT, keys.MIX]))
-        images = jax.vmap(lambda e, i, v, seed=seed: keys.image_key(seed, e, i, v))(
+        parts = fold(fold(steps, np.array([PART])), FEW)
+        uses = fold(steps, np.array([DROPOUT, MIX]))
+        images = jax.vmap(lambda e, i, v, seed=seed: image_key(seed, e, i, v))(
             *map(np.array, zip(*itertools.product(FEW, FEW, range(3)), strict=True))
         )
         ops = fold(
@@ -44,16 +44,16 @@ def test_no_two_uses_share_a_key():
 
 
 def test_the_first_view_is_that_of_a_run_without_views():
-    one, other = keys.image_key(5, 2, 7), keys.image_key(5, 2, 7, view=1)
-    np.testing.assert_array_equal(data(one), data(keys.image_key(5, 2, 7, view=0)))
+    one, other = image_key(5, 2, 7), image_key(5, 2, 7, view=1)
+    np.testing.assert_array_equal(data(one), data(image_key(5, 2, 7, view=0)))
     assert (data(one) != data(other)).any()
 
 
 def test_parameters_and_steps_have_the_keys_of_recorded_runs():
     seed = default_config().seed
     expected = data(jax.random.split(jax.random.key(seed)))
-    np.testing.assert_array_equal(data(keys.root(seed, keys.PARAMS)), expected[:1])
-    np.testing.assert_array_equal(data(keys.root(seed, keys.RUN)), expected[1:])
+    np.testing.assert_array_equal(data(root_key(seed, PARAMS)), expected[:1])
+    np.testing.assert_array_equal(data(root_key(seed, RUN)), expected[1:])
 
 
 def test_the_hosts_draws_are_not_those_of_the_order():

@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vision.core.errors import UserError
-from vision.data.splits import hold_out
+from vision.data.order import hold_out
 
 label_lists = st.lists(st.integers(0, 5), min_size=2, max_size=300)
 

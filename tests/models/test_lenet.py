@@ -8,7 +8,7 @@ import pytest
 from tests.golden.generator import images
 from vision.core.errors import UserError
 from vision.models import create_model
-from vision.models.lenet import C3_INPUTS, digit_codes, squash, uniform_by_fan_in
+from vision.models.lenet_1998 import C3_INPUTS, digit_codes, squash, uniform_by_fan_in
 
 
 def apply(model, params, x):

@@ -7,9 +7,9 @@ import pytest
 
 from tests.tiers import split
 from tests.training.test_step import Linear
-from vision.core import keys
 from vision.core.config import default_config
 from vision.core.mesh import make_mesh
+from vision.core.state import MIX
 from vision.preprocess.mix import mix
 from vision.task import losses
 from vision.training.setup import make_recipe
@@ -118,7 +118,7 @@ def test_the_step_trains_on_smoothed_mixed_labels(kind):
         'mask': np.array([1, 1, 1, 0, 1, 1, 1, 1], np.float32),
     }
     state = init_state(recipe, (32, 32, 1), mesh)
-    key = jax.random.fold_in(jax.random.fold_in(state.rng, 0), keys.MIX)
+    key = jax.random.fold_in(jax.random.fold_in(state.rng, 0), MIX)
     images, targets = mixed(
         batch['image'] / np.float32(255),
         np.eye(3, dtype=np.float32)[batch['label']],

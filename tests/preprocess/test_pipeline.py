@@ -349,7 +349,7 @@ def test_memory_is_flat_over_three_epochs_of_twenty_thousand_images(jpegs):
 
 
 def test_tensorflow_sees_no_accelerator():
-    from vision.core.tf_cpu import tf_cpu
+    from vision.core.startup import tf_cpu
 
     assert tf_cpu().config.get_visible_devices('GPU') == []
 

@@ -1,13 +1,16 @@
-"""What a command sets before JAX is used; importing `vision` sets none of it.
+"""Settings of a process before JAX and TensorFlow are used; importing `vision` sets none of them.
 
 Settings of a backend are registered here by the module that knows the backend (`vision/models/cpu/startup.py`). Commands
 apply them: `at_start` first of all, then `tune` and `use_compilation_cache`.
 """
 
+import functools
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 # Names the variables that `restart` has set.
 _OURS = 'VISION_SET'
@@ -71,3 +74,30 @@ def use_compilation_cache() -> None:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
     if 'jax' in sys.modules:
         sys.modules['jax'].config.update('jax_compilation_cache_dir', str(folder))
+
+
+@functools.cache
+def tf_cpu() -> ModuleType:
+    """Imports TensorFlow when it is first needed, silent, and returns it; it sees no accelerator: those belong to JAX.
+
+    Raises:
+      RuntimeError: TensorFlow was used before and holds an accelerator already.
+    """
+    # TensorFlow prints a traceback for each image that cannot be decoded, though it is caught. JAX
+    # has set the level to 1 for itself by now.
+    if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':
+        os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
+    # oneDNN announces itself on stderr, and its sums depend on the machine.
+    os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
+    import tensorflow as tf
+
+    for kind in ('GPU', 'TPU'):
+        tf.config.set_visible_devices([], kind)
+    tf.get_logger().setLevel('ERROR')
+    return tf
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, without TensorFlow's names of nodes and ops around it."""
+    text = (str(error) or type(error).__name__).strip().split('\n')[0].strip('\'"')
+    return re.sub(r'\{\{.*?\}\}\s*|\s*\[(\[|Op).*', '', text)

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vision.core import arguments
+from vision.core.config_keys import check_arguments, find
 from vision.core.errors import UserError, unknown
 from vision.data import arrays
 from vision.data.source import BadImage, NoSplitError, Source
@@ -91,10 +91,10 @@ def load(data: Mapping[str, Any], split: str) -> Source:
     Raises:
       UserError: an unknown source, split or key, or whatever is wrong with the data.
     """
-    opened = arguments.find('data.source', data['source'], SOURCES)
+    opened = find('data.source', data['source'], SOURCES)
     own = inspect.signature(opened).parameters
     if surplus := [key for key in data if key not in own and key not in _PIPELINE_KEYS]:
-        every = [arguments.find('data.source', name, SOURCES) for name in SOURCES]
+        every = [find('data.source', name, SOURCES) for name in SOURCES]
         known = {key for source in every for key in inspect.signature(source).parameters} | set(own)
         for key in surplus:
             if key not in known:
@@ -107,7 +107,7 @@ def load(data: Mapping[str, Any], split: str) -> Source:
     is_class = isinstance(opened, type)
     annotated = inspect.getattr_static(opened, '__init__') if is_class else opened
     name = f'source {data["source"]!r}'
-    arguments.check(name, annotated, list(taken), taken)
+    check_arguments(name, annotated, list(taken), taken)
     if data['source'] in SOURCES:
         return opened(split, **taken)
     try:

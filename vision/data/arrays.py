@@ -12,9 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from vision.core.errors import UserError, unknown
-from vision.data.order import hash64
+from vision.data.order import hash64, hold_out
 from vision.data.source import ArraySource, NoSplitError, as_labels
-from vision.data.splits import hold_out
 
 _IDX_PREFIX = {'train': 'train', 'test': 't10k'}
 _MOST_CLASSES = 1_000_000

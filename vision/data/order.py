@@ -1,4 +1,4 @@
-"""The order of the examples: a function of (seed, epoch, id) and of nothing else.
+"""The order of the examples and their splits: functions of (seed, epoch, id), and of the id, and of nothing else.
 
 Plain integer arithmetic, so the order is the same on every machine, Python and NumPy. Epochs
 follow one another without a gap: position p of the endless stream is example
@@ -14,7 +14,10 @@ import functools
 
 import numpy as np
 
+from vision.core.errors import UserError
+
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
+_SALT = 0x5B11  # of splits
 
 
 def hash64(*values: int | np.ndarray) -> np.ndarray:
@@ -111,3 +114,39 @@ def view_counters(epochs: np.ndarray, views: int) -> np.ndarray:
       int [B, V], no two of which are the same for an id: epoch · V + view. The epochs for V = 1.
     """
     return epochs[:, None] * views + np.arange(views)
+
+
+def hold_out(labels: np.ndarray, count: int | float) -> tuple[np.ndarray, np.ndarray]:
+    """Holds examples out of a split, each class in proportion.
+
+    Args:
+      labels: int [N]; or 0 and 1 [N, K], where each set of labels that occurs counts as a class.
+      count: how many to hold out; below 1 it is a fraction of N.
+
+    Returns:
+      The ids that stay and the ids held out, each ascending: int64, disjoint, together 0 … N − 1.
+      A class of n examples loses n · count / N of them, rounded down or up so that the sum is
+      exactly `count`.
+
+    Raises:
+      UserError: count is negative or leaves nothing.
+    """
+    n = len(labels)
+    total = round(count * n) if 0 < count < 1 else int(count)
+    if total < 0 or total >= n:
+        raise UserError(f'cannot hold {count} out of {n} examples')
+    _, first, classes, sizes = np.unique(
+        labels, return_index=True, return_inverse=True, return_counts=True, axis=0
+    )
+    shares = sizes * total / n
+    quota = np.floor(shares).astype(int)
+    # Of equal remainders the first class's; sets of labels, of which many are rare, in no order.
+    ties = np.arange(len(sizes)) if labels.ndim == 1 else hash64(_SALT, first)
+    largest_remainders = np.lexsort((ties, quota - shares))
+    quota[largest_remainders[: total - quota.sum()]] += 1
+    held = []
+    for cls, take in enumerate(quota):
+        ids = np.flatnonzero(classes.ravel() == cls)
+        held.append(ids[np.argsort(hash64(_SALT, ids), kind='stable')[:take]])
+    out = np.sort(np.concatenate(held)) if held else np.empty(0, np.int64)
+    return np.setdiff1d(np.arange(n), out), out.astype(np.int64)

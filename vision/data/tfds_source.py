@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vision.core.errors import UserError, nearest
-from vision.core.tf_cpu import first_line, tf_cpu
+from vision.core.startup import first_line, tf_cpu
 from vision.data.source import ArraySource, BadImage, Chunk, RecordSource, Source, as_labels
 
 SHUFFLE_WINDOW = 16_384  # encoded examples in memory: 1.8 GB of ImageNet's

@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from vision import data
-from vision.core import arguments
 from vision.core.config import complete_eval
+from vision.core.config_keys import find
 from vision.core.errors import UserError, unknown
 from vision.data.source import Source, count_named
 from vision.evaluation import protocols
@@ -286,7 +286,7 @@ def _open(run: Run, entry: Mapping[str, Any]) -> tuple[Source, bool]:
 def _check_place(given: Mapping[str, Any], source: str) -> None:
     """Raises UserError if a name or path of other data is given, and the source takes none."""
     place = [key for key in ('name', 'path') if given.get(key) is not None]
-    takes = inspect.signature(arguments.find('data.source', source, data.SOURCES)).parameters
+    takes = inspect.signature(find('data.source', source, data.SOURCES)).parameters
     if place and not any(key in takes for key in place):
         raise UserError(
             f'--eval.data.{place[0]}: the source {source!r} of this run takes no {place[0]}; '

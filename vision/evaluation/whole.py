@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
-from vision.core.tf_cpu import tf_cpu
+from vision.core.startup import tf_cpu
 from vision.data.source import BadImage, Source, read_each
 from vision.preprocess.device import Batch
 

@@ -9,7 +9,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from vision.core import arguments as arguments_lib
+from vision.core.config_keys import describe, find, fits, type_hints
 from vision.core.errors import UserError, nearest, unknown
 
 
@@ -31,7 +31,7 @@ _SHALLOW: dict[str, Any] = {'block': 'basic', 'stage_sizes': (3, 4, 6, 3)}
 _ORIGINAL: dict[str, Any] = {'stride_in': '1x1', 'zero_init_residual': False}
 
 MODELS: dict[str, Entry] = {
-    'lenet5_1998': Entry('lenet:LeNet5Original'),
+    'lenet5_1998': Entry('lenet_1998:LeNet5Original'),
     'lenet5': Entry('lenet:LeNet5'),
     'alexnet_2012': Entry('alexnet:AlexNet2012'),
     'alexnet': Entry('alexnet:AlexNet'),
@@ -117,7 +117,7 @@ def find_model(name: str) -> Callable[..., nn.Module]:
         return MODELS[name].load()
     if ':' not in str(name):
         raise unknown('model', name, MODELS)
-    return arguments_lib.find('model', name, {})
+    return find('model', name, {})
 
 
 def _read_dtype(dtype: Any) -> Any:
@@ -136,7 +136,7 @@ def _check_arguments(name: str, factory: Callable, arguments: dict[str, Any]) ->
     parameters = dict(inspect.signature(factory).parameters)
     known = [key for key in parameters if key not in ('parent', 'name')]
     takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = arguments_lib.type_hints(factory)
+    hints = type_hints(factory)
     for key, value in arguments.items():
         if key not in known and not takes_any:
             if key in ('num_classes', 'dtype'):
@@ -146,9 +146,7 @@ def _check_arguments(name: str, factory: Callable, arguments: dict[str, Any]) ->
             raise UserError(
                 f'model {name!r} has no argument {key!r}{hint}. Known: {", ".join(sorted(known))}.'
             )
-        if key in hints and not arguments_lib.fits(value, hints[key]):
-            raise UserError(
-                f'model {name!r}: {key}={value!r} is not {arguments_lib.describe(hints[key])}'
-            )
+        if key in hints and not fits(value, hints[key]):
+            raise UserError(f'model {name!r}: {key}={value!r} is not {describe(hints[key])}')
     if isinstance(arguments['num_classes'], int) and arguments['num_classes'] < 1:
         raise UserError(f'model {name!r}: num_classes={arguments["num_classes"]} is not 1 or more')

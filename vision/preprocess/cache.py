@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vision.core.errors import UserError
-from vision.core.tf_cpu import tf_cpu
+from vision.core.startup import tf_cpu
 from vision.data.source import Source, read_some
 from vision.preprocess.decode import MAX_PIXELS
 

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from vision.core import keys
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
+from vision.core.state import image_key
 from vision.data.order import batch_ids, view_counters
 from vision.data.source import Source, as_labels
 from vision.preprocess import ops as ops_lib
@@ -151,7 +151,7 @@ def _gather(
     rows = jnp.where(real, ids, 0)
 
     def one(image: jax.Array, epoch: jax.Array, row: jax.Array) -> jax.Array:
-        return apply_ops(ops, image, keys.image_key(seed, epoch, row))
+        return apply_ops(ops, image, image_key(seed, epoch, row))
 
     each = one if epochs.ndim == 1 else jax.vmap(one, in_axes=(None, 0, None))  # of its views
     is_real = real[:, None] if labels.ndim == 2 else real

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision.core.tf_cpu import tf_cpu
+from vision.core.startup import tf_cpu
 from vision.data.order import hash64
 
 PER_OP = 64  # numbers on the host, of which random_erasing takes 43; requests on the device

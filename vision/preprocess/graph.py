@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vision.core.errors import UserError
-from vision.core.tf_cpu import first_line, tf_cpu
+from vision.core.startup import first_line, tf_cpu
 from vision.data.order import view_counters
 from vision.data.source import BadImage, Image, Source, no_labels, read_each
 from vision.preprocess import cache as cache_lib

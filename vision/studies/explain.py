@@ -11,9 +11,17 @@ from typing import Any
 
 from rich.table import Column, Table
 
-from vision.core import arguments
 from vision.core import config as config_lib
-from vision.core.config_keys import EVAL_KEYS, KEYS, OPEN, Key, own_arguments
+from vision.core.config_keys import (
+    EVAL_KEYS,
+    KEYS,
+    OPEN,
+    Key,
+    describe,
+    find,
+    own_arguments,
+    type_hints,
+)
 from vision.core.errors import unknown
 
 # Of open sections: the registry, and how many arguments come before the config's.
@@ -112,7 +120,7 @@ def _row(key: Key, value: Any) -> dict[str, Any]:
 def _argument_rows(section: str, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Rows of the arguments of what a section names."""
     function, skipped = _named(section, values['source' if section == 'data' else 'name'])
-    given, hints = own_arguments(section, values), arguments.type_hints(function)
+    given, hints = own_arguments(section, values), type_hints(function)
     parameters = list(inspect.signature(function).parameters.values())[skipped:]
     for parameter in parameters:
         if parameter.name in _not_of_the_config(section):
@@ -126,7 +134,7 @@ def _argument_rows(section: str, values: Mapping[str, Any]) -> Iterator[dict[str
             'key': f'{section}.{parameter.name}',
             'value': given.get(parameter.name, default),
             'default': default,
-            'type': arguments.describe(hint) if _is_simple(hint) else '',
+            'type': describe(hint) if _is_simple(hint) else '',
             'meaning': _documented(function, parameter.name),
         }
 
@@ -138,8 +146,8 @@ def _named(section: str, name: str) -> tuple[Callable, int]:
 
         return find_model(name), 0
     module, registry, skipped = _REGISTRIES[section]
-    found = arguments.find(section, name, getattr(importlib.import_module(module), registry))
-    return (arguments.find(section, found, {}) if isinstance(found, str) else found), skipped
+    found = find(section, name, getattr(importlib.import_module(module), registry))
+    return (find(section, found, {}) if isinstance(found, str) else found), skipped
 
 
 def _not_of_the_config(section: str) -> tuple[str, ...]:

@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision.core import arguments, keys
 from vision.core import workdir as workdir_lib
+from vision.core.config_keys import check_arguments, find
 from vision.core.errors import UserError, unknown
+from vision.core.state import DROPOUT
 from vision.preprocess.device import normalise
 
 Batch = Mapping[str, jax.Array]
@@ -80,7 +81,7 @@ class Apply(NamedTuple):
             {'params': self.params if params is None else params, 'batch_stats': stats},
             images,
             train=self.train if train is None else train,
-            rngs={'dropout': jax.random.fold_in(key, keys.DROPOUT)},
+            rngs={'dropout': jax.random.fold_in(key, DROPOUT)},
             mutable=['batch_stats'],
         )
         return outputs, endpoints, updated.get('batch_stats', stats)
@@ -350,13 +351,13 @@ def make_task(config: Mapping[str, Any], settings: Settings) -> Task:
       UserError: an unknown task or argument, or a class that lacks a part of a task.
     """
     name = config['name']
-    cls = arguments.find('task', name, TASKS)
+    cls = find('task', name, TASKS)
     missing = [m for m in _REQUIRED if getattr(cls, m, None) in (None, getattr(Task, m))]
     if missing:
         raise UserError(f'task {name!r} lacks {", ".join(missing)}: see vision.task.Task')
     given = {key: value for key, value in config.items() if key != 'name'}
     own = [p for p in inspect.signature(cls).parameters if p != 'settings']
-    arguments.check(f'task {name!r}', cls, own, given)
+    check_arguments(f'task {name!r}', cls, own, given)
     try:
         return cls(settings, **given)
     except TypeError as e:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision.core import keys
 from vision.core.errors import UserError
+from vision.core.state import MIX
 from vision.task import metrics
 from vision.task.base import Apply, Batch, Columns, Examples, Metric, Outcome, Task
 from vision.task.losses import Criterion, make_criterion
@@ -40,7 +40,7 @@ class Classification(Task):
             examples['image'],
             jax.nn.one_hot(batch['label'], self.settings.num_outputs),
             batch['mask'],
-            jax.random.fold_in(key, keys.MIX),
+            jax.random.fold_in(key, MIX),
             self.settings.mixup,
             self.settings.cutmix,
         )

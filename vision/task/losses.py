@@ -14,8 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vision.core import arguments
-from vision.core.config_keys import declared, own_arguments
+from vision.core.config_keys import check_arguments, declared, find, own_arguments
 from vision.core.errors import UserError
 
 
@@ -122,10 +121,10 @@ def make_criterion(config: Mapping[str, Any], num_classes: int) -> Criterion:
         not fit K classes.
     """
     name = config['name']
-    function = arguments.find('loss.name', name, LOSSES)
+    function = find('loss.name', name, LOSSES)
     given = own_arguments('loss', config)
     own = list(inspect.signature(function).parameters)[2:]
-    arguments.check(f'loss {name!r}', function, [*own, *declared('loss')], given)
+    check_arguments(f'loss {name!r}', function, [*own, *declared('loss')], given)
     criterion = Criterion(
         functools.partial(function, **given) if given else function,
         config['label_smoothing'],

@@ -9,8 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision.core import keys
 from vision.core.errors import UserError
+from vision.core.state import MIX
 from vision.task.base import Apply, Batch, Columns, Examples, Metric, Outcome, Task
 from vision.task.classification import check_outputs
 from vision.task.losses import Criterion, make_criterion
@@ -62,7 +62,7 @@ class MultiLabel(Task):
             examples['image'],
             jnp.pad(batch['label'], ((0, 0), (0, missing))),
             batch['mask'],
-            jax.random.fold_in(key, keys.MIX),
+            jax.random.fold_in(key, MIX),
             self.settings.mixup,
             self.settings.cutmix,
         )

@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 import optax
 
-from vision.core import arguments
-from vision.core.config_keys import own_arguments
+from vision.core.config_keys import check_arguments, own_arguments
 from vision.core.errors import UserError, unknown
 
 ToSteps = Callable[[str, str], int]  # a duration and its key in the config, to steps
@@ -43,7 +42,7 @@ def make_schedule(
     if name not in SCHEDULES:
         raise unknown('schedule.name', name, SCHEDULES)
     own = list(inspect.signature(SCHEDULES[name]).parameters)[3:]
-    arguments.check(f'schedule {name!r}', SCHEDULES[name], own, args)
+    check_arguments(f'schedule {name!r}', SCHEDULES[name], own, args)
 
     def after_warmup(text: str, key: str) -> int:
         return to_steps(text, key) - warmup

@@ -25,10 +25,10 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from vision.core import arguments, keys
 from vision.core import mesh as mesh_lib
+from vision.core.config_keys import check_arguments, find
 from vision.core.errors import UserError
-from vision.core.state import TrainState
+from vision.core.state import EXTRA, PARAMS, PART, RUN, TrainState, root_key
 from vision.models.base import init_variables, run_once
 from vision.preprocess.device import Batch
 from vision.task.base import Apply, Examples, Outcome, Task
@@ -82,14 +82,14 @@ def make_update(config: Mapping[str, Any]) -> Update:
       UserError: an unknown update or argument, or a value that the argument cannot have.
     """
     name = config['name']
-    function = arguments.find('update', name, UPDATES)
+    function = find('update', name, UPDATES)
     given = {key: config[key] for key in config if key != 'name'}
     parameters = list(inspect.signature(function).parameters)
     if len(parameters) < 3:
         raise UserError(
             f'update {config["name"]!r} must take (state, examples, gradient_of), and its arguments after them'
         )
-    arguments.check(f'update {config["name"]!r}', function, parameters[3:], given)
+    check_arguments(f'update {config["name"]!r}', function, parameters[3:], given)
     if given.get('rho', 0.0) < 0:
         raise UserError(f'update {config["name"]!r}: rho={given["rho"]} must be 0 or more')
     return functools.partial(function, **given)
@@ -143,7 +143,7 @@ def init_state(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh) -> TrainS
     model, averaged = recipe.model, bool(recipe.averaging)
 
     def init() -> TrainState:
-        param_key, run_key = keys.root(recipe.seed, keys.PARAMS), keys.root(recipe.seed, keys.RUN)
+        param_key, run_key = root_key(recipe.seed, PARAMS), root_key(recipe.seed, RUN)
         variables = init_variables(model, input_shape, param_key)
         params, batch_stats = variables['params'], variables['batch_stats']
         return TrainState(
@@ -154,7 +154,7 @@ def init_state(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh) -> TrainS
             ema_params=params if averaged else None,
             ema_batch_stats=batch_stats if averaged else None,
             rng=run_key,
-            extra=recipe.task.init(model, variables, keys.root(recipe.seed, keys.EXTRA)),
+            extra=recipe.task.init(model, variables, root_key(recipe.seed, EXTRA)),
         )
 
     return mesh_lib.put_state(run_once(init), mesh, recipe.shard)
@@ -283,7 +283,7 @@ def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Arra
                 lambda x: jnp.zeros(x.shape, x.dtype), (params, (shapes.sums, shapes.objective))
             )
             start = (zeros, sums, state.batch_stats, state.extra)
-            part_keys = jax.random.split(jax.random.fold_in(key, keys.PART), parts)
+            part_keys = jax.random.split(jax.random.fold_in(key, PART), parts)
             carry, _ = jax.lax.scan(add, start, (part_keys, rows))
             gradient, (sums, value), stats, extra = carry
             return gradient, Outcome(sums, stats, extra, value)

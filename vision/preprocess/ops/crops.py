@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vision.core.errors import UserError
-from vision.core.tf_cpu import tf_cpu
+from vision.core.startup import tf_cpu
 from vision.preprocess.draws import DeviceRng, Rng
 from vision.preprocess.ops.resizing import resize_bilinear_fast
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vision.core.tf_cpu import tf_cpu
+from vision.core.startup import tf_cpu
 from vision.preprocess.decode import MAX_ASPECT, MAX_PIXELS, jpeg_needs_pillow, read
 
 

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from vision.core.tf_cpu import tf_cpu
+from vision.core.startup import tf_cpu
 from vision.preprocess.ops.color import blend, grey, mean_grey
 from vision.preprocess.ops.warp import rotation, transform
 

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from vision.core.tf_cpu import tf_cpu
+from vision.core.startup import tf_cpu
 from vision.preprocess.draws import DeviceRng, Rng
 
 

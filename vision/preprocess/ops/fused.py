@@ -8,7 +8,7 @@ few pixels in a hundred thousand (in a thousand, at scales such as 6/5) differ b
 
 from typing import Any
 
-from vision.core.tf_cpu import tf_cpu
+from vision.core.startup import tf_cpu
 from vision.preprocess import opstring
 from vision.preprocess.draws import Rng
 from vision.preprocess.ops import crops, resizing

@@ -4,7 +4,7 @@ from typing import Any
 
 import jax
 
-from vision.core.tf_cpu import tf_cpu
+from vision.core.startup import tf_cpu
 from vision.preprocess.draws import Rng
 from vision.preprocess.opstring import check_choice
 

@@ -5,7 +5,7 @@ The model is fed all views of an example and its answers are averaged.
 
 from typing import Any
 
-from vision.core.tf_cpu import tf_cpu
+from vision.core.startup import tf_cpu
 from vision.preprocess.ops.crops import central_crop
 from vision.preprocess.ops.resizing import resize_small
 

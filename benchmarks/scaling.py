@@ -21,9 +21,9 @@ DEPTHS = (20, 56, 110)
 
 _OF_XLA = """
 import json
-from vision.models import forms
+from vision.models.layers import xla_only
 from benchmarks import scaling
-with forms.xla_only():
+with xla_only():
     print(json.dumps({'depths': scaling.by_depth(), 'cost': [scaling.step_cost()]}))
 """
 

@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks import end_to_end, gpu, scaling, startup, throughput
 from benchmarks.input import make_jpegs
-from vision.models import forms
+from vision.models.layers import xla_only
 
 
 @pytest.mark.slow
@@ -66,7 +66,7 @@ def test_a_peer_s_resnet50_is_measured_after_ours(monkeypatch):
 
 def test_xla_counts_what_is_counted_by_hand():
     """A training step is three forward passes, but for the input gradient of the first layer."""
-    with forms.xla_only():
+    with xla_only():
         cost = scaling.step_cost('lenet5', 32, 64)
     assert 0.6 < cost['gflop'] / cost['gflop_by_hand'] < 1.1
     assert cost['mb_accessed'] > 4 * 32 * 32 * 3 / 1e6

@@ -2,11 +2,16 @@
 
 Images are [B, H, W, C], kernels [h, w, in, out]. Parameters are float32; `dtype` is what is
 computed in. Padding is symmetric and counted in pixels, as in the papers' tables.
+
+Convolution and max pooling are XLA's, or a registered faster form: a function with the arguments of `xla_convolve` or
+`xla_max_pool`, which returns the same values, up to the rounding of another order of sums, or None where it is not
+faster: for this shape, type or backend. `vision/models/cpu` registers some.
 """
 
 import math
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
@@ -14,12 +19,34 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-import vision.models.cpu.fast  # noqa: F401 - fast forms for CPUs: see vision/models/cpu
 from vision.core.errors import UserError
-from vision.models import forms
 
 Pair = int | tuple[int, int]
+Sides = Sequence[tuple[int, int]]  # padding before and after, in height and width
 Initializer = Callable[..., jax.Array]
+
+_fast: dict[str, Callable[..., jax.Array | None]] = {}
+_enabled = True
+
+
+def register(name: Literal['convolve', 'max_pool'], form: Callable[..., jax.Array | None]) -> None:
+    """Registers the fast form of `xla_convolve` or `xla_max_pool`; one of each."""
+    _fast[name] = form
+
+
+@contextmanager
+def xla_only() -> Iterator[None]:
+    """Uses XLA's own forms in what is traced within: programs for other machines, programs that are counted."""
+    global _enabled
+    before, _enabled = _enabled, False
+    try:
+        yield
+    finally:
+        _enabled = before
+
+
+def _fast_form(name: str, *arguments: Any) -> jax.Array | None:
+    return _fast[name](*arguments) if _enabled and name in _fast else None
 
 
 def scaled(width: int, multiplier: float) -> int:
@@ -70,7 +97,23 @@ def convolve(
     x: jax.Array, kernel: jax.Array, strides: Pair = 1, padding: Pair = 0, groups: int = 1
 ) -> jax.Array:
     """Convolves [B, H, W, C] with [h, w, C / groups, K]; every convolution of every model is this."""
-    return forms.convolve(x, kernel, pair(strides), pair(padding), groups)
+    strides, sides = pair(strides), [(p, p) for p in pair(padding)]
+    y = _fast_form('convolve', x, kernel, strides, sides, groups)
+    return xla_convolve(x, kernel, strides, sides, groups) if y is None else y
+
+
+def xla_convolve(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Sides, groups: int = 1
+) -> jax.Array:
+    """XLA's own convolution."""
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        strides,
+        padding,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        feature_group_count=groups,
+    )
 
 
 class Conv(nn.Module):
@@ -217,7 +260,15 @@ def max_pool(
     `ceil` keeps a last window that hangs over the edge, as Caffe does.
     """
     pads = [_pool_padding(n, window, strides, padding, ceil) for n in x.shape[1:3]]
-    return forms.max_pool(x, window, strides, pads)
+    y = _fast_form('max_pool', x, window, strides, pads)
+    return xla_max_pool(x, window, strides, pads) if y is None else y
+
+
+def xla_max_pool(x: jax.Array, window: int, strides: int, padding: Sides) -> jax.Array:
+    """XLA's own max pooling."""
+    sides = [(0, 0), *padding, (0, 0)]
+    sizes = (1, window, window, 1), (1, strides, strides, 1)
+    return lax.reduce_window(x, -jnp.inf, lax.max, *sizes, sides)
 
 
 def avg_pool(x: jax.Array, window: int, strides: int, padding: int = 0) -> jax.Array:
@@ -267,3 +318,6 @@ def _adaptive_weights(length: int, size: int) -> np.ndarray:
 def flatten(x: jax.Array) -> jax.Array:
     """[B, ...] -> [B, D]."""
     return x.reshape(x.shape[0], -1)
+
+
+import vision.models.cpu.fast  # noqa: E402, F401 - fast forms for CPUs: see vision/models/cpu

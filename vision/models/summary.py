@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision.models import forms
 from vision.models.base import ImageModel, abstract_variables, check_contract
+from vision.models.layers import xla_only
 from vision.models.registry import MODELS, create_model
 
 
@@ -103,7 +103,7 @@ def count(name: str, model: nn.Module, input_shape: tuple[int, int, int]) -> Sum
         order.extend(endpoints)  # what JAX returns is sorted by name
         return logits, endpoints
 
-    with forms.xla_only():  # so that a convolution is one
+    with xla_only():  # so that a convolution is one
         jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(variables, image)
     products = [_product(eqn) for eqn in _equations(jaxpr.jaxpr)]
     predicting = _without_aux(variables['params'])

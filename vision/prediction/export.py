@@ -11,7 +11,7 @@ import numpy as np
 from vision import data
 from vision.core.errors import UserError
 from vision.data.source import Source
-from vision.models import forms
+from vision.models.layers import xla_only
 from vision.prediction.classifier import Classifier
 from vision.prediction.feed import Feed
 
@@ -78,7 +78,7 @@ def serialise(classifier: Classifier) -> bytes:
     def probabilities(images: jax.Array) -> jax.Array:
         return classifier.probabilities(variables, images)
 
-    with forms.xla_only():  # it is for other machines too
+    with xla_only():  # it is for other machines too
         exported = jax_export.export(jax.jit(probabilities), platforms=PLATFORMS)(shape)
     return bytes(exported.serialize())
 

@@ -7,9 +7,8 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from vision.core.mesh import make_mesh, replicated
-from vision.models import forms
 from vision.models.cpu import fast, winograd
-from vision.models.layers import convolve, max_pool
+from vision.models.layers import convolve, max_pool, xla_only
 
 
 def main() -> None:
@@ -30,7 +29,7 @@ def main() -> None:
         return (y**2).sum() + (convolve(few, kernels[2], 1, 1) ** 2).sum()
 
     gradient = jax.jit(jax.grad(loss, (0, 1)))
-    with forms.xla_only():
+    with xla_only():
         reference = jax.jit(jax.grad(lambda kernels, images: loss(kernels, images), (0, 1)))
         expected = reference((wide, narrow, thin), (x, few))
     batch = jax.device_put((x, few), NamedSharding(mesh, PartitionSpec('data')))

@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from tests.processes import run_module
 from tests.tiers import examples
-from vision.models import forms
-from vision.models.cpu import by_columns, by_rows, fast, winograd
-from vision.models.layers import convolve, max_pool
+from vision.models.cpu import fast, products, winograd
+from vision.models.layers import convolve, max_pool, xla_only
 
 DTYPES = {jnp.float32: 1e-5, jnp.bfloat16: 3e-2}
 pytestmark = pytest.mark.skipif(jax.default_backend() != 'cpu', reason='XLA has its own elsewhere')
@@ -33,7 +32,7 @@ def _assert_same(function, *arguments, reference=None):
     """
     tolerance = DTYPES[arguments[0].dtype.type]
     got = jax.jit(partial(_with_gradients, function))(*arguments)
-    with forms.xla_only():
+    with xla_only():
         expected = jax.jit(partial(_with_gradients, reference or function))(*arguments)
     for ours, theirs in zip(got, expected, strict=True):
         assert ours.dtype == theirs.dtype and ours.shape == theirs.shape
@@ -91,10 +90,10 @@ def test_images_of_few_channels_are_convolved_by_columns(size, kernel, padding, 
     x, k = _draw(0, (*size, channels)), _draw(1, (*kernel, channels, 6))
     large = min(kernel) >= 5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(by_columns, 'has_ynn', lambda: False)
-        assert by_columns.suits(k.shape, (1, 1), x.dtype) == (channels == 1)
-        assert by_columns.suits_gradient(k.shape, (1, 1), x.dtype) == (channels <= 3 or large)
-        assert by_columns.suits_input_gradient(k.shape, (1, 1), x.dtype) == large
+        patch.setattr(products, 'has_ynn', lambda: False)
+        assert products.columns_suit(k.shape, (1, 1), x.dtype) == (channels == 1)
+        assert products.columns_suit_gradient(k.shape, (1, 1), x.dtype) == (channels <= 3 or large)
+        assert products.columns_suit_input_gradient(k.shape, (1, 1), x.dtype) == large
         _assert_same(lambda x, k: convolve(x, k, 1, padding), x, k)
 
 
@@ -108,9 +107,9 @@ def test_images_of_few_channels_are_convolved_by_columns(size, kernel, padding, 
 def test_kernel_gradients_by_rows(size, kernel, strides, padding):
     x, k = _draw(0, (*size, 5)), _draw(1, (*kernel, 5, 7))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(by_rows, 'FEATURES', 0)
-        patch.setattr(by_rows, 'has_avx512', lambda: False)
-        assert by_rows.suits_gradient(k.shape, x.dtype)
+        patch.setattr(products, 'FEATURES', 0)
+        patch.setattr(products, 'has_avx512', lambda: False)
+        assert products.rows_suit_gradient(k.shape, x.dtype)
         _assert_same(lambda x, k: convolve(x, k, strides, padding), x, k)
 
 
@@ -170,7 +169,7 @@ def test_large_enough_ones_are_winograd_rematerialised_and_scanned(monkeypatch, 
         return jax.lax.scan(add, jnp.zeros_like(kernel), x)[0]
 
     got = jax.jit(scanned)(x, kernel)
-    with forms.xla_only():
+    with xla_only():
         expected = jax.jit(lambda x, k: scanned(x, k))(x, kernel)
     np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
 

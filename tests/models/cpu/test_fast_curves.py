@@ -11,8 +11,8 @@ import pytest
 from benchmarks.loop import synthetic_config
 from vision.core import mesh as mesh_lib
 from vision.data import arrays
-from vision.models import forms
 from vision.models.cpu import winograd
+from vision.models.layers import xla_only
 from vision.models.lenet import LeNet5
 from vision.models.resnet import ResNet
 from vision.preprocess import inputs
@@ -62,7 +62,7 @@ def test_curves_agree(monkeypatch, model, lr):
     monkeypatch.setattr(winograd, 'WORK', 10**5)
     run = Run(model, lr)
     ours = run.losses()
-    with forms.xla_only():
+    with xla_only():
         xla = run.losses()
     assert xla[-5:].mean() < 0.95 * xla[:5].mean()  # it learns: there is something to agree on
     np.testing.assert_allclose(ours[:5], xla[:5], rtol=1e-4)

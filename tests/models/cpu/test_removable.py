@@ -7,7 +7,7 @@ import pytest
 
 from tests.processes import REPO, Process
 
-MARK = '# noqa: F401 - fast forms for CPUs: see vision/models/cpu'
+MARK = 'F401 - fast forms for CPUs: see vision/models/cpu'
 
 PROBE = """
 import importlib.util

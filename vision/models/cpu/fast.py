@@ -21,25 +21,28 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vision.models import forms
-from vision.models.cpu import by_columns, by_rows, fast_pool
-from vision.models.forms import Pair, Sides, xla_convolve
+from vision.models import layers
+from vision.models.cpu import fast_pool, products
+from vision.models.layers import Sides, xla_convolve
+
+Pair = tuple[int, int]
 
 _PART = 2**20  # bytes of images
 _MOST_PARTS = 16  # each is compiled
 
 
 def convolve(
-    x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair, groups: int
+    x: jax.Array, kernel: jax.Array, strides: Pair, padding: Sides, groups: int
 ) -> jax.Array | None:
-    """Fast form of `vision.models.forms.convolve`; XLA's own is as fast as any that was tried for several groups."""
+    """Fast form of `vision.models.layers.xla_convolve`; XLA's own is as fast as any that was tried for several groups."""
     if jax.default_backend() != 'cpu' or groups != 1 or x.dtype not in (jnp.float32, jnp.bfloat16):
         return None
-    return _convolve(x, kernel, strides, padding)
+    (top, _), (left, _) = padding  # symmetric, as layers pad
+    return _convolve(x, kernel, strides, (top, left))
 
 
 def max_pool(x: jax.Array, window: int, strides: int, padding: Sides) -> jax.Array | None:
-    """Fast form of `vision.models.forms.max_pool`."""
+    """Fast form of `vision.models.layers.xla_max_pool`."""
     on_cpu = jax.default_backend() == 'cpu'
     if not on_cpu or window > 11 or not jnp.issubdtype(x.dtype, jnp.floating):
         return None
@@ -52,8 +55,8 @@ def _convolve(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair) -> 
         # A matrix product. 1024 to 256 channels at 14 px: 8.3 for 9.2 ms (without oneDNN 8 for 11;
         # 256 to 64 at 56 px: 9 for 23). In bfloat16 the convolution is the faster one.
         return _strided(x, strides) @ kernel[0, 0]
-    if by_columns.suits(kernel.shape, strides, x.dtype):
-        return by_columns.convolve(x, kernel, padding)
+    if products.columns_suit(kernel.shape, strides, x.dtype):
+        return products.convolve_by_columns(x, kernel, padding)
     if kernel.shape[:2] == (3, 3):
         from vision.models.cpu import winograd
 
@@ -87,8 +90,8 @@ def _input_gradient(
         return _spread(
             xla_convolve(gradient, kernel.swapaxes(2, 3), (1, 1), [(0, 0)] * 2), shape, strides
         )
-    if by_columns.suits_input_gradient(kernel.shape, strides, gradient.dtype):
-        return by_columns.input_gradient(shape, kernel, gradient, padding)
+    if products.columns_suit_input_gradient(kernel.shape, strides, gradient.dtype):
+        return products.input_gradient_by_columns(shape, kernel, gradient, padding)
     plain = max(height, width) == 1 or height <= padding[0] or width <= padding[1]
     if plain or max(strides) > min(height, width):
         convolution = partial(xla_convolve, strides=strides, padding=[(p, p) for p in padding])
@@ -118,16 +121,16 @@ def _kernel_gradient(
         # XLA's form is 43 GFLOP/s at 56 px and 57 at 14; the product 158 and 192.
         positions = _strided(x, strides).reshape(-1, channels)
         return (positions.T @ gradient.reshape(-1, features))[None, None]
-    if by_columns.suits_gradient(shape, strides, x.dtype):
-        return by_columns.kernel_gradient(x, shape, gradient, padding)
+    if products.columns_suit_gradient(shape, strides, x.dtype):
+        return products.kernel_gradient_by_columns(x, shape, gradient, padding)
     if (height, width) == (3, 3):
         from vision.models.cpu import winograd
 
         least = winograd.GRADIENT_CHANNELS
         if winograd.suits(x.shape, shape, strides, padding, x.dtype, least):
             return winograd.kernel_gradient(x, gradient, padding)
-    if by_rows.suits_gradient(shape, x.dtype):
-        return by_rows.kernel_gradient(x, shape, gradient, strides, padding)
+    if products.rows_suit_gradient(shape, x.dtype):
+        return products.kernel_gradient_by_rows(x, shape, gradient, strides, padding)
     of_images = partial(_xla_kernel_gradient, shape, strides, padding)
     if max(channels, features) <= 32 and x.dtype == jnp.float32:
         return _sum_of_parts(of_images, x, gradient)
@@ -243,5 +246,5 @@ def _taps(size: int, length: int, stride: int, padding: int, residue: int) -> tu
 
 
 if os.environ.get('VISION_FAST', '1') != '0':
-    forms.register('convolve', convolve)
-    forms.register('max_pool', max_pool)
+    layers.register('convolve', convolve)
+    layers.register('max_pool', max_pool)

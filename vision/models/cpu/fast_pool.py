@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vision.models.cpu.processor import has_avx512
+from vision.models.cpu.startup import has_avx512
 
 Pair = tuple[int, int]
 

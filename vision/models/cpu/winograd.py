@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from vision.models.cpu.processor import has_avx512
+from vision.models.cpu.startup import has_avx512
 
 Pair = tuple[int, int]
 

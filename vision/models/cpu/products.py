@@ -1,10 +1,15 @@
-"""Convolutions of images of few channels, stride 1, as matrix products.
+"""Convolutions as matrix products, for CPUs; `vision.models.cpu.fast` decides where they are used.
 
-A row of n output positions, a block, sees h rows of n + w − 1 pixels: contiguous pieces of the
-image, which are cheap to lay side by side, where the patches of single positions (im2col) are not.
+By columns, for images of few channels and stride 1: a row of n output positions, a block, sees h rows of n + w − 1
+pixels: contiguous pieces of the image, which are cheap to lay side by side, where the patches of single positions (im2col) are not.
 The product's matrix has the kernel once for each position, between zeros: of few channels, the
-multiplications with zero cost less than XLA's convolution does. For CPUs; `vision.models.cpu.fast` says
-what was measured on, and decides where it is used.
+multiplications with zero cost less than XLA's convolution does. `vision.models.cpu.fast` says what was measured on.
+
+By rows, a kernel's gradient, a row of its taps at a time: for CPUs without AVX-512, where XLA's own runs at 6 to 30
+GFLOP/s once the map is large, with oneDNN or without. Two cores of an AMD EPYC with 256-bit vectors, batch 16,
+milliseconds on JAX 0.12 with oneDNN (on 0.10 without), 2026-11-26: 7 x 7 stride 2, 3 to 64 channels, 224 px: 179 for 357
+(158 for 569); 5 x 5, 64 to 192, 27 px, batch 32: 241 for 600 (217 for 1,090); 3 x 3 stride 2, 128 to 256, 28 px: 23 for 36
+(20 for 45). To 16 or 32 channels XLA's is the faster one: 10 for 32 ms at 16 px, batch 128.
 """
 
 from functools import partial
@@ -13,7 +18,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from vision.models.cpu.processor import has_ynn
+from vision.models.cpu.startup import has_avx512, has_ynn
 
 Pair = tuple[int, int]
 
@@ -23,7 +28,7 @@ _BLOCK_OF_MORE = 2  # of more than 3 channels; of 2, 4, 5, 7 and 10 the best
 _SPREAD = 5  # columns of a gradient; of 5 and 10 the better one
 
 
-def suits(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bool:
+def columns_suit(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bool:
     """Whether a convolution is computed so.
 
     Without oneDNN (JAX 0.10) 32 px, 5 x 5, 1 to 6 channels, batch 100: 0.5 for 2.8 ms (with it 0.6
@@ -34,7 +39,7 @@ def suits(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bool:
     return strides == (1, 1) and channels == 1 and features <= 16 and dtype == jnp.float32
 
 
-def suits_gradient(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bool:
+def columns_suit_gradient(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bool:
     """Whether the kernel's gradient is computed so.
 
     32 px, 5 x 5, 1 to 6 channels, batch 100: 0.5 for 1.3 ms; 32 px, 3 x 3, 3 to 16, batch 128: 2.4 for
@@ -47,17 +52,17 @@ def suits_gradient(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> 
     return strides == (1, 1) and few and dtype == jnp.float32
 
 
-def convolve(x: jax.Array, kernel: jax.Array, padding: Pair) -> jax.Array:
+def convolve_by_columns(x: jax.Array, kernel: jax.Array, padding: Pair) -> jax.Array:
     """Convolves [B, H, W, C] with [h, w, C, K], stride 1."""
     pieces, (height, width) = _pieces(x, kernel.shape, padding, _BLOCK)
     y = pieces @ _matrix(kernel, _BLOCK)
     return y.reshape(x.shape[0], height, -1, kernel.shape[3])[:, :, :width]
 
 
-def kernel_gradient(
+def kernel_gradient_by_columns(
     x: jax.Array, shape: tuple[int, ...], gradient: jax.Array, padding: Pair
 ) -> jax.Array:
-    """The transpose of `convolve` in its kernel, [h, w, C, K], of gradients [B, H', W', K]."""
+    """The transpose of `convolve_by_columns` in its kernel, [h, w, C, K], of gradients [B, H', W', K]."""
     block = _BLOCK if shape[2] <= 3 else _BLOCK_OF_MORE
     pieces, (_, width) = _pieces(x, shape, padding, block)
     gradient = jnp.pad(gradient, ((0, 0), (0, 0), (0, -width % block), (0, 0)))
@@ -66,7 +71,7 @@ def kernel_gradient(
     return jax.linear_transpose(partial(_matrix, block=block), like)(product)[0]
 
 
-def suits_input_gradient(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bool:
+def columns_suit_input_gradient(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bool:
     """Whether the gradient of images of few channels is computed so.
 
     14 px, 5 x 5, 6 to 16 channels, batch 128, on a CPU without AVX-512: 1.9 for 2.5 ms with oneDNN, 1.9 for 4.8
@@ -76,10 +81,10 @@ def suits_input_gradient(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtyp
     return strides == (1, 1) and min(height, width) >= 5 and channels <= 8 and dtype == jnp.float32
 
 
-def input_gradient(
+def input_gradient_by_columns(
     shape: tuple[int, ...], kernel: jax.Array, gradient: jax.Array, padding: Pair
 ) -> jax.Array:
-    """The transpose of `convolve` in its images, [B, H, W, C], of gradients [B, H', W', K].
+    """The transpose of `convolve_by_columns` in its images, [B, H, W, C], of gradients [B, H', W', K].
 
     One product spreads each block of columns over the h rows of pixels that it has seen.
     """
@@ -125,3 +130,30 @@ def _matrix(kernel: jax.Array, block: int) -> jax.Array:
     for j in range(block):
         matrix = matrix.at[:, j : j + w, :, j].set(kernel)
     return matrix.reshape(-1, block * features)
+
+
+FEATURES = 64
+
+
+def rows_suit_gradient(kernel: tuple[int, ...], dtype: jnp.dtype) -> bool:
+    """Whether the gradient of a kernel [h, w, C, K] is computed so."""
+    return not has_avx512() and kernel[3] >= FEATURES and dtype == jnp.float32
+
+
+def kernel_gradient_by_rows(
+    x: jax.Array, shape: tuple[int, ...], gradient: jax.Array, strides: Pair, padding: Pair
+) -> jax.Array:
+    """The gradient [h, w, C, K] of the kernel, of x [B, H, W, C] and of gradients [B, H', W', K].
+
+    What the w taps of a row see of the image is laid side by side once, for all h rows.
+    """
+    h, w, channels, features = shape
+    height, width = gradient.shape[1:3]
+    x = jnp.pad(x, ((0, 0), *((p, p) for p in padding), (0, 0)))
+    taps = [x[:, :, j : j + strides[1] * (width - 1) + 1 : strides[1]] for j in range(w)]
+    # Without the barrier each product would gather them again.
+    taps = lax.optimization_barrier(jnp.concatenate(taps, -1))
+    rows = [taps[:, i : i + strides[0] * (height - 1) + 1 : strides[0]] for i in range(h)]
+    gradient = gradient.reshape(-1, features)
+    products = [row.reshape(-1, w * channels).T @ gradient for row in rows]
+    return jnp.stack(products).reshape(shape)

@@ -18,7 +18,7 @@ from vision.models import create_model
 from vision.models.base import init_variables, run_once
 from vision.prediction.classifier import Classifier
 from vision.prediction.feed import Feed
-from vision.task.base import task_of
+from vision.task import task_of
 
 
 def predict_speed(name: str, rounds: int, images: int = 1000) -> dict[str, Any]:

@@ -11,8 +11,8 @@ from benchmarks import throughput
 from benchmarks.loop import plain_recipe, synthetic_config
 from vision.core import mesh as mesh_lib
 from vision.core.state import TrainState
+from vision.models import create_model
 from vision.models.base import abstract_variables
-from vision.models.registry import create_model
 from vision.models.summary import count
 from vision.training.step import make_train_step
 

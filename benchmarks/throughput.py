@@ -210,7 +210,7 @@ def classes(size: int) -> int:
 
 
 def _network(model: str, dtype: str, size: int) -> Any:
-    from vision.models.registry import create_model
+    from vision.models import create_model
 
     arguments = {'padding': 2} if model == 'lenet5' and size == 28 else {}
     return create_model(model, num_classes=classes(size), dtype=dtype, **arguments)

@@ -57,7 +57,7 @@ def main(argv: list[str]) -> None:
         return
     from rich.console import Console
 
-    from vision.evaluation.figures import metrics_table
+    from vision.task.metrics import metrics_table
 
     title = f'{", ".join(WORKDIR.value)}, step {runs[0].step}'
     Console().print(metrics_table(figures, runs[0].task.metrics, title))

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> None:
 
         print(dry_run_text(result))
     else:
-        from vision.task.base import read_task
+        from vision.task import read_task
         from vision.training.records import results_table
 
         metrics = read_task(Path(WORKDIR.value).expanduser()).metrics

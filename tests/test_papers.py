@@ -19,7 +19,7 @@ from vision.models import create_model
 from vision.preprocess import inputs
 from vision.preprocess import ops as ops_lib
 from vision.preprocess.decode import read
-from vision.preprocess.draws import draw
+from vision.preprocess.ops import draw
 from vision.task import losses
 from vision.training.schedules import make_schedule
 from vision.training.setup import build_optimizer, loading_of, make_recipe

@@ -30,7 +30,7 @@ def forget():
 
 def test_what_is_kept_is_imported_where_the_original_is_gone(mine, tmp_path, monkeypatch):
     workdir = tmp_path / 'run'
-    own_code.keep(workdir, ['my_package.task', 'vision.task.base', 'numpy', 'no_such_module'])
+    own_code.keep(workdir, ['my_package.task', 'vision.task', 'numpy', 'no_such_module'])
     kept = {str(p.relative_to(workdir / 'modules')) for p in workdir.rglob('*.py')}
     assert kept == {'my_package/__init__.py', 'my_package/task.py', 'my_helper.py'}
 

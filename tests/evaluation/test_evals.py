@@ -14,7 +14,7 @@ from vision.core.errors import UserError
 from vision.core.mesh import make_mesh
 from vision.evaluation.evals import evaluate_entry, evaluate_run, named_entries
 from vision.evaluation.run import Run
-from vision.task.base import task_of
+from vision.task import task_of
 from vision.task.classification import TOP
 
 K = 7

@@ -17,8 +17,8 @@ from tests.tiers import quick
 from vision.core.mesh import make_mesh
 from vision.data.arrays import from_arrays
 from vision.evaluation.answers import Member, answer, check_count, make_step
-from vision.evaluation.figures import figures as figures_of
 from vision.preprocess.inputs import EvalBatches
+from vision.task.metrics import figures as figures_of
 
 
 class Table:

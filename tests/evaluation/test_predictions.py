@@ -12,7 +12,7 @@ from vision.evaluation.predictions import (
     read_predictions,
     write_predictions,
 )
-from vision.task.base import Task
+from vision.task import Task
 
 pytestmark = pytest.mark.smoke
 

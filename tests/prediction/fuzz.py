@@ -137,7 +137,7 @@ def photo_classifier():
     from vision.models import create_model
     from vision.models.base import init_variables
     from vision.prediction import Classifier
-    from vision.task.base import task_of
+    from vision.task import task_of
 
     config = default_config()
     config.preprocess.eval = 'decode|resize_small(36)|central_crop(32)'

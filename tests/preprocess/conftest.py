@@ -12,7 +12,7 @@ from PIL import Image
 
 from vision.data.source import FileSource
 from vision.preprocess import ops as ops_lib
-from vision.preprocess.draws import PER_OP, draw
+from vision.preprocess.ops import PER_OP, draw
 
 
 @pytest.fixture(scope='session')

@@ -258,7 +258,7 @@ def test_examples_of_a_tfds_split_that_is_read_by_index(tmp_path):
     from vision.evaluation.run import Run
     from vision.models import create_model
     from vision.models.base import init_variables
-    from vision.task.base import task_of
+    from vision.task import task_of
 
     TinyPictures(data_dir=tmp_path, file_format='array_record').download_and_prepare()
     config = default_config()

@@ -8,9 +8,9 @@ from tests.training.tiny import tiny_config
 from vision.core.config_keys import KEYS
 from vision.core.errors import UserError
 from vision.data import SOURCES
-from vision.models.registry import MODELS
+from vision.models import MODELS
 from vision.studies.explain import explain, markdown
-from vision.task.base import TASKS
+from vision.task import TASKS
 from vision.task.losses import LOSSES
 from vision.training.optimizer import OPTIMIZERS
 from vision.training.schedules import SCHEDULES

@@ -97,7 +97,7 @@ def intervals(p, **kwargs):
     values = {'top1': p.correct, 'loss': p['loss'], 'brier': p['squared_error']}
     values['ece'] = metrics.weighted_calibration_error(confidence(p.columns), p.correct)
     values['balanced_accuracy'] = metrics.weighted_balanced_accuracy(p['label'], p.correct)
-    return metrics.intervals(len(p), values, ['ece'], **kwargs)
+    return metrics.bootstrap(len(p), values, ['ece'], **kwargs)
 
 
 def test_intervals_are_scipys_percentile_bootstrap():

@@ -10,8 +10,8 @@ from vision.core.config import default_config
 from vision.core.errors import UserError
 from vision.core.mesh import make_mesh
 from vision.evaluation.answers import Labels, make_step
-from vision.evaluation.figures import figures
-from vision.task.base import Apply, Settings, make_task
+from vision.task import Apply, Settings, make_task
+from vision.task.metrics import figures
 from vision.task.multilabel import average_precisions
 
 LOSS = {**default_config().loss.to_dict(), 'name': 'sigmoid_cross_entropy'}

@@ -16,8 +16,8 @@ from vision.core import mesh as mesh_lib
 from vision.core.checkpoints import Checkpoints
 from vision.core.config import default_config
 from vision.evaluation.answers import Member, answer, make_step
-from vision.evaluation.figures import figures as figures_of
 from vision.models import create_model
+from vision.task.metrics import figures as figures_of
 from vision.training.setup import make_recipe
 from vision.training.step import init_state, make_train_step
 

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.preprocess.device import Batch
-from vision.task.base import Columns, Task
+from vision.task import Columns, Task
 
 _CHUNK = 4096  # examples that are judged at once where passes are averaged
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vision.core.errors import UserError, nearest
-from vision.task.base import Columns, Task
+from vision.task import Columns, Task
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -85,7 +85,7 @@ def read_predictions(workdir: str | os.PathLike, name: str = 'test') -> Predicti
     Raises:
       UserError: there are none, or the file is damaged.
     """
-    from vision.task.base import read_task
+    from vision.task import read_task
 
     folder = Path(workdir).expanduser()
     report = folder / 'report'

@@ -18,7 +18,7 @@ from vision.core.errors import UserError
 from vision.data.source import Source
 from vision.models import create_model
 from vision.models.base import init_variables, run_once
-from vision.task.base import Selection, Task, task_of
+from vision.task import Selection, Task, task_of
 
 
 @dataclasses.dataclass(frozen=True)

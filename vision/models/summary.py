@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vision.models import MODELS, create_model
 from vision.models.base import ImageModel, abstract_variables, check_contract
 from vision.models.layers import xla_only
-from vision.models.registry import MODELS, create_model
 
 
 @dataclass(frozen=True)

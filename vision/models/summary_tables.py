@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vision.core.errors import UserError
-from vision.models.registry import MODELS
+from vision.models import MODELS
 from vision.models.summary import Summary, summarise
 
 

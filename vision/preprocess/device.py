@@ -24,7 +24,7 @@ from vision.data.order import batch_ids, view_counters
 from vision.data.source import Source, as_labels
 from vision.preprocess import ops as ops_lib
 from vision.preprocess import opstring
-from vision.preprocess.draws import DeviceRng
+from vision.preprocess.ops import DeviceRng
 
 Batch = dict[str, jax.Array]
 

@@ -20,7 +20,7 @@ from vision.data.source import BadImage, Image, Source, no_labels, read_each
 from vision.preprocess import cache as cache_lib
 from vision.preprocess import ops as ops_lib
 from vision.preprocess.decode import read
-from vision.preprocess.draws import PER_OP, draw
+from vision.preprocess.ops import PER_OP, draw
 
 _AHEAD = 2  # batches prepared while one is used
 _FOREVER = 1 << 62  # batches

@@ -28,14 +28,12 @@ def mix(
       mask: float32 [B].
       key: of this step.
       mixup: α of the Beta(α, α) that mixup's proportion is drawn from (Zhang et al. 2017,
-        arXiv:1710.09412); 0 for none.
+        arXiv:1710.09412); 0 for none, but not of both.
       cutmix: likewise for CutMix (Yun et al. 2019, arXiv:1905.04899).
 
     Returns:
       Images [B, H, W, C] and targets [B, K].
     """
-    if not mixup and not cutmix:
-        return images, targets
     coin, draw = jax.random.split(key)
     if mixup and cutmix:
         own, share = jax.lax.cond(

@@ -14,7 +14,7 @@ from vision.core.errors import UserError
 from vision.evaluation.evals import Predicted, predict_run
 from vision.evaluation.run import load_run, open_checkpoints
 from vision.evaluation.significance import mcnemar
-from vision.task.base import Metric, Selection, read_task
+from vision.task import Metric, Selection, read_task
 from vision.training.records import results
 
 _LEGEND = 125  # letters that fit below the picture

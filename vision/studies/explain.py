@@ -26,7 +26,7 @@ from vision.core.errors import unknown
 
 # Of open sections: the registry, and how many arguments come before the config's.
 _REGISTRIES = {
-    'task': ('vision.task.base', 'TASKS', 1),
+    'task': ('vision.task', 'TASKS', 1),
     'data': ('vision.data', 'SOURCES', 1),
     'loss': ('vision.task.losses', 'LOSSES', 2),
     'update': ('vision.training.step', 'UPDATES', 3),
@@ -142,7 +142,7 @@ def _argument_rows(section: str, values: Mapping[str, Any]) -> Iterator[dict[str
 def _named(section: str, name: str) -> tuple[Callable, int]:
     """What an open section names, and how many of its arguments are not the config's."""
     if section == 'model':
-        from vision.models.registry import find_model
+        from vision.models import find_model
 
         return find_model(name), 0
     module, registry, skipped = _REGISTRIES[section]

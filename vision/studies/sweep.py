@@ -24,7 +24,7 @@ from rich.table import Column, Table
 from vision.core import config as config_lib
 from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
-from vision.task.base import Metric, Selection, read_task
+from vision.task import Metric, Selection, read_task
 from vision.training.loop import train
 from vision.training.setup import setup
 

@@ -9,9 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision.core.errors import UserError
-from vision.core.state import MIX
-from vision.task import metrics
-from vision.task.base import Apply, Batch, Columns, Examples, Metric, Outcome, Task
+from vision.task import Apply, Batch, Columns, Examples, Metric, Outcome, Task, metrics
 from vision.task.losses import Criterion, make_criterion
 
 TOP = 5  # classes that the answers keep
@@ -34,16 +32,8 @@ class Classification(Task):
         examples = super().prepare(batch, key)
         if key is None:
             return examples
-        from vision.preprocess.mix import mix
-
-        images, targets = mix(
-            examples['image'],
-            jax.nn.one_hot(batch['label'], self.settings.num_outputs),
-            batch['mask'],
-            jax.random.fold_in(key, MIX),
-            self.settings.mixup,
-            self.settings.cutmix,
-        )
+        targets = jax.nn.one_hot(batch['label'], self.settings.num_outputs)
+        images, targets = self.mixed(examples['image'], targets, batch['mask'], key)
         total = self.criterion.total_weight(targets, batch['mask'])
         return {**examples, 'image': images, 'targets': targets, 'total_weight': total}
 

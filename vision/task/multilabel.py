@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision.core.errors import UserError
-from vision.core.state import MIX
-from vision.task.base import Apply, Batch, Columns, Examples, Metric, Outcome, Task
+from vision.task import Apply, Batch, Columns, Examples, Metric, Outcome, Task
 from vision.task.classification import check_outputs
 from vision.task.losses import Criterion, make_criterion
 
@@ -55,17 +54,9 @@ class MultiLabel(Task):
         examples = super().prepare(batch, key)
         if key is None:
             return examples
-        from vision.preprocess.mix import mix
-
         missing = self.settings.num_outputs - batch['label'].shape[-1]
-        images, targets = mix(
-            examples['image'],
-            jnp.pad(batch['label'], ((0, 0), (0, missing))),
-            batch['mask'],
-            jax.random.fold_in(key, MIX),
-            self.settings.mixup,
-            self.settings.cutmix,
-        )
+        targets = jnp.pad(batch['label'], ((0, 0), (0, missing)))
+        images, targets = self.mixed(examples['image'], targets, batch['mask'], key)
         smoothing = self.criterion.label_smoothing
         targets = targets * (1 - smoothing) + smoothing / 2
         return {**examples, 'image': images, 'targets': targets}

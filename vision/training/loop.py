@@ -22,9 +22,9 @@ from vision.core.errors import Stopped, UserError
 from vision.core.processes import StopSignals
 from vision.core.state import TrainState
 from vision.evaluation.answers import Member, answer, make_step
-from vision.evaluation.figures import figures
 from vision.preprocess import inputs
 from vision.preprocess.device import Batch
+from vision.task.metrics import figures
 from vision.training.hooks import Display, EarlyStopping, Hook, Pictures
 from vision.training.records import Clock, Interval, Recorder, Results, evaluations, newest, results
 from vision.training.setup import Setup, normalised, setup

@@ -15,8 +15,8 @@ from rich.table import Table
 
 from vision.core import processes
 from vision.core.workdir import read_records, write_text
-from vision.evaluation.figures import metrics_table
-from vision.task.base import Metric
+from vision.task import Metric
+from vision.task.metrics import metrics_table
 from vision.training.step import Metrics
 
 LATEST = ('lr', 'grad_norm', 'param_norm')  # the last step's; all others are added up

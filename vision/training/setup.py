@@ -21,7 +21,7 @@ from vision.models import create_model
 from vision.models.base import check_contract, init_variables
 from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
-from vision.task.base import Selection, Task, task_of
+from vision.task import Selection, Task, task_of
 from vision.training.optimizer import (
     BACKBONE,
     Averaging,

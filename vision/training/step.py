@@ -31,7 +31,7 @@ from vision.core.errors import UserError
 from vision.core.state import EXTRA, PARAMS, PART, RUN, TrainState, root_key
 from vision.models.base import init_variables, run_once
 from vision.preprocess.device import Batch
-from vision.task.base import Apply, Examples, Outcome, Task
+from vision.task import Apply, Examples, Outcome, Task
 from vision.training.optimizer import Averaging, RateFactors
 
 if TYPE_CHECKING:

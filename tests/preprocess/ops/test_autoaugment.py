@@ -8,8 +8,8 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from tests.tiers import quick
 from vision.core.errors import UserError
 from vision.preprocess import ops as ops_lib
-from vision.preprocess.draws import draw
 from vision.preprocess.ops import autoaugment as aa
+from vision.preprocess.ops import draw
 from vision.preprocess.ops.enhance import NAMES, apply_named
 
 NEAREST = Image.Resampling.NEAREST

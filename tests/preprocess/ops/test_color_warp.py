@@ -8,8 +8,7 @@ import tensorflow as tf
 from PIL import Image, ImageEnhance
 from scipy import ndimage
 
-from vision.preprocess.draws import draw
-from vision.preprocess.ops import color, warp
+from vision.preprocess.ops import color, draw, warp
 
 
 class Fixed:

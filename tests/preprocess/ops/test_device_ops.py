@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vision.core.errors import UserError
-from vision.preprocess.draws import DeviceRng
-from vision.preprocess.ops import DEVICE, OPS, warp
+from vision.preprocess.ops import DEVICE, OPS, DeviceRng, warp
 
 KEY = jax.random.key(0)
 PHOTO = np.random.default_rng(0).integers(0, 256, (20, 24, 3)).astype(np.float32)

@@ -12,8 +12,7 @@ from PIL import Image
 
 from tests.tiers import examples
 from vision.preprocess import ops as ops_lib
-from vision.preprocess.draws import PER_OP, Rng, draw
-from vision.preprocess.ops import crops
+from vision.preprocess.ops import PER_OP, Rng, crops, draw
 
 PILLOW = {
     'bilinear': Image.Resampling.BILINEAR,

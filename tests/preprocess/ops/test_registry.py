@@ -13,8 +13,7 @@ from vision.core.errors import UserError
 from vision.core.mesh import make_mesh
 from vision.data import arrays
 from vision.preprocess import device, inputs, ops
-from vision.preprocess.draws import PER_OP, DeviceRng, Rng
-from vision.preprocess.ops import DEVICE, HOST, OPS
+from vision.preprocess.ops import DEVICE, HOST, OPS, PER_OP, DeviceRng, Rng
 from vision.preprocess.pipeline import eval_batches
 
 BOTH = [name for name, entry in OPS.items() if set(entry.places) == {HOST, DEVICE}]

@@ -10,7 +10,7 @@ from vision.core.workdir import environment, read_records
 from vision.evaluation.evals import Evaluation
 from vision.evaluation.report.charts import curves, line_chart
 from vision.evaluation.run import Run
-from vision.task.base import Metric, Selection, report_section
+from vision.task import Metric, Selection, report_section
 from vision.task.metrics import RESAMPLES
 
 

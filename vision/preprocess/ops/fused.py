@@ -10,8 +10,7 @@ from typing import Any
 
 from vision.core.startup import tf_cpu
 from vision.preprocess import opstring
-from vision.preprocess.draws import Rng
-from vision.preprocess.ops import crops, resizing
+from vision.preprocess.ops import Rng, crops, resizing
 from vision.preprocess.ops.decode import decode, is_plain_jpeg, read_in_graph
 
 Rngs = tuple[Any, Any]  # each op's `Rng`; None of one that draws nothing

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 
 from vision.core.startup import tf_cpu
-from vision.preprocess.draws import Rng
+from vision.preprocess.ops import Rng
 from vision.preprocess.opstring import check_choice
 
 

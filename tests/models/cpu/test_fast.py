@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.processes import run_module
 from tests.tiers import examples
-from vision.models.cpu import fast, products, winograd
+from vision.models.cpu import fast, forms, winograd
 from vision.models.layers import convolve, max_pool, xla_only
 
 DTYPES = {jnp.float32: 1e-5, jnp.bfloat16: 3e-2}
@@ -90,10 +90,10 @@ def test_images_of_few_channels_are_convolved_by_columns(size, kernel, padding, 
     x, k = _draw(0, (*size, channels)), _draw(1, (*kernel, channels, 6))
     large = min(kernel) >= 5
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, 'has_ynn', lambda: False)
-        assert products.columns_suit(k.shape, (1, 1), x.dtype) == (channels == 1)
-        assert products.columns_suit_gradient(k.shape, (1, 1), x.dtype) == (channels <= 3 or large)
-        assert products.columns_suit_input_gradient(k.shape, (1, 1), x.dtype) == large
+        patch.setattr(forms, 'has_ynn', lambda: False)
+        assert forms.columns_suit(k.shape, (1, 1), x.dtype) == (channels == 1)
+        assert forms.columns_suit_gradient(k.shape, (1, 1), x.dtype) == (channels <= 3 or large)
+        assert forms.columns_suit_input_gradient(k.shape, (1, 1), x.dtype) == large
         _assert_same(lambda x, k: convolve(x, k, 1, padding), x, k)
 
 
@@ -107,9 +107,9 @@ def test_images_of_few_channels_are_convolved_by_columns(size, kernel, padding, 
 def test_kernel_gradients_by_rows(size, kernel, strides, padding):
     x, k = _draw(0, (*size, 5)), _draw(1, (*kernel, 5, 7))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(products, 'FEATURES', 0)
-        patch.setattr(products, 'has_avx512', lambda: False)
-        assert products.rows_suit_gradient(k.shape, x.dtype)
+        patch.setattr(forms, 'FEATURES', 0)
+        patch.setattr(forms, 'has_avx512', lambda: False)
+        assert forms.rows_suit_gradient(k.shape, x.dtype)
         _assert_same(lambda x, k: convolve(x, k, strides, padding), x, k)
 
 

@@ -8,7 +8,7 @@ import tensorflow as tf
 from PIL import Image, ImageEnhance
 from scipy import ndimage
 
-from vision.preprocess.ops import color, draw, warp
+from vision.preprocess.ops import color, draw, resampling
 
 
 class Fixed:
@@ -85,20 +85,20 @@ def test_rgb_repeats_grey(run_op, photo):
 
 @pytest.mark.parametrize('degrees', [-40, 10, 90])
 def test_rotate_is_scikit_images(photo, degrees):
-    ours = warp.rotate(tf.constant(photo), Fixed((degrees + 90) / 180), 90)
+    ours = resampling.rotate(tf.constant(photo), Fixed((degrees + 90) / 180), 90)
     theirs = skimage.transform.rotate(photo, degrees, preserve_range=True, order=1)
     close(ours, np.floor(theirs + 0.5), largest=1, share=0.01)  # at the border
 
 
 @pytest.mark.parametrize('factor', [0.5, 1.0, 1.7])
 def test_zoom_is_scikit_images(photo, factor):
-    ours = warp.zoom(tf.constant(photo), Fixed((factor - 0.5) / 1.5), 0.5, 2.0)
+    ours = resampling.zoom(tf.constant(photo), Fixed((factor - 0.5) / 1.5), 0.5, 2.0)
     close(ours, affine(photo, np.diag([factor, factor])), largest=1, share=0.01)
 
 
 @pytest.mark.parametrize('degrees', [-20, 0, 15])
 def test_shear_is_scikit_images(photo, degrees):
-    ours = warp.shear(tf.constant(photo), Fixed((degrees + 20) / 40), 20)
+    ours = resampling.shear(tf.constant(photo), Fixed((degrees + 20) / 40), 20)
     matrix = np.linalg.inv([[1, np.tan(np.deg2rad(degrees))], [0, 1]])
     close(ours, affine(photo, matrix), largest=1, share=0.01)
 
@@ -116,7 +116,9 @@ def affine(image, matrix, shift=(0, 0)):
 
 def test_affine_composes_rotation_squeeze_and_shift(photo):
     turn, sx, sy, lean, dx, dy = 0.8, 0.3, 0.9, 0.7, 0.2, 0.6
-    ours = warp.affine(tf.constant(photo), Fixed(turn, sx, sy, lean, dx, dy), 20, 0.2, 0.3, 10)
+    ours = resampling.affine(
+        tf.constant(photo), Fixed(turn, sx, sy, lean, dx, dy), 20, 0.2, 0.3, 10
+    )
     turn, sx, sy, lean, dx, dy = (2 * v - 1 for v in (turn, sx, sy, lean, dx, dy))
     angle = np.deg2rad(20 * turn)
     # Counter-clockwise as one sees it: y points down.
@@ -145,7 +147,7 @@ def test_translate_shifts_by_whole_pixels(run_op, photo):
 
 def test_blur_and_displacement_are_scipys(photo):
     noise = np.random.default_rng(0).uniform(-1, 1, (*photo.shape[:2], 2)).astype(np.float32)
-    ours = warp.gaussian_blur(tf.constant(noise), 4.0).numpy()
+    ours = resampling.gaussian_blur(tf.constant(noise), 4.0).numpy()
     theirs = ndimage.gaussian_filter(noise, (4, 4, 0), mode='constant', truncate=4)
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
     field = 34 * theirs
@@ -158,7 +160,7 @@ def test_blur_and_displacement_are_scipys(photo):
         )
         for c in range(3)
     ]
-    close(warp.displace(tf.constant(photo), field), np.floor(np.stack(moved, -1) + 0.5),
+    close(resampling.displace(tf.constant(photo), field), np.floor(np.stack(moved, -1) + 0.5),
           largest=1, share=0.002)  # fmt: skip
 
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from vision.core.errors import UserError
-from vision.preprocess.ops import DEVICE, OPS, DeviceRng, warp
+from vision.preprocess.ops import DEVICE, OPS, DeviceRng, resampling
 
 KEY = jax.random.key(0)
 PHOTO = np.random.default_rng(0).integers(0, 256, (20, 24, 3)).astype(np.float32)
@@ -78,7 +78,7 @@ def test_affine_of_nothing_is_the_image():
 
 def test_affine_is_scikit_images_warp():
     """A drawn map is recovered from where it moves three points of a smooth image."""
-    from skimage.transform import AffineTransform, warp
+    from skimage.transform import AffineTransform
 
     y, x = np.mgrid[:32, :32].astype(np.float32)
     image = np.stack([x, y, np.full_like(x, 1.0)], -1)  # coordinates as colours, and a mask
@@ -123,7 +123,7 @@ def test_elastic_field_is_noise_under_scipys_gaussian():
     from scipy.ndimage import gaussian_filter1d
 
     noise = np.random.default_rng(0).uniform(-1, 1, 60)
-    ours = warp._blur_matrix(60, 3.0) @ noise
+    ours = resampling._blur_matrix(60, 3.0) @ noise
     theirs = gaussian_filter1d(noise, 3.0, truncate=4.0, mode='constant')
     np.testing.assert_allclose(ours, theirs, atol=1e-5)
 

@@ -6,8 +6,9 @@ choice: two cores of an AMD EPYC with AVX-512, JAX 0.12 with oneDNN (see `startu
 batch 16, 2026-11-25; what is chosen otherwise without AVX-512 says so. `VISION_FAST=0` in the environment
 leaves everything to XLA.
 
-Here is what is chosen when; Winograd's form, those by rows and by columns, and the pools are in the
-files beside this one.
+Here is what is chosen when; Winograd's form is in a file of its own, and the others in `forms`. Two lines outside this
+folder import from it, in `vision/models/layers.py` and `vision/__init__.py` (`startup`, the settings of a process that
+go with them). Delete the folder and the two lines, and every layer is XLA's own.
 
 Images are [B, H, W, C], kernels [h, w, C, K]. Only reverse-mode differentiation is defined, once.
 """
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vision.models import layers
-from vision.models.cpu import fast_pool, products
+from vision.models.cpu import forms
 from vision.models.layers import Sides, xla_convolve
 
 Pair = tuple[int, int]
@@ -46,7 +47,7 @@ def max_pool(x: jax.Array, window: int, strides: int, padding: Sides) -> jax.Arr
     on_cpu = jax.default_backend() == 'cpu'
     if not on_cpu or window > 11 or not jnp.issubdtype(x.dtype, jnp.floating):
         return None
-    return fast_pool.max_pool(x, x.shape[1:3], window, strides, tuple(padding))
+    return forms.max_pool(x, x.shape[1:3], window, strides, tuple(padding))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -55,8 +56,8 @@ def _convolve(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair) -> 
         # A matrix product. 1024 to 256 channels at 14 px: 8.3 for 9.2 ms (without oneDNN 8 for 11;
         # 256 to 64 at 56 px: 9 for 23). In bfloat16 the convolution is the faster one.
         return _strided(x, strides) @ kernel[0, 0]
-    if products.columns_suit(kernel.shape, strides, x.dtype):
-        return products.convolve_by_columns(x, kernel, padding)
+    if forms.columns_suit(kernel.shape, strides, x.dtype):
+        return forms.convolve_by_columns(x, kernel, padding)
     if kernel.shape[:2] == (3, 3):
         from vision.models.cpu import winograd
 
@@ -90,8 +91,8 @@ def _input_gradient(
         return _spread(
             xla_convolve(gradient, kernel.swapaxes(2, 3), (1, 1), [(0, 0)] * 2), shape, strides
         )
-    if products.columns_suit_input_gradient(kernel.shape, strides, gradient.dtype):
-        return products.input_gradient_by_columns(shape, kernel, gradient, padding)
+    if forms.columns_suit_input_gradient(kernel.shape, strides, gradient.dtype):
+        return forms.input_gradient_by_columns(shape, kernel, gradient, padding)
     plain = max(height, width) == 1 or height <= padding[0] or width <= padding[1]
     if plain or max(strides) > min(height, width):
         convolution = partial(xla_convolve, strides=strides, padding=[(p, p) for p in padding])
@@ -121,16 +122,16 @@ def _kernel_gradient(
         # XLA's form is 43 GFLOP/s at 56 px and 57 at 14; the product 158 and 192.
         positions = _strided(x, strides).reshape(-1, channels)
         return (positions.T @ gradient.reshape(-1, features))[None, None]
-    if products.columns_suit_gradient(shape, strides, x.dtype):
-        return products.kernel_gradient_by_columns(x, shape, gradient, padding)
+    if forms.columns_suit_gradient(shape, strides, x.dtype):
+        return forms.kernel_gradient_by_columns(x, shape, gradient, padding)
     if (height, width) == (3, 3):
         from vision.models.cpu import winograd
 
         least = winograd.GRADIENT_CHANNELS
         if winograd.suits(x.shape, shape, strides, padding, x.dtype, least):
             return winograd.kernel_gradient(x, gradient, padding)
-    if products.rows_suit_gradient(shape, x.dtype):
-        return products.kernel_gradient_by_rows(x, shape, gradient, strides, padding)
+    if forms.rows_suit_gradient(shape, x.dtype):
+        return forms.kernel_gradient_by_rows(x, shape, gradient, strides, padding)
     of_images = partial(_xla_kernel_gradient, shape, strides, padding)
     if max(channels, features) <= 32 and x.dtype == jnp.float32:
         return _sum_of_parts(of_images, x, gradient)

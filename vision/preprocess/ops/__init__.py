@@ -81,12 +81,12 @@ def _ops(file: str, *names: str, on_device: bool = False, views: bool = False) -
 
 OPS: dict[str, Entry] = {
     **_ops('decode', 'decode'),
-    **_ops('resizing', 'resize', on_device=True),
-    **_ops('resizing', 'resize_small', 'scale_jitter'),
+    **_ops('resampling', 'resize', on_device=True),
+    **_ops('resampling', 'resize_small', 'scale_jitter'),
     **_ops('crops', 'central_crop', 'random_crop', 'translate', 'pad', 'flip_lr', on_device=True),
     **_ops('crops', 'random_resized_crop', 'flip_ud'),
-    **_ops('warp', 'affine', 'elastic', on_device=True),
-    **_ops('warp', 'rotate', 'zoom', 'shear'),
+    **_ops('resampling', 'affine', 'elastic', on_device=True),
+    **_ops('resampling', 'rotate', 'zoom', 'shear'),
     **_ops('erase', 'cutout', on_device=True),
     **_ops('erase', 'random_erasing'),
     **_ops('color', 'rgb', on_device=True),

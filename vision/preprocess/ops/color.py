@@ -8,7 +8,7 @@ import numpy as np
 
 from vision.core.startup import tf_cpu
 from vision.preprocess.ops import Rng
-from vision.preprocess.ops.resizing import to_uint8
+from vision.preprocess.ops.resampling import to_uint8
 
 # ITU-R 601 (0.299, 0.587, 0.114) in 16 bits, as Pillow has it.
 _GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)

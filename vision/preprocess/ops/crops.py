@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from vision.core.errors import UserError
 from vision.core.startup import tf_cpu
 from vision.preprocess.ops import DeviceRng, Rng
-from vision.preprocess.ops.resizing import resize_bilinear_fast
+from vision.preprocess.ops.resampling import resize_bilinear_fast
 
 
 def central_crop(image: Any, height: int, width: int | None = None) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vision.core.startup import tf_cpu
 from vision.preprocess.ops.color import blend, grey, mean_grey
-from vision.preprocess.ops.warp import rotation, transform
+from vision.preprocess.ops.resampling import rotation, transform
 
 
 def _identity(image: Any, _: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 from vision.core.startup import tf_cpu
 from vision.preprocess import opstring
-from vision.preprocess.ops import Rng, crops, resizing
+from vision.preprocess.ops import Rng, crops, resampling
 from vision.preprocess.ops.decode import decode, is_plain_jpeg, read_in_graph
 
 Rngs = tuple[Any, Any]  # each op's `Rng`; None of one that draws nothing
@@ -25,7 +25,7 @@ def can_fuse(first: opstring.Op, second: opstring.Op) -> bool:
         return True
     if first.name not in ('resize_small', 'scale_jitter'):
         return False
-    resize = opstring.arguments(first, getattr(resizing, first.name))
+    resize = opstring.arguments(first, getattr(resampling, first.name))
     plain = resize.get('method', 'bilinear') in _KERNELS and resize.get('antialias', True)
     if second.name == 'random_crop':
         return plain and not opstring.arguments(second, crops.random_crop)['padding']
@@ -55,12 +55,12 @@ def apply(first: opstring.Op, second: opstring.Op, image: Any, rngs: Rngs) -> An
 
 def _resize_and_crop(first: opstring.Op, second: opstring.Op, image: Any, rngs: Rngs) -> Any:
     tf = tf_cpu()
-    resize = opstring.arguments(first, getattr(resizing, first.name))
+    resize = opstring.arguments(first, getattr(resampling, first.name))
     crop = opstring.arguments(second, getattr(crops, second.name))
     size = (crop['height'], crop['width'] or crop['height'])
     jitter = first.name == 'scale_jitter'
-    whole = resizing.short_side_to(
-        image, resizing.jittered(rngs[0], **resize) if jitter else resize['size']
+    whole = resampling.short_side_to(
+        image, resampling.jittered(rngs[0], **resize) if jitter else resize['size']
     )
     crops.assert_fits(whole, size, second.name)
     if second.name == 'central_crop':
@@ -75,7 +75,7 @@ def _resize_and_crop(first: opstring.Op, second: opstring.Op, image: Any, rngs: 
         kernel_type=_KERNELS[resize.get('method', 'bilinear')],
         antialias=True,
     )
-    return tf.ensure_shape(resizing.to_uint8(values[0]), [*size, image.shape[-1]])
+    return tf.ensure_shape(resampling.to_uint8(values[0]), [*size, image.shape[-1]])
 
 
 def _decode_random_resized_crop(
@@ -94,7 +94,7 @@ def _decode_random_resized_crop(
     def fused() -> Any:
         shape = tf.io.extract_jpeg_shape(data)
         window = crops.random_box(shape[0], shape[1], rng, area, ratio)
-        return resizing.resize_bilinear_fast(_decode_window(data, window, channels, size), size)
+        return resampling.resize_bilinear_fast(_decode_window(data, window, channels, size), size)
 
     def separate() -> Any:
         image = read_in_graph(data, channels)

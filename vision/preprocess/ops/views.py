@@ -7,7 +7,7 @@ from typing import Any
 
 from vision.core.startup import tf_cpu
 from vision.preprocess.ops.crops import central_crop
-from vision.preprocess.ops.resizing import resize_small
+from vision.preprocess.ops.resampling import resize_small
 
 
 def ten_crop(image: Any, size: int) -> Any:

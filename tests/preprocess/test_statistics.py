@@ -13,8 +13,8 @@ from vision.data import arrays
 from vision.evaluation.run import load_run
 from vision.prediction import Classifier
 from vision.preprocess.device import normalise
-from vision.preprocess.inputs import channel_statistics
 from vision.preprocess.pipeline import eval_batches
+from vision.preprocess.statistics import channel_statistics
 from vision.training import train
 
 
@@ -47,7 +47,7 @@ def test_equal_pixels_are_refused():
 
 def test_a_run_computes_them_once_and_keeps_them(tmp_path, monkeypatch):
     from tests.training.tiny import tiny_config
-    from vision.preprocess import inputs
+    from vision.preprocess import statistics
 
     config = tiny_config(training__duration='6 steps', training__eval_every='6 steps')
     config.preprocess.normalise, config.training.stop_after = 'dataset', '3 steps'
@@ -59,7 +59,9 @@ def test_a_run_computes_them_once_and_keeps_them(tmp_path, monkeypatch):
     assert (tuple(kept['mean']), tuple(kept['std'])) == expected
     assert json.loads((workdir / 'config.json').read_text())['preprocess']['mean'] == [0.3]
 
-    monkeypatch.setattr(inputs, 'channel_statistics', None)  # the second part reads what is there
+    monkeypatch.setattr(
+        statistics, 'channel_statistics', None
+    )  # the second part reads what is there
     config.training.stop_after = None
     train(config, workdir)
     run = load_run(workdir, 'last')

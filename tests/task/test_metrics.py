@@ -13,6 +13,7 @@ from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
 from tests.task.judged import figures_of, judged
+from vision.evaluation import figures as beside
 from vision.task import metrics
 from vision.task.classification import confidence
 
@@ -52,11 +53,11 @@ def test_accuracies_and_losses(drawn):
 def test_classes_and_confusion(drawn):
     labels, scores, got = drawn
     k = scores.shape[1]
-    matrix = metrics.confusion(got['label'], got['top_classes'][:, 0], k)
+    matrix = beside.confusion(got['label'], got['top_classes'][:, 0], k)
     np.testing.assert_array_equal(
         matrix, sk.confusion_matrix(labels, scores.argmax(1), labels=np.arange(k))
     )
-    each = metrics.per_class(matrix)
+    each = beside.per_class(matrix)
     precision, recall, f1, support = sk.precision_recall_fscore_support(
         labels, scores.argmax(1), labels=np.arange(k), zero_division=np.nan
     )
@@ -75,7 +76,7 @@ def test_classes_and_confusion(drawn):
 def test_calibration(drawn, bins):
     _, _, got = drawn
     sure = confidence(got.columns)
-    r = metrics.reliability(sure, got.correct, bins)
+    r = beside.reliability(sure, got.correct, bins)
     accuracy, mean = calibration_curve(got.correct, sure, n_bins=bins)
     there = r.examples > 0
     np.testing.assert_allclose(r.accuracy[there], accuracy)
@@ -97,7 +98,7 @@ def intervals(p, **kwargs):
     values = {'top1': p.correct, 'loss': p['loss'], 'brier': p['squared_error']}
     values['ece'] = metrics.weighted_calibration_error(confidence(p.columns), p.correct)
     values['balanced_accuracy'] = metrics.weighted_balanced_accuracy(p['label'], p.correct)
-    return metrics.bootstrap(len(p), values, ['ece'], **kwargs)
+    return beside.bootstrap(len(p), values, ['ece'], **kwargs)
 
 
 def test_intervals_are_scipys_percentile_bootstrap():

@@ -19,12 +19,13 @@ from vision.data.source import Source, count_named
 from vision.evaluation import protocols
 from vision.evaluation.answers import Labels, Member, Progress, answer, make_step
 from vision.evaluation.classes import Classes, match
+from vision.evaluation.figures import intervals
 from vision.evaluation.predictions import Predictions
 from vision.evaluation.run import Run, check_data, check_shape, load_run
 from vision.evaluation.whole import WholeBatches
 from vision.preprocess import inputs
 from vision.preprocess.device import Batch
-from vision.task.metrics import figures, intervals
+from vision.task.metrics import figures
 
 # What another data set has in common with the run's own: how it is read, not what it is.
 _HOW_TO_READ = ('source', 'data_dir', 'in_memory', 'cache', 'max_corrupt')

@@ -8,25 +8,22 @@ A batch is `{'image', 'label', 'id', 'mask'}`: uint8 or float32 [B, H, W, C], an
 float32 [B], 1 for an example and 0 (with id −1 and label 0) for padding.
 """
 
-import collections
 import dataclasses
-import itertools
-import math
 from collections.abc import Collection, Iterator
+from typing import TYPE_CHECKING
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from vision.core import mesh as mesh_lib
 from vision.core import processes
-from vision.core.errors import UserError
 from vision.data.source import BadImage, Source, count_named, read_some
 from vision.preprocess import device, opstring
 from vision.preprocess import ops as ops_lib
 from vision.preprocess.device import Batch, DeviceSplit
 
-_AHEAD = 2  # batches that are on their way to the devices while one is being computed with
+if TYPE_CHECKING:
+    from vision.preprocess.host import HostBatches
 
 
 def on_device(source: Source, ops: str) -> bool:
@@ -72,16 +69,16 @@ class TrainBatches:
         Raises:
           UserError: an op that is unknown or does not fit.
         """
-        self._host: _HostBatches | None = None
+        self._host: HostBatches | None = None
         if on_device(source, loading.ops):
             split = DeviceSplit(source, loading.ops, loading.seed, mesh)
             self._batches = split.train_batches(
                 loading.batch_size, loading.seed, start_step, loading.repeats, loading.views
             )
             return
-        from vision.preprocess import pipeline
+        from vision.preprocess import host, pipeline
 
-        self._host = _HostBatches(
+        self._host = host.HostBatches(
             pipeline.train_batches(
                 source,
                 start_step=start_step,
@@ -90,7 +87,7 @@ class TrainBatches:
                 **dataclasses.asdict(loading),
             )
         )
-        self._batches = _prefetch(self._host, mesh)
+        self._batches = host.prefetch(self._host, mesh)
 
     def __iter__(self) -> 'TrainBatches':
         return self
@@ -159,7 +156,7 @@ class EvalBatches:
         if self._split is not None:
             yield from self._split.eval_batches(self._batch_size)
             return
-        from vision.preprocess import pipeline
+        from vision.preprocess import host, pipeline
 
         batches = pipeline.eval_batches(
             self.source,
@@ -170,9 +167,9 @@ class EvalBatches:
             max_corrupt=self._max_corrupt,
         )
         batches.corrupt = self.corrupt
-        host = _HostBatches(batches, len(batches))
-        yield from _prefetch(host, self._mesh)
-        host.check()
+        read = host.HostBatches(batches, len(batches))
+        yield from host.prefetch(read, self._mesh)
+        read.check()
         for theirs in processes.share(self.corrupt):
             self.corrupt.update(theirs)
 
@@ -200,50 +197,6 @@ def input_shape(source: Source, ops: str) -> tuple[int, int, int]:
     return tuple(batch['image'].shape[1:])
 
 
-def channel_statistics(
-    source: Source, ops: str, batch_size: int, mesh: Mesh
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Computes the mean and the standard deviation of each channel over all pixels of a split.
-
-    Exact but for the last rounding: the sums are whole numbers where the ops leave uint8, and
-    are added in float64 without loss in any case, so neither the batches nor their order matter.
-    Images that cannot be read are left out.
-
-    Args:
-      source: the training split.
-      ops: the op string of evaluation, which draws nothing at random.
-      batch_size: for each device.
-      mesh: of all devices.
-
-    Returns:
-      mean and std, a float for each channel, of pixels scaled to 0 … 1.
-
-    Raises:
-      UserError: no image can be read, or all pixels of a channel are equal.
-    """
-    sums, squares, pixels = [], [], 0
-    for batch in EvalBatches(source, ops, batch_size, mesh, skip_corrupt=True):
-        images, masks = (batch[key].addressable_shards for key in ('image', 'mask'))
-        for image, mask in zip(images, masks, strict=True):
-            here = np.asarray(image.data)[np.asarray(mask.data) > 0].astype(np.float64)
-            sums.append(here.sum((1, 2)))
-            squares.append(np.square(here).sum((1, 2)))
-            pixels += here[..., 0].size
-    channels = sums[0].shape[-1]
-    own = [math.fsum(np.concatenate(s)[:, c]) for s in (sums, squares) for c in range(channels)]
-    count, *totals = _over_all_processes(np.array([pixels, *own]))
-    if not count:
-        raise UserError(f'{source.name}: no image can be read, so they have no mean')
-    mean, square = np.reshape(totals, (2, channels)) / count
-    deviation = np.sqrt(np.maximum(square - mean**2, 0))
-    if not deviation.all():
-        raise UserError(
-            f'{source.name}: all pixels of channel {int(deviation.argmin())} are equal; '
-            "preprocess.normalise='dataset' would divide by 0"
-        )
-    return tuple((mean / 255).tolist()), tuple((deviation / 255).tolist())
-
-
 def examples(source: Source, ids: Collection[int]) -> Iterator[tuple[int, np.ndarray]]:
     """Reads some examples of a split; what is not there or cannot be read is left out.
 
@@ -262,65 +215,3 @@ def examples(source: Source, ids: Collection[int]) -> Iterator[tuple[int, np.nda
                 yield example, read(image) if isinstance(image, bytes) else image
         except BadImage:
             continue
-
-
-class _HostBatches:
-    """This process's batches out of the host's pipeline.
-
-    With several processes, one that cannot read its data must not stop alone, the others would wait
-    for it in the next step: it goes on with batches of mask 0 until all call `check`.
-    """
-
-    def __init__(self, batches: Iterator[dict[str, np.ndarray]], count: int | None = None):
-        """Takes the pipeline, and how many batches all processes have of it (None: no end)."""
-        self._batches, self._left = batches, count
-        self._last: dict[str, np.ndarray] | None = None
-        self._mistake: str | None = None
-
-    def __iter__(self) -> '_HostBatches':
-        return self
-
-    def __next__(self) -> dict[str, np.ndarray]:
-        if jax.process_count() == 1:
-            return next(self._batches)
-        if self._left is not None:
-            if not self._left:
-                raise StopIteration
-            self._left -= 1
-        if self._last is None:  # there is nothing yet to go on with
-            self._last = processes.together(lambda: next(self._batches))
-        elif self._mistake is None:
-            try:
-                self._last = next(self._batches)
-            except UserError as e:
-                self._mistake = str(e)
-        if self._mistake is not None:
-            self._last = self._last | {'mask': np.zeros_like(self._last['mask'])}
-        return self._last
-
-    def check(self) -> None:
-        """Raises UserError, on all processes, if one of them could not read its data."""
-        processes.raise_together(self._mistake)
-
-
-def _prefetch(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[Batch]:
-    """Keeps batches on their way to the devices."""
-    on_their_way: collections.deque[Batch] = collections.deque()
-    batches = iter(batches)
-    while True:
-        for batch in itertools.islice(batches, _AHEAD + 1 - len(on_their_way)):
-            on_their_way.append(mesh_lib.put_batch(batch, mesh))
-        if not on_their_way:
-            return
-        yield on_their_way.popleft()
-
-
-def _over_all_processes(values: np.ndarray) -> np.ndarray:
-    """The sums of each process's float64 values."""
-    if jax.process_count() == 1:
-        return values
-    from jax.experimental.multihost_utils import process_allgather
-
-    # As integers: JAX would round float64 to float32.
-    bits = process_allgather(values.view(np.uint32))
-    return np.array([math.fsum(column) for column in np.asarray(bits).view(np.float64).T])

@@ -1,7 +1,7 @@
 """The tf.data pipeline: from a source and an op string to batches of NumPy arrays on this host.
 
 What a training batch holds and how its images are augmented are functions of (seed, step): see
-`vision.data.order` and `vision.preprocess.draws`. Sources that are not indexed (TFRecord data sets)
+`vision.data.order` and `vision.preprocess.ops`. Sources that are not indexed (TFRecord data sets)
 are read in sequence; their order is described in `vision.data.tfds_source`. Training, evaluation and
 prediction run the same code on an image.
 """

@@ -1,11 +1,11 @@
-"""Figures of a split: from the columns of its examples to numbers, intervals and tables; NumPy, sums in float64.
+"""Figures of a split: from the columns of its examples to numbers and a table; NumPy, sums in float64.
 
 Every figure equals scikit-learn's on the same predictions (`tests/task/test_metrics.py`).
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -13,8 +13,6 @@ from rich.table import Table
 from vision.task import Columns, Metric, Task
 
 RELIABILITY_BINS = 15  # Guo et al. 2017, section 2
-RESAMPLES = 1000
-CONFIDENCE = 0.95
 
 
 def figures(task: Task, columns: Columns) -> dict[str, Any]:
@@ -41,21 +39,6 @@ def figures(task: Task, columns: Columns) -> dict[str, Any]:
                 value = math.fsum(values.astype(np.float64)) / count
         found[name] = None if value is None or not np.isfinite(value) else float(value)
     return {**found, 'count': count}
-
-
-def intervals(task: Task, columns: Columns, resamples: int = RESAMPLES) -> dict[str, list[float]]:
-    """Confidence intervals (low, high) of 95 % for the metrics that have one, by the bootstrap."""
-    statistics: dict[str, Any] = {}
-    for name, metric in task.metrics.items():
-        value = metric.of(columns)
-        if metric.weighted is not None:
-            statistics[name] = metric.weighted(columns)
-        elif value is not None and np.ndim(value):
-            statistics[name] = np.asarray(value)
-    biased = [name for name in statistics if task.metrics[name].biased]
-    count = len(columns['id'])
-    drawn = bootstrap(count, statistics, biased, resamples=resamples)
-    return {name: list(interval) for name, interval in drawn.items() if np.isfinite(interval).all()}
 
 
 def metrics_table(
@@ -88,62 +71,6 @@ def metrics_table(
     return table
 
 
-class PerClass(NamedTuple):
-    """What is known of each of K classes; NaN where a quotient has no examples below it.
-
-    Attributes:
-      support: int64 [K], examples of the class.
-      predicted: int64 [K], examples that were taken for it.
-      precision: float64 [K], of those taken for it, the fraction that are.
-      recall: float64 [K], of its examples, the fraction that were found.
-      f1: float64 [K], the harmonic mean of both.
-    """
-
-    support: np.ndarray
-    predicted: np.ndarray
-    precision: np.ndarray
-    recall: np.ndarray
-    f1: np.ndarray
-
-
-class Reliability(NamedTuple):
-    """How often a model is right at each level of confidence: bins of equal width, (low, high].
-
-    Attributes:
-      examples: int64 [bins], how many.
-      confidence: float64 [bins], mean probability of the class that was named; NaN if empty.
-      accuracy: float64 [bins], the fraction that was right; NaN if empty.
-    """
-
-    examples: np.ndarray
-    confidence: np.ndarray
-    accuracy: np.ndarray
-
-
-def confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Counts int64 [K, K]: row i, column j are the examples of class i that were taken for j.
-
-    Args:
-      labels: int [N].
-      predicted: int [N].
-      num_classes: K.
-    """
-    cells = labels.astype(np.int64) * num_classes + predicted
-    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
-
-
-def per_class(matrix: np.ndarray) -> PerClass:
-    """Precision, recall and F1 of each class, out of the confusion matrix int [K, K]."""
-    found, support, predicted = np.diag(matrix), matrix.sum(1), matrix.sum(0)
-    return PerClass(
-        support=support,
-        predicted=predicted,
-        precision=_quotient(found, predicted),
-        recall=_quotient(found, support),
-        f1=_quotient(2 * found, support + predicted),
-    )
-
-
 def balanced_accuracy(labels: np.ndarray, correct: np.ndarray) -> float:
     """The mean of the recalls of the classes that have examples: labels int [N], correct [N]."""
     support = np.bincount(labels)
@@ -151,30 +78,11 @@ def balanced_accuracy(labels: np.ndarray, correct: np.ndarray) -> float:
     return float(np.mean(np.bincount(labels, correct)[there] / support[there]))
 
 
-def reliability(
-    confidence: np.ndarray, correct: np.ndarray, bins: int = RELIABILITY_BINS
-) -> Reliability:
-    """The reliability diagram (Guo et al. 2017, "On calibration of modern neural networks", 2).
-
-    Args:
-      confidence: float64 [N], the probability of the class that was named.
-      correct: bool [N].
-      bins: how many, of equal width; the right edge belongs to a bin, and 0 to the first.
-    """
-    where = _bins(confidence, bins)
-    count = np.bincount(where, minlength=bins)
-    return Reliability(
-        examples=count,
-        confidence=_quotient(np.bincount(where, confidence, bins), count),
-        accuracy=_quotient(np.bincount(where, correct, bins), count),
-    )
-
-
 def expected_calibration_error(
     confidence: np.ndarray, correct: np.ndarray, bins: int = RELIABILITY_BINS
 ) -> float:
     """ECE: the mean over the examples of their bin's |accuracy − confidence| (Guo et al., eq. 3)."""
-    gaps = np.bincount(_bins(confidence, bins), confidence - correct.astype(np.float64), bins)
+    gaps = np.bincount(bins_of(confidence, bins), confidence - correct.astype(np.float64), bins)
     return float(np.abs(gaps).sum() / len(confidence))
 
 
@@ -195,7 +103,7 @@ def weighted_calibration_error(
     confidence: np.ndarray, correct: np.ndarray
 ) -> Callable[[np.ndarray], float]:
     """`expected_calibration_error` as a function of the examples' weights, float64 [N]."""
-    where, gap = _bins(confidence, RELIABILITY_BINS), confidence - correct.astype(np.float64)
+    where, gap = bins_of(confidence), confidence - correct.astype(np.float64)
 
     def of(weights: np.ndarray) -> float:
         gaps = np.bincount(where, weights * gap, RELIABILITY_BINS)
@@ -204,57 +112,7 @@ def weighted_calibration_error(
     return of
 
 
-def bootstrap(
-    n: int,
-    statistics: Mapping[str, np.ndarray | Callable[[np.ndarray], float]],
-    biased: Collection[str] = (),
-    seed: int = 0,
-    resamples: int = RESAMPLES,
-) -> dict[str, tuple[float, float]]:
-    """Confidence intervals of 95 % by the bootstrap (Efron): percentiles over resampled examples.
-
-    They hold for test examples drawn anew, not for a model trained anew. Where all examples are
-    right, resampling finds no others, and the interval of an accuracy is a point.
-
-    Args:
-      n: the number of examples, N.
-      statistics: by name, a value for each example [N], whose mean is the statistic, or a function of the
-        examples' weights float64 [N].
-      biased: statistics that resampling raises: it adds noise to each bin of a calibration error, and a mean
-        of absolute values grows by noise. The growth is subtracted, so that the interval holds the figure.
-      seed: of the resampling; the same seed gives the same intervals.
-      resamples: how many.
-
-    Returns:
-      (low, high) by name.
-    """
-    means = {k: np.asarray(v, np.float64) for k, v in statistics.items() if not callable(v)}
-    functions = {k: v for k, v in statistics.items() if callable(v)}
-    rng = np.random.default_rng(seed)
-    drawn: dict[str, list[float]] = {k: [] for k in statistics}
-    for _ in range(resamples):
-        times = np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64)
-        for name, values in means.items():
-            drawn[name].append(float((times * values).sum()) / n)
-        for name, function in functions.items():
-            drawn[name].append(function(times))
-    for name in biased:
-        grown = float(np.mean(drawn[name])) - functions[name](np.ones(n))
-        drawn[name] = [max(value - grown, 0.0) for value in drawn[name]]
-    outside = 50 * (1 - CONFIDENCE)
-    return {
-        name: (float(low), float(high))
-        for name, values in drawn.items()
-        for low, high in [np.percentile(values, [outside, 100 - outside])]
-    }
-
-
-def _bins(confidence: np.ndarray, bins: int) -> np.ndarray:
+def bins_of(confidence: np.ndarray, bins: int = RELIABILITY_BINS) -> np.ndarray:
+    """The bin of each confidence, int [N], of bins of equal width; the right edge belongs to a bin, and 0 to the first."""
     edges = np.linspace(0, 1, bins + 1)
     return np.searchsorted(edges[1:-1], confidence)
-
-
-def _quotient(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """above / below, NaN where below is 0."""
-    out = np.full(len(below), np.nan)
-    return np.divide(above, below, out=out, where=below > 0)

@@ -307,7 +307,9 @@ def normalised(run: Setup, dataset: Mapping[str, Any] | None = None) -> Setup:
     if not run.own_statistics:
         return run
     if dataset is None:
-        found = inputs.channel_statistics(run.train, run.eval_ops, run.eval_batch_size, run.mesh)
+        from vision.preprocess.statistics import channel_statistics
+
+        found = channel_statistics(run.train, run.eval_ops, run.eval_batch_size, run.mesh)
     else:
         found = tuple(dataset['mean']), tuple(dataset['std'])
     settings = dataclasses.replace(run.task.settings, mean=found[0], std=found[1])

@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
+from vision.evaluation import figures
 from vision.evaluation.evals import Evaluation
 from vision.evaluation.predictions import Predictions
 from vision.evaluation.report.charts import reliability_chart
 from vision.preprocess.inputs import examples
 from vision.preprocess.pictures import data_uri
-from vision.task import metrics
 from vision.task.classification import confidence, correct
 
 _MISTAKES = 16  # pictures of each kind
@@ -23,11 +23,11 @@ _SIDE_BY_SIDE = 12  # classes; with more, the pairs are below the matrix
 def section(e: Evaluation) -> str:
     """The HTML of one evaluation, below its figures."""
     p = e.predictions
-    matrix = metrics.confusion(p['label'], p['top_classes'][:, 0], len(p.class_names))
+    matrix = figures.confusion(p['label'], p['top_classes'][:, 0], len(p.class_names))
     worst, confident = _mistakes(p)
     shown = examples(e.source, {int(p.ids[i]) for i in (*worst, *confident)})
     images = {example: data_uri(image, _THUMBNAIL) for example, image in shown}
-    reliability = metrics.reliability(confidence(p.columns), correct(p.columns))
+    reliability = figures.reliability(confidence(p.columns), correct(p.columns))
     return f"""<h3>Which classes are taken for which</h3>
 <div class="matrix{' large' if len(p.class_names) > _SIDE_BY_SIDE else ''}">
 <div class="confusion"><script type="application/json">{_confusion_data(p, matrix)}</script></div>
@@ -101,7 +101,7 @@ def _pairs(p: Predictions, matrix: np.ndarray) -> str:
 
 
 def _class_table(p: Predictions, matrix: np.ndarray) -> str:
-    each = metrics.per_class(matrix)
+    each = figures.per_class(matrix)
     off = matrix.copy()
     np.fill_diagonal(off, 0)
     taken_for = off.argmax(1)

@@ -8,10 +8,10 @@ from importlib import resources
 from vision.core import config as config_lib
 from vision.core.workdir import environment, read_records
 from vision.evaluation.evals import Evaluation
+from vision.evaluation.figures import RESAMPLES
 from vision.evaluation.report.charts import curves, line_chart
 from vision.evaluation.run import Run
 from vision.task import Metric, Selection, report_section
-from vision.task.metrics import RESAMPLES
 
 
 def page(runs: list[Run], evaluations: list[Evaluation]) -> str:

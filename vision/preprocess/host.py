@@ -1,0 +1,67 @@
+"""The host's batches on their way to the devices, of one process or of several."""
+
+import collections
+import itertools
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vision.core import mesh as mesh_lib
+from vision.core import processes
+from vision.core.errors import UserError
+from vision.preprocess.device import Batch
+
+_AHEAD = 2  # batches that are on their way while one is being computed with
+
+
+class HostBatches:
+    """This process's batches out of the host's pipeline.
+
+    With several processes, one that cannot read its data must not stop alone, the others would wait
+    for it in the next step: it goes on with batches of mask 0 until all call `check`.
+    """
+
+    def __init__(self, batches: Iterator[dict[str, np.ndarray]], count: int | None = None):
+        """Takes the pipeline, and how many batches all processes have of it (None: no end)."""
+        self._batches, self._left = batches, count
+        self._last: dict[str, np.ndarray] | None = None
+        self._mistake: str | None = None
+
+    def __iter__(self) -> 'HostBatches':
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if jax.process_count() == 1:
+            return next(self._batches)
+        if self._left is not None:
+            if not self._left:
+                raise StopIteration
+            self._left -= 1
+        if self._last is None:  # there is nothing yet to go on with
+            self._last = processes.together(lambda: next(self._batches))
+        elif self._mistake is None:
+            try:
+                self._last = next(self._batches)
+            except UserError as e:
+                self._mistake = str(e)
+        if self._mistake is not None:
+            self._last = self._last | {'mask': np.zeros_like(self._last['mask'])}
+        return self._last
+
+    def check(self) -> None:
+        """Raises UserError, on all processes, if one of them could not read its data."""
+        processes.raise_together(self._mistake)
+
+
+def prefetch(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[Batch]:
+    """Keeps batches on their way to the devices."""
+    on_their_way: collections.deque[Batch] = collections.deque()
+    batches = iter(batches)
+    while True:
+        for batch in itertools.islice(batches, _AHEAD + 1 - len(on_their_way)):
+            on_their_way.append(mesh_lib.put_batch(batch, mesh))
+        if not on_their_way:
+            return
+        yield on_their_way.popleft()

@@ -78,7 +78,7 @@ def test_affine_of_nothing_is_the_image():
 
 def test_affine_is_scikit_images_warp():
     """A drawn map is recovered from where it moves three points of a smooth image."""
-    from skimage.transform import AffineTransform
+    from skimage.transform import AffineTransform, warp
 
     y, x = np.mgrid[:32, :32].astype(np.float32)
     image = np.stack([x, y, np.full_like(x, 1.0)], -1)  # coordinates as colours, and a mask

@@ -47,7 +47,11 @@ def test_a_users_own_model_needs_no_line_in_the_registry(name):
     'name, arguments, says',
     [
         ('resnet51', {}, "unknown model 'resnet51'.* Did you mean 'resnet5.'.*Known: .*vgg16"),
-        ('resnet50', {'stm': 'small'}, "no argument 'stm'; did you mean 'stem'.*Known: .*remat"),
+        (
+            'resnet50',
+            {'stm': 'small'},
+            "argument of model 'resnet50' 'stm'. Did you mean 'stem'.*Known: .*remat",
+        ),
         ('resnet50', {'stem': 'tiny'}, "stem='tiny' is not one of 'imagenet', 'small'"),
         ('resnet50', {'remat': 1}, 'remat=1 is not of type bool'),
         ('alexnet', {'dropout': 'half'}, "dropout='half' is not of type float"),
@@ -61,7 +65,7 @@ def test_a_users_own_model_needs_no_line_in_the_registry(name):
         (f'{__name__}:DEEP', {}, 'no class or function but tuple'),
         (f'{__name__}:not_a_model', {}, 'no Flax module but str'),
         ('flax.linen:Sequential', {}, 'must take num_classes and dtype'),
-        (f'{__name__}:MyModel', {'widht': 3}, "did you mean 'width'"),
+        (f'{__name__}:MyModel', {'widht': 3}, "'widht'. Did you mean 'width'"),
     ],
 )
 def test_a_mistake_in_the_config_is_one_line(name, arguments, says):

@@ -52,7 +52,7 @@ def train(name, gradients=GRADIENTS, params=PARAMS, **changes):
     config = config_of(name, {k.replace('__', '.'): v for k, v in changes.items()})
     optimizer = build_optimizer(config, schedule)
     params = jax.tree.map(jnp.float32, params)
-    optimizer_lib.check(config.optimizer, optimizer, params)
+    optimizer_lib.check_optimizer(config.optimizer, optimizer, params)
     state, update = optimizer.init(params), jax.jit(optimizer.update)
     for gradient in gradients:
         gradient = jax.tree.map(jnp.float32, gradient)
@@ -300,7 +300,9 @@ def test_what_makes_no_sense_is_refused(name, changes, says):
     with pytest.raises(UserError, match=says):
         config = config_lib.resolve(config)
         optimizer = build_optimizer(config, schedule)
-        optimizer_lib.check(config.optimizer, optimizer, jax.tree.map(jnp.float32, PARAMS))
+        optimizer_lib.check_optimizer(
+            config.optimizer, optimizer, jax.tree.map(jnp.float32, PARAMS)
+        )
 
 
 @pytest.mark.parametrize(

@@ -115,7 +115,7 @@ def test_the_rate_grows_with_the_batch(batch, times):
         ({'name': 'exponential', 'every': '0 epochs'}, 'above 0'),
         ({'name': 'exponential', 'factor': -1.0}, 'above 0'),
         ({'name': 'plateau', 'factor': 1.0}, 'Factor'),
-        ({'name': 'plateau', 'patience': 0}, 'at least 1'),
+        ({'name': 'plateau', 'patience': 0}, 'patience=0 must be 1 or more'),
         ({'name': 'plateau', 'metric': 'top2'}, "one of 'loss' or None"),
     ],
 )

@@ -6,7 +6,6 @@ checkpoint was written; 1 ours (a traceback: please report it).
 
 import ast
 import errno
-import inspect
 import logging as standard_logging
 import os
 import signal
@@ -14,7 +13,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +23,7 @@ from ml_collections.config_flags.tuple_parser import TupleParser
 
 from vision.core import startup
 from vision.core.config import plain
-from vision.core.errors import Stopped, UserError, nearest
+from vision.core.errors import Stopped, UserError
 
 USER_MISTAKE = 2
 ANSWERED_IN_PART = 3
@@ -255,11 +253,13 @@ def _parse(argv: Sequence[str]) -> list[str]:
         if 'config' in flags.FLAGS and flags.FLAGS['config'].value is not None:
             flags.FLAGS['config'].value.keys()  # a file that is not there fails only when read
         return rest
-    except flags.Error as e:
-        sys.exit(_complain(_explain_config(e, argv)))
-    # What ml_collections raises for a wrong key, type or file of --config.
-    except (UserError, AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-        sys.exit(_complain(_explain_config(e, argv)))
+    # Beside absl's errors, what ml_collections raises for a wrong key, type or file of --config.
+    except (
+        flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError,
+    ) as e:  # fmt: skip
+        from vision.core.config_mistakes import explained
+
+        sys.exit(_complain(explained(e, argv)))
 
 
 def _complain(error: object) -> int:
@@ -270,55 +270,3 @@ def _complain(error: object) -> int:
 def _complain_of_room(error: OSError) -> int:
     where = f'{error.filename}: ' if error.filename else ''
     return _complain(f'{where}{error.strerror}; make room and start the same command again')
-
-
-def _explain_config(error: Exception, argv: Sequence[str]) -> str:
-    """Turns what was said about --config into what the user can mend; other errors stay as they are."""
-    text = str(error.args[0]) if error.args else repr(error)
-    value = _value_of_config(argv)
-    if value is None:
-        return text
-    file, _, argument = value.partition(':')
-    path = Path(file)
-    if not path.is_file():
-        known = [str(p) for p in path.parent.glob('*.py')] if path.parent.is_dir() else []
-        guess = nearest(str(path), known)
-        return f'--config: there is no file {path}' + (f'; did you mean {guess}?' if guess else '')
-    try:
-        module = SourceFileLoader('config', file).load_module()
-    except Exception as e:
-        return f'{file} cannot be read: {type(e).__name__}: {e}'
-    accepts = len(inspect.signature(module.get_config).parameters)
-    if argument and not accepts:
-        return f'--config={value}: {file} takes no argument (what stands behind the colon)'
-    try:
-        config = module.get_config(*([argument] if argument else []))
-    except UserError as e:
-        return str(e)
-    known = _leaves(config)
-    for override in argv:
-        key = override.lstrip('-').split('=', 1)[0]
-        if key.startswith('config.') and key.removeprefix('config.') not in known:
-            guess = nearest(key.removeprefix('config.'), known)
-            hint = f'; did you mean --config.{guess}?' if guess else ''
-            return f'--{key}: the config has no such key{hint}'
-    return text.strip().splitlines()[-1]
-
-
-def _value_of_config(argv: Sequence[str]) -> str | None:
-    """What `--config=VALUE` or `--config VALUE` says."""
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
-        name, _, value = word.lstrip('-').partition('=')
-        if word.startswith('-') and name == 'config':
-            return value or following
-    return None
-
-
-def _leaves(config: Any, prefix: str = '') -> list[str]:
-    """The names of all keys, 'a.b.c', sections included."""
-    names = []
-    for key in config.keys():  # noqa: SIM118 - iterating over the config reads its placeholders
-        value = config.get(key)
-        names.append(prefix + key)
-        names += _leaves(value, f'{prefix}{key}.') if hasattr(value, 'keys') else []
-    return names

@@ -12,7 +12,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from typing import Any, Literal, NamedTuple, NewType
+from typing import Annotated, Any, Literal, NamedTuple, NewType
 
 from vision.core import durations
 from vision.core.errors import UserError, unknown
@@ -36,6 +36,39 @@ _NAMES = {
 }
 
 
+class Range(NamedTuple):
+    """Bounds of a number, or of each number in a tuple; arguments have it as `Annotated[float, Range(low=0)]`.
+
+    Attributes:
+      low, high: the least value and the greatest.
+      above, below: what it must be more and less than.
+    """
+
+    low: float | None = None
+    high: float | None = None
+    above: float | None = None
+    below: float | None = None
+
+    def __str__(self) -> str:
+        if self == Range(low=self.low):
+            return f'{self.low} or more'
+        if self == Range(above=self.above):
+            return f'above {self.above}'
+        left = f'[{self.low}' if self.above is None else f'({self.above}'
+        return f'in {left}, {self.below})' if self.high is None else f'in {left}, {self.high}]'
+
+    def holds(self, value: Any) -> bool:
+        """Whether all numbers in a value are finite and within the bounds."""
+        return all(
+            math.isfinite(number)
+            and (self.low is None or number >= self.low)
+            and (self.high is None or number <= self.high)
+            and (self.above is None or number > self.above)
+            and (self.below is None or number < self.below)
+            for number in _numbers(value)
+        )
+
+
 class Key(NamedTuple):
     """A key of a config.
 
@@ -44,7 +77,7 @@ class Key(NamedTuple):
       type: as in an annotation: `float | None`, `Literal['data', 'fsdp']`, `Duration`.
       default: of `default_config()`.
       meaning: one line.
-      low, above, below: bounds of the number, or of each: at least, more than, less than.
+      low, above, below: as of `Range`.
       required: whether a section that is replaced as a whole must have it; others get the default.
     """
 
@@ -77,15 +110,16 @@ class Key(NamedTuple):
         """The type of values that are not None."""
         return typing.get_args(self.type)[0] if self.optional else self.type
 
+    @property
+    def range(self) -> Range:
+        """The bounds of its numbers."""
+        return Range(low=self.low, above=self.above, below=self.below)
+
     def describe(self) -> str:
         """The type and range in words: 'a number in [0, 1)'."""
         words = _NAMES.get(self.kind) or describe(self.kind)
-        if self.below is not None:
-            words += f' in [{self.low}, {self.below})'
-        elif self.low is not None:
-            words += f' of {self.low} or more'
-        elif self.above is not None:
-            words += f' above {self.above}'
+        if self.range != Range():
+            words += f' of {self.range}' if self.range == Range(low=self.low) else f' {self.range}'
         return words + (' or None' if self.optional else '')
 
     def check(self, value: Any) -> None:
@@ -97,29 +131,21 @@ class Key(NamedTuple):
             if value not in choices:
                 raise unknown(self.name, value, choices)
             return
-        numbers = list(_numbers(value))
+        numbers = value
         if self.kind is Duration:
-            numbers = [durations.parse(value, self.name)[0]]
+            numbers = durations.parse(value, self.name)[0]
         elif not fits(value, self.kind):
             raise UserError(
                 f'{self.name}={value!r} is of the wrong type; it must be {self.describe()}'
             )
         empty = value == () and self.default != ()
-        if empty or not all(map(self._in_range, numbers)):
+        if empty or not self.range.holds(numbers):
             raise UserError(f'{self.name}={value!r} must be {self.describe()}')
         for pattern in _patterns(value, self.kind):
             try:
                 re.compile(pattern)
             except re.error as e:
                 raise UserError(f'{self.name}: {pattern!r} is no regular expression: {e}') from None
-
-    def _in_range(self, number: float) -> bool:
-        return (
-            math.isfinite(number)
-            and (self.low is None or number >= self.low)
-            and (self.above is None or number > self.above)
-            and (self.below is None or number < self.below)
-        )
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -272,14 +298,19 @@ def check_arguments(
       arguments: by name.
 
     Raises:
-      UserError: an argument that is not known, or of another type.
+      UserError: an argument that is not known, of another type or out of its range.
     """
     hints = type_hints(function)
     for key, value in arguments.items():
         if key not in known:
             raise unknown(f'argument of {what}', key, known)
-        if key in hints and not fits(value, hints[key]):
+        if key not in hints:
+            continue
+        if not fits(value, hints[key]):
             raise UserError(f'{what}: {key}={value!r} is not {describe(hints[key])}')
+        for bounds in getattr(hints[key], '__metadata__', ()):
+            if isinstance(bounds, Range) and not bounds.holds(value):
+                raise UserError(f'{what}: {key}={value!r} must be {bounds}')
 
 
 def type_hints(function: Callable) -> dict[str, Any]:
@@ -287,14 +318,16 @@ def type_hints(function: Callable) -> dict[str, Any]:
     while isinstance(function, partial):
         function = function.func
     try:
-        return typing.get_type_hints(function)
+        return typing.get_type_hints(function, include_extras=True)
     except (NameError, TypeError):  # a user's own class may annotate as it likes
         return {}
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether the value is of the annotated type, for the types that configs can hold."""
+    """Whether the value is of the annotated type, for the types that configs can hold; `Range` aside."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return fits(value, arguments[0])
     if origin is typing.Literal:
         return any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in arguments)
     if origin in (typing.Union, types.UnionType):
@@ -323,6 +356,8 @@ def fits(value: Any, hint: Any) -> bool:
 def describe(hint: Any) -> str:
     """'one of 1, 2' or 'of type bool': what `fits` asks for."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        return ', '.join([describe(arguments[0]), *map(str, arguments[1:])])
     if origin is typing.Literal:
         return 'one of ' + ', '.join(repr(a) for a in arguments)
     if origin in (typing.Union, types.UnionType):

@@ -86,7 +86,7 @@ def microbatches(batch: Any, count: int, mesh: Mesh) -> Any:
 def check_batch_size(batch_size: int, mesh: Mesh, key: str, parts: int = 1) -> None:
     """Raises UserError if the devices cannot share each of the `parts` of a global batch equally."""
     share = mesh.size * parts
-    if batch_size < 1 or batch_size % share:
+    if batch_size % share:
         in_parts = f' in each of {parts} parts' if parts > 1 else ''
         raise UserError(
             f'{key}={batch_size}: the {mesh.size} devices must get an equal share of at least one '

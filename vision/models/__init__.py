@@ -9,8 +9,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from vision.core.config_keys import describe, find, fits, type_hints
-from vision.core.errors import UserError, nearest, unknown
+from vision.core.config_keys import check_arguments, find
+from vision.core.errors import UserError, unknown
 
 if TYPE_CHECKING:
     import flax.linen as nn
@@ -142,18 +142,10 @@ def _read_dtype(dtype: Any) -> Any:
 def _check_arguments(name: str, factory: Callable, arguments: dict[str, Any]) -> None:
     parameters = dict(inspect.signature(factory).parameters)
     known = [key for key in parameters if key not in ('parent', 'name')]
-    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    hints = type_hints(factory)
-    for key, value in arguments.items():
-        if key not in known and not takes_any:
-            if key in ('num_classes', 'dtype'):
-                raise UserError(f'model {name!r} must take num_classes and dtype, as all models do')
-            guess = nearest(key, known)
-            hint = f'; did you mean {guess!r}?' if guess else ''
-            raise UserError(
-                f'model {name!r} has no argument {key!r}{hint}. Known: {", ".join(sorted(known))}.'
-            )
-        if key in hints and not fits(value, hints[key]):
-            raise UserError(f'model {name!r}: {key}={value!r} is not {describe(hints[key])}')
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        known += arguments
+    if not {'num_classes', 'dtype'} <= set(known):
+        raise UserError(f'model {name!r} must take num_classes and dtype, as all models do')
+    check_arguments(f'model {name!r}', factory, known, arguments)
     if isinstance(arguments['num_classes'], int) and arguments['num_classes'] < 1:
         raise UserError(f'model {name!r}: num_classes={arguments["num_classes"]} is not 1 or more')

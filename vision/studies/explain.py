@@ -172,6 +172,8 @@ def _is_simple(hint: Any) -> bool:
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
         return True
+    if origin is typing.Annotated:
+        return _is_simple(typing.get_args(hint)[0])
     if origin in (typing.Union, types.UnionType, tuple):
         return all(part is ... or _is_simple(part) for part in typing.get_args(hint))
     return hint in (bool, int, float, str, type(None))

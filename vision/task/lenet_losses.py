@@ -1,9 +1,11 @@
 """The two losses of LeNet-5's paper (LeCun et al. 1998, section II.C), for logits that are minus distances."""
 
+from typing import Annotated
+
 import jax
 import jax.numpy as jnp
 
-from vision.core.errors import UserError
+from vision.core.config_keys import Range
 
 
 def lenet_mse(logits: jax.Array, targets: jax.Array) -> jax.Array:
@@ -19,7 +21,9 @@ def lenet_mse(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return -(targets * logits).sum(-1)
 
 
-def lenet_discriminative(logits: jax.Array, targets: jax.Array, j: float = 1.0) -> jax.Array:
+def lenet_discriminative(
+    logits: jax.Array, targets: jax.Array, j: Annotated[float, Range(above=0)] = 1.0
+) -> jax.Array:
     """Eq. 9: the correct class's distance, and a penalty for each other class that is near.
 
     y_correct + log(exp(-j) + sum over classes of exp(-y)). The constant j > 0 is a 'rubbish'
@@ -32,12 +36,7 @@ def lenet_discriminative(logits: jax.Array, targets: jax.Array, j: float = 1.0) 
 
     Returns:
       float32 [B], never negative for one-hot targets.
-
-    Raises:
-      UserError: j is not above 0.
     """
-    if j <= 0:
-        raise UserError(f'loss.j={j} must be above 0')
     rubbish = jnp.full((*logits.shape[:-1], 1), -j, logits.dtype)
     competing = jax.nn.logsumexp(jnp.concatenate([logits, rubbish], -1), axis=-1)
     return lenet_mse(logits, targets) + targets.sum(-1) * competing

@@ -9,12 +9,12 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 
-from vision.core.config_keys import check_arguments, declared, find, own_arguments
+from vision.core.config_keys import Range, check_arguments, declared, find, own_arguments
 from vision.core.errors import UserError
 
 
@@ -35,7 +35,9 @@ def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     )
 
 
-def focal(logits: jax.Array, targets: jax.Array, gamma: float = 2.0) -> jax.Array:
+def focal(
+    logits: jax.Array, targets: jax.Array, gamma: Annotated[float, Range(low=0)] = 2.0
+) -> jax.Array:
     """Cross-entropy that well-classified examples add little to (Lin et al. 2017, eq. 4), in float32.
 
     −Σ_k target_k · (1 − p_k)^γ · log p_k, p = softmax(logits); with γ = 0 it is `softmax_cross_entropy`.
@@ -44,7 +46,7 @@ def focal(logits: jax.Array, targets: jax.Array, gamma: float = 2.0) -> jax.Arra
     Args:
       logits: [B, K].
       targets: [B, K].
-      gamma: the exponent γ ≥ 0.
+      gamma: the exponent γ.
     """
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
     # 1 − p as exp(log(1 − p)): its gradient is finite where p is 1.

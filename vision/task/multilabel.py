@@ -3,12 +3,13 @@
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vision.core.config_keys import Range
 from vision.core.errors import UserError
 from vision.task import Apply, Batch, Columns, Examples, Metric, Outcome, Task
 from vision.task.classification import check_outputs
@@ -26,14 +27,10 @@ class MultiLabel(Task):
       threshold: the probability from which on a class is predicted, for F1 and for `predict`.
     """
 
-    threshold: float = 0.5
+    threshold: Annotated[float, Range(above=0, below=1)] = 0.5
 
     takes_views = False
     report = 'vision.evaluation.report.multilabel:section'
-
-    def __post_init__(self) -> None:
-        if not 0 < self.threshold < 1:
-            raise UserError(f'task.threshold={self.threshold} must be between 0 and 1')
 
     @functools.cached_property
     def criterion(self) -> Criterion:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from optax import contrib
 
-from vision.core.config_keys import SGD, declared, own_arguments
+from vision.core.config_keys import SGD, Range, declared, own_arguments
 from vision.core.errors import UserError, unknown
 from vision.models.base import is_head
 
@@ -41,10 +41,10 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     **{name: getattr(contrib, name) for name in _CONTRIB},
 }
 
-# Arguments that only have a meaning in a range: lowest value, and what it must be below.
+# Arguments that only have a meaning in a range.
 _RANGES = {
-    **dict.fromkeys(('momentum', 'decay', 'b1', 'b2', 'b3', 'beta'), (0, 1)),
-    **dict.fromkeys(('eps', 'eps_root', 'weight_decay', 'trust_coefficient'), (0, float('inf'))),
+    **dict.fromkeys(('momentum', 'decay', 'b1', 'b2', 'b3', 'beta'), Range(low=0, below=1)),
+    **dict.fromkeys(('eps', 'eps_root', 'weight_decay', 'trust_coefficient'), Range(low=0)),
 }
 # Arguments that are set here and nowhere else.
 OWN_ARGUMENTS = (
@@ -262,9 +262,8 @@ def _check_argument(name: str, key: str, value: Any, default: Any) -> None:
     if isinstance(default, bool) and not isinstance(value, bool):
         raise UserError(f'optimizer {name!r}: {key}={value!r} must be True or False')
     if key in _RANGES and not (value is None and default is None):
-        low, high = _RANGES[key]
-        if not number or not low <= value < high:
-            raise UserError(f'optimizer {name!r}: {key}={value!r} must be in [{low}, {high})')
+        if not number or not _RANGES[key].holds(value):
+            raise UserError(f'optimizer {name!r}: {key}={value!r} must be {_RANGES[key]}')
     elif isinstance(default, int | float) and not isinstance(default, bool) and not number:
         raise UserError(f'optimizer {name!r}: {key}={value!r} must be a number')
 

@@ -17,7 +17,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -26,7 +26,7 @@ import optax
 from jax.sharding import Mesh
 
 from vision.core import mesh as mesh_lib
-from vision.core.config_keys import check_arguments, find
+from vision.core.config_keys import Range, check_arguments, find
 from vision.core.errors import UserError
 from vision.core.state import EXTRA, PARAMS, PART, RUN, TrainState, root_key
 from vision.models.base import init_variables, run_once
@@ -49,7 +49,10 @@ def gradient(state: TrainState, examples: Examples, gradient_of: GradientOf) -> 
 
 
 def sam(
-    state: TrainState, examples: Examples, gradient_of: GradientOf, rho: float = 0.05
+    state: TrainState,
+    examples: Examples,
+    gradient_of: GradientOf,
+    rho: Annotated[float, Range(low=0)] = 0.05,
 ) -> tuple[Any, Outcome]:
     """The gradient where the loss is highest nearby (Foret et al. 2021, eq. 2 and algorithm 1).
 
@@ -62,7 +65,7 @@ def sam(
       state: before the step.
       examples: of the batch.
       gradient_of: differentiates the loss.
-      rho: the distance ρ ≥ 0 that is climbed.
+      rho: the distance ρ that is climbed.
     """
     ascent, outcome = gradient_of(state.params, examples)
     # A gradient of zero climbs nowhere.
@@ -87,11 +90,9 @@ def make_update(config: Mapping[str, Any]) -> Update:
     parameters = list(inspect.signature(function).parameters)
     if len(parameters) < 3:
         raise UserError(
-            f'update {config["name"]!r} must take (state, examples, gradient_of), and its arguments after them'
+            f'update {name!r} must take (state, examples, gradient_of), and its arguments after them'
         )
-    check_arguments(f'update {config["name"]!r}', function, parameters[3:], given)
-    if given.get('rho', 0.0) < 0:
-        raise UserError(f'update {config["name"]!r}: rho={given["rho"]} must be 0 or more')
+    check_arguments(f'update {name!r}', function, parameters[3:], given)
     return functools.partial(function, **given)
 
 

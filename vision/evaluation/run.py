@@ -64,7 +64,13 @@ def load_run(
       UserError: it is no workdir, has no such checkpoint, or one of another model.
     """
     path = Path(workdir).expanduser().absolute()
-    config, dataset, model, task = _read(path)
+    config, dataset = workdir_lib.read_config(path), workdir_lib.read_json(path, 'dataset.json')
+    if config.preprocess.get('normalise') == 'dataset':
+        config.preprocess.mean = tuple(dataset['mean'])
+        config.preprocess.std = tuple(dataset['std'])
+    names = dataset['class_names']
+    model = create_model(**{'num_classes': len(names)} | config.model.to_dict())
+    task = task_of(config, names, model.num_classes)
     mesh = mesh_lib.make_mesh()
     shapes = jax.eval_shape(
         lambda: init_variables(model, dataset['input_shape'], jax.random.key(0))
@@ -79,7 +85,7 @@ def load_run(
     return Run(
         path=path,
         config=config,
-        class_names=tuple(dataset['class_names']),
+        class_names=tuple(names),
         image_shape=tuple(image_shape) if image_shape else None,
         input_shape=tuple(dataset['input_shape']),
         step=step,
@@ -94,17 +100,6 @@ def open_checkpoints(path: Path, task: Task, best_by: str | None) -> Checkpoints
     """The checkpoints of a run, to be read; ordered as the run selects them."""
     selection = Selection(task, best_by)
     return Checkpoints(path, selection.rank, read_only=True)
-
-
-def _read(path: Path) -> tuple[ConfigDict, dict[str, Any], nn.Module, Task]:
-    config = workdir_lib.read_config(path)
-    dataset = workdir_lib.read_json(path, 'dataset.json')
-    if config.preprocess.get('normalise') == 'dataset':
-        config.preprocess.mean = tuple(dataset['mean'])
-        config.preprocess.std = tuple(dataset['std'])
-    names = dataset['class_names']
-    model = create_model(**{'num_classes': len(names)} | config.model.to_dict())
-    return config, dataset, model, task_of(config, names, model.num_classes)
 
 
 def pretrained_run(source: str, name: str | None = None) -> Run:

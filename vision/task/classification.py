@@ -107,8 +107,7 @@ class Classification(Task):
                 f"{source.name} has several labels an example, and task 'classification' takes one: "
                 "set task.name='multilabel' and loss.name='sigmoid_cross_entropy'"
             )
-        check_outputs(source, self.settings.num_outputs)
-        _ = self.criterion  # refuses what it does not know
+        check_outputs(self, source)
 
     def caption(self, columns: Columns, row: int) -> tuple[str, bool]:
         """The class if the answer is right, else 'the answer, not the class'."""
@@ -146,12 +145,12 @@ class Classification(Task):
         }
 
 
-def check_outputs(source: Any, num_outputs: int) -> None:
-    """Raises UserError unless the model has an output for each class."""
-    if num_outputs < len(source.class_names):
-        raise UserError(
-            f'model.num_classes={num_outputs}: {source.name} has {len(source.class_names)} classes'
-        )
+def check_outputs(task: Any, source: Any) -> None:
+    """Raises UserError unless a task's loss is known and its model has an output for each class."""
+    outputs, classes = task.settings.num_outputs, len(source.class_names)
+    if outputs < classes:
+        raise UserError(f'model.num_classes={outputs}: {source.name} has {classes} classes')
+    _ = task.criterion
 
 
 def correct(columns: Columns) -> np.ndarray:

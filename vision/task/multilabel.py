@@ -141,8 +141,7 @@ class MultiLabel(Task):
                 f"{source.name} has one label an example, and task 'multilabel' takes several: "
                 "set task.name='classification'"
             )
-        check_outputs(source, self.settings.num_outputs)
-        _ = self.criterion  # refuses what it does not know
+        check_outputs(self, source)
 
     def caption(self, columns: Columns, row: int) -> tuple[str, bool]:
         """The predicted classes, and whether they are exactly the labels."""

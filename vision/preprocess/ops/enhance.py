@@ -165,9 +165,3 @@ def apply_one(image: Any, index: Any, magnitude: Any) -> Any:
     functions = _FUNCTIONS.values()
     result = tf.switch_case(index, [lambda f=f: f(image, magnitude) for f in functions])
     return tf.ensure_shape(result, image.shape)
-
-
-def apply_named(image: Any, name: str, magnitude: float) -> Any:
-    """Applies one transformation by its name."""
-    tf = tf_cpu()
-    return _FUNCTIONS[name](image, tf.constant(magnitude, tf.float64))

@@ -6,7 +6,6 @@ Here is the contract: `Task`, its metrics, and what passes between it and the tr
 """
 
 import dataclasses
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -409,11 +408,3 @@ def read_task(workdir: Path) -> Task:
     config = workdir_lib.read_config(workdir)
     names = workdir_lib.read_json(workdir, 'dataset.json')['class_names']
     return task_of(config, names, config.model.get('num_classes', len(names)))
-
-
-def report_section(task: Task) -> Callable | None:
-    """The function that writes the task's own section of the report page, or None."""
-    if task.report is None:
-        return None
-    module, _, name = task.report.partition(':')
-    return getattr(importlib.import_module(module), name)

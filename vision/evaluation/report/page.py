@@ -6,12 +6,13 @@ import re
 from importlib import resources
 
 from vision.core import config as config_lib
+from vision.core.config_keys import find
 from vision.core.workdir import environment, read_records
 from vision.evaluation.evals import Evaluation
 from vision.evaluation.figures import RESAMPLES
 from vision.evaluation.report.charts import curves, line_chart
 from vision.evaluation.run import Run
-from vision.task import Metric, Selection, report_section
+from vision.task import Metric, Selection
 
 
 def page(runs: list[Run], evaluations: list[Evaluation]) -> str:
@@ -83,7 +84,8 @@ def _overview(evaluations: list[Evaluation]) -> str:
 
 def _evaluation(e: Evaluation) -> str:
     """The section of one evaluation: the figures, and what the task itself shows."""
-    section = report_section(e.predictions.task)
+    name = e.predictions.task.report
+    section = None if name is None else find('report of a task', name, {})
     return f'''<section class="evaluation" id="{anchor(e)}">
 <h2>{html.escape(e.name)} <small>{html.escape(_how(e))}</small></h2>
 <div class="cards">{_cards(e)}</div>

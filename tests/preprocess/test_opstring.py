@@ -85,20 +85,15 @@ def resize(image, key, height, width=None):
 @pytest.mark.parametrize(
     ('text', 'message'),
     [
+        ('resiz(3)', "Did you mean 'resize'"),
         ('resize', 'height'),
         ('resize(1, 2, 3)', 'resize'),
         ('resize(1, widht=2)', 'widht'),
     ],
 )
-def test_unknown_arguments_are_named(text, message):
-    (op,) = opstring.parse(text)
+def test_unknown_ops_and_arguments_are_named(text, message):
     with pytest.raises(UserError, match=message):
-        opstring.check_arguments(op, resize, skip=2)
-
-
-def test_unknown_ops_are_named():
-    with pytest.raises(UserError, match="Did you mean 'resize'"):
-        ops.parse('resiz(3)')
+        opstring.check(opstring.parse(text), {'resize': resize}, skip=2)
 
 
 # Ops that both routes have.

@@ -7,7 +7,7 @@ import ast
 import inspect
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from vision.core.errors import UserError, unknown
@@ -41,6 +41,23 @@ def arguments(op: Op, function: Callable) -> dict[str, Any]:
     bound = signature.replace(parameters=own).bind(*op.args, **op.kwargs)
     bound.apply_defaults()
     return bound.arguments
+
+
+def check(ops: tuple[Op, ...], registry: Mapping[str, Callable], skip: int = 1) -> None:
+    """Checks every op's name and arguments against a registry of functions.
+
+    Args:
+      ops: as `parse` returns them.
+      registry: by name; a function's first `skip` parameters are the image and its like.
+      skip: how many parameters do not come from the op string.
+
+    Raises:
+      UserError: an unknown op, a missing, surplus or unknown argument, or one that makes no sense.
+    """
+    for op in ops:
+        if op.name not in registry:
+            raise unknown('op', op.name, registry)
+        check_arguments(op, registry[op.name], skip)
 
 
 def check_arguments(op: Op, function: Callable, skip: int) -> None:

@@ -99,7 +99,7 @@ class Checkpoints:
             raise RuntimeError(f'{self._directory}: Orbax did not save step {step}')
 
     def reached_preemption(self, step: int) -> bool:
-        """Whether all processes shall stop after this step, because one was sent SIGTERM.
+        """True if all processes shall stop after this step, because one was sent SIGTERM.
 
         To be asked at every step, on every process.
         """

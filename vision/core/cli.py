@@ -1,4 +1,4 @@
-"""What every command line shares: flags read, mistakes in one line, the exit codes of the house.
+"""The part that all command lines share: flags read, mistakes in one line, the exit codes of the house.
 
 0 done; 2 the user's mistake; 3 answered in part; 130 and 143 stopped by a signal after the
 checkpoint was written; 1 ours (a traceback: please report it).

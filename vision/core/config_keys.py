@@ -58,7 +58,7 @@ class Range(NamedTuple):
         return f'in {left}, {self.below})' if self.high is None else f'in {left}, {self.high}]'
 
     def holds(self, value: Any) -> bool:
-        """Whether all numbers in a value are finite and within the bounds."""
+        """True if all numbers in a value are finite and within the bounds."""
         return all(
             math.isfinite(number)
             and (self.low is None or number >= self.low)
@@ -102,7 +102,7 @@ class Key(NamedTuple):
 
     @property
     def optional(self) -> bool:
-        """Whether None is a value."""
+        """True if None is a value."""
         return type(None) in typing.get_args(self.type)
 
     @property
@@ -324,7 +324,7 @@ def type_hints(function: Callable) -> dict[str, Any]:
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Whether the value is of the annotated type, for the types that configs can hold; `Range` aside."""
+    """True if the value is of the annotated type, for the types that configs can hold; `Range` aside."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return fits(value, arguments[0])

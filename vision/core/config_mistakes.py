@@ -48,7 +48,7 @@ def explained(error: Exception, argv: Sequence[str]) -> str:
 
 
 def _value_of_config(argv: Sequence[str]) -> str | None:
-    """What `--config=VALUE` or `--config VALUE` says."""
+    """The value of `--config=VALUE` or `--config VALUE`."""
     for word, following in zip(argv, [*argv[1:], None], strict=True):
         name, _, value = word.lstrip('-').partition('=')
         if word.startswith('-') and name == 'config':

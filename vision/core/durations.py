@@ -76,7 +76,7 @@ class Every:
         self._numerator, self._denominator = period.numerator, period.denominator
 
     def due(self, step: int) -> bool:
-        """Whether it is due when `step` steps (≥ 1) are done."""
+        """True if it is due when `step` steps (≥ 1) are done."""
         return self._times(step) > self._times(step - 1)
 
     def _times(self, step: int) -> int:

@@ -32,7 +32,7 @@ def split_batch(mesh: Mesh) -> NamedSharding:
 
 
 def state_sharding(shape: tuple[int, ...], mesh: Mesh, shard: str) -> NamedSharding:
-    """How an array of the train state is laid out.
+    """The layout of an array of the train state.
 
     Args:
       shape: of the array; what has the shape of a parameter (its momentum, its average) lies where

@@ -23,7 +23,7 @@ _BLOCK = 1024  # bytes; texts are padded to multiples of it, so that few shapes 
 
 
 def is_first() -> bool:
-    """Whether this is process 0, which alone writes logs."""
+    """True if this is process 0, which alone writes logs."""
     return jax.process_index() == 0
 
 

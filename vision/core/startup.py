@@ -98,6 +98,6 @@ def tf_cpu() -> ModuleType:
 
 
 def first_line(error: Exception) -> str:
-    """What an error says, without TensorFlow's names of nodes and ops around it."""
+    """The text of an error, without TensorFlow's names of nodes and ops around it."""
     text = (str(error) or type(error).__name__).strip().split('\n')[0].strip('\'"')
     return re.sub(r'\{\{.*?\}\}\s*|\s*\[(\[|Op).*', '', text)

@@ -69,12 +69,12 @@ class TrainState:
 
     @property
     def variables(self) -> dict[str, Any]:
-        """What `model.apply` takes: the parameters as trained."""
+        """The variables of `model.apply`: the parameters as trained."""
         return {'params': self.params, 'batch_stats': self.batch_stats}
 
     @property
     def eval_variables(self) -> dict[str, Any]:
-        """What is evaluated and predicted with: the moving average where there is one."""
+        """The variables of evaluation and prediction: the moving average where there is one."""
         if self.ema_params is None:
             return self.variables
         return {'params': self.ema_params, 'batch_stats': self.ema_batch_stats}

@@ -174,7 +174,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """What this process runs on: versions, devices, git commit, command."""
+    """The environment of this process: versions, devices, git commit, command."""
     import jax
 
     versions: dict[str, str | None] = {}
@@ -212,7 +212,7 @@ def git_commit() -> str | None:
 
 
 def _git(*args: str) -> str | None:
-    """What git prints in the folder of this code; None without git or a repository."""
+    """The output of git in the folder of this code; None without git or a repository."""
     command = ['git', '-C', str(Path(__file__).parent), *args]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -104,7 +104,7 @@ def eval_ids(n: int, batch_size: int, step: int, part: int = 0, parts: int = 1) 
 
 
 def view_counters(epochs: np.ndarray, views: int) -> np.ndarray:
-    """What augmentation is keyed on where each slot of a batch holds several views of its image.
+    """The numbers that augmentation is keyed on where each slot of a batch holds several views of its image.
 
     Args:
       epochs: int [B], as `batch_ids` returns them.

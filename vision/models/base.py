@@ -150,7 +150,7 @@ def check_contract(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
 
 
 def is_head(path: Path) -> bool:
-    """Whether a parameter, by its path below 'params', belongs to a classifier or auxiliary head.
+    """True if a parameter, by its path below 'params', belongs to a classifier or auxiliary head.
 
     All others are the backbone, which `freeze='backbone'` freezes. A model of one's own calls its
     last layer 'head' or 'classifier'.
@@ -159,5 +159,5 @@ def is_head(path: Path) -> bool:
 
 
 def is_auxiliary(path: Path) -> bool:
-    """Whether a parameter, by its path below 'params', belongs to an auxiliary head."""
+    """True if a parameter, by its path below 'params', belongs to an auxiliary head."""
     return path[0].lower().startswith('aux')

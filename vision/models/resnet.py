@@ -31,7 +31,7 @@ def pad_shortcut(x: jax.Array, features: int, strides: int) -> jax.Array:
 
 
 class Block(nn.Module):
-    """What both residual blocks share: the shortcut, and layers of one initialisation and dtype.
+    """The base of both residual blocks: the shortcut, and layers of one initialisation and dtype.
 
     Attributes:
       width: of the block's inner convolutions.
@@ -69,7 +69,7 @@ class Block(nn.Module):
         return BatchNorm(scale_init=init, dtype=self.dtype, name=name)
 
     def shortcut_of(self, x: jax.Array, features: int, train: bool) -> jax.Array:
-        """What is added to the residual: `x`, padded or projected to its shape."""
+        """The shortcut that is added to the residual: `x`, padded or projected to its shape."""
         if self.shortcut == 'none':
             return jnp.zeros((), x.dtype)
         same = self.strides == 1 and x.shape[-1] == features

@@ -1,4 +1,4 @@
-"""What a model costs: parameters, multiply-adds, activations and the shape of each stage.
+"""The costs of a model: parameters, multiply-adds, activations and the shape of each stage.
 
 Nothing is compiled or computed: shapes are traced, and the traced program is counted.
 """

@@ -75,7 +75,7 @@ def _size(path: str) -> int:
 
 
 def _pixels(head: bytes) -> int:
-    """How many pixels an image has; 0 if it cannot be read."""
+    """The number of pixels of an image; 0 if it cannot be read."""
     from PIL import Image
 
     try:

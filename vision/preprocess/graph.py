@@ -27,7 +27,7 @@ _FOREVER = 1 << 62  # batches
 
 
 class Plan(NamedTuple):
-    """What one host's part of a batch should hold; −1 in `ids` is padding.
+    """The examples of one host's part of a batch; −1 in `ids` is padding.
 
     Attributes:
       ids: int64 [b].
@@ -313,7 +313,7 @@ def parse(source: Source, text: str) -> tuple[Any, ...]:
 
 
 def decoded(image: Image | BadImage, channels: int = 3) -> np.ndarray:
-    """What a source gives for an example, as pixels: uint8 [H, W, C].
+    """The image that a source gives for an example, as pixels: uint8 [H, W, C].
 
     Raises:
       BadImage: it cannot be read.

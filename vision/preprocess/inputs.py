@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 def on_device(source: Source, ops: str) -> bool:
-    """Whether this source is preprocessed on the device."""
+    """True if this source is preprocessed on the device."""
     return ops_lib.place(ops, source.images is not None) == ops_lib.DEVICE
 
 
 @dataclasses.dataclass(frozen=True)
 class Loading:
-    """How a training split is fed.
+    """The settings by which a training split is fed.
 
     Attributes:
       ops: an op string.
@@ -174,7 +174,7 @@ class EvalBatches:
             self.corrupt.update(theirs)
 
     def skipped(self) -> int:
-        """How many examples of the last pass could not be read."""
+        """The number of examples of the last pass that could not be read."""
         return count_named(self.source, self.corrupt)
 
 

@@ -35,7 +35,7 @@ def parse(text: str) -> tuple[Op, ...]:
 
 
 def arguments(op: Op, function: Callable) -> dict[str, Any]:
-    """What an op gives its function, defaults filled in; without its image and random numbers."""
+    """The arguments that an op gives its function, defaults filled in; without its image and random numbers."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.name not in ('image', 'rng')]
     bound = signature.replace(parameters=own).bind(*op.args, **op.kwargs)

@@ -223,7 +223,7 @@ def _ended_by_error(steps: Generator) -> Iterator[None]:
 
 
 def _share(source: Source, part: int, parts: int) -> int:
-    """How many examples a host has of a source that is read in sequence."""
+    """The number of examples that a host has of a source that is read in sequence."""
     return source.num_examples // parts + (part < source.num_examples % parts)
 
 

@@ -1,4 +1,4 @@
-"""What a model is trained for and judged by, by `config.task`: one object from a batch to its metrics.
+"""Tasks, by `config.task`: a model is trained for one and judged by it. It is one object from a batch to its metrics.
 
 Here is the contract: `Task`, its metrics, and what passes between it and the training step. `classification` and
 `multilabel` are two tasks; a user's own is a subclass of `Task`, named in the config as 'package.module:Class'

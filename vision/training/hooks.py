@@ -157,7 +157,7 @@ class EarlyStopping(Hook):
 
     @property
     def reached(self) -> bool:
-        """Whether the last evaluation ended the run."""
+        """True if the last evaluation ended the run."""
         return self._patience is not None and self._last_step - self._best_step >= self._patience
 
     def after_evaluation(self, step: int, scores: dict[str, Any]) -> str | None:

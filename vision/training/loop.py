@@ -245,7 +245,7 @@ def _check_finite(bad_step: int | None, checkpoints: Checkpoints) -> None:
 
 
 def _is_tested(path: Path, last: int | None) -> bool:
-    """Whether a run that has taken its last step has been tested too."""
+    """True if a run that has taken its last step has been tested too."""
     return processes.on_first(
         lambda: newest(workdir_lib.read_records(path), 'test', last) is not None
     )

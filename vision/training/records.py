@@ -62,7 +62,7 @@ class Interval:
         return {f'train/{k}': v if k in LATEST else v / count for k, v in sums.items()}
 
     def to_json(self) -> dict[str, float]:
-        """What a checkpoint keeps of the interval."""
+        """The part of the interval that a checkpoint keeps."""
         assert not self._pending, 'read() comes first'
         return self._sums
 
@@ -128,7 +128,7 @@ class Clock:
         return figures
 
     def seconds_left(self, steps: int) -> float:
-        """How long so many steps take at the last interval's rate; NaN before there is one."""
+        """The seconds that so many steps take at the last interval's rate; NaN before there is one."""
         return steps * self._seconds_per_step
 
 

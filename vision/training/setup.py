@@ -1,4 +1,4 @@
-"""What a config turns into before the first step: data, model, optimizer, and the run's length."""
+"""The objects that a config becomes before the first step: data, model, optimizer, and the run's length."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -98,7 +98,7 @@ class Setup:
 
     @property
     def dataset(self) -> dict[str, Any]:
-        """What prediction must know of the data: `dataset.json`."""
+        """The facts of the data that prediction needs: `dataset.json`."""
         shape = None if self.train.encoded else self.train.image_shape
         splits = {'train': self.train, 'validation': self.validation, 'test': self.test}
         return {

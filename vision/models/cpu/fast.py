@@ -234,7 +234,7 @@ def _by_phases(
 
 
 def _taps(size: int, length: int, stride: int, padding: int, residue: int) -> tuple:
-    """Which taps of a flipped kernel the positions of one residue meet.
+    """The taps of a flipped kernel that the positions of one residue meet.
 
     Returns:
       Their slice, the padding before the gradient, and the number of positions.

@@ -31,7 +31,7 @@ _SPREAD = 5  # columns of a gradient; of 5 and 10 the better one
 
 
 def columns_suit(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bool:
-    """Whether a convolution is computed so.
+    """True if a convolution is computed so.
 
     Without oneDNN (JAX 0.10) 32 px, 5 x 5, 1 to 6 channels, batch 100: 0.5 for 2.8 ms (with it 0.6
     for 0.7); 28 px, 3 x 3, 1 to 16, batch 128: 0.7 for 2.8 (0.6 for 0.5). With 3 channels the
@@ -42,7 +42,7 @@ def columns_suit(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bo
 
 
 def columns_suit_gradient(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bool:
-    """Whether the kernel's gradient is computed so.
+    """True if the kernel's gradient is computed so.
 
     32 px, 5 x 5, 1 to 6 channels, batch 100: 0.5 for 1.3 ms; 32 px, 3 x 3, 3 to 16, batch 128: 2.4 for
     4.5; 28 px, 1 to 32: 1.7 for 5.5; 224 px, 3 to 64, batch 8: 25 for 35. 5 x 5, 6 to 16 channels, in LeNet-5's
@@ -74,7 +74,7 @@ def kernel_gradient_by_columns(
 
 
 def columns_suit_input_gradient(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bool:
-    """Whether the gradient of images of few channels is computed so.
+    """True if the gradient of images of few channels is computed so.
 
     14 px, 5 x 5, 6 to 16 channels, batch 128, on a CPU without AVX-512: 1.9 for 2.5 ms with oneDNN, 1.9 for 4.8
     without. 28 px, 3 x 3, 8 to 8: 6.1 for 1.8.
@@ -112,7 +112,7 @@ def input_gradient_by_columns(
 def _pieces(
     x: jax.Array, kernel: tuple[int, ...], padding: Pair, block: int
 ) -> tuple[jax.Array, Pair]:
-    """What each block of positions sees, [B · H' · blocks, h · (block + w − 1) · C], and (H', W')."""
+    """The pixels that each block of positions sees, [B · H' · blocks, h · (block + w − 1) · C], and (H', W')."""
     (h, w), (top, left) = kernel[:2], padding
     batch, _, _, channels = x.shape
     height, width = x.shape[1] + 2 * top - h + 1, x.shape[2] + 2 * left - w + 1
@@ -138,7 +138,7 @@ FEATURES = 64
 
 
 def rows_suit_gradient(kernel: tuple[int, ...], dtype: jnp.dtype) -> bool:
-    """Whether the gradient of a kernel [h, w, C, K] is computed so."""
+    """True if the gradient of a kernel [h, w, C, K] is computed so."""
     return not has_avx512() and kernel[3] >= FEATURES and dtype == jnp.float32
 
 

@@ -58,12 +58,12 @@ def vector_bits() -> int:
 
 
 def has_avx512() -> bool:
-    """Whether vectors are 512 bits wide, as far as is known."""
+    """True if vectors are 512 bits wide, as far as is known."""
     return vector_bits() == 512
 
 
 def has_ynn() -> bool:
-    """Whether XLA hands small convolutions and products to YNNPACK: seen in jaxlib 0.12, not in 0.10."""
+    """True if XLA hands small convolutions and products to YNNPACK: seen in jaxlib 0.12, not in 0.10."""
     return _jaxlib() >= (0, 12)
 
 

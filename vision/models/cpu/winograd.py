@@ -45,7 +45,7 @@ def suits(
     dtype: jnp.dtype,
     channels: int,
 ) -> bool:
-    """Whether this convolution is done by Winograd; in bfloat16 its transforms would round."""
+    """True if this convolution is done by Winograd; in bfloat16 its transforms would round."""
     work = 9 * math.prod(shape) * kernel[-1]
     return (
         kernel[:2] == (3, 3)

@@ -49,7 +49,7 @@ _SUFFIX = {HOST: '', DEVICE: '_on_device'}
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """What the registry says of an op; its module is imported when a form is first asked for.
+    """An op of the registry; its module is imported when a form is first asked for.
 
     Attributes:
       module: where its forms are.
@@ -70,7 +70,7 @@ class Entry:
         return getattr(importlib.import_module(self.module), self.name + _SUFFIX[place])
 
     def draws(self) -> bool:
-        """Whether the op draws random numbers."""
+        """True if the op draws random numbers."""
         return 'rng' in inspect.signature(self.form(self.places[0])).parameters  # type: ignore
 
 

@@ -22,7 +22,7 @@ _TRANSLATION = 150 / 331  # of the side, at most (AutoAugment's code, for 331 pi
 
 
 def _magnitudes(bins: int, wide: bool) -> np.ndarray:
-    """What each level means to each transformation: float64 [len(NAMES), bins].
+    """The magnitude of each level of each transformation: float64 [len(NAMES), bins].
 
     Translations are in pixels if wide, else in fractions of the image's side.
     """

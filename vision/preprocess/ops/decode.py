@@ -14,7 +14,7 @@ from vision.preprocess.decode import MAX_ASPECT, MAX_PIXELS, jpeg_needs_pillow, 
 
 
 def is_plain_jpeg(data: Any) -> Any:
-    """Whether TensorFlow reads these bytes as Pillow does: a boolean scalar, in the graph.
+    """True if TensorFlow reads these bytes as Pillow does: a boolean scalar, in the graph.
 
     A JPEG that ends with its end marker (so that it is not cut off), of one or three components,
     no more than MAX_PIXELS and no strip, that is upright. A file that begins with EXIF or some other

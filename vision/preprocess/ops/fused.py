@@ -20,7 +20,7 @@ _KERNELS = {'bilinear': 'triangle', 'bicubic': 'keyscubic'}
 
 
 def can_fuse(first: opstring.Op, second: opstring.Op) -> bool:
-    """Whether `apply` does these two ops, which follow each other."""
+    """True if `apply` does these two ops, which follow each other."""
     if (first.name, second.name) == ('decode', 'random_resized_crop'):
         return True
     if first.name not in ('resize_small', 'scale_jitter'):

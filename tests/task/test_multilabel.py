@@ -135,7 +135,7 @@ def test_records_are_read_back():
         ({'name': 'softmax_cross_entropy'}, {}, "loss.name='sigmoid_cross_entropy'"),
         ({'name': 'focal'}, {}, 'one class an example'),
         ({'class_weights': (1.0,) * 5}, {}, 'takes none'),
-        ({}, {'threshold': 1.5}, 'between 0 and 1'),
+        ({}, {'threshold': 1.5}, r'threshold=1.5 must be in \(0, 1\)'),
         ({}, {'threshold': 'half'}, 'not of type float'),
         ({}, {'limit': 1}, "argument of task 'multilabel' 'limit'"),
     ],

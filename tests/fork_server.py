@@ -30,8 +30,10 @@ def main() -> None:
     import orbax.checkpoint  # noqa: F401
     import rich.console  # noqa: F401
     import sklearn.datasets  # noqa: F401
+    import tensorboardX  # noqa: F401 - with it a client of Google's storage
     import tensorflow  # noqa: F401
 
+    import vision.core.cli
     import vision.evaluation.evals
     import vision.prediction
     import vision.training  # noqa: F401

@@ -8,7 +8,6 @@ import shlex
 import pytest
 
 from tests.conftest import REPO, run_module
-from tests.processes import LEAST_EFFORT
 from tests.tiers import quick
 
 README = (REPO / 'README.md').read_text()
@@ -43,8 +42,8 @@ def folder(tmp_path_factory, digits_run):
     return root
 
 
-def run(words, folder, **env):
-    done = run_module(*words, cwd=folder, PYTHONPATH=f'{folder}{os.pathsep}{REPO}', **env)
+def run(words, folder):
+    done = run_module(*words, cwd=folder, PYTHONPATH=f'{folder}{os.pathsep}{REPO}')
     assert done.returncode == 0, f'{words}\n{done.stderr}'
     return done.stdout
 
@@ -83,7 +82,7 @@ def test_each_further_block_runs(folder, number):
     step = STEPS[number]
     if isinstance(step, list):
         if quick() and step[0] in SHORT:
-            run([*step, *SHORT[step[0]]], folder, XLA_FLAGS=LEAST_EFFORT)
+            run([*step, *SHORT[step[0]]], folder)
         else:
             run(step, folder)
         return

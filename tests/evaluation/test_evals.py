@@ -265,7 +265,7 @@ class Shade:
     """Says odd where a picture is bright; TinyPictures' shade is the picture's number."""
 
     def apply(self, variables, images, train):
-        shade = images.mean((1, 2, 3))
+        shade = jnp.round(images.mean((1, 2, 3)))  # whatever the order of its sums
         return jnp.stack([0 * shade, shade - 26], axis=1), {}
 
 

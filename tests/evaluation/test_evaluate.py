@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from tests.processes import run_module
 from tests.task.judged import task_of
 from tests.tiers import quick
+from tests.training.tiny import NET
 from vision.core.mesh import make_mesh
 from vision.data.arrays import from_arrays
 from vision.evaluation.answers import Member, answer, check_count, make_step
@@ -125,6 +126,7 @@ def trained(tmp_path_factory):
     done = run_module(
         'experiments.train',
         f'--config={config}',
+        f'--config.model.name={NET}',
         '--config.preprocess.train=resize(32)|translate(3)',
         '--config.training.ema_decay=0.9',
         '--config.training.duration=40 steps',

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import initializers
 
+from tests.processes import LEAST_EFFORT
 from vision.models.base import run_once
 
 
@@ -23,6 +24,8 @@ def test_what_is_run_once_has_the_bits_of_what_is_compiled_with_full_effort():
         ]
 
     full = {'xla_backend_optimization_level': 3, 'xla_llvm_disable_expensive_passes': False}
+    if 'fusion_emitters' in LEAST_EFFORT:
+        full['xla_cpu_use_fusion_emitters'] = True
     compiled = jax.jit(make, compiler_options=full)
     for got, expected in zip(run_once(make), compiled(), strict=True):
         assert np.asarray(got).tobytes() == np.asarray(expected).tobytes()

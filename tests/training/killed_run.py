@@ -1,7 +1,8 @@
 """Trains, and kills itself with SIGKILL at a stated moment: `killed_run.py MOMENT STEP FLAGS…`.
 
 MOMENT is `step` (when that step is done), `save` (while its checkpoint is being written),
-`record` (when its record is written and no more) or `never`.
+`record` (when its record is written and no more) or `never`; or the number of a signal that it
+gets instead, when that step is done.
 """
 
 import os
@@ -9,15 +10,11 @@ import signal
 import sys
 
 
-def die(*_):
-    os.kill(os.getpid(), signal.SIGKILL)
-
-
-def after(function, at_step, get_step):
+def after(function, at_step, get_step, signum=signal.SIGKILL):
     def wrapped(*args, **kwargs):
         result = function(*args, **kwargs)
         if get_step(*args) == at_step:
-            die()
+            os.kill(os.getpid(), signum)
         return result
 
     return wrapped
@@ -29,8 +26,11 @@ def main():
     from vision.training.hooks import Display
     from vision.training.records import Recorder
 
-    if moment == 'step':
-        Display.after_step = after(Display.after_step, at_step, lambda self, step, *rest: step)
+    if moment == 'step' or moment.isdecimal():
+        signum = int(moment) if moment.isdecimal() else signal.SIGKILL
+        Display.after_step = after(
+            Display.after_step, at_step, lambda self, step, *rest: step, signum
+        )
     elif moment == 'record':
         Recorder.write = after(Recorder.write, at_step, lambda self, step, values: step)
     elif moment == 'save':

@@ -75,9 +75,10 @@ class NoReads(NoTransfers):
 
 @pytest.fixture(scope='module')
 def witnessed(tmp_path_factory):
-    """The workdir of 12 steps, and their witness."""
+    """The workdir of 12 steps, and their witness; two of them are traced."""
     workdir, witness = tmp_path_factory.mktemp('witnessed'), Witness()
-    train(tiny_config(training__stop_after='12 steps'), workdir, [witness])
+    hooks = [witness, profile('9:10', str(workdir))]
+    train(tiny_config(training__stop_after='12 steps'), workdir, hooks)
     return workdir, witness
 
 
@@ -160,10 +161,8 @@ def test_early_stopping_is_a_function_of_what_was_recorded(scores, patience):
     assert again.reached == told[-1]
 
 
-def test_a_trace_is_written_of_the_steps_asked_for(tmp_path):
-    hook = profile('9:10', str(tmp_path))
-    train(tiny_config(training__stop_after='12 steps'), tmp_path, [hook])
-    names = [p.name for p in (tmp_path / 'plugins' / 'profile').rglob('*.*')]
+def test_a_trace_is_written_of_the_steps_asked_for(witnessed):
+    names = [p.name for p in (witnessed[0] / 'plugins' / 'profile').rglob('*.*')]
     assert any(name.endswith('.xplane.pb') for name in names)  # TensorBoard
     assert 'perfetto_trace.json.gz' in names
 

@@ -11,7 +11,7 @@ import orbax.checkpoint as ocp
 import pytest
 from ml_collections import ConfigDict
 
-from tests.processes import Process, run_module
+from tests.processes import run_module
 from tests.task.judged import RANK
 from tests.tiers import split
 from tests.training import tiny
@@ -23,13 +23,13 @@ from vision.evaluation.run import load_run
 from vision.training import train
 from vision.training.records import TIMES
 
-STEPS = 90
+STEPS = 40
 FLAGS = (
     *tiny.FLAGS,
     f'--config.training.duration={STEPS} steps',
-    '--config.training.log_every=20 steps',
-    '--config.training.eval_every=30 steps',
-    '--config.training.checkpoint_every=25 steps',
+    '--config.training.log_every=10 steps',
+    '--config.training.eval_every=20 steps',
+    '--config.training.checkpoint_every=15 steps',
     '--config.training.ema_decay=0.9',
     '--config.schedule.warmup=5 steps',
 )
@@ -100,8 +100,8 @@ def assert_same(workdir, alone):
 @pytest.mark.parametrize(
     ('moment', 'step'),
     split(
-        [('step', 1), ('step', 47), ('save', 30), ('record', 60), ('record', STEPS)],
-        [('step', 47), ('save', 30)],
+        [('step', 1), ('step', 22), ('save', 20), ('record', 20), ('record', STEPS)],
+        [('step', 22), ('save', 20)],
     ),
 )
 def test_killed_and_started_again(tmp_path, alone, moment, step):
@@ -118,21 +118,19 @@ def test_killed_and_started_again(tmp_path, alone, moment, step):
 )
 def test_a_signal_saves_and_the_run_goes_on_from_there(tmp_path, alone, signum, code):
     # The signal comes in the middle of an interval, when nothing would be saved otherwise.
-    process = Process('experiments.train', *FLAGS, f'--workdir={tmp_path}')
-    process.wait_for(lambda: (tmp_path / 'metrics.jsonl').exists() and read_records(tmp_path))
-    process.send_signal(signum)
-    done = process.wait(120)
+    done = start(tmp_path, int(signum), 23)
     assert done.returncode == code, done.stderr
     with Checkpoints(tmp_path, RANK, read_only=True) as checkpoints:
         saved = checkpoints.find('last')
     assert f'stopped at step {saved}' in done.stderr
-    assert 20 <= saved < STEPS
-    done = run_module('experiments.train', *FLAGS, f'--workdir={tmp_path}')
+    assert 23 <= saved <= 24
+    done = start(tmp_path)
     assert done.returncode == 0, done.stderr
     assert f'going on from step {saved}' in done.stderr
     assert_same(tmp_path, alone)
 
 
+@pytest.mark.slow  # the killed ones show it too
 def test_two_runs_have_the_same_bits(tmp_path, alone):
     assert start(tmp_path).returncode == 0
     assert_same(tmp_path, alone)
@@ -150,7 +148,7 @@ def test_a_finished_run_says_so_and_changes_nothing(alone):
 
 
 def test_stop_after_is_a_pause(tmp_path, alone):
-    stopped = start(tmp_path, flags=(*FLAGS, '--config.training.stop_after=40 steps'))
+    stopped = start(tmp_path, flags=(*FLAGS, '--config.training.stop_after=25 steps'))
     assert stopped.returncode == 0, stopped.stderr
     assert 'stopped early' in stopped.stdout
     assert start(tmp_path).returncode == 0

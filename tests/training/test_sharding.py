@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from tests.processes import LEAST_EFFORT, run_module
+from tests.processes import run_module
 from tests.task.judged import RANK
 from tests.tiers import split
 from tests.training import tiny
@@ -18,9 +18,8 @@ from vision.models import create_model
 @pytest.fixture(scope='module')
 def eight(tmp_path_factory):
     """What `sharded_run.py` prints."""
-    flags = f'--xla_force_host_platform_device_count=8 {LEAST_EFFORT}'
     folder = tmp_path_factory.mktemp('run')
-    done = run_module('tests.training.sharded_run', folder, XLA_FLAGS=flags)
+    done = run_module('tests.training.sharded_run', folder, devices=8)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

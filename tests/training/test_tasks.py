@@ -148,7 +148,7 @@ def test_what_cannot_be_is_one_line_before_anything_is_made(tmp_path, task, chan
 
 
 def test_views_need_a_task_that_takes_them(tmp_path):
-    with pytest.raises(UserError, match=r"data.views=2: the task 'classification' takes one view"):
+    with pytest.raises(UserError, match=r'data.views=2: the task Classification takes one view'):
         train(tiny_config(data__views=2), tmp_path / 'run')
 
 

@@ -159,7 +159,7 @@ def setup(config: ConfigDict) -> Setup:
     # The training step.
     model = create_model(**{'num_classes': len(train.class_names)} | config.model.to_dict())
     recipe = make_recipe(config, model, train.class_names, total_steps, to_steps)
-    _check_task(config, recipe, train)
+    _check_task(recipe, train, config.data.views)
     check_contract(model, input_shape)
     shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
     recipe.factors.check(shapes['params'])
@@ -202,16 +202,15 @@ def _polyak_start(text: str, total_steps: int, to_steps: Callable[[str, str], in
     return f'{start} steps'
 
 
-def _check_task(config: ConfigDict, recipe: Recipe, train: Source) -> None:
+def _check_task(recipe: Recipe, train: Source, views: int) -> None:
     """Raises UserError unless the task takes this data, its views and the plateau's metric."""
+    name = type(recipe.task).__name__
     recipe.task.check(train)
-    if config.data.views > 1 and not recipe.task.takes_views:
-        raise UserError(
-            f'data.views={config.data.views}: the task {config.task.name!r} takes one view of an image'
-        )
+    if views > 1 and not recipe.task.takes_views:
+        raise UserError(f'data.views={views}: the task {name} takes one view of an image')
     if recipe.plateau and recipe.plateau.metric == 'loss' and 'loss' not in recipe.task.metrics:
         raise UserError(
-            f"schedule.metric='loss': the task {config.task.name!r} has no such metric; leave it out to "
+            f"schedule.metric='loss': the task {name} has no such metric; leave it out to "
             'follow what the run is selected by'
         )
 
@@ -261,7 +260,7 @@ def make_recipe(
         schedule=schedule,
         averaging=Averaging(training.ema_decay, polyak_from),
         factors=RateFactors(config.freeze, config.lr_factors),
-        plateau=_plateau_of(config),
+        plateau=_plateau_of(config.schedule),
         frozen=config.freeze == BACKBONE,
         accumulate=training.accumulate,
         shard=training.shard,
@@ -280,17 +279,17 @@ def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradi
         schedule,
         WeightDecay(config.weight_decay, config.weight_decay_pattern, config.weight_decay_form),
         RateFactors(config.freeze, config.lr_factors),
-        _plateau_of(config),
+        _plateau_of(config.schedule),
         config.seed,
     )
 
 
-def _plateau_of(config: ConfigDict) -> 'Plateau | None':
-    if config.schedule.name != 'plateau':
+def _plateau_of(schedule: Mapping[str, Any]) -> 'Plateau | None':
+    if schedule['name'] != 'plateau':
         return None
     from vision.training.plateau import Plateau
 
-    return Plateau.of(config.schedule)
+    return Plateau.of(schedule)
 
 
 def normalised(run: Setup, dataset: Mapping[str, Any] | None = None) -> Setup:

@@ -20,6 +20,11 @@ LEAST_EFFORT = LESS_EFFORT.replace('level=1', 'level=0')
 if version('jaxlib').startswith('0.10.'):
     LEAST_EFFORT += ' --xla_cpu_use_fusion_emitters=false'
 
+# `compiler_options` of one program that is compiled as users' programs are.
+FULL_EFFORT = {'xla_backend_optimization_level': 3, 'xla_llvm_disable_expensive_passes': False}
+if 'fusion_emitters' in LEAST_EFFORT:
+    FULL_EFFORT['xla_cpu_use_fusion_emitters'] = True
+
 # Variables that a fork can be given: all others are read while Python, JAX or TensorFlow starts.
 _FORKABLE = {'XLA_FLAGS', 'COLUMNS', 'PYTHONPATH', 'PYTHONIOENCODING'}
 

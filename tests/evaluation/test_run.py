@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax.linen import initializers
 
-from tests.processes import LEAST_EFFORT
+from tests.processes import FULL_EFFORT
 from vision.models.base import run_once
 
 
@@ -23,10 +23,7 @@ def test_what_is_run_once_has_the_bits_of_what_is_compiled_with_full_effort():
             kind(key, (3, 5, 7, 11), jnp.float32) for kind, key in zip(kinds, keys, strict=True)
         ]
 
-    full = {'xla_backend_optimization_level': 3, 'xla_llvm_disable_expensive_passes': False}
-    if 'fusion_emitters' in LEAST_EFFORT:
-        full['xla_cpu_use_fusion_emitters'] = True
-    compiled = jax.jit(make, compiler_options=full)
+    compiled = jax.jit(make, compiler_options=FULL_EFFORT)
     for got, expected in zip(run_once(make), compiled(), strict=True):
         assert np.asarray(got).tobytes() == np.asarray(expected).tobytes()
         assert np.std(got) > 1e-3

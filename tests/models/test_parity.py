@@ -1,7 +1,7 @@
 """The same logits, and the same step of training, as torchvision's models on the same weights."""
 
 import json
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import jax
@@ -12,6 +12,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from tests.golden import generator
+from tests.processes import FULL_EFFORT
 from tests.tiers import quick, split
 from vision.models import create_model
 from vision.models.base import abstract_variables
@@ -70,7 +71,10 @@ def test_trains_a_step_as_torchvision(name):
     variables = _pretrained(name)
     model = create_model(name, **_no_dropout(name))
     images = generator.images(int(golden['train_size']), len(generator.LABELS))
-    (loss, (logits, endpoints, stats)), grads = _loss_and_gradients(model, variables, images)
+    # With the tests' least effort other kinks of ReLUs are met, and Inception's step is .6 % off in one tensor.
+    options = FULL_EFFORT if name == 'inception_v3' else None
+    step = _loss_and_gradients(model, variables, images, options)
+    (loss, (logits, endpoints, stats)), grads = step
     assert np.isfinite(loss)
     _assert_close(logits, golden['train_logits'], 1e-4)
     for i, aux in enumerate(endpoints.get('aux', ())):
@@ -86,8 +90,8 @@ def _no_dropout(name):
     return none | ({'aux_dropout': 0.0} if name == 'googlenet' else {})
 
 
-def _loss_and_gradients(model, variables, images):
-    @jax.jit
+def _loss_and_gradients(model, variables, images, options):
+    @partial(jax.jit, compiler_options=options)
     def run(params, stats, images):
         def loss_of(params):
             (logits, endpoints), state = model.apply(

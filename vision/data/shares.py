@@ -1,0 +1,159 @@
+"""Splits and the order of classes where a folder or list does not give them: shares, folds, rules.
+
+Two versions of the rules are kept, so that a run that was begun under the older one keeps its splits:
+no image that it learned from is ever tested.
+"""
+
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from vision.core.config_keys import parse_fold, parse_share
+from vision.core.errors import UserError
+from vision.data import splits as splits_lib
+from vision.data.order import hash64
+
+SPLITS = ('train', 'validation', 'test')
+_HELD_OUT = 0.1  # of each class, for validation and for test, where nothing else is said
+_RARE = 10  # sets of labels of fewer images are split together
+
+Share = int | float | str | None
+
+
+class Shares:
+    """What a config asks of splits that are not given: shares, a fold, and the version of the rules."""
+
+    def __init__(self, validation: Share, test: Share, fold: str | None, rules: int):
+        """Reads the keys of `config.data` that have these names."""
+        self.given = {'validation': validation, 'test': test, 'fold': fold}
+        self.rules = rules
+        self._shares = {
+            'validation': parse_share(validation, 'data.validation'),
+            'test': parse_share(test, 'data.test'),
+        }
+        self._fold = None if fold is None else parse_fold(fold)
+        if fold is not None and test is not None:
+            raise UserError('data.fold and data.test: give one of them; the fold is the test split')
+        if rules == 1:
+            self.refuse('data.rules=1 has splits of its own', 'validation', 'test', 'fold')
+
+    def refuse(self, why: str, *keys: str) -> None:
+        """Raises UserError if one of these keys is given, for it would have no effect."""
+        for key in keys:
+            if self.given[key] is not None:
+                raise UserError(f'data.{key}={self.given[key]}: {why}; leave it out')
+
+    def asks_for_none(self, split: str) -> bool:
+        """Whether a split was asked for that has no images."""
+        return self._shares.get(split) == 0
+
+    def parts(
+        self, images: Sequence[tuple[str, Any]], made: Sequence[str] = ('validation', 'test')
+    ) -> np.ndarray:
+        """The split of each image, as an index of SPLITS: int8 [N].
+
+        Args:
+          images: normal paths, relative to the root, and labels, int or float [K]. A path that is
+            there several times has one split.
+          made: the splits that are taken from train.
+
+        Raises:
+          UserError: they leave nothing for train.
+        """
+        if self.rules == 1:
+            parts = _by_hash_alone([path for path, _ in images])
+            parts[~np.isin(parts, [SPLITS.index(split) for split in made])] = splits_lib.TRAIN
+            return parts
+        names, first, inverse = _distinct([path for path, _ in images])
+        labels = np.array([images[i][1] for i in first])
+        validation, test = (
+            _fraction(self._shares[split], len(names), f'data.{split}') if split in made else 0.0
+            for split in ('validation', 'test')
+        )
+        fold = self._fold if 'test' in made else None
+        if validation + (1 / fold[1] if fold else test) >= 1:
+            raise UserError(
+                f'data.validation and data.test leave none of {len(names):,} images for train'
+            )
+        hashes = hash64(np.array([_path_hash(name) for name in names], np.uint64))
+        found = splits_lib.by_rank(hashes, _strata(labels), validation, test, fold)
+        if labels.ndim == 2:
+            _leave_one_for_train(labels, found)
+        return found[inverse]
+
+
+def _fraction(share: int | float | None, count: int, key: str) -> float:
+    if share is None:
+        return _HELD_OUT
+    if share >= count and share >= 1:
+        raise UserError(f'{key}={share}: there are {count:,} images to hold it out of')
+    return share / count if share >= 1 else float(share)
+
+
+def _distinct(names: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """Distinct names, the index where each stands first, and of each name its place among them."""
+    if len(set(names)) == len(names):
+        return names, np.arange(len(names)), np.arange(len(names))
+    place: dict[str, int] = {}
+    inverse = np.array([place.setdefault(name, len(place)) for name in names], np.int64)
+    _, first = np.unique(inverse, return_index=True)
+    return list(place), first, inverse
+
+
+def _strata(labels: np.ndarray) -> np.ndarray:
+    """What is split by itself: each class; of several labels each set, rare ones together."""
+    if labels.ndim == 1:
+        return labels
+    _, sets, counts = np.unique(labels, axis=0, return_inverse=True, return_counts=True)
+    sets = sets.ravel()
+    return np.where(counts[sets] < _RARE, -1, sets)
+
+
+def _leave_one_for_train(labels: np.ndarray, parts: np.ndarray) -> None:
+    """Moves an image to train of each class that has none there."""
+    for k in np.flatnonzero(labels.any(0) & ~labels[parts == splits_lib.TRAIN].any(0)):
+        parts[np.flatnonzero(labels[:, k])[0]] = splits_lib.TRAIN
+
+
+def in_order(names: Iterable[str], rules: int, of_list: bool = False) -> tuple[str, ...]:
+    """The classes in the order of their labels.
+
+    Args:
+      names: of the classes.
+      rules: under version 1 the classes of folders are sorted as text.
+      of_list: whether they are a list's, which had numbers before words then.
+    """
+    if rules > 1:
+        return tuple(sorted(names, key=natural))
+    return tuple(sorted(names, key=_numbers_first if of_list else None))
+
+
+def natural(name: str) -> tuple[list[tuple[str, int, str]], str]:
+    """The key of the natural order of names: 'class2' before 'class10', numbers before words."""
+    parts = re.split('([0-9]+)', name)
+    numbers = [number.lstrip('0') for number in parts[1::2]] + ['']
+    pairs = zip(parts[::2], numbers, strict=True)
+    return [(text, len(number), number) for text, number in pairs], name
+
+
+def _numbers_first(label: str) -> tuple[bool, int, str]:
+    """The order of a list's classes under rules 1: '10' after '9' where labels are numbers."""
+    return (not label.isdecimal(), int(label) if label.isdecimal() else 0, label)
+
+
+def _by_hash_alone(paths: Sequence[str]) -> np.ndarray:
+    """The splits of rules 1: each image's by itself, whatever other files there are."""
+    low, high = _HELD_OUT, 2 * _HELD_OUT
+    names = np.array([_path_hash(path) for path in paths], np.uint64)
+    fractions = (hash64(names) >> np.uint64(11)) * 2.0**-53
+    return np.select(
+        [fractions < low, fractions < high], [splits_lib.TEST, splits_lib.VALIDATION], splits_lib.TRAIN
+    ).astype(np.int8)  # fmt: skip
+
+
+def _path_hash(path: str) -> int:
+    data = path.encode('utf-8', 'surrogateescape')
+    return zlib.crc32(data) << 32 | zlib.adler32(data)

@@ -363,6 +363,16 @@ def test_grey_of_a_linear_profile_becomes_srgb(encode, mode):
         np.testing.assert_array_equal(read(data, channels)[0, :, 0], [0, 137, 255])
 
 
+@pytest.mark.parametrize('gamma', [0, 1, 4_000_000_000])
+def test_a_gamma_or_profile_that_makes_no_sense_is_left_out(encode, gamma):
+    data = png(2, 1, 8, 0, bytes([64, 200]), [(b'gAMA', struct.pack('>I', gamma))])
+    np.testing.assert_array_equal(read(data)[0, :, 0], [64, 200])
+    bits = Image.fromarray(np.eye(4) > 0)
+    for profile in (icc.profile(None, 1.0), icc.profile(*icc.ADOBE_RGB)):
+        data = encode(bits, 'PNG', icc_profile=profile)
+        np.testing.assert_array_equal(read(data)[..., 1], np.eye(4) * 255)
+
+
 def test_lab_has_the_right_colours(photo, encode):
     lab = ImageCms.profileToProfile(
         Image.fromarray(photo), ImageCms.createProfile('sRGB'), ImageCms.createProfile('LAB'), outputMode='LAB'

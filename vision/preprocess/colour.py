@@ -89,18 +89,22 @@ def to_srgb(image: Any, grey: bool) -> Any:
         mode = 'CMYK' if image.mode == 'CMYK' else 'L' if grey else 'RGB'
         if (transform := _transform(profile, mode)) is None:
             return image
-        colours = image.getchannel(0) if grey else image.convert(mode)
+        colours = image.getchannel(0).convert('L') if grey else image.convert(mode)
         converted = ImageCms.applyTransform(colours, transform)
         if image.mode == 'RGBA':
             converted.putalpha(image.getchannel('A'))
         return converted
-    if gamma and 'srgb' not in image.info and abs(gamma - _SRGB_GAMMA) > 0.02:
+    if gamma and 'srgb' not in image.info and _says_something(gamma) and image.mode != '1':
         image = image.convert('RGB') if image.mode == 'P' else image
         values = np.arange(256) / 255
         curve = np.rint(255 * values ** (_SRGB_GAMMA / gamma)).astype(int).tolist()
         alpha = [*range(256)] if image.mode == 'RGBA' else []
         return image.point(curve * (len(image.getbands()) - bool(alpha)) + alpha)
     return image
+
+
+def _says_something(gamma: float) -> bool:
+    return 0.1 < gamma < 5 and abs(gamma - _SRGB_GAMMA) > 0.02
 
 
 def is_srgb(image: Any) -> bool:

@@ -287,3 +287,12 @@ def test_a_run_of_before_keeps_its_splits_or_is_refused_in_one_line(source, rule
     assert told == ([] if rules == 2 else ['data.rules is 1 there and 2 here'])
     new.data.rules = rules
     assert config_lib.differences(read, new) == []
+
+
+def test_a_share_may_replace_the_number_that_a_config_file_has():
+    values = explained(
+        '--config=configs/mnist_lenet5.py',
+        '--config.data.validation=10%',
+        '--config.data.source=idx',
+    )
+    assert values['data.validation'] == '10%'

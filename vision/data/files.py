@@ -211,3 +211,11 @@ def expand(path: str) -> list[str]:
     if not matches:
         raise UserError(f'{path}: no images match')
     return sorted(matches)
+
+
+def is_path(name: str) -> bool:
+    """Whether a file can have this path: TensorFlow would read one with a zero byte up to there."""
+    try:
+        return b'\0' not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False

@@ -330,18 +330,11 @@ def _read_list(path: str) -> list[dict[str, str]]:
         for key, none in (('path', (None, '')), ('label', (None,))):
             if row.get(key) in none:
                 raise UserError(f'{path}: image {number} has no {key!r}; expected path and label')
-        if not _is_path(str(row['path'])):
+        if not files_lib.is_path(str(row['path'])):
             raise UserError(f'{path}: the path of image {number}, {row["path"]!r}, is none')
         if not _is_utf8(str(row['label']) or ' '):
             raise UserError(f'{path}: the label of image {number}, {row["label"]!r}, is not UTF-8')
     return [{k: str(v) for k, v in row.items() if v is not None} for row in rows]
-
-
-def _is_path(name: str) -> bool:
-    try:
-        return b'\0' not in os.fsencode(name)
-    except UnicodeEncodeError:
-        return False
 
 
 def _is_json(path: str) -> bool:

@@ -334,7 +334,8 @@ def test_colours_of_a_profile_become_srgb(decode, encode, space, kind):
     options = {'PNG': {}, 'JPEG': {'subsampling': 0}, 'WEBP': {'lossless': True}}.get(name, {})
     options = options if name in ('PNG', 'TIFF') else options | {'quality': 100}
     data = encode(stored, name, icc_profile=profile, **options)
-    np.testing.assert_allclose(decode(data).astype(int), expected, atol=6 if kind == 'AVIF' else 4)
+    inside = np.s_[:, 8::16]  # of each colour's square: some kinds blur the edges
+    np.testing.assert_allclose(decode(data).astype(int)[inside], expected[inside], atol=4)
     np.testing.assert_array_equal(decode(data), read(data))
 
 

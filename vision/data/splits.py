@@ -75,15 +75,16 @@ def by_rank(
     order = np.lexsort((hashes, classes))
     _, starts, sizes = np.unique(classes[order], return_index=True, return_counts=True)
     for turn, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
-        first, tested = 0, None
+        first = 0
+        tested: int | None = None
         if fold is not None:
             # Small classes do not fill every part: each begins with another one.
             part = (fold[0] - 1 + turn) % fold[1]
             first = part * size // fold[1]
             tested = min((part + 1) * size // fold[1] - first, size - 1)
-        tested, validated = _counts(size, validation, test, tested, turn)
+        tests, validated = _counts(size, validation, test, tested, turn)
         ranked = np.roll(order[start : start + size], -first)
-        parts[ranked[:tested]] = TEST
+        parts[ranked[:tests]] = TEST
         parts[ranked[size - validated :]] = VALIDATION
     return parts
 

@@ -90,7 +90,7 @@ def to_srgb(image: Any, grey: bool) -> Any:
         if (transform := _transform(profile, mode)) is None:
             return image
         colours = image.getchannel(0).convert('L') if grey else image.convert(mode)
-        converted = ImageCms.applyTransform(colours, transform)
+        converted: Any = ImageCms.applyTransform(colours, transform)
         if image.mode == 'RGBA':
             converted.putalpha(image.getchannel('A'))
         return converted

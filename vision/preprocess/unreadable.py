@@ -1,5 +1,6 @@
 """Images that cannot be read: found before a run begins where that is cheap, and how many are too many."""
 
+import functools
 import io
 import itertools
 import logging
@@ -157,7 +158,8 @@ def look_before_training(
         if source is None or source.paths is None:
             continue
         if source.paths not in looked:  # validation may be test
-            looked[source.paths] = processes.on_first(lambda s=source: find_unreadable(s).corrupt)
+            look = functools.partial(find_unreadable, source)
+            looked[source.paths] = processes.on_first(lambda: look().corrupt)  # noqa: B023
         corrupt = looked[source.paths]
         if corrupt:
             some = '; '.join(

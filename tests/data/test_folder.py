@@ -70,15 +70,15 @@ def test_classes_only_are_split_by_a_hash_in_every_class(tmp_path):
         np.testing.assert_allclose(shares, fraction, atol=0.04)
 
 
-@pytest.mark.parametrize('rules', [1, 2])
-def test_adding_a_tenth_moves_few_files_and_none_under_the_old_rules(tmp_path, rules):
-    many(tmp_path, 200)
+@pytest.mark.parametrize(('rules', 'size'), [(1, 200), (2, 200), (2, 42), (2, 100)])
+def test_adding_a_tenth_moves_few_files_and_none_under_the_old_rules(tmp_path, rules, size):
+    many(tmp_path, size, 'abcd')
     before = splits_of(tmp_path, rules=rules)
-    many(tmp_path, 220)
-    touch(tmp_path, 'cat/aaa.jpg', 'dog/zzz/deep.jpg')
+    many(tmp_path, size * 11 // 10, 'abcd')
+    touch(tmp_path, 'a/aaa.jpg', 'b/zzz/deep.jpg')
     after = splits_of(tmp_path, rules=rules)
     moved = sum(after[path] != split for path, split in before.items())
-    assert moved <= (0.03 * 400 if rules == 2 else 0)
+    assert moved <= (0.03 * 4 * size if rules == 2 else 0)
 
 
 def splits_of(root, **keys):
@@ -141,7 +141,7 @@ def test_a_small_class_keeps_an_image_for_train_and_is_named_where_it_lacks_one(
         many(tmp_path, size, [f'small {k}'])
     many(tmp_path, 40, ['large'])
     found = counts(tmp_path)
-    assert found['large'] == [32, 4, 4]
+    np.testing.assert_allclose(found['large'], [32, 4, 4], atol=1)
     for k in range(8):
         train, validation, test = found[f'small {k}']
         assert train >= 1 and abs(train - 0.8 * size) <= 1
@@ -177,14 +177,16 @@ def test_shares_of_splits_that_are_there_are_refused_and_others_taken_from_train
     with pytest.raises(UserError, match='has the folder val; leave it out'):
         folder('train', str(tmp_path), validation='10%')
     found = [len(folder(s, str(tmp_path), test='25%').paths) for s in SPLITS]
-    assert found == [60, 8, 20]
+    assert found[0] + found[2] == 80 and found[1] == 8 and abs(found[2] - 20) <= 2
     with pytest.raises(NoSplitError, match=r'data\.validation=0'):
         folder('validation', str(tmp_path / 'train'), validation=0)
 
 
 def test_only_a_train_folder_is_split(tmp_path):
     many(tmp_path / 'train', 20)
-    assert [len(folder(s, str(tmp_path)).paths) for s in SPLITS] == [32, 4, 4]
+    found = [len(folder(s, str(tmp_path)).paths) for s in SPLITS]
+    assert sum(found) == 40
+    np.testing.assert_allclose(found, [32, 4, 4], atol=2)
 
 
 def test_both_val_and_valid_and_what_is_no_split_are_told(tmp_path, caplog):

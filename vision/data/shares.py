@@ -96,7 +96,9 @@ def by_rank(
     """Splits each class by the rank of its examples' hashes: stratified, and stable when examples are added.
 
     Test has the lowest ranks of a class and validation the highest, so that few examples change sides
-    when others come in between, and none goes from one to the other.
+    when others come in between, and none goes from one to the other. How many they have is what the
+    hashes alone would give them, as far as that is within one example of what was asked: when a tenth is
+    added, 1.3 to 2.9 % of the old images change sides in classes of 12 to 100, 0.6 % in those of 500.
 
     Args:
       hashes: uint64 [N], one for each example's name.
@@ -111,48 +113,61 @@ def by_rank(
       within one example: at least one if that leaves one for train, which always has one.
     """
     parts = np.full(len(hashes), TRAIN, np.int8)
+    places = (hashes >> np.uint64(11)) * 2.0**-53  # in [0, 1)
     order = np.lexsort((hashes, classes))
     _, starts, sizes = np.unique(classes[order], return_index=True, return_counts=True)
     for turn, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
-        first = 0
-        tested: int | None = None
-        if fold is not None:
+        ranked = order[start : start + size]
+        if fold is None:
+            asked = size * test, size * validation
+            here = places[ranked]
+            near = int((here < test).sum()), int((here >= 1 - validation).sum())
+        else:
             # Small classes do not fill every part: each begins with another one.
             part = (fold[0] - 1 + turn) % fold[1]
             first = part * size // fold[1]
-            tested = min((part + 1) * size // fold[1] - first, size - 1)
-        tests, validated = _counts(size, validation, test, tested, turn)
-        ranked = np.roll(order[start : start + size], -first)
-        parts[ranked[:tests]] = TEST
+            tests = min((part + 1) * size // fold[1] - first, size - 1)
+            asked = tests, size * validation
+            near = tests, math.floor(size * validation + 0.5)
+            ranked = np.roll(ranked, -first)
+        tested, validated = _counts(size, asked, near, fold is None, turn)
+        parts[ranked[:tested]] = TEST
         parts[ranked[size - validated :]] = VALIDATION
     return parts
 
 
 def _counts(
-    size: int, validation: float, test: float, tested: int | None, turn: int
-) -> tuple[int, int]:
+    size: int, asked: tuple[float, float], near: tuple[int, int], both: bool, turn: int
+) -> list[int]:
     """How many of a class are for test and for validation; see `by_rank`.
 
     Args:
       size: of the class.
-      validation: its share.
-      test: its share.
-      tested: the number for test where it is given.
+      asked: the share of each, in examples.
+      near: how many each would have, which is taken as far as it is within one of what was asked.
+      both: whether test may give way, too.
       turn: which of two equal claims on the only example that can be spared has it: even or odd.
     """
-    asked = [size * test if tested is None else tested, size * validation]
-    counts = [max(1, math.floor(a + 0.5)) if a else 0 for a in asked]
-    most = min(size - 1, math.floor(sum(asked) + 1 + 1e-9))  # train, too, has its share within one
+    rounding = 1e-9
+    counts = [
+        max(1, min(max(n, math.ceil(a - 1 - rounding)), math.floor(a + 1 + rounding))) if a else 0
+        for n, a in zip(near, asked, strict=True)
+    ]
+
+    def excess(i: int) -> float:
+        return counts[i] - asked[i]
+
+    # Train, too, has its share within one example, and one at least.
+    least = math.ceil(sum(asked) - 1 - rounding)
+    most = min(size - 1, math.floor(sum(asked) + 1 + rounding))
+    while sum(counts) < least:
+        counts[0 if both and asked[0] and excess(0) <= excess(1) else 1] += 1
     while sum(counts) > most:
-        excess = [c - a for c, a in zip(counts, asked, strict=True)]
-        if tested is not None or not counts[0]:
-            gives = 1
-        elif not counts[1] or excess[0] > excess[1]:
-            gives = 0
-        else:
-            gives = 1 if excess[1] > excess[0] else (turn + 1) % 2
+        gives = 1
+        if both and counts[0] and (not counts[1] or excess(0) >= excess(1)):
+            gives = 0 if not counts[1] or excess(0) > excess(1) else (turn + 1) % 2
         counts[gives] -= 1
-    return counts[0], counts[1]
+    return counts
 
 
 def _fraction(share: int | float | None, count: int, key: str) -> float:

@@ -12,7 +12,7 @@ from configs import folder_finetune
 from tests.processes import run_module
 from vision.core import config as config_lib
 from vision.core import workdir
-from vision.core.config_keys import KEYS, Duration, Pattern
+from vision.core.config_keys import KEYS, Duration, Fold, Pattern, Share
 from vision.core.errors import UserError
 
 pytestmark = pytest.mark.smoke
@@ -60,8 +60,17 @@ def test_the_command_line_can_take_back_what_a_config_file_sets(nothing):
 
 
 def test_none_is_a_value_of_every_optional_key(tmp_path):
-    values = {str: 'a', Pattern: 'a', int: 3, float: 0.5, Duration: '3 epochs'}
+    values = {
+        str: 'a',
+        Pattern: 'a',
+        int: 3,
+        float: 0.5,
+        Duration: '3 epochs',
+        Share: '10%',
+        Fold: '2/5',
+    }
     optional = {key.name: values[key.kind] for key in KEYS if key.optional}
+    del optional['data.test']  # data.fold is given
     optional |= {'data.path': 'x', 'data.splits': {'train': 'a'}, 'model.stem': None}
     file = tmp_path / 'own.py'
     file.write_text(f"""
@@ -260,3 +269,30 @@ def test_repeats_that_make_no_sense_are_refused(repeats):
     config.data = ConfigDict({'source': 'digits', 'repeats': repeats})
     with pytest.raises(UserError, match=r'data\.repeats='):
         config_lib.check(config)
+
+
+@pytest.mark.parametrize(
+    ('source', 'rules'), [('folder', 1), ('list', 1), ('digits', 2), ('npz', 2)]
+)
+def test_a_run_of_before_keeps_its_splits_or_is_refused_in_one_line(source, rules):
+    """Its images go by the old rules wherever its config is read, and a new start must ask for them."""
+    new = config_lib.default_config()
+    new.data.source = source
+    old = json.loads(config_lib.to_json(new))
+    for key in ('rules', 'validation', 'test', 'fold'):
+        del old['data'][key]
+    read = config_lib.from_json(json.dumps(old))
+    assert read.data.rules == rules
+    told = config_lib.differences(read, new)
+    assert told == ([] if rules == 2 else ['data.rules is 1 there and 2 here'])
+    new.data.rules = rules
+    assert config_lib.differences(read, new) == []
+
+
+def test_a_share_may_replace_the_number_that_a_config_file_has():
+    values = explained(
+        '--config=configs/mnist_lenet5.py',
+        '--config.data.validation=10%',
+        '--config.data.source=idx',
+    )
+    assert values['data.validation'] == '10%'

@@ -244,3 +244,21 @@ def test_an_npz_with_several_labels_an_image(tmp_path):
     np.testing.assert_array_equal(source.labels.sum(0) + held.labels.sum(0), labels.sum(0))
     with pytest.raises(UserError, match=r'labels \[30, 3\] do not fit the 2 classes'):
         arrays.npz('train', str(tmp_path / 'a.npz'), class_names=('a', 'b'))
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf])
+@pytest.mark.parametrize('what', ['images', 'labels', 'every label'])
+def test_values_that_are_not_finite_are_named_when_read(tmp_path, value, what):
+    images, labels = np.zeros((4, 2, 2, 1), np.uint8), np.zeros(4, np.int64)
+    if what == 'images':
+        images = images.astype(np.float32)
+        images[2, 1] = value
+    else:
+        labels = np.eye(4) if what == 'every label' else labels.astype(np.float64)
+        labels[2] = value
+    np.savez(tmp_path / 'a.npz', x_train=images, y_train=labels)
+    told = (
+        f'of the {what.split()[-1].rstrip("s")}s are not finite; the first is {value} in example 2'
+    )
+    with pytest.raises(UserError, match=told):
+        arrays.npz('train', str(tmp_path / 'a.npz'))

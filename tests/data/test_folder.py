@@ -1,15 +1,19 @@
 """Folders and lists of images: which files, which split, which class."""
 
+import collections
 import json
 import os
+import sys
 import time
+import types
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from vision.core.errors import UserError
-from vision.data.folder import file_list, files, folder
+from vision.data.folder import SPLITS, file_list, files, folder
+from vision.data.source import NoSplitError
 
 pytestmark = pytest.mark.smoke
 
@@ -66,13 +70,259 @@ def test_classes_only_are_split_by_a_hash_in_every_class(tmp_path):
         np.testing.assert_allclose(shares, fraction, atol=0.04)
 
 
-def test_adding_files_moves_none(tmp_path):
-    many(tmp_path, 100)
-    before = {s: set(folder(s, str(tmp_path)).paths) for s in ('train', 'validation', 'test')}
-    many(tmp_path, 150, ('cat', 'dog', 'emu'))
-    touch(tmp_path, 'cat/aaa.jpg', 'dog/zzz/deep.jpg')
-    for split, paths in before.items():
-        assert paths <= set(folder(split, str(tmp_path)).paths)
+@pytest.mark.parametrize(('rules', 'size'), [(1, 200), (2, 200), (2, 42), (2, 100)])
+def test_adding_a_tenth_moves_few_files_and_none_under_the_old_rules(tmp_path, rules, size):
+    many(tmp_path, size, 'abcd')
+    before = splits_of(tmp_path, rules=rules)
+    many(tmp_path, size * 11 // 10, 'abcd')
+    touch(tmp_path, 'a/aaa.jpg', 'b/zzz/deep.jpg')
+    after = splits_of(tmp_path, rules=rules)
+    moved = sum(after[path] != split for path, split in before.items())
+    assert moved <= (0.03 * 4 * size if rules == 2 else 0)
+
+
+def splits_of(root, **keys):
+    """The split of each file."""
+    found = {}
+    for split in SPLITS:
+        try:
+            source = folder(split, str(root), **keys)
+        except NoSplitError:
+            continue
+        assert not found.keys() & set(names(source, root))
+        found |= dict.fromkeys(names(source, root), split)
+    return found
+
+
+def counts(root, **keys):
+    """The images of each class in train, validation and test."""
+    found = collections.defaultdict(lambda: [0, 0, 0])
+    for path, split in splits_of(root, **keys).items():
+        found[path.split('/')[0]][SPLITS.index(split)] += 1
+    return dict(found)
+
+
+@pytest.mark.parametrize(
+    ('keys', 'shares'),
+    [
+        ({}, (0.8, 0.1, 0.1)),
+        ({'validation': '20%', 'test': '15%'}, (0.65, 0.2, 0.15)),
+        ({'validation': 0.25, 'test': '0.3'}, (0.45, 0.25, 0.3)),
+        ({'validation': 30, 'test': '31'}, (1 - 61 / 148, 30 / 148, 31 / 148)),
+        ({'validation': 0}, (0.9, 0, 0.1)),
+        ({'fold': '2/5'}, (0.7, 0.1, 0.2)),
+    ],
+)
+def test_each_class_has_its_share_within_one_example(tmp_path, keys, shares):
+    sizes = {'a': 42, 'b': 42, 'c': 17, 'd': 40, 'e': 7}
+    for name, size in sizes.items():
+        many(tmp_path, size, [name])
+    found = counts(tmp_path, **keys)
+    for name, size in sizes.items():
+        np.testing.assert_allclose(found[name], np.multiply(shares, size), atol=1.0001)
+        assert all(n for n, share in zip(found[name], shares, strict=True) if share)
+
+
+def test_folds_are_disjoint_and_together_all_images(tmp_path):
+    many(tmp_path, 23, 'abc')
+    tested = [names(folder('test', str(tmp_path), fold=f'{k}/4'), tmp_path) for k in range(1, 5)]
+    assert sorted(path for fold in tested for path in fold) == [
+        f'{c}/{i:04}.jpg' for c in 'abc' for i in range(23)
+    ]
+    for k in range(1, 5):
+        assert len(splits_of(tmp_path, fold=f'{k}/4')) == 69
+
+
+@pytest.mark.parametrize('size', [1, 2, 3, 4])
+def test_a_small_class_keeps_an_image_for_train_and_is_named_where_it_lacks_one(
+    tmp_path, caplog, size
+):
+    for k in range(8):
+        many(tmp_path, size, [f'small {k}'])
+    many(tmp_path, 40, ['large'])
+    found = counts(tmp_path)
+    np.testing.assert_allclose(found['large'], [32, 4, 4], atol=1)
+    for k in range(8):
+        train, validation, test = found[f'small {k}']
+        assert train >= 1 and abs(train - 0.8 * size) <= 1
+        for count, split in ((validation, 'validation'), (test, 'test')):
+            told = 'no image in this split' in caplog.text and f'{tmp_path}:{split}' in caplog.text
+            assert count or told
+    assert "'small 0'" in caplog.text and 'large' not in caplog.text.replace(str(tmp_path), '')
+
+
+@pytest.mark.parametrize(
+    ('keys', 'why'),
+    [
+        ({'test': '100%'}, "data.test='100%' must be a share"),
+        ({'test': -1}, 'data.test=-1 must be'),
+        ({'validation': 'some'}, "data.validation='some' must be"),
+        ({'validation': '60%', 'test': '40%'}, 'leave none of 20 images'),
+        ({'test': 20}, 'there are 20 images'),
+        ({'fold': '0/5'}, "data.fold='0/5'"),
+        ({'fold': '5'}, "data.fold='5'"),
+        ({'fold': '1/5', 'test': '10%'}, 'give one of them'),
+        ({'fold': '1/5', 'rules': 1}, 'data.rules=1'),
+    ],
+)
+def test_shares_that_make_no_sense(tmp_path, keys, why):
+    many(tmp_path, 10)
+    with pytest.raises(UserError, match=why):
+        folder('train', str(tmp_path), **keys)
+
+
+def test_shares_of_splits_that_are_there_are_refused_and_others_taken_from_train(tmp_path):
+    many(tmp_path / 'train', 40)
+    many(tmp_path / 'val', 4)
+    with pytest.raises(UserError, match='has the folder val; leave it out'):
+        folder('train', str(tmp_path), validation='10%')
+    found = [len(folder(s, str(tmp_path), test='25%').paths) for s in SPLITS]
+    assert found[0] + found[2] == 80 and found[1] == 8 and abs(found[2] - 20) <= 2
+    with pytest.raises(NoSplitError, match=r'data\.validation=0'):
+        folder('validation', str(tmp_path / 'train'), validation=0)
+
+
+def test_only_a_train_folder_is_split(tmp_path):
+    many(tmp_path / 'train', 20)
+    found = [len(folder(s, str(tmp_path)).paths) for s in SPLITS]
+    assert sum(found) == 40
+    np.testing.assert_allclose(found, [32, 4, 4], atol=2)
+
+
+def test_both_val_and_valid_and_what_is_no_split_are_told(tmp_path, caplog):
+    touch(tmp_path, *(f'{s}/cat/a.jpg' for s in ('train', 'valid', 'val', 'test', 'more')))
+    assert names(folder('validation', str(tmp_path)), tmp_path) == ['val/cat/a.jpg']
+    assert 'has val and valid: val is the validation split' in caplog.text
+    assert "passed over beside the splits: 'more'" in caplog.text
+
+
+def test_classes_are_in_one_natural_order_in_folders_and_lists(tmp_path):
+    classes = [*map(str, range(11)), 'class2', 'class10', 'class10b', 'dog']
+    many(tmp_path / 'photos', 10, classes)
+    rows = [f'{c}/{i}.jpg,{c}' for c in reversed(classes) for i in range(10)]
+    (tmp_path / 'list.csv').write_text('\n'.join(['path,label', *rows]))
+    assert folder('train', str(tmp_path / 'photos')).class_names == tuple(classes)
+    assert file_list('train', str(tmp_path / 'list.csv')).class_names == tuple(classes)
+    old = folder('train', str(tmp_path / 'photos'), rules=1)
+    assert old.class_names == tuple(sorted(classes))
+    assert file_list('train', str(tmp_path / 'list.csv'), rules=1).class_names[:3] == (
+        '0',
+        '1',
+        '2',
+    )
+
+
+@pytest.mark.parametrize('count', [(30, 30), (30, 3)])
+def test_a_file_that_a_list_has_twice_is_in_one_split(tmp_path, count):
+    rows = [
+        f'{"./" if c == "dog" else ""}{i}.jpg,{c}'
+        for c, n in zip(('cat', 'dog'), count, strict=True)
+        for i in range(n)
+    ]
+    (tmp_path / 'list.csv').write_text('\n'.join(['path,label', *rows]))
+    found = [set(file_list(split, str(tmp_path / 'list.csv')).paths) for split in SPLITS]
+    assert len(set().union(*found)) == sum(map(len, found)) == 30
+
+
+def test_lists_with_many_sets_of_labels_have_all_splits_and_each_class_in_train(tmp_path):
+    rng = np.random.default_rng(0)
+    cells = ['|'.join(f'c{k}' for k in np.flatnonzero(row)) for row in rng.random((200, 9)) < 0.3]
+    (tmp_path / 'l.csv').write_text(
+        '\n'.join(
+            ['path,label', 'rare.jpg,rare|c1', *(f'{i}.jpg,{c}' for i, c in enumerate(cells))]
+        )
+    )
+    found = [file_list(split, str(tmp_path / 'l.csv')) for split in SPLITS]
+    np.testing.assert_allclose([s.num_examples for s in found], [160, 20, 20], atol=3)
+    assert found[0].labels.any(0).all()
+
+
+def test_a_list_with_many_classes_takes_seconds(tmp_path):
+    rows = (f'images/{i}.jpg,class {i % 5000}' for i in range(40_000))
+    (tmp_path / 'list.csv').write_text('\n'.join(['path,label', *rows]))
+    begin = time.process_time()
+    assert file_list('train', str(tmp_path / 'list.csv')).num_examples == 30_000
+    assert time.process_time() - begin < 2.5
+
+
+@pytest.mark.parametrize('name', ['a.csv', 'a.jsonl'])
+def test_names_that_no_file_or_class_can_have(tmp_path, name):
+    for row in ({'path': 'a\0.jpg', 'label': 'cat'}, {'path': '\ud800.jpg', 'label': 'cat'},
+                {'path': 'a.jpg', 'label': 'caf\udce9'}):  # fmt: skip
+        (tmp_path / 'a.jsonl').write_text(json.dumps(row))
+        with pytest.raises(UserError, match='image 1'):
+            file_list('train', str(tmp_path / 'a.jsonl'))
+
+
+def test_a_class_folder_whose_name_is_not_utf8_is_one_line(tmp_path):
+    touch(tmp_path, *(f'dog/{i}.jpg' for i in range(9)))
+    os.makedirs(os.fsencode(tmp_path) + b'/caf\xe9')
+    with pytest.raises(UserError, match=r"class folder b'caf.xe9' is not UTF-8; rename it"):
+        folder('train', str(tmp_path))
+
+
+def test_files_whose_names_are_not_utf8_are_read(tmp_path):
+    for i in range(20):
+        touch(tmp_path, f'dog/{i}.jpg')
+        with open(os.fsencode(tmp_path) + b'/dog/caf\xe9%d.jpg' % i, 'wb') as file:
+            file.write(b'x')
+    assert sum(len(folder(split, str(tmp_path)).paths) for split in SPLITS) == 40
+
+
+ENDINGS = ['jpg', 'JPEG', 'jfif', 'jpe', 'png', 'apng', 'gif', 'bmp', 'dib', 'webp', 'avif', 'tif', 'tiff', 'jp2', 'j2k', 'jpx', 'tga', 'mpo', 'ico', 'psd', 'ppm', 'pgm', 'pbm', 'pnm', 'pfm', 'qoi', 'sgi', 'pcx', 'dds', 'xbm']  # fmt: skip
+
+
+def test_every_format_is_read_from_folders_and_patterns_and_the_rest_is_told(tmp_path, caplog):
+    touch(
+        tmp_path, *(f'train/a/x.{ending}' for ending in ENDINGS), 'train/a/notes.txt', 'train/a/b'
+    )
+    touch(tmp_path, 'train/a/movie.mpg', 'train/a/page.eps', 'train/a/.x.jpg')
+    expected = sorted(f'train/a/x.{ending}' for ending in ENDINGS)
+    assert sorted(splits_of(tmp_path)) == expected
+    assert sorted(names(files([str(tmp_path)]), tmp_path)) == expected
+    assert sorted(names(files([str(tmp_path / '**/*')]), tmp_path)) == expected
+    told = [record.message for record in caplog.records if 'passed over' in record.message]
+    assert '5 files are passed over' in told[0] and '1 .txt' in told[0] and '1 hidden' in told[0]
+    assert len({*told}) == len(told)
+
+
+def test_heic_is_read_where_its_plug_in_is_installed(tmp_path, monkeypatch):
+    touch(tmp_path, 'x.heic', 'y.jpg')
+    assert names(files([str(tmp_path)]), tmp_path) == ['y.jpg']
+
+    def register():
+        monkeypatch.setitem(Image.EXTENSION, '.heic', 'HEIF')
+        monkeypatch.setitem(Image.OPEN, 'HEIF', (None, None))
+
+    monkeypatch.setitem(
+        sys.modules, 'pillow_heif', types.SimpleNamespace(register_heif_opener=register)
+    )
+    assert names(files([str(tmp_path)]), tmp_path) == ['x.heic', 'y.jpg']
+
+
+def test_images_beside_the_class_folders_and_pipes_are_passed_over_and_told(tmp_path, caplog):
+    touch(tmp_path, 'loose.jpg', *(f'cat/{i}.jpg' for i in range(9)))
+    os.mkfifo(tmp_path / 'cat/pipe.jpg')
+    assert len(splits_of(tmp_path)) == 9
+    assert '1 images are passed over, as they are in no class folder' in caplog.text
+    assert '1 no file' in caplog.text
+
+
+def test_linked_folders_that_lead_to_each_other_are_walked_once(tmp_path):
+    touch(tmp_path, 'a/1.jpg', 'b/2.jpg')
+    os.symlink(tmp_path / 'b', tmp_path / 'a/to b')
+    os.symlink(tmp_path / 'a', tmp_path / 'b/to a')
+    assert names(files([str(tmp_path)]), tmp_path) == ['a/1.jpg', 'b/2.jpg']
+    assert names(files([str(tmp_path / 'a')]), tmp_path) == ['a/1.jpg', 'a/to b/2.jpg']
+
+
+def test_a_folder_that_was_listed_long_ago_is_listed_again_when_it_changed(tmp_path):
+    many(tmp_path, 20)
+    for name in (tmp_path, tmp_path / 'cat', tmp_path / 'dog'):
+        os.utime(name, (1, 1))
+    assert len(splits_of(tmp_path)) == 40
+    touch(tmp_path, 'cat/deeper/new.jpg')
+    assert len(splits_of(tmp_path)) == 41
 
 
 def test_the_split_does_not_depend_on_where_the_folder_is(tmp_path):
@@ -83,6 +333,8 @@ def test_the_split_does_not_depend_on_where_the_folder_is(tmp_path):
     assert names(one, tmp_path / 'one') == names(two, tmp_path / 'two' / 'elsewhere')
     # The hash is fixed: other figures would move the files of everyone's experiments.
     assert names(one, tmp_path / 'one')[:3] == GOLDEN
+    old = folder('test', str(tmp_path / 'one'), rules=1)
+    assert names(old, tmp_path / 'one')[:3] == ['cat/0012.jpg', 'cat/0019.jpg', 'cat/0026.jpg']
 
 
 GOLDEN = ['cat/0012.jpg', 'cat/0019.jpg', 'cat/0026.jpg']

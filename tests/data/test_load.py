@@ -44,3 +44,37 @@ def test_an_unknown_data_set_is_named(mnist_mock):
     mnist_mock.name = 'mnits'
     with pytest.raises(UserError, match="Did you mean 'mnist'"):
         data.load(mnist_mock, 'train')
+
+
+@pytest.mark.parametrize('validation', [0.25, '25%', '10', 10])
+def test_a_share_of_train_is_held_out_in_every_way_of_writing_it(mnist_mock, validation):
+    mnist_mock.validation = validation
+    assert data.load(mnist_mock, 'validation').num_examples == 10
+    assert data.load(mnist_mock, 'train').num_examples == 30
+
+
+@pytest.mark.parametrize(('key', 'value'), [('test', '10%'), ('fold', '1/5')])
+def test_shares_are_refused_where_the_source_has_splits_of_its_own(key, value):
+    with pytest.raises(
+        UserError, match=f"data.{key}={value}: the source 'digits' has splits of its own"
+    ):
+        data.load({'source': 'digits', key: value}, 'train')
+
+
+class Source(data.Source):
+    """One image whose label is not a number; `validation` is a whole number."""
+
+    name, class_names, num_examples, encoded, image_shape = 'own', ('a', 'b'), 1, False, (2, 2, 1)
+
+    def __init__(self, split: str, validation: int = 3):
+        assert validation == 3
+
+    def read(self, ids):
+        """The image, and NaN."""
+        return np.zeros((len(ids), 2, 2, 1), np.uint8), np.full(len(ids), np.nan)
+
+
+def test_labels_of_a_users_own_source_that_are_not_finite_are_refused_when_read():
+    own = data.load({'source': f'{__name__}:Source', 'validation': None}, 'train')
+    with pytest.raises(UserError, match='a label is nan'):
+        own.labels  # noqa: B018

@@ -56,6 +56,22 @@ def test_a_data_set_of_one_nameless_class_is_not_easier():
         match(RUN, source(*'01234'))
 
 
+@pytest.mark.parametrize('names', [range(11), ['00', *(f'{i:02}' for i in range(1, 11))]])
+def test_numbered_folders_are_the_classes_of_these_indices(names):
+    run = tuple(f'word {i}' for i in range(11))
+    classes = match(run, source(*map(str, names)))
+    assert classes.logits is None and classes.names == run
+    np.testing.assert_array_equal(classes.labels, np.arange(11))
+    some = match(run, source('3', '10'))
+    assert some.names == ('word 3', 'word 10')
+    np.testing.assert_array_equal(some.logits, [3, 10])
+    with pytest.raises(UserError, match='not among the 11'):
+        match(run, source('3', '11'))
+    text = tuple(sorted(map(str, range(11))))  # of a run with numbered folders, sorted as text
+    found = match(text, source(*run))
+    assert [found.names[i] for i in found.labels] == [str(i) for i in range(11)]
+
+
 def test_a_class_that_the_run_does_not_know():
     with pytest.raises(UserError, match=r"2 of its 3 classes.*'dogs'; did you mean 'dog'"):
         match(RUN, source('cat', 'dogs', 'eel'))

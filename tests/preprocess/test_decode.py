@@ -7,9 +7,10 @@ import zlib
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
+from PIL import Image, ImageCms
 
-from vision.preprocess.decode import BadImage, read
+from tests.preprocess import icc
+from vision.preprocess.decode import BadImage, pixels, read
 from vision.preprocess.ops import decode as decode_lib
 
 pytestmark = pytest.mark.smoke
@@ -138,7 +139,7 @@ def test_animations_give_their_first_frame(decode, encode, kind):
     np.testing.assert_allclose(image[8, 8], [200, 0, 0], atol=2)
 
 
-def png(width, height, depth=8, colour=2, rows=b''):
+def png(width, height, depth=8, colour=2, rows=b'', extra=()):
     """A PNG whose header says what the test wants."""
 
     def chunk(name, data):
@@ -151,7 +152,9 @@ def png(width, height, depth=8, colour=2, rows=b''):
     lines = b''.join(
         b'\0' + rows[i * stride : (i + 1) * stride] for i in range(height if rows else 0)
     )
-    body = chunk(b'IHDR', header) + chunk(b'IDAT', zlib.compress(lines)) + chunk(b'IEND', b'')
+    between = b''.join(chunk(name, data) for name, data in extra)
+    body = chunk(b'IHDR', header) + between + chunk(b'IDAT', zlib.compress(lines))
+    body += chunk(b'IEND', b'')
     return b'\x89PNG\r\n\x1a\n' + body
 
 
@@ -245,3 +248,204 @@ def test_a_jpeg_damaged_inside_is_refused_or_intact_before_the_damage(
 def test_bytes_after_the_end_do_no_harm(decode, photo, encode):
     data = encode(photo)
     np.testing.assert_array_equal(decode(data + b'\0' * 100), pillow(data))
+
+
+def tiff(values, bits, kind=1, photometric=1, order='<'):
+    """A TIFF of one row of grey, as its tags say."""
+    data = values if isinstance(values, bytes) else values.tobytes()
+    width = len(data) * 8 // bits
+    tags = [(256, width), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1),
+            (278, 1), (279, len(data)), (339, kind)]  # fmt: skip
+    head = struct.pack(order + '2sHI', b'II' if order == '<' else b'MM', 42, 8 + len(data))
+    rows = b''.join(struct.pack(order + 'HHIHH', tag, 3, 1, value, 0) for tag, value in tags)
+    return head + data + struct.pack(order + 'H', len(tags)) + rows + bytes(4)
+
+
+TWELVE = bytes.fromhex('000 400 800 fff'.replace(' ', ''))
+SIXTEEN = np.array([0, 0x4000, 0x8000, 0xFFFF])
+
+
+@pytest.mark.parametrize(
+    ('data', 'expected'),
+    [
+        (tiff(TWELVE, 12), [0, 64, 128, 255]),
+        (tiff(SIXTEEN.astype('<u2'), 16), [0, 64, 128, 255]),
+        (tiff(SIXTEEN.astype('>u2'), 16, order='>'), [0, 64, 128, 255]),
+        (tiff(SIXTEEN.astype('<u2'), 16, photometric=0), [255, 191, 127, 0]),
+        (tiff(np.array([-7, 0, 0x4000, 0x7FFF], '<i2'), 16, kind=2), [0, 0, 128, 255]),
+        (tiff(SIXTEEN.astype('<u4') * 65537, 32), [0, 64, 128, 255]),
+        (tiff(np.array([0, 2**29, 2**30, 2**31 - 1], '<i4'), 32, kind=2), [0, 64, 128, 255]),
+        (tiff(SIXTEEN.astype('<u4'), 32), [0, 64, 128, 255]),
+        (tiff(np.array([0, 0.25, 0.5, 1], '<f4'), 32, kind=3), [0, 64, 128, 255]),
+        (tiff(np.array([0, 0.25, 0.5, 1], '<f4'), 32, kind=3, photometric=0), [255, 191, 128, 0]),
+        (b'P5 4 1 4095\n' + np.array([0, 1024, 2048, 4095], '>u2').tobytes(), [0, 64, 128, 255]),
+        (b'P5 4 1 15\n' + bytes([0, 4, 8, 15]), [0, 68, 136, 255]),
+        (png(4, 1, 16, 0, SIXTEEN.astype('>u2').tobytes()), [0, 64, 128, 255]),
+        (png(4, 1, 2, 0, bytes([0b00011011])), [0, 85, 170, 255]),
+        (png(3, 1, 8, 0, bytes([0, 64, 255]), [(b'gAMA', struct.pack('>I', 100_000))]), [0, 136, 255]),
+        (png(3, 1, 8, 0, bytes([0, 64, 255]), [(b'gAMA', struct.pack('>I', 45_455))]), [0, 64, 255]),
+    ],
+)  # fmt: skip
+def test_the_files_own_tags_say_what_its_values_mean(decode, data, expected):
+    np.testing.assert_array_equal(read(data)[0, :, 0], expected)
+    np.testing.assert_array_equal(decode(data)[0, :, 2], expected)
+    np.testing.assert_array_equal(read(data, channels=1)[0, :, 0], expected)
+
+
+def test_values_that_are_not_finite_are_no_image():
+    for value in (np.nan, np.inf):
+        with pytest.raises(BadImage, match='not finite'):
+            read(tiff(np.array([0, value], '<f4'), 32, kind=3))
+
+
+@pytest.mark.parametrize(
+    ('depth', 'colour', 'rows', 'transparent', 'expected'),
+    [
+        (16, 0, struct.pack('>4H', 0, 1000, 40000, 65535), (0,), [255, 4, 156, 255]),
+        (16, 0, struct.pack('>2H', 40000, 40001), (40000,), [255, 156]),
+        (16, 2, struct.pack('>6H', 0, 0, 0, 0, 0, 200), (0, 0, 0), [[255] * 3, [0] * 3]),
+        (16, 2, struct.pack('>6H', 4660, 5, 6, 4660, 5, 7), (4660, 5, 6), [[255] * 3, [18, 0, 0]]),
+        (8, 0, bytes([7, 9]), (7,), [255, 9]),
+        (8, 2, bytes([1, 2, 3, 1, 2, 4]), (1, 2, 3), [[255] * 3, [1, 2, 4]]),
+        (4, 0, bytes([0x71]), (7,), [255, 17]),
+        (2, 0, bytes([0b00011011]), (2,), [0, 85, 255, 255]),
+        (1, 0, bytes([0b01000000]), (0,), [255] * 8),
+    ],
+)
+def test_what_a_png_calls_transparent_is_white(depth, colour, rows, transparent, expected):
+    width = len(rows) * 8 // depth // (3 if colour == 2 else 1)
+    extra = [(b'tRNS', struct.pack(f'>{len(transparent)}H', *transparent))]
+    image = read(png(width, 1, depth, colour, rows, extra))[0]
+    np.testing.assert_array_equal(image if colour == 2 else image[:, 0], expected)
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP', 'TIFF', 'AVIF', 'RGBA', 'P', 'MPO'])
+@pytest.mark.parametrize('space', [icc.ADOBE_RGB, icc.DISPLAY_P3], ids=['adobe', 'p3'])
+def test_colours_of_a_profile_become_srgb(decode, encode, space, kind):
+    profile = icc.profile(*space)
+    colours = np.array([[200, 100, 50], [30, 160, 60], [90, 90, 90], [0, 0, 0]], np.uint8)
+    image = Image.fromarray(np.kron(colours[None], np.ones((16, 16, 1), np.uint8)))
+    srgb = ImageCms.createProfile('sRGB')
+    source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    expected = np.asarray(ImageCms.profileToProfile(image, source, srgb)).astype(int)
+    assert np.abs(expected - np.asarray(image)).max() > 15
+    stored = {'RGBA': image.convert('RGBA'), 'P': image.quantize(4)}.get(kind, image)
+    name = 'PNG' if kind in ('RGBA', 'P') else kind
+    options = {'PNG': {}, 'JPEG': {'subsampling': 0}, 'WEBP': {'lossless': True}}.get(name, {})
+    options = options if name in ('PNG', 'TIFF') else options | {'quality': 100}
+    data = encode(stored, name, icc_profile=profile, **options)
+    inside = np.s_[:, 8::16]  # of each colour's square: some kinds blur the edges
+    np.testing.assert_allclose(decode(data).astype(int)[inside], expected[inside], atol=4)
+    np.testing.assert_array_equal(decode(data), read(data))
+
+
+def test_profiles_that_change_nothing_leave_the_pixels_and_the_fast_path(photo, encode):
+    is_plain = tf.function(decode_lib.is_plain_jpeg)
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+    for profile in (srgb, b'damaged' * 99, icc.profile(None)):  # the last one is of grey images
+        data = encode(photo, icc_profile=profile)
+        assert is_plain(tf.constant(data))
+        np.testing.assert_array_equal(read(data), pillow(data))
+    assert is_plain(tf.constant(encode(photo[..., 0], icc_profile=icc.profile(*icc.ADOBE_RGB))))
+    for grey, profile in ((False, icc.profile(*icc.ADOBE_RGB)), (True, icc.profile(None, 1.0))):
+        assert not is_plain(
+            tf.constant(encode(photo[..., 0] if grey else photo, icc_profile=profile))
+        )
+
+
+@pytest.mark.parametrize('mode', ['L', 'LA', '16'])
+def test_grey_of_a_linear_profile_becomes_srgb(encode, mode):
+    values = np.array([[0, 64, 255]], np.uint8)
+    image = Image.fromarray(values.astype(np.uint16) * 257 if mode == '16' else values)
+    data = encode(
+        image if mode == '16' else image.convert(mode), 'PNG', icc_profile=icc.profile(None, 1.0)
+    )
+    for channels in (1, 3):
+        np.testing.assert_array_equal(read(data, channels)[0, :, 0], [0, 137, 255])
+
+
+@pytest.mark.parametrize('gamma', [0, 1, 4_000_000_000])
+def test_a_gamma_or_profile_that_makes_no_sense_is_left_out(encode, gamma):
+    data = png(2, 1, 8, 0, bytes([64, 200]), [(b'gAMA', struct.pack('>I', gamma))])
+    np.testing.assert_array_equal(read(data)[0, :, 0], [64, 200])
+    bits = Image.fromarray(np.eye(4) > 0)
+    for profile in (icc.profile(None, 1.0), icc.profile(*icc.ADOBE_RGB)):
+        data = encode(bits, 'PNG', icc_profile=profile)
+        np.testing.assert_array_equal(read(data)[..., 1], np.eye(4) * 255)
+
+
+def test_lab_has_the_right_colours(photo, encode):
+    lab = ImageCms.profileToProfile(
+        Image.fromarray(photo), ImageCms.createProfile('sRGB'), ImageCms.createProfile('LAB'), outputMode='LAB'
+    )  # fmt: skip
+    assert np.abs(read(encode(lab, 'TIFF')).astype(float) - photo).mean() < 3
+
+
+def exif(*tags, order=b'II*\0'):
+    """EXIF whose tags (number, type, count, bytes of the value) need not make sense."""
+    rows, data, start = b'', b'', 8 + 2 + 12 * len(tags) + 4
+    for tag, kind, count, value in tags:
+        place = value.ljust(4, b'\0') if len(value) <= 4 else struct.pack('<I', start + len(data))
+        rows += struct.pack('<HHI', tag, kind, count) + place
+        data += value if len(value) > 4 else b''
+    return b'Exif\0\0' + order + struct.pack('<IH', 8, len(tags)) + rows + bytes(4) + data
+
+
+TURNED = (0x0112, 3, 1, struct.pack('<H', 6))
+DAMAGED = {
+    'resolution of -1/0': (exif(TURNED, (0x011A, 10, 1, struct.pack('<ii', -1, 0))), True),
+    'resolution of 1/0': (exif(TURNED, (0x011A, 5, 1, struct.pack('<II', 1, 0))), True),
+    'IFD that is not there': (exif(TURNED, (0x8769, 4, 1, struct.pack('<I', 9_999_999))), True),
+    'count of a billion': (exif(TURNED, (0x9000, 7, 2**30, b'abcde')), True),
+    'type that is none': (exif(TURNED, (0x010F, 99, 4, b'abcd')), True),
+    'orientation of 9': (exif((0x0112, 3, 1, struct.pack('<H', 9))), False),
+    'orientation in words': (exif((0x0112, 2, 3, b'up\0')), False),
+    'no byte order': (exif(TURNED, order=b'XX*\0'), False),
+    'cut off': (exif(TURNED)[:15], False),
+}
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP'])
+@pytest.mark.parametrize('damage', DAMAGED)
+def test_only_the_orientation_counts_of_exif(decode, photo, encode, kind, damage):
+    tags, turned = DAMAGED[damage]
+    data = encode(photo, kind, exif=tags)
+    expected = np.rot90(photo, -1) if turned else photo
+    for image in (read(data), decode(data)):
+        assert image.shape == expected.shape
+        assert np.abs(image.astype(float) - expected).mean() < 6
+
+
+def test_what_is_damaged_beside_the_pixels_refuses_no_image(photo, encode):
+    jpeg = encode(
+        photo, 'MPO', save_all=True, append_images=[Image.fromarray(photo)], exif=exif(TURNED)
+    )
+    at = jpeg.index(b'MPF\0')
+    for offset in range(4, 90, 5):
+        damaged = bytearray(jpeg)
+        damaged[at + offset] ^= 0xFF
+        assert read(bytes(damaged)).shape == np.rot90(photo).shape
+    data = bytearray(encode(photo, 'PNG', dpi=(72, 72)))
+    data[data.index(b'pHYs') + 6] ^= 0xFF  # its checksum is wrong now
+    np.testing.assert_array_equal(read(bytes(data)), photo)
+    data[data.index(b'IDAT') + 40] ^= 0xFF
+    with pytest.raises(BadImage, match='PNG'):
+        read(bytes(data))
+
+
+def test_a_tiff_with_damaged_tags_is_read(photo, encode):
+    data = encode(photo, 'TIFF', tiffinfo={0x0112: 6, 0x011A: 72.0, 0x010E: 'words'})
+    assert read(data).shape == np.rot90(photo).shape
+    at = data.index(struct.pack('<HHI', 0x011A, 5, 1))
+    rational = struct.unpack_from('<I', data, at + 8)[0]
+    assert read(data[:rational] + bytes(8) + data[rational + 8 :]).shape == np.rot90(photo).shape
+    assert read(data[: at + 8] + b'\xff' * 4 + data[at + 12 :]).shape == np.rot90(photo).shape
+
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'TIFF', 'WEBP'])
+def test_an_opened_image_has_the_pixels_of_its_file(photo, encode, kind):
+    turned = {'tiffinfo': {0x0112: 6}} if kind == 'TIFF' else {'exif': exif(TURNED)}
+    data = encode(photo, kind, icc_profile=icc.profile(*icc.ADOBE_RGB), **turned)
+    image = Image.open(io.BytesIO(data))
+    np.testing.assert_array_equal(pixels(image), read(data))
+    np.testing.assert_array_equal(pixels(Image.fromarray(photo)), photo)

@@ -297,13 +297,15 @@ def test_evaluation_skips_up_to_max_corrupt(jpegs, tmp_path, encode, photo):
 
 def test_unreadable_files_have_their_reasons(jpegs, tmp_path):
     source = dataclasses.replace(
-        jpegs, paths=(jpegs.paths[0], str(tmp_path / 'none.jpg'), str(tmp_path)),
-        labels=np.full(3, -1, np.int32),
+        jpegs, paths=(jpegs.paths[0], str(tmp_path / 'none.jpg'), str(tmp_path),
+                      jpegs.paths[0] + '\0', '\ud800.jpg'),
+        labels=np.full(5, -1, np.int32),
     )  # fmt: skip
-    batches = eval_batches(source, EVAL, batch_size=4, skip_corrupt=True)
+    batches = eval_batches(source, EVAL, batch_size=6, skip_corrupt=True)
     batch = next(batches)
-    np.testing.assert_array_equal(batch['mask'], [1, 0, 0, 0])
-    assert list(batches.corrupt.values()) == ['no such file', 'is a folder']
+    np.testing.assert_array_equal(batch['mask'], [1, 0, 0, 0, 0, 0])
+    no = 'no such file'
+    assert list(batches.corrupt.values()) == [no, 'is a folder', no, no]
 
 
 @pytest.mark.slow

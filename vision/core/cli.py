@@ -67,8 +67,8 @@ def define_config() -> flags.FlagHolder:
 def accept_none() -> None:
     """Lets overrides of config flags, --config.a.b=None, say None for values of all types."""
     for kind, read in (
-        (float, flags.FloatParser().parse),
-        (int, flags.IntegerParser().parse),
+        (float, _or_share(flags.FloatParser().parse)),
+        (int, _or_share(flags.IntegerParser().parse)),
         (bool, flags.BooleanParser().parse),
         (tuple, TupleParser().parse),
         (str, str),
@@ -110,6 +110,11 @@ class _OrNone(flags.ArgumentParser):
         if not isinstance(argument, str):
             return argument
         return None if argument == 'None' else self._read(argument)
+
+
+def _or_share(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    """Reads '10%' as it is, where a config file has a number: data.validation takes both."""
+    return lambda text: text if text.endswith('%') else read(text)
 
 
 def _read_section(text: str) -> ConfigDict:

@@ -201,6 +201,8 @@ def from_json(text: str) -> ConfigDict:
     Lists become tuples again. Sections and keys that are newer than the text get their defaults.
     """
     values = plain(json.loads(text))
+    if values.get('data', {}).get('source') in ('folder', 'list'):
+        values['data'].setdefault('rules', 1)  # no image that was learned from may be tested
     for key in KEYS:
         section = values.setdefault(key.section, {}) if key.section else values
         section.setdefault(key.leaf, key.default)

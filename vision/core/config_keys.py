@@ -19,6 +19,8 @@ from vision.core.errors import UserError, unknown
 
 Duration = NewType('Duration', str)  # '20 epochs', '5000 steps', '1e6 examples'
 Pattern = NewType('Pattern', str)  # a regular expression
+Share = NewType('Share', str)  # '10%', 0.1, or a number of examples
+Fold = NewType('Fold', str)  # '2/5'
 Factors = tuple[tuple[Pattern, float], ...]
 
 # Open sections; each has a key that names a function or class.
@@ -30,6 +32,8 @@ _NAMES = {
     str: 'text',
     dict: 'a section',
     Duration: "a duration ('20 epochs')",
+    Share: "a share ('10%', 0.1) or a number of examples",
+    Fold: "a fold ('2/5')",
     Pattern: 'a regular expression',
     tuple[float, ...]: 'a tuple of numbers',
     Factors: "a tuple of pairs, as (('backbone', 0.1),), with factors",
@@ -134,6 +138,10 @@ class Key(NamedTuple):
         numbers = value
         if self.kind is Duration:
             numbers = durations.parse(value, self.name)[0]
+        elif self.kind is Share:
+            parse_share(value, self.name)
+        elif self.kind is Fold:
+            parse_fold(value, self.name)
         elif not fits(value, self.kind):
             raise UserError(
                 f'{self.name}={value!r} is of the wrong type; it must be {self.describe()}'
@@ -146,6 +154,40 @@ class Key(NamedTuple):
                 re.compile(pattern)
             except re.error as e:
                 raise UserError(f'{self.name}: {pattern!r} is no regular expression: {e}') from None
+
+
+def parse_share(value: int | float | str | None, name: str) -> int | float | None:
+    """Reads what of a data set is meant: '10%', 0.1 and '0.1' are fractions, 500 and '500' examples.
+
+    Raises:
+      UserError: it is none of these, negative, or all of the data set.
+    """
+    if value is None:
+        return None
+    text = str(value).strip()
+    try:
+        number = float(text.removesuffix('%')) / (100 if text.endswith('%') else 1)
+    except ValueError:
+        number = math.nan
+    whole = number.is_integer() and not text.endswith('%')
+    if not (0 <= number < 1 or (whole and number > 0)) or isinstance(value, bool):
+        raise UserError(
+            f"{name}={value!r} must be a share, as '10%' or 0.1, or a number of examples"
+        )
+    return int(number) if whole else number
+
+
+def parse_fold(value: str, name: str = 'data.fold') -> tuple[int, int]:
+    """Reads which of how many parts is meant: '2/5' is (2, 5), counted from 1.
+
+    Raises:
+      UserError: it is no such text.
+    """
+    match = re.fullmatch(r'\s*([0-9]+)\s*/\s*([0-9]+)\s*', str(value))
+    part, parts = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= part <= parts or parts < 2:
+        raise UserError(f"{name}={value!r} must be one of two or more parts, as '2/5'")
+    return part, parts
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -178,6 +220,10 @@ KEYS = (
     Key('data.source', str, 'digits', 'Source in the registry (vision.data.SOURCES)', required=True),
     Key('data.cache', Literal['none', 'raw', 'decoded'], 'none', "Images that are kept in the host's memory; 'raw': encoded"),
     Key('data.max_corrupt', float, 0.01, 'Fraction of images that may be unreadable before the run stops', low=0),
+    Key('data.validation', Share | None, None, "Validation split that is taken from train: '10%', 0.1, or a number of examples; None: 10 % of folders and lists that have none"),
+    Key('data.test', Share | None, None, 'Test split of folders and lists, likewise'),
+    Key('data.fold', Fold | None, None, "'2/5': the second of five parts of a folder or list is the test split"),
+    Key('data.rules', int, 2, 'Version of the rules for order and splits of folders and lists; 1 is that of runs begun before', low=1, below=3),
     Key('data.repeats', int, 1, 'Repeated augmentation: views of an image in an epoch, which then shows fewer images', low=1),
     Key('data.views', int, 1, 'Views of an image in an example, for tasks that compare them', low=1),
 

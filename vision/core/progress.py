@@ -8,8 +8,8 @@ T = TypeVar('T')
 
 
 @contextmanager
-def progress_bar(show: bool = True) -> Iterator[Callable[[str, int], Callable[[int], None]]]:
-    """Gives what starts a bar: called with a name and a total, it returns what moves the bar.
+def progress_bar(show: bool = True) -> Iterator[Callable[[str, int | None], Callable[[int], None]]]:
+    """Gives what starts a bar: called with a name and a total (None: not known), it returns what moves the bar.
 
     Args:
       show: False where the answers themselves go to the same terminal meanwhile.
@@ -35,7 +35,7 @@ def progress_bar(show: bool = True) -> Iterator[Callable[[str, int], Callable[[i
         disable=not (show and console.is_terminal),
     )
 
-    def start(name: str, total: int) -> Callable[[int], None]:
+    def start(name: str, total: int | None) -> Callable[[int], None]:
         task = bar.add_task(name, total=total)
         return lambda done: bar.update(task, completed=done)
 

@@ -166,7 +166,8 @@ def read_records(workdir: Path) -> list[dict[str, Any]]:
 def write_text(path: Path, text: str) -> None:
     """Writes a file whole or not at all, whenever the process is killed."""
     temporary = path.with_name(path.name + '.tmp')
-    with open(temporary, 'w') as file:
+    # What is not UTF-8 in a file's name is written as JSON's own escape.
+    with open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from vision.core.config_keys import check_arguments, find
+from vision.core.config_keys import check_arguments, find, parse_share
 from vision.core.errors import UserError, unknown
 from vision.data import arrays
 from vision.data.source import BadImage, NoSplitError, Source
@@ -23,7 +23,7 @@ def tfds(
     data_dir: str | None = None,
     splits: Mapping[str, str | None] | None = None,
     in_memory: bool = False,
-    validation: int | float = 0,
+    validation: int | float | str | None = None,
 ) -> Source:
     """A TensorFlow data set.
 
@@ -41,6 +41,7 @@ def tfds(
     """
     from vision.data import tfds_source
 
+    validation = parse_share(validation, 'data.validation')
     theirs = (splits or {}).get(split, split)
     if validation and split == 'validation':
         theirs = (splits or {}).get('train', 'train')
@@ -72,8 +73,9 @@ SOURCES: dict[str, Callable[..., Source] | str] = {
     'tfds': tfds,
 }
 
-# Keys of config.data that concern the pipeline, not the source.
+# Keys of every config.data: of the pipeline, and of splits, which not every source takes.
 _PIPELINE_KEYS = ('source', 'max_corrupt', 'cache', 'repeats', 'views')
+_SPLIT_KEYS = ('validation', 'test', 'fold', 'rules')
 
 # What callers ask a source for.
 _CONTRACT = (*Source.__annotations__, *(name for name in vars(Source) if name[0] != '_'))
@@ -93,7 +95,7 @@ def load(data: Mapping[str, Any], split: str) -> Source:
     """
     opened = find('data.source', data['source'], SOURCES)
     own = inspect.signature(opened).parameters
-    if surplus := [key for key in data if key not in own and key not in _PIPELINE_KEYS]:
+    if surplus := [key for key in data if key not in {*own, *_PIPELINE_KEYS, *_SPLIT_KEYS}]:
         every = [find('data.source', name, SOURCES) for name in SOURCES]
         known = {key for source in every for key in inspect.signature(source).parameters} | set(own)
         for key in surplus:
@@ -102,7 +104,13 @@ def load(data: Mapping[str, Any], split: str) -> Source:
     for key, parameter in own.items():
         if parameter.default is parameter.empty and key not in ('split', *data):
             raise UserError(f'data.{key} is missing: the source {data["source"]!r} needs it')
-    taken = {key: data[key] for key in data if key in own}
+    for key in ('test', 'fold'):
+        if data.get(key) is not None and key not in own:
+            raise UserError(
+                f'data.{key}={data[key]}: the source {data["source"]!r} has splits of its own; leave it out'
+            )
+    left_out = [key for key in _SPLIT_KEYS if data.get(key) is None]
+    taken = {key: data[key] for key in data if key in own and key not in left_out}
     # Of a class the parameters' types, not its fields'.
     is_class = isinstance(opened, type)
     annotated = inspect.getattr_static(opened, '__init__') if is_class else opened

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vision.core.config_keys import parse_share
 from vision.core.errors import UserError, unknown
 from vision.data.order import hash64, hold_out
 from vision.data.source import ArraySource, NoSplitError, as_labels
@@ -48,7 +49,7 @@ def digits(split: str) -> ArraySource:
 def idx(
     split: str,
     path: str | None,
-    validation: int | float = 0,
+    validation: int | float | str | None = None,
     class_names: Sequence[str] = (),
 ) -> ArraySource:
     """The four IDX files of MNIST and its like, gzipped or not (LeCun's format).
@@ -56,7 +57,8 @@ def idx(
     Args:
       split: train, validation or test.
       path: the folder that holds train-images-idx3-ubyte[.gz] and its three siblings.
-      validation: how many of the training examples are held out as validation split, stratified.
+      validation: how many of the training examples are held out as validation split, stratified: a
+        number, or a share as '10%' or 0.1.
       class_names: in the labels' order; empty for the numbers themselves.
 
     Returns:
@@ -85,7 +87,7 @@ def idx(
 def npz(
     split: str,
     path: str | None,
-    validation: int | float = 0,
+    validation: int | float | str | None = None,
     class_names: Sequence[str] = (),
 ) -> ArraySource:
     """Arrays in a `.npz`, named x_train, y_train, … (Keras) or train_images, train_labels, ….
@@ -183,6 +185,7 @@ def from_arrays(
     Raises:
       UserError: another type or shape, no example, or a label that has no name.
     """
+    check_finite(name, 'images', images)
     if images.dtype != np.uint8 or images.ndim != 4:
         raise UserError(
             f'{name}: images must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}'
@@ -205,7 +208,18 @@ def from_arrays(
     return ArraySource(name, names, np.ascontiguousarray(images), as_labels(labels))
 
 
+def check_finite(name: str, what: str, values: np.ndarray) -> None:
+    """Raises UserError if one of the values is NaN or infinite."""
+    if values.dtype.kind in 'fc' and not (finite := np.isfinite(values)).all():
+        first = np.argwhere(~finite)[0]
+        raise UserError(
+            f'{name}: {finite.size - finite.sum():,} values of the {what} are not finite; the first is '
+            f'{values[tuple(first)]} in example {first[0] if first.size else 0}'
+        )
+
+
 def _check_labels(name: str, labels: np.ndarray) -> None:
+    check_finite(name, 'labels', labels)
     several = labels.ndim == 2 and labels.dtype.kind in 'bf' and np.isin(labels, (0, 1)).all()
     if not several and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
         raise UserError(
@@ -214,8 +228,9 @@ def _check_labels(name: str, labels: np.ndarray) -> None:
         )
 
 
-def subset(source: ArraySource, split: str, validation: int | float) -> ArraySource:
+def subset(source: ArraySource, split: str, validation: int | float | str | None) -> ArraySource:
     """The part of a training source that is `split`, 'train' or 'validation'."""
+    validation = parse_share(validation, 'data.validation') or 0
     if split == 'validation' and not validation:
         raise NoSplitError(
             f'{source.name}: there is no validation split; hold one out of train with data.validation'

@@ -273,7 +273,8 @@ def read_each(source: Source, ids: Sequence[int] | np.ndarray) -> tuple[Found, n
     every = source.labels[ids] if known else no_labels(source, len(ids))
     for position, example in enumerate(ids):
         try:
-            (image,), (every[position],) = source.read([example])
+            (image,), labels = source.read([example])
+            (every[position],) = as_labels(labels)
             found.append(image)
         except (UserError, NotImplementedError):
             raise
@@ -307,8 +308,17 @@ def read_some(
 
 
 def as_labels(labels: np.ndarray) -> np.ndarray:
-    """Labels in their type: int32 [N], or float32 [N, K]."""
+    """Labels in their type: int32 [N], or float32 [N, K].
+
+    Raises:
+      UserError: one of them is NaN or infinite.
+    """
     labels = np.asarray(labels)
+    if labels.dtype.kind == 'f' and not np.isfinite(labels).all():
+        wrong = labels[~np.isfinite(labels)][0]
+        raise UserError(
+            f'a label is {wrong}: labels must be numbers of classes, or 0 and 1 for each'
+        )
     return labels.astype(np.float32 if labels.ndim == 2 else np.int32)
 
 

@@ -45,9 +45,9 @@ class Classes(NamedTuple):
 def match(run_names: tuple[str, ...], source: Source, which: str = 'data') -> Classes:
     """Finds a data set's classes among a run's, by name.
 
-    Numbers that the run does not have are no names: a data set that has no others ('cifar10_corrupted'
-    of TFDS, an `.npz`) has the run's first classes, all of which are compared. ImageNet-A and -R have
-    200 of 1,000.
+    Numbers that the run does not have are no names but indices: of a data set that has no others
+    (folders 0 … 9, 'cifar10_corrupted' of TFDS, an `.npz`) those of the run's classes. Where they are its
+    first ones, all are compared. ImageNet-A and -R have 200 of 1,000.
 
     Args:
       run_names: K names.
@@ -60,7 +60,8 @@ def match(run_names: tuple[str, ...], source: Source, which: str = 'data') -> Cl
     """
     places, kept = _places(run_names, source), _subset(source)
     first = np.array_equal(places, np.arange(len(places)))
-    same = first and (_are_numbers(source.class_names) or len(places) == len(run_names))
+    nameless = _indices(source.class_names) is not None
+    same = first and (nameless or len(places) == len(run_names))
     if which == 'all' or (same and kept is None):
         return Classes(run_names, None, places)
     kept = np.arange(len(places)) if kept is None else kept
@@ -83,9 +84,13 @@ def _places(run_names: tuple[str, ...], source: Source) -> np.ndarray:
     index = {name: i for i, name in enumerate(run_names)}
     missing = [name for name in names if name not in index]
     if missing:
-        nameless = _are_numbers(names) and len(names) <= len(run_names)
-        if nameless or (_are_numbers(run_names) and len(names) == len(run_names)):
-            return np.arange(len(names))
+        own, theirs = _indices(names), _indices(run_names)
+        if own is not None and theirs is None and own.max() < len(run_names):
+            return own
+        if own is not None and theirs is not None and np.isin(own, theirs).all():  # '07' is '7'
+            return np.array([theirs.tolist().index(i) for i in own])
+        if theirs is not None and own is None and len(names) == len(run_names) == theirs.max() + 1:
+            return np.argsort(theirs)
         guess = nearest(missing[0], run_names)
         hint = f'; did you mean {guess!r}?' if guess else ''
         raise UserError(
@@ -96,5 +101,9 @@ def _places(run_names: tuple[str, ...], source: Source) -> np.ndarray:
     return np.array([index[name] for name in names])
 
 
-def _are_numbers(names: Sequence[str]) -> bool:
-    return list(names) == [str(i) for i in range(len(names))]
+def _indices(names: Sequence[str]) -> np.ndarray | None:
+    """The numbers that the names are, int64 [K]; None if they are not, or not different ones."""
+    if not all(name.isdecimal() and len(name) < 10 for name in names):
+        return None
+    numbers = np.array([int(name) for name in names], np.int64)
+    return numbers if len(set(numbers.tolist())) == len(names) else None

@@ -15,6 +15,7 @@ import numpy as np
 
 from vision.core.errors import UserError
 from vision.core.startup import first_line, tf_cpu
+from vision.data.files import is_path
 from vision.data.order import view_counters
 from vision.data.source import BadImage, Image, Source, no_labels, read_each
 from vision.preprocess import cache as cache_lib
@@ -67,7 +68,8 @@ def look_up(source: Source, batches: Iterable[tuple[np.ndarray, np.ndarray]]) ->
         plan = padding(source, len(ids))._replace(ids=ids, epochs=epochs)
         images: list[Any] = [None] * len(ids)
         if source.paths is not None:
-            found: Any = [source.paths[i] for i in ids[real]]
+            paths = [source.paths[i] for i in ids[real]]
+            found: Any = [p if is_path(p) else BadImage('no such file') for p in paths]
             labels = source.labels[ids[real]]
         else:
             found, labels = read_each(source, ids[real])

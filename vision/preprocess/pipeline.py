@@ -17,6 +17,7 @@ from vision.core.errors import UserError
 from vision.data.order import apart, batch_ids, eval_ids, hash64
 from vision.data.source import BadImage, Image, Source, as_labels
 from vision.preprocess.graph import Plan, Planned, Preprocess, look_up, padding
+from vision.preprocess.unreadable import check_corrupt
 
 Batch = dict[str, np.ndarray]
 
@@ -145,17 +146,6 @@ class EvalBatches:
             )
         check_corrupt(self.corrupt, self._source, self._max_corrupt)
         return _batch(plan, filled, mask)
-
-
-def check_corrupt(corrupt: dict[str, str], source: Source, max_corrupt: float) -> None:
-    """Raises UserError if more than that fraction of a split's examples could not be read."""
-    if len(corrupt) > max_corrupt * source.num_examples:
-        name, reason = next(iter(corrupt.items()))
-        raise UserError(
-            f'{source.name}: {len(corrupt)} images of {source.num_examples:,} could not be read so '
-            f'far, more than data.max_corrupt={max_corrupt:g} allows; the first is {name}: '
-            f'{reason}. Mend or remove them, or raise data.max_corrupt.'
-        )
 
 
 def train_batches(source: Source, ops: str, **kwargs: Any) -> TrainBatches:

@@ -17,6 +17,7 @@ from vision.core.config_keys import (
     KEYS,
     OPEN,
     Key,
+    declared,
     describe,
     find,
     own_arguments,
@@ -123,7 +124,7 @@ def _argument_rows(section: str, values: Mapping[str, Any]) -> Iterator[dict[str
     given, hints = own_arguments(section, values), type_hints(function)
     parameters = list(inspect.signature(function).parameters.values())[skipped:]
     for parameter in parameters:
-        if parameter.name in _not_of_the_config(section):
+        if parameter.name in (*declared(section), *_not_of_the_config(section)):
             continue
         required = parameter.default is parameter.empty
         # A dtype or a function is shown by its name.

@@ -105,6 +105,7 @@ class Setup:
             'class_names': list(self.train.class_names),
             # Of images as the source has them; null where each has its own.
             'image_shape': None if shape is None else list(shape),
+            'rules': self.config.data.rules,  # for the order of classes and the splits
             'input_shape': list(self.input_shape),
             'num_examples': {k: v.num_examples for k, v in splits.items() if v is not None},
             'mean': list(self.task.settings.mean),
@@ -132,6 +133,10 @@ def setup(config: ConfigDict) -> Setup:
                 f'{split.name} has {len(split.class_names)} classes and {train.name} has '
                 f'{len(train.class_names)}, or they have other names'
             )
+    if train.paths is not None:
+        from vision.preprocess.unreadable import look_before_training
+
+        look_before_training(train, validation, test, config.data.max_corrupt)
     if config.schedule.name == 'plateau' and validation is None:
         raise UserError('schedule.name=plateau needs a validation split: data.validation')
     if training.patience is not None and validation is None:

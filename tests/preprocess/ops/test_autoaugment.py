@@ -69,6 +69,17 @@ def test_equalize_and_autocontrast_of_one_colour_change_nothing():
         np.testing.assert_array_equal(apply(flat, name, 0.0), flat)
 
 
+@pytest.mark.parametrize('size', [(1, 9), (9, 1), (1, 1), (2, 2), (2, 9), (9, 2), (3, 3)])
+def test_the_smallest_images_are_transformed_as_pillow_does(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    for name in NAMES:
+        magnitude = MAGNITUDES.get(name, (0.0,))[0]
+        ours = apply(image, name, magnitude)
+        if name not in ('ShearX', 'ShearY', 'Rotate'):  # nearest neighbours on a tie
+            theirs = np.asarray(PILLOW[name](Image.fromarray(image), magnitude))
+            assert np.abs(ours.astype(int) - theirs).max() <= 1, name
+
+
 def test_smoothing_kernel_is_pillows():
     assert ImageFilter.SMOOTH.filterargs == ((3, 3), 13, 0, (1, 1, 1, 1, 5, 1, 1, 1, 1))
 

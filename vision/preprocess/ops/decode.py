@@ -1,7 +1,7 @@
 """Decoding in the graph: encoded bytes → uint8 [H, W, C], by TensorFlow or by Pillow.
 
 Plain JPEGs, which is nearly all of every large data set, are decoded by TensorFlow. Whatever it
-would get wrong or cannot read (EXIF rotation, CMYK, 16 bit, alpha, palettes, WebP, BMP, GIF,
+would get wrong or cannot read (EXIF rotation, profiles of colour, CMYK, 16 bit, alpha, palettes, WebP, BMP, GIF,
 anything with an unusual header) is read by Pillow, in `vision.preprocess.decode.read`.
 """
 
@@ -17,7 +17,7 @@ def is_plain_jpeg(data: Any) -> Any:
     """True if TensorFlow reads these bytes as Pillow does: a boolean scalar, in the graph.
 
     A JPEG that ends with its end marker (so that it is not cut off), of one or three components,
-    no more than MAX_PIXELS and no strip, that is upright. A file that begins with EXIF or some other
+    no more than MAX_PIXELS and no strip, that is upright and in sRGB. A file that begins with EXIF or some other
     application's data is looked at in Python; the others, by far the most, are not.
     """
     tf = tf_cpu()

@@ -84,11 +84,16 @@ def _sharpness(image: Any, change: Any) -> Any:
     values = tf.cast(image, tf.float32)
     columns = tf.transpose(values, [2, 0, 1])[..., None]
     kernel = tf.constant([[1, 1, 1], [1, 5, 1], [1, 1, 1]], tf.float32) / 13
+    # An image of one or two rows or columns is border only; the kernel needs three.
+    height, width = tf.shape(image)[0], tf.shape(image)[1]
+    missing = [[0, 0], [0, tf.maximum(3 - height, 0)], [0, tf.maximum(3 - width, 0)], [0, 0]]
+    columns = tf.pad(columns, missing)
     smooth = tf.nn.conv2d(columns, kernel[:, :, None, None], 1, 'VALID')
     smooth = _whole(tf.transpose(smooth[..., 0], [1, 2, 0]))
     inner = tf.pad(tf.ones_like(smooth, tf.bool), [[1, 1], [1, 1], [0, 0]])
-    smooth = tf.where(inner, tf.pad(smooth, [[1, 1], [1, 1], [0, 0]]), values)
-    return blend(smooth, image, 1 + change)
+    smooth = tf.pad(smooth, [[1, 1], [1, 1], [0, 0]])[:height, :width]
+    inner = inner[:height, :width] & (height > 2) & (width > 2)
+    return blend(tf.where(inner, smooth, values), image, 1 + change)
 
 
 def _posterize(image: Any, bits: Any) -> Any:

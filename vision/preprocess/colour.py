@@ -1,0 +1,147 @@
+"""What a file's own tags say about the values of its pixels: bits, sign, gamma, profile, transparency."""
+
+import functools
+import io
+from typing import Any
+
+import numpy as np
+
+from vision.data.source import BadImage
+
+# Tags of TIFF.
+_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
+_WHITE_IS_ZERO, _SIGNED = 0, 2
+_SRGB_GAMMA = 1 / 2.2
+_SAME = 1  # of 255: a profile whose colours differ by no more is sRGB itself
+
+
+def to_8_bit(image: Any) -> Any:
+    """Scales grey of more bits (modes I;16, I and F) to 8; Pillow's own conversion clips at 255.
+
+    Raises:
+      BadImage: a pixel is NaN or infinite.
+    """
+    from PIL import Image
+
+    tags = getattr(image, 'tag_v2', {})
+    raw = np.asarray(image)
+    values = raw.astype(np.float64)
+    if image.mode == 'F':
+        if not np.isfinite(values).all():
+            raise BadImage('has pixels that are not finite')
+        top = 1.0 if values.max(initial=0) <= 1 else 255.0
+    else:
+        bits, signed = tags.get(_BITS, (16,))[0], _SIGNED in tags.get(_SAMPLE_FORMAT, ())
+        if bits == 32 and not signed:
+            values = values % 2.0**32  # Pillow has no unsigned mode of 32 bits
+        # Whole numbers of 32 bits mostly hold fewer.
+        bits = 16 if bits == 32 and values.max(initial=0) < 2**16 else bits
+        top = 2.0 ** (bits - signed * (bits > 12)) - 1
+    values = values * 255 / top
+    # Pillow inverts what has up to 8 bits.
+    if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = 255 - values
+    transparency = image.info.get('transparency')
+    if transparency is not None:
+        values[raw == transparency] = 255
+    eight = Image.fromarray(np.clip(np.rint(values), 0, 255).astype(np.uint8))
+    eight.info = {k: v for k, v in image.info.items() if k != 'transparency'}
+    return eight
+
+
+def mend_transparency(image: Any, data: bytes) -> Any:
+    """Brings the colour that a PNG calls transparent to the 8 bits that Pillow brings the pixels to."""
+    from PIL import Image
+
+    transparent = image.info.get('transparency')
+    if image.format != 'PNG' or transparent is None or image.mode not in ('L', 'RGB') or not data:
+        return image
+    depth = data[24]
+    if depth < 8:
+        image.info['transparency'] = transparent * 255 // (2**depth - 1)
+    elif depth == 16:
+        # Pillow keeps the upper bytes; the lower ones are had as if they were the upper ones.
+        lower = Image.open(io.BytesIO(data))
+        lower.tile = [tile._replace(args='RGB;16L') for tile in lower.tile]
+        upper, colour = np.asarray(image).astype(np.uint16), np.array(transparent)
+        opaque = ((upper << 8 | np.asarray(lower)) != colour).any(-1)
+        del image.info['transparency']
+        image.putalpha(Image.fromarray(opaque.astype(np.uint8) * 255))
+    return image
+
+
+def to_srgb(image: Any, grey: bool) -> Any:
+    """Converts colours to sRGB where the file has a profile of another space, or a PNG its gamma.
+
+    Args:
+      image: L, RGB, RGBA, CMYK, LAB or P; transparency is kept.
+      grey: whether the file is grey: its profile, too, must be.
+
+    Returns:
+      The image itself where nothing is to be done, else RGB or RGBA; grey with a gamma stays grey.
+    """
+    from PIL import ImageCms
+
+    profile, gamma = image.info.get('icc_profile'), image.info.get('gamma')
+    if image.mode == 'LAB':
+        return ImageCms.applyTransform(image, _from_lab())
+    if profile:
+        mode = 'CMYK' if image.mode == 'CMYK' else 'L' if grey else 'RGB'
+        if (transform := _transform(profile, mode)) is None:
+            return image
+        colours = image.getchannel(0).convert('L') if grey else image.convert(mode)
+        converted: Any = ImageCms.applyTransform(colours, transform)
+        if image.mode == 'RGBA':
+            converted.putalpha(image.getchannel('A'))
+        return converted
+    if gamma and 'srgb' not in image.info and _says_something(gamma) and image.mode != '1':
+        image = image.convert('RGB') if image.mode == 'P' else image
+        values = np.arange(256) / 255
+        curve = np.rint(255 * values ** (_SRGB_GAMMA / gamma)).astype(int).tolist()
+        alpha = [*range(256)] if image.mode == 'RGBA' else []
+        return image.point(curve * (len(image.getbands()) - bool(alpha)) + alpha)
+    return image
+
+
+def _says_something(gamma: float) -> bool:
+    return 0.1 < gamma < 5 and abs(gamma - _SRGB_GAMMA) > 0.02
+
+
+def is_srgb(image: Any) -> bool:
+    """Whether an image's values are meant as they are: it has no profile, or sRGB's."""
+    profile = image.info.get('icc_profile')
+    return not profile or _transform(profile, image.mode) is None
+
+
+@functools.lru_cache(maxsize=64)
+def _transform(profile: bytes, mode: str) -> Any:
+    """From a profile to sRGB; None where the profile is sRGB's, damaged, or of another mode."""
+    from PIL import Image, ImageCms
+
+    try:
+        opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = {'GRAY': 'L'}.get(opened.profile.xcolor_space.strip(), mode)
+        if space != mode:
+            return None
+        transform = ImageCms.buildTransform(opened, ImageCms.createProfile('sRGB'), mode, 'RGB')
+    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
+        return None
+    if mode == 'CMYK':
+        return transform
+    levels = np.arange(0, 256, 15, dtype=np.uint8)
+    if mode == 'L':
+        colours = levels[None]
+        plain = np.repeat(colours[..., None], 3, -1)
+    else:
+        colours = plain = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
+    converted = np.asarray(ImageCms.applyTransform(Image.fromarray(colours), transform))
+    same = np.abs(converted.astype(int) - plain).max() <= _SAME
+    return None if same else transform
+
+
+@functools.cache
+def _from_lab() -> Any:
+    from PIL import ImageCms
+
+    lab, srgb = ImageCms.createProfile('LAB'), ImageCms.createProfile('sRGB')
+    return ImageCms.buildTransform(lab, srgb, 'LAB', 'RGB')

@@ -69,7 +69,7 @@ def test_files_get_the_pixels_that_evaluation_gets(classifier, digits, tmp_path)
 
 @pytest.mark.parametrize(
     'images',
-    [np.zeros((2, 8, 8, 1), np.float32), np.zeros((8, 8, 1), np.uint8), np.zeros((2, 8, 8, 3), np.uint8)],
+    [np.zeros((2, 8, 8, 1), np.float32), np.zeros((8, 8, 1), np.float32), np.zeros((2, 8, 8, 3), np.uint8)],
 )  # fmt: skip
 def test_other_arrays_are_refused(classifier, images):
     with pytest.raises(UserError, match='images'):

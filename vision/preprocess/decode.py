@@ -41,7 +41,7 @@ def read(data: bytes, channels: int = 3) -> np.ndarray:
     Raises:
       BadImage: it is no image, is cut off, claims more than MAX_PIXELS, or is a mere strip.
     """
-    from PIL import ImageOps, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     Image = _pillow()
     if not data:
@@ -52,6 +52,17 @@ def read(data: bytes, channels: int = 3) -> np.ndarray:
         raise BadImage('not an image') from None
     except Exception as e:  # Pillow's plugins raise whatever the damage leads them to
         raise BadImage(f'damaged header ({e})') from None
+    return pixels(image, channels)
+
+
+def pixels(image: Any, channels: int = 3) -> np.ndarray:
+    """The pixels of a `PIL.Image`, whose file may not have been read through yet; see `read`.
+
+    Raises:
+      BadImage: the rest of its file is damaged, or its size is refused.
+    """
+    from PIL import ImageOps
+
     _check_size(*image.size)
     try:
         image.load()

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vision.core import processes
+from vision.core import processes, strict_json
 
 # What differs between two runs of the same bits: times and what follows from them.
 TIMES = ('seconds', 'images_per_second', 'data_wait')
@@ -53,7 +53,7 @@ class Recorder:
         """
         if not self._writes:
             return
-        self._file.write(json.dumps({'step': step, **values}) + '\n')
+        self._file.write(strict_json.dumps({'step': step, **values}) + '\n')
         self._file.flush()
         os.fsync(self._file.fileno())
         for name, value in values.items():

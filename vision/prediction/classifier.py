@@ -1,6 +1,5 @@
 """Step 6, predict: a trained run answers for new images, in memory or in files."""
 
-import dataclasses
 import functools
 import hashlib
 import operator
@@ -21,30 +20,13 @@ from vision.evaluation.run import Run, load_run, pretrained_run
 from vision.models.weights.fold import fold_batch_norm
 from vision.prediction import gradcam
 from vision.prediction.feed import Fed, Feed, files
+from vision.prediction.gradcam import Explanation
+from vision.prediction.stream import Stream
 
 # One image or several: paths, encoded bytes, `PIL.Image`s, arrays uint8 [H, W, C] or [H, W]; an array
 # uint8 [N, H, W, C]. Paths, bytes and Pillow's images are of any size. Arrays are as the run's source
 # would give them, before preprocessing: of its own size where it has one.
 Images = Any
-
-
-@dataclasses.dataclass(frozen=True)
-class Explanation:
-    """Why an image was classified as it was.
-
-    Attributes:
-      index: the image's, in the order in which they were given.
-      image: uint8 [H, W, C], what the model was fed.
-      classes: int32 [k], the likeliest first.
-      probabilities: float32 [k].
-      maps: float32 [k, H, W] in 0 … 1, where the evidence for each class lies.
-    """
-
-    index: int
-    image: np.ndarray
-    classes: np.ndarray
-    probabilities: np.ndarray
-    maps: np.ndarray
 
 
 class Classifier:
@@ -67,8 +49,7 @@ class Classifier:
         if fold:
             folded, variables = fold_batch_norm(run.model, run.variables, run.input_shape)
             self.model, self.variables = folded, mesh_lib.put_replicated(variables, run.mesh)
-        self._feed = Feed(run)
-        self._compiled: dict[Any, Callable] = {}
+        self._feed, self._computed = Feed(run), Stream(run)
 
     @classmethod
     def from_workdir(
@@ -224,7 +205,7 @@ class Classifier:
     def classify_source(self, source: FileSource, top_k: int = 5) -> Iterator[dict[str, Any]]:
         """`classify_files` for files that were listed before."""
         fed = self._feed.source(source)
-        for start, probabilities, mask in self._stream(fed, self.probabilities):
+        for start, probabilities, mask in self._computed(self.variables, fed, self.probabilities):
             for i, (row, real) in enumerate(zip(probabilities, mask, strict=True)):
                 path = source.paths[start + i]
                 error = None if real else fed.corrupt()[path]
@@ -248,7 +229,7 @@ class Classifier:
         """
         fed = self._feed.source(source)
         embedding = functools.partial(self.embedding, endpoint=endpoint)
-        for start, vectors, mask in self._stream(fed, embedding):
+        for start, vectors, mask in self._computed(self.variables, fed, embedding):
             there, not_there = np.flatnonzero(mask), np.flatnonzero(mask == 0)
             failed = {start + int(i): _reason(fed, source, start + int(i)) for i in not_there}
             yield start + there, vectors[there], failed
@@ -261,7 +242,7 @@ class Classifier:
         fed = self._feed.source(source)
         ranks = -1 - np.arange(min(top_k, self._k), dtype=np.int32)
         wanted = np.broadcast_to(ranks, (source.num_examples, len(ranks)))
-        for start, outputs, mask in self._stream(fed, self._explanation, wanted):
+        for start, outputs, mask in self._computed(self.variables, fed, self._explanation, wanted):
             for i in np.flatnonzero(mask):
                 # By logits, as the maps are: small probabilities may be equal, to zero.
                 order = np.argsort(-outputs['logits'][i][: self._k], kind='stable')[: len(ranks)]
@@ -345,71 +326,11 @@ class Classifier:
         """What `_stream` computes for images that must all be readable, or a part `of` it: [N, …]."""
         fed = self._feed.source(source)
         parts = []
-        for _, outputs, _ in self._stream(fed, function, extra):
+        for _, outputs, _ in self._computed(self.variables, fed, function, extra):
             for name, reason in fed.corrupt().items():
                 raise UserError(f'{name} cannot be read: {reason}')
             parts.append(of(outputs))
         return np.concatenate(parts)
-
-    def _stream(
-        self, fed: Fed, function: Callable, extra: np.ndarray | None = None
-    ) -> Iterator[tuple[int, Any, np.ndarray]]:
-        """Computes a function of every batch, one batch ahead of what is read back.
-
-        Args:
-          fed: the images.
-          function: (variables, images [B, …]) → a tree of arrays [B, …].
-          extra: a third argument [N, …], cut and padded to each batch.
-
-        Yields:
-          The index of the first image, what was computed of the n images of the batch, [n, …],
-          and their mask [n]; padding is cut off.
-        """
-        compiled = self._jit(function)
-
-        def compute() -> Iterator[Any]:
-            start = 0
-            for batch in fed.batches:
-                self._check_shape(batch['image'].shape[1:])
-                size = len(batch['mask'])
-                arguments = [self.variables, batch['image']]
-                if extra is not None:
-                    rows = np.zeros((size, *extra.shape[1:]), extra.dtype)
-                    rows[: len(extra) - start] = extra[start : start + size]
-                    arguments.append(rows)
-                yield compiled(*arguments), batch['mask']
-                start += size
-
-        start = 0
-        for outputs, mask in map(jax.device_get, _one_behind(compute())):
-            real = slice(fed.num_examples - start)
-            yield start, jax.tree.map(operator.itemgetter(real), outputs), mask[real]
-            start += len(mask)
-
-    def _jit(self, function: Callable) -> Callable:
-        """The function under jit, the same one each time: it is compiled once a shape."""
-        parts = function if isinstance(function, functools.partial) else functools.partial(function)
-        key = (parts.func.__name__, *sorted(parts.keywords.items()))
-        layout = mesh_lib.replicated(self.run.mesh)
-        return self._compiled.setdefault(key, jax.jit(function, out_shardings=layout))
-
-    def _check_shape(self, shape: tuple[int, ...]) -> None:
-        if shape != self.run.input_shape:
-            raise UserError(
-                f'preprocessing makes images of {list(shape)}; '
-                f'the model was trained on {list(self.run.input_shape)}'
-            )
-
-
-def _one_behind(items: Iterable[Any]) -> Iterator[Any]:
-    """Passes items on when the next one was asked for: the device computes while the host reads."""
-    previous = None
-    for item in items:
-        if previous is not None:
-            yield previous
-        previous = item
-    if previous is not None:
-        yield previous
 
 
 def _reason(fed: Fed, source: Source, index: int) -> str:

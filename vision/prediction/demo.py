@@ -38,7 +38,8 @@ _STYLE = """
 #answer { align-items: flex-start; gap: 1.5rem; }
 #answer figure { width: auto; }
 #answer img { max-width: min(320px, 80vw); }
-#classes td { padding: .15rem .75rem .15rem 0; }
+#classes td { border: 0; padding: .2rem .75rem .2rem 0; }
+#classes td:last-child { min-width: 200px; }
 #known { margin: .25rem 0 .5rem; }
 .mark { color: #c2410c; display: block; }
 .bar { background: #f59e0b; border-radius: 3px; display: inline-block; height: .7rem; }
@@ -95,6 +96,7 @@ def serve(
         app.add_middleware(_OwnSourcesOnly)
         if token is not None:
             app.add_middleware(_TokenOnly, token=token, cookie=f'vision-demo-{port}')
+        listener.listen()  # who comes before the server runs waits, and is not refused
         print(f'http://{address}:{port}' + (f'/?token={token}' if token else ''), flush=True)
         config = uvicorn.Config(app, log_level='error', timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listener])
@@ -176,7 +178,9 @@ def _page(gradio: Any, classifier: Classifier, respond: Callable[[str], str]) ->
         title=f'Classify an image: {_name(classifier)}', analytics_enabled=False
     ) as page:
         gradio.HTML(_about(classifier))
-        file = gradio.File(label=f'Drop an image of at most {MAX_UPLOAD} MB', type='filepath')
+        file = gradio.File(
+            label=f'Drop an image of at most {MAX_UPLOAD} MB', type='filepath', height=150
+        )
         result = gradio.HTML()
         # The upload makes way for the next one, and with it the link to where it lay.
         file.upload(

@@ -10,7 +10,7 @@ import numpy as np
 from vision.core.errors import UserError
 from vision.data.source import ArraySource, BadImage, FileSource, Image, Source, read_file
 
-_TAKEN = 'a path, encoded bytes, a PIL.Image, a uint8 array [H, W, C] or [H, W], or several of them'
+_TAKEN = 'a path, encoded bytes, an open file, a PIL.Image, a uint8 array [H, W, C] or [H, W], or several of them'
 
 
 class Given(Source):
@@ -51,6 +51,8 @@ def gather(
     Raises:
       UserError: something else, or a `PIL.Image` that cannot be read.
     """
+    if isinstance(images, np.ndarray) and not images.ndim:  # of an object, or text
+        images = images.item()
     if is_array := _is_array(images):
         images = _array(images)
     several = is_array and images.ndim == 4
@@ -73,7 +75,13 @@ def _item(value: Any, position: int, channels: int, image_shape: Any) -> str | I
     if isinstance(value, str | os.PathLike):
         return os.fsdecode(value)
     if _is_encoded(value):
-        return bytes(value)
+        data = value.read() if hasattr(value, 'read') else value
+        if isinstance(data, str):
+            raise UserError(
+                f'images: {_describe(value)} is open as text; open it in binary, with mode rb'
+            )
+        data = bytes(data)
+        return os.fsdecode(data) if _names_file(data) else data
     if _is_pillow(value):
         return _pixels(value, position, channels)
     if not _is_array(value):
@@ -130,8 +138,14 @@ def _has_several(value: Any) -> bool:
 
 
 def _is_encoded(value: Any) -> bool:
-    """Whether it is a path, or an image file's bytes."""
-    return isinstance(value, str | os.PathLike | bytes | bytearray | memoryview)
+    """Whether it is a path, an image file's bytes, or a file that is open."""
+    known = isinstance(value, str | os.PathLike | bytes | bytearray | memoryview)
+    return known or (hasattr(value, 'read') and not _is_array(value))
+
+
+def _names_file(data: bytes) -> bool:
+    """Whether bytes are a file's path: no image is short, without a zero byte, and called as a file."""
+    return len(data) < 4096 and b'\0' not in data and os.path.isfile(data)
 
 
 def _is_pillow(value: Any) -> bool:

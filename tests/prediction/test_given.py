@@ -1,6 +1,7 @@
 """Images in every form that people have them in: taken, with the pixels of evaluation, or one line."""
 
 import io
+import logging
 import os
 import sys
 import time
@@ -186,6 +187,14 @@ def test_one_path_is_one_workdir(workdir):
     assert list(found.names) == ['test:3']
     (found,) = search.named(run, Path('a.png'))
     assert list(found.names) == ['a.png']
+
+
+def test_loading_says_nothing(workdir, caplog, capfd, recwarn):
+    from vision.prediction import Classifier
+
+    Classifier.from_workdir(workdir)
+    assert [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING] == []
+    assert capfd.readouterr() == ('', '') and len(recwarn) == 0
 
 
 def test_one_image_a_call_takes_little_time_of_the_cpu(photo, photos, tmp_path):

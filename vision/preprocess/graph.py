@@ -266,7 +266,8 @@ class Preprocess:
         return batches.take_while(lambda row: tf.size(row['slot']) > 0).prefetch(1).unbatch()
 
     def _image_shape(self) -> tuple[int, ...]:
-        return tuple(self._function.output_shapes)
+        function = self._function or self._example.function()
+        return tuple(function.output_shapes)
 
     def _run(self, dataset: Any) -> Iterator[dict[str, np.ndarray]]:
         """Preprocesses rows in parallel; those that fail drop out."""

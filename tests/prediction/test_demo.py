@@ -173,6 +173,8 @@ def test_hosts():
     ):
         with pytest.raises(UserError, match=f'--host={host}.*{why}'):
             demo._listen(host, 0)
+    with pytest.raises(UserError, match='--port=99999: there is no such port'):
+        demo._listen('127.0.0.1', 99999)
 
 
 def test_from_another_machine_the_page_needs_its_token(workdir):

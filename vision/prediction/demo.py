@@ -106,13 +106,13 @@ def serve(
 def _listen(host: str, port: int) -> tuple[socket.socket, str]:
     """A socket that is bound to a host and port, and the host as it stands in an address."""
     try:
-        family, *_, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        family, *_, place = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError):
         raise UserError(f'--host={host}: there is no such host') from None
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(place)
+        listener.bind((place[0], port, *place[2:]))
     except (OSError, OverflowError) as e:
         if getattr(e, 'errno', None) == errno.EADDRNOTAVAIL:
             raise UserError(f'--host={host} is no address of this machine') from None

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from vision.core.errors import UserError
-from vision.core.tf_cpu import first_line
 from vision.data.source import ArraySource, BadImage, FileSource, Image, Source, read_file
 
 _TAKEN = 'a path, encoded bytes, an open file, a PIL.Image, a uint8 array [H, W, C] or [H, W], or several of them'
@@ -167,10 +166,14 @@ def _array(value: Any) -> np.ndarray:
     try:
         return np.asarray(value)
     except Exception as e:  # a tensor on another device, or with a gradient
-        raise UserError(f'images: {_describe(value)} is no array: {first_line(e)}') from None
+        raise UserError(f'images: {_describe(value)} is no array: {_line(str(e))}') from None
 
 
 def _describe(value: Any) -> str:
     if isinstance(value, np.ndarray):
         return f'{value.dtype} {list(value.shape)}'
-    return f'{" ".join(repr(value).split()):.60} ({type(value).__name__})'
+    return f'{_line(repr(value)):.60} ({type(value).__name__})'
+
+
+def _line(text: str) -> str:
+    return ' '.join(text.split())

@@ -82,7 +82,7 @@ def create(workdir: AnyPath) -> Path:
             path.mkdir(parents=True, exist_ok=True)
             (path / '.lock').touch()
         except OSError as e:
-            raise UserError(f'--workdir={workdir}: {e.strerror} ({e.filename})') from None
+            raise UserError(f'--workdir={path}: {e.strerror} ({e.filename})') from None
 
     def look() -> None:
         if not (path / '.lock').exists():

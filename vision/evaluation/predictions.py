@@ -105,7 +105,7 @@ def read_predictions(workdir: AnyPath, name: str = 'test') -> Predictions:
         hint = f'; did you mean {guess}?' if guess else hint
         raise UserError(
             f'{path}: there are no such predictions{hint}. '
-            f'experiments.evaluate --workdir={workdir} writes them'
+            f'experiments.evaluate --workdir={folder} writes them'
         ) from None
     except (ValueError, KeyError, TypeError, IndexError, OSError) as e:
         raise UserError(f'{path} cannot be read: {e}. Evaluate the run again') from None

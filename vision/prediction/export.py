@@ -52,7 +52,7 @@ def export(classifier: Classifier, output: AnyPath) -> dict[str, Any]:
             raise RuntimeError(f'the exported model differs from the model by {difference:.1e}')
         os.replace(temporary, path)
     except OSError as e:
-        raise UserError(f'--output={output}: {e.strerror}') from None
+        raise UserError(f'--output={path}: {e.strerror}') from None
     finally:
         temporary.unlink(missing_ok=True)
     return {

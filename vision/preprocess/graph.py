@@ -172,11 +172,11 @@ class Preprocess:
     def _one(self, example: int, image: str | Image, draws: np.ndarray) -> np.ndarray | None:
         """One image, preprocessed; None where that fails: `fill` finds out why."""
         tf = tf_cpu()
-        kind, encoded = self._example, not isinstance(image, np.ndarray)
+        data = image if isinstance(image, np.ndarray) else os.fsencode(image)
+        kind, encoded = self._example, isinstance(data, bytes)
         if encoded != kind.encoded:
             kind = dataclasses.replace(kind, encoded=encoded)
         self._function = function = kind.function()
-        data = os.fsencode(image) if encoded else image
         try:
             return function(tf.constant(example), tf.constant(data), tf.constant(draws)).numpy()
         except tf.errors.OpError:

@@ -51,8 +51,7 @@ def gather(
     Raises:
       UserError: something else, or a `PIL.Image` that cannot be read.
     """
-    if isinstance(images, np.ndarray) and not images.ndim:  # of an object, or text
-        images = images.item()
+    images = _scalar(images)
     if is_array := _is_array(images):
         images = _array(images)
     several = is_array and images.ndim == 4
@@ -71,7 +70,13 @@ def gather(
     return Given(found), one
 
 
+def _scalar(value: Any) -> Any:
+    """What an array of no dimensions holds: text, or an object."""
+    return value.item() if isinstance(value, np.ndarray) and not value.ndim else value
+
+
 def _item(value: Any, position: int, channels: int, image_shape: Any) -> str | Image:
+    value = _scalar(value)
     if isinstance(value, str | os.PathLike):
         return os.fsdecode(value)
     if _is_encoded(value):

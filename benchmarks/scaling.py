@@ -20,10 +20,11 @@ BATCHES = (16, 32, 64, 128, 256)
 DEPTHS = (20, 56, 110)
 
 _OF_XLA = """
+import json
 from vision.models import forms
 from benchmarks import scaling
 with forms.xla_only():
-    print(strict_json.dumps({'depths': scaling.by_depth(), 'cost': [scaling.step_cost()]}))
+    print(json.dumps({'depths': scaling.by_depth(), 'cost': [scaling.step_cost()]}))
 """
 
 

@@ -51,7 +51,13 @@ def test_all_writers_go_through_it():
         f'{folder}/{name}'
         for folder, names in {
             'vision': ('core/strict_json.py', 'core/processes.py'),
-            'benchmarks': ('race.py', 'gpu.py', 'torch_race.py', 'torch_throughput.py'),
+            'benchmarks': (
+                'race.py',
+                'gpu.py',
+                'scaling.py',
+                'torch_race.py',
+                'torch_throughput.py',
+            ),
         }.items()
         for name in names
     }

@@ -9,7 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from vision.core import strict_json
 from vision.core.errors import UserError
 
 Mode = Literal['train', 'infer']
@@ -30,7 +29,7 @@ PEERS: dict[Mode, tuple[str, ...]] = {
 _PEER = Path(__file__).with_name('torch_throughput.py')
 _OURS = """
 import sys
-from vision.core import startup, strict_json
+from vision.core import startup
 startup.tune()
 startup.use_compilation_cache()
 from benchmarks.throughput import measure
@@ -195,7 +194,7 @@ def measure(mode: Mode, model: str, dtype: str, size: int, channels: int, batch:
         seconds.append(time.perf_counter() - began)
     macs = count(model, _network(model, 'float32', size), (size, size, channels)).macs
     kind = jax.devices()[0].device_kind
-    return strict_json.dumps(
+    return json.dumps(
         {
             'rate': batch / statistics.median(seconds),
             'device': kind,

@@ -55,6 +55,7 @@ def test_all_writers_go_through_it():
                 'race.py',
                 'gpu.py',
                 'scaling.py',
+                'throughput.py',
                 'torch_race.py',
                 'torch_throughput.py',
             ),

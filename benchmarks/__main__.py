@@ -32,13 +32,12 @@ of LeNet-5 and ResNet-20, in bfloat16 and float32. Meant to take less than eight
 for compilation. --tiny tries it on any machine, at sizes whose figures mean nothing.
 """
 
-import json
 from collections.abc import Callable
 from typing import Any, Literal
 
 from absl import flags
 
-from vision.core import cli, startup
+from vision.core import cli, startup, strict_json
 from vision.core.errors import UserError, unknown
 
 MODELS = flags.DEFINE_list(
@@ -157,7 +156,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f'unexpected argument {words[-1]!r}; options are --name=value, see --help')
     result = BENCHMARKS[name](*words)
     if FORMAT.value == 'json':
-        print(json.dumps(result))
+        print(strict_json.dumps(result))
         return
     print(_text(result))
 

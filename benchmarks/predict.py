@@ -3,6 +3,7 @@
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,9 @@ def predict_speed(name: str, rounds: int, images: int = 1000) -> dict[str, Any]:
     Returns:
       `{'model', 'predict', 'decoder', 'bare_model'}`, images per second, medians;
       `of_slower`, predict over the slower of the two; `of_bound`, predict over
-      1 / (1 / decoder + 1 / bare_model), all that is left where both share the same cores.
+      1 / (1 / decoder + 1 / bare_model), all that is left where both share the same cores;
+      `one_image_cpu_ms` and `one_image_cpu_ms_8_threads`, the CPU time of a call with one file, beyond that
+      of the model, by one thread and by eight at once.
 
     Raises:
       UserError: an unknown model, or one that cannot be fed 224 pixels.
@@ -63,10 +66,36 @@ def predict_speed(name: str, rounds: int, images: int = 1000) -> dict[str, Any]:
         list(classifier.classify_source(_repeated(few, 2 * len(batch))))  # compiles
         jax.block_until_ready(model(classifier.variables, batch))
         median = _in_turn(measured, rounds)
+        one, eight = (_one_image(classifier, few.paths[0], threads) for threads in (1, 8))
     slower = min(median['decoder'], median['bare_model'])
     bound = 1 / (1 / median['decoder'] + 1 / median['bare_model'])
     predict = median['predict']
-    return {'model': name, **median, 'of_slower': predict / slower, 'of_bound': predict / bound}
+    return {
+        'model': name,
+        **median,
+        'of_slower': predict / slower,
+        'of_bound': predict / bound,
+        'one_image_cpu_ms': one,
+        'one_image_cpu_ms_8_threads': eight,
+    }
+
+
+def _one_image(classifier: Classifier, path: str, threads: int, calls: int = 64) -> float:
+    """The CPU time of a call with one file beyond that of the model alone, milliseconds."""
+    model = jax.jit(classifier.probabilities)
+    fed = np.zeros((1, *classifier.run.input_shape), np.uint8)
+
+    def bare(_: int) -> Any:
+        return jax.block_until_ready(model(classifier.variables, fed))
+
+    taken = []
+    with ThreadPoolExecutor(threads) as pool:
+        for work in (lambda _: classifier(path), bare):
+            work(0)  # compiles
+            begin = time.process_time()
+            list(pool.map(work, range(calls)))
+            taken.append(time.process_time() - begin)
+    return 1e3 * (taken[0] - taken[1]) / calls
 
 
 def _in_turn(measured: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:

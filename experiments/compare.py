@@ -5,11 +5,9 @@ python -m experiments.compare RUN… [--output=compare.png] [--split=test] [--fo
 McNemar's exact test is made of each two runs' answers for the same test examples.
 """
 
-import json
-
 from absl import flags
 
-from vision.core import cli
+from vision.core import cli, strict_json
 
 OUTPUT = flags.DEFINE_string('output', 'compare.png', 'The picture of the curves.')
 SPLIT = flags.DEFINE_string('split', 'test', 'Whose examples the test takes.')
@@ -24,7 +22,7 @@ def main(argv: list[str]) -> None:
     result = compare(argv[1:], SPLIT.value)
     draw(argv[1:], path)
     if FORMAT.value == 'json':
-        print(json.dumps(result | {'picture': str(path)}))
+        print(strict_json.dumps(result | {'picture': str(path)}))
         return
     from rich.console import Console
 

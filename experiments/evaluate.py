@@ -10,13 +10,12 @@ python -m experiments.evaluate --workdir=DIR [--split=test] [--checkpoint=best|l
 The report is DIR/report/index.html, with the predictions for each example beside it.
 """
 
-import json
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vision.core import cli
+from vision.core import cli, strict_json
 from vision.core.config import default_eval
 from vision.core.errors import UserError
 from vision.core.workdir import read_config
@@ -53,7 +52,7 @@ def main(argv: list[str]) -> None:
     page = write_report(runs, evaluations) if REPORT.value else None
     figures = {e.name: e.figures for e in evaluations}
     if FORMAT.value == 'json':
-        print(json.dumps(figures if EVALS.value else evaluations[0].figures))
+        print(strict_json.dumps(figures if EVALS.value else evaluations[0].figures))
         return
     from rich.console import Console
 

@@ -6,11 +6,9 @@ The file is checked against the model on images of the run's own data before it 
 It runs on the JAX version that wrote it and on newer ones.
 """
 
-import json
-
 from absl import flags
 
-from vision.core import cli
+from vision.core import cli, strict_json
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
 OUTPUT = flags.DEFINE_string('output', None, 'The file.')
@@ -30,7 +28,7 @@ def main(argv: list[str]) -> None:
     classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value, FOLD.value)
     about = export(classifier, path)
     if FORMAT.value == 'json':
-        print(json.dumps(about))
+        print(strict_json.dumps(about))
         return
     print(
         f'{about["output"]}: {about["bytes"]:,} bytes; uint8 [B, {", ".join(map(str, about["input"]))}] '

@@ -3,12 +3,11 @@
 python -m experiments.preview --config=configs/NAME.py[:ARG] [--output=DIR] [--config.a.b=VALUE …]
 """
 
-import json
 import sys
 
 from absl import flags
 
-from vision.core import cli
+from vision.core import cli, strict_json
 
 CONFIG = cli.define_config()
 OUTPUT = flags.DEFINE_string('output', 'runs/preview', 'The folder that the pictures go to.')
@@ -25,7 +24,7 @@ def main(argv: list[str]) -> None:
     # A file's name may be no UTF-8.
     sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
     if FORMAT.value == 'json':
-        print(json.dumps(summary, ensure_ascii=False))
+        print(strict_json.dumps(summary, ensure_ascii=False))
         return
     print(text(summary))
     print(f'Pictures: {OUTPUT.value}/inputs.png, {OUTPUT.value}/classes.png')

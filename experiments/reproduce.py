@@ -9,14 +9,13 @@ goes on with runs that were stopped. Where no folder of IDX files is named, TFDS
 """
 
 import importlib
-import json
 import re
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from vision.core import cli
+from vision.core import cli, strict_json
 from vision.core.errors import UserError, unknown
 
 SEEDS = flags.DEFINE_list('seeds', ['3'], 'how many of each row: 3; or which: 0,1,2')
@@ -99,7 +98,7 @@ def main(argv: list[str]) -> None:
         reproduce.write_markdown(reproduce.table(rows, results), results / 'table.md')
     measured = reproduce.table(rows, results)
     if FORMAT.value == 'json':
-        print(json.dumps(measured))
+        print(strict_json.dumps(measured))
     else:
         Console().print(reproduce.rich_table(measured))
 

@@ -12,14 +12,13 @@ An IMAGE or PATH is a file, a folder, a glob or, of the run's own data, SPLIT:NU
 images could not be read.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from vision.core import cli
+from vision.core import cli, strict_json
 from vision.core.errors import UserError, unknown
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
@@ -98,7 +97,7 @@ def _query(words: list[str]) -> int:
         where = [search.whole_split(classifier.run, SPLIT.value)]
         made, _ = search.build(classifier, where, _endpoint(), METRIC.value, HNSW.value)
     results = list(search.query(classifier, made, asked, TOP_K.value))
-    return _tell_found(results, made.metric, classifier, output)
+    return _tell_found(results, made.metric, classifier, output, 'Nearest images')
 
 
 def _duplicates(words: list[str]) -> int:
@@ -110,7 +109,8 @@ def _duplicates(words: list[str]) -> int:
     made, classifier = index.load(Path(INDEX.value).expanduser()), _classifier()
     made.check(classifier, ENDPOINT.value)
     results = search.duplicates(made, classifier.run, THRESHOLD.value)
-    return _tell_found(results, 'cosine', classifier, output)
+    title = 'Images that are nearly the same'
+    return _tell_found(results, 'cosine', classifier, output, title)
 
 
 def _evaluate(words: list[str]) -> int:
@@ -167,7 +167,7 @@ def _tell_built(made: Any, count: int, failed: dict[str, str], more: dict[str, A
 
 
 def _tell_found(
-    results: list[dict[str, Any]], metric: str, classifier: Any, output: Path | None
+    results: list[dict[str, Any]], metric: str, classifier: Any, output: Path | None, title: str
 ) -> int:
     from vision.prediction import formats
     from vision.search import search
@@ -177,14 +177,14 @@ def _tell_found(
     else:
         formats.write_neighbours(results, sys.stdout)
     if output is not None:
-        search.write_results(classifier.run, results, metric, output)
+        search.write_results(classifier.run, results, metric, output, title=title)
         print(f'Pictures: {output}', file=sys.stderr)
     return cli.ANSWERED_IN_PART if any('error' in r for r in results) else 0
 
 
 def _print(figures: dict[str, Any]) -> None:
     if FORMAT.value == 'json':
-        print(json.dumps(figures))
+        print(strict_json.dumps(figures))
         return
     for name, value in figures.items():
         print(f'{name:>12}  {value:.4f}' if isinstance(value, float) else f'{name:>12}  {value}')

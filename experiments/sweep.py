@@ -5,11 +5,9 @@ python -m experiments.sweep --config=configs/NAME.py[:ARG] --workdir=DIR --grid=
 Each trial has a workdir in DIR. Exit code 3: some trials failed; their rows say why.
 """
 
-import json
-
 from absl import flags
 
-from vision.core import cli
+from vision.core import cli, strict_json
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder that the trials go to.')
@@ -27,7 +25,7 @@ def main(argv: list[str]) -> int:
 
     result = sweep(CONFIG.value, GRID.value, WORKDIR.value)
     if FORMAT.value == 'json':
-        print(json.dumps(result))
+        print(strict_json.dumps(result))
     else:
         for table in sweep_tables(result):
             Console().print(table)

@@ -7,14 +7,13 @@ python -m experiments.train --config=configs/NAME.py[:ARG] --workdir=DIR [--conf
 these steps for TensorBoard or Perfetto. --debug=nans,no_jit,transfers helps to find what is wrong.
 """
 
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from vision.core import cli
+from vision.core import cli, strict_json
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder that the run lives in.')
@@ -44,7 +43,7 @@ def main(argv: list[str]) -> None:
     if not processes.is_first():
         return
     if FORMAT.value == 'json':
-        print(json.dumps(result))
+        print(strict_json.dumps(result))
     elif DRY_RUN.value:
         from vision.studies.dry_run import dry_run_text
 
@@ -87,7 +86,7 @@ def _explain() -> None:
 
     rows = explain(CONFIG.value, EXPLAIN.value)
     if FORMAT.value == 'json':
-        print(json.dumps(rows))
+        print(strict_json.dumps(rows))
     else:
         Console().print(explain_table(rows))
 

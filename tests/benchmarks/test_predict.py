@@ -15,3 +15,4 @@ def test_the_rate_of_predict_is_set_beside_its_halves(monkeypatch, digits_run):
     decoder, model, predict = (found[key] for key in ('decoder', 'bare_model', 'predict'))
     assert found['of_slower'] == pytest.approx(predict / min(decoder, model))
     assert found['of_bound'] == pytest.approx(predict * (1 / decoder + 1 / model))
+    assert {'one_image_cpu_ms', 'one_image_cpu_ms_8_threads'} < set(found)

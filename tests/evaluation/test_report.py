@@ -1,6 +1,8 @@
 """The report is one file; opened in Chromium it shows its parts and loads nothing."""
 
+import dataclasses
 import json
+import re
 import shutil
 
 import numpy as np
@@ -17,7 +19,7 @@ from vision.evaluation.run import Run
 NASTY = '<script>document.title = "broken"</script>'
 
 
-def report(folder, k, n, name='test'):
+def report(folder, k, n, name='test', paths=None):
     """The report of a made-up run of k classes, whose first class is called by some HTML."""
     rng = np.random.default_rng(0)
     names = (NASTY, *(f'class {i}' for i in range(1, k)))
@@ -25,7 +27,7 @@ def report(folder, k, n, name='test'):
     scores = rng.normal(size=(n, k))
     scores[np.arange(n), labels] += 3
     images = rng.integers(0, 256, (n, 16, 16, 1), np.uint8)
-    p = judged(np.arange(n), labels, scores, names)
+    p = dataclasses.replace(judged(np.arange(n), labels, scores, names), paths=paths)
     write_workdir(folder, names)
     with open(folder / 'metrics.jsonl', 'w') as file:
         for step in (10, 20, 30):
@@ -128,6 +130,17 @@ def test_the_predictions_lie_beside_it(tmp_path):
     page, p = report(tmp_path, 10, 50, name='validation')
     assert page == tmp_path / 'report' / 'index.html'
     np.testing.assert_array_equal(read_predictions(tmp_path, 'validation').correct, p.correct)
+
+
+def test_mistakes_are_named_by_their_paths_below_the_common_folder(tmp_path):
+    paths = tuple(f'/data/pets/{"cat" if i % 2 else "<dog>"}/{i}.jpg' for i in range(100))
+    page, p = report(tmp_path, 10, 100, paths=paths)
+    shown = re.findall('<span class="quiet name">(.*?)</span>', page.read_text())
+    worst = np.flatnonzero(~p.correct)[np.argmax(p['loss'][~p.correct])]
+    assert shown[0] == paths[worst].removeprefix('/data/pets/').replace('<dog>', '&lt;dog&gt;')
+    assert all(name.startswith(('cat/', '&lt;dog&gt;/')) for name in shown)
+    page, _ = report(tmp_path, 10, 100)
+    assert '<span class="quiet name">example ' in page.read_text()
 
 
 def test_no_mistakes_no_records_no_room(tmp_path, capsys):

@@ -2,15 +2,20 @@
 
 import re
 import signal
+import socket
+import urllib.error
+import urllib.request
 
 import numpy as np
 import pytest
+from jax import monitoring
 from PIL import Image
 
 from tests.browser import browser as open_browser
 from tests.browser import requests
 from tests.processes import Process, run_module
-from vision.prediction import demo
+from vision.core.errors import UserError
+from vision.prediction import Classifier, demo
 from vision.search import index, search
 
 
@@ -52,7 +57,11 @@ def test_a_dropped_image_is_answered_and_nothing_comes_from_elsewhere(
     Image.fromarray(digits.images[0, ..., 0]).save(tmp_path / 'scan.png')
     browser.get(address)
     drop(browser, tmp_path / 'scan.png')
+    assert browser.find_element('id', 'run').text and 'digits' in browser.title
+    assert '10 classes' in browser.find_element('id', 'known').text
     table = browser.find_element('id', 'classes')
+    kept = browser.find_element('css selector', '#answer figure')
+    assert kept.text == 'scan.png' and kept.find_element('tag name', 'img').size['width'] == 320
     assert table.text.split()[0] == str(digits.labels[0])
     for part, count in (('heat', 4), ('similar', 8)):
         pictures = browser.find_elements('css selector', f'#{part} img')
@@ -96,9 +105,94 @@ def test_names_of_classes_are_text(classifier, monkeypatch, tmp_path, digits):
     assert '<script>' not in said and '&lt;script&gt;' in said
 
 
-def test_a_taken_port_and_an_index_of_another_model_are_one_line(workdir, tmp_path):
-    import socket
+def test_the_dropped_picture_stays_on_the_page(classifier, digits, tmp_path):
+    pixels = np.repeat(np.repeat(digits.images[0, ..., 0], 100, 0), 50, 1)
+    Image.fromarray(pixels).save(tmp_path / 'a<b>.jpg')
+    said = demo.answer(classifier, None, str(tmp_path / 'a<b>.jpg'))
+    picture = re.search(
+        '<figure><img src="data:image/jpeg;base64,[^"]+" alt="a&lt;b&gt;.jpg" (.*?)>', said
+    )
+    assert picture[1].startswith('width="160" height="320"')
+    assert '<figcaption>a&lt;b&gt;.jpg</figcaption>' in said
 
+
+def test_the_page_names_the_run_and_its_classes(classifier, monkeypatch):
+    said = demo._about(classifier)
+    assert f'>{classifier.run.path.name}<' in said and f'{classifier.run.step:,}' in said
+    assert '10 classes' in said and '0, 1, 2, 3, 4, 5, 6, 7, 8, 9' in said and ' open' in said
+    monkeypatch.setattr(classifier, 'class_names', ('<i>',) * 1000)
+    said = demo._about(classifier)
+    assert '1,000 classes' in said and '<i>' not in said and ' open' not in said
+
+
+def test_the_first_image_finds_all_compiled(classifier, digits, tmp_path, index_file):
+    Image.fromarray(digits.images[0, ..., 0]).save(tmp_path / 'x.png')
+    fresh, compiled = Classifier(classifier.run), []
+    similar = search.Similar(fresh, index.load(index_file))
+    demo._warm_up(fresh, similar)
+
+    def listen(event, seconds, **_):
+        if event == '/jax/core/compile/backend_compile_duration':
+            compiled.append(seconds)
+
+    monitoring.register_event_duration_secs_listener(listen)
+    try:
+        said = demo.answer(fresh, similar, str(tmp_path / 'x.png'))
+    finally:
+        monitoring.unregister_event_duration_listener(listen)
+    assert 'id="similar"' in said and not compiled
+
+
+def test_only_who_has_the_token_is_answered():
+    from starlette.applications import Starlette
+    from starlette.responses import PlainTextResponse
+    from starlette.routing import Route
+    from starlette.testclient import TestClient
+
+    app = Starlette(routes=[Route('/', lambda request: PlainTextResponse('the page'))])
+    app.add_middleware(demo._TokenOnly, token='secret', cookie='c')
+    for address in ('/', '/?token=', '/?token=Secret', '/?token=%C3%A9'):
+        answer = TestClient(app).get(address)
+        assert answer.status_code == 403 and 'the page' not in answer.text, address
+    client = TestClient(app)
+    answer = client.get('/?token=secret')
+    assert answer.text == 'the page' and 'HttpOnly' in answer.headers['set-cookie']
+    assert client.get('/').text == 'the page'  # by the cookie
+
+
+def test_hosts():
+    listener, host = demo._listen('localhost', 0)
+    with listener:
+        assert host == 'localhost' and demo._is_local(listener)
+    listener, host = demo._listen('0.0.0.0', 0)
+    with listener:
+        assert host == socket.gethostname() and not demo._is_local(listener)
+    for host, why in (
+        ('no.such.invalid', 'no such host'),
+        ('192.0.2.1', 'no address of this machine'),
+    ):
+        with pytest.raises(UserError, match=f'--host={host}.*{why}'):
+            demo._listen(host, 0)
+    with pytest.raises(UserError, match='--port=99999: there is no such port'):
+        demo._listen('127.0.0.1', 99999)
+
+
+def test_from_another_machine_the_page_needs_its_token(workdir):
+    server = Process('experiments.demo', f'--pretrained={workdir}', '--host=0.0.0.0', '--port=0')
+    server.wait_for(lambda: '\n' in server.stdout)
+    address, _, token = server.stdout.strip().partition('/?token=')
+    port = address.rpartition(':')[2]
+    assert len(token) > 20 and address == f'http://{socket.gethostname()}:{port}'
+    with pytest.raises(urllib.error.HTTPError, match='403'):
+        urllib.request.urlopen(f'http://127.0.0.1:{port}/')
+    page = urllib.request.urlopen(f'http://127.0.0.1:{port}/?token={token}')
+    assert page.status == 200 and token in page.headers['set-cookie']
+    server.send_signal(signal.SIGTERM)
+    done = server.wait(10)
+    assert done.returncode == 143 and 'Traceback' not in done.stderr
+
+
+def test_a_taken_port_and_an_index_of_another_model_are_one_line(workdir, tmp_path):
     with socket.socket() as taken:
         taken.bind(('127.0.0.1', 0))
         taken.listen()

@@ -1,6 +1,7 @@
 """Predictions are the evaluation's, for arrays and for files of every kind."""
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -68,7 +69,7 @@ def test_files_get_the_pixels_that_evaluation_gets(classifier, digits, tmp_path)
 
 @pytest.mark.parametrize(
     'images',
-    [np.zeros((2, 8, 8, 1), np.float32), np.zeros((8, 8, 1), np.uint8), np.zeros((2, 8, 8, 3), np.uint8)],
+    [np.zeros((2, 8, 8, 1), np.float32), np.zeros((8, 8, 1), np.float32), np.zeros((2, 8, 8, 3), np.uint8)],
 )  # fmt: skip
 def test_other_arrays_are_refused(classifier, images):
     with pytest.raises(UserError, match='images'):
@@ -160,6 +161,18 @@ def test_every_format_can_be_written_to_any_stdout(form, encoding):
     assert '\\udcff' in text
     if form.startswith('json'):
         assert json.loads(text) in (row, [row])
+
+
+def test_probabilities_that_are_not_finite_are_the_rows_reason(classifier, digits, tmp_path):
+    from vision.prediction import Classifier
+
+    Image.fromarray(digits.images[0, ..., 0]).save(tmp_path / 'x.png')
+    broken = jax.tree.map(lambda x: x * np.nan, classifier.run.variables)
+    broken = Classifier(dataclasses.replace(classifier.run, variables=broken))
+    text = io.StringIO()
+    assert formats.write(broken.classify_files(tmp_path / 'x.png'), 'json', text) == 1
+    (row,) = json.loads(text.getvalue())
+    assert row['predictions'] == [] and 'not finite' in row['error']
 
 
 def test_an_empty_and_a_streamed_document_are_json():

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from tests.tiers import examples, split
 from vision.core.errors import UserError
 from vision.data.order import batch_ids, eval_ids
-from vision.data.source import ArraySource, FileSource
+from vision.data.source import ArraySource, BadImage, FileSource, Source
 from vision.preprocess import cache as cache_lib
+from vision.preprocess import pipeline
 from vision.preprocess.pipeline import eval_batches, train_batches
 
 TRAIN = 'decode|random_resized_crop(32)|flip_lr|brightness(0.4)'
@@ -35,6 +36,12 @@ def equal(left, right):
 def arrays(photo):
     images = np.stack([photo[i : i + 48, i : i + 40] for i in range(23)])
     return ArraySource('arrays', ('a', 'b'), images, np.arange(23, dtype=np.int32) % 2)
+
+
+@pytest.fixture(params=[0, pipeline._FEW], ids=['data_set', 'direct'])
+def route(request, monkeypatch):
+    """Evaluates through tf.data, and as few images are."""
+    monkeypatch.setattr(pipeline, '_FEW', request.param)
 
 
 def test_batches_are_what_the_contract_says(jpegs):
@@ -145,6 +152,7 @@ def test_evaluation_counts_every_example_once_and_pads(jpegs, batch_size, count)
     assert not images[60:].any()
 
 
+@pytest.mark.usefixtures('route')
 def test_evaluation_pixels_do_not_depend_on_the_batch(jpegs):
     small, large = (
         np.concatenate([b['image'] for b in eval_batches(jpegs, EVAL, batch_size=size)])[:60]
@@ -267,6 +275,7 @@ def test_folder_of_nothing_but_corrupt_images_stops_at_once(tmp_path, jpegs):
         next(train_batches(source, TRAIN, batch_size=16, seed=1))
 
 
+@pytest.mark.usefixtures('route')
 def test_evaluation_names_a_corrupt_image(jpegs, tmp_path, encode, photo):
     source, reasons = broken_folder(tmp_path, jpegs, encode, photo)
     with pytest.raises(UserError, match='--skip_corrupt') as error:
@@ -274,6 +283,7 @@ def test_evaluation_names_a_corrupt_image(jpegs, tmp_path, encode, photo):
     assert any(f'{path}: {reason}' in str(error.value) for path, reason in reasons.items())
 
 
+@pytest.mark.usefixtures('route')
 def test_evaluation_skips_corrupt_images_on_request(jpegs, tmp_path, encode, photo):
     source, reasons = broken_folder(tmp_path, jpegs, encode, photo)
     batches = eval_batches(source, EVAL, batch_size=16, skip_corrupt=True)
@@ -287,6 +297,7 @@ def test_evaluation_skips_corrupt_images_on_request(jpegs, tmp_path, encode, pho
         np.testing.assert_array_equal(here['image'], expected)
 
 
+@pytest.mark.usefixtures('route')
 def test_evaluation_skips_up_to_max_corrupt(jpegs, tmp_path, encode, photo):
     source, reasons = broken_folder(tmp_path, jpegs, encode, photo)
     batches = eval_batches(source, EVAL, batch_size=16, max_corrupt=0.1)
@@ -295,6 +306,20 @@ def test_evaluation_skips_up_to_max_corrupt(jpegs, tmp_path, encode, photo):
         list(eval_batches(source, EVAL, batch_size=16, max_corrupt=0.05))
 
 
+@pytest.mark.usefixtures('route')
+def test_a_batch_of_which_nothing_can_be_read_is_masked():
+    class Broken(Source):
+        name, class_names, num_examples = 'broken', ('a',), 3
+
+        def read(self, ids):
+            raise BadImage('lost')
+
+    batches = eval_batches(Broken(), EVAL, batch_size=2, skip_corrupt=True)
+    masks = [batch['mask'].sum() for batch in batches]
+    assert masks == [0, 0] and len(batches.corrupt) == 3
+
+
+@pytest.mark.usefixtures('route')
 def test_unreadable_files_have_their_reasons(jpegs, tmp_path):
     source = dataclasses.replace(
         jpegs, paths=(jpegs.paths[0], str(tmp_path / 'none.jpg'), str(tmp_path),
@@ -390,6 +415,7 @@ def test_an_image_that_cannot_be_read_has_no_view(jpegs, tmp_path):
 
 
 @pytest.mark.parametrize('cache', split(['none', 'decoded'], ['none']))
+@pytest.mark.usefixtures('route')
 def test_images_of_several_labels(jpegs, tmp_path, cache):
     labels = np.stack([np.arange(60) % 2, np.arange(60) % 3 == 0, np.zeros(60)], 1).astype(
         np.float32

@@ -6,6 +6,7 @@ declared in `vision.core.config_keys`.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -14,6 +15,7 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from vision.core import strict_json
 from vision.core.config_keys import (
     EVAL_KEYS,
     KEYS,
@@ -74,6 +76,7 @@ def check(config: Mapping[str, Any]) -> None:
       UserError: a key missing or too many, a value of the wrong type or out of its range.
     """
     values = plain(config)
+    _check_finite(values, 'config')
     sections = list(dict.fromkeys(key.section for key in KEYS if key.section))
     top = [*declared(''), *sections]
     for name in values:
@@ -100,6 +103,20 @@ def check(config: Mapping[str, Any]) -> None:
     repeats = values['data'].get('repeats', 1)
     if repeats > training['batch_size']:
         raise UserError(f'data.repeats={repeats} must be at most training.batch_size')
+
+
+def _check_finite(value: Any, name: str) -> None:
+    """Raises UserError for a number that JSON has no word for."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_finite(inner, f'{name}.{key}')
+    elif isinstance(value, tuple):
+        for inner in value:
+            _check_finite(inner, name)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(
+            f'{name} is {value}, which no JSON has: give a number, or None where it may be'
+        )
 
 
 def complete_eval(entry: Mapping[str, Any], name: str = '--eval') -> ConfigDict:
@@ -192,7 +209,7 @@ def plain(value: Any, name: str = 'config') -> Any:
 
 def to_json(config: Mapping[str, Any]) -> str:
     """The config as JSON, keys in their order."""
-    return json.dumps(plain(config), indent=2) + '\n'
+    return strict_json.dumps(plain(config), indent=2) + '\n'
 
 
 def from_json(text: str) -> ConfigDict:

@@ -27,8 +27,9 @@ from typing import Any, TextIO
 from ml_collections import ConfigDict
 
 from vision.core import config as config_lib
-from vision.core import processes
+from vision.core import processes, strict_json
 from vision.core.errors import UserError
+from vision.core.paths import AnyPath, as_path
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorflow-cpu')
 _OWN_MODULES = re.compile(r'"([A-Za-z_][\w.]*):[A-Za-z_]\w*"')  # in config.json
@@ -68,20 +69,20 @@ class Lock:
             self._file.close()
 
 
-def create(workdir: str | os.PathLike) -> Path:
+def create(workdir: AnyPath) -> Path:
     """Makes the folder, with its parents, and returns its absolute path.
 
     Raises:
       UserError: it cannot be made or written to, or not all processes see it.
     """
-    path = Path(workdir).expanduser().absolute()
+    path = as_path(workdir).absolute()
 
     def make() -> None:
         try:
             path.mkdir(parents=True, exist_ok=True)
             (path / '.lock').touch()
         except OSError as e:
-            raise UserError(f'--workdir={workdir}: {e.strerror} ({e.filename})') from None
+            raise UserError(f'--workdir={path}: {e.strerror} ({e.filename})') from None
 
     def look() -> None:
         if not (path / '.lock').exists():
@@ -128,7 +129,9 @@ def describe(workdir: Path, config: Mapping[str, Any], dataset: dict[str, Any]) 
         else:
             (workdir / 'changes.diff').unlink(missing_ok=True)
         for name, value in (('dataset.json', dataset), ('environment.json', environment())):
-            write_text(workdir / name, json.dumps(value, indent=2, ensure_ascii=False) + '\n')
+            write_text(
+                workdir / name, strict_json.dumps(value, indent=2, ensure_ascii=False) + '\n'
+            )
 
 
 def read_config(workdir: Path) -> ConfigDict:

@@ -8,13 +8,14 @@ import dataclasses
 import functools
 import inspect
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from vision import data
 from vision.core.config import complete_eval
 from vision.core.config_keys import find
 from vision.core.errors import UserError, unknown
+from vision.core.paths import AnyPath, as_list
 from vision.data.source import Source, count_named
 from vision.evaluation import protocols
 from vision.evaluation.answers import Labels, Member, Progress, answer, make_step
@@ -64,7 +65,7 @@ class Evaluation:
 
 
 def evaluate_runs(
-    workdirs: Sequence[str | os.PathLike],
+    workdirs: Iterable[AnyPath] | AnyPath,
     entries: Mapping[str, Mapping[str, Any]],
     checkpoint: str = 'best',
     skip_corrupt: bool = False,
@@ -83,11 +84,11 @@ def evaluate_runs(
     Raises:
       UserError: no such run, checkpoint, weights, data or protocol, or images that cannot be read.
     """
-    runs: dict[str | None, list[Run]] = {}
+    paths, runs = as_list(workdirs), dict[str | None, list[Run]]()
     done = []
     for name, entry in entries.items():
         if entry['weights'] not in runs:
-            runs[entry['weights']] = [load_run(w, checkpoint, entry['weights']) for w in workdirs]
+            runs[entry['weights']] = [load_run(w, checkpoint, entry['weights']) for w in paths]
         done.append(evaluate_entry(runs[entry['weights']], name, entry, skip_corrupt, progress))
     return next(iter(runs.values())), done
 

@@ -17,7 +17,9 @@ from typing import Any
 
 import numpy as np
 
+from vision.core import strict_json
 from vision.core.errors import UserError, nearest
+from vision.core.paths import AnyPath, as_path
 from vision.task import Columns, Task
 
 
@@ -71,11 +73,11 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         for i in range(len(p)):
             where = None if p.paths is None else _printable(p.paths[i])
             record = {'id': int(p.ids[i]), 'path': where, **p.task.record(p.columns, i)}
-            file.write(json.dumps(record, ensure_ascii=False) + '\n')
+            file.write(strict_json.dumps(record, ensure_ascii=False) + '\n')
     os.replace(temporary, path)
 
 
-def read_predictions(workdir: str | os.PathLike, name: str = 'test') -> Predictions:
+def read_predictions(workdir: AnyPath, name: str = 'test') -> Predictions:
     """Reads the predictions that `experiments.evaluate` left in a workdir.
 
     Args:
@@ -87,7 +89,7 @@ def read_predictions(workdir: str | os.PathLike, name: str = 'test') -> Predicti
     """
     from vision.task import read_task
 
-    folder = Path(workdir).expanduser()
+    folder = as_path(workdir)
     report = folder / 'report'
     path = predictions_file(report, name)
     try:
@@ -103,7 +105,7 @@ def read_predictions(workdir: str | os.PathLike, name: str = 'test') -> Predicti
         hint = f'; did you mean {guess}?' if guess else hint
         raise UserError(
             f'{path}: there are no such predictions{hint}. '
-            f'experiments.evaluate --workdir={workdir} writes them'
+            f'experiments.evaluate --workdir={folder} writes them'
         ) from None
     except (ValueError, KeyError, TypeError, IndexError, OSError) as e:
         raise UserError(f'{path} cannot be read: {e}. Evaluate the run again') from None

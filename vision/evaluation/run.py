@@ -1,7 +1,6 @@
 """A trained run, read back from its workdir and nothing else."""
 
 import dataclasses
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import Checkpoints
 from vision.core.config import default_config
 from vision.core.errors import UserError
+from vision.core.paths import AnyPath, as_path
 from vision.data.source import Source
 from vision.models import create_model
 from vision.models.base import init_variables, run_once
@@ -50,9 +50,7 @@ class Run:
     mesh: Mesh
 
 
-def load_run(
-    workdir: str | os.PathLike, checkpoint: str = 'best', weights: str | None = None
-) -> Run:
+def load_run(workdir: AnyPath, checkpoint: str = 'best', weights: str | None = None) -> Run:
     """Reads a run's model.
 
     Args:
@@ -63,7 +61,7 @@ def load_run(
     Raises:
       UserError: it is no workdir, has no such checkpoint, or one of another model.
     """
-    path = Path(workdir).expanduser().absolute()
+    path = as_path(workdir).absolute()
     config, dataset = workdir_lib.read_config(path), workdir_lib.read_json(path, 'dataset.json')
     if config.preprocess.get('normalise') == 'dataset':
         config.preprocess.mean = tuple(dataset['mean'])

@@ -1,12 +1,12 @@
 """The tables that `experiments.models` prints."""
 
 import io
-import json
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.table import Table
 
+from vision.core import strict_json
 from vision.core.errors import UserError
 from vision.models import MODELS
 from vision.models.summary import Summary, summarise
@@ -34,10 +34,12 @@ def describe(
     options = (input_size, channels, num_classes)
     if names:
         summary = summarise(names[0], *options)
-        return json.dumps(summary.as_dict(), indent=2) if format == 'json' else _one(summary)
+        return strict_json.dumps(summary.as_dict(), indent=2) if format == 'json' else _one(summary)
     rows = [_try(name, options) for name in MODELS]
     if format == 'json':
-        return json.dumps([r.as_dict() if isinstance(r, Summary) else r for r in rows], indent=2)
+        return strict_json.dumps(
+            [r.as_dict() if isinstance(r, Summary) else r for r in rows], indent=2
+        )
     return _all(rows)
 
 

@@ -1,7 +1,7 @@
 """Step 6, predict: a trained run answers for new images, in memory or in files."""
 
-import dataclasses
 import functools
+import hashlib
 import operator
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -14,58 +14,46 @@ import numpy as np
 
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError, unknown
+from vision.core.paths import AnyPath, as_path
 from vision.data.source import FileSource, Source
 from vision.evaluation.run import Run, load_run, pretrained_run
 from vision.models.weights.fold import fold_batch_norm
 from vision.prediction import gradcam
 from vision.prediction.feed import Fed, Feed, files
+from vision.prediction.gradcam import Explanation
+from vision.prediction.stream import Stream
 
-Images = np.ndarray | Sequence[np.ndarray] | Sequence[str | os.PathLike]
-
-
-@dataclasses.dataclass(frozen=True)
-class Explanation:
-    """Why an image was classified as it was.
-
-    Attributes:
-      index: the image's, in the order in which they were given.
-      image: uint8 [H, W, C], what the model was fed.
-      classes: int32 [k], the likeliest first.
-      probabilities: float32 [k].
-      maps: float32 [k, H, W] in 0 … 1, where the evidence for each class lies.
-    """
-
-    index: int
-    image: np.ndarray
-    classes: np.ndarray
-    probabilities: np.ndarray
-    maps: np.ndarray
+# One image or several: paths, encoded bytes, `PIL.Image`s, arrays uint8 [H, W, C] or [H, W]; an array
+# uint8 [N, H, W, C]. Paths, bytes and Pillow's images are of any size. Arrays are as the run's source
+# would give them, before preprocessing: of its own size where it has one.
+Images = Any
 
 
 class Classifier:
     """A trained model and the preprocessing that it was evaluated with.
 
-    Calls may come from several threads. Images are either in memory, uint8 [N, H, W, C] as the
-    run's source would give them (before preprocessing), or in files: a sequence of paths.
+    Calls may come from several threads. They take what people have in hand, one image or several:
+    paths, encoded bytes, `PIL.Image`s, and uint8 arrays as the run's source would give them (before
+    preprocessing). One image counts as N = 1.
 
     Attributes:
       class_names: K names, in the order of the probabilities.
       run: what was read: config, shapes, variables.
     """
 
-    def __init__(self, run: Run, fold: bool = True):
-        """Takes a run; `fold` folds BatchNorm into the convolutions: faster, equal within 1e-4."""
+    def __init__(self, run: Run | AnyPath, fold: bool = True):
+        """Takes a run, or its workdir; `fold` folds BatchNorm into the convolutions: faster, equal within 1e-4."""
+        run = run if isinstance(run, Run) else load_run(run)
         self.class_names, self.run = run.class_names, run
         self.model, self.variables = run.model, run.variables
         if fold:
             folded, variables = fold_batch_norm(run.model, run.variables, run.input_shape)
             self.model, self.variables = folded, mesh_lib.put_replicated(variables, run.mesh)
-        self._feed = Feed(run)
-        self._compiled: dict[Any, Callable] = {}
+        self._feed, self._computed = Feed(run), Stream(run)
 
     @classmethod
     def from_workdir(
-        cls, workdir: str | os.PathLike, checkpoint: str = 'best', fold: bool = True
+        cls, workdir: AnyPath, checkpoint: str = 'best', fold: bool = True
     ) -> 'Classifier':
         """Reads a run.
 
@@ -81,7 +69,7 @@ class Classifier:
 
     @classmethod
     def from_pretrained(
-        cls, source: str, model: str | None = None, fold: bool = True
+        cls, source: AnyPath, model: str | None = None, fold: bool = True
     ) -> 'Classifier':
         """Reads ImageNet weights of torchvision or timm, or a workdir.
 
@@ -93,6 +81,7 @@ class Classifier:
         Raises:
           UserError: the source cannot be read, or its tensors are not the model's.
         """
+        source = source if isinstance(source, str) else os.fsdecode(as_path(source))
         if os.path.isdir(source):
             return cls.from_workdir(source, fold=fold)
         return cls(pretrained_run(source, model), fold)
@@ -101,22 +90,42 @@ class Classifier:
         """Classifies images.
 
         Args:
-          images: uint8 [N, H, W, C], or N paths.
+          images: N, in any of the forms that `Images` names.
 
         Returns:
           Probabilities, float32 [N, K].
 
         Raises:
-          UserError: images of another type or shape than the model can take, or a file that
-            cannot be read.
+          UserError: images of another type or shape than the model can take, or one that cannot
+            be read.
         """
-        return self._collect(images, self.probabilities, (len(self.class_names),))
+        return self._probabilities(self._feed.gather(images)[0])
+
+    def predict(
+        self, images: Images, top_k: int = 5
+    ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
+        """Names the likeliest classes of images.
+
+        Args:
+          images: as for a call.
+          top_k: how many classes are named, at most K.
+
+        Returns:
+          `[(class, probability), …]`, the likeliest first; of several images a list of such lists.
+
+        Raises:
+          UserError: as for a call.
+        """
+        source, one = self._feed.gather(images)
+        named = [self._named(row, top_k) for row in self._probabilities(source)]
+        answers = [[(self.class_names[i], float(p)) for i, p in classes] for classes in named]
+        return answers[0] if one else answers
 
     def embed(self, images: Images, endpoint: str = 'features') -> np.ndarray:
         """Describes images by vectors: for search, or for a classifier of one's own.
 
         Args:
-          images: uint8 [N, H, W, C], or N paths.
+          images: as for a call.
           endpoint: a stage of the model, or 'logits'; `features` is what the last layer sees. The
             maps of a stage [H, W, D] are averaged over their positions.
 
@@ -126,22 +135,27 @@ class Classifier:
         Raises:
           UserError: as for a call; or an unknown endpoint.
         """
+        source, _ = self._feed.gather(images)
+        if not source.num_examples:
+            return np.empty((0, self.embedding_size(endpoint)), np.float32)
+        return self._collect(source, functools.partial(self.embedding, endpoint=endpoint))
+
+    def embedding_size(self, endpoint: str = 'features') -> int:
+        """The length D of the vectors that `embed` returns; UserError for an unknown endpoint."""
         embedding = functools.partial(self.embedding, endpoint=endpoint)
-        empty = jax.eval_shape(
-            embedding, self.variables, jax.ShapeDtypeStruct((1, *self.run.input_shape), np.uint8)
-        )
-        return self._collect(images, embedding, empty.shape[1:])
+        one = jax.ShapeDtypeStruct((1, *self.run.input_shape), np.uint8)
+        return jax.eval_shape(embedding, self.variables, one).shape[1]
 
     def explain(
         self,
         images: Images,
-        classes: Sequence[int] | np.ndarray | None = None,
+        classes: Sequence[int] | np.ndarray | int | None = None,
         stage: str | None = None,
     ) -> np.ndarray:
         """Shows where in each image the evidence for a class lies (Grad-CAM).
 
         Args:
-          images: uint8 [N, H, W, C], or N paths.
+          images: as for a call.
           classes: int [N], or one for all; by default each image's likeliest.
           stage: whose maps are weighted; by default the last with more than one position.
 
@@ -152,26 +166,31 @@ class Classifier:
         Raises:
           UserError: as for a call; or an unknown stage or class.
         """
-        count = len(images)
-        wanted = np.broadcast_to(np.asarray(-1 if classes is None else classes, np.int32), (count,))
+        source, _ = self._feed.gather(images)
+        count = source.num_examples
+        try:
+            wanted = np.asarray(-1 if classes is None else classes, np.int32)
+            wanted = np.broadcast_to(wanted, (count,))
+        except (ValueError, TypeError):
+            raise UserError(
+                f'classes must be one number, or one for each of {count} images'
+            ) from None
         if classes is not None and count and not 0 <= wanted.min() <= wanted.max() < self._k:
             raise UserError(f'classes must be in 0 … {self._k - 1}, not {np.asarray(classes)}')
         if not count:
             return np.empty((0, *self.run.input_shape[:2]), np.float32)
         function = functools.partial(self._explanation, stage=stage)
-        maps = [
-            outputs['maps'][:, 0]
-            for _, outputs, mask in self._stream(self._fed(images), function, wanted[:, None])
-        ]
-        return np.concatenate(maps)
+        maps = self._collect(source, function, wanted[:, None], operator.itemgetter('maps'))
+        return maps[:, 0]
 
     def classify_files(
-        self, paths: Sequence[str | os.PathLike], top_k: int = 5
+        self, paths: AnyPath | Iterable[AnyPath], top_k: int = 5
     ) -> Iterator[dict[str, Any]]:
         """Classifies image files, folders and globs, in a stream.
 
         Args:
-          paths: files (answered even if they are no images), folders (every image below), globs.
+          paths: files (answered even if they are no images), folders (every image below), globs;
+            one or several.
           top_k: how many classes a prediction names, at most K.
 
         Yields:
@@ -186,11 +205,18 @@ class Classifier:
     def classify_source(self, source: FileSource, top_k: int = 5) -> Iterator[dict[str, Any]]:
         """`classify_files` for files that were listed before."""
         fed = self._feed.source(source)
-        for start, probabilities, mask in self._stream(fed, self.probabilities):
+        for start, probabilities, mask in self._computed(self.variables, fed, self.probabilities):
             for i, (row, real) in enumerate(zip(probabilities, mask, strict=True)):
                 path = source.paths[start + i]
                 error = None if real else fed.corrupt()[path]
-                yield self._prediction(path, row, error, top_k)
+                if error is None and not np.isfinite(row).all():
+                    error = "the model's probabilities are not finite"
+                named = [] if error else self._named(row, top_k)
+                predictions = [
+                    {'class': self.class_names[c], 'index': int(c), 'probability': float(p)}
+                    for c, p in named
+                ]
+                yield {'path': str(Path(path)), 'predictions': predictions, 'error': error}
 
     def embed_source(
         self, source: Source, endpoint: str = 'features'
@@ -203,7 +229,7 @@ class Classifier:
         """
         fed = self._feed.source(source)
         embedding = functools.partial(self.embedding, endpoint=endpoint)
-        for start, vectors, mask in self._stream(fed, embedding):
+        for start, vectors, mask in self._computed(self.variables, fed, embedding):
             there, not_there = np.flatnonzero(mask), np.flatnonzero(mask == 0)
             failed = {start + int(i): _reason(fed, source, start + int(i)) for i in not_there}
             yield start + there, vectors[there], failed
@@ -216,7 +242,7 @@ class Classifier:
         fed = self._feed.source(source)
         ranks = -1 - np.arange(min(top_k, self._k), dtype=np.int32)
         wanted = np.broadcast_to(ranks, (source.num_examples, len(ranks)))
-        for start, outputs, mask in self._stream(fed, self._explanation, wanted):
+        for start, outputs, mask in self._computed(self.variables, fed, self._explanation, wanted):
             for i in np.flatnonzero(mask):
                 # By logits, as the maps are: small probabilities may be equal, to zero.
                 order = np.argsort(-outputs['logits'][i][: self._k], kind='stable')[: len(ranks)]
@@ -250,6 +276,15 @@ class Classifier:
         x = known[endpoint].astype(jnp.float32)
         return x.mean(axis=(1, 2)) if x.ndim == 4 else x.reshape(len(x), -1)
 
+    @functools.cached_property
+    def digest(self) -> str:
+        """Of the run's variables: which weights these are."""
+        digest = hashlib.sha256()
+        for path, leaf in jax.tree_util.tree_leaves_with_path(self.run.variables):
+            digest.update(jax.tree_util.keystr(path).encode())
+            digest.update(np.ascontiguousarray(leaf).tobytes())
+        return digest.hexdigest()[:16]
+
     @property
     def _k(self) -> int:
         return len(self.class_names)
@@ -270,107 +305,32 @@ class Classifier:
     def _normalised(self, images: jax.Array) -> jax.Array:
         return self.run.task.normalise(images)
 
-    def _fed(self, images: Images) -> Fed:
-        """Images in memory, or files that must all be readable."""
-        if not _are_paths(images):
-            return self._feed.images(images)
-        listed = FileSource('files', (), tuple(map(os.fspath, images)), np.full(len(images), -1))
-        fed = self._feed.source(listed)
+    def _named(self, probabilities: np.ndarray, top_k: int) -> list[tuple[int, float]]:
+        """The classes that a prediction names, with their probabilities."""
+        if top_k < 1:
+            raise UserError(f'top_k={top_k} must be at least 1')
+        return [(i, probabilities[i]) for i in self.run.task.named(probabilities, top_k)]
 
-        def readable() -> Iterator[Any]:
-            for batch in fed.batches:
-                for path, reason in fed.corrupt().items():
-                    raise UserError(f'{path} cannot be read: {reason}')
-                yield batch
+    def _probabilities(self, source: Source) -> np.ndarray:
+        if not source.num_examples:
+            return np.empty((0, self._k), np.float32)
+        return self._collect(source, self.probabilities)
 
-        return Fed(fed.num_examples, readable(), fed.corrupt)
-
-    def _collect(self, images: Images, function: Callable, shape: tuple[int, ...]) -> np.ndarray:
-        if not len(images):
-            return np.empty((0, *shape), np.float32)
-        return np.concatenate([out for _, out, _ in self._stream(self._fed(images), function)])
-
-    def _stream(
-        self, fed: Fed, function: Callable, extra: np.ndarray | None = None
-    ) -> Iterator[tuple[int, Any, np.ndarray]]:
-        """Computes a function of every batch, one batch ahead of what is read back.
-
-        Args:
-          fed: the images.
-          function: (variables, images [B, …]) → a tree of arrays [B, …].
-          extra: a third argument [N, …], cut and padded to each batch.
-
-        Yields:
-          The index of the first image, what was computed of the n images of the batch, [n, …],
-          and their mask [n]; padding is cut off.
-        """
-        compiled = self._jit(function)
-
-        def compute() -> Iterator[Any]:
-            start = 0
-            for batch in fed.batches:
-                self._check_shape(batch['image'].shape[1:])
-                size = len(batch['mask'])
-                arguments = [self.variables, batch['image']]
-                if extra is not None:
-                    rows = np.zeros((size, *extra.shape[1:]), extra.dtype)
-                    rows[: len(extra) - start] = extra[start : start + size]
-                    arguments.append(rows)
-                yield compiled(*arguments), batch['mask']
-                start += size
-
-        start = 0
-        for outputs, mask in map(jax.device_get, _one_behind(compute())):
-            real = slice(fed.num_examples - start)
-            yield start, jax.tree.map(operator.itemgetter(real), outputs), mask[real]
-            start += len(mask)
-
-    def _jit(self, function: Callable) -> Callable:
-        """The function under jit, the same one each time: it is compiled once a shape."""
-        parts = function if isinstance(function, functools.partial) else functools.partial(function)
-        key = (parts.func.__name__, *sorted(parts.keywords.items()))
-        layout = mesh_lib.replicated(self.run.mesh)
-        return self._compiled.setdefault(key, jax.jit(function, out_shardings=layout))
-
-    def _check_shape(self, shape: tuple[int, ...]) -> None:
-        if shape != self.run.input_shape:
-            raise UserError(
-                f'preprocessing makes images of {list(shape)}; '
-                f'the model was trained on {list(self.run.input_shape)}'
-            )
-
-    def _prediction(
-        self, path: str, probabilities: np.ndarray, error: str | None, top_k: int
-    ) -> dict[str, Any]:
-        order: Iterable[int] = [] if error else self.run.task.named(probabilities, top_k)
-        predictions = [
-            {
-                'class': self.class_names[i],
-                'index': int(i),
-                'probability': float(probabilities[i]),
-            }
-            for i in order
-        ]
-        return {'path': str(Path(path)), 'predictions': predictions, 'error': error}
-
-
-def _one_behind(items: Iterable[Any]) -> Iterator[Any]:
-    """Passes items on when the next one was asked for: the device computes while the host reads."""
-    previous = None
-    for item in items:
-        if previous is not None:
-            yield previous
-        previous = item
-    if previous is not None:
-        yield previous
-
-
-def _are_paths(images: Images) -> bool:
-    if isinstance(images, str | os.PathLike):
-        raise UserError(f'{os.fspath(images)} is one path; give a list of paths, or an array')
-    return not isinstance(images, np.ndarray) and all(
-        isinstance(x, str | os.PathLike) for x in images
-    )
+    def _collect(
+        self,
+        source: Source,
+        function: Callable,
+        extra: np.ndarray | None = None,
+        of: Callable = lambda outputs: outputs,
+    ) -> np.ndarray:
+        """What `_stream` computes for images that must all be readable, or a part `of` it: [N, …]."""
+        fed = self._feed.source(source)
+        parts = []
+        for _, outputs, _ in self._computed(self.variables, fed, function, extra):
+            for name, reason in fed.corrupt().items():
+                raise UserError(f'{name} cannot be read: {reason}')
+            parts.append(of(outputs))
+        return np.concatenate(parts)
 
 
 def _reason(fed: Fed, source: Source, index: int) -> str:

@@ -1,19 +1,18 @@
 """Heat maps of the likeliest classes, laid over the images: a PNG or a page."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
-import numpy as np
-
+from vision.core.paths import AnyPath, as_path, below, common_root
 from vision.data.source import FileSource
 from vision.prediction import pages, pictures
 from vision.prediction.classifier import Classifier
+from vision.prediction.pages import Picture
 
 CLASSES = 3  # explained of each image
 _IN_PNG, _IN_PAGE = 16, 500  # images
 
 
-def explain_files(classifier: Classifier, source: FileSource, path: Path) -> int:
+def explain_files(classifier: Classifier, source: FileSource, path: AnyPath) -> int:
     """Writes each image and, beside it, where the evidence for its likeliest classes lies.
 
     Args:
@@ -24,24 +23,26 @@ def explain_files(classifier: Classifier, source: FileSource, path: Path) -> int
     Returns:
       How many files were left out because the picture is full.
     """
-    limit = _IN_PNG if path.suffix.lower() == '.png' else _IN_PAGE
+    target = as_path(path)
+    limit = _IN_PNG if target.suffix.lower() == '.png' else _IN_PAGE
     first = FileSource(source.name, (), source.paths[:limit], source.labels[:limit])
     rows = _rows(classifier, first)
-    if path.suffix.lower() == '.png':
-        drawn = [[(figures[0][0], heading), *figures[1:]] for heading, figures in rows]
-        pictures.draw_grid(drawn or [[(None, 'no image could be read')]], path)
+    if target.suffix.lower() == '.png':
+        drawn = [[row[0]._replace(caption=heading), *row[1:]] for heading, row in rows]
+        pictures.draw_grid(drawn or [[Picture(None, 'no image could be read')]], target)
     else:
         note = (
             'Grad-CAM (Selvaraju et al. 2017): the warmer, the more a place speaks for the class.'
         )
-        pages.write_page(path, 'Why these classes', note, rows)
+        pages.write_page(target, 'Why these classes', note, rows)
     return source.num_examples - first.num_examples
 
 
 def _rows(classifier: Classifier, source: FileSource) -> Iterator[pages.Row]:
+    root = common_root(source.paths)
     for e in classifier.explain_source(source, CLASSES):
-        figures: list[tuple[np.ndarray | None, str]] = [(e.image, 'what the model is fed')]
+        row = [Picture(e.image, 'what the model is fed')]
         for index, probability, heat in zip(e.classes, e.probabilities, e.maps, strict=True):
             caption = f'{classifier.class_names[index]}: {probability:.1%}'
-            figures.append((pictures.overlay(e.image, heat), caption))
-        yield source.paths[e.index], figures
+            row.append(Picture(pictures.overlay(e.image, heat), caption))
+        yield below(source.paths[e.index], root), row

@@ -1,7 +1,6 @@
 """Export: a run's model as StableHLO, which runs where there is nothing but JAX and NumPy."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,6 +9,7 @@ import numpy as np
 
 from vision import data
 from vision.core.errors import UserError
+from vision.core.paths import AnyPath, as_path
 from vision.data.source import Source
 from vision.models.layers import xla_only
 from vision.prediction.classifier import Classifier
@@ -21,7 +21,7 @@ _CHECKED = 64  # images
 _TOLERANCE, _TOLERANCE_16_BIT = 1e-4, 5e-2
 
 
-def export(classifier: Classifier, output: str | os.PathLike) -> dict[str, Any]:
+def export(classifier: Classifier, output: AnyPath) -> dict[str, Any]:
     """Writes a model, its weights and its normalisation, as one file, and checks it.
 
     The file is a `jax.export.Exported`, serialised. It takes uint8 [B, H, W, C] of the size that
@@ -40,7 +40,7 @@ def export(classifier: Classifier, output: str | os.PathLike) -> dict[str, Any]:
       UserError: the file cannot be written, or there is no image to check it with.
       RuntimeError: what was written does not answer as the model does.
     """
-    path = Path(output).expanduser()
+    path = as_path(output)
     images = real_images(classifier)
     program = serialise(classifier)
     temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
@@ -52,7 +52,7 @@ def export(classifier: Classifier, output: str | os.PathLike) -> dict[str, Any]:
             raise RuntimeError(f'the exported model differs from the model by {difference:.1e}')
         os.replace(temporary, path)
     except OSError as e:
-        raise UserError(f'--output={output}: {e.strerror}') from None
+        raise UserError(f'--output={path}: {e.strerror}') from None
     finally:
         temporary.unlink(missing_ok=True)
     return {

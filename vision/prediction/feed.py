@@ -6,10 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from vision.core.errors import UserError
+from vision.core.paths import as_list
 from vision.data.source import ArraySource, FileSource, Source
 from vision.evaluation.run import Run
+from vision.prediction import given
 from vision.preprocess import device, inputs
+from vision.preprocess import ops as ops_lib
 from vision.preprocess.device import Batch
 from vision.preprocess.ops import HOST, place
 
@@ -42,26 +44,25 @@ class Feed:
         self._run = run
         self._ops = run.config.preprocess.eval
 
-    def images(self, images: Any) -> Fed:
-        """Images in memory, uint8 [N, H, W, C], N > 0, as the run's source would give them.
-
-        Raises:
-          UserError: images of another type or shape.
-        """
-        return self.source(self._array_source(self._checked(images)))
+    def gather(self, images: Any) -> tuple[Source, bool]:
+        """Images that a caller has in hand as a source, and whether it is one image; see `given.gather`."""
+        shape = self._run.image_shape
+        channels = shape[-1] if shape else ops_lib.channels(ops_lib.parse(self._ops))
+        return given.gather(images, channels, shape)
 
     def source(self, source: Source) -> Fed:
         """A split, or files; what cannot be read is masked."""
         size = self._batch_size(source.num_examples)
         if source.images is not None and inputs.on_device(source, self._ops):
             return Fed(source.num_examples, self._on_device(source.images, size), dict)
-        if not source.encoded or self._run.image_shape is None or place(self._ops, True) == HOST:
+        of_one_size = not source.encoded and source.image_shape is not None
+        if of_one_size or self._run.image_shape is None or place(self._ops, True) == HOST:
             every = inputs.EvalBatches(source, self._ops, size, self._run.mesh, skip_corrupt=True)
             return Fed(source.num_examples, every, lambda: every.corrupt)
-        return self._resized_files(source, size)
+        return self._resized(source, size)
 
-    def _resized_files(self, source: Source, size: int) -> Fed:
-        """Files for a run whose source had images of one size in memory: brought to that size."""
+    def _resized(self, source: Source, size: int) -> Fed:
+        """Images of any size for a run whose source had them of one size in memory: brought to that size."""
         from vision.preprocess import pipeline
 
         assert self._run.image_shape is not None
@@ -100,30 +101,9 @@ class Feed:
         share = -(-num_examples // self._run.mesh.size)
         return min(self._run.config.evaluation.batch_size, 1 << (share - 1).bit_length())
 
-    def _checked(self, images: Any) -> np.ndarray:
-        try:
-            images = np.asarray(images)
-        except ValueError:
-            raise UserError(
-                'images in one array must be of one size; or give their files'
-            ) from None
-        if images.dtype != np.uint8 or images.ndim != 4:
-            raise UserError(
-                f'images must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}'
-            )
-        expected = self._run.image_shape
-        if expected is not None and images.shape[1:] != expected:
-            raise UserError(
-                f'images of {list(images.shape[1:])}; the run was trained on images of '
-                f'{list(expected)}: resize them, or give their files'
-            )
-        return images
 
-
-def files(paths: Iterable[Any]) -> FileSource:
-    """Files, folders and globs as a source; see `vision.data.folder.files`."""
-    import os
-
+def files(paths: Any) -> FileSource:
+    """Files, folders and globs, one or several, as a source; see `vision.data.folder.files`."""
     from vision.data import folder
 
-    return folder.files([os.fspath(p) for p in paths])
+    return folder.files(as_list(paths))

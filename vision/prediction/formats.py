@@ -3,10 +3,11 @@
 import csv
 import io
 import itertools
-import json
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
+
+from vision.core import strict_json
 
 Prediction = dict[str, Any]
 
@@ -47,10 +48,10 @@ def printable(text: str, file: TextIO) -> str:
 
 def dump_json(value: Any, file: TextIO, indent: int | None = None) -> str:
     """JSON that `file` can take: what it cannot is escaped, so that any parser reads it back."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent)
+    text = strict_json.dumps(value, ensure_ascii=False, indent=indent)
     if printable(text, file) == text:
         return text
-    return json.dumps(value, indent=indent)
+    return strict_json.dumps(value, indent=indent)
 
 
 def _json(predictions: Iterable[Prediction], file: TextIO) -> None:

@@ -9,14 +9,35 @@ Where fully connected layers read each position by itself (LeNet, AlexNet, VGG),
 which of them a map counted, and the same pattern elsewhere is lit as well.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vision.core.errors import UserError, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Explanation:
+    """Why an image was classified as it was.
+
+    Attributes:
+      index: the image's, in the order in which they were given.
+      image: uint8 [H, W, C], what the model was fed.
+      classes: int32 [k], the likeliest first.
+      probabilities: float32 [k].
+      maps: float32 [k, H, W] in 0 … 1, where the evidence for each class lies.
+    """
+
+    index: int
+    image: np.ndarray
+    classes: np.ndarray
+    probabilities: np.ndarray
+    maps: np.ndarray
 
 
 def grad_cam(

@@ -3,6 +3,7 @@
 import html
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -22,9 +23,27 @@ figure { margin: 0; width: 160px; }
 }
 img { display: block; max-width: 160px; border-radius: 4px; }
 figcaption { font-size: 12px; margin-top: 3px; overflow-wrap: anywhere; }
+.mark { color: #c2410c; display: block; font-weight: 600; }
+.marked img { outline: 3px solid #ea580c; }
+@media (prefers-color-scheme: dark) { .mark { color: #fb923c; } }
 """
 
-Row = tuple[str, list[tuple[np.ndarray | None, str]]]
+
+class Picture(NamedTuple):
+    """A picture of a page or a figure.
+
+    Attributes:
+      image: uint8 [H, W, C], or None where there is none.
+      caption: below it.
+      mark: what sets it apart from the first of its row, 'another class'; '' if nothing does.
+    """
+
+    image: np.ndarray | None
+    caption: str
+    mark: str = ''
+
+
+Row = tuple[str, list[Picture]]
 
 
 def write_page(path: Path, title: str, note: str, rows: Iterable[Row]) -> None:
@@ -34,7 +53,7 @@ def write_page(path: Path, title: str, note: str, rows: Iterable[Row]) -> None:
       path: of the page.
       title: of it.
       note: one sentence below the title.
-      rows: of (heading, [(uint8 [H, W, C] or None, caption), …]).
+      rows: of (heading, pictures).
     """
     with open(path, 'w', encoding='utf-8', errors='backslashreplace') as file:
         file.write(
@@ -43,23 +62,26 @@ def write_page(path: Path, title: str, note: str, rows: Iterable[Row]) -> None:
             f'<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>'
             f'<h1>{html.escape(title)}</h1><p>{html.escape(note)}</p>\n'
         )
-        for heading, figures in rows:
+        for heading, row in rows:
             file.write(f'<section><h2>{html.escape(heading)}</h2><div class="row">')
-            for image, caption in figures:
-                file.write(figure(image, caption))
+            for picture in row:
+                file.write(figure(*picture))
             file.write('</div></section>\n')
         file.write('</body></html>\n')
 
 
-def figure(image: np.ndarray | None, caption: str) -> str:
-    """A picture, uint8 [H, W, C], with its caption below, as HTML."""
+def figure(image: np.ndarray | None, caption: str, mark: str = '', side: int = THUMBNAIL) -> str:
+    """A `Picture` as HTML, its longer side `side` pixels."""
     text, picture = html.escape(caption), ''
     if image is not None:
-        scale = THUMBNAIL / max(image.shape[:2])
-        height, width = (max(1, round(scale * side)) for side in image.shape[:2])
+        scale = side / max(image.shape[:2])
+        height, width = (max(1, round(scale * n)) for n in image.shape[:2])
         hard = ' style="image-rendering: pixelated"' if scale >= 2 else ''
         picture = (
-            f'<img src="{data_uri(image)}" alt="{html.escape(caption, True)}" '
+            f'<img src="{data_uri(image, side)}" alt="{html.escape(caption, True)}" '
             f'width="{width}" height="{height}"{hard}>'
         )
-    return f'<figure>{picture}<figcaption>{text}</figcaption></figure>'
+    if mark:
+        text = f'<b class="mark">{html.escape(mark)}</b>{text}'
+    kind = ' class="marked"' if mark else ''
+    return f'<figure{kind}>{picture}<figcaption>{text}</figcaption></figure>'

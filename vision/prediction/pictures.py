@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vision.prediction.pages import Picture
 from vision.preprocess.pictures import thumbnail, to_rgb
 
 
@@ -33,13 +34,8 @@ def grey(image: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(small, np.float32)
 
 
-def draw_grid(rows: list[list[tuple[np.ndarray | None, str]]], path: Path) -> None:
-    """Writes a figure of images with titles, row by row, all of one width.
-
-    Args:
-      rows: of (uint8 [H, W, C] or None, title).
-      path: of the PNG.
-    """
+def draw_grid(rows: list[list[Picture]], path: Path) -> None:
+    """Writes a figure of pictures with their captions above, row by row, all of one width; to a PNG."""
     from matplotlib.figure import Figure
 
     columns = max(map(len, rows))
@@ -48,8 +44,10 @@ def draw_grid(rows: list[list[tuple[np.ndarray | None, str]]], path: Path) -> No
     for axes in grid.flat:
         axes.set_axis_off()
     for axes_row, row in zip(grid, rows, strict=True):
-        for axes, (image, title) in zip(axes_row, row, strict=False):
-            axes.set_title(plain(title), fontsize=8, parse_math=False)
+        for axes, (image, caption, mark) in zip(axes_row, row, strict=False):
+            title = f'{plain(mark)}\n{plain(caption)}' if mark else plain(caption)
+            colour = '#c2410c' if mark else 'black'
+            axes.set_title(title, fontsize=8, parse_math=False, color=colour)
             if image is not None:
                 axes.imshow(np.asarray(thumbnail(image)))
     figure.savefig(path, dpi=90, format='png')

@@ -6,6 +6,8 @@ no example pays for the possibility.
 """
 
 import collections
+import concurrent.futures
+import dataclasses
 import logging
 import os
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
@@ -21,7 +23,8 @@ from vision.data.source import BadImage, Image, Source, no_labels, read_each
 from vision.preprocess import cache as cache_lib
 from vision.preprocess import ops as ops_lib
 from vision.preprocess.decode import read
-from vision.preprocess.ops import PER_OP, draw
+from vision.preprocess.example import Example
+from vision.preprocess.ops import draw
 
 _AHEAD = 2  # batches prepared while one is used
 _FOREVER = 1 << 62  # batches
@@ -99,14 +102,20 @@ class Preprocess:
           UserError: a cache or an op string that this source cannot have.
         """
         cache_lib.check(cache, source)
-        self._source, self._text, self._local = source, text, local
-        self._seed, self._views = seed, views
         self._ops = parse(source, text)
-        num_draws = max(1, len(self._ops))  # unbatching rows without numbers ends TensorFlow
-        self._draw_shape = ((views,) if views > 1 else ()) + (num_draws, PER_OP)
-        self.channels = ops_lib.channels(self._ops)
-        self._raw = cache_lib.RawCache(source.paths) if cache == 'raw' and source.paths else None
-        self._decoded = cache_lib.DecodedCache(self.channels) if cache == 'decoded' else None
+        self._source, self._text, self._local, self._seed = source, text, local, seed
+        raw = cache_lib.RawCache(source.paths) if cache == 'raw' and source.paths else None
+        channels = ops_lib.channels(self._ops)
+        self._example = Example(
+            text=text,
+            name=source.name,
+            encoded=source.encoded,
+            by_path=source.paths is not None,
+            image_shape=source.image_shape,
+            views=views,
+            raw=raw,
+            decoded=cache_lib.DecodedCache(channels) if cache == 'decoded' else None,
+        )
         self._function: Any = None
 
     def batches(
@@ -145,6 +154,36 @@ class Preprocess:
 
         return aligned(self._run(self._dataset(rows())))
 
+    def direct(
+        self, planned: Iterable[Planned]
+    ) -> Generator[tuple[Plan, np.ndarray, np.ndarray], None, None]:
+        """`batches`, and the same pixels, without a data set of tf.data's.
+
+        TensorFlow builds the graph of a data set anew each time, which takes a third of a second of
+        CPU time: too much for a few images. The images of a batch may also be of different kinds,
+        encoded or pixels uint8 [H, W, channels].
+        """
+        for plan, images in planned:
+            draws = self._draws(plan)
+            there = [i for i, image in enumerate(images) if not isinstance(image, BadImage | None)]
+            made = _in_threads(self._one, [(plan.ids[i], images[i], draws[i]) for i in there])
+            found = {i: image for i, image in zip(there, made, strict=True) if image is not None}
+            stacked = np.stack([*found.values()]) if found else np.empty(0, np.uint8)
+            yield plan, np.array([*found], np.int64), stacked
+
+    def _one(self, example: int, image: str | Image, draws: np.ndarray) -> np.ndarray | None:
+        """One image, preprocessed; None where that fails: `fill` finds out why."""
+        tf = tf_cpu()
+        data = image if isinstance(image, np.ndarray) else os.fsencode(image)
+        kind, encoded = self._example, isinstance(data, bytes)
+        if encoded != kind.encoded:
+            kind = dataclasses.replace(kind, encoded=encoded)
+        self._function = function = kind.function()
+        try:
+            return function(tf.constant(example), tf.constant(data), tf.constant(draws)).numpy()
+        except tf.errors.OpError:
+            return None
+
     def fill(
         self, plan: Plan, slots: np.ndarray, images: np.ndarray, corrupt: dict[str, str]
     ) -> tuple[np.ndarray, np.ndarray]:
@@ -174,18 +213,18 @@ class Preprocess:
         tf = tf_cpu()
         if not self._source.indexed:
             raise BadImage('cannot be decoded, or is too small for the ops')
-        image = decoded(read_each(self._source, [example])[0][0], self.channels)
+        image = decoded(read_each(self._source, [example])[0][0], self._example.channels)
         try:
-            return self._apply(tf.constant(image), draws, decoded=True).numpy()
+            return self._example.apply(tf.constant(image), draws, decoded=True).numpy()
         except (tf.errors.OpError, ValueError) as e:
             raise UserError(f'{name}: {self._text!r} does not fit it: {first_line(e)}') from None
 
     def _draws(self, plan: Plan) -> np.ndarray:
         """The random numbers of a batch: float64 [b, ops, PER_OP], or [b, V, ops, PER_OP]."""
-        counters = view_counters(plan.epochs, self._views)
-        ids = np.repeat(plan.ids, self._views)
-        every = draw(self._seed, counters.ravel(), ids, self._draw_shape[-2])
-        return every.reshape(len(counters), *self._draw_shape)
+        counters = view_counters(plan.epochs, self._example.views)
+        ids = np.repeat(plan.ids, self._example.views)
+        every = draw(self._seed, counters.ravel(), ids, self._example.draw_shape[-2])
+        return every.reshape(len(counters), *self._example.draw_shape)
 
     def _rows(self, plan: Plan, images: Sequence) -> tuple[np.ndarray, ...]:
         """The rows of a batch whose images are there, and its tick: slot, id, draws, data."""
@@ -197,19 +236,19 @@ class Preprocess:
             data[:] = [*(os.fsencode(i) if isinstance(i, str) else i for i in found), b'']
         else:
             data = np.stack([*found, np.zeros(self._source.image_shape or (), np.uint8)])
-        draws = np.zeros((len(slots), *self._draw_shape))
+        draws = np.zeros((len(slots), *self._example.draw_shape))
         draws[:-1] = self._draws(plan)[there]
         return slots, np.append(plan.ids[there], -1), draws, data
 
     def _dataset(self, rows: Iterator[tuple[np.ndarray, ...]]) -> Any:
         """Single rows {slot, id, draws, data} of what yields those of a batch at once."""
         tf = tf_cpu()
-        data_shape = () if self._source.encoded else self._source.image_shape or ()
+        data = self._example.data_spec()
         columns: dict[str, tuple[Any, tuple[int, ...]]] = {
             'slot': (tf.int64, ()),
             'id': (tf.int64, ()),
-            'draws': (tf.float64, self._draw_shape),
-            'data': (tf.string if self._source.encoded else tf.uint8, data_shape),
+            'draws': (tf.float64, self._example.draw_shape),
+            'data': (data.dtype, tuple(data.shape)),
         }
         end = [
             np.empty((0, *shape), object if kind == tf.string else kind.as_numpy_dtype)
@@ -229,14 +268,14 @@ class Preprocess:
         return batches.take_while(lambda row: tf.size(row['slot']) > 0).prefetch(1).unbatch()
 
     def _image_shape(self) -> tuple[int, ...]:
-        return tuple(self._function.output_shapes)
+        function = self._function or self._example.function()
+        return tuple(function.output_shapes)
 
     def _run(self, dataset: Any) -> Iterator[dict[str, np.ndarray]]:
         """Preprocesses rows in parallel; those that fail drop out."""
         tf = tf_cpu()
-        threads = max(2, len(os.sched_getaffinity(0)))
-        if self._function is None:
-            self._function = self._trace(dataset.element_spec)
+        threads = _threads()
+        self._function = self._example.function()
 
         def preprocess(row: dict[str, Any]) -> dict[str, Any]:
             image = tf.cond(
@@ -254,52 +293,17 @@ class Preprocess:
         dataset = dataset.ignore_errors().batch(self._local + 1).prefetch(_AHEAD)
         return dataset.with_options(options).as_numpy_iterator()
 
-    def _trace(self, spec: dict[str, Any]) -> Any:
-        tf = tf_cpu()
-        traced = tf.function(self._example, autograph=False)
-        try:
-            function = traced.get_concrete_function(spec['id'], spec['data'], spec['draws'])
-        except (ValueError, TypeError, tf.errors.InvalidArgumentError) as e:
-            raise UserError(
-                f'{self._text!r} does not fit the images of {self._source.name}: {first_line(e)}'
-            ) from e
-        if not function.output_shapes.is_fully_defined():
-            raise UserError(
-                f'{self._text!r} makes images of more than one size; let it end in one: '
-                'resize(H, W), central_crop(S), random_crop(S) or random_resized_crop(S)'
-            )
-        return function
 
-    def _example(self, example: Any, data: Any, draws: Any) -> Any:
-        """One image: id, path or bytes or pixels, and random numbers → uint8 [H, W, C]."""
-        tf = tf_cpu()
-        if not self._source.encoded:
-            return self._apply(data, draws)
+def _in_threads(function: Callable, arguments: Sequence[tuple]) -> list[Any]:
+    """Calls a function with each of the arguments; a single call needs no thread of its own."""
+    if len(arguments) < 2:
+        return [function(*a) for a in arguments]
+    with concurrent.futures.ThreadPoolExecutor(min(len(arguments), _threads())) as pool:
+        return list(pool.map(lambda a: function(*a), arguments))
 
-        def encoded() -> Any:
-            if self._raw is not None:
-                return self._raw.read(example)
-            return data if self._source.paths is None else tf.io.read_file(data)
 
-        shape = self._source.image_shape
-        if self._decoded is None and shape is None:
-            return self._apply(encoded(), draws)
-        image = self._decode(example, encoded)
-        image = image if shape is None else tf.ensure_shape(image, (*shape[:2], self.channels))
-        return self._apply(image, draws, decoded=True)
-
-    def _decode(self, example: Any, encoded: Callable[[], Any]) -> Any:
-        def decode() -> Any:
-            return ops_lib.apply(self._ops[:1], encoded(), None)
-
-        return decode() if self._decoded is None else self._decoded.get(example, decode)
-
-    def _apply(self, image: Any, draws: Any, decoded: bool = False) -> Any:
-        """Each view of one image: [H, W, C], or [V, H, W, C] where there are several."""
-        if self._views == 1:
-            return ops_lib.apply(self._ops, image, draws, decoded)
-        views = range(self._views)
-        return tf_cpu().stack([ops_lib.apply(self._ops, image, draws[v], decoded) for v in views])
+def _threads() -> int:
+    return max(2, len(os.sched_getaffinity(0)))
 
 
 def parse(source: Source, text: str) -> tuple[Any, ...]:

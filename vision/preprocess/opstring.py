@@ -4,9 +4,11 @@ Arguments are Python literals, positional or by keyword; nothing is evaluated.
 """
 
 import ast
+import functools
 import inspect
 import math
 import re
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,12 +27,22 @@ class Op(NamedTuple):
         return f'{self.name}({", ".join(parts)})' if parts else self.name
 
 
+# In Python 3.11 two threads that parse at once may end in a SystemError (CPython issue 106905).
+_PARSING = threading.Lock()
+
+
 def parse(text: str) -> tuple[Op, ...]:
     """Reads an op string, ops with bars between; the empty string has none.
 
     Raises:
       UserError: what stands between two bars is not `name` or `name(literal, …, key=literal)`.
     """
+    with _PARSING:
+        return _parse(text)
+
+
+@functools.lru_cache(maxsize=256)
+def _parse(text: str) -> tuple[Op, ...]:
     return tuple(_parse_op(part, text) for part in _split(text)) if text.strip() else ()
 
 

@@ -21,6 +21,8 @@ from vision.preprocess.unreadable import check_corrupt
 
 Batch = dict[str, np.ndarray]
 
+_FEW = 64  # images, for which a data set of tf.data's does not pay
+
 # Of an example: id, epoch or what `order.batch_ids` counts instead, image, label.
 _Read = tuple[int, int, Image | BadImage, np.ndarray]
 
@@ -117,7 +119,9 @@ class EvalBatches:
         else:
             self._num_batches = -(-_share(source, 0, process_count) // local)
             planned = _in_batches(source, _pass(source, None, 0, *part), local)
-        self._steps = self._preprocess.batches(planned)
+        several_kinds = not source.encoded and source.image_shape is None
+        few = several_kinds or source.num_examples <= _FEW
+        self._steps = (self._preprocess.direct if few else self._preprocess.batches)(planned)
         self._done = 0
 
     def __iter__(self) -> 'EvalBatches':

@@ -5,17 +5,17 @@ names of the images and what made the vectors, its length in 8 bytes, and a mark
 """
 
 import dataclasses
-import hashlib
 import json
 import os
 import struct
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vision.core import strict_json
 from vision.core.errors import UserError
+from vision.core.paths import AnyPath, as_path
 from vision.prediction.classifier import Classifier
 
 _MARK = b'\nVISION-INDEX-1\n'
@@ -105,14 +105,15 @@ class Index:
                     'here; build it again, or take the run that made it'
                 )
 
-    def save(self, path: Path) -> None:
+    def save(self, path: AnyPath) -> None:
         """Writes the file whole or not at all.
 
         Raises:
           UserError: it cannot be written.
         """
         about = {'made_by': self.made_by, 'metric': self.metric, 'names': self.names}
-        data = json.dumps(about).encode()
+        data = strict_json.dumps(about).encode()
+        path = as_path(path)
         temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
         try:
             with open(temporary, 'wb') as file:
@@ -154,8 +155,9 @@ def create(made_by: dict[str, str], size: int, metric: str = 'cosine', hnsw: boo
     return Index(made_by, metric, [], graph)
 
 
-def check_replaceable(path: Path) -> None:
+def check_replaceable(path: AnyPath) -> None:
     """Raises UserError if there is a file that is no index: nobody means to overwrite that."""
+    path = as_path(path)
     if not path.exists():
         return
     with open(path, 'rb') as file:
@@ -165,13 +167,14 @@ def check_replaceable(path: Path) -> None:
         raise UserError(f'--index={path} is there, and is no index; take another name')
 
 
-def load(path: Path) -> Index:
+def load(path: AnyPath) -> Index:
     """Reads an index.
 
     Raises:
       UserError: there is no such file, or it is none of ours.
     """
     faiss()
+    path = as_path(path)
     try:
         with open(path, 'rb') as file:
             tail = len(_MARK) + 8
@@ -201,10 +204,6 @@ def load(path: Path) -> Index:
 def fingerprint(classifier: Classifier, endpoint: str) -> dict[str, str]:
     """What decides the vectors that a classifier makes: model, weights, preprocessing, endpoint."""
     run = classifier.run
-    digest = hashlib.sha256()
-    for path, leaf in _sorted_leaves(run.variables):
-        digest.update(path.encode())
-        digest.update(np.ascontiguousarray(leaf).tobytes())
     config = run.config
     model = {k: str(v) for k, v in sorted(config.model.to_dict().items())}
     preprocess = [
@@ -212,15 +211,8 @@ def fingerprint(classifier: Classifier, endpoint: str) -> dict[str, str]:
         *map(list, (config.preprocess.mean, config.preprocess.std)),
     ]
     return {
-        'model': json.dumps(model),
-        'preprocessing': json.dumps([*preprocess, run.image_shape, run.input_shape]),
+        'model': strict_json.dumps(model),
+        'preprocessing': strict_json.dumps([*preprocess, run.image_shape, run.input_shape]),
         'endpoint': endpoint,
-        'weights': digest.hexdigest()[:16],
+        'weights': classifier.digest,
     }
-
-
-def _sorted_leaves(tree: Any) -> list[tuple[str, np.ndarray]]:
-    import jax
-
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves]

@@ -2,21 +2,23 @@
 
 import dataclasses
 import functools
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vision import data
 from vision.core.errors import UserError
+from vision.core.paths import AnyPath, as_list, as_path, below, common_root
 from vision.core.progress import track
 from vision.data.source import FileSource, Source, label_text, read_each
 from vision.evaluation.run import Run
 from vision.prediction import feed, pages, pictures
 from vision.prediction.classifier import Classifier
+from vision.prediction.pages import Picture
 from vision.preprocess.inputs import examples
 from vision.search.index import Index, create, faiss, fingerprint, unit
 
@@ -53,8 +55,8 @@ def own_split(run: Run, split: str) -> Source:
     return data.load(run.config.data, split)
 
 
-def named(run: Run, words: Sequence[str]) -> list[Named]:
-    """Images that a user names: files, folders, globs, or 'test:12' of the run's own data.
+def named(run: Run, words: AnyPath | Iterable[AnyPath]) -> list[Named]:
+    """Images that a user names: files, folders, globs, or 'test:12' of the run's own data; one or several.
 
     Returns:
       Neighbouring words of one kind together, in their order.
@@ -71,7 +73,7 @@ def named(run: Run, words: Sequence[str]) -> list[Named]:
             found.append(Named(source, source.paths))
             waiting.clear()
 
-    for word in words:
+    for word in as_list(words):
         match = _OF_SPLIT.fullmatch(word)
         if match is None or os.path.exists(word):
             waiting.append(word)
@@ -113,7 +115,7 @@ def build(
       UserError: faiss is missing, the endpoint is unknown, or no image could be read.
     """
     faiss()
-    size = classifier.embed(np.empty((0, *classifier.run.input_shape), np.uint8), endpoint).shape[1]
+    size = classifier.embedding_size(endpoint)
     index = create(fingerprint(classifier, endpoint), size, metric, hnsw)
     failed = add(classifier, index, images)
     if not index.names:
@@ -230,44 +232,78 @@ def _near(index: Index, vectors: np.ndarray, threshold: float) -> Iterator[list[
 
 
 def write_results(
-    run: Run, results: Sequence[dict[str, Any]], metric: str, path: Path, limit: int = 500
+    run: Run,
+    results: Sequence[dict[str, Any]],
+    metric: str,
+    path: AnyPath,
+    limit: int = 500,
+    title: str = 'Nearest images',
 ) -> None:
     """Writes results as a page with thumbnails, or as a figure: each image, and beside it others.
 
+    Files are named by their paths below the folder that all are in; neighbours of another class than
+    the image are marked.
+
     Args:
-      run: whose data the names 'SPLIT:ID' mean.
-      results: as `query` yields them.
+      run: whose data the names 'SPLIT:ID' mean, and whose classes folders are called by.
+      results: as `query` or `duplicates` return them.
       metric: what the scores are.
       path: of an HTML page or a PNG.
       limit: of the images that are shown.
+      title: of the page.
     """
-    show = Pictures(run)
-    rows: Iterator[pages.Row] = (
-        (
-            r['path'],
-            [(show(r['path']), r.get('error') or show.title(r['path']))]
-            + [
-                (show(n['path']), f'{show.title(n["path"])}: {n["score"]:.3f}')
-                for n in r['neighbours']
-            ],
-        )
-        for r in results[:limit]
-    )
-    if path.suffix.lower() == '.png':
-        pictures.draw_grid([figures for _, figures in rows] or [[(None, 'nothing found')]], path)
+    target, shown = as_path(path), results[:limit]
+    others = [n['path'] for r in results for n in r['neighbours']]
+    show = Pictures(run, [r['path'] for r in results], others)
+    drawn = target.suffix.lower() == '.png'  # without headings
+    marks = [[show.mark(r['path'], n['path']) for n in r['neighbours']] for r in shown]
+
+    def rows() -> Iterator[pages.Row]:
+        for r, marked in zip(shown, marks, strict=True):
+            head, error = r['path'], r.get('error')
+            row = [Picture(show(head), error or (show.title if drawn else show.label)(head))]
+            for n, mark in zip(r['neighbours'], marked, strict=True):
+                caption = f'{show.title(n["path"])}: {n["score"]:.3f}'
+                row.append(Picture(show(n['path']), caption, mark))
+            yield show.name(head), row
+
+    if drawn:
+        grid = [row for _, row in rows()]
+        pictures.draw_grid(grid or [[Picture(None, 'nothing found')]], target)
         return
     word = 'cosine: 1 is the same' if metric == 'cosine' else 'Euclidean distance: 0 is the same'
-    note = f'Each image and the nearest of the index, with scores ({word}).'
-    pages.write_page(path, 'Nearest images', note, rows)
+    note = f'Each image and beside it those that are near, with scores ({word}).'
+    if show.root:
+        note += f' Files are below {show.root}.'
+    if pairs := sum(map(bool, itertools.chain(*marks))):
+        note += f' {pairs:,} of another class or folder than the image are marked.'
+    if len(shown) < len(results):
+        note += f' The first {len(shown):,} of {len(results):,} images are shown.'
+    pages.write_page(target, title, note, rows())
 
 
 class Pictures:
-    """Finds images again by their names."""
+    """Finds images again by their names, and says what to call them.
 
-    def __init__(self, run: Run):
-        """Takes the run whose data the names 'SPLIT:ID' mean."""
+    Attributes:
+      root: the folder that all files are in; '' where that is none, or there are no files.
+    """
+
+    def __init__(self, run: Run, asked: Sequence[str] = (), found: Sequence[str] = ()):
+        """Takes the run whose data the names 'SPLIT:ID' mean.
+
+        Args:
+          run: whose classes folders are called by, too.
+          asked: names of images that others were looked for.
+          found: names of those; they alone decide the root where all together have none.
+        """
         self._run = run
         self._splits: dict[str, Source] = {}
+        asked, found = (
+            [n for n in names if not _OF_SPLIT.fullmatch(n)] for names in (asked, found)
+        )
+        roots = common_root([*asked, *found]), common_root(found)
+        self.root = next((root for root in roots if root.strip(os.sep)), '')
 
     def __call__(self, name: str) -> np.ndarray | None:
         """uint8 [H, W, C], or None."""
@@ -276,14 +312,35 @@ class Pictures:
             return None
         return next((image for _, image in examples(source, [index])), None)
 
+    def name(self, name: str) -> str:
+        """A file's path below the root; the name of an example of a split."""
+        return name if _OF_SPLIT.fullmatch(name) else below(name, self.root)
+
     def title(self, name: str) -> str:
-        """The class of an example of a split; a file's own name."""
-        source, index = self._find(name)
-        if index >= source.num_examples:
-            return name
-        if not source.class_names or not source.indexed:
-            return os.path.basename(name)
-        return label_text(source.class_names, read_each(source, [index])[1][0])
+        """The class of an example of a split; of a file its path below the root."""
+        of_split = _OF_SPLIT.fullmatch(name) is not None
+        return (self.label(name) if of_split else '') or self.name(name)
+
+    def label(self, name: str) -> str:
+        """The class of an example of a split, or of a file in a folder that is called as a class; or ''."""
+        if _OF_SPLIT.fullmatch(name):
+            source, index = self._find(name)
+            if index >= source.num_examples or not source.class_names or not source.indexed:
+                return ''
+            return label_text(source.class_names, read_each(source, [index])[1][0])
+        inner = below(name, self.root)
+        outer = os.path.abspath(name).removesuffix(inner)
+        parts = [*inner.split(os.sep)[:-1], *reversed(outer.split(os.sep))]
+        return next((part for part in parts if part in self._run.class_names), '')
+
+    def mark(self, name: str, other: str) -> str:
+        """What sets another image apart from this one: another class, or, of files without, another folder."""
+        one, another = self.label(name), self.label(other)
+        if one and another:
+            return '' if one == another else f'another class: {another}'
+        files = [n for n in (name, other) if below(n, self.root) != n]
+        apart = len({os.path.dirname(n) for n in files}) == 2
+        return 'another folder' if apart and not (one or another) else ''
 
     def _find(self, name: str) -> tuple[Source, int]:
         match = _OF_SPLIT.fullmatch(name)
@@ -301,15 +358,15 @@ class Similar:
         """Takes the classifier that describes the images; UserError if another one made the index."""
         index.check(classifier)
         self._classifier, self._index = classifier, index
+        self._show = Pictures(classifier.run, found=index.names)
 
-    def __call__(self, source: FileSource, top_k: int) -> Iterator[tuple[np.ndarray | None, str]]:
-        """Yields each neighbour's picture, uint8 [H, W, C] or None, with its title and score."""
+    def __call__(self, source: FileSource, top_k: int) -> Iterator[Picture]:
+        """Yields each neighbour's picture with its title and score."""
         asked = Named(source, source.paths)
         (found,) = query(self._classifier, self._index, [asked], top_k)
-        show = Pictures(self._classifier.run)
-        for neighbour in found['neighbours']:
-            path = neighbour['path']
-            yield show(path), f'{show.title(path)} {neighbour["score"]:.3f}'
+        for n in found['neighbours']:
+            caption = f'{self._show.title(n["path"])}: {n["score"]:.3f}'
+            yield Picture(self._show(n['path']), caption)
 
 
 class _Alike:

@@ -1,8 +1,7 @@
 """Several runs beside one another: their curves, their figures, and whether they differ."""
 
 import itertools
-import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from rich.table import Column, Table
 
 from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
+from vision.core.paths import AnyPath, as_list
 from vision.evaluation.evals import Predicted, predict_run
 from vision.evaluation.run import load_run, open_checkpoints
 from vision.evaluation.significance import mcnemar
@@ -20,7 +20,7 @@ from vision.training.records import results
 _LEGEND = 125  # letters that fit below the picture
 
 
-def compare(workdirs: Sequence[str | os.PathLike], split: str = 'test') -> dict[str, Any]:
+def compare(workdirs: Iterable[AnyPath] | AnyPath, split: str = 'test') -> dict[str, Any]:
     """Compares the best checkpoints of runs.
 
     Args:
@@ -37,7 +37,7 @@ def compare(workdirs: Sequence[str | os.PathLike], split: str = 'test') -> dict[
     Raises:
       UserError: fewer than two runs, one of them twice, or no workdir.
     """
-    paths = [Path(w).expanduser().absolute() for w in workdirs]
+    paths = [Path(w).expanduser().absolute() for w in as_list(workdirs)]
     if len(paths) < 2:
         raise UserError('name at least two runs')
     if len(set(paths)) < len(paths):
@@ -53,12 +53,12 @@ def compare(workdirs: Sequence[str | os.PathLike], split: str = 'test') -> dict[
     return {'split': split, 'runs': runs, 'pairs': pairs}
 
 
-def draw(workdirs: Sequence[str | os.PathLike], path: Path) -> None:
+def draw(workdirs: Iterable[AnyPath] | AnyPath, path: Path) -> None:
     """Draws the curves of runs into one picture: loss and accuracy over epochs."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-    paths = [Path(w).expanduser().absolute() for w in workdirs]
+    paths = [Path(w).expanduser().absolute() for w in as_list(workdirs)]
     names = short_names(paths)
     figure = Figure(figsize=(11, 4.2), layout='constrained')
     axes = figure.subplots(1, 2)
@@ -68,7 +68,9 @@ def draw(workdirs: Sequence[str | os.PathLike], path: Path) -> None:
         for metric, panel in zip(('loss', chosen.name), axes, strict=True):
             for split, style in (('train', ':'), ('validation', '.-')):
                 key = f'{split}/{metric}'
-                points = [(r['step'] / per_epoch, r[key]) for r in records if key in r]
+                points = [
+                    (r['step'] / per_epoch, r[key]) for r in records if r.get(key) is not None
+                ]
                 if points:
                     x, y = zip(*points, strict=True)
                     label = name if split == 'validation' else None

@@ -1,7 +1,6 @@
 """Pictures of what the model is fed, and a summary of the data: before hours are spent on it."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 from vision import data
 from vision.core import config as config_lib
 from vision.core import mesh as mesh_lib
+from vision.core import strict_json
 from vision.core.errors import UserError
 from vision.data.folder import SPLITS
 from vision.data.source import NoSplitError, Source, label_text
@@ -47,7 +47,7 @@ def preview(config: ConfigDict, output: str) -> dict[str, Any]:
     summary = describe(sources)
     # A name that is not UTF-8 is written as far as it can be.
     (folder / 'summary.json').write_text(
-        json.dumps(summary, indent=2, ensure_ascii=False), 'utf-8', 'backslashreplace'
+        strict_json.dumps(summary, indent=2, ensure_ascii=False), 'utf-8', 'backslashreplace'
     )
     _draw_classes(summary, folder / 'classes.png')
     _draw_inputs(next(iter(sources.values())), loading, folder / 'inputs.png')

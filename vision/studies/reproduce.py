@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from rich.table import Column, Table
 
 from vision.core import config as config_lib
+from vision.core import strict_json
 from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
 from vision.core.progress import progress_bar
@@ -115,7 +116,7 @@ def reproduce(
         }
         folder.mkdir(parents=True, exist_ok=True)
         workdir_lib.write_text(folder / _CONFIG, config_lib.to_json(_anywhere(config)))
-        workdir_lib.write_text(folder / _SUMMARY, json.dumps(summary, indent=2) + '\n')
+        workdir_lib.write_text(folder / _SUMMARY, strict_json.dumps(summary, indent=2) + '\n')
         write_records(folder, seed, workdir_lib.read_records(path))
     if failures:
         raise UserError(failures[0] + (f' (and {len(failures) - 1} more)' if failures[1:] else ''))
@@ -253,7 +254,7 @@ def _lines_by_seed(folder: Path) -> dict[int, list[str]]:
 
 
 def _as_lines(seed: int, records: Sequence[dict[str, Any]]) -> list[str]:
-    return [json.dumps({'seed': seed, **record}) for record in records]
+    return [strict_json.dumps({'seed': seed, **record}) for record in records]
 
 
 def _by_protocol(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

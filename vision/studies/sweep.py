@@ -9,7 +9,6 @@ import copy
 import functools
 import hashlib
 import itertools
-import json
 import os
 import re
 import sys
@@ -22,6 +21,7 @@ from ml_collections import ConfigDict
 from rich.table import Column, Table
 
 from vision.core import config as config_lib
+from vision.core import strict_json
 from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
 from vision.task import Metric, Selection, read_task
@@ -95,7 +95,9 @@ def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str
                 'trials': sorted(rows, key=functools.partial(_order, selection)),
                 'seeds': over_seeds(rows, selection.name),
             }
-            workdir_lib.write_text(folder / 'sweep.json', json.dumps(result, indent=2) + '\n')
+            workdir_lib.write_text(
+                folder / 'sweep.json', strict_json.dumps(result, indent=2) + '\n'
+            )
     if all(row['error'] for row in rows):
         raise UserError(f'all {len(rows)} trials failed; the first: {rows[0]["error"]}')
     return result

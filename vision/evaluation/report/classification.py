@@ -1,11 +1,12 @@
 """The report's section of a classification: confusions, mistakes, classes and calibration."""
 
 import html
-import json
 from typing import Any
 
 import numpy as np
 
+from vision.core import strict_json
+from vision.core.paths import below, common_root
 from vision.evaluation import figures
 from vision.evaluation.evals import Evaluation
 from vision.evaluation.predictions import Predictions
@@ -33,7 +34,7 @@ def section(e: Evaluation) -> str:
 <div class="confusion"><script type="application/json">{_confusion_data(p, matrix)}</script></div>
 {_pairs(p, matrix)}</div>
 <h3>Mistakes with the highest loss</h3>
-<p class="quiet">The class that is right, what it was taken for (→) and how surely. Point at a picture for its name.</p>
+<p class="quiet">The class that is right, what it was taken for (→) and how surely. Files are named by their paths below the folder that all are in.</p>
 {_gallery(p, worst, images, 'worst')}
 <h3>Mistakes that it was surest of</h3>
 {_gallery(p, confident, images, 'confident')}
@@ -54,10 +55,11 @@ def _mistakes(p: Predictions) -> tuple[list[int], list[int]]:
 def _gallery(p: Predictions, rows: list[int], images: dict[int, str], kind: str) -> str:
     if not rows:
         return '<p class="quiet">There are none.</p>'
-    cells = []
+    cells, root = [], common_root(p.paths or ())
     for i in rows:
         example, label, said = int(p.ids[i]), int(p['label'][i]), int(p['top_classes'][i, 0])
         where = f'example {example}' if p.paths is None else p.paths[i]
+        short = where if p.paths is None else below(where, root)
         picture = images.get(example)
         shown = f'<img src="{picture}" alt="">' if picture else '<div class="gone">no picture</div>'
         cells.append(
@@ -65,6 +67,7 @@ def _gallery(p: Predictions, rows: list[int], images: dict[int, str], kind: str)
             f'<b>{_escape(p.class_names[label])}</b>'
             f'<span class="said">→ {_escape(p.class_names[said])}</span>'
             f'<span class="quiet">{confidence(p.columns)[i]:.1%}, loss {p["loss"][i]:.2f}</span>'
+            f'<span class="quiet name">{_escape(short)}</span>'
             '</figcaption></figure>'
         )
     return f'<div class="gallery {kind}">{"".join(cells)}</div>'
@@ -140,5 +143,5 @@ def _escape(text: str) -> str:
 
 def _script_json(value: Any) -> str:
     """JSON that may stand in a script element: it holds no '<'."""
-    text = json.dumps(value, ensure_ascii=True, separators=(',', ':'))
+    text = strict_json.dumps(value, ensure_ascii=True, separators=(',', ':'))
     return text.replace('<', '\\u003c')

@@ -21,7 +21,12 @@ _BLOCK = 1024  # bytes; texts are padded to multiples of it, so that few shapes 
 
 def is_first() -> bool:
     """Whether this is process 0, which alone writes logs."""
-    return jax.process_index() == 0
+    return _alone() or jax.process_index() == 0
+
+
+def _alone() -> bool:
+    """Whether there is one process; asked so that JAX gets no backend where it has none yet."""
+    return not is_initialized() or jax.process_count() == 1
 
 
 def share(value: Any) -> list[Any]:
@@ -30,7 +35,7 @@ def share(value: Any) -> list[Any]:
     Args:
       value: JSON.
     """
-    if jax.process_count() == 1:
+    if _alone():
         return [value]
     from jax.experimental.multihost_utils import process_allgather
 
@@ -50,12 +55,12 @@ def raise_together(mistake: str | None) -> None:
     """
     for process, text in enumerate(share(mistake)):
         if text is not None:
-            raise UserError(text if jax.process_count() == 1 else f'process {process}: {text}')
+            raise UserError(text if _alone() else f'process {process}: {text}')
 
 
 def together(action: Callable[[], T]) -> T:
     """Runs an action on every process; if it raises UserError on one of them, all raise it."""
-    if jax.process_count() == 1:
+    if _alone():
         return action()
     try:
         result = action()
@@ -68,7 +73,7 @@ def together(action: Callable[[], T]) -> T:
 
 def on_first(action: Callable[[], Any]) -> Any:
     """Runs an action on process 0 alone; all get its JSON result, or raise its UserError."""
-    if jax.process_count() == 1:
+    if _alone():
         return action()
     outcome: dict[str, Any] = {}
     if is_first():

@@ -3,6 +3,7 @@
 Nothing is compiled or computed: shapes are traced, and the traced program is counted.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -93,9 +94,11 @@ def default_model(
 
 
 def count(name: str, model: nn.Module, input_shape: tuple[int, int, int]) -> Summary:
-    """Returns the figures of `model` for an image of `input_shape`."""
+    """Returns the figures of `model` for an image of `input_shape`.
+
+    Of the registry's models equal parts (of one class, with equal fields, for inputs of one shape) are traced once.
+    """
     image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    variables = abstract_variables(model, input_shape)
     order: list[str] = []
 
     def run(variables: Any, image: jax.Array) -> Any:
@@ -104,8 +107,12 @@ def count(name: str, model: nn.Module, input_shape: tuple[int, int, int]) -> Sum
         return logits, endpoints
 
     with forms.xla_only():  # so that a convolution is one
-        jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(variables, image)
-    products = [_product(eqn) for eqn in _equations(jaxpr.jaxpr)]
+        if name in MODELS:
+            variables = _known_shapes.variables(model, input_shape)
+            macs, activations, shapes = _known_costs.count(run, variables, image)
+        else:
+            variables = abstract_variables(model, input_shape)
+            macs, activations, shapes = _count_products(run, variables, image)
     predicting = _without_aux(variables['params'])
     stages = {stage: shapes[1][stage].shape[1:] for stage in order}
     return Summary(
@@ -113,10 +120,138 @@ def count(name: str, model: nn.Module, input_shape: tuple[int, int, int]) -> Sum
         input_shape=input_shape,
         parameters=_size(predicting),
         parameters_with_aux=_size(variables['params']),
-        macs=sum(macs for macs, _ in products),
-        activations=sum(values for _, values in products),
+        macs=macs,
+        activations=activations,
         stages={**stages, 'logits': shapes[0].shape[1:]},
     )
+
+
+class _KnownShapes:
+    """Shapes of variables and outputs of modules that have been traced: deep networks repeat their blocks."""
+
+    def __init__(self) -> None:
+        self._outputs: dict[Any, Any] = {}
+        self._variables: dict[Any, dict[str, Any]] = {}
+
+    def variables(self, model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, Any]:
+        """`abstract_variables`, without tracing what is known."""
+        calls: list[tuple[tuple[str, ...], Any]] = []  # in the order of their ends
+
+        def intercept(call: Any, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+            path = context.module.path
+            if context.method_name != '__call__':
+                return call(*args, **kwargs)
+            if not path:  # the model itself begins, perhaps a second time without auxiliary heads
+                calls.clear()
+                return call(*args, **kwargs)
+            key = _key(context.module, args, kwargs)
+            if key in self._outputs:
+                outputs = _zeros(self._outputs[key])
+            else:
+                outputs = call(*args, **kwargs)
+                if key is not None:
+                    self._outputs[key] = jax.eval_shape(lambda: outputs)
+            calls.append((path, key))
+            return outputs
+
+        with nn.intercept_methods(intercept):
+            found = abstract_variables(model, input_shape)
+        for path, key in calls:
+            if key in self._variables:
+                for kind, tree in self._variables[key].items():
+                    _put(found.setdefault(kind, {}), path, tree)
+            elif key is not None:
+                trees = {kind: _get(found[kind], path) for kind in found}
+                self._variables[key] = {k: tree for k, tree in trees.items() if tree is not None}
+        return found
+
+
+class _KnownCosts:
+    """Products of modules that have been traced, counted part by part."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, tuple[int, int, Any]] = {}
+        self._parts: list[tuple[int, int]] = []  # of the module that is being counted
+
+    def count(self, run: Any, *arguments: Any) -> tuple[int, int, Any]:
+        """Multiply-adds, values that come out of products, and the shapes that `run(*arguments)` returns."""
+        with nn.intercept_methods(self._intercept):
+            return self._count(run, *arguments)
+
+    def _count(self, run: Any, *arguments: Any) -> tuple[int, int, Any]:
+        before, self._parts = self._parts, []
+        macs, values, shapes = _count_products(run, *arguments)
+        parts, self._parts = [(macs, values), *self._parts], before
+        return sum(m for m, _ in parts), sum(v for _, v in parts), shapes
+
+    def _intercept(self, call: Any, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+        """Leaves a part out of the trace, and takes what is known of it instead."""
+        module = context.module
+        key = None
+        if context.method_name == '__call__' and len(module.path) == 1:
+            key = _key(module, args, kwargs)
+        if key is None:
+            return call(*args, **kwargs)
+        if key not in self._known:
+            alone, shapes = module.clone(parent=None), jax.tree.map(_shape, module.variables)
+            arrays = {i: _shape(x) for i, x in enumerate(args) if _is_array(x)}
+
+            def run_alone(variables: Any, arrays: dict[int, jax.Array]) -> Any:
+                own = [arrays.get(i, x) for i, x in enumerate(args)]
+                return alone.apply(variables, *own, **kwargs)
+
+            self._known[key] = self._count(run_alone, shapes, arrays)
+        macs, values, outputs = self._known[key]
+        self._parts.append((macs, values))
+        return _zeros(outputs)
+
+
+_known_shapes, _known_costs = _KnownShapes(), _KnownCosts()
+
+
+def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """What decides a call's shapes and cost, hashable; None where that cannot be told."""
+    names = [f.name for f in dataclasses.fields(module) if f.name not in ('parent', 'name')]
+    given = [
+        (x.shape, str(x.dtype)) if _is_array(x) else x for x in (*args, *sorted(kwargs.items()))
+    ]
+    key = (type(module), *((n, getattr(module, n)) for n in names), *given)
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, 'shape') and hasattr(value, 'dtype')
+
+
+def _shape(array: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+
+
+def _get(tree: Any, path: tuple[str, ...]) -> Any:
+    for name in path:
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
+
+
+def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for name in path[:-1]:
+        tree = tree.setdefault(name, {})
+    tree[path[-1]] = value
+
+
+def _count_products(run: Any, *arguments: Any) -> tuple[int, int, Any]:
+    """Multiply-adds, values that come out of products, and the shapes that `run(*arguments)` returns."""
+    jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(*arguments)
+    products = [_product(eqn) for eqn in _equations(jaxpr.jaxpr)]
+    return sum(macs for macs, _ in products), sum(values for _, values in products), shapes
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:

@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable
 
 from vision.core import processes
+from vision.core.errors import Stopped
 
 
 class StopSignals:
@@ -30,9 +31,11 @@ class StopSignals:
                 self._before[signum] = signal.signal(signum, self._receive)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type | None, *_) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        if self.received in self._before and kind is not Stopped:
+            os.kill(os.getpid(), self.received)  # nobody has stopped for it: it is for whoever comes next
 
     def asked(self, step: int, reached_preemption: Callable[[int], bool]) -> int | None:
         """Returns the signal that asks to stop after a step, on all processes alike, or None.

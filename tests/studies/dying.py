@@ -1,0 +1,26 @@
+"""A network whose training ends in the way that its argument says."""
+
+import inspect
+import os
+import signal
+import time
+from pathlib import Path
+
+from tests.training.tiny import Net
+
+
+class Dying(Net):
+    """The small network; `how` is what happens in a trial: when it is set up, or when parameters are made."""
+
+    how: str = ''
+
+    def __call__(self, images, train):
+        functions = {frame.function for frame in inspect.stack()}
+        if 'init_state' in functions and self.how == 'raise':
+            raise RuntimeError('boom')
+        if 'init_state' in functions and self.how == 'kill':
+            os.kill(os.getpid(), signal.SIGKILL)
+        if {'_train', 'setup'} <= functions and self.how.startswith('wait '):
+            Path(self.how.removeprefix('wait ')).touch()
+            time.sleep(60)
+        return super().__call__(images, train)

@@ -16,7 +16,9 @@ from unittest import mock
 from vision.core.errors import Stopped, UserError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What the server imports, of the libraries what this process has imported.
 _PRELOADED = ['vision.training.loop', 'vision.evaluation.evals']
+_LIBRARIES = ('sklearn.datasets', 'tensorflow')
 
 
 class Died(Exception):
@@ -74,7 +76,7 @@ def _context() -> Any:
     if sys.platform == 'linux' and not (bridge and bridge.backends_are_initialized()):
         return multiprocessing.get_context('fork')
     context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(_PRELOADED)
+    context.set_forkserver_preload([*_PRELOADED, *(m for m in _LIBRARIES if m in sys.modules)])
     return context
 
 

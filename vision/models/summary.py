@@ -7,7 +7,8 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision.models import forms
-from vision.models.base import ImageModel, abstract_variables, check_contract
+from vision.models.base import ImageModel, check_contract
 from vision.models.registry import MODELS, create_model
 
 
@@ -96,131 +97,148 @@ def default_model(
 def count(name: str, model: nn.Module, input_shape: tuple[int, int, int]) -> Summary:
     """Returns the figures of `model` for an image of `input_shape`.
 
-    Of the registry's models equal parts (of one class, with equal fields, for inputs of one shape) are traced once.
+    Equal parts of the registry's models (of one class, with equal fields, for inputs of one shape) are traced once.
+
+    Raises:
+      UserError: if the images are too small for the model.
     """
+    tracer = _of_registry if name in MODELS else _Tracer(by_parts=False)
     image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     order: list[str] = []
-
-    def run(variables: Any, image: jax.Array) -> Any:
-        logits, endpoints = model.apply(variables, image, train=False)
-        order.extend(endpoints)  # what JAX returns is sorted by name
-        return logits, endpoints
-
     with forms.xla_only():  # so that a convolution is one
-        if name in MODELS:
-            variables = _known_shapes.variables(model, input_shape)
-            macs, activations, shapes = _known_costs.count(run, variables, image)
-        else:
-            variables = abstract_variables(model, input_shape)
-            macs, activations, shapes = _count_products(run, variables, image)
-    predicting = _without_aux(variables['params'])
-    stages = {stage: shapes[1][stage].shape[1:] for stage in order}
+        try:
+            trained = tracer.trace(model, (image,), {'train': True})
+        except UserError:
+            if not getattr(model, 'aux_heads', False):
+                raise
+            model = model.clone(aux_heads=False)  # the images are too small for them, perhaps
+            trained = tracer.trace(model, (image,), {'train': True})
+        predicting = tracer.trace(model, (image,), {'train': False}, trained.variables, order)
+    logits, endpoints = predicting.outputs
+    stages = {stage: endpoints[stage].shape[1:] for stage in order}
     return Summary(
         name=name,
         input_shape=input_shape,
-        parameters=_size(predicting),
-        parameters_with_aux=_size(variables['params']),
-        macs=macs,
-        activations=activations,
-        stages={**stages, 'logits': shapes[0].shape[1:]},
+        parameters=_size(_without_aux(trained.variables['params'])),
+        parameters_with_aux=_size(trained.variables['params']),
+        macs=predicting.macs,
+        activations=predicting.activations,
+        stages={**stages, 'logits': logits.shape[1:]},
     )
 
 
-class _KnownShapes:
-    """Shapes of variables and outputs of modules that have been traced: deep networks repeat their blocks."""
+class _Traced(NamedTuple):
+    """What a module's trace tells: shapes of outputs and variables, multiply-adds, values that come out of products."""
 
-    def __init__(self) -> None:
-        self._outputs: dict[Any, Any] = {}
-        self._variables: dict[Any, dict[str, Any]] = {}
-
-    def variables(self, model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, Any]:
-        """`abstract_variables`, without tracing what is known."""
-        calls: list[tuple[tuple[str, ...], Any]] = []  # in the order of their ends
-
-        def intercept(call: Any, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
-            path = context.module.path
-            if context.method_name != '__call__':
-                return call(*args, **kwargs)
-            if not path:  # the model itself begins, perhaps a second time without auxiliary heads
-                calls.clear()
-                return call(*args, **kwargs)
-            key = _key(context.module, args, kwargs)
-            if key in self._outputs:
-                outputs = _zeros(self._outputs[key])
-            else:
-                outputs = call(*args, **kwargs)
-                if key is not None:
-                    self._outputs[key] = jax.eval_shape(lambda: outputs)
-            calls.append((path, key))
-            return outputs
-
-        with nn.intercept_methods(intercept):
-            found = abstract_variables(model, input_shape)
-        for path, key in calls:
-            if key in self._variables:
-                for kind, tree in self._variables[key].items():
-                    _put(found.setdefault(kind, {}), path, tree)
-            elif key is not None:
-                trees = {kind: _get(found[kind], path) for kind in found}
-                self._variables[key] = {k: tree for k, tree in trees.items() if tree is not None}
-        return found
+    outputs: Any
+    variables: dict[str, Any]
+    macs: int
+    activations: int
 
 
-class _KnownCosts:
-    """Products of modules that have been traced, counted part by part."""
+class _Tracer:
+    """Traces modules, and with `by_parts` each module within them by itself, once."""
 
-    def __init__(self) -> None:
-        self._known: dict[Any, tuple[int, int, Any]] = {}
-        self._parts: list[tuple[int, int]] = []  # of the module that is being counted
+    def __init__(self, by_parts: bool):
+        self._by_parts = by_parts
+        self._known: dict[Any, _Traced] = {}
+        self._parts: list[tuple[str, _Traced]] = []  # of the module that is being traced
 
-    def count(self, run: Any, *arguments: Any) -> tuple[int, int, Any]:
-        """Multiply-adds, values that come out of products, and the shapes that `run(*arguments)` returns."""
+    def trace(
+        self,
+        module: nn.Module,
+        args: tuple,
+        kwargs: dict[str, Any],
+        variables: dict[str, Any] | None = None,
+        order: list[str] | None = None,
+    ) -> _Traced:
+        """Traces an unbound model.
+
+        Args:
+          module: the model.
+          args: of its call, arrays as their shapes.
+          kwargs: of its call, no arrays.
+          variables: shapes; if None, the model is initialised.
+          order: gets the names of the endpoints in their order.
+        """
+        if not self._by_parts:
+            return self._trace(module, args, kwargs, variables, order)
         with nn.intercept_methods(self._intercept):
-            return self._count(run, *arguments)
+            return self._trace(module, args, kwargs, variables, order)
 
-    def _count(self, run: Any, *arguments: Any) -> tuple[int, int, Any]:
+    def _trace(
+        self,
+        module: nn.Module,
+        args: tuple,
+        kwargs: dict[str, Any],
+        known: dict[str, Any] | None = None,
+        order: list[str] | None = None,
+    ) -> _Traced:
+        rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
+
+        def run(known: dict[str, Any] | None, arrays: dict[int, jax.Array]) -> Any:
+            own = [arrays.get(i, x) for i, x in enumerate(args)]
+            if known is None:
+                outputs, variables = module.init_with_output(rngs, *own, **kwargs)
+            else:
+                outputs, variables = module.apply(known, *own, **kwargs), known
+            if order is not None:
+                order.extend(outputs[1])  # what JAX returns is sorted by name
+            return outputs, {k: v for k, v in variables.items() if k in ('params', 'batch_stats')}
+
         before, self._parts = self._parts, []
-        macs, values, shapes = _count_products(run, *arguments)
-        parts, self._parts = [(macs, values), *self._parts], before
-        return sum(m for m, _ in parts), sum(v for _, v in parts), shapes
+        try:
+            arrays = {i: _shape(x) for i, x in enumerate(args) if _is_array(x)}
+            jaxpr, (outputs, variables) = jax.make_jaxpr(run, return_shape=True)(known, arrays)
+            parts = self._parts
+        finally:
+            self._parts = before
+        variables.setdefault('params', {})
+        for name, part in parts:
+            for kind, tree in part.variables.items():
+                if tree:
+                    variables.setdefault(kind, {})[name] = tree
+        products = [_product(eqn) for eqn in _equations(jaxpr.jaxpr)]
+        products += [(part.macs, part.activations) for _, part in parts]
+        return _Traced(outputs, variables, sum(m for m, _ in products), sum(a for _, a in products))
 
     def _intercept(self, call: Any, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
-        """Leaves a part out of the trace, and takes what is known of it instead."""
-        module = context.module
-        key = None
+        """Leaves a part out of the trace of what it is in, and takes what is known of it instead."""
+        module, key = context.module, None
         if context.method_name == '__call__' and len(module.path) == 1:
             key = _key(module, args, kwargs)
         if key is None:
             return call(*args, **kwargs)
         if key not in self._known:
-            alone, shapes = module.clone(parent=None), jax.tree.map(_shape, module.variables)
-            arrays = {i: _shape(x) for i, x in enumerate(args) if _is_array(x)}
-
-            def run_alone(variables: Any, arrays: dict[int, jax.Array]) -> Any:
-                own = [arrays.get(i, x) for i, x in enumerate(args)]
-                return alone.apply(variables, *own, **kwargs)
-
-            self._known[key] = self._count(run_alone, shapes, arrays)
-        macs, values, outputs = self._known[key]
-        self._parts.append((macs, values))
-        return _zeros(outputs)
+            cheap = dict.fromkeys(_initialisers(module), nn.initializers.zeros)
+            self._known[key] = self._trace(module.clone(parent=None, name=None, **cheap), args, kwargs)
+        part = self._known[key]
+        self._parts.append((module.path[0], part))
+        return jax.tree.map(partial(_stand_in, args[0] if args else None), part.outputs)
 
 
-_known_shapes, _known_costs = _KnownShapes(), _KnownCosts()
+_of_registry = _Tracer(by_parts=True)
 
 
 def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
     """What decides a call's shapes and cost, hashable; None where that cannot be told."""
-    names = [f.name for f in dataclasses.fields(module) if f.name not in ('parent', 'name')]
+    left_out = {'parent', 'name', *_initialisers(module)}
+    names = [f.name for f in dataclasses.fields(module) if f.name not in left_out]
     given = [
-        (x.shape, str(x.dtype)) if _is_array(x) else x for x in (*args, *sorted(kwargs.items()))
+        (x.shape, x.dtype) if _is_array(x) else x for x in (*args, *sorted(kwargs.items()))
     ]
-    key = (type(module), *((n, getattr(module, n)) for n in names), *given)
+    key = (type(module), *(getattr(module, name) for name in names), *given)
     try:
         hash(key)
     except TypeError:
         return None
     return key
+
+
+def _initialisers(module: nn.Module) -> list[str]:
+    """Fields that decide values and no shapes."""
+    names = [f.name for f in dataclasses.fields(module) if f.name.endswith('_init')]
+    return [name for name in names if callable(getattr(module, name))]
 
 
 def _is_array(value: Any) -> bool:
@@ -231,27 +249,11 @@ def _shape(array: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(array.shape, array.dtype)
 
 
-def _zeros(shapes: Any) -> Any:
-    return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-
-
-def _get(tree: Any, path: tuple[str, ...]) -> Any:
-    for name in path:
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return tree
-
-
-def _put(tree: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
-    for name in path[:-1]:
-        tree = tree.setdefault(name, {})
-    tree[path[-1]] = value
-
-
-def _count_products(run: Any, *arguments: Any) -> tuple[int, int, Any]:
-    """Multiply-adds, values that come out of products, and the shapes that `run(*arguments)` returns."""
-    jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(*arguments)
-    products = [_product(eqn) for eqn in _equations(jaxpr.jaxpr)]
-    return sum(macs for macs, _ in products), sum(values for _, values in products), shapes
+def _stand_in(given: Any, shape: Any) -> Any:
+    """Any array of that shape: the one that was given, if it has it."""
+    if _is_array(given) and (given.shape, given.dtype) == (shape.shape, shape.dtype):
+        return given
+    return jnp.zeros(shape.shape, shape.dtype)
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:

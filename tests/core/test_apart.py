@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -86,7 +87,7 @@ def test_whoever_loses_its_caller_ends():
             os.kill(child, 0)
         except ProcessLookupError:
             return
-        if open(f'/proc/{child}/stat').read().rpartition(')')[2].split()[0] == 'Z':
+        if Path(f'/proc/{child}/stat').read_text().rpartition(')')[2].split()[0] == 'Z':
             return
         time.sleep(0.02)
     pytest.fail('it still runs')

@@ -174,7 +174,11 @@ def test_a_trial_that_dies_takes_no_other_with_it(tmp_path):
 @pytest.mark.parametrize(
     ('moment', 'signum', 'code'),
     split(
-        [(m, *s) for m in ('set-up', 'step') for s in ((signal.SIGTERM, 143), (signal.SIGINT, 130))],
+        [
+            (m, *s)
+            for m in ('set-up', 'step')
+            for s in ((signal.SIGTERM, 143), (signal.SIGINT, 130))
+        ],
         [('step', signal.SIGTERM, 143), ('set-up', signal.SIGINT, 130)],
     ),
 )

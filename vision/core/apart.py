@@ -132,7 +132,9 @@ def _in_a_line(error: BaseException) -> str:
     """'ValueError: no such thing (net.py, line 12)'."""
     text = ' '.join(str(error).split())
     frames = traceback.extract_tb(error.__traceback__)
-    where = f' ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})' if frames else ''
+    where = (
+        f' ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})' if frames else ''
+    )
     return f'{type(error).__name__}: {text[:300]}'.removesuffix(': ') + where
 
 

@@ -366,6 +366,8 @@ def _complain_of_room(error: OSError) -> int:
 
 def _explain_config(error: Exception, argv: Sequence[str]) -> str:
     """Turns what was said about --config into what the user can mend; other errors stay as they are."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return _explain_unknown(error.flagname)
     text = str(error.args[0]) if error.args else repr(error)
     value = _value_of_config(argv)
     if value is None:
@@ -395,6 +397,25 @@ def _explain_config(error: Exception, argv: Sequence[str]) -> str:
             hint = f'; did you mean --config.{guess}?' if guess else ''
             return f'--{key}: the config has no such key{hint}'
     return text.strip().splitlines()[-1]
+
+
+def _explain_unknown(name: str) -> str:
+    """Says which flag, or key of a config, an unknown flag may stand for: --config.optimizer.lr for --lr."""
+    keys = []
+    for holder in ('config', 'eval'):
+        if holder in flags.FLAGS:
+            value = flags.FLAGS[holder].value
+            known = _leaves(value) if isinstance(value, ConfigDict) else []
+            known += [key.name for key in KEYS] if holder == 'config' else []
+            keys += [f'{holder}.{key}' for key in dict.fromkeys(known)]
+    # A key of that name in any section, or what is spelt most like it.
+    meant = [key for key in keys if key.endswith(f'.{name}')]
+    if not meant and (guess := nearest(name, [*flags.FLAGS, *keys])):
+        meant = [guess]
+    if not meant and (guess := nearest(name, [key.rpartition('.')[2] for key in keys])):
+        meant = [key for key in keys if key.endswith(f'.{guess}')]
+    hint = f'; did you mean {" or ".join(f"--{key}" for key in meant[:3])}?' if meant else ''
+    return f'there is no flag --{name}{hint or "; see --help"}'
 
 
 def _value_of_config(argv: Sequence[str]) -> str | None:

@@ -1,6 +1,5 @@
 """Image files: folders with a subfolder per class, lists of `path,label`, and files to predict."""
 
-import csv
 import glob as globbing
 import json
 import os
@@ -10,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from vision.core.errors import UserError, unknown
+from vision.core.tables import read_rows
 from vision.data.order import hash64
 from vision.data.source import FileSource, as_labels, multi_hot
 
@@ -144,14 +144,25 @@ def _is_image(name: str) -> bool:
     return not name.startswith('.') and name.lower().endswith(ENDINGS)
 
 
-def _images_below(root: str, prefix: str = '') -> Iterator[str]:
-    """Yields the images below a folder, as paths relative to it with '/' between the parts."""
-    for entry in _entries(os.path.join(root, prefix)):
-        name = f'{prefix}/{entry.name}' if prefix else entry.name
-        if entry.is_dir():
-            yield from _images_below(root, name)
-        elif _is_image(entry.name):
-            yield name
+def _images_below(root: str) -> Iterator[str]:
+    """Yields the images below a folder, as paths relative to it with '/' between the parts.
+
+    A folder that several links lead to is walked once, by its own path if that is below the root.
+    """
+    seen, waiting, links = set[str](), [''], list[str]()
+    while waiting or links:
+        prefix = waiting.pop() if waiting else links.pop(0)
+        folder = os.path.join(root, prefix)
+        real = os.path.realpath(folder)
+        if real in seen:
+            continue
+        seen.add(real)
+        for entry in sorted(_entries(folder), key=lambda entry: entry.name):
+            name = f'{prefix}/{entry.name}' if prefix else entry.name
+            if entry.is_dir():
+                (links if entry.is_symlink() else waiting).append(name)
+            elif _is_image(entry.name):
+                yield name
 
 
 def _subfolders(root: str) -> list[str]:
@@ -159,20 +170,12 @@ def _subfolders(root: str) -> list[str]:
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry]:
-    """What a folder holds, but for what is hidden and for links back to where one came from."""
+    """What a folder holds, but for what is hidden."""
     try:
         with os.scandir(folder) as entries:
-            for entry in entries:
-                hidden = entry.name.startswith('.')
-                if not hidden and not (entry.is_symlink() and _leads_back(entry.path, folder)):
-                    yield entry
+            yield from (entry for entry in entries if not entry.name.startswith('.'))
     except OSError as e:
         raise UserError(f'{folder} cannot be read: {e.strerror}') from None
-
-
-def _leads_back(link: str, folder: str) -> bool:
-    target, here = os.path.realpath(link), os.path.realpath(folder)
-    return here == target or here.startswith(target.rstrip(os.sep) + os.sep)
 
 
 def _split_folders(root: str) -> dict[str, str]:
@@ -284,8 +287,8 @@ def _read_list(path: str) -> list[dict[str, str]]:
         raise UserError(f'data.path={path!r}: no such file')
     with open(full, newline='', encoding='utf-8-sig') as file:
         try:
-            rows = _read_json_lines(file, path) if _is_json(full) else list(csv.DictReader(file))
-        except (csv.Error, UnicodeDecodeError) as e:
+            rows = _read_json_lines(file, path) if _is_json(full) else read_rows(file, path)
+        except UnicodeDecodeError as e:
             raise UserError(f'{path}: not a list of images ({e})') from None
     for number, row in enumerate(rows, 1):
         for key, none in (('path', (None, '')), ('label', (None,))):

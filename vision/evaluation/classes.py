@@ -87,7 +87,7 @@ def _places(run_names: tuple[str, ...], source: Source) -> np.ndarray:
         if nameless or (_are_numbers(run_names) and len(names) == len(run_names)):
             return np.arange(len(names))
         guess = nearest(missing[0], run_names)
-        hint = f'; did you mean {guess!r}?' if guess else ''
+        hint = f' (did you mean {guess!r}?)' if guess else ''
         raise UserError(
             f'{source.name}: {len(missing)} of its {len(names)} classes are not among the '
             f"{len(run_names)} of the run, the first is {missing[0]!r}{hint}. The run's begin with "

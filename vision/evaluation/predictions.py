@@ -100,7 +100,7 @@ def read_predictions(workdir: str | os.PathLike, name: str = 'test') -> Predicti
         there = [p.stem.removeprefix('predictions_') for p in report.glob('predictions_*.jsonl')]
         hint = f'; there are: {", ".join(sorted(there))}' if there else ''
         guess = nearest(name, there)
-        hint = f'; did you mean {guess}?' if guess else hint
+        hint = f' (did you mean {guess}?)' if guess else hint
         raise UserError(
             f'{path}: there are no such predictions{hint}. '
             f'experiments.evaluate --workdir={workdir} writes them'

@@ -142,7 +142,7 @@ def _check_arguments(name: str, factory: Callable, arguments: dict[str, Any]) ->
             if key in ('num_classes', 'dtype'):
                 raise UserError(f'model {name!r} must take num_classes and dtype, as all models do')
             guess = nearest(key, known)
-            hint = f'; did you mean {guess!r}?' if guess else ''
+            hint = f' (did you mean {guess!r}?)' if guess else ''
             raise UserError(
                 f'model {name!r} has no argument {key!r}{hint}. Known: {", ".join(sorted(known))}.'
             )

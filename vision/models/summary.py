@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vision.core.errors import UserError
 from vision.models import forms
 from vision.models.base import ImageModel, check_contract
 from vision.models.registry import MODELS, create_model
@@ -211,7 +212,9 @@ class _Tracer:
             return call(*args, **kwargs)
         if key not in self._known:
             cheap = dict.fromkeys(_initialisers(module), nn.initializers.zeros)
-            self._known[key] = self._trace(module.clone(parent=None, name=None, **cheap), args, kwargs)
+            self._known[key] = self._trace(
+                module.clone(parent=None, name=None, **cheap), args, kwargs
+            )
         part = self._known[key]
         self._parts.append((module.path[0], part))
         return jax.tree.map(partial(_stand_in, args[0] if args else None), part.outputs)
@@ -224,9 +227,7 @@ def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
     """What decides a call's shapes and cost, hashable; None where that cannot be told."""
     left_out = {'parent', 'name', *_initialisers(module)}
     names = [f.name for f in dataclasses.fields(module) if f.name not in left_out]
-    given = [
-        (x.shape, x.dtype) if _is_array(x) else x for x in (*args, *sorted(kwargs.items()))
-    ]
+    given = [(x.shape, x.dtype) if _is_array(x) else x for x in (*args, *sorted(kwargs.items()))]
     key = (type(module), *(getattr(module, name) for name in names), *given)
     try:
         hash(key)

@@ -94,7 +94,7 @@ def draw(workdirs: Sequence[str | os.PathLike], path: Path) -> None:
 def compare_tables(result: dict[str, Any]) -> list[Table]:
     """What `compare` returned, as a person reads it."""
     runs = Table(
-        Column('run', overflow='fold'), 'model', 'step', title='the best checkpoint of each run'
+        Column('run', no_wrap=True), 'model', 'step', title='the best checkpoint of each run'
     )
     shown = _shown([Path(row['workdir']) for row in result['runs']])
     splits = {'validation': 'val.', 'test': 'test'}
@@ -114,7 +114,7 @@ def compare_tables(result: dict[str, Any]) -> list[Table]:
             row['run'], row['model'], checkpoint, *cells, '–' if rate is None else f'{rate:,.0f}'
         )
     title = f"right answers on the {result['split']} examples, McNemar's exact test"
-    names = [Column(header, overflow='fold') for header in ('first', 'second')]
+    names = [Column(header, no_wrap=True) for header in ('first', 'second')]
     pairs = Table(*names, 'first alone', 'second alone', 'p', title=title)
     for pair in result['pairs']:
         if pair['error']:

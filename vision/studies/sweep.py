@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 from rich.table import Column, Table
-from rich.text import Text
 
 from vision.core import apart
 from vision.core import config as config_lib
@@ -169,7 +168,9 @@ def make_trials(config: Mapping[str, Any], grid: str) -> list[Trial]:
         chosen = {key: value for key, (_, value) in zip(choices, combination, strict=True)}
         texts = {key: text for key, (text, _) in zip(choices, combination, strict=True)}
         try:
-            trials.append(Trial(_name(chosen), chosen, config_lib.resolve(with_values(base, texts))))
+            trials.append(
+                Trial(_name(chosen), chosen, config_lib.resolve(with_values(base, texts)))
+            )
         except UserError as e:
             raise UserError(f'--grid, {_name(chosen)}: {e}') from None
     return trials
@@ -228,11 +229,9 @@ def sweep_tables(result: dict[str, Any]) -> list[Table]:
     """What `sweep` returned, as a person reads it."""
     failed = [f'{row["trial"]} failed: {row["error"]}' for row in result['trials'] if row['error']]
     table = Table(
-        Column('trial', overflow='fold'),
+        Column('trial', no_wrap=True),
         title='the best checkpoint of each trial',
-        title_justify='left',
-        caption=Text('\n'.join(failed)) if failed else None,
-        caption_justify='left',
+        caption='\n'.join(failed) or None,
     )
     trained = [row for row in result['trials'] if not row['error']]
     metrics = read_task(Path(trained[0]['workdir'])).metrics
@@ -253,7 +252,12 @@ def sweep_tables(result: dict[str, Any]) -> list[Table]:
         table.add_row(row['trial'], *cells)
     if not result['seeds']:
         return [table]
-    seeds = Table('over seeds', 'runs', f'validation {chosen.title}', f'test {chosen.title}')
+    seeds = Table(
+        Column('over seeds', no_wrap=True),
+        'runs',
+        f'validation {chosen.title}',
+        f'test {chosen.title}',
+    )
     for summary in result['seeds']:
         cells = [_mean(summary[split], chosen) for split in ('validation', 'test')]
         seeds.add_row(summary['values'], str(summary['count']), *cells)

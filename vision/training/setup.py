@@ -218,7 +218,7 @@ def _resolve_polyak(
     if start >= total_steps:
         raise UserError(
             f'training.polyak_from={config.training.polyak_from!r} is {start} steps; '
-            f'the whole run has {total_steps}'
+            f'the whole run has {total_steps}: begin earlier, or lengthen training.duration'
         )
     config = config.copy_and_resolve_references()
     config.training.polyak_from = f'{start} steps'

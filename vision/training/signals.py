@@ -35,7 +35,9 @@ class StopSignals:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
         if self.received in self._before and kind is not Stopped:
-            os.kill(os.getpid(), self.received)  # nobody has stopped for it: it is for whoever comes next
+            os.kill(
+                os.getpid(), self.received
+            )  # nobody has stopped for it: it is for whoever comes next
 
     def asked(self, step: int, reached_preemption: Callable[[int], bool]) -> int | None:
         """Returns the signal that asks to stop after a step, on all processes alike, or None.

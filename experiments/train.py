@@ -59,7 +59,7 @@ def _dry_run() -> dict[str, Any]:
     from vision.studies.dry_run import dry_run
     from vision.training.setup import setup
 
-    return dry_run(setup(CONFIG.value))
+    return dry_run(setup(CONFIG.value), WORKDIR.value)
 
 
 def _train() -> dict[str, Any]:

@@ -66,11 +66,9 @@ def load_run(
     path = Path(workdir).expanduser().absolute()
     config, dataset, model, task = _read(path)
     mesh = mesh_lib.make_mesh()
-    shapes = jax.eval_shape(
-        lambda: init_variables(model, dataset['input_shape'], jax.random.key(0))
-    )
     template = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.replicated(mesh)), shapes
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.replicated(mesh)),
+        shapes_of(path),
     )
     with open_checkpoints(path, task, config.training.best_by) as checkpoints:
         step = checkpoints.find(checkpoint)
@@ -88,6 +86,16 @@ def load_run(
         variables=variables,
         mesh=mesh,
     )
+
+
+def shapes_of(path: Path) -> dict[str, Any]:
+    """The shapes of a run's variables: 'params' and 'batch_stats'.
+
+    Raises:
+      UserError: it is no workdir.
+    """
+    _, dataset, model, _ = _read(path)
+    return jax.eval_shape(lambda: init_variables(model, dataset['input_shape'], jax.random.key(0)))
 
 
 def read_task(workdir: Path) -> Task:

@@ -180,6 +180,10 @@ def setup(config: ConfigDict) -> Setup:
         )
     check_contract(model, input_shape)
     shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
+    if config.init_from is not None:
+        from vision.training.init_from import check_source
+
+        check_source(config.init_from, config.model.name, shapes)
     recipe.factors.check(shapes['params'])
     optimizer_config = config.optimizer.to_dict()
     if config.weight_decay or optimizer_config.get('weight_decay'):

@@ -28,7 +28,7 @@ class Display(Hook):
         self._console = Console(stderr=True, quiet=not processes.is_first())
         self._data, self._total = data, total_steps
         self._progress = Progress(
-            TextColumn('step'),
+            TextColumn('{task.description}'),
             MofNCompleteColumn(),
             BarColumn(),
             TextColumn('{task.fields[figures]}'),
@@ -37,7 +37,8 @@ class Display(Hook):
             console=self._console,
             disable=not self._console.is_terminal or self._console.quiet,
         )
-        self._task = self._progress.add_task('', total=total_steps, figures='')
+        self._task = self._progress.add_task('compiling', total=total_steps, figures='')
+        self._compiling = True
 
     def __enter__(self) -> 'Display':
         self._progress.start()
@@ -57,7 +58,12 @@ class Display(Hook):
         self._console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def after_step(self, step: int, batch: Batch, metrics: Metrics) -> None:
-        """Moves the bar."""
+        """Moves the bar; no time is estimated from the first step, which was compiled."""
+        if self._compiling:
+            self._compiling = False
+            self._progress.reset(
+                self._task, total=self._total, completed=step, description='step', figures=''
+            )
         self._progress.update(self._task, completed=step)
 
     def after_log(self, step: int, record: dict[str, Any], seconds_left: float) -> None:

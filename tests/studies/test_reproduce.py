@@ -86,7 +86,7 @@ def test_a_finished_run_is_not_measured_by_a_protocol_again(folders, tmp_path, m
     row = ROW._replace(evaluation='train', metric='top5')
     first = lib.reproduce(row, config, [0], folders[0], tmp_path, 'x')
     assert lib.cells(lib.table([row], tmp_path)[0])[3].endswith('% top-5')
-    monkeypatch.delattr(lib, 'evaluate_runs')
+    monkeypatch.delattr(lib, '_by_protocol')
     assert lib.reproduce(row, config, [0], folders[0], tmp_path, 'x') == first
 
 

@@ -39,6 +39,11 @@ def legible(text: str, families: Iterable[str] = (_DEFAULT,), length: int | None
     return ''.join(shown)
 
 
+def file_of(family: str = _DEFAULT) -> str:
+    """The file of a font."""
+    return _installed()[family]
+
+
 def _escape(char: str) -> str:
     if char == ' ':
         return char
@@ -54,7 +59,11 @@ def _installed() -> dict[str, str]:
     """Files of the installed fonts by family."""
     from matplotlib.font_manager import fontManager
 
-    fonts = {font.name: font.fname for font in fontManager.ttflist if font.style == 'normal'}
+    upright = [font for font in fontManager.ttflist if font.style == 'normal']
+    upright.sort(
+        key=lambda font: font.weight in (400, 'normal', 'regular')
+    )  # of a family's weights the usual one
+    fonts = {font.name: font.fname for font in upright}
     return {
         name: file
         for name, file in sorted(fonts.items())

@@ -11,6 +11,7 @@ from rich.table import Column, Table
 
 from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
+from vision.core.fonts import legible
 from vision.evaluation.evals import Predicted, predict_run
 from vision.evaluation.run import load_run, open_checkpoints, read_task
 from vision.evaluation.significance import mcnemar
@@ -66,13 +67,14 @@ def draw(workdirs: Sequence[str | os.PathLike], path: Path) -> None:
     chosen = _selection(paths[0])
     for i, (workdir, name) in enumerate(zip(paths, names, strict=True)):
         records, per_epoch = read(workdir), _steps_per_epoch(workdir)
+        shown = legible(name).replace('$', r'\$')  # no formula
         for metric, panel in zip(('loss', chosen.name), axes, strict=True):
             for split, style in (('train', ':'), ('validation', '.-')):
                 key = f'{split}/{metric}'
                 points = [(r['step'] / per_epoch, r[key]) for r in records if key in r]
                 if points:
                     x, y = zip(*points, strict=True)
-                    label = name if split == 'validation' else None
+                    label = shown if split == 'validation' else None
                     panel.plot(x, y, style, color=f'C{i % 10}', label=label, linewidth=1.3)
     axes[0].set_ylabel('loss')
     axes[0].set_yscale('log')

@@ -67,6 +67,10 @@ def captioned(image: np.ndarray, caption: str, color: tuple[int, int, int]) -> n
         (picture.width * times, picture.height * times), Image.Resampling.NEAREST
     )
     font = ImageFont.load_default(11)
+    if not caption.isascii():  # Pillow's own font has few other letters
+        from vision.core import fonts
+
+        font, caption = ImageFont.truetype(fonts.file_of(), 11), fonts.legible(caption)
     while caption and font.getlength(caption) > picture.width - 4:
         caption = caption[:-1]
     sheet = Image.new('RGB', (picture.width, picture.height + 15), color)

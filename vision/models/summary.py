@@ -7,7 +7,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -225,8 +225,8 @@ _of_registry = _Tracer(by_parts=True)
 
 def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
     """What decides a call's shapes and cost, hashable; None where that cannot be told."""
-    left_out = {'parent', 'name', *_initialisers(module)}
-    names = [f.name for f in dataclasses.fields(module) if f.name not in left_out]
+    left_out = _initialisers(module)
+    names = [name for name in _field_names(type(module)) if name not in left_out]
     given = [(x.shape, x.dtype) if _is_array(x) else x for x in (*args, *sorted(kwargs.items()))]
     key = (type(module), *(getattr(module, name) for name in names), *given)
     try:
@@ -238,8 +238,14 @@ def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 def _initialisers(module: nn.Module) -> list[str]:
     """Fields that decide values and no shapes."""
-    names = [f.name for f in dataclasses.fields(module) if f.name.endswith('_init')]
+    names = [name for name in _field_names(type(module)) if name.endswith('_init')]
     return [name for name in names if callable(getattr(module, name))]
+
+
+@cache
+def _field_names(kind: type[nn.Module]) -> tuple[str, ...]:
+    names = [field.name for field in dataclasses.fields(kind)]
+    return tuple(name for name in names if name not in ('parent', 'name'))
 
 
 def _is_array(value: Any) -> bool:

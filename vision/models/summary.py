@@ -224,10 +224,21 @@ _of_registry = _Tracer(by_parts=True)
 
 
 def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """What decides a call's shapes and cost, hashable; None where that cannot be told."""
+    """What decides a call's shapes and cost, hashable; None where that cannot be told.
+
+    `train` is left out: with it a model may have further heads or parts, but a part of the registry's models has the
+    same variables, outputs and products (its normalisation and dropout have none).
+    """
     left_out = _initialisers(module)
     names = [name for name in _field_names(type(module)) if name not in left_out]
-    given = [(x.shape, x.dtype) if _is_array(x) else x for x in (*args, *sorted(kwargs.items()))]
+    others = [
+        value for name, value in sorted(kwargs.items()) if name not in ('train', 'deterministic')
+    ]
+    given = [
+        (x.shape, x.dtype) if _is_array(x) else x
+        for x in (*args, *others)
+        if not isinstance(x, bool)  # `train` by position
+    ]
     key = (type(module), *(getattr(module, name) for name in names), *given)
     try:
         hash(key)

@@ -335,18 +335,12 @@ def test_the_same_bytes_come_first_blank_images_too(classifier, digits, tmp_path
     (tmp_path / 'white2.png').write_bytes((tmp_path / 'white.png').read_bytes())
     Image.new('L', (9, 8), 255).save(tmp_path / 'white3.png')
     Image.new('L', (8, 8), 0).save(tmp_path / 'black.png')
-    (tmp_path / 'broken.png').write_bytes(b'no')
-    (tmp_path / 'broken2.png').write_bytes(b'no')
     groups = made_of(classifier.run, sorted(tmp_path.iterdir()))
     assert [[os.path.basename(p) for p in paths_of(g)] for g in groups] == [
         ['a.png', 'c.png', 'b.bmp'],
-        ['broken.png', 'broken2.png'],
         ['white.png', 'white2.png', 'white3.png'],
     ]
-    assert [n['score'] for g in groups for n in g['neighbours'] if n['path'].endswith('2.png')] == [
-        1,
-        1,
-    ]
+    assert [group['neighbours'][0]['score'] for group in groups] == [1, 1]
 
 
 @pytest.mark.parametrize('link', [os.symlink, os.link])

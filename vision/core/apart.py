@@ -8,10 +8,9 @@ import sys
 import threading
 import traceback
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from typing import Any
-from unittest import mock
 
 from vision.core.errors import Stopped, UserError
 
@@ -35,7 +34,7 @@ def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
     """Calls a function in a process of its own and returns what it returns.
 
     The process is a fork of this one as long as JAX has no backend here (no device, no memory of a GPU is held
-    twice), and else of a server that is started for it.  SIGINT and SIGTERM are passed on once; a second signal
+    twice), and else of a server that is started for it. SIGINT and SIGTERM are passed on once; a second signal
     ends both processes.
 
     Args:
@@ -51,8 +50,7 @@ def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_answer, args=(sender, function, arguments))
     with _Forwarded() as signals:
-        # Not to start a user's script again, the server's children get an empty main module.
-        with mock.patch.dict(sys.modules, {'__main__': types.ModuleType('__main__')}):
+        with _empty_main():
             child.start()
         sender.close()
         signals.forward_to(child.pid)
@@ -78,6 +76,17 @@ def _context() -> Any:
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([*_PRELOADED, *(m for m in _LIBRARIES if m in sys.modules)])
     return context
+
+
+@contextlib.contextmanager
+def _empty_main() -> Iterator[None]:
+    """Hides the main module: the server's children would import a user's script, which would start all over again."""
+    main = sys.modules['__main__']
+    sys.modules['__main__'] = types.ModuleType('__main__')
+    try:
+        yield
+    finally:
+        sys.modules['__main__'] = main
 
 
 def _receive(receiver: connection.Connection, child: Any) -> tuple[str, Any]:

@@ -192,6 +192,11 @@ def test_an_index_of_another_model_endpoint_or_preprocessing(classifier, digits,
         list(search.query(other, made, source))
     made.made_by['weights'] = 'other'
     made.save(tmp_path / 'i')
+    model = json.dumps({'name': 'resnet20', 'dtype': 'float32', 'stage_sizes': '(3, 3, 3)'})
+    elsewhere = index.Index(made.made_by | {'model': model}, 'cosine', [], made.index)
+    with pytest.raises(UserError, match='another model: resnet20 .*there, lenet5 .*here') as error:
+        elsewhere.check(classifier)
+    assert '{' not in str(error.value) and '[' not in str(error.value)
     done = run_module(
         'experiments.search', f'--workdir={workdir}', f'--index={tmp_path}/i', 'query', 'test:0'
     )

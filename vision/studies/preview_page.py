@@ -47,7 +47,8 @@ def write_page(
 def _parts(
     folder: Path, summary: Mapping[str, Any], sources: Mapping[str, Source], words: str
 ) -> Iterator[str]:
-    name = html.escape(next(iter(sources.values())).name.rpartition(':')[0])
+    first = next(iter(sources.values())).name  # 'FOLDER:train'
+    name = html.escape(first.rpartition(':')[0] or first)
     yield (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width">'

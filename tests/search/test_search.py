@@ -192,9 +192,9 @@ def test_an_index_of_another_model_endpoint_or_preprocessing(classifier, digits,
         list(search.query(other, made, source))
     made.made_by['weights'] = 'other'
     made.save(tmp_path / 'i')
-    model = json.dumps({'name': 'resnet20', 'dtype': 'float32', 'stage_sizes': '(3, 3, 3)'})
+    model = json.dumps({'name': 'resnet20', 'dtype': 'float32'})
     elsewhere = index.Index(made.made_by | {'model': model}, 'cosine', [], made.index)
-    with pytest.raises(UserError, match='another model: resnet20 .*there, lenet5 .*here') as error:
+    with pytest.raises(UserError, match='another model: resnet20 there, lenet5 here') as error:
         elsewhere.check(classifier)
     assert '{' not in str(error.value) and '[' not in str(error.value)
     done = run_module(

@@ -231,12 +231,15 @@ def _difference(key: str, there: dict[str, str], here: dict[str, str]) -> tuple[
     if key != 'model':
         return there[key], here[key]
     first, second = _read_model(there), _read_model(here)
+    if first.get('name') != second.get('name'):
+        return first.get('name', 'a model'), second.get('name', 'a model')
     names = [name for name in first | second if first.get(name) != second.get(name)]
-    texts = []
-    for model in (first, second):
-        others = [f'{n}={model.get(n, "its own")}' for n in names if n != 'name']
-        texts.append(' '.join([model.get('name', 'a model'), *others]))
-    return texts[0], texts[1]
+    texts = (
+        [f'{name}={model[name]}' if name in model else f'no {name}' for name in names]
+        for model in (first, second)
+    )
+    one, other = (' '.join([first.get('name', 'a model'), *words]) for words in texts)
+    return one, other
 
 
 def _read_model(made_by: dict[str, str]) -> dict[str, str]:
@@ -255,7 +258,8 @@ def _parts(preprocessing: str) -> list[str]:
     except ValueError:
         return [preprocessing]
     names = ('ops', 'mean', 'std', 'image size', 'input size')
-    return [f'{name} {value}' for name, value in zip(names, values, strict=False)]
+    texts = (', '.join(map(str, v)) if isinstance(v, list) else v for v in values)
+    return [f'{name} {text}' for name, text in zip(names, texts, strict=False)]
 
 
 def _sorted_leaves(tree: Any) -> list[tuple[str, np.ndarray]]:

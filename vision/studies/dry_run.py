@@ -10,6 +10,7 @@ import jax
 from vision.core import config as config_lib
 from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
+from vision.core.progress import progress_bar
 from vision.models.summary import count
 from vision.preprocess import inputs
 from vision.preprocess.ops import describe_place
@@ -52,7 +53,9 @@ def dry_run(run: Setup, workdir: str | os.PathLike | None = None) -> dict[str, A
     batches = inputs.TrainBatches(run.train, run.loading, run.mesh, 0)
     batch = next(batches)
     began = time.perf_counter()
-    compiled = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
+    with progress_bar() as start:
+        start('compiling', 1)
+        compiled = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
     compile_seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
     state_bytes = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))

@@ -8,9 +8,9 @@ import pytest
 
 from tests.processes import Process, run_module
 from tests.tiers import split
-from tests.training.tiny import tiny_config
+from tests.training.tiny import FLAGS, tiny_config
 from vision.core.errors import UserError
-from vision.studies.sweep import make_trials, over_seeds, parse_grid, sweep, sweep_tables
+from vision.studies.sweep import make_trials, over_seeds, parse_grid, sweep_tables
 
 
 @pytest.mark.parametrize(
@@ -85,10 +85,20 @@ def test_mean_and_deviation_over_seeds():
     assert over_seeds([{'values': {'lr': 1}, 'error': None}], 'top1') == []
 
 
+def run_sweep(workdir, grid, *flags):
+    done = run_module(
+        'experiments.sweep', *FLAGS, '--config.training.duration=8 steps', '--config.schedule.warmup=2 steps',
+        *flags, f'--workdir={workdir}', f'--grid={grid}', '--format=json',
+    )  # fmt: skip
+    assert 'Traceback' not in done.stderr, done.stderr
+    return done
+
+
 def test_trials_are_runs_and_finished_ones_are_not_run_again(tmp_path):
-    config = tiny_config(training__duration='12 steps')
     grid = 'optimizer.lr=1e18,0.05,0.0;seed=1'
-    result = sweep(config, grid, tmp_path)
+    done = run_sweep(tmp_path, grid)
+    assert done.returncode == 3, done.stderr
+    result = json.loads(done.stdout)
     assert [r['error'] is None for r in result['trials']] == [True, True, False]
     best, second, failed = result['trials']
     assert best['validation']['top1'] >= second['validation']['top1']
@@ -99,17 +109,19 @@ def test_trials_are_runs_and_finished_ones_are_not_run_again(tmp_path):
     assert [t.row_count for t in sweep_tables(result)] == [3, 2]
 
     records = {p: p.read_bytes() for p in tmp_path.glob('*/metrics.jsonl')}
-    again = sweep(config, grid, tmp_path)
-    assert again['trials'][:2] == result['trials'][:2]
-    for row in again['trials'][:2]:  # with the seconds that it took
+    done = run_sweep(tmp_path, grid)
+    assert done.stderr.count('this run is finished') == 2
+    assert json.loads(done.stdout)['trials'][:2] == result['trials'][:2]
+    for row in result['trials'][:2]:  # with the seconds that it took
         file = tmp_path / row['trial'] / 'metrics.jsonl'
         assert file.read_bytes() == records[file]
 
 
 def test_all_trials_are_checked_before_the_first_one_runs(tmp_path):
-    with pytest.raises(UserError, match=r"model.name=lenet6.*Did you mean 'lenet5'"):
-        sweep(tiny_config(), 'model.name=lenet5,lenet6', tmp_path / 'sweep')
-    assert not (tmp_path / 'sweep').exists()
+    done = run_sweep(tmp_path / 'sweep', 'model.name=lenet5,lenet6')
+    assert done.returncode == 2 and done.stdout == ''
+    assert 'model.name=lenet6' in done.stderr and "Did you mean 'lenet5'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / 'sweep').exists()
 
 
 def test_what_refers_to_a_value_follows_it():

@@ -108,13 +108,17 @@ def count(name: str, model: nn.Module, input_shape: tuple[int, int, int]) -> Sum
     order: list[str] = []
     with forms.xla_only():  # so that a convolution is one
         try:
-            trained = tracer.trace(model, (image,), {'train': True})
+            trained = tracer.trace(model, (image,), {'train': True}, None, order)
         except UserError:
             if not getattr(model, 'aux_heads', False):
                 raise
             model = model.clone(aux_heads=False)  # the images are too small for them, perhaps
-            trained = tracer.trace(model, (image,), {'train': True})
-        predicting = tracer.trace(model, (image,), {'train': False}, trained.variables, order)
+            trained = tracer.trace(model, (image,), {'train': True}, None, order)
+        predicting = trained
+        differs = any(getattr(model, field, False) for field in ('aux_heads', 'dense_evaluation'))
+        if differs or name not in MODELS:  # in evaluation it is another program
+            order.clear()
+            predicting = tracer.trace(model, (image,), {'train': False}, trained.variables, order)
     logits, endpoints = predicting.outputs
     stages = {stage: endpoints[stage].shape[1:] for stage in order}
     return Summary(

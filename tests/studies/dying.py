@@ -7,15 +7,18 @@ import time
 from pathlib import Path
 
 from tests.training.tiny import Net
+from vision.core.errors import UserError
 
 
 class Dying(Net):
-    """The small network; `how` is what happens in a trial: when it is set up, or when parameters are made."""
+    """The small network; `how` is what becomes of a trial: when it is set up, or when parameters are made, or later."""
 
     how: str = ''
 
     def __call__(self, images, train):
         functions = {frame.function for frame in inspect.stack()}
+        if 'init_state' in functions and self.how == 'mistake':
+            raise UserError('the loss became NaN or infinite in step 3')
         if 'init_state' in functions and self.how == 'raise':
             raise RuntimeError('boom')
         if 'init_state' in functions and self.how == 'kill':
@@ -23,4 +26,5 @@ class Dying(Net):
         if {'_train', 'setup'} <= functions and self.how.startswith('wait '):
             Path(self.how.removeprefix('wait ')).touch()
             time.sleep(60)
-        return super().__call__(images, train)
+        logits, endpoints = super().__call__(images, train)
+        return logits * (self.how != 'blind'), endpoints

@@ -8,7 +8,7 @@ import pytest
 
 from tests.processes import Process, run_module
 from tests.tiers import split
-from tests.training.tiny import FLAGS, tiny_config
+from tests.training.tiny import tiny_config
 from vision.core.errors import UserError
 from vision.studies.sweep import make_trials, over_seeds, parse_grid, sweep_tables
 
@@ -85,36 +85,58 @@ def test_mean_and_deviation_over_seeds():
     assert over_seeds([{'values': {'lr': 1}, 'error': None}], 'top1') == []
 
 
+FLAGS = ('--config=configs/digits_lenet5.py', '--config.model.name=tests.studies.dying:Dying',
+         '--config.preprocess.train=resize(32)|translate(3)', '--config.training.duration=8 steps',
+         '--config.schedule.warmup=1 steps')  # fmt: skip
+
+
 def run_sweep(workdir, grid, *flags):
-    done = run_module(
-        'experiments.sweep', *FLAGS, '--config.training.duration=8 steps', '--config.schedule.warmup=2 steps',
-        *flags, f'--workdir={workdir}', f'--grid={grid}', '--format=json',
-    )  # fmt: skip
-    assert 'Traceback' not in done.stderr, done.stderr
+    done = run_module('experiments.sweep', *FLAGS, f'--workdir={workdir}', f'--grid={grid}', *flags)
+    assert 'Traceback' not in done.stderr + done.stdout, done.stderr
     return done
 
 
-def test_trials_are_runs_and_finished_ones_are_not_run_again(tmp_path):
-    grid = 'optimizer.lr=1e18,0.05,0.0;seed=1'
-    done = run_sweep(tmp_path, grid)
-    assert done.returncode == 3, done.stderr
-    result = json.loads(done.stdout)
-    assert [r['error'] is None for r in result['trials']] == [True, True, False]
-    best, second, failed = result['trials']
-    assert best['validation']['top1'] >= second['validation']['top1']
-    assert 'NaN or infinite' in failed['error']
-    assert (tmp_path / 'optimizer.lr=0.05,seed=1' / 'metrics.jsonl').exists()
-    assert json.loads((tmp_path / 'sweep.json').read_text()) == result
-    assert result['metric'] == 'top1' and [s['count'] for s in result['seeds']] == [1, 1]
-    assert [t.row_count for t in sweep_tables(result)] == [3, 2]
+@pytest.fixture(scope='module')
+def swept(tmp_path_factory):
+    """A sweep of which trials fail in every way: its folder and what the command printed."""
+    folder = tmp_path_factory.mktemp('sweep')
+    return folder, run_sweep(folder, 'model.how=blind,mistake,raise,kill,fine;seed=1')
 
-    records = {p: p.read_bytes() for p in tmp_path.glob('*/metrics.jsonl')}
-    done = run_sweep(tmp_path, grid)
-    assert done.stderr.count('this run is finished') == 2
-    assert json.loads(done.stdout)['trials'][:2] == result['trials'][:2]
-    for row in result['trials'][:2]:  # with the seconds that it took
-        file = tmp_path / row['trial'] / 'metrics.jsonl'
-        assert file.read_bytes() == records[file]
+
+def test_trials_are_runs_and_the_best_is_first(swept):
+    folder, _ = swept
+    result = json.loads((folder / 'sweep.json').read_text())
+    best, second, *_ = result['trials']
+    assert [best['values']['model.how'], second['values']['model.how']] == ['fine', 'blind']
+    assert best['validation']['top1'] > second['validation']['top1']
+    assert best['error'] is None and best['test']['count'] == 360
+    assert (folder / 'model.how=fine,seed=1' / 'metrics.jsonl').exists()
+    assert result['metric'] == 'top1' and [s['count'] for s in result['seeds']] == [1, 1]
+    assert [t.row_count for t in sweep_tables(result)] == [5, 2]
+
+
+def test_a_trial_that_dies_takes_no_other_with_it(swept):
+    folder, done = swept
+    assert done.returncode == 3, done.stderr
+    rows = json.loads((folder / 'sweep.json').read_text())['trials']
+    errors = {row['values']['model.how']: row['error'] for row in rows if row['error']}
+    assert set(errors) == {'mistake', 'raise', 'kill'}
+    assert errors['mistake'] == 'the loss became NaN or infinite in step 3'
+    assert errors['raise'].startswith('RuntimeError: boom (dying.py, line ')
+    assert errors['kill'].startswith('its process was ended by SIGKILL')
+    assert 'boom' in (folder / 'model.how=raise,seed=1' / 'error.txt').read_text()
+    for how, error in errors.items():
+        assert f'model.how={how},seed=1 failed: {error}' in done.stdout
+
+
+def test_finished_trials_are_not_run_again(swept, tmp_path):
+    folder, _ = swept
+    before = json.loads((folder / 'sweep.json').read_text())['trials'][:2]
+    records = {p: p.read_bytes() for p in folder.glob('*/metrics.jsonl')}
+    done = run_sweep(folder, 'model.how=blind,fine;seed=1', '--format=json')
+    assert done.returncode == 0 and done.stderr.count('this run is finished') == 2
+    assert json.loads(done.stdout)['trials'] == before
+    assert {p: p.read_bytes() for p in records} == records  # with the seconds that it took
 
 
 def test_all_trials_are_checked_before_the_first_one_runs(tmp_path):
@@ -164,25 +186,6 @@ def test_values_are_set_as_the_command_line_sets_them(key, text, value):
         assert found == value and type(found) is type(value)
 
 
-DYING = ('--config=configs/digits_lenet5.py', '--config.model.name=tests.studies.dying:Dying',
-         '--config.preprocess.train=resize(32)|translate(3)', '--config.training.duration=4 steps',
-         '--config.schedule.warmup=1 steps')  # fmt: skip
-
-
-def test_a_trial_that_dies_takes_no_other_with_it(tmp_path):
-    grid = '--grid=model.how=raise,kill,fine'
-    done = run_module('experiments.sweep', *DYING, f'--workdir={tmp_path}', grid)
-    assert done.returncode == 3, done.stderr
-    assert 'Traceback' not in done.stderr + done.stdout
-    fine, raised, killed = json.loads((tmp_path / 'sweep.json').read_text())['trials']
-    assert fine['error'] is None and fine['test']['count'] == 360
-    assert raised['error'] == 'RuntimeError: boom (dying.py, line 20)'
-    assert killed['error'].startswith('its process was ended by SIGKILL')
-    assert 'boom' in (tmp_path / 'model.how=raise' / 'error.txt').read_text()
-    for row in (raised, killed):
-        assert f'{row["trial"]} failed: {row["error"][:30]}' in done.stdout
-
-
 @pytest.mark.parametrize(
     ('moment', 'signum', 'code'),
     split(
@@ -198,7 +201,7 @@ def test_a_signal_ends_the_sweep_and_its_trial(tmp_path, moment, signum, code):
     began, sweeps = tmp_path / 'began', tmp_path / 'sweep'
     first = f'wait {began}' if moment == 'set-up' else 'long'
     process = Process(
-        'experiments.sweep', *DYING, '--config.training.duration=1000000 steps', f'--workdir={sweeps}',
+        'experiments.sweep', *FLAGS, '--config.training.duration=1000000 steps', f'--workdir={sweeps}',
         f'--grid=model.how={first},fine',
     )  # fmt: skip
     process.wait_for(began.exists if moment == 'set-up' else lambda: 'images/s' in process.stderr)

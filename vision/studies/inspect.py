@@ -18,7 +18,7 @@ _SIDE = 256  # pixels of the longer side that sharpness and brightness are measu
 # The mean squared Laplacian over the variance: .06 to .8 of eight photographs, less than .01 of the same when blurred
 # by a Gaussian whose deviation is 1/100 of their width.
 _BLURRED = 0.01
-_DARK = 64  # of 255: 99 % of the pixels are darker
+_DARK = 40  # of 255: 99 % of the pixels are darker
 _TINY = 32  # pixels of the shorter side
 ODDITIES = ('blank', 'blurred', 'dark', 'tiny')
 

@@ -234,7 +234,8 @@ def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
     same variables, outputs and products (its normalisation and dropout have none).
     """
     left_out = _initialisers(module)
-    names = [name for name in _field_names(type(module)) if name not in left_out]
+    kind: Any = type(module)
+    names = [name for name in _field_names(kind) if name not in left_out]
     others = [
         value for name, value in sorted(kwargs.items()) if name not in ('train', 'deterministic')
     ]
@@ -243,7 +244,7 @@ def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
         for x in (*args, *others)
         if not isinstance(x, bool)  # `train` by position
     ]
-    key = (type(module), *(getattr(module, name) for name in names), *given)
+    key = (kind, *(getattr(module, name) for name in names), *given)
     try:
         hash(key)
     except TypeError:
@@ -253,7 +254,8 @@ def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 def _initialisers(module: nn.Module) -> list[str]:
     """Fields that decide values and no shapes."""
-    names = [name for name in _field_names(type(module)) if name.endswith('_init')]
+    kind: Any = type(module)
+    names = [name for name in _field_names(kind) if name.endswith('_init')]
     return [name for name in names if callable(getattr(module, name))]
 
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vision.data.source import Source
 from vision.prediction.pages import figure
 from vision.preprocess.inputs import examples
@@ -90,7 +92,7 @@ class _Pictures:
         for s in summary['splits'].values():
             wanted |= {name for names in s['copies'][:_EACH] for name in names[:_EACH]}
             wanted |= {name for names in s['odd'].values() for name in names[:_EACH]}
-        self._images = {}
+        self._images: dict[str, np.ndarray] = {}
         for source in sources.values():
             ids = {i: n for i in range(source.num_examples) if (n := source.name_of(i)) in wanted}
             self._images |= {ids[i]: image for i, image in examples(source, ids)}

@@ -170,12 +170,20 @@ def _subfolders(root: str) -> list[str]:
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry]:
-    """What a folder holds, but for what is hidden."""
+    """What a folder holds, but for what is hidden and for links back to where one came from."""
     try:
         with os.scandir(folder) as entries:
-            yield from (entry for entry in entries if not entry.name.startswith('.'))
+            for entry in entries:
+                hidden = entry.name.startswith('.')
+                if not hidden and not (entry.is_symlink() and _leads_back(entry.path, folder)):
+                    yield entry
     except OSError as e:
         raise UserError(f'{folder} cannot be read: {e.strerror}') from None
+
+
+def _leads_back(link: str, folder: str) -> bool:
+    target, here = os.path.realpath(link), os.path.realpath(folder)
+    return here == target or here.startswith(target.rstrip(os.sep) + os.sep)
 
 
 def _split_folders(root: str) -> dict[str, str]:

@@ -68,10 +68,15 @@ def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
     raise Died(value)
 
 
+def holds_devices() -> bool:
+    """Whether JAX has a backend in this process: its threads, and on a GPU its memory."""
+    bridge = sys.modules.get('jax._src.xla_bridge')
+    return bridge is not None and bridge.backends_are_initialized()
+
+
 def _context() -> Any:
     """Forks are made of a process that JAX has no threads in: of this one, or of a clean server."""
-    bridge = sys.modules.get('jax._src.xla_bridge')
-    if sys.platform == 'linux' and not (bridge and bridge.backends_are_initialized()):
+    if sys.platform == 'linux' and not holds_devices():
         return multiprocessing.get_context('fork')
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([*_PRELOADED, *(m for m in _LIBRARIES if m in sys.modules)])

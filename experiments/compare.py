@@ -24,10 +24,10 @@ def main(argv: list[str]) -> None:
     if FORMAT.value == 'json':
         print(strict_json.dumps(result | {'picture': str(path)}))
         return
-    from rich.console import Console
+    from vision.core.tables import print_table
 
     for table in compare_tables(result):
-        Console().print(table)
+        print_table(table)
     print(f'Picture: {path}')
 
 

@@ -54,12 +54,11 @@ def main(argv: list[str]) -> None:
     if FORMAT.value == 'json':
         print(strict_json.dumps(figures if EVALS.value else evaluations[0].figures))
         return
-    from rich.console import Console
-
+    from vision.core.tables import print_table
     from vision.task.metrics import metrics_table
 
     title = f'{", ".join(WORKDIR.value)}, step {runs[0].step}'
-    Console().print(metrics_table(figures, runs[0].task.metrics, title))
+    print_table(metrics_table(figures, runs[0].task.metrics, title))
     for name, f in figures.items():
         if f['corrupt']:
             print(f'{name}: {f["corrupt"]} images could not be read and were left out.')

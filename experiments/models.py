@@ -21,9 +21,9 @@ CLASSES = flags.DEFINE_integer('num_classes', None, "number of classes; the pape
 
 def main(argv: list[str]) -> None:
     """Prints the table of one model, or of all."""
-    print(
-        summary_tables.describe(argv[1:], FORMAT.value, INPUT.value, CHANNELS.value, CLASSES.value)
-    )
+    options = (INPUT.value, CHANNELS.value, CLASSES.value)
+    for line in summary_tables.describe(argv[1:], FORMAT.value, *options):
+        print(line, flush=True)
 
 
 if __name__ == '__main__':

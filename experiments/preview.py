@@ -1,6 +1,9 @@
 """Shows what a model would be fed, and what is wrong with the data.
 
 python -m experiments.preview --config=configs/NAME.py[:ARG] [--output=DIR] [--config.a.b=VALUE …]
+
+The page is DIR/index.html: copies, images that are blurred, dark, tiny or cannot be read, and what the model
+is fed. Exit code 3: training would refuse the data; all that it would refuse is listed.
 """
 
 import sys
@@ -14,7 +17,7 @@ OUTPUT = flags.DEFINE_string('output', 'runs/preview', 'The folder that the pict
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print')
 
 
-def main(argv: list[str]) -> None:
+def main(argv: list[str]) -> int:
     """Writes the pictures and prints the summary."""
     cli.refuse_arguments(argv)
     cli.require(config=CONFIG.value)
@@ -25,9 +28,10 @@ def main(argv: list[str]) -> None:
     sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
     if FORMAT.value == 'json':
         print(strict_json.dumps(summary, ensure_ascii=False))
-        return
-    print(text(summary))
-    print(f'Pictures: {OUTPUT.value}/inputs.png, {OUTPUT.value}/classes.png')
+    else:
+        print(text(summary))
+        print(f'The page: {OUTPUT.value}/index.html')
+    return cli.ANSWERED_IN_PART if summary['faults'] else 0
 
 
 if __name__ == '__main__':

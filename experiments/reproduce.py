@@ -84,8 +84,7 @@ def main(argv: list[str]) -> None:
     for name in argv[1:]:
         if name not in known:
             raise unknown('row', name, known)
-    from rich.console import Console
-
+    from vision.core.tables import print_table
     from vision.studies import reproduce
 
     seeds = _seeds(SEEDS.value)
@@ -100,7 +99,7 @@ def main(argv: list[str]) -> None:
     if FORMAT.value == 'json':
         print(strict_json.dumps(measured))
     else:
-        Console().print(reproduce.rich_table(measured))
+        print_table(reproduce.rich_table(measured))
 
 
 def _config(row: Any) -> Any:

@@ -19,8 +19,7 @@ def main(argv: list[str]) -> int:
     """Runs the trials and prints their table."""
     cli.refuse_arguments(argv)
     cli.require(config=CONFIG.value, workdir=WORKDIR.value, grid=GRID.value)
-    from rich.console import Console
-
+    from vision.core.tables import print_table
     from vision.studies.sweep import sweep, sweep_tables
 
     result = sweep(CONFIG.value, GRID.value, WORKDIR.value)
@@ -28,7 +27,7 @@ def main(argv: list[str]) -> int:
         print(strict_json.dumps(result))
     else:
         for table in sweep_tables(result):
-            Console().print(table)
+            print_table(table)
     return cli.ANSWERED_IN_PART if any(row['error'] for row in result['trials']) else 0
 
 

@@ -35,9 +35,8 @@ def main(argv: list[str]) -> None:
     if not DRY_RUN.value:
         cli.require(workdir=WORKDIR.value)
     join_others()
-    from rich.console import Console
-
     from vision.core import processes
+    from vision.core.tables import print_table
 
     result = _dry_run() if DRY_RUN.value else _train()
     if not processes.is_first():
@@ -53,14 +52,14 @@ def main(argv: list[str]) -> None:
         from vision.training.records import results_table
 
         metrics = read_task(Path(WORKDIR.value).expanduser()).metrics
-        Console().print(results_table(result, metrics, WORKDIR.value))
+        print_table(results_table(result, metrics, WORKDIR.value))
 
 
 def _dry_run() -> dict[str, Any]:
     from vision.studies.dry_run import dry_run
     from vision.training.setup import setup
 
-    return dry_run(setup(CONFIG.value))
+    return dry_run(setup(CONFIG.value), WORKDIR.value)
 
 
 def _train() -> dict[str, Any]:
@@ -80,15 +79,14 @@ def _train() -> dict[str, Any]:
 
 
 def _explain() -> None:
-    from rich.console import Console
-
+    from vision.core.tables import print_table
     from vision.studies.explain import explain, explain_table
 
     rows = explain(CONFIG.value, EXPLAIN.value)
     if FORMAT.value == 'json':
         print(strict_json.dumps(rows))
     else:
-        Console().print(explain_table(rows))
+        print_table(explain_table(rows))
 
 
 if __name__ == '__main__':

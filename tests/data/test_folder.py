@@ -515,3 +515,16 @@ def test_an_empty_cell_is_a_mistake_where_each_image_has_one_label(tmp_path):
     (tmp_path / 'list.csv').write_text('path,label,split\na.jpg,dog,train\nb.jpg,,train')
     with pytest.raises(UserError, match="image 2 has no 'label'"):
         file_list('train', str(tmp_path / 'list.csv'))
+
+
+def test_linked_folders_that_lead_to_each_other_are_walked_once_at_any_depth(tmp_path):
+    for name in ('a', 'b'):
+        (tmp_path / name / 'deep').mkdir(parents=True)
+        (tmp_path / name / 'deep' / f'{name}.png').touch()
+    (tmp_path / 'a' / 'to b').symlink_to(tmp_path / 'b')
+    (tmp_path / 'b' / 'deep' / 'to a').symlink_to(tmp_path / 'a')
+    (tmp_path / 'a' / 'again').symlink_to(tmp_path / 'a' / 'deep')
+    found = [os.path.relpath(p, tmp_path) for p in files([str(tmp_path)]).paths]
+    assert found == ['a/deep/a.png', 'b/deep/b.png']
+    one = [os.path.relpath(p, tmp_path) for p in files([str(tmp_path / 'a')]).paths]
+    assert one == ['a/deep/a.png', 'a/to b/deep/b.png']

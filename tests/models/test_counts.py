@@ -1,5 +1,6 @@
 """Every parameter count and multiply-add count that the papers and torchvision give."""
 
+import dataclasses
 import json
 from functools import cache
 
@@ -10,7 +11,7 @@ from tests.processes import run_module
 from tests.tiers import split
 from vision.models import MODELS
 from vision.models.base import abstract_variables
-from vision.models.summary import default_model, summarise
+from vision.models.summary import count, default_model, summarise
 
 # name: parameters, with auxiliary heads (None: none), GMACs (None: not given)
 COUNTS = {
@@ -146,6 +147,17 @@ def test_input_size_and_channels_change_the_figures():
     assert large.macs > 3.9 * (small.macs - 10**6)
     assert large.parameters - small.parameters == 64 * 7 * 7 * 2
     assert small.stages['stage4'] == (2, 2, 512)
+
+
+@pytest.mark.parametrize(
+    ('name', 'size'), [('resnet20', 32), ('resnet50_v2', 32), ('googlenet', 64), ('vgg_a', 224), ('lenet5', 32)]
+)  # fmt: skip
+def test_models_that_are_counted_by_parts_have_the_figures_of_the_whole(name, size):
+    model, (_, _, channels) = default_model(name)
+    by_parts = count(name, model, (size, size, channels))
+    whole = count('a model of my own', model, (size, size, channels))
+    assert dataclasses.replace(whole, name=name) == by_parts
+    assert list(whole.stages) == list(by_parts.stages)
 
 
 def test_one_command_prints_one_model_or_all():

@@ -192,6 +192,11 @@ def test_an_index_of_another_model_endpoint_or_preprocessing(classifier, digits,
         list(search.query(other, made, source))
     made.made_by['weights'] = 'other'
     made.save(tmp_path / 'i')
+    model = json.dumps({'name': 'resnet20', 'dtype': 'float32'})
+    elsewhere = index.Index(made.made_by | {'model': model}, 'cosine', [], made.index)
+    with pytest.raises(UserError, match='another model: resnet20 there, lenet5 here') as error:
+        elsewhere.check(classifier)
+    assert '{' not in str(error.value) and '[' not in str(error.value)
     done = run_module(
         'experiments.search', f'--workdir={workdir}', f'--index={tmp_path}/i', 'query', 'test:0'
     )
@@ -313,3 +318,46 @@ def test_duplicates_of_an_index_of_another_run(workdir, tmp_path):
         'experiments.search', f'--workdir={workdir}', f'--index={tmp_path}/i', 'duplicates'
     )
     assert done.returncode == 2 and 'made by another' in done.stderr, done.stderr
+
+
+def made_of(run, names):
+    """An index of images whose vectors are all nearly the same."""
+    made = index.create(ABOUT, 16)
+    made.add(list(map(str, names)), np.ones((1, 16)) + vectors(len(names), seed=5) * 1e-3)
+    return search.duplicates(made, run)
+
+
+def paths_of(group):
+    return [group['path'], *(n['path'] for n in group['neighbours'])]
+
+
+def test_the_same_bytes_come_first_blank_images_too(classifier, digits, tmp_path):
+    scan = Image.fromarray(digits.images[5, ..., 0])
+    scan.save(tmp_path / 'a.png')
+    scan.save(tmp_path / 'b.bmp')  # nearly the same to `duplicates`: other bytes
+    (tmp_path / 'c.png').write_bytes((tmp_path / 'a.png').read_bytes())
+    Image.new('L', (8, 8), 255).save(tmp_path / 'white.png')
+    (tmp_path / 'white2.png').write_bytes((tmp_path / 'white.png').read_bytes())
+    Image.new('L', (9, 8), 255).save(tmp_path / 'white3.png')
+    Image.new('L', (8, 8), 0).save(tmp_path / 'black.png')
+    groups = made_of(classifier.run, sorted(tmp_path.iterdir()))
+    assert [[os.path.basename(p) for p in paths_of(g)] for g in groups] == [
+        ['a.png', 'c.png', 'b.bmp'],
+        ['white.png', 'white2.png', 'white3.png'],
+    ]
+    assert [group['neighbours'][0]['score'] for group in groups] == [1, 1]
+
+
+@pytest.mark.parametrize('link', [os.symlink, os.link])
+def test_links_to_a_file_are_one_named_by_its_real_path(classifier, digits, tmp_path, link):
+    (tmp_path / 'real').mkdir()
+    real = tmp_path / 'real' / 'z.png'
+    Image.fromarray(digits.images[5, ..., 0]).save(real)
+    link(real, tmp_path / 'a.png')
+    os.symlink(tmp_path / 'real', tmp_path / 'folder')
+    names = [tmp_path / 'a.png', tmp_path / 'folder' / 'z.png', real]
+    assert made_of(classifier.run, names) == []
+    (tmp_path / 'copy.png').write_bytes(real.read_bytes())
+    (group,) = made_of(classifier.run, [*names, tmp_path / 'copy.png'])
+    first = str(real) if link is os.symlink else str(tmp_path / 'a.png')
+    assert paths_of(group) == [first, str(tmp_path / 'copy.png')]

@@ -1,9 +1,15 @@
 """A dry run tells what a run would be, and writes nothing."""
 
+import json
+
 import jax
 import pytest
+from ml_collections import ConfigDict
+from PIL import Image
 
+from configs.digits_lenet5 import get_config
 from tests.training.tiny import NET, tiny_config
+from vision.core.config import to_json
 from vision.core.errors import UserError
 from vision.models.summary import summarise
 from vision.studies.dry_run import dry_run, dry_run_text
@@ -35,3 +41,54 @@ def test_the_figures(tmp_path, monkeypatch):
 def test_what_would_stop_the_run_stops_it():
     with pytest.raises(UserError, match='lenet6'):
         dry_run(setup(tiny_config(model__name='lenet6')))
+
+
+@pytest.mark.parametrize(
+    ('source', 'says'),
+    [('nowhere', 'no such workdir or file'), ('{tmp}', 'is not a workdir'), ('{tmp}/run', 'has no checkpoint'),
+     ('{tmp}/other', 'does not fit the model: surplus'),
+     ('{tmp}/x.safetensors', 'no readable .safetensors file'), ('{tmp}/x.txt', 'weights are read from')],
+)  # fmt: skip
+def test_weights_that_do_not_fit_are_refused_by_the_set_up(tmp_path, source, says):
+    config = tiny_config(init_from=source.format(tmp=tmp_path))
+    for name in ('run', 'other'):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'config.json').write_text(to_json(get_config()))
+        dataset = {'class_names': ['a', 'b'], 'input_shape': [32, 32, 1]}
+        (tmp_path / name / 'dataset.json').write_text(json.dumps(dataset))
+    (tmp_path / 'other' / 'checkpoints' / '3').mkdir(parents=True)
+    for name in ('x.safetensors', 'x.txt'):
+        (tmp_path / name).write_bytes(b'no weights')
+    if '/x' in source:
+        config.model = get_config().model
+        config.model.name = 'alexnet'
+        config.preprocess.train = config.preprocess.eval = 'resize(63)'
+    with pytest.raises(UserError, match=says):
+        setup(config)
+
+
+def test_a_workdir_that_the_run_could_not_be_in_is_refused(tmp_path):
+    run = setup(tiny_config())
+    (tmp_path / 'other').mkdir()
+    other = tiny_config(optimizer__lr=0.3)
+    (tmp_path / 'other' / 'config.json').write_text(to_json(other))
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match=r'optimizer.lr is 0.3 there and 0.05 here'):
+        dry_run(run, tmp_path / 'other')
+    with pytest.raises(UserError, match='file is no folder'):
+        dry_run(run, tmp_path / 'file' / 'run')
+
+
+def test_unreadable_test_images_are_found(tmp_path):
+    for split, content in (('train', None), ('val', None), ('test', b'no image')):
+        for name in ('a', 'b'):
+            (tmp_path / split / name).mkdir(parents=True)
+            image = tmp_path / split / name / '1.png'
+            Image.new('L', (32, 32), 9).save(image)
+            image.write_bytes(content or image.read_bytes())
+    config = tiny_config(training__batch_size=2)
+    config.data = ConfigDict({'source': 'folder', 'path': str(tmp_path)})
+    config.preprocess.train = config.preprocess.eval = 'decode(1)|resize(32)'
+    config.preprocess.mean, config.preprocess.std = (0.0,), (1.0,)
+    with pytest.raises(UserError, match=r'test: 2 of the first images cannot be read, as .*1\.png'):
+        dry_run(setup(config))

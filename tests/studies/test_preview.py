@@ -2,15 +2,22 @@
 
 import json
 import shutil
+import signal
+import warnings
 
 import numpy as np
 import pytest
 from matplotlib.image import imread
+from PIL import Image, ImageFilter
 
 from tests.preprocess.conftest import encode
+from tests.processes import Process
+from vision.core import fonts
 from vision.core.config import default_config
+from vision.core.errors import UserError
 from vision.studies import preview as preview_lib
 from vision.studies.preview import preview, text
+from vision.studies.survey import survey
 
 
 def folder_of(root, photos):
@@ -112,3 +119,88 @@ def test_preview_of_many_broken_images_and_of_one_split_under_two_names(config, 
     assert summary['leakage'] == []  # val serves as validation and as test
     assert json.loads((tmp_path / 'out' / 'summary.json').read_text())
     assert (tmp_path / 'out' / 'inputs.png').exists()
+
+
+def test_all_that_is_wrong_is_listed_at_once(config, tmp_path, photos):
+    root, out = tmp_path / 'data', tmp_path / 'out'
+    for name in ('train/empty', 'train/also empty', 'val/strange'):
+        (root / name).mkdir()
+    cats = root / 'train' / 'cat'
+    shutil.copy(cats / '3.png', cats / 'again.png')
+    shutil.copy(cats / '4.png', root / 'test' / 'dog' / 'leak.png')
+    photo = Image.fromarray(photos[2])
+    photo.filter(ImageFilter.GaussianBlur(9)).save(cats / 'blurred.png')
+    Image.fromarray(photos[2] // 8).save(cats / 'dark.png')
+    photo.resize((20, 16)).save(cats / 'tiny.png')
+    Image.new('RGB', (90, 60), (9, 90, 9)).save(cats / 'blank.png')
+    summary = preview(config, str(out))
+    for fault in (
+        f'{root}/train/also empty: the class has no images',
+        f'{root}/train/empty: the class has no images',
+        f'{root}/val/strange: the class has no images',
+        f"{root}/val: class 'strange' is not among those of train",
+        f"{root}/test: class 'empty' has no folder",
+    ):
+        assert fault in summary['faults'] and fault in text(summary)
+    train = summary['splits']['train']
+    assert sorted(train['copies'][0]) == [str(cats / '3.png'), str(cats / 'again.png')]
+    assert {
+        k: [name.rpartition('/')[2] for name in names] for k, names in train['odd'].items()
+    } == {kind: [f'{kind}.png'] for kind in ('blank', 'blurred', 'dark', 'tiny')}
+    assert summary['leakage'] == [[str(cats / '4.png'), str(root / 'test/dog/leak.png')]]
+    page = (out / 'index.html').read_text()
+    assert 'train/cat/again.png' in page and page.count('<img') == 2 + 2 + 4 + 2
+    assert 'http' not in page.replace('http-equiv', '')
+
+
+def test_a_list_is_looked_at_as_a_whole(tmp_path, photos):
+    Image.fromarray(photos[0]).save(tmp_path / 'a.png')
+    rows = ['path,label', 'a.png,cat', ',dog', 'a.png,', 'gone.png,cat']
+    (tmp_path / 'list.csv').write_text('\n'.join(rows))
+    sources, faults = survey({'source': 'list', 'path': str(tmp_path / 'list.csv')})
+    assert [f.partition(': ')[2].partition(';')[0] for f in faults] == [
+        "image 2 has no 'path'",
+        "image 3 has no 'label'",
+    ]
+    assert sources['images'].num_examples == 2 and sources['images'].class_names == ('cat',)
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(config, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(UserError, match=r'--output=.*file/out: the folder cannot be written to'):
+        preview(config, str(tmp_path / 'file' / 'out'))
+    with pytest.raises(UserError, match='cannot be written to'):
+        preview(config, '/proc/out')
+
+
+@pytest.mark.parametrize(
+    ('name', 'shown'),
+    [
+        ('größe', 'größe'),
+        ('кот', 'кот'),
+        ('a\nb', 'a\\nb'),
+        ('\udce9', '\\udce9'),
+        ('\U0010fffd', '\\U0010fffd'),
+    ],
+)
+def test_names_have_no_boxes(name, shown):
+    assert fonts.legible(name, fonts.families_for([name])) == shown
+
+
+def test_names_of_other_scripts_are_drawn_without_a_missing_glyph(tmp_path):
+    names = ['猫', 'ไทย', '$a_b', '\U0001f408']
+    summary = {'splits': {'train': {'classes': dict.fromkeys(names, 2)}}}
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')  # Matplotlib warns of glyphs that are missing
+        preview_lib._draw_classes(summary, tmp_path / 'classes.png')
+    assert fonts.legible('a long name of a class', length=8) == '…a class'
+
+
+def test_a_signal_ends_a_preview_at_once(tmp_path):
+    process = Process(
+        'experiments.preview', '--config=configs/digits_lenet5.py', f'--output={tmp_path}/out'
+    )
+    process.wait_for((tmp_path / 'out').exists)
+    process.send_signal(signal.SIGINT)
+    done = process.wait(10)
+    assert done.returncode == 130 and done.stderr == ''

@@ -1,13 +1,16 @@
 """A grid is what it says; trials are runs of their own, and a sweep goes on where it stopped."""
 
 import json
+import signal
 
+import numpy as np
 import pytest
 
+from tests.processes import Process, run_module
+from tests.tiers import split
 from tests.training.tiny import tiny_config
 from vision.core.errors import UserError
-from vision.studies import sweep as sweep_lib
-from vision.studies.sweep import make_trials, over_seeds, parse_grid, sweep, sweep_tables
+from vision.studies.sweep import make_trials, over_seeds, parse_grid, sweep_tables
 
 
 @pytest.mark.parametrize(
@@ -82,26 +85,130 @@ def test_mean_and_deviation_over_seeds():
     assert over_seeds([{'values': {'lr': 1}, 'error': None}], 'top1') == []
 
 
-def test_trials_are_runs_and_finished_ones_are_not_run_again(tmp_path, monkeypatch, capsys):
-    config = tiny_config(training__duration='12 steps')
-    grid = 'optimizer.lr=1e18,0.05,0.0;seed=1'
-    result = sweep(config, grid, tmp_path)
-    assert [r['error'] is None for r in result['trials']] == [True, True, False]
-    best, second, failed = result['trials']
-    assert best['validation']['top1'] >= second['validation']['top1']
-    assert 'NaN or infinite' in failed['error']
-    assert (tmp_path / 'optimizer.lr=0.05,seed=1' / 'metrics.jsonl').exists()
-    assert json.loads((tmp_path / 'sweep.json').read_text()) == result
+FLAGS = ('--config=configs/digits_lenet5.py', '--config.model.name=tests.studies.dying:Dying',
+         '--config.preprocess.train=resize(32)|translate(3)', '--config.training.duration=8 steps',
+         '--config.schedule.warmup=1 steps')  # fmt: skip
+
+
+def run_sweep(workdir, grid, *flags):
+    done = run_module('experiments.sweep', *FLAGS, f'--workdir={workdir}', f'--grid={grid}', *flags)
+    assert 'Traceback' not in done.stderr + done.stdout, done.stderr
+    return done
+
+
+@pytest.fixture(scope='module')
+def swept(tmp_path_factory):
+    """A sweep of which trials fail in every way: its folder and what the command printed."""
+    folder = tmp_path_factory.mktemp('sweep')
+    return folder, run_sweep(folder, 'model.how=blind,mistake,raise,kill,fine;seed=1')
+
+
+def test_trials_are_runs_and_the_best_is_first(swept):
+    folder, _ = swept
+    result = json.loads((folder / 'sweep.json').read_text())
+    best, second, *_ = result['trials']
+    assert [best['values']['model.how'], second['values']['model.how']] == ['fine', 'blind']
+    assert best['validation']['top1'] > second['validation']['top1']
+    assert best['error'] is None and best['test']['count'] == 360
+    assert (folder / 'model.how=fine,seed=1' / 'metrics.jsonl').exists()
     assert result['metric'] == 'top1' and [s['count'] for s in result['seeds']] == [1, 1]
-    assert [t.row_count for t in sweep_tables(result)] == [3, 2]
-
-    capsys.readouterr()
-    again = sweep(config, grid, tmp_path)
-    assert capsys.readouterr().err.count('this run is finished') == 2
-    assert again['trials'][:2] == result['trials'][:2]
+    assert [t.row_count for t in sweep_tables(result)] == [5, 2]
 
 
-def test_all_trials_are_checked_before_the_first_one_runs(tmp_path, monkeypatch):
-    monkeypatch.setattr(sweep_lib, 'train', lambda *_: pytest.fail('a trial was run'))
-    with pytest.raises(UserError, match=r"model.name=lenet6.*Did you mean 'lenet5'"):
-        sweep(tiny_config(), 'model.name=lenet5,lenet6', tmp_path)
+def test_a_trial_that_dies_takes_no_other_with_it(swept):
+    folder, done = swept
+    assert done.returncode == 3, done.stderr
+    rows = json.loads((folder / 'sweep.json').read_text())['trials']
+    errors = {row['values']['model.how']: row['error'] for row in rows if row['error']}
+    assert set(errors) == {'mistake', 'raise', 'kill'}
+    assert errors['mistake'] == 'the loss became NaN or infinite in step 3'
+    assert errors['raise'].startswith('RuntimeError: boom (dying.py, line ')
+    assert errors['kill'].startswith('its process was ended by SIGKILL')
+    assert 'boom' in (folder / 'model.how=raise,seed=1' / 'error.txt').read_text()
+    for how, error in errors.items():
+        assert f'model.how={how},seed=1 failed: {error}' in done.stdout
+
+
+def test_finished_trials_are_not_run_again(swept, tmp_path):
+    folder, _ = swept
+    before = json.loads((folder / 'sweep.json').read_text())['trials'][:2]
+    records = {p: p.read_bytes() for p in folder.glob('*/metrics.jsonl')}
+    done = run_sweep(folder, 'model.how=blind,fine;seed=1', '--format=json')
+    assert done.returncode == 0 and done.stderr.count('this run is finished') == 2
+    assert json.loads(done.stdout)['trials'] == before
+    assert {p: p.read_bytes() for p in records} == records  # with the seconds that it took
+
+
+def test_all_trials_are_checked_before_the_first_one_runs(tmp_path):
+    done = run_sweep(tmp_path / 'sweep', 'model.name=lenet5,lenet6')
+    assert done.returncode == 2 and done.stdout == ''
+    assert 'model.name=lenet6' in done.stderr and "Did you mean 'lenet5'" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not (tmp_path / 'sweep').exists()
+
+
+def test_what_refers_to_a_value_follows_it():
+    config = tiny_config()
+    config.weight_decay = config.optimizer.get_ref('lr') * 0.01
+    config.preprocess.mean = (np.float32(0.5),)
+    trials = make_trials(config, 'optimizer.lr=1,0.5;seed=3')
+    assert [(t.config.optimizer.lr, t.config.weight_decay) for t in trials] == [
+        (1.0, 0.01),
+        (0.5, 0.005),
+    ]
+    assert config.optimizer.lr == 0.05 and config.weight_decay == 0.0005
+    fixed = make_trials(config, 'weight_decay=0.1;optimizer.lr=1,2')
+    assert [(t.config.weight_decay, t.config.optimizer.lr) for t in fixed] == [(0.1, 1), (0.1, 2)]
+
+
+@pytest.mark.parametrize(
+    ('key', 'text', 'value'),
+    [
+        ('optimizer.lr', '1', 1.0),
+        ('model.norm', 'false', False),
+        ('training.best_by', 'None', None),
+        ('training.best_by', 'loss', 'loss'),
+        ('training.stop_after', "'4 steps'", '4 steps'),
+        ('data.name', '1e3', '1e3'),
+        ('optimizer', "{'name': 'adam', 'lr': 0.1}", {'name': 'adam', 'lr': 0.1}),
+        ('model.stage_sizes', '(1, 2)', (1, 2)),
+    ],
+)
+def test_values_are_set_as_the_command_line_sets_them(key, text, value):
+    config = tiny_config()
+    config.model.norm, config.data.name = True, 'a'
+    (trial,) = make_trials(config, f'{key}={text}')
+    found = trial.config
+    for name in key.split('.'):
+        found = found[name]
+    if isinstance(value, dict):
+        assert value.items() <= found.to_dict().items()
+    else:
+        assert found == value and type(found) is type(value)
+
+
+@pytest.mark.parametrize(
+    ('moment', 'signum', 'code'),
+    split(
+        [
+            (m, *s)
+            for m in ('set-up', 'step')
+            for s in ((signal.SIGTERM, 143), (signal.SIGINT, 130))
+        ],
+        [('step', signal.SIGTERM, 143), ('set-up', signal.SIGINT, 130)],
+    ),
+)
+def test_a_signal_ends_the_sweep_and_its_trial(tmp_path, moment, signum, code):
+    began, sweeps = tmp_path / 'began', tmp_path / 'sweep'
+    first = f'wait {began}' if moment == 'set-up' else 'long'
+    process = Process(
+        'experiments.sweep', *FLAGS, '--config.training.duration=1000000 steps', f'--workdir={sweeps}',
+        f'--grid=model.how={first},fine',
+    )  # fmt: skip
+    process.wait_for(began.exists if moment == 'set-up' else lambda: 'images/s' in process.stderr)
+    process.send_signal(signum)
+    done = process.wait(20)
+    assert done.returncode == code and 'Traceback' not in done.stderr, done.stderr
+    assert 'trial 2/2' not in done.stderr
+    if moment == 'step':
+        assert 'its checkpoint is written' in done.stderr
+        assert list((sweeps / 'model.how=long' / 'checkpoints').glob('[0-9]*'))

@@ -319,19 +319,23 @@ def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     except OSError as e:
         if e.errno in _NO_ROOM:
             return _complain_of_room(e)
-        if e.errno in _NOT_ALLOWED and e.filename:
+        if e.errno in _NOT_ALLOWED and e.filename and not _is_one_of_several():
             return _complain(f'{e.filename}: {e.strerror}')
         return _fail(e)
     except Exception as e:
         return _fail(e)
 
 
+def _is_one_of_several() -> bool:
+    jax = sys.modules.get('jax')
+    return jax is not None and jax.distributed.is_initialized()
+
+
 def _fail(error: Exception) -> int:
     """Shows what is ours, and where others would be waited for that do not know, leaves at once."""
     if _Leaving.received is not None:  # what a library made of the interruption
         return 128 + _Leaving.received
-    jax = sys.modules.get('jax')
-    if jax is None or not jax.distributed.is_initialized():
+    if not _is_one_of_several():
         raise error
     from vision.core import distributed
 

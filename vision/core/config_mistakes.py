@@ -6,6 +6,10 @@ from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
+from absl import flags
+from ml_collections import ConfigDict
+
+from vision.core.config_keys import KEYS
 from vision.core.errors import UserError, nearest
 
 
@@ -16,6 +20,8 @@ def explained(error: Exception, argv: Sequence[str]) -> str:
       error: that was raised; one that does not concern --config gives its own text.
       argv: the command line.
     """
+    if isinstance(error, flags.UnrecognizedFlagError):
+        return _explain_unknown(error.flagname)
     text = str(error.args[0]) if error.args else repr(error)
     value = _value_of_config(argv)
     if value is None:
@@ -45,6 +51,25 @@ def explained(error: Exception, argv: Sequence[str]) -> str:
             hint = f'; did you mean --config.{guess}?' if guess else ''
             return f'--{key}: the config has no such key{hint}'
     return text.strip().splitlines()[-1]
+
+
+def _explain_unknown(name: str) -> str:
+    """Says which flag, or key of a config, an unknown flag may stand for: --config.optimizer.lr for --lr."""
+    keys = []
+    for holder in ('config', 'eval'):
+        if holder in flags.FLAGS:
+            value = flags.FLAGS[holder].value
+            known = _leaves(value) if isinstance(value, ConfigDict) else []
+            known += [key.name for key in KEYS] if holder == 'config' else []
+            keys += [f'{holder}.{key}' for key in dict.fromkeys(known)]
+    # A key of that name in any section, or what is spelt most like it.
+    meant = [key for key in keys if key.endswith(f'.{name}')]
+    if not meant and (guess := nearest(name, [*flags.FLAGS, *keys])):
+        meant = [guess]
+    if not meant and (guess := nearest(name, [key.rpartition('.')[2] for key in keys])):
+        meant = [key for key in keys if key.endswith(f'.{guess}')]
+    hint = f'; did you mean {" or ".join(f"--{key}" for key in meant[:3])}?' if meant else ''
+    return f'there is no flag --{name}{hint or "; see --help"}'
 
 
 def _value_of_config(argv: Sequence[str]) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from vision.core.errors import UserError
+from vision.core.errors import Stopped, UserError
 
 T = TypeVar('T')
 
@@ -24,7 +24,12 @@ _BLOCK = 1024  # bytes; texts are padded to multiples of it, so that few shapes 
 
 def is_first() -> bool:
     """True if this is process 0, which alone writes logs."""
-    return jax.process_index() == 0
+    return _alone() or jax.process_index() == 0
+
+
+def _alone() -> bool:
+    """True if there is one process; asked so that JAX gets no backend where it has none yet."""
+    return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
 def share(value: Any) -> list[Any]:
@@ -33,7 +38,7 @@ def share(value: Any) -> list[Any]:
     Args:
       value: JSON.
     """
-    if jax.process_count() == 1:
+    if _alone():
         return [value]
     from jax.experimental.multihost_utils import process_allgather
 
@@ -53,12 +58,12 @@ def raise_together(mistake: str | None) -> None:
     """
     for process, text in enumerate(share(mistake)):
         if text is not None:
-            raise UserError(text if jax.process_count() == 1 else f'process {process}: {text}')
+            raise UserError(text if _alone() else f'process {process}: {text}')
 
 
 def together(action: Callable[[], T]) -> T:
     """Runs an action on every process; if it raises UserError on one of them, all raise it."""
-    if jax.process_count() == 1:
+    if _alone():
         return action()
     try:
         result = action()
@@ -71,7 +76,7 @@ def together(action: Callable[[], T]) -> T:
 
 def on_first(action: Callable[[], Any]) -> Any:
     """Runs an action on process 0 alone; all get its JSON result, or raise its UserError."""
-    if jax.process_count() == 1:
+    if _alone():
         return action()
     outcome: dict[str, Any] = {}
     if is_first():
@@ -107,9 +112,12 @@ class StopSignals:
                 self._before[signum] = signal.signal(signum, self._receive)
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type | None, *_) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        if self.received in self._before and kind is not Stopped:
+            # Nobody has stopped for it: it is for whoever comes next.
+            os.kill(os.getpid(), self.received)
 
     def asked(self, step: int, reached_preemption: Callable[[int], bool]) -> int | None:
         """Returns the signal that asks to stop after a step, on all processes alike, or None.

@@ -1,6 +1,5 @@
 """Image files: folders with a subfolder per class, lists of `path,label`, and files to predict."""
 
-import csv
 import json
 import logging
 import os
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from vision.core.errors import UserError, unknown
+from vision.core.tables import read_rows
 from vision.data import files as files_lib
 from vision.data.shares import SPLITS, Share, Shares, in_order
 from vision.data.source import FileSource, NoSplitError, as_labels, multi_hot
@@ -323,8 +323,8 @@ def _read_list(path: str) -> list[dict[str, str]]:
         raise UserError(f'data.path={path!r}: no such file')
     with open(full, newline='', encoding='utf-8-sig') as file:
         try:
-            rows = _read_json_lines(file, path) if _is_json(full) else list(csv.DictReader(file))
-        except (csv.Error, UnicodeDecodeError) as e:
+            rows = _read_json_lines(file, path) if _is_json(full) else read_rows(file, path)
+        except UnicodeDecodeError as e:
             raise UserError(f'{path}: not a list of images ({e})') from None
     for number, row in enumerate(rows, 1):
         for key, none in (('path', (None, '')), ('label', (None,))):

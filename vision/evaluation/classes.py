@@ -92,7 +92,7 @@ def _places(run_names: tuple[str, ...], source: Source) -> np.ndarray:
         if theirs is not None and own is None and len(names) == len(run_names) == theirs.max() + 1:
             return np.argsort(theirs)
         guess = nearest(missing[0], run_names)
-        hint = f'; did you mean {guess!r}?' if guess else ''
+        hint = f' (did you mean {guess!r}?)' if guess else ''
         raise UserError(
             f'{source.name}: {len(missing)} of its {len(names)} classes are not among the '
             f"{len(run_names)} of the run, the first is {missing[0]!r}{hint}. The run's begin with "

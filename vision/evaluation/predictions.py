@@ -102,7 +102,7 @@ def read_predictions(workdir: AnyPath, name: str = 'test') -> Predictions:
         there = [p.stem.removeprefix('predictions_') for p in report.glob('predictions_*.jsonl')]
         hint = f'; there are: {", ".join(sorted(there))}' if there else ''
         guess = nearest(name, there)
-        hint = f'; did you mean {guess}?' if guess else hint
+        hint = f' (did you mean {guess}?)' if guess else hint
         raise UserError(
             f'{path}: there are no such predictions{hint}. '
             f'experiments.evaluate --workdir={folder} writes them'

@@ -62,19 +62,12 @@ def load_run(workdir: AnyPath, checkpoint: str = 'best', weights: str | None = N
       UserError: it is no workdir, has no such checkpoint, or one of another model.
     """
     path = as_path(workdir).absolute()
-    config, dataset = workdir_lib.read_config(path), workdir_lib.read_json(path, 'dataset.json')
-    if config.preprocess.get('normalise') == 'dataset':
-        config.preprocess.mean = tuple(dataset['mean'])
-        config.preprocess.std = tuple(dataset['std'])
-    names = dataset['class_names']
-    model = create_model(**{'num_classes': len(names)} | config.model.to_dict())
-    task = task_of(config, names, model.num_classes)
+    config, dataset, model = _read(path)
+    task = task_of(config, dataset['class_names'], model.num_classes)
     mesh = mesh_lib.make_mesh()
-    shapes = jax.eval_shape(
-        lambda: init_variables(model, dataset['input_shape'], jax.random.key(0))
-    )
     template = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.replicated(mesh)), shapes
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.replicated(mesh)),
+        shapes_of(path),
     )
     with open_checkpoints(path, task, config.training.best_by) as checkpoints:
         step = checkpoints.find(checkpoint)
@@ -83,7 +76,7 @@ def load_run(workdir: AnyPath, checkpoint: str = 'best', weights: str | None = N
     return Run(
         path=path,
         config=config,
-        class_names=tuple(names),
+        class_names=tuple(dataset['class_names']),
         image_shape=tuple(image_shape) if image_shape else None,
         input_shape=tuple(dataset['input_shape']),
         step=step,
@@ -92,6 +85,26 @@ def load_run(workdir: AnyPath, checkpoint: str = 'best', weights: str | None = N
         variables=variables,
         mesh=mesh,
     )
+
+
+def shapes_of(path: Path) -> dict[str, Any]:
+    """The shapes of a run's variables: 'params' and 'batch_stats'.
+
+    Raises:
+      UserError: it is no workdir.
+    """
+    _, dataset, model = _read(path)
+    return jax.eval_shape(lambda: init_variables(model, dataset['input_shape'], jax.random.key(0)))
+
+
+def _read(path: Path) -> tuple[ConfigDict, dict[str, Any], nn.Module]:
+    """The config of a run, with the statistics of its data, its `dataset.json`, and its model."""
+    config, dataset = workdir_lib.read_config(path), workdir_lib.read_json(path, 'dataset.json')
+    if config.preprocess.get('normalise') == 'dataset':
+        config.preprocess.mean = tuple(dataset['mean'])
+        config.preprocess.std = tuple(dataset['std'])
+    names = dataset['class_names']
+    return config, dataset, create_model(**{'num_classes': len(names)} | config.model.to_dict())
 
 
 def open_checkpoints(path: Path, task: Task, best_by: str | None) -> Checkpoints:

@@ -3,18 +3,21 @@
 Nothing is compiled or computed: shapes are traced, and the traced program is counted.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache, partial
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vision.core.errors import UserError
 from vision.models import MODELS, create_model
-from vision.models.base import ImageModel, abstract_variables, check_contract
+from vision.models.base import ImageModel, check_contract
 from vision.models.layers import xla_only
 
 
@@ -93,30 +96,188 @@ def default_model(
 
 
 def count(name: str, model: nn.Module, input_shape: tuple[int, int, int]) -> Summary:
-    """Returns the figures of `model` for an image of `input_shape`."""
+    """Returns the figures of `model` for an image of `input_shape`.
+
+    Equal parts of the registry's models (of one class, with equal fields, for inputs of one shape) are traced once.
+
+    Raises:
+      UserError: if the images are too small for the model.
+    """
+    tracer = _of_registry if name in MODELS else _Tracer(by_parts=False)
     image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    variables = abstract_variables(model, input_shape)
     order: list[str] = []
-
-    def run(variables: Any, image: jax.Array) -> Any:
-        logits, endpoints = model.apply(variables, image, train=False)
-        order.extend(endpoints)  # what JAX returns is sorted by name
-        return logits, endpoints
-
     with xla_only():  # so that a convolution is one
-        jaxpr, shapes = jax.make_jaxpr(run, return_shape=True)(variables, image)
-    products = [_product(eqn) for eqn in _equations(jaxpr.jaxpr)]
-    predicting = _without_aux(variables['params'])
-    stages = {stage: shapes[1][stage].shape[1:] for stage in order}
+        try:
+            trained = tracer.trace(model, (image,), {'train': True}, None, order)
+        except UserError:
+            if not getattr(model, 'aux_heads', False):
+                raise
+            model = model.clone(aux_heads=False)  # the images are too small for them, perhaps
+            trained = tracer.trace(model, (image,), {'train': True}, None, order)
+        predicting = trained
+        differs = any(getattr(model, field, False) for field in ('aux_heads', 'dense_evaluation'))
+        if differs or name not in MODELS:  # in evaluation it is another program
+            order.clear()
+            predicting = tracer.trace(model, (image,), {'train': False}, trained.variables, order)
+    logits, endpoints = predicting.outputs
+    stages = {stage: endpoints[stage].shape[1:] for stage in order}
     return Summary(
         name=name,
         input_shape=input_shape,
-        parameters=_size(predicting),
-        parameters_with_aux=_size(variables['params']),
-        macs=sum(macs for macs, _ in products),
-        activations=sum(values for _, values in products),
-        stages={**stages, 'logits': shapes[0].shape[1:]},
+        parameters=_size(_without_aux(trained.variables['params'])),
+        parameters_with_aux=_size(trained.variables['params']),
+        macs=predicting.macs,
+        activations=predicting.activations,
+        stages={**stages, 'logits': logits.shape[1:]},
     )
+
+
+class _Traced(NamedTuple):
+    """What a module's trace tells: shapes of outputs and variables, multiply-adds, values that come out of products."""
+
+    outputs: Any
+    variables: dict[str, Any]
+    macs: int
+    activations: int
+
+
+class _Tracer:
+    """Traces modules, and with `by_parts` each module within them by itself, once."""
+
+    def __init__(self, by_parts: bool):
+        self._by_parts = by_parts
+        self._known: dict[Any, _Traced] = {}
+        self._parts: list[tuple[str, _Traced]] = []  # of the module that is being traced
+
+    def trace(
+        self,
+        module: nn.Module,
+        args: tuple,
+        kwargs: dict[str, Any],
+        variables: dict[str, Any] | None = None,
+        order: list[str] | None = None,
+    ) -> _Traced:
+        """Traces an unbound model.
+
+        Args:
+          module: the model.
+          args: of its call, arrays as their shapes.
+          kwargs: of its call, no arrays.
+          variables: shapes; if None, the model is initialised.
+          order: gets the names of the endpoints in their order.
+        """
+        if not self._by_parts:
+            return self._trace(module, args, kwargs, variables, order)
+        with nn.intercept_methods(self._intercept):
+            return self._trace(module, args, kwargs, variables, order)
+
+    def _trace(
+        self,
+        module: nn.Module,
+        args: tuple,
+        kwargs: dict[str, Any],
+        known: dict[str, Any] | None = None,
+        order: list[str] | None = None,
+    ) -> _Traced:
+        rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
+
+        def run(known: dict[str, Any] | None, arrays: dict[int, jax.Array]) -> Any:
+            own = [arrays.get(i, x) for i, x in enumerate(args)]
+            if known is None:
+                outputs, variables = module.init_with_output(rngs, *own, **kwargs)
+            else:
+                outputs, variables = module.apply(known, *own, **kwargs), known
+            if order is not None:
+                order.extend(outputs[1])  # what JAX returns is sorted by name
+            return outputs, {k: v for k, v in variables.items() if k in ('params', 'batch_stats')}
+
+        before, self._parts = self._parts, []
+        try:
+            arrays = {i: _shape(x) for i, x in enumerate(args) if _is_array(x)}
+            jaxpr, (outputs, variables) = jax.make_jaxpr(run, return_shape=True)(known, arrays)
+            parts = self._parts
+        finally:
+            self._parts = before
+        variables.setdefault('params', {})
+        for name, part in parts:
+            for kind, tree in part.variables.items():
+                if tree:
+                    variables.setdefault(kind, {})[name] = tree
+        products = [_product(eqn) for eqn in _equations(jaxpr.jaxpr)]
+        products += [(part.macs, part.activations) for _, part in parts]
+        return _Traced(outputs, variables, sum(m for m, _ in products), sum(a for _, a in products))
+
+    def _intercept(self, call: Any, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
+        """Leaves a part out of the trace of what it is in, and takes what is known of it instead."""
+        module, key = context.module, None
+        if context.method_name == '__call__' and len(module.path) == 1:
+            key = _key(module, args, kwargs)
+        if key is None:
+            return call(*args, **kwargs)
+        if key not in self._known:
+            cheap = dict.fromkeys(_initialisers(module), nn.initializers.zeros)
+            self._known[key] = self._trace(
+                module.clone(parent=None, name=None, **cheap), args, kwargs
+            )
+        part = self._known[key]
+        self._parts.append((module.path[0], part))
+        return jax.tree.map(partial(_stand_in, args[0] if args else None), part.outputs)
+
+
+_of_registry = _Tracer(by_parts=True)
+
+
+def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
+    """What decides a call's shapes and cost, hashable; None where that cannot be told.
+
+    `train` is left out: with it a model may have further heads or parts, but a part of the registry's models has the
+    same variables, outputs and products (its normalisation and dropout have none).
+    """
+    left_out = _initialisers(module)
+    kind: Any = type(module)
+    names = [name for name in _field_names(kind) if name not in left_out]
+    others = [
+        value for name, value in sorted(kwargs.items()) if name not in ('train', 'deterministic')
+    ]
+    given = [
+        (x.shape, x.dtype) if _is_array(x) else x
+        for x in (*args, *others)
+        if not isinstance(x, bool)  # `train` by position
+    ]
+    key = (kind, *(getattr(module, name) for name in names), *given)
+    try:
+        hash(key)
+    except TypeError:
+        return None
+    return key
+
+
+def _initialisers(module: nn.Module) -> list[str]:
+    """Fields that decide values and no shapes."""
+    kind: Any = type(module)
+    names = [name for name in _field_names(kind) if name.endswith('_init')]
+    return [name for name in names if callable(getattr(module, name))]
+
+
+@cache
+def _field_names(kind: type[nn.Module]) -> tuple[str, ...]:
+    names = [field.name for field in dataclasses.fields(kind)]
+    return tuple(name for name in names if name not in ('parent', 'name'))
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, 'shape') and hasattr(value, 'dtype')
+
+
+def _shape(array: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(array.shape, array.dtype)
+
+
+def _stand_in(given: Any, shape: Any) -> Any:
+    """Any array of that shape: the one that was given, if it has it."""
+    if _is_array(given) and (given.shape, given.dtype) == (shape.shape, shape.dtype):
+        return given
+    return jnp.zeros(shape.shape, shape.dtype)
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:

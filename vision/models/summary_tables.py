@@ -1,10 +1,6 @@
-"""The tables that `experiments.models` prints."""
+"""The tables that `experiments.models` prints, row by row as they are counted."""
 
-import io
-from collections.abc import Sequence
-
-from rich.console import Console
-from rich.table import Table
+from collections.abc import Iterator, Sequence
 
 from vision.core import strict_json
 from vision.core.errors import UserError
@@ -18,8 +14,8 @@ def describe(
     input_size: int | None = None,
     channels: int | None = None,
     num_classes: int | None = None,
-) -> str:
-    """Returns the figures of one model stage by stage, or of all models, as a table or JSON.
+) -> Iterator[str]:
+    """Yields the lines of one model's figures, stage by stage, or of all models' as they are counted.
 
     Args:
       names: at most one name; none for all models.
@@ -34,13 +30,12 @@ def describe(
     options = (input_size, channels, num_classes)
     if names:
         summary = summarise(names[0], *options)
-        return strict_json.dumps(summary.as_dict(), indent=2) if format == 'json' else _one(summary)
-    rows = [_try(name, options) for name in MODELS]
-    if format == 'json':
-        return strict_json.dumps(
-            [r.as_dict() if isinstance(r, Summary) else r for r in rows], indent=2
+        yield from (
+            [strict_json.dumps(summary.as_dict(), indent=2)] if format == 'json' else _one(summary)
         )
-    return _all(rows)
+        return
+    rows = (_try(name, options) for name in MODELS)
+    yield from _all_as_json(rows) if format == 'json' else _all(rows)
 
 
 def _try(name: str, options: tuple) -> Summary | dict[str, str]:
@@ -51,36 +46,41 @@ def _try(name: str, options: tuple) -> Summary | dict[str, str]:
         return {'model': name, 'error': str(e)}
 
 
-def _all(rows: Sequence[Summary | dict[str, str]]) -> str:
-    table = Table('model', 'input')
-    for title in ('parameters', 'with aux', 'GMACs', 'activations'):
-        table.add_column(title, justify='right')
+def _all_as_json(rows: Iterator[Summary | dict[str, str]]) -> Iterator[str]:
+    separator = '['
+    for row in rows:
+        value = row.as_dict() if isinstance(row, Summary) else row
+        yield separator + '\n  ' + strict_json.dumps(value, indent=2).replace('\n', '\n  ')
+        separator = ','
+    yield ']'
+
+
+def _all(rows: Iterator[Summary | dict[str, str]]) -> Iterator[str]:
+    width = max(map(len, MODELS))
+    yield f'{"model":{width}}  {"input":13}  {"parameters":>12}  {"with aux":>11}  {"GMACs":>8}  {"activations":>11}'
     for row in rows:
         if isinstance(row, Summary):
             aux = row.parameters_with_aux
-            table.add_row(
-                row.name,
-                _shape(row.input_shape),
-                f'{row.parameters:,}',
-                f'{aux:,}' if aux != row.parameters else '',
-                _gmacs(row),
-                f'{row.activations:,}',
+            with_aux = f'{aux:,}' if aux != row.parameters else ''
+            yield (
+                f'{row.name:{width}}  {_shape(row.input_shape):13}  {row.parameters:12,}  {with_aux:>11}  '
+                f'{_gmacs(row):>8}  {row.activations:11,}'
             )
         else:
-            table.add_row(row['model'], 'cannot take this input')
-    return _render(table)
+            yield f'{row["model"]:{width}}  cannot take this input'
 
 
-def _one(summary: Summary) -> str:
-    table = Table('stage', 'shape', title=summary.name)
-    table.add_row('input', _shape(summary.input_shape))
-    for name, shape in summary.stages.items():
-        table.add_row(name, _shape(shape))
-    lines = [f'parameters   {summary.parameters:,}']
+def _one(summary: Summary) -> Iterator[str]:
+    stages = {'input': summary.input_shape, **summary.stages}
+    width = max(map(len, stages))
+    yield summary.name
+    for name, shape in stages.items():
+        yield f'  {name:{width}}  {_shape(shape)}'
+    yield f'parameters   {summary.parameters:,}'
     if summary.parameters_with_aux != summary.parameters:
-        lines.append(f'             {summary.parameters_with_aux:,} with auxiliary heads')
-    lines += [f'GMACs        {_gmacs(summary)}', f'activations  {summary.activations:,}']
-    return _render(table) + '\n' + '\n'.join(lines)
+        yield f'             {summary.parameters_with_aux:,} with auxiliary heads'
+    yield f'GMACs        {_gmacs(summary)}'
+    yield f'activations  {summary.activations:,}'
 
 
 def _gmacs(summary: Summary) -> str:
@@ -90,9 +90,3 @@ def _gmacs(summary: Summary) -> str:
 
 def _shape(shape: Sequence[int]) -> str:
     return ' x '.join(str(n) for n in shape)
-
-
-def _render(table: Table) -> str:
-    out = io.StringIO()
-    Console(file=out, width=100).print(table)
-    return '\n'.join(line.rstrip() for line in out.getvalue().splitlines())

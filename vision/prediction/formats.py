@@ -1,13 +1,12 @@
 """Predictions as a table, JSON, JSON lines or CSV."""
 
-import csv
-import io
 import itertools
 import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
 from vision.core import strict_json
+from vision.core.tables import print_table, printable, write_row
 
 Prediction = dict[str, Any]
 
@@ -37,15 +36,6 @@ def write(predictions: Iterable[Prediction], form: str, file: TextIO | None = No
     return failed
 
 
-def printable(text: str, file: TextIO) -> str:
-    """The text, with '\\udcff' and the like for what a file cannot take.
-
-    Bytes of a file's name that are not UTF-8 are such, and whatever an ASCII terminal lacks.
-    """
-    encoding = file.encoding or 'utf-8'
-    return text.encode(encoding, 'backslashreplace').decode(encoding)
-
-
 def dump_json(value: Any, file: TextIO, indent: int | None = None) -> str:
     """JSON that `file` can take: what it cannot is escaped, so that any parser reads it back."""
     text = strict_json.dumps(value, ensure_ascii=False, indent=indent)
@@ -70,22 +60,15 @@ def _jsonl(predictions: Iterable[Prediction], file: TextIO) -> None:
 
 def _csv(predictions: Iterable[Prediction], file: TextIO) -> None:
     """One row for each class that is named; one for an image without, or that could not be read."""
-
-    def write_row(*row: Any) -> None:
-        line = io.StringIO()
-        csv.writer(line, lineterminator='\n').writerow(row)
-        file.write(printable(line.getvalue(), file))
-
-    write_row('path', 'rank', 'class', 'index', 'probability', 'error')
+    write_row(('path', 'rank', 'class', 'index', 'probability', 'error'), file)
     for p in predictions:
         if p['error'] is not None or not p['predictions']:
-            write_row(p['path'], '', '', '', '', p['error'] or '')
+            write_row((p['path'], '', '', '', '', p['error'] or ''), file)
         for rank, c in enumerate(p['predictions'], 1):
-            write_row(p['path'], rank, c['class'], c['index'], c['probability'], '')
+            write_row((p['path'], rank, c['class'], c['index'], c['probability'], ''), file)
 
 
 def _table(predictions: Iterable[Prediction], file: TextIO) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -101,14 +84,14 @@ def _table(predictions: Iterable[Prediction], file: TextIO) -> None:
     rows = iter([tuple(printable(cell, file) for cell in row(p)) for p in predictions])
     while chunk := list(itertools.islice(rows, _TABLE_ROWS)):
         table = Table()
-        for name in ('image', 'class', 'probability', 'then'):
-            table.add_column(
-                name, justify='right' if name == 'probability' else 'left', overflow='fold'
-            )
+        table.add_column('image', no_wrap=True)
+        table.add_column('class', overflow='fold')
+        table.add_column('probability', justify='right')
+        table.add_column('then', overflow='fold')
         for path, answer, probability, then in chunk:
             style = 'bold' if probability or answer == 'none' else 'red'
             table.add_row(Text(path), Text(answer, style), probability, Text(then))
-        Console(file=file).print(table)
+        print_table(table, file)
 
 
 def write_neighbours(results: Iterable[dict[str, Any]], file: TextIO) -> None:
@@ -118,13 +101,12 @@ def write_neighbours(results: Iterable[dict[str, Any]], file: TextIO) -> None:
       results: as `vision.search.search.query` yields them.
       file: that it goes to.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
     table = Table()
-    table.add_column('image', overflow='fold')
-    table.add_column('nearest', overflow='fold')
+    table.add_column('image', no_wrap=True)
+    table.add_column('nearest', no_wrap=True)
     table.add_column('score', justify='right')
     for r in results:
         lines = [(n['path'], f'{n["score"]:.4f}') for n in r['neighbours']]
@@ -134,7 +116,7 @@ def write_neighbours(results: Iterable[dict[str, Any]], file: TextIO) -> None:
             name = r['path'] if i == 0 else ''
             cells = [Text(printable(text, file)) for text in (name, nearest)]
             table.add_row(*cells, score, end_section=i == len(lines) - 1)
-    Console(file=file).print(table)
+    print_table(table, file)
 
 
 _WRITERS = {'table': _table, 'json': _json, 'jsonl': _jsonl, 'csv': _csv}

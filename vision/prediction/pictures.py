@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vision.core.fonts import legible
 from vision.prediction.pages import Picture
 from vision.preprocess.pictures import thumbnail, to_rgb
 
@@ -54,6 +55,5 @@ def draw_grid(rows: list[list[Picture]], path: Path) -> None:
 
 
 def plain(text: str, length: int = 24) -> str:
-    """A text that a figure can show: of that length at most, without what no font has."""
-    text = text.encode('utf-8', 'replace').decode()
-    return text if len(text) <= length else '…' + text[1 - length :]
+    """A text that a figure can show: of that length at most, with what the font lacks escaped."""
+    return legible(text, length=length)

@@ -100,9 +100,10 @@ class Index:
         here = fingerprint(classifier, endpoint or self.made_by['endpoint'])
         for key, value in here.items():
             if self.made_by[key] != value:
+                there, ours = _difference(key, self.made_by, here)
                 raise UserError(
-                    f'the index was made by another {key}: {self.made_by[key]} there, {value} '
-                    'here; build it again, or take the run that made it'
+                    f'the index was made by another {key}: {there} there, {ours} here; build it again, or '
+                    'take the run that made it'
                 )
 
     def save(self, path: AnyPath) -> None:
@@ -216,3 +217,52 @@ def fingerprint(classifier: Classifier, endpoint: str) -> dict[str, str]:
         'endpoint': endpoint,
         'weights': classifier.digest,
     }
+
+
+def _difference(key: str, there: dict[str, str], here: dict[str, str]) -> tuple[str, str]:
+    """In what two fingerprints differ at a key, in a few words each."""
+    if key == 'weights':
+        model = _read_model(here)['name']
+        return f'{model} with weights {there[key]}', f'{model} with weights {here[key]}'
+    if key == 'preprocessing':
+        pairs = zip(*(_parts(made[key]) for made in (there, here)), strict=False)
+        return next((pair for pair in pairs if pair[0] != pair[1]), (there[key], here[key]))
+    if key != 'model':
+        return there[key], here[key]
+    first, second = _read_model(there), _read_model(here)
+    if first.get('name') != second.get('name'):
+        return first.get('name', 'a model'), second.get('name', 'a model')
+    names = [name for name in first | second if first.get(name) != second.get(name)]
+    texts = (
+        [f'{name}={model[name]}' if name in model else f'no {name}' for name in names]
+        for model in (first, second)
+    )
+    one, other = (' '.join([first.get('name', 'a model'), *words]) for words in texts)
+    return one, other
+
+
+def _read_model(made_by: dict[str, str]) -> dict[str, str]:
+    """The model's name and arguments in a fingerprint, of whatever version."""
+    try:
+        model = json.loads(made_by['model'])
+    except ValueError:
+        return {'name': made_by['model']}
+    return model if isinstance(model, dict) else {'name': str(model)}
+
+
+def _parts(preprocessing: str) -> list[str]:
+    """The parts of preprocessing in a fingerprint, by their names."""
+    try:
+        values = json.loads(preprocessing)
+    except ValueError:
+        return [preprocessing]
+    names = ('ops', 'mean', 'std', 'image size', 'input size')
+    texts = (', '.join(map(str, v)) if isinstance(v, list) else v for v in values)
+    return [f'{name} {text}' for name, text in zip(names, texts, strict=False)]
+
+
+def _sorted_leaves(tree: Any) -> list[tuple[str, np.ndarray]]:
+    import jax
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves]

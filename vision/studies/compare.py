@@ -10,6 +10,7 @@ from rich.table import Column, Table
 
 from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
+from vision.core.fonts import legible
 from vision.core.paths import AnyPath, as_list
 from vision.evaluation.evals import Predicted, predict_run
 from vision.evaluation.run import load_run, open_checkpoints
@@ -65,6 +66,7 @@ def draw(workdirs: Iterable[AnyPath] | AnyPath, path: Path) -> None:
     chosen = _selection(paths[0])
     for i, (workdir, name) in enumerate(zip(paths, names, strict=True)):
         records, per_epoch = workdir_lib.read_records(workdir), _steps_per_epoch(workdir)
+        shown = legible(name).replace('$', r'\$')  # no formula
         for metric, panel in zip(('loss', chosen.name), axes, strict=True):
             for split, style in (('train', ':'), ('validation', '.-')):
                 key = f'{split}/{metric}'
@@ -73,7 +75,7 @@ def draw(workdirs: Iterable[AnyPath] | AnyPath, path: Path) -> None:
                 ]
                 if points:
                     x, y = zip(*points, strict=True)
-                    label = name if split == 'validation' else None
+                    label = shown if split == 'validation' else None
                     panel.plot(x, y, style, color=f'C{i % 10}', label=label, linewidth=1.3)
     axes[0].set_ylabel('loss')
     axes[0].set_yscale('log')
@@ -95,7 +97,7 @@ def draw(workdirs: Iterable[AnyPath] | AnyPath, path: Path) -> None:
 def compare_tables(result: dict[str, Any]) -> list[Table]:
     """What `compare` returned, as a person reads it."""
     runs = Table(
-        Column('run', overflow='fold'), 'model', 'step', title='the best checkpoint of each run'
+        Column('run', no_wrap=True), 'model', 'step', title='the best checkpoint of each run'
     )
     shown = _shown([Path(row['workdir']) for row in result['runs']])
     splits = {'validation': 'val.', 'test': 'test'}
@@ -115,7 +117,7 @@ def compare_tables(result: dict[str, Any]) -> list[Table]:
             row['run'], row['model'], checkpoint, *cells, '–' if rate is None else f'{rate:,.0f}'
         )
     title = f"right answers on the {result['split']} examples, McNemar's exact test"
-    names = [Column(header, overflow='fold') for header in ('first', 'second')]
+    names = [Column(header, no_wrap=True) for header in ('first', 'second')]
     pairs = Table(*names, 'first alone', 'second alone', 'p', title=title)
     for pair in result['pairs']:
         if pair['error']:

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from vision.core.errors import UserError
+from vision.core.progress import track
 from vision.preprocess import inputs
 from vision.training.setup import Setup, build_optimizer, normalised
 from vision.training.step import init_state, make_train_step
@@ -49,7 +50,9 @@ def find_lr(run: Setup, steps: int = 150) -> dict[str, Any]:
     batches = inputs.TrainBatches(run.train, run.loading, run.mesh, 0)
     losses: list[float] = []
     pending = []
-    for step in range(1, steps + 1):
+    for step in track(
+        range(1, steps + 1), steps, 'the first step is compiled, then rates are tried'
+    ):
         state, metrics = train_step(state, next(batches))
         pending.append(metrics)
         if step % _READ_EVERY == 0 or step == steps:

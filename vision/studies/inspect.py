@@ -1,4 +1,4 @@
-"""What is in a data set: classes, sizes, colours, images that cannot be read, duplicates."""
+"""What is in a data set: classes, sizes, colours, copies, and images that are unreadable, blurred, dark or tiny."""
 
 import collections
 import concurrent.futures
@@ -8,10 +8,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vision.core.progress import track
 from vision.data.source import BadImage, Image, Source, label_indices
 from vision.preprocess.decode import read
+from vision.preprocess.pictures import to_rgb
 
 _THREADS = 4
+_SIDE = 256  # pixels of the longer side that sharpness and brightness are measured on, much as models see images
+# The mean squared Laplacian over the variance: .06 to .8 of eight photographs, less than .01 of the same when blurred
+# by a Gaussian whose deviation is 1/100 of their width.
+_BLURRED = 0.01
+_DARK = 40  # of 255: 99 % of the pixels are darker
+_TINY = 32  # pixels of the shorter side
+ODDITIES = ('blank', 'blurred', 'dark', 'tiny')
 
 
 class Seen(NamedTuple):
@@ -22,11 +31,12 @@ class Seen(NamedTuple):
     digest: bytes
     size: tuple[int, int] | None
     sums: np.ndarray | None  # of the channels and of their squares, in 0 … 1: float64 [2, C]
+    oddities: tuple[str, ...]  # of ODDITIES
     error: str | None
 
 
 def describe(sources: dict[str, Source]) -> dict[str, Any]:
-    """Looks at every example of every split.
+    """Looks at every example of every split, with a bar on a terminal.
 
     Args:
       sources: split → source.
@@ -34,13 +44,15 @@ def describe(sources: dict[str, Source]) -> dict[str, Any]:
     Returns:
       `{'splits': {split: {'examples', 'classes': {name: count}, 'height' and 'width':
       [least, median, greatest], 'mean' and 'std' per channel in 0 … 1, 'unreadable':
-      {name: reason}}}, 'leakage': [[name of one split, name of another], …]}`, with leakage the
-      images of a split whose content is in an earlier split too.
+      {name: reason}, 'copies': [[name, …], …], 'odd': {'blank' (of one colour), 'blurred', 'dark', 'tiny': [name,
+      …]}, 'usual': [what most images of the split are, of these]}}, 'leakage': [[name of one split, name of another],
+      …]}`. Copies are images of a split with the same content, leakage the images of a split whose content is in an
+      earlier split too.
     """
     splits, owners, leakage = {}, dict[bytes, tuple[str, str]](), []
     for split, source in sources.items():
         seen = []
-        for example in _look_at_all(source):
+        for example in track(_look_at_all(source), source.num_examples, f'reading {split}'):
             seen.append(example)
             if example.digest:
                 owner = owners.setdefault(example.digest, (split, example.name))
@@ -58,6 +70,12 @@ def _summary(seen: list[Seen], class_names: tuple[str, ...]) -> dict[str, Any]:
     pixels = sizes.prod(axis=1).sum()
     sums = sum((e.sums for e in good if e.sums is not None), np.zeros((2, 1)))
     mean, square = sums / max(pixels, 1)
+    by_digest: dict[bytes, list[str]] = {}
+    for example in seen:
+        if example.digest:
+            by_digest.setdefault(example.digest, []).append(example.name)
+    odd = {kind: [e.name for e in good if kind in e.oddities] for kind in ODDITIES}
+    usual = [kind for kind, names in odd.items() if len(names) > len(good) / 2]
     return {
         'examples': len(seen),
         'classes': {name: counts[label] for label, name in enumerate(class_names)},
@@ -66,6 +84,9 @@ def _summary(seen: list[Seen], class_names: tuple[str, ...]) -> dict[str, Any]:
         'mean': mean.tolist(),
         'std': np.sqrt(np.maximum(square - mean**2, 0)).tolist(),
         'unreadable': {example.name: example.error for example in seen if example.error},
+        'copies': [names for names in by_digest.values() if len(names) > 1],
+        'odd': {kind: names for kind, names in odd.items() if kind not in usual},
+        'usual': usual,
     }
 
 
@@ -74,10 +95,13 @@ def _three(values: np.ndarray) -> list[int]:
 
 
 def _look_at_all(source: Source) -> Iterator[Seen]:
-    with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
+    pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
+    try:
         for ids, images, labels in source.stream():
             names = [source.name_of(int(i)) for i in ids]
             yield from pool.map(_look_at, names, map(label_indices, labels), images)
+    finally:  # whoever interrupts does not wait for images that are still to be looked at
+        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _look_at(name: str, labels: list[int], data: Image | BadImage) -> Seen:
@@ -88,7 +112,27 @@ def _look_at(name: str, labels: list[int], data: Image | BadImage) -> Seen:
         digest = hashlib.sha256(data if isinstance(data, bytes) else data.tobytes()).digest()
         image = read(data) if isinstance(data, bytes) else data
     except BadImage as e:
-        return Seen(name, labels, digest, None, None, str(e))
+        return Seen(name, labels, digest, None, None, (), str(e))
     values = image.reshape(-1, image.shape[-1]) / 255
     sums = np.stack([values.sum(0), (values**2).sum(0)])
-    return Seen(name, labels, digest, image.shape[:2], sums, None)
+    return Seen(name, labels, digest, image.shape[:2], sums, tuple(oddities(image)), None)
+
+
+def oddities(image: np.ndarray) -> Iterator[str]:
+    """Names what is odd about an image, uint8 [H, W, C]: of `ODDITIES`."""
+    from PIL import Image as pillow
+
+    picture = pillow.fromarray(to_rgb(image)).convert('L')
+    picture.thumbnail((_SIDE, _SIDE), pillow.Resampling.BOX)
+    grey = np.asarray(picture, np.float32)
+    if np.ptp(grey) < 2:
+        yield 'blank'
+    elif np.percentile(grey, 99) < _DARK:
+        yield 'dark'
+    elif min(grey.shape) >= _TINY:
+        inner = grey[1:-1, 1:-1]
+        laplacian = 4 * inner - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
+        if (laplacian**2).mean() < _BLURRED * grey.var():
+            yield 'blurred'
+    if min(image.shape[:2]) < _TINY:
+        yield 'tiny'

@@ -1,7 +1,9 @@
 """Pictures of what the model is fed, and a summary of the data: before hours are spent on it."""
 
+import contextlib
 import dataclasses
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,53 +12,78 @@ from ml_collections import ConfigDict
 
 from vision import data
 from vision.core import config as config_lib
+from vision.core import fonts, strict_json
 from vision.core import mesh as mesh_lib
-from vision.core import strict_json
 from vision.core.errors import UserError
+from vision.core.progress import progress_bar
 from vision.data.folder import SPLITS
 from vision.data.source import NoSplitError, Source, label_text
 from vision.preprocess import inputs
 from vision.studies.inspect import describe
+from vision.studies.preview_page import write_page
+from vision.studies.survey import survey
 from vision.training.setup import loading_of
 
 _COLUMNS = 8
 _PAIRS = 24  # images shown, before and after
 _BARS = 60  # classes in the chart; more are not legible
+_LABEL, _HEAD = 20, 150  # characters of a class's name, and of the line above the pictures
+_NAMED = 20  # images of one kind that are named in words
 _SHOWN = 160  # pixels of the pictures before augmentation
 
 
 def preview(config: ConfigDict, output: str) -> dict[str, Any]:
-    """Writes `inputs.png`, `classes.png` and `summary.json`.
+    """Writes `index.html`, `inputs.png`, `classes.png` and `summary.json`.
 
     Args:
       config: the whole config.
       output: a folder, made if it is not there.
 
     Returns:
-      What `vision.studies.inspect.describe` says, which is also in `summary.json`.
+      What `vision.studies.inspect.describe` says, and `faults`: what training would refuse the data for, a line each.
+      It is in `summary.json`, too.
 
     Raises:
-      UserError: no split of the data can be opened, or the op strings do not fit.
+      UserError: no split of the data can be opened, the op strings do not fit, or the folder cannot be written to.
     """
     config = config_lib.resolve(config)
+    folder = _make_folder(output)
     # It is here that one learns what cannot be read.
     loading = dataclasses.replace(loading_of(config), max_corrupt=1.0)
-    sources = _open(config.data)
-    folder = Path(output)
-    folder.mkdir(parents=True, exist_ok=True)
-    summary = describe(sources)
+    sources, faults = _open(config.data)
+    with progress_bar() as start:
+        move = start('drawing', 1)
+        _draw_inputs(next(iter(sources.values())), loading, folder / 'inputs.png')
+        move(1)
+    summary = describe(sources) | {'faults': faults}
     # A name that is not UTF-8 is written as far as it can be.
     (folder / 'summary.json').write_text(
         strict_json.dumps(summary, indent=2, ensure_ascii=False), 'utf-8', 'backslashreplace'
     )
     _draw_classes(summary, folder / 'classes.png')
-    _draw_inputs(next(iter(sources.values())), loading, folder / 'inputs.png')
+    write_page(folder, summary, sources, text(summary))
     return summary
+
+
+def _make_folder(output: str) -> Path:
+    """Makes the folder, and sees that files can be written to it before the data is read."""
+    folder = Path(output).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except OSError as e:
+        raise UserError(
+            f'--output={output}: the folder cannot be written to: {e.strerror}'
+        ) from None
 
 
 def text(summary: dict[str, Any]) -> str:
     """The summary in words."""
     lines = []
+    if summary['faults']:
+        lines.append('TRAINING WOULD REFUSE THIS DATA:')
+        lines += [f'  {fault}' for fault in summary['faults']]
     for split, s in summary['splits'].items():
         counts = s['classes'].values()
         lines += [
@@ -65,12 +92,26 @@ def text(summary: dict[str, Any]) -> str:
             f'  height {_range(s["height"])}, width {_range(s["width"])}',
             f'  mean {_figures(s["mean"])}, standard deviation {_figures(s["std"])}',
         ]
-        lines += [f'  class {name!r} has no images' for name, n in s['classes'].items() if not n]
+        if not summary['faults']:  # which name them
+            lines += [
+                f'  class {name!r} has no images' for name, n in s['classes'].items() if not n
+            ]
         lines += [f'  cannot be read: {name}: {why}' for name, why in s['unreadable'].items()]
+        lines += [f'  exact copies: {" = ".join(names)}' for names in _some(s['copies'])]
+        lines += [f'  {kind}: {name}' for kind, names in s['odd'].items() for name in _some(names)]
+        lines += [f'  most images are {kind}' for kind in s['usual']]
     if summary['leakage']:
         lines.append(f'LEAKAGE: {len(summary["leakage"])} images are in two splits:')
         lines += [f'  {one} = {other}' for one, other in summary['leakage']]
     return '\n'.join(lines)
+
+
+def _some(found: list[Any]) -> Iterator[Any]:
+    """The first few, and how many more there are."""
+    yield from found[:_NAMED]
+    if len(found) > _NAMED:
+        more = f'… and {len(found) - _NAMED} more in summary.json'
+        yield [more] if isinstance(found[0], list) else more
 
 
 def _range(three: list[int]) -> str:
@@ -81,55 +122,70 @@ def _figures(values: list[float]) -> str:
     return '(' + ', '.join(f'{value:.4f}' for value in values) + ')'
 
 
-def _open(settings: Mapping[str, Any]) -> dict[str, Source]:
+def _open(settings: Mapping[str, Any]) -> tuple[dict[str, Source], list[str]]:
+    """The splits that there are, and what training would refuse them for."""
     sources: dict[str, Source] = {}
-    for split in SPLITS:
-        try:
-            sources[split] = data.load(settings, split)
-        except NoSplitError:
-            continue
+    try:
+        for split in SPLITS:
+            with contextlib.suppress(NoSplitError):
+                sources[split] = data.load(settings, split)
+    except UserError as e:
+        sources, faults = survey(settings)
+        if not sources:
+            raise UserError('; '.join(faults) or str(e)) from None
+        return sources, faults or [str(e)]
     if not sources:
         raise UserError(f'data.source={settings["source"]!r} has no split')
-    return sources
+    return sources, []
 
 
 def _draw_classes(summary: dict[str, Any], path: Path) -> None:
+    import matplotlib
     from matplotlib.figure import Figure
 
     names = list(next(iter(summary['splits'].values()))['classes'])
     shown = names[:_BARS]
-    figure = Figure(figsize=(max(5.0, 0.28 * len(shown) + 2), 3.6), layout='constrained')
-    axes = figure.subplots()
-    bottom = np.zeros(len(shown))
-    for split, s in summary['splits'].items():
-        counts = np.array([s['classes'].get(name, 0) for name in shown])
-        axes.bar(np.arange(len(shown)), counts, bottom=bottom, label=split)
-        bottom += counts
-    axes.set_xticks(np.arange(len(shown)), shown, rotation=90, fontsize=7)
-    axes.set_ylabel('images')
-    more = f'; the first {_BARS} of {len(names)} classes' if len(names) > _BARS else ''
-    axes.set_title(f'Images of each class{more}')
-    figure.legend(loc='outside lower center', ncols=3)
-    figure.savefig(path, dpi=120)
+    families = fonts.families_for(shown)
+    with matplotlib.rc_context({'font.family': families}):
+        figure = Figure(figsize=(max(5.0, 0.28 * len(shown) + 2), 3.6), layout='constrained')
+        axes = figure.subplots()
+        bottom = np.zeros(len(shown))
+        for split, s in summary['splits'].items():
+            counts = np.array([s['classes'].get(name, 0) for name in shown])
+            axes.bar(np.arange(len(shown)), counts, bottom=bottom, label=split)
+            bottom += counts
+        labels = [fonts.legible(name, families, _LABEL) for name in shown]
+        axes.set_xticks(np.arange(len(shown)), labels, rotation=90, fontsize=7, parse_math=False)
+        axes.set_ylabel('images')
+        more = f'; the first {_BARS} of {len(names)} classes' if len(names) > _BARS else ''
+        axes.set_title(f'Images of each class{more}')
+        figure.legend(loc='outside lower center', ncols=3)
+        figure.savefig(path, dpi=120)
 
 
 def _draw_inputs(source: Source, loading: inputs.Loading, path: Path) -> None:
     """Draws pairs: an image as it is, and below it as the model is fed it in training."""
+    import matplotlib
     from matplotlib.figure import Figure
 
     before, after, labels = _pairs(source, loading)
-    rows = -(-len(after) // _COLUMNS)
-    figure = Figure(figsize=(1.5 * _COLUMNS, 3.3 * rows), layout='constrained')
-    grid = figure.subplots(2 * rows, _COLUMNS, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for i, (one, other, label) in enumerate(zip(before, after, labels, strict=True)):
-        row, column = divmod(i, _COLUMNS)
-        grid[2 * row, column].set_title(label_text(source.class_names, label)[:20], fontsize=8)
-        _show(grid[2 * row, column], one)
-        _show(grid[2 * row + 1, column], other)
-    figure.suptitle(f'{source.name}, and below it after {loading.ops}', fontsize=9)
-    figure.savefig(path, dpi=120)
+    titles = [label_text(source.class_names, label) for label in labels]
+    head = f'{source.name}, and below it after {loading.ops}'
+    families = fonts.families_for([head, *titles])
+    with matplotlib.rc_context({'font.family': families}):
+        rows = -(-len(after) // _COLUMNS)
+        figure = Figure(figsize=(1.5 * _COLUMNS, 3.3 * rows), layout='constrained')
+        grid = figure.subplots(2 * rows, _COLUMNS, squeeze=False)
+        for axes in grid.flat:
+            axes.set_axis_off()
+        for i, (one, other, title) in enumerate(zip(before, after, titles, strict=True)):
+            row, column = divmod(i, _COLUMNS)
+            label = fonts.legible(title, families, _LABEL)
+            grid[2 * row, column].set_title(label, fontsize=8, parse_math=False)
+            _show(grid[2 * row, column], one)
+            _show(grid[2 * row + 1, column], other)
+        figure.suptitle(fonts.legible(head, families, _HEAD), fontsize=9, parse_math=False)
+        figure.savefig(path, dpi=120)
 
 
 def _show(axes: Any, image: np.ndarray) -> None:

@@ -18,8 +18,8 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.table import Column, Table
 
+from vision.core import apart, strict_json
 from vision.core import config as config_lib
-from vision.core import strict_json
 from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
 from vision.core.progress import progress_bar
@@ -105,7 +105,13 @@ def reproduce(
             continue
         path = Path(trial['workdir'])
         if not _is_kept(path, folder, seed, summary):
-            test = _by_protocol(path, entries) if entries else trial['test']
+            test = trial['test']
+            if entries:
+                try:
+                    test = apart.run_apart(_by_protocol, path, entries)
+                except (UserError, apart.Died) as e:
+                    failures.append(f'{row.name}, seed {seed}: {e}')
+                    continue
             if test.get(metric) is None:
                 failures.append(f'{row.name}, seed {seed}: no test figure of {metric!r}')
                 continue
@@ -258,6 +264,7 @@ def _as_lines(seed: int, records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _by_protocol(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """The test figures by an evaluation; runs apart, so that this process holds no device that trials need."""
     with progress_bar() as progress:
         (evaluation,) = evaluate_runs([path], entries, progress=progress)[1]
     return evaluation.figures

@@ -1,11 +1,10 @@
 """A grid of runs: every combination of some values, each trial a workdir of its own.
 
-Trials run one after another in one process. A sweep that was stopped or killed goes on with the same
-command: finished trials are read, not run again.
+Trials run one after another, each in a process of its own. A sweep that was stopped or killed goes on with
+the same command: finished trials are read, not run again.
 """
 
 import ast
-import copy
 import functools
 import hashlib
 import itertools
@@ -20,12 +19,14 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.table import Column, Table
 
+from vision.core import apart, strict_json
 from vision.core import config as config_lib
-from vision.core import strict_json
 from vision.core import workdir as workdir_lib
+from vision.core.cli import with_values
 from vision.core.errors import UserError
 from vision.task import Metric, Selection, read_task
 from vision.training.loop import train
+from vision.training.records import Results
 from vision.training.setup import setup
 
 
@@ -46,10 +47,14 @@ class Trial(NamedTuple):
 def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str, Any]:
     """Trains every combination of a grid, after all of them were checked.
 
+    A trial is a process of its own. Whatever ends it (an exception, the kernel for want of memory, a
+    signal to that process), its row says why, and the others run.
+
     Args:
       config: as a file in `configs/` returns it.
       grid: 'optimizer.lr=0.1,0.03;seed=0,1,2'.
-      workdir: of the sweep; a trial's is a folder in it. `sweep.json` there is what is returned.
+      workdir: of the sweep; a trial's is a folder in it. `sweep.json` there is what is returned; an
+        exception's traceback is `error.txt` in the trial's.
 
     Returns:
       `trials`, the best first: `trial`, `values`, `workdir`, `error` (None, or why it failed) and
@@ -62,20 +67,10 @@ def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str
       Stopped: SIGTERM or SIGINT came, and the trial's checkpoint was written.
     """
     trials = make_trials(config, grid)
-    selections = {}
-    for trial in trials:
-        try:
-            selection = setup(trial.config).selection
-            selections[selection.name] = trial.name
-        except UserError as e:
-            raise UserError(f'--grid, {trial.name}: {e}') from None
-    if len(selections) > 1:
-        raise UserError(
-            f'--grid: trials are selected by {" and ".join(selections)}, and cannot be ranked together; '
-            'set one training.best_by'
-        )
+    metric = _check(trials)
     folder = workdir_lib.create(workdir)
     rows: list[dict[str, Any]] = []
+    ranks: dict[str, tuple[float, ...]] = {}  # by trial, the greatest first
     with workdir_lib.Lock(folder):
         for i, trial in enumerate(trials, 1):
             print(f'trial {i}/{len(trials)}: {trial.name}', file=sys.stderr)
@@ -83,17 +78,24 @@ def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str
                 'trial': trial.name, 'values': trial.values, 'workdir': str(folder / trial.name),
                 'error': None, 'validation': None, 'test': None,
             }  # fmt: skip
+            error_file = folder / trial.name / 'error.txt'
+            error_file.unlink(missing_ok=True)
             try:
-                row |= train(trial.config, folder / trial.name)
-            except UserError as e:
+                trained = apart.run_apart(_train, trial.config.to_dict(), folder / trial.name)
+                figures, metric, ranks[trial.name] = trained
+                row |= figures
+            except (UserError, apart.Died) as e:
                 row['error'] = str(e)
+                if details := getattr(e, 'details', ''):
+                    error_file.parent.mkdir(exist_ok=True)
+                    workdir_lib.write_text(error_file, details)
                 print(f'{trial.name} failed: {e}', file=sys.stderr)
             rows.append(row)
             result = {
                 'grid': grid,
-                'metric': selection.name,
-                'trials': sorted(rows, key=functools.partial(_order, selection)),
-                'seeds': over_seeds(rows, selection.name),
+                'metric': metric,
+                'trials': sorted(rows, key=functools.partial(_order, ranks)),
+                'seeds': over_seeds(rows, metric),
             }
             workdir_lib.write_text(
                 folder / 'sweep.json', strict_json.dumps(result, indent=2) + '\n'
@@ -103,20 +105,77 @@ def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str
     return result
 
 
+def _check(trials: list[Trial]) -> str:
+    """Checks all trials, and returns the metric that they are selected by.
+
+    Raises:
+      UserError: a trial that would be refused, or trials that are selected by several metrics.
+    """
+    configs = [trial.config.to_dict() for trial in trials]
+    try:
+        # A process that has no device takes none, which trials need for themselves.
+        here = apart.holds_devices()
+        found = _selections(configs) if here else apart.run_apart(_selections, configs)
+    except apart.Died:  # so will the trial that ended it, which then says why
+        return ''
+    selections = {}
+    for trial, (metric, mistake) in zip(trials, found, strict=True):
+        if mistake is not None:
+            raise UserError(f'--grid, {trial.name}: {mistake}')
+        if metric is not None:
+            selections[metric] = trial.name
+    if len(selections) > 1:
+        raise UserError(
+            f'--grid: trials are selected by {" and ".join(selections)}, and cannot be ranked together; '
+            'set one training.best_by'
+        )
+    return next(iter(selections), '')
+
+
+def _selections(configs: list[dict[str, Any]]) -> list[tuple[str | None, str | None]]:
+    """Sets up each config: the metric that it is selected by, or the user's mistake in it."""
+    found: list[tuple[str | None, str | None]] = []
+    for values in configs:
+        try:
+            found.append((setup(config_lib.resolve(values)).selection.name, None))
+        except UserError as e:
+            found.append((None, str(e)))
+        except Exception:  # a fault of a model's own code, say: the trial's row will tell
+            found.append((None, None))
+    return found
+
+
+def _train(values: dict[str, Any], workdir: Path) -> tuple[Results, str, tuple[float, ...]]:
+    """Trains one trial; returns its figures, the metric that it is selected by, and its rank."""
+    config = config_lib.resolve(values)
+    figures = train(config, workdir)
+    selection = Selection(read_task(workdir), config.training.best_by)
+    scores = figures.get('validation')
+    return figures, selection.name, () if scores is None else selection.rank(scores)
+
+
 def make_trials(config: Mapping[str, Any], grid: str) -> list[Trial]:
     """Returns every combination of a grid, the last key's values following one another first.
+
+    Values are set as `--config.KEY=VALUE` sets them: what refers to a key follows it.
 
     Raises:
       UserError: a grid that cannot be read, or a key or value that the config refuses.
     """
-    values, base = parse_grid(grid), config_lib.plain(config)
+    choices = _read_grid(grid)
+    base = config if isinstance(config, ConfigDict) else config_lib.Config(config, type_safe=False)
+    for key in choices:
+        _check_key(base, key)
     trials = []
-    for combination in itertools.product(*values.values()):
-        chosen = dict(zip(values, combination, strict=True))
-        own = copy.deepcopy(base)
-        for key, value in chosen.items():
-            _set(own, key, value)
-        trials.append(Trial(_name(chosen), chosen, config_lib.resolve(own)))
+    for combination in itertools.product(*choices.values()):
+        chosen = {key: value for key, (_, value) in zip(choices, combination, strict=True)}
+        texts = {key: text for key, (text, _) in zip(choices, combination, strict=True)}
+        try:
+            trials.append(
+                Trial(_name(chosen), chosen, config_lib.resolve(with_values(base, texts)))
+            )
+        except UserError as e:
+            raise UserError(f'--grid, {_name(chosen)}: {e}') from None
     return trials
 
 
@@ -128,15 +187,21 @@ def parse_grid(grid: str) -> dict[str, list[Any]]:
     Raises:
       UserError: it is not of that form.
     """
-    parsed: dict[str, list[Any]] = {}
+    return {key: [value for _, value in choices] for key, choices in _read_grid(grid).items()}
+
+
+def _read_grid(grid: str) -> dict[str, list[tuple[str, Any]]]:
+    """The values of each key, as text for the command line and as they are shown."""
+    parsed: dict[str, list[tuple[str, Any]]] = {}
     for part in _split(grid, ';'):
         key, equals, text = part.partition('=')
-        key, values = key.strip().removeprefix('config.'), [_value(v) for v in _split(text, ',')]
-        if not equals or not key or not values:
+        key = key.strip().removeprefix('config.')
+        choices = [_value(v) for v in _split(text, ',')]
+        if not equals or not key or not choices:
             raise UserError(f"--grid: {part!r} is not 'key=value,value'")
-        if key in parsed or len({repr(v) for v in values}) < len(values):
+        if key in parsed or len({repr(value) for _, value in choices}) < len(choices):
             raise UserError(f'--grid: {key} comes twice, or has a value twice')
-        parsed[key] = values
+        parsed[key] = choices
     if not parsed:
         raise UserError("--grid is empty; write 'optimizer.lr=0.1,0.03;seed=0,1,2'")
     return parsed
@@ -165,10 +230,11 @@ def over_seeds(rows: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
 
 def sweep_tables(result: dict[str, Any]) -> list[Table]:
     """What `sweep` returned, as a person reads it."""
+    failed = [f'{row["trial"]} failed: {row["error"]}' for row in result['trials'] if row['error']]
     table = Table(
-        Column('trial', overflow='fold'),
+        Column('trial', no_wrap=True),
         title='the best checkpoint of each trial',
-        title_justify='left',
+        caption='\n'.join(failed) or None,
     )
     trained = [row for row in result['trials'] if not row['error']]
     metrics = read_task(Path(trained[0]['workdir'])).metrics
@@ -179,7 +245,7 @@ def sweep_tables(result: dict[str, Any]) -> list[Table]:
             table.add_column(f'{split} {metric.title}', justify='right')
     for row in result['trials']:
         if row['error']:
-            table.add_row(row['trial'], f'failed: {row["error"]}')
+            table.add_row(row['trial'], 'failed')
             continue
         cells = [
             metric.show(row[split].get(name)) if row[split] else '–'
@@ -189,7 +255,12 @@ def sweep_tables(result: dict[str, Any]) -> list[Table]:
         table.add_row(row['trial'], *cells)
     if not result['seeds']:
         return [table]
-    seeds = Table('over seeds', 'runs', f'validation {chosen.title}', f'test {chosen.title}')
+    seeds = Table(
+        Column('over seeds', no_wrap=True),
+        'runs',
+        f'validation {chosen.title}',
+        f'test {chosen.title}',
+    )
     for summary in result['seeds']:
         cells = [_mean(summary[split], chosen) for split in ('validation', 'test')]
         seeds.add_row(summary['values'], str(summary['count']), *cells)
@@ -203,24 +274,22 @@ def _mean(figures: dict[str, Any] | None, metric: Metric) -> str:
     return metric.show(figures['mean']) + spread
 
 
-def _order(selection: Selection, row: dict[str, Any]) -> tuple:
+def _order(ranks: Mapping[str, tuple[float, ...]], row: dict[str, Any]) -> tuple:
     """Sorts the best trial first, those without a validation figure last."""
-    scores = row['validation']
-    return (1,) if scores is None else (0, *(-value for value in selection.rank(scores)))
+    rank = ranks.get(row['trial'], ())
+    return (not rank, *(-value for value in rank))
 
 
-def _set(config: dict[str, Any], key: str, value: Any) -> None:
+def _check_key(config: ConfigDict, key: str) -> None:
+    """Raises UserError unless the config has a key's section, or the key itself where it has no section."""
     *sections, name = key.split('.')
-    at = config
+    at: Any = config
     for section in sections:
-        at = at.get(section, {})
-        if not isinstance(at, dict) or not at:
+        at = at.get(section) if isinstance(at, ConfigDict) else None
+        if not isinstance(at, ConfigDict):
             raise UserError(f'--grid: the config has no section {section!r} ({key})')
     if not sections and name not in config:
         raise UserError(f'--grid: the config has no key {key!r}')
-    if isinstance(at.get(name), float) and isinstance(value, int):
-        value = float(value)
-    at[name] = value
 
 
 def _name(values: dict[str, Any]) -> str:
@@ -236,11 +305,13 @@ def _text(value: Any) -> str:
     return '-'.join(map(str, value)) if flat else str(value)
 
 
-def _value(text: str) -> Any:
+def _value(text: str) -> tuple[str, Any]:
+    """A value as text for the command line, without quotes around all of it, and as Python reads it."""
     try:
-        return ast.literal_eval(text)
+        value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return text
+        return text, text
+    return (value if isinstance(value, str) else text), value
 
 
 def _split(text: str, separator: str) -> list[str]:

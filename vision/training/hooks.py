@@ -70,7 +70,7 @@ class Display(Hook):
         self._console = Console(stderr=True, quiet=not processes.is_first())
         self._data, self._total = data, total_steps
         self._progress = Progress(
-            TextColumn('step'),
+            TextColumn('{task.description}'),
             MofNCompleteColumn(),
             BarColumn(),
             TextColumn('{task.fields[figures]}'),
@@ -79,7 +79,8 @@ class Display(Hook):
             console=self._console,
             disable=not self._console.is_terminal or self._console.quiet,
         )
-        self._task = self._progress.add_task('', total=total_steps, figures='')
+        self._task = self._progress.add_task('compiling', total=total_steps, figures='')
+        self._compiling = True
 
     def __enter__(self) -> 'Display':
         self._progress.start()
@@ -99,7 +100,12 @@ class Display(Hook):
         self._console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def after_step(self, step: int, batch: Batch, metrics: Metrics) -> None:
-        """Moves the bar."""
+        """Moves the bar; no time is estimated from the first step, which was compiled."""
+        if self._compiling:
+            self._compiling = False
+            self._progress.reset(
+                self._task, total=self._total, completed=step, description='step', figures=''
+            )
         self._progress.update(self._task, completed=step)
 
     def after_log(self, step: int, record: dict[str, Any], seconds_left: float) -> None:
@@ -231,6 +237,10 @@ def captioned(image: np.ndarray, caption: str, color: tuple[int, int, int]) -> n
         (picture.width * times, picture.height * times), Image.Resampling.NEAREST
     )
     font = ImageFont.load_default(11)
+    if not caption.isascii():  # Pillow's own font has few other letters
+        from vision.core import fonts
+
+        font, caption = ImageFont.truetype(fonts.file_of(), 11), fonts.legible(caption)
     while caption and font.getlength(caption) > picture.width - 4:
         caption = caption[:-1]
     sheet = Image.new('RGB', (picture.width, picture.height + 15), color)

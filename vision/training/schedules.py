@@ -38,7 +38,7 @@ def make_schedule(
     if warmup and warmup >= total_steps:
         raise UserError(
             f'schedule.warmup={schedule["warmup"]!r} is {warmup} steps; '
-            f'the whole run has {total_steps}'
+            f'the whole run has {total_steps}: shorten it, or lengthen training.duration'
         )
     if name not in SCHEDULES:
         raise unknown('schedule.name', name, SCHEDULES)

@@ -167,6 +167,10 @@ def setup(config: ConfigDict) -> Setup:
     _check_task(recipe, train, config.data.views)
     check_contract(model, input_shape)
     shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
+    if config.init_from is not None:
+        from vision.training.init_from import check_source
+
+        check_source(config.init_from, config.model.name, shapes)
     recipe.factors.check(shapes['params'])
     optimizer = config.optimizer.to_dict()
     if config.weight_decay or optimizer.get('weight_decay'):
@@ -202,7 +206,8 @@ def _polyak_start(text: str, total_steps: int, to_steps: Callable[[str, str], in
     start = to_steps(text, 'training.polyak_from')
     if start >= total_steps:
         raise UserError(
-            f'training.polyak_from={text!r} is {start} steps; the whole run has {total_steps}'
+            f'training.polyak_from={text!r} is {start} steps; the whole run has {total_steps}: '
+            'begin earlier, or lengthen training.duration'
         )
     return f'{start} steps'
 

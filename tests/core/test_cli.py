@@ -1,0 +1,106 @@
+"""What a command does with signals, with flags that are not there and with folders that it may not write to."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from absl import flags
+
+from tests.conftest import REPO
+from vision.core import cli
+from vision.core.config import default_config
+from vision.core.errors import UserError
+
+SCRIPT = """
+import hashlib, sys, threading, time
+from vision.core import cli
+cli._GRACE = 0.3
+
+def main(argv):
+    print('running', flush=True)
+    if argv[1] == 'compiling':  # code that looks at no signal for an hour, as XLA's
+        hashlib.pbkdf2_hmac('sha256', b'', b'', 10**9)
+    if argv[1] == 'waiting':
+        thread = threading.Thread(target=time.sleep, args=(60,))
+        thread.start()
+    if argv[1] == 'swallowing':
+        try:
+            time.sleep(60)
+        except BaseException as e:
+            raise RuntimeError('what a library makes of it') from e
+    if argv[1] == 'denied':
+        open('/proc/version/x', 'w')
+    time.sleep(60)
+
+cli.run(main)
+"""
+
+
+def start(what):
+    process = subprocess.Popen(
+        [sys.executable, '-c', SCRIPT, what], cwd=REPO, text=True, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, env={**os.environ, 'PYTHONPATH': str(REPO)},
+    )  # fmt: skip
+    assert process.stdout.readline() == 'running\n', process.stderr.read()
+    return process
+
+
+@pytest.mark.parametrize(
+    ('what', 'signum', 'code'),
+    [('compiling', signal.SIGTERM, 143), ('waiting', signal.SIGINT, 130), ('swallowing', signal.SIGTERM, 143)],
+)  # fmt: skip
+def test_a_signal_ends_a_command_within_seconds_whatever_it_does(what, signum, code):
+    process = start(what)
+    began = time.monotonic()
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (code, '')
+    assert time.monotonic() - began < 10
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line():
+    process = start('denied')
+    _, err = process.communicate(timeout=30)
+    assert process.returncode == 2 and err == 'error: /proc/version/x: Not a directory\n'
+
+
+@pytest.fixture
+def config_flag(monkeypatch):
+    values = flags.FlagValues()
+    flags.DEFINE_string('workdir', None, '', flag_values=values)
+    flags.DEFINE_multi_string('config', None, '', flag_values=values)
+    monkeypatch.setattr(cli.flags, 'FLAGS', values)
+    return values
+
+
+@pytest.mark.parametrize(
+    ('name', 'says'),
+    [
+        ('lr', '--config.optimizer.lr?'),
+        ('batch_size', '--config.training.batch_size or --config.evaluation.batch_size?'),
+        ('optimizer.lr', '--config.optimizer.lr?'),
+        ('wrkdir', '--workdir?'),
+        ('zzzzqq', 'there is no flag --zzzzqq; see --help'),
+    ],
+)
+def test_a_flag_that_is_not_there_names_the_key_that_is_meant(config_flag, name, says):
+    assert cli._explain_unknown(name).endswith(says)
+
+
+@pytest.mark.parametrize(
+    ('key', 'text', 'says'),
+    [
+        ('optimizer.lr', 'a', r"optimizer.lr='a' is of the wrong type; it must be a number"),
+        ('seed', 'x', 'it must be a whole number'),
+        ('model.norm', 'maybe', 'model.norm=maybe cannot be set: model.norm is True'),
+        ('preprocess.mean[7]', '1', 'cannot be set'),
+    ],
+)
+def test_a_value_that_a_key_cannot_have_is_one_line_of_ours(key, text, says):
+    config = default_config()
+    config.model.norm = True
+    with pytest.raises(UserError, match=says):
+        cli.with_values(config, {key: text})

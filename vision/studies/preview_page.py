@@ -1,0 +1,109 @@
+"""The page of a preview: what is wrong with the data, and the images that show it."""
+
+import base64
+import html
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vision.data.source import Source
+from vision.prediction.pages import figure
+from vision.preprocess.inputs import examples
+from vision.studies.inspect import ODDITIES
+
+_EACH = 24  # images that are shown of a kind
+
+_STYLE = """
+:root { color-scheme: light dark; font: 14px/1.4 system-ui, sans-serif; }
+body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
+h2 { font-size: 1.1rem; margin: 2rem 0 .5rem; border-top: 1px solid #8884; padding-top: .75rem; }
+pre, li { overflow-wrap: anywhere; white-space: pre-wrap; }
+.bad { color: #c33; font-weight: 600; }
+.row { display: flex; flex-wrap: wrap; gap: .75rem; margin: .5rem 0 1.25rem; }
+figure { margin: 0; width: 160px; }
+figure img { display: block; max-width: 160px; border-radius: 4px; }
+figcaption { font-size: 12px; margin-top: 3px; overflow-wrap: anywhere; }
+.wide { max-width: 100%; background: #fff; border-radius: 4px; }
+"""
+
+
+def write_page(
+    folder: Path, summary: Mapping[str, Any], sources: Mapping[str, Source], words: str
+) -> None:
+    """Writes `index.html`, one file that loads nothing, from a preview's summary and pictures.
+
+    Args:
+      folder: of the preview, with its pictures.
+      summary: as `vision.studies.preview.preview` returns it.
+      sources: by split, for the images.
+      words: the summary as text.
+    """
+    with open(folder / 'index.html', 'w', encoding='utf-8', errors='backslashreplace') as file:
+        for part in _parts(folder, summary, sources, words):
+            file.write(part + '\n')
+
+
+def _parts(
+    folder: Path, summary: Mapping[str, Any], sources: Mapping[str, Source], words: str
+) -> Iterator[str]:
+    first = next(iter(sources.values())).name  # 'FOLDER:train'
+    name = html.escape(first.rpartition(':')[0] or first)
+    yield (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f'<title>Preview of {name}</title><style>{_STYLE}</style></head><body><h1>Preview of {name}</h1>'
+    )
+    if summary['faults']:
+        yield '<p class="bad">Training would refuse this data:</p><ul>'
+        yield from (f'<li>{html.escape(fault)}</li>' for fault in summary['faults'])
+        yield '</ul>'
+    pictures = _Pictures(summary, sources)
+    if summary['leakage']:
+        yield f'<h2 class="bad">In two splits: {len(summary["leakage"]):,} images</h2>'
+        yield from (pictures.row(pair) for pair in summary['leakage'][:_EACH])
+    for split, s in summary['splits'].items():
+        if s['unreadable']:
+            yield f'<h2>{split}: cannot be read</h2><ul>'
+            lines = (
+                f'{pictures.short(n)}: {why}' for n, why in list(s['unreadable'].items())[:_EACH]
+            )
+            yield from (f'<li>{html.escape(line)}</li>' for line in lines)
+            yield '</ul>'
+        if s['copies']:
+            yield f'<h2>{split}: exact copies</h2>'
+            yield from (pictures.row(names[:_EACH]) for names in s['copies'][:_EACH])
+        for kind in ODDITIES:
+            if names := s['odd'].get(kind):
+                yield f'<h2>{split}: {kind} ({len(names):,})</h2>' + pictures.row(names[:_EACH])
+    for title, file in (('What the model is fed', 'inputs.png'), ('Classes', 'classes.png')):
+        data = base64.b64encode((folder / file).read_bytes()).decode()
+        yield f'<h2>{title}</h2><img class="wide" alt="{title}" src="data:image/png;base64,{data}">'
+    yield f'<h2>In words</h2><pre>{html.escape(words)}</pre></body></html>'
+
+
+class _Pictures:
+    """The images that the page shows, by name."""
+
+    def __init__(self, summary: Mapping[str, Any], sources: Mapping[str, Source]):
+        wanted = {name for pair in summary['leakage'][:_EACH] for name in pair}
+        for s in summary['splits'].values():
+            wanted |= {name for names in s['copies'][:_EACH] for name in names[:_EACH]}
+            wanted |= {name for names in s['odd'].values() for name in names[:_EACH]}
+        self._images: dict[str, np.ndarray] = {}
+        for source in sources.values():
+            ids = {i: n for i in range(source.num_examples) if (n := source.name_of(i)) in wanted}
+            self._images |= {ids[i]: image for i, image in examples(source, ids)}
+        paths = [path for source in sources.values() for path in source.paths or ()]
+        self._root = os.path.commonpath(paths) if len(paths) > 1 else ''
+
+    def short(self, name: str) -> str:
+        """A path below the folder that all images share."""
+        return os.path.relpath(name, self._root) if self._root and os.path.isabs(name) else name
+
+    def row(self, names: list[str]) -> str:
+        """Images beside one another."""
+        shown = ''.join(figure(self._images.get(name), self.short(name)) for name in names)
+        return f'<div class="row">{shown}</div>'

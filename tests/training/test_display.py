@@ -2,9 +2,8 @@
 
 import re
 
-from vision.training.hooks import Display
-
 from vision.task.classification import METRICS
+from vision.training.hooks import Display
 
 
 def test_the_first_step_is_compiled_and_promises_no_time(monkeypatch, capsys):

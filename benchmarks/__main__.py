@@ -37,8 +37,9 @@ from typing import Any, Literal
 
 from absl import flags
 
-from vision.core import cli, startup, strict_json
+from vision.core import cli, startup
 from vision.core.errors import UserError, unknown
+from vision.core.text import json_text
 
 MODELS = flags.DEFINE_list(
     'models', None, 'of throughput and predict; all that are known (predict: resnet18)'
@@ -156,7 +157,7 @@ def main(argv: list[str]) -> None:
         raise UserError(f'unexpected argument {words[-1]!r}; options are --name=value, see --help')
     result = BENCHMARKS[name](*words)
     if FORMAT.value == 'json':
-        print(strict_json.dumps(result))
+        print(json_text(result))
         return
     print(_text(result))
 

@@ -7,7 +7,8 @@ McNemar's exact test is made of each two runs' answers for the same test example
 
 from absl import flags
 
-from vision.core import cli, strict_json
+from vision.core import cli
+from vision.core.text import json_text
 
 OUTPUT = flags.DEFINE_string('output', 'compare.png', 'The picture of the curves.')
 SPLIT = flags.DEFINE_string('split', 'test', 'Whose examples the test takes.')
@@ -22,9 +23,9 @@ def main(argv: list[str]) -> None:
     result = compare(argv[1:], SPLIT.value)
     draw(argv[1:], path)
     if FORMAT.value == 'json':
-        print(strict_json.dumps(result | {'picture': str(path)}))
+        print(json_text(result | {'picture': str(path)}))
         return
-    from vision.core.tables import print_table
+    from vision.core.text import print_table
 
     for table in compare_tables(result):
         print_table(table)

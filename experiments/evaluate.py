@@ -15,9 +15,10 @@ from pathlib import Path
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from vision.core import cli, strict_json
+from vision.core import cli
 from vision.core.config import default_eval
 from vision.core.errors import UserError
+from vision.core.text import json_text
 from vision.core.workdir import read_config
 
 WORKDIR = flags.DEFINE_multi_string(
@@ -52,9 +53,9 @@ def main(argv: list[str]) -> None:
     page = write_report(runs, evaluations) if REPORT.value else None
     figures = {e.name: e.figures for e in evaluations}
     if FORMAT.value == 'json':
-        print(strict_json.dumps(figures if EVALS.value else evaluations[0].figures))
+        print(json_text(figures if EVALS.value else evaluations[0].figures))
         return
-    from vision.core.tables import print_table
+    from vision.core.text import print_table
     from vision.task.metrics import metrics_table
 
     title = f'{", ".join(WORKDIR.value)}, step {runs[0].step}'

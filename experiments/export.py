@@ -8,7 +8,8 @@ It runs on the JAX version that wrote it and on newer ones.
 
 from absl import flags
 
-from vision.core import cli, strict_json
+from vision.core import cli
+from vision.core.text import json_text
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
 OUTPUT = flags.DEFINE_string('output', None, 'The file.')
@@ -28,7 +29,7 @@ def main(argv: list[str]) -> None:
     classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value, FOLD.value)
     about = export(classifier, path)
     if FORMAT.value == 'json':
-        print(strict_json.dumps(about))
+        print(json_text(about))
         return
     print(
         f'{about["output"]}: {about["bytes"]:,} bytes; uint8 [B, {", ".join(map(str, about["input"]))}] '

@@ -5,7 +5,8 @@ python -m experiments.find_lr --config=configs/NAME.py[:ARG] [--output=find_lr.p
 
 from absl import flags
 
-from vision.core import cli, strict_json
+from vision.core import cli
+from vision.core.text import json_text
 
 CONFIG = cli.define_config()
 OUTPUT = flags.DEFINE_string('output', 'find_lr.png', 'The picture.')
@@ -24,7 +25,7 @@ def main(argv: list[str]) -> None:
     result = find_lr.find_lr(setup(CONFIG.value), STEPS.value)
     find_lr.draw(result, path, f'{CONFIG.value.model.name}, {CONFIG.value.optimizer.name}')
     if FORMAT.value == 'json':
-        print(strict_json.dumps(result | {'picture': str(path)}))
+        print(json_text(result | {'picture': str(path)}))
         return
     rate, lowest = result['suggestion'], result['lowest']
     print(f'--config.optimizer.lr={rate:.2g} (the loss falls most steeply there)')

@@ -10,7 +10,8 @@ import sys
 
 from absl import flags
 
-from vision.core import cli, strict_json
+from vision.core import cli
+from vision.core.text import json_text
 
 CONFIG = cli.define_config()
 OUTPUT = flags.DEFINE_string('output', 'runs/preview', 'The folder that the pictures go to.')
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> int:
     # A file's name may be no UTF-8.
     sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
     if FORMAT.value == 'json':
-        print(strict_json.dumps(summary, ensure_ascii=False))
+        print(json_text(summary, ensure_ascii=False))
     else:
         print(text(summary))
         print(f'The page: {OUTPUT.value}/index.html')

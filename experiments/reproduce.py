@@ -15,8 +15,9 @@ from typing import Any
 
 from absl import flags
 
-from vision.core import cli, strict_json
+from vision.core import cli
 from vision.core.errors import UserError, unknown
+from vision.core.text import json_text
 
 SEEDS = flags.DEFINE_list('seeds', ['3'], 'how many of each row: 3; or which: 0,1,2')
 WORKDIR = flags.DEFINE_string('workdir', 'runs/reproduce', 'the folder that the runs go to')
@@ -84,7 +85,7 @@ def main(argv: list[str]) -> None:
     for name in argv[1:]:
         if name not in known:
             raise unknown('row', name, known)
-    from vision.core.tables import print_table
+    from vision.core.text import print_table
     from vision.studies import reproduce
 
     seeds = _seeds(SEEDS.value)
@@ -97,7 +98,7 @@ def main(argv: list[str]) -> None:
         reproduce.write_markdown(reproduce.table(rows, results), results / 'table.md')
     measured = reproduce.table(rows, results)
     if FORMAT.value == 'json':
-        print(strict_json.dumps(measured))
+        print(json_text(measured))
     else:
         print_table(reproduce.rich_table(measured))
 

@@ -18,8 +18,9 @@ from typing import Any
 
 from absl import flags
 
-from vision.core import cli, strict_json
+from vision.core import cli
 from vision.core.errors import UserError, unknown
+from vision.core.text import json_text
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
 PRETRAINED = flags.DEFINE_string('pretrained', None, 'Weights; see experiments.predict.')
@@ -184,7 +185,7 @@ def _tell_found(
 
 def _print(figures: dict[str, Any]) -> None:
     if FORMAT.value == 'json':
-        print(strict_json.dumps(figures))
+        print(json_text(figures))
         return
     for name, value in figures.items():
         print(f'{name:>12}  {value:.4f}' if isinstance(value, float) else f'{name:>12}  {value}')

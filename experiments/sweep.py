@@ -7,7 +7,8 @@ Each trial has a workdir in DIR. Exit code 3: some trials failed; their rows say
 
 from absl import flags
 
-from vision.core import cli, strict_json
+from vision.core import cli
+from vision.core.text import json_text
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder that the trials go to.')
@@ -19,12 +20,12 @@ def main(argv: list[str]) -> int:
     """Runs the trials and prints their table."""
     cli.refuse_arguments(argv)
     cli.require(config=CONFIG.value, workdir=WORKDIR.value, grid=GRID.value)
-    from vision.core.tables import print_table
+    from vision.core.text import print_table
     from vision.studies.sweep import sweep, sweep_tables
 
     result = sweep(CONFIG.value, GRID.value, WORKDIR.value)
     if FORMAT.value == 'json':
-        print(strict_json.dumps(result))
+        print(json_text(result))
     else:
         for table in sweep_tables(result):
             print_table(table)

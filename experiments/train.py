@@ -13,7 +13,8 @@ from typing import Any
 
 from absl import flags
 
-from vision.core import cli, strict_json
+from vision.core import cli
+from vision.core.text import json_text
 
 CONFIG = cli.define_config()
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder that the run lives in.')
@@ -36,13 +37,13 @@ def main(argv: list[str]) -> None:
         cli.require(workdir=WORKDIR.value)
     join_others()
     from vision.core import processes
-    from vision.core.tables import print_table
+    from vision.core.text import print_table
 
     result = _dry_run() if DRY_RUN.value else _train()
     if not processes.is_first():
         return
     if FORMAT.value == 'json':
-        print(strict_json.dumps(result))
+        print(json_text(result))
     elif DRY_RUN.value:
         from vision.studies.dry_run import dry_run_text
 
@@ -79,12 +80,12 @@ def _train() -> dict[str, Any]:
 
 
 def _explain() -> None:
-    from vision.core.tables import print_table
+    from vision.core.text import print_table
     from vision.studies.explain import explain, explain_table
 
     rows = explain(CONFIG.value, EXPLAIN.value)
     if FORMAT.value == 'json':
-        print(strict_json.dumps(rows))
+        print(json_text(rows))
     else:
         print_table(explain_table(rows))
 

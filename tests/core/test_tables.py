@@ -11,7 +11,7 @@ from rich.table import Table
 
 from tests.tiers import examples
 from vision.core.errors import UserError
-from vision.core.tables import print_table, read_rows, write_row
+from vision.core.text import print_table, read_rows, write_row
 
 TEXT = st.text(st.characters(exclude_characters='\0', exclude_categories=('Cs',)), max_size=8)
 

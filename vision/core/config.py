@@ -15,7 +15,6 @@ from typing import Any
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from vision.core import strict_json
 from vision.core.config_keys import (
     EVAL_KEYS,
     KEYS,
@@ -27,6 +26,7 @@ from vision.core.config_keys import (
     python_type,
 )
 from vision.core.errors import UserError, unknown
+from vision.core.text import json_text
 
 # What may differ when a run goes on in its workdir: stopping, logging and keeping; also `evals`.
 MAY_DIFFER = (
@@ -209,7 +209,7 @@ def plain(value: Any, name: str = 'config') -> Any:
 
 def to_json(config: Mapping[str, Any]) -> str:
     """The config as JSON, keys in their order."""
-    return strict_json.dumps(plain(config), indent=2) + '\n'
+    return json_text(plain(config), indent=2) + '\n'
 
 
 def from_json(text: str) -> ConfigDict:

@@ -27,9 +27,9 @@ from typing import Any, TextIO
 from ml_collections import ConfigDict
 
 from vision.core import config as config_lib
-from vision.core import processes, strict_json
+from vision.core import processes
 from vision.core.errors import UserError
-from vision.core.paths import AnyPath, as_path
+from vision.core.text import AnyPath, as_path, json_text
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorflow-cpu')
 _OWN_MODULES = re.compile(r'"([A-Za-z_][\w.]*):[A-Za-z_]\w*"')  # in config.json
@@ -129,9 +129,7 @@ def describe(workdir: Path, config: Mapping[str, Any], dataset: dict[str, Any]) 
         else:
             (workdir / 'changes.diff').unlink(missing_ok=True)
         for name, value in (('dataset.json', dataset), ('environment.json', environment())):
-            write_text(
-                workdir / name, strict_json.dumps(value, indent=2, ensure_ascii=False) + '\n'
-            )
+            write_text(workdir / name, json_text(value, indent=2, ensure_ascii=False) + '\n')
 
 
 def read_config(workdir: Path) -> ConfigDict:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vision.core.errors import UserError, unknown
-from vision.core.tables import read_rows
+from vision.core.text import read_rows
 from vision.data import files as files_lib
 from vision.data.shares import SPLITS, Share, Shares, in_order
 from vision.data.source import FileSource, NoSplitError, as_labels, multi_hot

@@ -17,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from vision.core import strict_json
 from vision.core.errors import UserError, nearest
-from vision.core.paths import AnyPath, as_path
+from vision.core.text import AnyPath, as_path, json_text
 from vision.task import Columns, Task
 
 
@@ -73,7 +72,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
         for i in range(len(p)):
             where = None if p.paths is None else _printable(p.paths[i])
             record = {'id': int(p.ids[i]), 'path': where, **p.task.record(p.columns, i)}
-            file.write(strict_json.dumps(record, ensure_ascii=False) + '\n')
+            file.write(json_text(record, ensure_ascii=False) + '\n')
     os.replace(temporary, path)
 
 

@@ -14,7 +14,7 @@ from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import Checkpoints
 from vision.core.config import default_config
 from vision.core.errors import UserError
-from vision.core.paths import AnyPath, as_path
+from vision.core.text import AnyPath, as_path
 from vision.data.source import Source
 from vision.models import create_model
 from vision.models.base import init_variables, run_once

@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
-from vision.core import strict_json
 from vision.core.errors import UserError
+from vision.core.text import json_text
 from vision.models import MODELS
 from vision.models.summary import Summary, summarise
 
@@ -30,9 +30,7 @@ def describe(
     options = (input_size, channels, num_classes)
     if names:
         summary = summarise(names[0], *options)
-        yield from (
-            [strict_json.dumps(summary.as_dict(), indent=2)] if format == 'json' else _one(summary)
-        )
+        yield from ([json_text(summary.as_dict(), indent=2)] if format == 'json' else _one(summary))
         return
     rows = (_try(name, options) for name in MODELS)
     yield from _all_as_json(rows) if format == 'json' else _all(rows)
@@ -50,7 +48,7 @@ def _all_as_json(rows: Iterator[Summary | dict[str, str]]) -> Iterator[str]:
     separator = '['
     for row in rows:
         value = row.as_dict() if isinstance(row, Summary) else row
-        yield separator + '\n  ' + strict_json.dumps(value, indent=2).replace('\n', '\n  ')
+        yield separator + '\n  ' + json_text(value, indent=2).replace('\n', '\n  ')
         separator = ','
     yield ']'
 

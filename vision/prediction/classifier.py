@@ -14,7 +14,7 @@ import numpy as np
 
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError, unknown
-from vision.core.paths import AnyPath, as_path
+from vision.core.text import AnyPath, as_path
 from vision.data.source import FileSource, Source
 from vision.evaluation.run import Run, load_run, pretrained_run
 from vision.models.weights.fold import fold_batch_norm

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from vision.core.paths import AnyPath, as_path, below, common_root
+from vision.core.text import AnyPath, as_path, below, common_root
 from vision.data.source import FileSource
 from vision.prediction import pages, pictures
 from vision.prediction.classifier import Classifier

@@ -9,7 +9,7 @@ import numpy as np
 
 from vision import data
 from vision.core.errors import UserError
-from vision.core.paths import AnyPath, as_path
+from vision.core.text import AnyPath, as_path
 from vision.data.source import Source
 from vision.models.layers import xla_only
 from vision.prediction.classifier import Classifier

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from vision.core.paths import as_list
+from vision.core.text import as_list
 from vision.data.source import ArraySource, FileSource, Source
 from vision.evaluation.run import Run
 from vision.prediction import given

@@ -5,8 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
-from vision.core import strict_json
-from vision.core.tables import print_table, printable, write_row
+from vision.core.text import json_text, print_table, printable, write_row
 
 Prediction = dict[str, Any]
 
@@ -38,10 +37,10 @@ def write(predictions: Iterable[Prediction], form: str, file: TextIO | None = No
 
 def dump_json(value: Any, file: TextIO, indent: int | None = None) -> str:
     """JSON that `file` can take: what it cannot is escaped, so that any parser reads it back."""
-    text = strict_json.dumps(value, ensure_ascii=False, indent=indent)
+    text = json_text(value, ensure_ascii=False, indent=indent)
     if printable(text, file) == text:
         return text
-    return strict_json.dumps(value, indent=indent)
+    return json_text(value, indent=indent)
 
 
 def _json(predictions: Iterable[Prediction], file: TextIO) -> None:

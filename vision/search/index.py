@@ -13,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from vision.core import strict_json
 from vision.core.errors import UserError
-from vision.core.paths import AnyPath, as_path
+from vision.core.text import AnyPath, as_path, json_text
 from vision.prediction.classifier import Classifier
 
 _MARK = b'\nVISION-INDEX-1\n'
@@ -113,7 +112,7 @@ class Index:
           UserError: it cannot be written.
         """
         about = {'made_by': self.made_by, 'metric': self.metric, 'names': self.names}
-        data = strict_json.dumps(about).encode()
+        data = json_text(about).encode()
         path = as_path(path)
         temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
         try:
@@ -212,8 +211,8 @@ def fingerprint(classifier: Classifier, endpoint: str) -> dict[str, str]:
         *map(list, (config.preprocess.mean, config.preprocess.std)),
     ]
     return {
-        'model': strict_json.dumps(model),
-        'preprocessing': strict_json.dumps([*preprocess, run.image_shape, run.input_shape]),
+        'model': json_text(model),
+        'preprocessing': json_text([*preprocess, run.image_shape, run.input_shape]),
         'endpoint': endpoint,
         'weights': classifier.digest,
     }

@@ -14,8 +14,8 @@ import numpy as np
 
 from vision import data
 from vision.core.errors import UserError
-from vision.core.paths import AnyPath, as_list, as_path, below, common_root
 from vision.core.progress import track
+from vision.core.text import AnyPath, as_list, as_path, below, common_root
 from vision.data.source import (
     BadImage,
     FileSource,

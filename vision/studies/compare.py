@@ -11,7 +11,7 @@ from rich.table import Column, Table
 from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
 from vision.core.fonts import legible
-from vision.core.paths import AnyPath, as_list
+from vision.core.text import AnyPath, as_list
 from vision.evaluation.evals import Predicted, predict_run
 from vision.evaluation.run import load_run, open_checkpoints
 from vision.evaluation.significance import mcnemar

@@ -12,10 +12,11 @@ from ml_collections import ConfigDict
 
 from vision import data
 from vision.core import config as config_lib
-from vision.core import fonts, strict_json
+from vision.core import fonts
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.core.progress import progress_bar
+from vision.core.text import json_text
 from vision.data.folder import SPLITS
 from vision.data.source import NoSplitError, Source, label_text
 from vision.preprocess import inputs
@@ -58,7 +59,7 @@ def preview(config: ConfigDict, output: str) -> dict[str, Any]:
     summary = describe(sources) | {'faults': faults}
     # A name that is not UTF-8 is written as far as it can be.
     (folder / 'summary.json').write_text(
-        strict_json.dumps(summary, indent=2, ensure_ascii=False), 'utf-8', 'backslashreplace'
+        json_text(summary, indent=2, ensure_ascii=False), 'utf-8', 'backslashreplace'
     )
     _draw_classes(summary, folder / 'classes.png')
     write_page(folder, summary, sources, text(summary))

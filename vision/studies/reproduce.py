@@ -18,11 +18,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.table import Column, Table
 
-from vision.core import apart, strict_json
+from vision.core import apart
 from vision.core import config as config_lib
 from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
 from vision.core.progress import progress_bar
+from vision.core.text import json_text
 from vision.evaluation.evals import evaluate_runs, named_entries
 from vision.studies.sweep import sweep
 
@@ -122,7 +123,7 @@ def reproduce(
         }
         folder.mkdir(parents=True, exist_ok=True)
         workdir_lib.write_text(folder / _CONFIG, config_lib.to_json(_anywhere(config)))
-        workdir_lib.write_text(folder / _SUMMARY, strict_json.dumps(summary, indent=2) + '\n')
+        workdir_lib.write_text(folder / _SUMMARY, json_text(summary, indent=2) + '\n')
         write_records(folder, seed, workdir_lib.read_records(path))
     if failures:
         raise UserError(failures[0] + (f' (and {len(failures) - 1} more)' if failures[1:] else ''))
@@ -260,7 +261,7 @@ def _lines_by_seed(folder: Path) -> dict[int, list[str]]:
 
 
 def _as_lines(seed: int, records: Sequence[dict[str, Any]]) -> list[str]:
-    return [strict_json.dumps({'seed': seed, **record}) for record in records]
+    return [json_text({'seed': seed, **record}) for record in records]
 
 
 def _by_protocol(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

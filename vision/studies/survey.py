@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vision.core.errors import UserError
-from vision.core.tables import read_rows
+from vision.core.text import read_rows
 from vision.data import files
 from vision.data import folder as folders
 from vision.data.source import FileSource, Source

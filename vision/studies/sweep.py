@@ -19,11 +19,12 @@ import numpy as np
 from ml_collections import ConfigDict
 from rich.table import Column, Table
 
-from vision.core import apart, strict_json
+from vision.core import apart
 from vision.core import config as config_lib
 from vision.core import workdir as workdir_lib
 from vision.core.cli import with_values
 from vision.core.errors import UserError
+from vision.core.text import json_text
 from vision.task import Metric, Selection, read_task
 from vision.training.loop import train
 from vision.training.records import Results
@@ -97,9 +98,7 @@ def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str
                 'trials': sorted(rows, key=functools.partial(_order, ranks)),
                 'seeds': over_seeds(rows, metric),
             }
-            workdir_lib.write_text(
-                folder / 'sweep.json', strict_json.dumps(result, indent=2) + '\n'
-            )
+            workdir_lib.write_text(folder / 'sweep.json', json_text(result, indent=2) + '\n')
     if all(row['error'] for row in rows):
         raise UserError(f'all {len(rows)} trials failed; the first: {rows[0]["error"]}')
     return result

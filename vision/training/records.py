@@ -12,7 +12,8 @@ import jax
 import numpy as np
 from rich.table import Table
 
-from vision.core import processes, strict_json
+from vision.core import processes
+from vision.core.text import json_text
 from vision.core.workdir import read_records, write_text
 from vision.task import Metric
 from vision.task.metrics import metrics_table
@@ -160,7 +161,7 @@ class Recorder:
         path = workdir / 'metrics.jsonl'
         if path.exists():
             kept = [record for record in read_records(workdir) if record['step'] <= step]
-            write_text(path, ''.join(strict_json.dumps(record) + '\n' for record in kept))
+            write_text(path, ''.join(json_text(record) + '\n' for record in kept))
         self._file = open(path, 'a')  # noqa: SIM115 - closed by __exit__
         # The name that it gives a file counts seconds: a second file in one would replace the first.
         suffix = f'.{time.time_ns()}'
@@ -183,7 +184,7 @@ class Recorder:
         """
         if not self._writes:
             return
-        self._file.write(strict_json.dumps({'step': step, **values}) + '\n')
+        self._file.write(json_text({'step': step, **values}) + '\n')
         self._file.flush()
         os.fsync(self._file.fileno())
         for name, value in values.items():

@@ -5,8 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vision.core import strict_json
-from vision.core.paths import below, common_root
+from vision.core.text import below, common_root, json_text
 from vision.evaluation import figures
 from vision.evaluation.evals import Evaluation
 from vision.evaluation.predictions import Predictions
@@ -143,5 +142,5 @@ def _escape(text: str) -> str:
 
 def _script_json(value: Any) -> str:
     """JSON that may stand in a script element: it holds no '<'."""
-    text = strict_json.dumps(value, ensure_ascii=True, separators=(',', ':'))
+    text = json_text(value, ensure_ascii=True, separators=(',', ':'))
     return text.replace('<', '\\u003c')

@@ -5,8 +5,8 @@ import re
 from importlib import resources
 
 from vision.core import config as config_lib
-from vision.core import strict_json
 from vision.core.config_keys import find
+from vision.core.text import json_text
 from vision.core.workdir import environment, read_records
 from vision.evaluation.evals import Evaluation
 from vision.evaluation.figures import RESAMPLES
@@ -36,7 +36,7 @@ def page(runs: list[Run], evaluations: list[Evaluation]) -> str:
         'evaluations': ''.join(_evaluation(e) for e in evaluations),
         'config': html.escape(config_lib.to_json(runs[0].config)),
         'trained_with': html.escape(_environment_of(runs[0])),
-        'evaluated_with': html.escape(strict_json.dumps(environment(), indent=2)),
+        'evaluated_with': html.escape(json_text(environment(), indent=2)),
     }
     template = resources.files(__package__).joinpath('template.html').read_text(encoding='utf-8')
     return re.sub(r'\{\{(\w+)\}\}', lambda match: parts[match[1]], template)

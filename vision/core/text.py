@@ -1,12 +1,87 @@
-"""Tables as text: CSV that reads back as it was written, and tables for a terminal that leave paths whole."""
+"""Text that others read and write: paths, JSON without NaN, CSV that reads back as it was written, tables for a terminal."""
 
 import csv
 import io
+import json
+import math
+import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from vision.core.errors import UserError
+
+AnyPath = str | bytes | os.PathLike
+
+
+def as_list(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
+    """The paths as text. A single path is a list of one, not of its letters.
+
+    Raises:
+      UserError: something that is no path.
+    """
+    if isinstance(paths, AnyPath):
+        return [os.fsdecode(paths)]
+    return [os.fsdecode(_path(x)) for x in _iterable(paths)]
+
+
+def as_path(path: AnyPath) -> Path:
+    """One path, with ~ for the home folder; UserError for something else."""
+    return Path(os.fsdecode(_path(path))).expanduser()
+
+
+def _path(value: Any) -> Any:
+    if not isinstance(value, AnyPath):
+        raise UserError(f'{value!r:.80} is no path: give text, bytes or a pathlib.Path')
+    return value
+
+
+def _iterable(value: Any) -> Iterable[Any]:
+    return value if isinstance(value, Iterable) else [_path(value)]
+
+
+def common_root(paths: Iterable[str]) -> str:
+    """The deepest folder that all files lie below; '' for no files."""
+    folders = {os.path.dirname(os.path.abspath(path)) for path in paths}
+    return os.path.commonpath(folders) if folders else ''
+
+
+def below(path: str, root: str) -> str:
+    """A file's path below a folder; as it is if it lies elsewhere."""
+    whole, start = os.path.abspath(path), root.rstrip(os.sep) + os.sep
+    return whole.removeprefix(start) if root and whole.startswith(start) else path
+
+
+def json_text(value: Any, **options: Any) -> str:
+    """JSON as every parser reads it, without NaN and Infinity: a number that is not finite becomes null, with the reason beside it.
+
+    The reason is in the object that holds the number, under the key `not_finite`:
+    `{"loss": NaN, "rates": [1.0, Infinity]}` is written as
+    `{"loss": null, "rates": [1.0, null], "not_finite": {"loss": "NaN", "rates[1]": "Infinity"}}`.
+
+    Args:
+      value: what `json.dumps` takes.
+      options: of `json.dumps`.
+    """
+    try:
+        return json.dumps(value, allow_nan=False, **options)
+    except ValueError:
+        return json.dumps(_finite(value, '', {}), allow_nan=False, **options)
+
+
+def _finite(value: Any, name: str, reasons: dict[str, str]) -> Any:
+    """The value without such numbers; `reasons` gets theirs, by name in the object that holds them."""
+    if isinstance(value, Mapping):
+        own: dict[str, str] = {}
+        made = {key: _finite(v, str(key), own) for key, v in value.items()}
+        return made | {'not_finite': own} if own else made
+    if isinstance(value, list | tuple):
+        return [_finite(v, f'{name}[{i}]', reasons) for i, v in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        reasons[name] = 'NaN' if math.isnan(value) else 'Infinity' if value > 0 else '-Infinity'
+        return None
+    return value
 
 
 def printable(text: str, file: TextIO) -> str:

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vision.core import strict_json
 from vision.core.config import check, default_config
 from vision.core.errors import UserError
+from vision.core.text import json_text
 
 NAN, INF = float('nan'), float('inf')
 
@@ -40,8 +40,8 @@ def strict(text):
     ],
 )
 def test_a_number_that_is_not_finite_is_null_with_its_reason(value, written):
-    assert strict(strict_json.dumps(value)) == written
-    assert strict(strict_json.dumps(value, indent=2)) == written
+    assert strict(json_text(value)) == written
+    assert strict(json_text(value, indent=2)) == written
 
 
 def test_all_writers_go_through_it():
@@ -50,7 +50,7 @@ def test_all_writers_go_through_it():
     others = {
         f'{folder}/{name}'
         for folder, names in {
-            'vision': ('core/strict_json.py', 'core/processes.py'),
+            'vision': ('core/text.py', 'core/processes.py'),
             'benchmarks': (
                 'race.py',
                 'gpu.py',

@@ -258,10 +258,3 @@ def _parts(preprocessing: str) -> list[str]:
     names = ('ops', 'mean', 'std', 'image size', 'input size')
     texts = (', '.join(map(str, v)) if isinstance(v, list) else v for v in values)
     return [f'{name} {text}' for name, text in zip(names, texts, strict=False)]
-
-
-def _sorted_leaves(tree: Any) -> list[tuple[str, np.ndarray]]:
-    import jax
-
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return [(jax.tree_util.keystr(path), np.asarray(leaf)) for path, leaf in leaves]

@@ -12,12 +12,16 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from orbax.checkpoint import checkpoint_managers as policies
 
 from vision.core import mesh as mesh_lib
 from vision.core import processes
 from vision.core.errors import UserError, unknown
 from vision.core.state import TrainState
+
+# Orbax tells of every save, and warns of options that are meant; what goes wrong it raises.
+logging.get_absl_logger().addFilter(lambda record: 'orbax' not in record.pathname)
 
 Rank = Callable[[dict[str, Any]], tuple[float, ...]]
 

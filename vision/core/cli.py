@@ -44,6 +44,16 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         app.run(lambda argv: sys.exit(_main(main, argv)), flags_parser=_parse)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
+    finally:
+        _let_go_of_stdout()
+
+
+def _let_go_of_stdout() -> None:
+    """Writes what is left to stdout; if nobody reads it any more (`| head`), lets go of it without a word."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def define_config() -> flags.FlagHolder:
@@ -203,7 +213,6 @@ def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
         print(e, file=sys.stderr)
         return 128 + e.signum
     except BrokenPipeError:  # `| head` has seen enough
-        sys.stderr.close()
         return 0
     except OSError as e:
         return _complain_of_room(e) if e.errno in _NO_ROOM else _fail(e)
@@ -224,7 +233,7 @@ def _fail(error: Exception) -> int:
 
 
 def _quiet_orbax() -> None:
-    """Leaves out what Orbax tells of every save, and of failures: it raises them where it is waited for.
+    """Leaves out what Orbax tells of failures: it raises them where it is waited for.
 
     Of a disk that is full its threads, the tasks of its event loop and the writers that come back
     to a loop that is closed by then all print tracebacks of their own.
@@ -242,7 +251,6 @@ def _quiet_orbax() -> None:
             sys.__unraisablehook__(failed)
 
     threading.excepthook, sys.unraisablehook = of_thread, of_writer
-    logging.get_absl_logger().addFilter(lambda record: 'orbax' not in record.pathname)
     asyncio_logger = standard_logging.getLogger('asyncio')
     asyncio_logger.addFilter(lambda record: 'was never retrieved' not in record.getMessage())
 
@@ -253,6 +261,8 @@ def _parse(argv: Sequence[str]) -> list[str]:
         if 'config' in flags.FLAGS and flags.FLAGS['config'].value is not None:
             flags.FLAGS['config'].value.keys()  # a file that is not there fails only when read
         return rest
+    except BrokenPipeError:  # of --help
+        sys.exit(0)
     # Beside absl's errors, what ml_collections raises for a wrong key, type or file of --config.
     except (
         flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError,

@@ -2,7 +2,8 @@
 
 import sys
 
-from vision.core.startup import at_start
+from vision.core.startup import at_start, leave_on_signals
 
 if sys.argv[0] == '-m':  # Python is on its way to the command, and nothing has been done yet
+    leave_on_signals()
     at_start()

@@ -5,14 +5,18 @@ checkpoint was written; 1 ours (a traceback: please report it).
 """
 
 import ast
+import copy
 import errno
 import logging as standard_logging
 import os
+import re
 import signal
 import sys
 import threading
+import time
 import traceback
-from collections.abc import Callable, Sequence
+import types
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +27,16 @@ from ml_collections.config_flags.tuple_parser import TupleParser
 
 from vision.core import startup
 from vision.core.config import plain
+from vision.core.config_keys import KEYS
 from vision.core.errors import Stopped, UserError
 
 USER_MISTAKE = 2
 ANSWERED_IN_PART = 3
+_GRACE = 3.0  # seconds that the main thread has to leave after a signal
 PICTURES = ('.png', '.html')  # what pictures may be written to
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -39,7 +46,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
       main: gets what is left of the command line (the program's name first) and returns the
         exit code; None is 0.
     """
-    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(128 + signum))
+    _Leaving.start()
     try:
         app.run(lambda argv: sys.exit(_main(main, argv)), flags_parser=_parse)
     except KeyboardInterrupt:
@@ -54,6 +61,56 @@ def _let_go_of_stdout() -> None:
         sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class _Leaving:
+    """Ends the process within seconds of SIGTERM or SIGINT, whatever it is doing.
+
+    The first signal raises SystemExit or KeyboardInterrupt in the main thread; a second one ends the process at once.
+    The main thread may be in code that does not come back for minutes, as XLA's while it compiles, or wait for threads
+    that do not: a thread gives it a few seconds, and then leaves. While modules are imported nothing is lost, and
+    extensions would print a traceback: the process ends at once. A part of a program that has handlers of its own, as
+    the training loop, leaves as it sees fit.
+    """
+
+    received: int | None = None
+
+    @classmethod
+    def start(cls) -> None:
+        """Installs the handlers, in the main thread."""
+        cls.received = None
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, cls._leave)
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        threading.Thread(target=cls._watch, args=(reading,), daemon=True).start()
+
+    @classmethod
+    def _leave(cls, signum: int, frame: types.FrameType | None) -> None:
+        if cls.received is not None or _is_importing(frame):
+            os._exit(128 + signum)
+        cls.received = signum
+        if signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + signum)
+
+    @classmethod
+    def _watch(cls, reading: int) -> None:
+        while received := os.read(reading, 1):
+            signum = received[0]
+            if signal.getsignal(signum) == cls._leave:
+                time.sleep(_GRACE)
+                os._exit(128 + signum)
+
+
+def _is_importing(frame: types.FrameType | None) -> bool:
+    """Whether a module is being imported where the main thread is."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith('<frozen importlib'):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def define_config() -> flags.FlagHolder:
@@ -106,6 +163,46 @@ def _make_plain(config: Any, name: str) -> None:
         elif not isinstance(value, FieldReference):
             with config.ignore_type():
                 config[key] = plain(value, f'{name}.{key}')
+
+
+def with_values(config: ConfigDict, values: Mapping[str, str]) -> ConfigDict:
+    """Returns a copy of a config with values set as `--config.KEY=TEXT` sets them; references are followed.
+
+    Args:
+      config: as a file in `configs/` returns it; it stays as it is.
+      values: text by key, 'optimizer.lr': '0.1'.
+
+    Raises:
+      UserError: a value that its key cannot have.
+    """
+    accept_none()
+    own = copy.deepcopy(config)  # keeps references, which `copy_and_resolve_references` replaces
+    _make_plain(own, 'config')
+    for key, text in values.items():
+        argv = ['', f'--config.{key}={text}']
+        read = flags.FlagValues()
+        try:
+            config_flags.DEFINE_config_dict(
+                'config', own, flag_values=read, lock_config=False, accept_new_attributes=True, sys_argv=argv
+            )  # fmt: skip
+            read(argv)
+        except (flags.Error, AttributeError, LookupError, TypeError, ValueError):
+            raise UserError(_explain_value(config, key, text)) from None
+    return own
+
+
+def _explain_value(config: ConfigDict, key: str, text: str) -> str:
+    """Says why a key cannot have a value: by its declaration, or by the value that it has."""
+    declared = next((k for k in KEYS if k.name == key), None)
+    try:
+        if declared is not None:
+            declared.check(_read_literal(text))
+    except UserError as e:
+        return str(e)
+    value: Any = config
+    for name in re.split(r'[.[]', key):
+        value = value.get(name) if isinstance(value, ConfigDict) else value
+    return f'{key}={text} cannot be set: {key.partition("[")[0]} is {plain(value)!r}'
 
 
 class _OrNone(flags.ArgumentParser):
@@ -215,13 +312,19 @@ def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     except BrokenPipeError:  # `| head` has seen enough
         return 0
     except OSError as e:
-        return _complain_of_room(e) if e.errno in _NO_ROOM else _fail(e)
+        if e.errno in _NO_ROOM:
+            return _complain_of_room(e)
+        if e.errno in _NOT_ALLOWED and e.filename:
+            return _complain(f'{e.filename}: {e.strerror}')
+        return _fail(e)
     except Exception as e:
         return _fail(e)
 
 
 def _fail(error: Exception) -> int:
     """Shows what is ours, and where others would be waited for that do not know, leaves at once."""
+    if _Leaving.received is not None:  # what a library made of the interruption
+        return 128 + _Leaving.received
     jax = sys.modules.get('jax')
     if jax is None or not jax.distributed.is_initialized():
         raise error

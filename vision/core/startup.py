@@ -7,6 +7,7 @@ apply them: `at_start` first of all, then `tune` and `use_compilation_cache`.
 import functools
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -34,6 +35,12 @@ def at_start() -> None:
     """Applies the registered settings that a process gets at its start; may start this process again."""
     for apply in _AT_START:
         apply()
+
+
+def leave_on_signals() -> None:
+    """Lets SIGTERM and SIGINT end the process without a word, until the command takes over: nothing has been done."""
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda signum, frame: os._exit(128 + signum))
 
 
 def tune() -> None:

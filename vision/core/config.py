@@ -32,6 +32,7 @@ MAY_DIFFER = (
     'training.patience',
     'training.log_every',
     'training.keep',
+    'data.max_corrupt',
     'training.shard',  # where arrays lie, as the number of devices may change, too
 )
 
@@ -157,7 +158,8 @@ def resolve(config: Mapping[str, Any]) -> ConfigDict:
 def plain(value: Any, name: str = 'config') -> Any:
     """A config or a value of it in what JSON holds: dicts, tuples, numbers, text, None.
 
-    NumPy's and JAX's scalars become numbers, their arrays tuples, dtypes their names and paths text.
+    NumPy's and JAX's scalars become numbers (np.float32(0.1) is 0.1), their arrays tuples, dtypes their names and
+    paths text.
 
     Raises:
       UserError: anything else, by its name.
@@ -181,7 +183,10 @@ def plain(value: Any, name: str = 'config') -> Any:
         if issubclass(value, np.generic) or isinstance(getattr(value, 'dtype', None), np.dtype):
             return np.dtype(value).name
     elif hasattr(value, 'tolist'):
-        return plain(value.tolist(), name)
+        array = np.asarray(value)
+        if array.dtype.name in ('float32', 'float16', 'bfloat16'):  # 0.1, not 0.10000000149011612
+            array = np.array([float(str(x)) for x in array.ravel()]).reshape(array.shape)
+        return plain(array.tolist(), name)
     elif isinstance(value, os.PathLike):
         return os.fspath(value)
     raise UserError(

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from vision.core.errors import UserError, nearest
+from vision.core.workdir import locate
 from vision.task import Columns, Task
 
 
@@ -87,7 +88,7 @@ def read_predictions(workdir: str | os.PathLike, name: str = 'test') -> Predicti
     """
     from vision.task import read_task
 
-    folder = Path(workdir).expanduser()
+    folder = locate(workdir)
     report = folder / 'report'
     path = predictions_file(report, name)
     try:

@@ -1,6 +1,7 @@
 """What a run would be, before it is one: size, cost, memory, and time from three steps."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -10,16 +11,18 @@ from vision.models.summary import count
 from vision.preprocess import inputs
 from vision.preprocess.ops import describe_place
 from vision.training.setup import Setup
+from vision.training.start import check_start
 from vision.training.step import init_state, make_train_step
 
 STEPS = 3  # timed, after the first
 
 
-def dry_run(run: Setup) -> dict[str, Any]:
+def dry_run(run: Setup, workdir: Path | None = None) -> dict[str, Any]:
     """Does all that a run does before its first record, and writes nothing.
 
     Args:
       run: as `setup` returns it.
+      workdir: that the run would have.
 
     Returns:
       `config` (resolved), `model`, `input_shape`, `parameters`, `gmacs` (fused multiply-adds of one
@@ -30,8 +33,9 @@ def dry_run(run: Setup) -> dict[str, Any]:
       `estimated_seconds` of all steps, without evaluations.
 
     Raises:
-      UserError: too many images of the first batches cannot be read.
+      UserError: what would be refused of a run, or too many images of the first batches cannot be read.
     """
+    check_start(run, workdir)
     state = init_state(run.recipe, run.input_shape, run.mesh)
     train_step = make_train_step(run.recipe, run.mesh)
     batches = inputs.TrainBatches(run.train, run.loading, run.mesh, 0)

@@ -18,26 +18,44 @@ from vision.models.weights.pretrained import load_pretrained
 
 
 def init_from(source: str, model_name: str, state: TrainState) -> TrainState:
-    """Replaces the parameters of a state of step 0 by trained ones.
+    """Replaces the parameters of a state of step 0 by trained ones: `read_weights`, then `placed`."""
+    return placed(read_weights(source, model_name, state.variables), state)
+
+
+def read_weights(source: str, model_name: str, variables: dict[str, Any]) -> dict[str, Any]:
+    """Reads trained weights.
 
     A classifier of another number of classes keeps its initial values; a warning names it.
 
     Args:
       source: a workdir (its best checkpoint), a `.safetensors` or `.pth` file, or 'hf:org/name'.
       model_name: the model's, in the registry.
-      state: of step 0, on its devices; the result is laid out likewise.
+      variables: params and batch_stats of the model, or their shapes.
+
+    Returns:
+      The weights in the same tree; a shape where the initial value stays.
 
     Raises:
-      UserError: the source cannot be read, or is of another model; names all that differs.
+      UserError: the source cannot be read, is of another model (names all that differs), or has values that are
+        not finite.
     """
-    variables = mesh_lib.to_host(state.variables)
+    shapes = mesh_lib.abstract(variables)
     if os.path.isdir(source):
-        variables = _from_run(source, variables)
-    else:
-        variables = load_pretrained(source, model_name, variables)
+        return _from_run(source, shapes)
+    if not source.startswith('hf:') and not os.path.exists(source):
+        raise UserError(f'init_from={source}: there is no such file or workdir')
+    return load_pretrained(source, model_name, shapes)
+
+
+def placed(weights: dict[str, Any], state: TrainState) -> TrainState:
+    """Returns a state of step 0 with weights that `read_weights` read, laid out as before."""
     placed = jax.tree.map(
-        lambda new, old: mesh_lib.put(np.asarray(new, old.dtype), old.sharding),
-        dict(variables),
+        lambda new, old: (
+            old
+            if isinstance(new, jax.ShapeDtypeStruct)
+            else mesh_lib.put(np.asarray(new, old.dtype), old.sharding)
+        ),
+        weights,
         state.variables,
     )
     ema = {'params': None, 'batch_stats': None} if state.ema_params is None else _copy(placed)

@@ -10,10 +10,12 @@ import pytest
 from configs import digits_lenet5
 from tests.core import test_checkpoints as checkpoint_tests
 from tests.task.judged import RANK
+from tests.training.tiny import tiny_config
 from vision.core import config as config_lib
 from vision.core import workdir
-from vision.core.checkpoints import Checkpoints, has_checkpoints
+from vision.core.checkpoints import Checkpoints, newest_step
 from vision.core.errors import UserError
+from vision.training import train
 
 
 def test_a_run_older_than_a_key_goes_on_and_one_with_another_value_does_not(tmp_path):
@@ -39,7 +41,7 @@ def test_checkpoints_are_found_again_whatever_the_path_is(tmp_path, name):
     (tmp_path / name).mkdir()
     checkpoint_tests.save(tmp_path / name, [3, 5], {3: (0.5, 1.0), 5: (0.4, 1.0)})
     assert checkpoint_tests.steps_of(tmp_path / name) == [3, 5]
-    assert has_checkpoints(tmp_path / name)
+    assert newest_step(tmp_path / name) == 5
     with Checkpoints(tmp_path / name, RANK, read_only=True) as checkpoints:
         assert checkpoints.find('best') == 3
         got, _ = checkpoints.restore(5, checkpoint_tests.state(0))
@@ -102,7 +104,29 @@ def test_other_failures_of_the_disk_are_failures(tmp_path, monkeypatch):
 
 def test_without_links_a_path_that_needs_one_is_refused(tmp_path, monkeypatch):
     lacking(monkeypatch, errno.EPERM, 'os.symlink')
+    for name in ('[1]', 'plain'):
+        (tmp_path / name).mkdir()
     with pytest.raises(UserError, match='letters and digits'):
         Checkpoints(tmp_path / '[1]', RANK)
+    assert not any((tmp_path / '[1]').iterdir())
     with Checkpoints(tmp_path / 'plain', RANK):
         pass
+
+
+@pytest.mark.slow
+def test_a_run_goes_through_on_a_file_system_that_lacks_all_of_them(tmp_path, monkeypatch, caplog):
+    lacking(
+        monkeypatch,
+        errno.ENOTSUP,
+        'fcntl.flock',
+        'os.fsync',
+        'os.replace',
+        'os.link',
+        'os.symlink',
+        'os.utime',
+    )
+    config = tiny_config(training__stop_after='12 steps')
+    train(config, tmp_path / 'run')
+    config.training.stop_after = None
+    assert train(config, tmp_path / 'run')['test']['count'] == 360
+    assert len([record for record in caplog.records if record.levelname == 'WARNING']) == 3

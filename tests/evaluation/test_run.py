@@ -49,11 +49,11 @@ def test_a_checkpoint_with_weights_that_are_not_finite_is_named(workdir, monkeyp
 
     def spoiled(self, *args):
         found = restore(self, *args)
-        found['params']['c1']['kernel'] = found['params']['c1']['kernel'].at[0].set(jnp.nan)
+        found['params']['conv1']['kernel'] = found['params']['conv1']['kernel'].at[0].set(jnp.nan)
         return found
 
     step = load_run(workdir, 'last').step
     monkeypatch.setattr(Checkpoints, 'restore_variables', spoiled)
-    says = f'{workdir}, checkpoint {step} has .*NaN or infinite: params/c1/kernel .*take another'
+    says = f'{workdir}, checkpoint {step} has .*NaN or infinite: params/conv1/kernel .*take another'
     with pytest.raises(UserError, match=says):
         load_run(workdir, 'last')

@@ -10,10 +10,13 @@ import pytest
 
 from tests.processes import Process
 from tests.training import slow, tiny
-from vision.core.checkpoints import has_checkpoints
+from tests.training.test_resume import assert_same
+from vision.core.checkpoints import newest_step
+from vision.core.errors import Stopped
 from vision.core.processes import StopSignals
 from vision.core.workdir import read_records
 from vision.data.arrays import digits
+from vision.training import loop
 
 
 @pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
@@ -89,11 +92,12 @@ def end(process, signum):
     assert 'Traceback' not in done.stderr and 'Exception' not in done.stderr
 
 
+@pytest.mark.slow
 def test_in_validation_the_checkpoint_before_is_kept(tmp_path):
     process = Process('experiments.train', *FLAGS, f'--workdir={tmp_path}')
     process.wait_for(lambda: (tmp_path / 'metrics.jsonl').exists() and read_records(tmp_path))
     end(process, signal.SIGTERM)
-    assert has_checkpoints(tmp_path)
+    assert newest_step(tmp_path) == 4
 
 
 def test_in_the_test_at_the_end_the_last_checkpoint_is_kept(tmp_path):
@@ -126,3 +130,48 @@ def test_while_a_step_is_compiled(tmp_path):
     process.wait_for(lambda: 'the first one is compiled' in process.stderr)
     assert process.poll(3.0) is None
     end(process, signal.SIGTERM)
+
+
+@pytest.mark.parametrize(
+    ('split_of', 'nth'), [('raw', 1), ('average', 2), ('average', 3), ('test', 1)]
+)
+def test_in_an_evaluation_nothing_is_lost_and_the_run_ends_in_the_same_bits(
+    tmp_path, monkeypatch, alone, split_of, nth
+):
+    """The nth evaluation of the weights as trained, of their average, or of the test split is interrupted."""
+    evaluate, seen = loop.Evaluator.__call__, []
+
+    def interrupted(self, split, variables):
+        # Of each step the weights as trained come first.
+        kind = split if split == 'test' else ('raw', 'average')[len(seen) % 2]
+        seen.append(kind)
+        if (kind, seen.count(kind)) == (split_of, nth):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, split, variables)
+
+    def terminated(signum, frame):
+        raise SystemExit(128 + signum)
+
+    monkeypatch.setattr(loop.Evaluator, '__call__', interrupted)
+    before = signal.signal(signal.SIGTERM, terminated)
+    try:
+        with pytest.raises((Stopped, SystemExit)):
+            loop.train(config(), tmp_path)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    monkeypatch.undo()
+    assert (tmp_path / 'interrupted').is_dir() == (split_of != 'test')
+    loop.train(config(), tmp_path)
+    assert_same(tmp_path, alone, 24)
+    assert not (tmp_path / 'interrupted').exists()
+
+
+def config():
+    return tiny.tiny_config(training__ema_decay=0.9)
+
+
+@pytest.fixture(scope='module')
+def alone(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp('alone')
+    loop.train(config(), workdir)
+    return workdir

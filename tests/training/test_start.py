@@ -258,7 +258,7 @@ def test_a_place_that_cannot_be_written_to_is_told_before_data_are_read(tmp_path
     (tmp_path / 'file').touch()
     for path, says in (
         (tmp_path / 'file', 'is no folder'),
-        (tmp_path / 'file' / 'run', 'is no folder'),
+        (tmp_path / 'file' / 'run', 'not a directory'),
         (tmp_path / ('x' * 300), 'name too long'),
         ('/proc/run', r'cannot be written to|/proc'),
         ('', 'is empty'),

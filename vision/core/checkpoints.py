@@ -51,6 +51,7 @@ class Checkpoints:
         self._directory, self._rank = workdir / 'checkpoints', rank
         if read_only and not self._directory.is_dir():
             raise UserError(f'{workdir} has no checkpoints')
+        alias = self._alias()
         if not read_only:
             processes.on_first(lambda: _prepare(self._directory))
         policy = policies.AnyPreservationPolicy(
@@ -68,7 +69,7 @@ class Checkpoints:
         )
         handlers = {name: ocp.StandardCheckpointHandler() for name in ('model', 'ema', 'training')}
         self._manager = ocp.CheckpointManager(
-            self._alias(),
+            alias,
             options=options,
             item_handlers=handlers | {'loop': ocp.JsonCheckpointHandler()},
         )
@@ -262,12 +263,11 @@ def _complete(directory: Path) -> bool:
     return (directory / '_CHECKPOINT_METADATA').exists()
 
 
-def has_checkpoints(workdir: Path) -> bool:
-    """Whether a workdir, which need not exist, has a complete checkpoint."""
+def newest_step(workdir: Path) -> int | None:
+    """The step of the newest complete checkpoint of a workdir, which need not exist; or None."""
     directory = workdir / 'checkpoints'
-    return directory.is_dir() and any(
-        path.name.isdecimal() and _complete(path) for path in directory.iterdir()
-    )
+    found = directory.iterdir() if directory.is_dir() else ()
+    return max((int(p.name) for p in found if p.name.isdecimal() and _complete(p)), default=None)
 
 
 def _prepare(directory: Path) -> None:

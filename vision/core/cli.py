@@ -287,7 +287,7 @@ def output_file(flag: str, value: str, endings: Sequence[str] = ()) -> Path:
     Raises:
       UserError: it has another ending, is a folder, or its folder is not there or is read only.
     """
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))
     folder = path.absolute().parent
     if endings and path.suffix.lower() not in endings:
         raise UserError(f'--{flag}={value}: it must end in {" or ".join(endings)}')

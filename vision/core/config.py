@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import RequiredValueError, placeholder
 
 from vision.core.config_keys import (
     EVAL_KEYS,
@@ -165,7 +165,15 @@ def plain(value: Any, name: str = 'config') -> Any:
       UserError: anything else, by its name.
     """
     if isinstance(value, ConfigDict):
-        value = value.to_dict()
+        values = {}
+        for key in value.keys():  # noqa: SIM118 - iterating over it would read the values, too
+            try:
+                values[key] = value[key]
+            except RequiredValueError:
+                raise UserError(
+                    f'{name}.{key} must be set: the config file leaves it open'
+                ) from None
+        value = values
     if isinstance(value, dict):
         return {key: plain(v, f'{name}.{key}') for key, v in value.items()}
     if isinstance(value, tuple | list):

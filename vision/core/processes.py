@@ -9,7 +9,8 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import jax
@@ -86,11 +87,16 @@ def on_first(action: Callable[[], Any]) -> Any:
     return outcome['result']
 
 
+class Interrupted(BaseException):
+    """A signal came inside `StopSignals.interruptible`."""
+
+
 class StopSignals:
     """Catches SIGTERM and SIGINT, as a context manager: the first asks to stop, the second ends the process at once.
 
-    Whoever stops says so with `answer`, and leaves in its own time. Where that would take minutes (`slow`: a step is being
-    compiled, a split evaluated), `leave` ends the process after seconds. A signal that was not answered when the
+    Whoever stops says so with `answer`, and leaves in its own time. Inside `interruptible` a signal raises `Interrupted`.
+    Where stopping would take minutes (`slow`: a step is being compiled, a split evaluated), `leave` ends the process
+    after seconds. A signal that was not answered when the
     context ends is sent again: it is for whoever comes next.
 
     Outside the main thread, where Python can catch no signals, it does nothing. With several
@@ -112,6 +118,7 @@ class StopSignals:
         """
         self.received: int | None = None
         self.slow = True
+        self._raises = False
         self._make_safe = make_safe
         self._answered = threading.Event()
         self._shared = jax.distributed.is_initialized()
@@ -149,6 +156,22 @@ class StopSignals:
         """The signal that came meanwhile, where there is one process."""
         return None if self._shared else self.received
 
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Raises `Interrupted` in the block as soon as Python runs in it, where there is one process."""
+        before, self.slow, self._raises = self.slow, True, True
+        try:
+            if self.received is not None:
+                self._interrupt()
+            yield
+        finally:
+            self.slow, self._raises = before, False
+
+    def _interrupt(self) -> None:
+        if self._raises and not self._shared:
+            self._raises = False
+            raise Interrupted
+
     def answer(self) -> None:
         """Says that what the signal asks for is being done: the process is left in peace until it ends."""
         self._answered.set()
@@ -157,10 +180,14 @@ class StopSignals:
         """Ends the process if what runs is slow and goes on for so many seconds; for another thread than the main one."""
         while not (self._shared or self._answered.wait(seconds)):
             if self.slow:
-                safe = threading.Thread(target=self._make_safe, daemon=True)
+                safe = threading.Thread(target=self._wait_quietly, daemon=True)
                 safe.start()
                 safe.join(_WRITING)
                 os._exit(128 + signum)
+
+    def _wait_quietly(self) -> None:
+        with suppress(Exception):  # the process ends: what could not be written is not there
+            self._make_safe()
 
     def _receive(self, signum: int, frame: object) -> None:
         if self.received is not None:
@@ -168,3 +195,4 @@ class StopSignals:
         self.received = signum
         if self._shared:
             os.kill(os.getpid(), signal.SIGTERM)
+        self._interrupt()

@@ -9,6 +9,7 @@ modules/           a user's own modules that the config names
 metrics.jsonl      one record a line, each with its `step`
 events.out.*       the same for TensorBoard
 checkpoints/       Orbax's
+interrupted/       the state of a step in whose evaluation a signal came, until it is evaluated
 """
 
 import datetime
@@ -21,6 +22,7 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
@@ -91,7 +93,7 @@ def locate(workdir: str | os.PathLike) -> Path:
 
 
 def check_place(workdir: str | os.PathLike) -> Path:
-    """Checks, without writing, that a workdir can be made or written to; returns its absolute path.
+    """Checks that a workdir can be made or written to, and leaves nothing; returns its absolute path.
 
     Raises:
       UserError: it is a file, or it or the folder that it will be made in cannot be written to.
@@ -107,8 +109,12 @@ def check_place(workdir: str | os.PathLike) -> Path:
             raise UserError(f'--workdir={path}: {e.strerror} ({place})') from None
         if not place.is_dir():
             raise UserError(f'--workdir={path}: {place} is no folder')
-        if not os.access(place, os.W_OK | os.X_OK):
-            raise UserError(f'--workdir={path}: {place} cannot be written to')
+        try:
+            os.rmdir(tempfile.mkdtemp(prefix='.write-', dir=place))
+        except OSError as e:
+            raise UserError(
+                f'--workdir={path}: {place} cannot be written to: {e.strerror}'
+            ) from None
         break
     return path
 
@@ -140,7 +146,7 @@ def create(workdir: str | os.PathLike) -> Path:
 
 
 def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Checks, on the first process, that the run that is there, if any, was made with this config.
+    """Checks that the run that is there, if any, was made with this config; for the first process.
 
     Raises:
       UserError: the workdir belongs to another config; says what differs.

@@ -46,8 +46,8 @@ def record(workdir: Path, about: Mapping[str, Any], examples: Mapping[str, Examp
     """
     if (workdir / 'dataset.json').exists():
         return
-    text = json.dumps(examples).encode()
-    workdir_lib.write_bytes(workdir / _FILE, gzip.compress(text, compresslevel=3, mtime=0))
+    packed = gzip.compress(json.dumps(examples).encode(), compresslevel=3, mtime=0)
+    workdir_lib.write_bytes(workdir / _FILE, packed)
     about = {**about, 'identity': {split: digest(found) for split, found in examples.items()}}
     text = json.dumps(about, indent=2, ensure_ascii=False) + '\n'
     workdir_lib.write_text(workdir / 'dataset.json', text)

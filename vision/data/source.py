@@ -19,7 +19,10 @@ from vision.core.errors import UserError
 
 _CHUNK = 256  # examples that are read at once where all are
 _MARKED = 1000  # examples that are read for their labels, to remember a source by
-_STATS = 16  # files whose sizes are asked for at once
+_STATS, _STATED = (
+    16,
+    1024,
+)  # threads that ask for the sizes of files, and files of which one asks in turn
 
 
 class NoSplitError(UserError):
@@ -127,7 +130,7 @@ class Source:
         names = _below(self.paths) if self.paths else None
         for i in range(self.num_examples):
             name = names[i] if names else self.name_of(i) if own_names else f'example {i}'
-            yield name, marks.get(i, '')
+            yield name, f'label {marks[i]}' if i in marks else ''
 
     def subset(self, ids: Sequence[int] | np.ndarray) -> 'Source':
         """Some of the examples as a source, in that order."""
@@ -162,7 +165,7 @@ class ArraySource(Source):
     def identities(self) -> Iterator[tuple[str, str]]:
         """Yields the number of each example, and a digest of its pixels and label."""
         for i, (image, label) in enumerate(zip(self.images, self.labels, strict=True)):
-            found = hashlib.blake2b(np.ascontiguousarray(image), digest_size=8)
+            found = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8)
             found.update(label.tobytes())
             yield f'example {i}', found.hexdigest()
 
@@ -199,11 +202,12 @@ class FileSource(Source):
 
         So a folder may be moved.
         """
-        chunks = [self.paths[i : i + _CHUNK] for i in range(0, len(self.paths), _CHUNK)]
+        chunks = [self.paths[i : i + _STATED] for i in range(0, len(self.paths), _STATED)]
+        labels = map(_mark, self.labels) if self.multi_label else map(str, self.labels.tolist())
         with ThreadPoolExecutor(_STATS) as threads:
             sizes = itertools.chain.from_iterable(threads.map(_sizes, chunks))
-            for name, size, label in zip(_below(self.paths), sizes, self.labels, strict=True):
-                yield name, f'{size} bytes, {_mark(label)}'
+            for name, size, label in zip(_below(self.paths), sizes, labels, strict=True):
+                yield name, f'{size} bytes, label {label}'
 
     def subset(self, ids: Sequence[int] | np.ndarray) -> 'FileSource':
         """Some of the files."""
@@ -307,7 +311,7 @@ def _sizes(paths: Sequence[str]) -> list[int]:
 
 
 def _mark(label: Any) -> str:
-    return f'label {" ".join(map(str, label_indices(label)))}'
+    return ' '.join(map(str, label_indices(label)))
 
 
 def read_file(path: str) -> bytes:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from vision.core.errors import UserError, nearest
-from vision.core.workdir import locate
+from vision.core.workdir import locate, replace
 from vision.task import Columns, Task
 
 
@@ -73,7 +73,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
             where = None if p.paths is None else _printable(p.paths[i])
             record = {'id': int(p.ids[i]), 'path': where, **p.task.record(p.columns, i)}
             file.write(json.dumps(record, ensure_ascii=False) + '\n')
-    os.replace(temporary, path)
+    replace(temporary, path)
 
 
 def read_predictions(workdir: str | os.PathLike, name: str = 'test') -> Predictions:

@@ -5,11 +5,12 @@ command, and ends in the same bits.
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from ml_collections import ConfigDict
@@ -17,9 +18,9 @@ from ml_collections import ConfigDict
 from vision.core import mesh as mesh_lib
 from vision.core import processes
 from vision.core import workdir as workdir_lib
-from vision.core.checkpoints import Checkpoints
+from vision.core.checkpoints import Checkpoints, newest_step
 from vision.core.errors import Stopped, UserError
-from vision.core.processes import StopSignals
+from vision.core.processes import Interrupted, StopSignals
 from vision.core.state import TrainState
 from vision.data import identity
 from vision.evaluation.answers import Member, answer, make_step
@@ -33,6 +34,7 @@ from vision.training.setup import Setup, normalised, setup
 from vision.training.start import Start, check_start
 from vision.training.step import init_state, make_train_step
 
+_PARKED = 'interrupted'  # in the workdir
 _WEIGHTS = ('params', 'batch_stats', 'ema_params', 'ema_batch_stats')
 
 
@@ -88,34 +90,44 @@ def _train(
     Returns:
       The best checkpoint's step; None if the run was stopped before its end.
     """
-    run = normalised(run, workdir_lib.read_json(path, 'dataset.json') if latest else None)
+    # Of a run that was stopped while a step was evaluated, that step is later than the last checkpoint.
+    parked = path / _PARKED
+    parked_step = newest_step(parked)
+    evaluates_first = parked_step is not None and parked_step > (latest or 0)
+    begun = parked_step if evaluates_first else latest
+    run = normalised(run, workdir_lib.read_json(path, 'dataset.json') if begun else None)
     state = init_state(run.recipe, run.input_shape, run.mesh)
     template = mesh_lib.abstract(state.eval_variables)
     interval = Interval()
-    if latest is None and start.weights is not None:
+    if begun is None and start.weights is not None:
         from vision.training.init_from import placed
 
         state = placed(start.weights, state)
-    if latest is not None:
-        state, saved = checkpoints.restore(latest, state)
+    if begun is not None:
+        if evaluates_first:
+            with Checkpoints(parked, run.selection.rank, read_only=True) as only:
+                state, saved = only.restore(begun, state)
+        else:
+            state, saved = checkpoints.restore(begun, state)
         weights = {kind: getattr(state, kind) for kind in _WEIGHTS}
-        check_finite(weights, f'{path}, checkpoint {latest}')
+        check_finite(weights, f'{path}, checkpoint {begun}')
         interval = Interval(saved, run.selection.name)
     # Not before: what is refused up to here leaves the workdir to whatever config comes next.
     workdir_lib.describe(path, run.config)
     if processes.is_first():
         identity.record(path, run.dataset, start.examples)
     evaluator = Evaluator(run)
-    with Recorder(path, latest or 0) as recorder:
-        if not ended and (latest or 0) < run.stop_step:
+    with Recorder(path, begun or 0) as recorder:
+        if not ended and (evaluates_first or (begun or 0) < run.stop_step):
             display = Display(run.train.name, run.total_steps, run.task.metrics)
             pictures = Pictures(recorder, lambda: evaluator.first['validation'], run.task)
             hooks = (display, pictures, early_stopping, *hooks)
             _say(inputs.report(run.train, run.loading))
             with StopSignals(checkpoints.wait) as signals:
                 ended = _loop(
-                    run, state, interval, evaluator, checkpoints, recorder, signals, hooks
-                )
+                    run, state, interval, evaluator, checkpoints, parked, evaluates_first, recorder,
+                    signals, hooks,
+                )  # fmt: skip
         if not ended:
             return None
         best, last = checkpoints.find('best'), checkpoints.find('last')
@@ -191,11 +203,17 @@ def _loop(
     interval: Interval,
     evaluator: Evaluator,
     checkpoints: Checkpoints,
+    parked: Path,
+    evaluates_first: bool,
     recorder: Recorder,
     signals: StopSignals,
     hooks: Sequence[Hook],
 ) -> bool:
     """Takes the steps from `state.step` to `run.stop_step`; leaves a checkpoint of the last one.
+
+    Args:
+      parked: where the state is kept of a step whose evaluation is interrupted.
+      evaluates_first: whether `state` comes from there.
 
     Returns:
       Whether that is the end of the run: it has taken all its steps, or a hook ended it.
@@ -208,24 +226,25 @@ def _loop(
         for hook in hooks:
             stack.enter_context(hook)
             hook.start(start)
-        for step in range(start + 1, run.stop_step + 1):
-            for hook in hooks:
-                hook.before_step(step)
-            with clock.waiting(metrics):
-                batch = next(batches)
-            state, metrics = train_step(state, batch)
-            interval.add(step, metrics)
-            clock.step()
-            if step == start + 1:
-                jax.block_until_ready(metrics)
-                clock.restart()  # no rate counts the compilation
-                signals.slow = False
-            for hook in hooks:
-                hook.after_step(step, batch, metrics)
+        for step in range(start + (not evaluates_first), run.stop_step + 1):
+            if step > start:
+                for hook in hooks:
+                    hook.before_step(step)
+                with clock.waiting(metrics):
+                    batch = next(batches)
+                state, metrics = train_step(state, batch)
+                interval.add(step, metrics)
+                clock.step()
+                if step == start + 1:
+                    jax.block_until_ready(metrics)
+                    clock.restart()  # no rate counts the compilation
+                    signals.slow = False
+                for hook in hooks:
+                    hook.after_step(step, batch, metrics)
 
             end = step == run.total_steps
             signum = signals.asked(step, checkpoints.reached_preemption)
-            logging = end or run.log_every.due(step)
+            logging = step > start and (end or run.log_every.due(step))
             evaluating = run.validation is not None and (end or run.eval_every.due(step))
             saving = run.checkpoint_every.due(step) or step == run.stop_step or signum is not None
             if signum is not None and not evaluating:
@@ -241,22 +260,31 @@ def _loop(
             with clock.stopped():
                 scores = None
                 if evaluating:
-                    signals.slow = True
-                    scores = evaluator('validation', state.eval_variables)
+                    try:
+                        with signals.interruptible():
+                            raw = None
+                            if (
+                                state.ema_params is not None
+                            ):  # beside the average, which is selected by
+                                raw = evaluator('validation', state.variables)
+                            scores = evaluator('validation', state.eval_variables)
+                    except Interrupted:
+                        _park(parked, run, state, interval, signals)
                     recorder.write(step, {f'validation/{k}': v for k, v in scores.items()})
                     reasons = [hook.after_evaluation(step, scores) for hook in hooks]
-                    if state.ema_params is not None:  # beside the average, which is selected by
-                        raw = evaluator('validation', state.variables)
+                    if raw is not None:
                         recorder.write(step, {f'validation_raw/{k}': v for k, v in raw.items()})
                     if run.recipe.plateau is not None:
                         cost = run.selection.cost(scores)
                         state = run.recipe.plateau.observe(state, scores, cost, run.mesh)
-                signals.slow = False
                 if evaluating or saving:
                     signum = signum or signals.asked_alone
                     if signum is not None:
                         signals.answer()
                     checkpoints.save(state, interval.to_json(), scores)
+                if step == start:
+                    checkpoints.wait()
+                    shutil.rmtree(parked, ignore_errors=True)
             if signum is not None:
                 checkpoints.wait()
                 raise Stopped(signum, f'stopped at step {step}; its checkpoint is written')
@@ -266,6 +294,26 @@ def _loop(
     for reason in filter(None, reasons):
         _say(reason)
     return any(reasons) or run.stop_step == run.total_steps
+
+
+def _park(
+    parked: Path, run: Setup, state: TrainState, interval: Interval, signals: StopSignals
+) -> NoReturn:
+    """Keeps the state of a step whose evaluation was interrupted, and stops.
+
+    It has no figures yet, and checkpoints cannot be given any later: it waits beside them, and the next start
+    evaluates it first.
+    """
+    signals.answer()
+    parked.mkdir(exist_ok=True)
+    with Checkpoints(parked, run.selection.rank) as only:
+        only.save(state, interval.to_json())
+        only.wait()
+    assert signals.received is not None
+    raise Stopped(
+        signals.received,
+        f'stopped in the evaluation of step {int(state.step)}; its state is written',
+    )
 
 
 def _check_finite(bad_step: int | None, checkpoints: Checkpoints, state: TrainState) -> None:

@@ -8,7 +8,7 @@ import jax
 
 from vision.core import processes
 from vision.core import workdir as workdir_lib
-from vision.core.checkpoints import has_checkpoints
+from vision.core.checkpoints import newest_step
 from vision.data import identity
 from vision.models.base import init_variables
 from vision.training.setup import Setup
@@ -48,14 +48,14 @@ def check_start(run: Setup, path: Path | None = None) -> Start:
             return False
         workdir_lib.check_config(path, run.config)
         identity.check_unchanged(path, run.dataset, examples, _ADVICE)
-        return has_checkpoints(path)
+        return newest_step(path) is not None
 
-    begun, weights = processes.on_first(look), None
-    if run.init_from is not None and not begun:
+    begun, weights, source = processes.on_first(look), None, run.init_from
+    if source is not None and not begun:
         from vision.training.init_from import read_weights
 
         shapes = jax.eval_shape(
             lambda: init_variables(run.model, run.input_shape, jax.random.key(0))
         )
-        weights = processes.together(lambda: read_weights(run.init_from, run.model_name, shapes))
+        weights = processes.together(lambda: read_weights(source, run.model_name, shapes))
     return Start(examples, weights)

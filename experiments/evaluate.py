@@ -10,8 +10,6 @@ python -m experiments.evaluate --workdir=DIR [--split=test] [--checkpoint=best|l
 The report is DIR/report/index.html, with the predictions for each example beside it.
 """
 
-from pathlib import Path
-
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
@@ -19,7 +17,7 @@ from vision.core import cli
 from vision.core.config import default_eval
 from vision.core.errors import UserError
 from vision.core.text import json_text
-from vision.core.workdir import read_config
+from vision.core.workdir import locate, read_config
 
 WORKDIR = flags.DEFINE_multi_string(
     'workdir', None, 'The folder of the run; given several times, an ensemble.'
@@ -44,7 +42,7 @@ def main(argv: list[str]) -> None:
     from vision.evaluation.evals import evaluate_runs, named_entries
     from vision.evaluation.report import write_report
 
-    config = read_config(Path(WORKDIR.value[0]).expanduser().absolute())
+    config = read_config(locate(WORKDIR.value[0]))
     entries = named_entries(config, EVALS.value, _overrides())
     with progress_bar() as progress:
         runs, evaluations = evaluate_runs(

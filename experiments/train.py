@@ -8,7 +8,6 @@ these steps for TensorBoard or Perfetto. --debug=nans,no_jit,transfers helps to 
 """
 
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -26,13 +25,13 @@ FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the figure
 join_others = cli.define_distributed()
 
 
-def main(argv: list[str]) -> None:
-    """Trains, and prints the table of what came out."""
+def main(argv: list[str]) -> int:
+    """Trains, and prints the table of what came out; 3 if test images could not be read."""
     cli.refuse_arguments(argv)
     cli.require(config=CONFIG.value)
     if EXPLAIN.value is not None:
         _explain()
-        return
+        return 0
     if not DRY_RUN.value:
         cli.require(workdir=WORKDIR.value)
     join_others()
@@ -40,8 +39,9 @@ def main(argv: list[str]) -> None:
     from vision.core.text import print_table
 
     result = _dry_run() if DRY_RUN.value else _train()
+    code = cli.ANSWERED_IN_PART if not DRY_RUN.value and _left_out(result) else 0
     if not processes.is_first():
-        return
+        return code
     if FORMAT.value == 'json':
         print(json_text(result))
     elif DRY_RUN.value:
@@ -49,18 +49,28 @@ def main(argv: list[str]) -> None:
 
         print(dry_run_text(result))
     else:
+        from vision.core.workdir import locate
         from vision.task import read_task
         from vision.training.records import results_table
 
-        metrics = read_task(Path(WORKDIR.value).expanduser()).metrics
+        metrics = read_task(locate(WORKDIR.value)).metrics
         print_table(results_table(result, metrics, WORKDIR.value))
+        if _left_out(result):
+            print(f'test: {_left_out(result)} images could not be read and were left out.')
+    return code
+
+
+def _left_out(result: dict[str, Any]) -> int:
+    return result.get('test', {}).get('corrupt', 0)
 
 
 def _dry_run() -> dict[str, Any]:
+    from vision.core.workdir import check_place
     from vision.studies.dry_run import dry_run
     from vision.training.setup import setup
 
-    return dry_run(setup(CONFIG.value), WORKDIR.value)
+    workdir = None if WORKDIR.value is None else check_place(WORKDIR.value)
+    return dry_run(setup(CONFIG.value), workdir)
 
 
 def _train() -> dict[str, Any]:

@@ -114,6 +114,8 @@ def test_values_of_numpy_and_jax_become_plain():
     ):
         assert got == expected and type(got) is type(expected)
     assert config_lib.plain([np.dtype('float32'), np.float16]) == ('float32', 'float16')
+    as_written = [np.float32(0.1), np.array([0.1, 0.7], np.float32), jnp.float32(1e-4)]
+    assert config_lib.plain(as_written) == (0.1, (0.1, 0.7), 1e-4)
 
 
 def test_a_config_file_with_values_of_numpy_can_be_overridden(tmp_path):
@@ -134,6 +136,15 @@ def get_config():
     )
     assert values['model.dtype'] == 'float32' and values['optimizer.lr'] == 2.0
     assert values['weight_decay'] == 0.25
+
+
+@pytest.mark.parametrize('key', ['preprocess.mean[0]', 'preprocess.mean[7]', 'optimizer[0]'])
+def test_an_entry_of_a_tuple_is_refused_in_one_line(key):
+    done = run_module(
+        'experiments.train', '--config=configs/digits_lenet5.py', f'--config.{key}=0.5'
+    )
+    assert done.returncode == 2 and 'Traceback' not in done.stderr
+    assert f'--config.{key}=0.5: entries are not set one by one' in done.stderr
 
 
 @pytest.mark.parametrize('value', [lambda x: x, int, {1, 2}, 1j, object()])

@@ -3,9 +3,12 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax.linen import initializers
 
 from tests.processes import FULL_EFFORT
+from vision.core.checkpoints import Checkpoints
+from vision.core.errors import UserError
 from vision.models.base import run_once
 
 
@@ -37,3 +40,20 @@ def test_one_call_reads_a_run(workdir, digits):
     outputs, endpoints = run.model.apply(run.variables, images, train=False)
     assert outputs.shape == (4, 10) and 'features' in endpoints
     assert next(iter(run.task.metrics)) == 'top1' and run.config.preprocess.eval == 'resize(32)'
+
+
+def test_a_checkpoint_with_weights_that_are_not_finite_is_named(workdir, monkeypatch):
+    from vision.evaluation.run import load_run
+
+    restore = Checkpoints.restore_variables
+
+    def spoiled(self, *args):
+        found = restore(self, *args)
+        found['params']['conv1']['kernel'] = found['params']['conv1']['kernel'].at[0].set(jnp.nan)
+        return found
+
+    step = load_run(workdir, 'last').step
+    monkeypatch.setattr(Checkpoints, 'restore_variables', spoiled)
+    says = f'{workdir}, checkpoint {step} has .*NaN or infinite: params/conv1/kernel .*take another'
+    with pytest.raises(UserError, match=says):
+        load_run(workdir, 'last')

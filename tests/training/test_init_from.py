@@ -137,8 +137,10 @@ def test_patterns_and_factors_that_make_no_sense(pattern, factor):
 
 def test_a_source_that_is_refused_leaves_the_workdir_to_the_right_one(tmp_path):
     config = tiny_config()
+    (tmp_path / 'weights.safetensors').touch()
     config.init_from = str(tmp_path / 'weights.safetensors')
     with pytest.raises(UserError, match='no torchvision or timm weights'):
         train(config, tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()
     config.init_from = None
     assert train(config, tmp_path / 'run')['test']['count'] > 0

@@ -34,6 +34,11 @@ from vision.training.setup import setup
         ({'optimizer.clip_norm': 0.0}, 'above 0'),
         ({'seed': 2**32}, 'seed'),
         ({'training.duration': '-2 epochs'}, 'negative'),
+        ({'training.best_by': 'top11'}, "Did you mean 'top1'"),
+        ({'evals': {'crops': {'protocol': 'ten_crops'}}}, "Did you mean 'ten_crop'"),
+        ({'preprocess.train': 'resize(28)'}, 'LeNet5 takes images of 32x32, not 28x28'),
+        ({'preprocess.eval': 'resize(28)'}, 'LeNet5 takes images of 32x32, not 28x28'),
+        ({'model.dtype': 'float64'}, 'dtype float64 cannot be computed in'),
     ],
 )
 def test_a_config_that_makes_no_sense(changes, says, monkeypatch):

@@ -5,6 +5,11 @@ moving average), `training` (step, optimizer, rng) and `loop` (JSON: the loop's 
 so that prediction reads the model and nothing else.
 """
 
+import os
+import re
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,6 +27,8 @@ from vision.core.state import TrainState
 
 # Orbax tells of every save, and warns of options that are meant; what goes wrong it raises.
 logging.get_absl_logger().addFilter(lambda record: 'orbax' not in record.pathname)
+
+_PLAIN = re.compile(r'[\w./+=,@-]+', re.ASCII)  # paths that Orbax takes as they are
 
 Rank = Callable[[dict[str, Any]], tuple[float, ...]]
 
@@ -44,6 +51,7 @@ class Checkpoints:
         self._directory, self._rank = workdir / 'checkpoints', rank
         if read_only and not self._directory.is_dir():
             raise UserError(f'{workdir} has no checkpoints')
+        alias = self._alias()
         if not read_only:
             processes.on_first(lambda: _prepare(self._directory))
         policy = policies.AnyPreservationPolicy(
@@ -61,9 +69,30 @@ class Checkpoints:
         )
         handlers = {name: ocp.StandardCheckpointHandler() for name in ('model', 'ema', 'training')}
         self._manager = ocp.CheckpointManager(
-            self._directory,
+            alias,
             options=options,
             item_handlers=handlers | {'loop': ocp.JsonCheckpointHandler()},
+        )
+
+    def _alias(self) -> Path:
+        """The folder, or a link to it where its path has more than letters and digits.
+
+        Orbax finds its files by `epath.Path.glob`, which takes the folder's own `[`, `*` and `?` for a pattern
+        (etils/epath/gpath.py): a checkpoint in `run[1]` is written and never found again.
+        """
+        if _PLAIN.fullmatch(str(self._directory)):
+            return self._directory
+        for place in (tempfile.gettempdir(), '/tmp', '/dev/shm'):
+            if not _PLAIN.fullmatch(place):
+                continue
+            with suppress(OSError):
+                folder = Path(tempfile.mkdtemp(prefix='checkpoints-', dir=place))
+                weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+                os.symlink(self._directory, folder / 'checkpoints')
+                return folder / 'checkpoints'
+        raise UserError(
+            f'{self._directory}: a path with such characters needs a link in TMPDIR or /tmp, and none can be made there; '
+            'take a --workdir of letters and digits'
         )
 
     def __enter__(self) -> 'Checkpoints':
@@ -232,6 +261,13 @@ def _training(state: TrainState) -> dict[str, Any]:
 def _complete(directory: Path) -> bool:
     """Orbax counts any folder with a number for a name; one that it finished has its metadata."""
     return (directory / '_CHECKPOINT_METADATA').exists()
+
+
+def newest_step(workdir: Path) -> int | None:
+    """The step of the newest complete checkpoint of a workdir, which need not exist; or None."""
+    directory = workdir / 'checkpoints'
+    found = directory.iterdir() if directory.is_dir() else ()
+    return max((int(p.name) for p in found if p.name.isdecimal() and _complete(p)), default=None)
 
 
 def _prepare(directory: Path) -> None:

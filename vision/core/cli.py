@@ -102,6 +102,9 @@ class _Leaving:
             if signal.getsignal(signum) == cls._leave:
                 time.sleep(_GRACE)
                 os._exit(128 + signum)
+            processes = sys.modules.get('vision.core.processes')  # which imports JAX
+            if processes is not None and processes.StopSignals.current is not None:
+                processes.StopSignals.current.leave(signum, _GRACE)
 
 
 def _is_importing(frame: types.FrameType | None) -> bool:
@@ -289,7 +292,7 @@ def output_file(flag: str, value: str, endings: Sequence[str] = ()) -> Path:
     Raises:
       UserError: it has another ending, is a folder, or its folder is not there or is read only.
     """
-    path = Path(value).expanduser()
+    path = Path(os.path.expanduser(value))
     folder = path.absolute().parent
     if endings and path.suffix.lower() not in endings:
         raise UserError(f'--{flag}={value}: it must end in {" or ".join(endings)}')
@@ -368,6 +371,13 @@ def _quiet_orbax() -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    if indexed := next(filter(None, (re.match(r'--?(config\.[\w.]+)\[', w) for w in argv)), None):
+        # Configs have tuples, of which ml_collections cannot set an entry: it ends in an IndexError.
+        sys.exit(
+            _complain(
+                f'{indexed.string}: entries are not set one by one; give the whole value, as --{indexed[1]}="(0.5, 0.5)"'
+            )
+        )
     try:
         rest = flags.FLAGS(argv)
         if 'config' in flags.FLAGS and flags.FLAGS['config'].value is not None:
@@ -377,7 +387,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
         sys.exit(0)
     # Beside absl's errors, what ml_collections raises for a wrong key, type or file of --config.
     except (
-        flags.Error, UserError, AttributeError, KeyError, TypeError, ValueError, OSError,
+        flags.Error, UserError, AttributeError, LookupError, TypeError, ValueError, OSError,
     ) as e:  # fmt: skip
         from vision.core.config_mistakes import explained
 

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+from ml_collections.config_dict import RequiredValueError, placeholder
 
 from vision.core.config_keys import (
     EVAL_KEYS,
@@ -34,6 +34,7 @@ MAY_DIFFER = (
     'training.patience',
     'training.log_every',
     'training.keep',
+    'data.max_corrupt',
     'training.shard',  # where arrays lie, as the number of devices may change, too
 )
 
@@ -174,13 +175,22 @@ def resolve(config: Mapping[str, Any]) -> ConfigDict:
 def plain(value: Any, name: str = 'config') -> Any:
     """A config or a value of it in what JSON holds: dicts, tuples, numbers, text, None.
 
-    NumPy's and JAX's scalars become numbers, their arrays tuples, dtypes their names and paths text.
+    NumPy's and JAX's scalars become numbers (np.float32(0.1) is 0.1), their arrays tuples, dtypes their names and
+    paths text.
 
     Raises:
       UserError: anything else, by its name.
     """
     if isinstance(value, ConfigDict):
-        value = value.to_dict()
+        values = {}
+        for key in value.keys():  # noqa: SIM118 - iterating over it would read the values, too
+            try:
+                values[key] = value[key]
+            except RequiredValueError:
+                raise UserError(
+                    f'{name}.{key} must be set: the config file leaves it open'
+                ) from None
+        value = values
     if isinstance(value, dict):
         return {key: plain(v, f'{name}.{key}') for key, v in value.items()}
     if isinstance(value, tuple | list):
@@ -198,7 +208,10 @@ def plain(value: Any, name: str = 'config') -> Any:
         if issubclass(value, np.generic) or isinstance(getattr(value, 'dtype', None), np.dtype):
             return np.dtype(value).name
     elif hasattr(value, 'tolist'):
-        return plain(value.tolist(), name)
+        array = np.asarray(value)
+        if array.dtype.name in ('float32', 'float16', 'bfloat16'):  # 0.1, not 0.10000000149011612
+            array = np.array([float(str(x)) for x in array.ravel()]).reshape(array.shape)
+        return plain(array.tolist(), name)
     elif isinstance(value, os.PathLike):
         return os.fspath(value)
     raise UserError(

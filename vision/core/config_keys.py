@@ -64,7 +64,7 @@ class Range(NamedTuple):
     def holds(self, value: Any) -> bool:
         """True if all numbers in a value are finite and within the bounds."""
         return all(
-            math.isfinite(number)
+            abs(number) < math.inf
             and (self.low is None or number >= self.low)
             and (self.high is None or number <= self.high)
             and (self.above is None or number > self.above)
@@ -209,7 +209,7 @@ def _patterns(value: Any, kind: Any) -> list[str]:
 KEYS = (
     Key('seed', int, 0, 'Decides everything random: parameters, order, augmentation, dropout', low=0, below=2**32),
     Key('init_from', str | None, None, "Trained weights to start from: a workdir, a .safetensors or .pth file, or 'hf:org/name'"),
-    Key('freeze', Pattern | None, None, "Parameters that are not trained: 'backbone' (all but the classifier, which then runs as in evaluation) or a regular expression on their names"),
+    Key('freeze', Pattern | None, None, "Parameters that are not trained: 'backbone' (all but the classifier, which then runs as in evaluation) or a regular expression on their names; running statistics of layers that are frozen stay, too"),
     Key('lr_factors', Factors, (), "Factors of the rate of some parameters, by 'backbone' or regular expressions on names; the first that matches counts", low=0),
     Key('weight_decay', float, 0.0, 'Weight decay', low=0),
     Key('weight_decay_pattern', Pattern, 'kernel$', 'Parameters that weight decay acts on: a regular expression on their names'),

@@ -9,16 +9,18 @@ import json
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
-from vision.core.errors import Stopped, UserError
+from vision.core.errors import UserError
 
 T = TypeVar('T')
 
+_WRITING = 20.0  # seconds that a checkpoint which is being written has after a signal
 _BLOCK = 1024  # bytes; texts are padded to multiples of it, so that few shapes are compiled
 
 
@@ -90,8 +92,17 @@ def on_first(action: Callable[[], Any]) -> Any:
     return outcome['result']
 
 
+class Interrupted(BaseException):
+    """A signal came inside `StopSignals.interruptible`."""
+
+
 class StopSignals:
     """Catches SIGTERM and SIGINT, as a context manager: the first asks to stop, the second ends the process at once.
+
+    Whoever stops says so with `answer`, and leaves in its own time. Inside `interruptible` a signal raises `Interrupted`.
+    Where stopping would take minutes (`slow`: a step is being compiled, a split evaluated), `leave` ends the process
+    after seconds. A signal that was not answered when the
+    context ends is sent again: it is for whoever comes next.
 
     Outside the main thread, where Python can catch no signals, it does nothing. With several
     processes SIGTERM is JAX's: it tells the others, and they agree on the step to stop at
@@ -99,24 +110,39 @@ class StopSignals:
 
     Attributes:
       received: the signal's number, or None.
+      slow: whether what runs takes too long to be waited for.
     """
 
-    def __init__(self) -> None:
+    current: 'StopSignals | None' = None  # the one that catches signals now
+
+    def __init__(self, make_safe: Callable[[], object] = lambda: None) -> None:
+        """Catches nothing yet.
+
+        Args:
+          make_safe: waits until what is being written is complete; called in another thread before `leave` leaves.
+        """
         self.received: int | None = None
+        self.slow = True
+        self._raises = False
+        self._make_safe = make_safe
+        self._answered = threading.Event()
         self._shared = jax.distributed.is_initialized()
 
     def __enter__(self) -> 'StopSignals':
-        self._before = {}
+        self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT,) if self._shared else (signal.SIGTERM, signal.SIGINT):
                 self._before[signum] = signal.signal(signum, self._receive)
+            StopSignals.current = self
         return self
 
-    def __exit__(self, kind: type | None, *_) -> None:
+    def __exit__(self, *_) -> None:
+        if StopSignals.current is self:
+            StopSignals.current = None
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-        if self.received in self._before and kind is not Stopped:
-            # Nobody has stopped for it: it is for whoever comes next.
+        if self.received in self._before and not self._answered.is_set():
+            self._answered.set()
             os.kill(os.getpid(), self.received)
 
     def asked(self, step: int, reached_preemption: Callable[[int], bool]) -> int | None:
@@ -130,9 +156,48 @@ class StopSignals:
             return self.received
         return (self.received or signal.SIGTERM) if reached_preemption(step) else None
 
+    @property
+    def asked_alone(self) -> int | None:
+        """The signal that came meanwhile, where there is one process."""
+        return None if self._shared else self.received
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Raises `Interrupted` in the block as soon as Python runs in it, where there is one process."""
+        before, self.slow, self._raises = self.slow, True, True
+        try:
+            if self.received is not None:
+                self._interrupt()
+            yield
+        finally:
+            self.slow, self._raises = before, False
+
+    def _interrupt(self) -> None:
+        if self._raises and not self._shared:
+            self._raises = False
+            raise Interrupted
+
+    def answer(self) -> None:
+        """Says that what the signal asks for is being done: the process is left in peace until it ends."""
+        self._answered.set()
+
+    def leave(self, signum: int, seconds: float) -> None:
+        """Ends the process if what runs is slow and goes on for so many seconds; for another thread than the main one."""
+        while not (self._shared or self._answered.wait(seconds)):
+            if self.slow:
+                safe = threading.Thread(target=self._wait_quietly, daemon=True)
+                safe.start()
+                safe.join(_WRITING)
+                os._exit(128 + signum)
+
+    def _wait_quietly(self) -> None:
+        with suppress(Exception):  # the process ends: what could not be written is not there
+            self._make_safe()
+
     def _receive(self, signum: int, frame: object) -> None:
         if self.received is not None:
             os._exit(128 + signum)
         self.received = signum
         if self._shared:
             os.kill(os.getpid(), signal.SIGTERM)
+        self._interrupt()

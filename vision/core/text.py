@@ -28,7 +28,9 @@ def as_list(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
 
 def as_path(path: AnyPath) -> Path:
     """One path, with ~ for the home folder; UserError for something else."""
-    return Path(os.fsdecode(_path(path))).expanduser()
+    return Path(
+        os.path.expanduser(os.fsdecode(_path(path)))
+    )  # a user that is not known is part of a name
 
 
 def _path(value: Any) -> Any:

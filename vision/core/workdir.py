@@ -1,16 +1,19 @@
 """The workdir: all that a run is.
 
 config.json        the config, resolved
-dataset.json       class names and the image's shape: what prediction needs of the data
+dataset.json       the data that the run was begun with: classes, shapes, number and digest of each split; written once
+examples.json.gz   what the digests are of: the examples of each split
 environment.json   versions, devices, git commit, command
 changes.diff       what differed from that commit, if anything did
 modules/           a user's own modules that the config names
 metrics.jsonl      one record a line, each with its `step`
 events.out.*       the same for TensorBoard
 checkpoints/       Orbax's
+interrupted/       the state of a step in whose evaluation a signal came, until it is evaluated
 """
 
 import datetime
+import errno
 import fcntl
 import json
 import os
@@ -19,11 +22,13 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, TextIO
+from typing import IO, Any, TextIO
 
+from absl import logging
 from ml_collections import ConfigDict
 
 from vision.core import config as config_lib
@@ -60,6 +65,8 @@ class Lock:
             raise UserError(
                 f'{self._path.parent} is in use by {holder}; wait for it, or take another --workdir'
             ) from None
+        except OSError as e:
+            _go_on_without(e, self._path, 'two runs in this workdir would not see each other')
         self._file.truncate(0)
         self._file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
         self._file.flush()
@@ -69,13 +76,56 @@ class Lock:
             self._file.close()
 
 
+def locate(workdir: AnyPath) -> Path:
+    """Returns the absolute path of a workdir, whether or not it is there.
+
+    Raises:
+      UserError: the name is empty, or is not UTF-8, as JSON and the terminal need it.
+    """
+    if workdir in ('', b''):
+        raise UserError('--workdir is empty; name a folder')
+    path = as_path(workdir).absolute()
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(f'--workdir={str(path)!r}: its name is not UTF-8; take another') from None
+    return path
+
+
+def check_place(workdir: AnyPath) -> Path:
+    """Checks that a workdir can be made or written to, and leaves nothing; returns its absolute path.
+
+    Raises:
+      UserError: it is a file, or it or the folder that it will be made in cannot be written to.
+    """
+    path = locate(workdir)
+    for place in (path, *path.parents):
+        try:
+            if not os.path.lexists(place):
+                os.stat(place)  # a name that is too long, or a folder that cannot be looked into
+        except FileNotFoundError:
+            continue
+        except OSError as e:
+            raise UserError(f'--workdir={path}: {e.strerror} ({place})') from None
+        if not place.is_dir():
+            raise UserError(f'--workdir={path}: {place} is no folder')
+        try:
+            os.rmdir(tempfile.mkdtemp(prefix='.write-', dir=place))
+        except OSError as e:
+            raise UserError(
+                f'--workdir={path}: {place} cannot be written to: {e.strerror}'
+            ) from None
+        break
+    return path
+
+
 def create(workdir: AnyPath) -> Path:
     """Makes the folder, with its parents, and returns its absolute path.
 
     Raises:
       UserError: it cannot be made or written to, or not all processes see it.
     """
-    path = as_path(workdir).absolute()
+    path = locate(workdir)
 
     def make() -> None:
         try:
@@ -96,15 +146,11 @@ def create(workdir: AnyPath) -> Path:
 
 
 def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Checks that the run that is there, if any, was made with this config.
+    """Checks that the run that is there, if any, was made with this config; for the first process.
 
     Raises:
       UserError: the workdir belongs to another config; says what differs.
     """
-    processes.on_first(lambda: _check_config(workdir, config))
-
-
-def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:
     if (workdir / 'config.json').exists():
         differ = config_lib.differences(read_config(workdir), config)
         if differ:
@@ -115,8 +161,8 @@ def _check_config(workdir: Path, config: Mapping[str, Any]) -> None:
             )
 
 
-def describe(workdir: Path, config: Mapping[str, Any], dataset: dict[str, Any]) -> None:
-    """Writes what the run, its data and this process are: all JSON files of the workdir."""
+def describe(workdir: Path, config: Mapping[str, Any]) -> None:
+    """Writes what the run and this process are."""
     if processes.is_first():
         text = config_lib.to_json(config)
         write_text(workdir / 'config.json', text)
@@ -128,8 +174,7 @@ def describe(workdir: Path, config: Mapping[str, Any], dataset: dict[str, Any]) 
             write_text(workdir / 'changes.diff', changes + '\n')
         else:
             (workdir / 'changes.diff').unlink(missing_ok=True)
-        for name, value in (('dataset.json', dataset), ('environment.json', environment())):
-            write_text(workdir / name, json_text(value, indent=2, ensure_ascii=False) + '\n')
+        write_text(workdir / 'environment.json', json_text(environment(), indent=2) + '\n')
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -160,19 +205,62 @@ def read_json(workdir: Path, name: str) -> dict[str, Any]:
 def read_records(workdir: Path) -> list[dict[str, Any]]:
     """Returns the records of a run, oldest first; a half-written last line is left out."""
     path = workdir / 'metrics.jsonl'
-    lines = path.read_text().splitlines(keepends=True) if path.exists() else []
+    lines = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith('\n')]
 
 
 def write_text(path: Path, text: str) -> None:
+    """Writes a file, as UTF-8, whole or not at all, whenever the process is killed."""
+    # What is not UTF-8 in a file's name is written as JSON's own escape.
+    write_bytes(path, text.encode('utf-8', 'backslashreplace'))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file whole or not at all, whenever the process is killed."""
     temporary = path.with_name(path.name + '.tmp')
-    # What is not UTF-8 in a file's name is written as JSON's own escape.
-    with open(temporary, 'w', encoding='utf-8', errors='backslashreplace') as file:
-        file.write(text)
-        file.flush()
+    with open(temporary, 'wb') as file:
+        file.write(data)
+        sync(file)
+    replace(temporary, path)
+
+
+def sync(file: IO) -> None:
+    """Writes what was written to a file to the disk; warns once where the file system cannot."""
+    file.flush()
+    try:
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+    except OSError as e:
+        _go_on_without(e, file.name, 'what is written may be lost in a power cut')
+
+
+def replace(source: Path, target: Path) -> None:
+    """Gives a file the name of another, in one step; warns once where the file system cannot do it in one."""
+    try:
+        os.replace(source, target)
+    except OSError as e:
+        _go_on_without(e, target, 'a kill at the wrong moment may lose this file')
+        target.unlink(missing_ok=True)
+        try:
+            os.rename(source, target)
+        except OSError:
+            target.write_bytes(source.read_bytes())
+            source.unlink()
+
+
+# What calls raise that a file system does not have.
+_NOT_THERE = {
+    errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EPERM, errno.EINVAL, errno.EEXIST, errno.ENOTTY,
+}  # fmt: skip
+_told: set[str] = set()
+
+
+def _go_on_without(error: OSError, path: Any, consequence: str) -> None:
+    """Warns, once, of what a file system without some call does not protect; raises what is another failure."""
+    if error.errno not in _NOT_THERE:
+        raise error
+    if consequence not in _told:
+        _told.add(consequence)
+        logging.warning('%s: %s here (%s)', path, consequence, error.strerror)
 
 
 def environment() -> dict[str, Any]:
@@ -224,7 +312,7 @@ def _git(*args: str) -> str | None:
 
 def _read(workdir: Path, name: str) -> str:
     try:
-        return (workdir / name).read_text()
+        return (workdir / name).read_text(encoding='utf-8')
     except FileNotFoundError:
         what = 'is not a workdir' if workdir.is_dir() else 'does not exist'
         raise UserError(f'{workdir} {what}: there is no {name} in it') from None

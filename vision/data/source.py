@@ -6,7 +6,11 @@ user's own works wherever these do (docs/extending.md).
 
 import dataclasses
 import functools
+import hashlib
+import itertools
+import os
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -14,6 +18,11 @@ import numpy as np
 from vision.core.errors import UserError
 
 _CHUNK = 256  # examples that are read at once where all are
+_MARKED = 1000  # examples that are read for their labels, to remember a source by
+_STATS, _STATED = (
+    16,
+    1024,
+)  # threads that ask for the sizes of files, and files of which one asks in turn
 
 
 class NoSplitError(UserError):
@@ -105,6 +114,24 @@ class Source:
         """What messages call an example: its path if it has one."""
         return self.paths[example] if self.paths else f'{self.name}, example {example}'
 
+    def identities(self) -> Iterator[tuple[str, str]]:
+        """Yields what a run remembers its data by: for each example a name, and a mark that changes when it does.
+
+        By default the names, without the folder that all paths share, and the labels; of a source that tells labels only
+        by reading its examples, those of at most 1,000. A pair may stand for all examples, as a version does.
+        """
+        marks: dict[int, str] = {}
+        if 'labels' in vars(self) or type(self).labels is not Source.labels:
+            marks = dict(enumerate(map(_mark, self.labels)))
+        elif self.indexed:
+            some = np.unique(np.linspace(0, self.num_examples - 1, _MARKED).astype(int)).tolist()
+            marks = dict(zip(some, map(_mark, read_each(self, some)[1]), strict=True))
+        own_names = type(self).name_of is not Source.name_of
+        names = _below(self.paths) if self.paths else None
+        for i in range(self.num_examples):
+            name = names[i] if names else self.name_of(i) if own_names else f'example {i}'
+            yield name, f'label {marks[i]}' if i in marks else ''
+
     def subset(self, ids: Sequence[int] | np.ndarray) -> 'Source':
         """Some of the examples as a source, in that order."""
         return _Subset(self, np.asarray(ids, np.int64))
@@ -135,6 +162,13 @@ class ArraySource(Source):
         """Pixels uint8 [b, H, W, C], and labels."""
         return self.images[ids], self.labels[ids]
 
+    def identities(self) -> Iterator[tuple[str, str]]:
+        """Yields the number of each example, and a digest of its pixels and label."""
+        for i, (image, label) in enumerate(zip(self.images, self.labels, strict=True)):
+            found = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8)
+            found.update(label.tobytes())
+            yield f'example {i}', found.hexdigest()
+
     def subset(self, ids: Sequence[int] | np.ndarray) -> 'ArraySource':
         """Some of the examples, in memory."""
         return dataclasses.replace(self, images=self.images[ids], labels=self.labels[ids])
@@ -163,6 +197,18 @@ class FileSource(Source):
         """The files' bytes, and labels."""
         return [read_file(self.paths[i]) for i in ids], self.labels[ids]
 
+    def identities(self) -> Iterator[tuple[str, str]]:
+        """Yields the path of each file below the folder that all share, with its size and its label.
+
+        So a folder may be moved.
+        """
+        chunks = [self.paths[i : i + _STATED] for i in range(0, len(self.paths), _STATED)]
+        labels = map(_mark, self.labels) if self.multi_label else map(str, self.labels.tolist())
+        with ThreadPoolExecutor(_STATS) as threads:
+            sizes = itertools.chain.from_iterable(threads.map(_sizes, chunks))
+            for name, size, label in zip(_below(self.paths), sizes, labels, strict=True):
+                yield name, f'{size} bytes, label {label}'
+
     def subset(self, ids: Sequence[int] | np.ndarray) -> 'FileSource':
         """Some of the files."""
         return dataclasses.replace(
@@ -182,6 +228,7 @@ class RecordSource(Source):
       image_shape: (H, W, C) of every image, or None where each has its own.
       label_key: of a record's label.
       multi_label: whether a record has a sequence of labels.
+      version: of the data set, which stands for all its examples; None where each counts.
     """
 
     name: str
@@ -190,9 +237,16 @@ class RecordSource(Source):
     image_shape: tuple[int, ...] | None = None
     label_key: str = 'label'
     multi_label: bool = False
+    version: str | None = None
 
     def __post_init__(self) -> None:
         self.num_examples = len(self.records)
+
+    def identities(self) -> Iterator[tuple[str, str]]:
+        """Yields the name, version and number of examples of the split; of a set without a version, each."""
+        if self.version is None:
+            return super().identities()
+        return iter([(f'{self.name}, version {self.version}, {self.num_examples} examples', '')])
 
     def read(self, ids: Sequence[int]) -> tuple[list[bytes], np.ndarray]:
         """The encoded images, and labels int64 [b] or float32 [b, K]."""
@@ -228,6 +282,36 @@ class _Subset(Source):
 
     def name_of(self, example: int) -> str:
         return self.source.name_of(int(self.ids[example]))
+
+    def identities(self) -> Iterator[tuple[str, str]]:
+        every = list(self.source.identities())
+        if len(every) == self.source.num_examples:
+            yield from (every[i] for i in self.ids)
+        else:
+            yield from every
+            yield 'a part of it', hashlib.blake2b(self.ids.tobytes(), digest_size=8).hexdigest()
+
+
+def _below(paths: Sequence[str]) -> list[str]:
+    """The paths below the folder that all are in."""
+    prefix = os.path.commonprefix([min(paths), max(paths)])  # noqa: RUF071 - cut at a slash below
+    start = prefix.rfind('/') + 1
+    return [path[start:] for path in paths]
+
+
+def _sizes(paths: Sequence[str]) -> list[int]:
+    """The sizes of files in bytes, −1 of one that is not there."""
+    sizes = []
+    for path in paths:
+        try:
+            sizes.append(os.stat(path).st_size)
+        except (OSError, ValueError):
+            sizes.append(-1)
+    return sizes
+
+
+def _mark(label: Any) -> str:
+    return ' '.join(map(str, label_indices(label)))
 
 
 def read_file(path: str) -> bytes:

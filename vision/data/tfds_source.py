@@ -51,6 +51,11 @@ class TFDSSource(Source):
     multi_label: bool = False
     indexed = False
 
+    def identities(self) -> Iterator[tuple[str, str]]:
+        """Yields the data set's name, version, split and number of examples, which stand for all of them."""
+        version = self.builder.info.version
+        yield f'{self.name}, version {version}, {self.num_examples} examples', ''
+
     def stream(self, order: int | None = None, part: int = 0, parts: int = 1) -> Iterator[Chunk]:
         """Records of a part of the split, in order or shuffled through a window; see `Source`.
 
@@ -103,7 +108,8 @@ def tfds(split: str, name: str, data_dir: str | None = None) -> TFDSSource | Rec
     shape = features['image'].shape
     about = (tuple(shape) if None not in shape else None, key, several)
     if builder.info.file_format.value == 'array_record':
-        return RecordSource(full_name, classes, _by_index(builder, split), *about)
+        version = str(builder.info.version)
+        return RecordSource(full_name, classes, _by_index(builder, split), *about, version)
     return TFDSSource(full_name, classes, builder, split, count, *about)
 
 

@@ -106,7 +106,9 @@ def evaluate_entry(
     source, own = _open(first, entry)
     for run in runs:
         if own:
-            check_data(run, source)
+            # Of other keys of the data, as another share for validation, other examples follow.
+            same = set(entry['data']) <= set(_HOW_TO_READ)
+            check_data(run, source, entry['split'] if same else None)
         else:
             check_shape(run, source)
     classes = match(first.class_names, source, entry['classes'])
@@ -150,7 +152,7 @@ def predict_run(run: Run, split: str = 'test', skip_corrupt: bool = False) -> Pr
       UserError: no such split, data that have changed, or images that cannot be read.
     """
     source = data.load(run.config.data, split)
-    check_data(run, source)
+    check_data(run, source, split)
     view = protocols.Pass(run.config.preprocess.eval)
     classes = match(run.class_names, source)
     return _predict([(run, view)], source, classes, skip_corrupt, lambda done: None)

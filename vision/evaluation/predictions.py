@@ -11,14 +11,14 @@ Other code reads it with `read_predictions(workdir, 'test')`: `ids` say which ex
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vision.core.errors import UserError, nearest
-from vision.core.text import AnyPath, as_path, json_text
+from vision.core.text import AnyPath, json_text
+from vision.core.workdir import locate, replace
 from vision.task import Columns, Task
 
 
@@ -73,7 +73,7 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
             where = None if p.paths is None else _printable(p.paths[i])
             record = {'id': int(p.ids[i]), 'path': where, **p.task.record(p.columns, i)}
             file.write(json_text(record, ensure_ascii=False) + '\n')
-    os.replace(temporary, path)
+    replace(temporary, path)
 
 
 def read_predictions(workdir: AnyPath, name: str = 'test') -> Predictions:
@@ -88,7 +88,7 @@ def read_predictions(workdir: AnyPath, name: str = 'test') -> Predictions:
     """
     from vision.task import read_task
 
-    folder = as_path(workdir)
+    folder = locate(workdir)
     report = folder / 'report'
     path = predictions_file(report, name)
     try:

@@ -10,14 +10,16 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from vision.core import mesh as mesh_lib
+from vision.core import processes
 from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import Checkpoints
 from vision.core.config import default_config
 from vision.core.errors import UserError
-from vision.core.text import AnyPath, as_path
+from vision.core.text import AnyPath
+from vision.data.identity import check_unchanged
 from vision.data.source import Source
 from vision.models import create_model
-from vision.models.base import init_variables, run_once
+from vision.models.base import check_finite, init_variables, run_once
 from vision.task import Selection, Task, task_of
 
 
@@ -59,19 +61,30 @@ def load_run(workdir: AnyPath, checkpoint: str = 'best', weights: str | None = N
       weights: 'ema', 'raw', or None: the moving average where there is one.
 
     Raises:
-      UserError: it is no workdir, has no such checkpoint, or one of another model.
+      UserError: it is no workdir, has no such checkpoint, or one of another model or with values that are not finite.
     """
-    path = as_path(workdir).absolute()
-    config, dataset, model = _read(path)
-    task = task_of(config, dataset['class_names'], model.num_classes)
+    path = workdir_lib.locate(workdir)
+    config, dataset = workdir_lib.read_config(path), workdir_lib.read_json(path, 'dataset.json')
+    if config.preprocess.get('normalise') == 'dataset':
+        config.preprocess.mean = tuple(dataset['mean'])
+        config.preprocess.std = tuple(dataset['std'])
+    names = dataset['class_names']
+    model = create_model(**{'num_classes': len(names)} | config.model.to_dict())
+    task = task_of(config, names, model.num_classes)
     mesh = mesh_lib.make_mesh()
     template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.replicated(mesh)),
-        shapes_of(path),
+        jax.eval_shape(lambda: init_variables(model, dataset['input_shape'], jax.random.key(0))),
     )
     with open_checkpoints(path, task, config.training.best_by) as checkpoints:
         step = checkpoints.find(checkpoint)
         variables = checkpoints.restore_variables(step, template, weights)
+        others = [str(s) for s in checkpoints.steps() if s != step]
+    try:
+        check_finite(variables, f'{path}, checkpoint {step}')
+    except UserError as e:
+        hint = f'take another, as --checkpoint={others[-1]}' if others else 'there is no other'
+        raise UserError(f'{e}; {hint}') from None
     image_shape = dataset['image_shape']
     return Run(
         path=path,
@@ -85,26 +98,6 @@ def load_run(workdir: AnyPath, checkpoint: str = 'best', weights: str | None = N
         variables=variables,
         mesh=mesh,
     )
-
-
-def shapes_of(path: Path) -> dict[str, Any]:
-    """The shapes of a run's variables: 'params' and 'batch_stats'.
-
-    Raises:
-      UserError: it is no workdir.
-    """
-    _, dataset, model = _read(path)
-    return jax.eval_shape(lambda: init_variables(model, dataset['input_shape'], jax.random.key(0)))
-
-
-def _read(path: Path) -> tuple[ConfigDict, dict[str, Any], nn.Module]:
-    """The config of a run, with the statistics of its data, its `dataset.json`, and its model."""
-    config, dataset = workdir_lib.read_config(path), workdir_lib.read_json(path, 'dataset.json')
-    if config.preprocess.get('normalise') == 'dataset':
-        config.preprocess.mean = tuple(dataset['mean'])
-        config.preprocess.std = tuple(dataset['std'])
-    names = dataset['class_names']
-    return config, dataset, create_model(**{'num_classes': len(names)} | config.model.to_dict())
 
 
 def open_checkpoints(path: Path, task: Task, best_by: str | None) -> Checkpoints:
@@ -154,11 +147,16 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
     )
 
 
-def check_data(run: Run, source: Source) -> None:
+def check_data(run: Run, source: Source, split: str | None = None) -> None:
     """Checks that a run's data still are what it was trained on.
 
+    Args:
+      run: as `load_run` returns it.
+      source: the data.
+      split: whose examples must be those that the run had in it; None to look at the classes alone.
+
     Raises:
-      UserError: its classes or the images' shape have changed; says in what.
+      UserError: its classes, the images' shape or the examples have changed; says in what.
     """
     was, now = run.class_names, source.class_names
     if was != now:
@@ -171,6 +169,13 @@ def check_data(run: Run, source: Source) -> None:
             '--eval.data.path=… finds the classes by name'
         )
     check_shape(run, source)
+    if split is not None:
+        advice = (
+            'Give it the data that it was trained on, or evaluate on this as another data set, named with '
+            '--eval.data.path=… or --eval.data.name=…'
+        )
+        examples = {split: list(source.identities())}
+        processes.on_first(lambda: check_unchanged(run.path, {}, examples, advice))
 
 
 def check_shape(run: Run, source: Source) -> None:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vision.core.errors import UserError
 
@@ -147,6 +148,30 @@ def check_contract(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
             )
         if getattr(features, 'ndim', None) != 2:
             raise UserError(f"model {title} must return endpoints['features'] of shape [B, D]")
+
+
+def check_finite(variables: Any, where: str) -> None:
+    """Checks weights that were read.
+
+    Args:
+      variables: a PyTree of arrays; shapes in it are passed over.
+      where: they come from, for the message.
+
+    Raises:
+      UserError: a value is NaN or infinite; names the arrays.
+    """
+    bad = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = leaf.addressable_data(0)
+        if not isinstance(leaf, jax.ShapeDtypeStruct):
+            finite = np.isfinite(np.asarray(leaf, np.float32))
+            if not finite.all():
+                name = '/'.join(str(getattr(key, 'key', key)) for key in path)
+                bad.append(f'{name} ({finite.size - finite.sum():,} of {finite.size:,} values)')
+    if bad:
+        more = f' and {len(bad) - 3} more' if len(bad) > 3 else ''
+        raise UserError(f'{where} has weights that are NaN or infinite: {", ".join(bad[:3])}{more}')
 
 
 def is_head(path: Path) -> bool:

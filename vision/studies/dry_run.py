@@ -1,6 +1,5 @@
 """What a run would be, before it is one: size, cost, memory, and time from three steps."""
 
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -8,26 +7,26 @@ from typing import Any
 import jax
 
 from vision.core import config as config_lib
-from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
 from vision.core.progress import progress_bar
 from vision.models.summary import count
 from vision.preprocess import inputs
 from vision.preprocess.ops import describe_place
 from vision.training.setup import Setup
+from vision.training.start import check_start
 from vision.training.step import init_state, make_train_step
 
 STEPS = 3  # timed, after the first
 
 
-def dry_run(run: Setup, workdir: str | os.PathLike | None = None) -> dict[str, Any]:
+def dry_run(run: Setup, workdir: Path | None = None) -> dict[str, Any]:
     """Does all that a run does before its first record, and writes nothing.
 
     It also reads the first batch of each split that is evaluated.
 
     Args:
       run: as `setup` returns it.
-      workdir: that the run would have, if it has a name; what is in it is compared.
+      workdir: that the run would have.
 
     Returns:
       `config` (resolved), `model`, `input_shape`, `parameters`, `gmacs` (fused multiply-adds of one
@@ -38,17 +37,11 @@ def dry_run(run: Setup, workdir: str | os.PathLike | None = None) -> dict[str, A
       `estimated_seconds` of all steps, without evaluations.
 
     Raises:
-      UserError: what the run would be refused for: too many images of the first batches that cannot be read,
-        `init_from` that does not fit the model, a workdir of another config.
+      UserError: what would be refused of a run, or too many images of the first batches cannot be read.
     """
-    if workdir is not None:
-        check_workdir(Path(workdir).expanduser().absolute(), run)
-    _check_evaluations(run)
+    check_start(run, workdir)
+    _check_validation(run)
     state = init_state(run.recipe, run.input_shape, run.mesh)
-    if run.config.init_from is not None:
-        from vision.training.init_from import init_from
-
-        state = init_from(run.config.init_from, run.config.model.name, state)
     train_step = make_train_step(run.recipe, run.mesh)
     batches = inputs.TrainBatches(run.train, run.loading, run.mesh, 0)
     batch = next(batches)
@@ -90,31 +83,20 @@ def dry_run(run: Setup, workdir: str | os.PathLike | None = None) -> dict[str, A
     }
 
 
-def check_workdir(path: Path, run: Setup) -> None:
-    """Raises UserError where a run could not be in a workdir: of another config, or not to be written to."""
-    there = next(folder for folder in (path, *path.parents) if folder.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise UserError(f'--workdir={path}: {there} is no folder that can be written to')
-    workdir_lib.check_config(path, run.config)
-
-
-def _check_evaluations(run: Setup) -> None:
-    """Reads the first batch of validation and test; UserError where too many of its images cannot be read."""
-    config = run.config
-    for source in (run.validation, run.test):
-        if source is None:
-            continue
-        size = config.evaluation.batch_size
-        first = source.subset(range(min(size, source.num_examples))) if source.indexed else source
-        batches = inputs.EvalBatches(
-            first, config.preprocess.eval, size, run.mesh, skip_corrupt=True
+def _check_validation(run: Setup) -> None:
+    """Reads the first batch of validation; UserError where too many of its images cannot be read."""
+    source = run.validation
+    if source is None:
+        return
+    size = run.eval_batch_size
+    first = source.subset(range(min(size, source.num_examples))) if source.indexed else source
+    batches = inputs.EvalBatches(first, run.eval_ops, size, run.mesh, skip_corrupt=True)
+    next(iter(batches))
+    if batches.skipped() > run.loading.max_corrupt * source.num_examples:
+        name, reason = next(iter(batches.corrupt.items()))
+        raise UserError(
+            f'{source.name}: {batches.skipped()} of the first images cannot be read, as {name}: {reason}'
         )
-        next(iter(batches))
-        if batches.skipped() > config.data.max_corrupt * source.num_examples:
-            name, reason = next(iter(batches.corrupt.items()))
-            raise UserError(
-                f'{source.name}: {batches.skipped()} of the first images cannot be read, as {name}: {reason}'
-            )
 
 
 def dry_run_text(result: dict[str, Any]) -> str:

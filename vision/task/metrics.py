@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from rich.table import Table
+from rich.text import Text
 
 from vision.task import Columns, Metric, Task
 
@@ -51,7 +52,7 @@ def metrics_table(
       shown: the metrics by name; those with `in_tables` are columns.
       title: above the table.
     """
-    table = Table(title=title, title_justify='left')
+    table = Table(title=Text(title), title_justify='left')
     table.add_column('split')
     columns = {name: metric for name, metric in shown.items() if metric.in_tables}
     for metric in columns.values():

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from vision.core.errors import UserError, unknown
+from vision.core.workdir import locate
 from vision.preprocess.device import Batch
 from vision.training.hooks import Hook
 from vision.training.step import Metrics
@@ -64,7 +65,7 @@ def profile(text: str, workdir: str) -> Profile:
     match = re.fullmatch(r'(\d+):(\d+)', text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
         raise UserError(f'--profile={text}: write START:STOP, two steps from 1, as in 20:30')
-    return Profile(int(match[1]), int(match[2]), Path(workdir).expanduser().absolute())
+    return Profile(int(match[1]), int(match[2]), locate(workdir))
 
 
 class NoTransfers(Hook):

@@ -5,11 +5,12 @@ command, and ends in the same bits.
 """
 
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from ml_collections import ConfigDict
@@ -17,18 +18,24 @@ from ml_collections import ConfigDict
 from vision.core import mesh as mesh_lib
 from vision.core import processes
 from vision.core import workdir as workdir_lib
-from vision.core.checkpoints import Checkpoints
+from vision.core.checkpoints import Checkpoints, newest_step
 from vision.core.errors import Stopped, UserError
-from vision.core.processes import StopSignals
+from vision.core.processes import Interrupted, StopSignals
 from vision.core.state import TrainState
+from vision.data import identity
 from vision.evaluation.answers import Member, answer, make_step
+from vision.models.base import check_finite
 from vision.preprocess import inputs
 from vision.preprocess.device import Batch
 from vision.task.metrics import figures
 from vision.training.hooks import Display, EarlyStopping, Hook, Pictures
 from vision.training.records import Clock, Interval, Recorder, Results, evaluations, newest, results
 from vision.training.setup import Setup, normalised, setup
+from vision.training.start import Start, check_start
 from vision.training.step import init_state, make_train_step
+
+_PARKED = 'interrupted'  # in the workdir
+_WEIGHTS = ('params', 'batch_stats', 'ema_params', 'ema_batch_stats')
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] = ()) -> Results:
@@ -41,17 +48,20 @@ def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] 
 
     Returns:
       The task's metrics and `count`, by split, of the best checkpoint:
-      'validation' and 'test', where there are such splits. Empty where `training.stop_after`
-      ended the run before its time.
+      'validation' and 'test', where there are such splits; with `corrupt`, how many test images could not
+      be read, if any. Empty where `training.stop_after` ended the run before its time.
 
     Raises:
-      UserError: a config, data or workdir that cannot be used, or a loss that is not finite.
+      UserError: a config, data or workdir that cannot be used, data that are not what the run was begun with, or a
+        loss that is not finite.
       Stopped: SIGTERM or SIGINT came, and the checkpoint was written.
     """
-    run = processes.together(lambda: setup(config))  # what is refused leaves no workdir behind
-    path = workdir_lib.create(workdir)
-    with StopSignals() as signals, workdir_lib.Lock(path):
-        workdir_lib.check_config(path, run.config)
+    path = processes.together(lambda: workdir_lib.check_place(workdir))
+    run = processes.together(lambda: setup(config))
+    start = check_start(run, path)  # what is refused leaves no workdir behind
+    workdir_lib.create(path)
+    with workdir_lib.Lock(path):
+        processes.on_first(lambda: workdir_lib.check_config(path, run.config))
         with Checkpoints(path, run.selection.rank, run.keep) as checkpoints:
             latest = checkpoints.latest_step()
             early_stopping = EarlyStopping(run.patience, run.selection.rank)
@@ -61,18 +71,18 @@ def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] 
                 _say(f'{path}: this run is finished; nothing was changed')
                 best: int | None = checkpoints.find('best')
             else:
-                best = _train(run, path, latest, ended, checkpoints, early_stopping, signals, hooks)
+                best = _train(run, start, path, latest, ended, checkpoints, early_stopping, hooks)
             return {} if best is None else processes.on_first(lambda: results(path, best))
 
 
 def _train(
     run: Setup,
+    start: Start,
     path: Path,
     latest: int | None,
     ended: bool,
     checkpoints: Checkpoints,
     early_stopping: EarlyStopping,
-    signals: StopSignals,
     hooks: Sequence[Hook],
 ) -> int | None:
     """Goes on from step `latest` to the end, and tests the best checkpoint.
@@ -80,27 +90,44 @@ def _train(
     Returns:
       The best checkpoint's step; None if the run was stopped before its end.
     """
-    run = normalised(run, workdir_lib.read_json(path, 'dataset.json') if latest else None)
+    # Of a run that was stopped while a step was evaluated, that step is later than the last checkpoint.
+    parked = path / _PARKED
+    parked_step = newest_step(parked)
+    evaluates_first = parked_step is not None and parked_step > (latest or 0)
+    begun = parked_step if evaluates_first else latest
+    run = normalised(run, workdir_lib.read_json(path, 'dataset.json') if begun else None)
     state = init_state(run.recipe, run.input_shape, run.mesh)
     template = mesh_lib.abstract(state.eval_variables)
     interval = Interval()
-    if latest is None and run.init_from is not None:
-        from vision.training.init_from import init_from
+    if begun is None and start.weights is not None:
+        from vision.training.init_from import placed
 
-        state = init_from(run.init_from, run.model_name, state)
-    if latest is not None:
-        state, saved = checkpoints.restore(latest, state)
+        state = placed(start.weights, state)
+    if begun is not None:
+        if evaluates_first:
+            with Checkpoints(parked, run.selection.rank, read_only=True) as only:
+                state, saved = only.restore(begun, state)
+        else:
+            state, saved = checkpoints.restore(begun, state)
+        weights = {kind: getattr(state, kind) for kind in _WEIGHTS}
+        check_finite(weights, f'{path}, checkpoint {begun}')
         interval = Interval(saved, run.selection.name)
     # Not before: what is refused up to here leaves the workdir to whatever config comes next.
-    workdir_lib.describe(path, run.config, run.dataset)
+    workdir_lib.describe(path, run.config)
+    if processes.is_first():
+        identity.record(path, run.dataset, start.examples)
     evaluator = Evaluator(run)
-    with Recorder(path, latest or 0) as recorder:
-        if not ended and (latest or 0) < run.stop_step:
+    with Recorder(path, begun or 0) as recorder:
+        if not ended and (evaluates_first or (begun or 0) < run.stop_step):
             display = Display(run.train.name, run.total_steps, run.task.metrics)
             pictures = Pictures(recorder, lambda: evaluator.first['validation'], run.task)
             hooks = (display, pictures, early_stopping, *hooks)
             _say(inputs.report(run.train, run.loading))
-            ended = _loop(run, state, interval, evaluator, checkpoints, recorder, signals, hooks)
+            with StopSignals(checkpoints.wait) as signals:
+                ended = _loop(
+                    run, state, interval, evaluator, checkpoints, parked, evaluates_first, recorder,
+                    signals, hooks,
+                )  # fmt: skip
         if not ended:
             return None
         best, last = checkpoints.find('best'), checkpoints.find('last')
@@ -126,7 +153,10 @@ class Evaluator:
         self.first: dict[str, tuple[Batch, Batch]] = {}
 
     def __call__(self, split: str, variables: Any) -> dict[str, Any]:
-        """Returns the task's metrics and `count` of 'validation' or 'test'."""
+        """Returns the task's metrics and `count` of 'validation' or 'test'.
+
+        With `corrupt`, how many test images could not be read and were left out, where there are any.
+        """
         run = self._run
         source = run.validation if split == 'validation' else run.test
         assert source is not None
@@ -136,6 +166,8 @@ class Evaluator:
                 run.eval_ops,
                 run.eval_batch_size,
                 run.mesh,
+                # The run is done: figures of most of its test split are worth more than none.
+                skip_corrupt=split == 'test',
                 max_corrupt=run.loading.max_corrupt,
             )
         batches = self._batches[split]
@@ -149,6 +181,13 @@ class Evaluator:
         member = Member(step, variables, batches, batches.skipped)
         columns = answer(run.task, [member], source.num_examples)
         scores = figures(run.task, columns)
+        if split == 'test' and (corrupt := batches.skipped()):
+            scores['corrupt'] = corrupt
+            name, reason = next(iter(batches.corrupt.items()))
+            _say(
+                f'{source.name}: {corrupt} images of {source.num_examples:,} could not be read and are left out of the '
+                f'figures; the first is {name}: {reason}'
+            )
         chosen = scores.get(run.selection.name)
         if split == 'validation' and chosen is None:
             raise UserError(
@@ -164,11 +203,17 @@ def _loop(
     interval: Interval,
     evaluator: Evaluator,
     checkpoints: Checkpoints,
+    parked: Path,
+    evaluates_first: bool,
     recorder: Recorder,
     signals: StopSignals,
     hooks: Sequence[Hook],
 ) -> bool:
     """Takes the steps from `state.step` to `run.stop_step`; leaves a checkpoint of the last one.
+
+    Args:
+      parked: where the state is kept of a step whose evaluation is interrupted.
+      evaluates_first: whether `state` comes from there.
 
     Returns:
       Whether that is the end of the run: it has taken all its steps, or a hook ended it.
@@ -181,28 +226,32 @@ def _loop(
         for hook in hooks:
             stack.enter_context(hook)
             hook.start(start)
-        for step in range(start + 1, run.stop_step + 1):
-            for hook in hooks:
-                hook.before_step(step)
-            with clock.waiting(metrics):
-                batch = next(batches)
-            state, metrics = train_step(state, batch)
-            interval.add(step, metrics)
-            clock.step()
-            if step == start + 1:
-                jax.block_until_ready(metrics)
-                clock.restart()  # no rate counts the compilation
-            for hook in hooks:
-                hook.after_step(step, batch, metrics)
+        for step in range(start + (not evaluates_first), run.stop_step + 1):
+            if step > start:
+                for hook in hooks:
+                    hook.before_step(step)
+                with clock.waiting(metrics):
+                    batch = next(batches)
+                state, metrics = train_step(state, batch)
+                interval.add(step, metrics)
+                clock.step()
+                if step == start + 1:
+                    jax.block_until_ready(metrics)
+                    clock.restart()  # no rate counts the compilation
+                    signals.slow = False
+                for hook in hooks:
+                    hook.after_step(step, batch, metrics)
 
             end = step == run.total_steps
             signum = signals.asked(step, checkpoints.reached_preemption)
-            logging = end or run.log_every.due(step)
+            logging = step > start and (end or run.log_every.due(step))
             evaluating = run.validation is not None and (end or run.eval_every.due(step))
             saving = run.checkpoint_every.due(step) or step == run.stop_step or signum is not None
+            if signum is not None and not evaluating:
+                signals.answer()
             if logging or evaluating or saving:
                 batches.check()
-                _check_finite(interval.read(), checkpoints)
+                _check_finite(interval.read(), checkpoints, state)
             if logging:
                 record = interval.record() | clock.lap(run.loading.batch_size)
                 recorder.write(step, record)
@@ -211,17 +260,29 @@ def _loop(
             with clock.stopped():
                 scores = None
                 if evaluating:
-                    scores = evaluator('validation', state.eval_variables)
+                    try:
+                        with signals.interruptible():
+                            raw = None  # beside the average, which is selected by
+                            if state.ema_params is not None:
+                                raw = evaluator('validation', state.variables)
+                            scores = evaluator('validation', state.eval_variables)
+                    except Interrupted:
+                        _park(parked, run, state, interval, signals)
                     recorder.write(step, {f'validation/{k}': v for k, v in scores.items()})
                     reasons = [hook.after_evaluation(step, scores) for hook in hooks]
-                    if state.ema_params is not None:  # beside the average, which is selected by
-                        raw = evaluator('validation', state.variables)
+                    if raw is not None:
                         recorder.write(step, {f'validation_raw/{k}': v for k, v in raw.items()})
                     if run.recipe.plateau is not None:
                         cost = run.selection.cost(scores)
                         state = run.recipe.plateau.observe(state, scores, cost, run.mesh)
                 if evaluating or saving:
+                    signum = signum or signals.asked_alone
+                    if signum is not None:
+                        signals.answer()
                     checkpoints.save(state, interval.to_json(), scores)
+                if step == start:
+                    checkpoints.wait()
+                    shutil.rmtree(parked, ignore_errors=True)
             if signum is not None:
                 checkpoints.wait()
                 raise Stopped(signum, f'stopped at step {step}; its checkpoint is written')
@@ -233,15 +294,50 @@ def _loop(
     return any(reasons) or run.stop_step == run.total_steps
 
 
-def _check_finite(bad_step: int | None, checkpoints: Checkpoints) -> None:
+def _park(
+    parked: Path, run: Setup, state: TrainState, interval: Interval, signals: StopSignals
+) -> NoReturn:
+    """Keeps the state of a step whose evaluation was interrupted, and stops.
+
+    It has no figures yet, and checkpoints cannot be given any later: it waits beside them, and the next start
+    evaluates it first.
+    """
+    signals.answer()
+    parked.mkdir(exist_ok=True)
+    with Checkpoints(parked, run.selection.rank) as only:
+        only.save(state, interval.to_json())
+        only.wait()
+    assert signals.received is not None
+    raise Stopped(
+        signals.received,
+        f'stopped in the evaluation of step {int(state.step)}; its state is written',
+    )
+
+
+def _check_finite(bad_step: int | None, checkpoints: Checkpoints, state: TrainState) -> None:
     if bad_step is not None:
         checkpoints.wait()
-        good = checkpoints.latest_step()
+        good = _last_good(checkpoints, state)
         kept = 'there is none' if good is None else f'it is step {good}'
         raise UserError(
-            f'the loss or a parameter became NaN or infinite in step {bad_step}. The last good '
-            f'checkpoint was kept: {kept}. Try a lower optimizer.lr or a longer schedule.warmup'
+            f'the loss, a parameter or a statistic became NaN or infinite in step {bad_step}. The last good '
+            f'checkpoint was kept: {kept}. Start again in another --workdir with a lower optimizer.lr or a longer '
+            'schedule.warmup'
         )
+
+
+def _last_good(checkpoints: Checkpoints, state: TrainState) -> int | None:
+    """The newest checkpoint whose weights, and their average, are finite; or None."""
+    template = mesh_lib.abstract(state.variables)
+    for step in reversed(checkpoints.steps()):
+        try:
+            for weights in ('raw', None):
+                found = checkpoints.restore_variables(step, template, weights)
+                check_finite(found, f'step {step}')
+            return step
+        except UserError:
+            continue
+    return None
 
 
 def _is_tested(path: Path, last: int | None) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import jax
 import jax.numpy as jnp
 import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from optax import contrib
 
 from vision.core.config_keys import SGD, Range, declared, own_arguments
@@ -84,6 +85,35 @@ class RateFactors:
             return next((factor for pattern, factor in factors if _names(pattern, path)), 1.0)
 
         return jax.tree_util.tree_map_with_path(lambda path, _: factor_of(path), params)
+
+    def keep_frozen(self, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+        """Returns new `params` and `batch_stats` in which what is frozen is as it was, to the bit.
+
+        A layer's statistics are frozen if all of the layer's parameters are; those of a layer without parameters, if all
+        of the module's around it are.
+        """
+        if not self:
+            return new
+        factors = flatten_dict(self.of(new['params']))
+
+        def is_frozen(path: tuple[str, ...]) -> bool:
+            while path:
+                inside = [factor for name, factor in factors.items() if name[: len(path)] == path]
+                if inside:
+                    return not any(inside)
+                path = path[:-1]
+            return False
+
+        kept = {
+            kind: {
+                path: value
+                if not is_frozen(path if kind == 'params' else path[:-1])
+                else flatten_dict(old[kind])[path]
+                for path, value in flatten_dict(tree).items()
+            }
+            for kind, tree in new.items()
+        }
+        return {kind: unflatten_dict(values) for kind, values in kept.items()}
 
     def check(self, params: Any) -> None:
         """Checks the patterns against a model's parameters (or their shapes).

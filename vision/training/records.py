@@ -1,7 +1,6 @@
 """Records of a run: what is accumulated between two of them, `metrics.jsonl` and TensorBoard, and what came out."""
 
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from rich.table import Table
 
 from vision.core import processes
 from vision.core.text import json_text
-from vision.core.workdir import read_records, write_text
+from vision.core.workdir import read_records, sync, write_text
 from vision.task import Metric
 from vision.task.metrics import metrics_table
 from vision.training.step import Metrics
@@ -185,8 +184,7 @@ class Recorder:
         if not self._writes:
             return
         self._file.write(json_text({'step': step, **values}) + '\n')
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        sync(self._file)
         for name, value in values.items():
             if isinstance(value, int | float):
                 self._events.add_scalar(name, value, step)

@@ -17,6 +17,7 @@ from vision.core import durations
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.data.source import NoSplitError, Source
+from vision.evaluation.protocols import passes
 from vision.models import create_model
 from vision.models.base import check_contract, init_variables
 from vision.preprocess import inputs
@@ -97,17 +98,22 @@ class Setup:
         return self.recipe.task
 
     @property
-    def dataset(self) -> dict[str, Any]:
-        """The facts of the data that prediction needs: `dataset.json`."""
-        shape = None if self.train.encoded else self.train.image_shape
+    def sources(self) -> dict[str, Source]:
+        """The splits that there are, by name."""
         splits = {'train': self.train, 'validation': self.validation, 'test': self.test}
+        return {name: source for name, source in splits.items() if source is not None}
+
+    @property
+    def dataset(self) -> dict[str, Any]:
+        """What prediction must know of the data, and what a run that goes on compares: `dataset.json`."""
+        shape = None if self.train.encoded else self.train.image_shape
         return {
             'class_names': list(self.train.class_names),
             # Of images as the source has them; null where each has its own.
             'image_shape': None if shape is None else list(shape),
             'rules': self.config.data.rules,  # for the order of classes and the splits
             'input_shape': list(self.input_shape),
-            'num_examples': {k: v.num_examples for k, v in splits.items() if v is not None},
+            'num_examples': {name: source.num_examples for name, source in self.sources.items()},
             'mean': list(self.task.settings.mean),
             'std': list(self.task.settings.std),
         }
@@ -145,6 +151,8 @@ def setup(config: ConfigDict) -> Setup:
         inputs.check(train, ops)
     input_shape = inputs.input_shape(train, preprocess.eval)
     check_channels(preprocess.mean, preprocess.std, input_shape[-1])
+    for entry in config.evals.values():
+        passes(config_lib.complete_eval(entry).protocol, preprocess.eval, input_shape[0])
 
     # Durations in steps.
     def steps_in(key: str) -> Fraction:
@@ -166,11 +174,11 @@ def setup(config: ConfigDict) -> Setup:
     recipe = make_recipe(config, model, train.class_names, total_steps, to_steps)
     _check_task(recipe, train, config.data.views)
     check_contract(model, input_shape)
+    if preprocess.train != preprocess.eval:
+        train_shape = inputs.input_shape(train, preprocess.train)
+        if train_shape != input_shape:
+            check_contract(model, train_shape)
     shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
-    if config.init_from is not None:
-        from vision.training.init_from import check_source
-
-        check_source(config.init_from, config.model.name, shapes)
     recipe.factors.check(shapes['params'])
     optimizer = config.optimizer.to_dict()
     if config.weight_decay or optimizer.get('weight_decay'):

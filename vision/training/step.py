@@ -178,7 +178,7 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
 
     Its metrics are the task's sums over the batch's examples and `count`, the learning rate `lr`, the norms of
     the gradient of what is not frozen and of the new parameters, and `finite`: whether the objective and all
-    new parameters are numbers.
+    new parameters and running statistics are numbers.
 
     Args:
       recipe: of the run.
@@ -201,39 +201,50 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
         updates, opt_state = optimizer.update(
             gradient, state.opt_state, state.params, value=outcome.objective
         )
-        params = optax.apply_updates(state.params, updates)
-        ema_params, ema_batch_stats = state.ema_params, state.ema_batch_stats
+        new = {
+            'params': optax.apply_updates(state.params, updates),
+            'batch_stats': outcome.batch_stats,
+        }
+        new = recipe.factors.keep_frozen(state.variables, new)
+        average = {'params': state.ema_params, 'batch_stats': state.ema_batch_stats}
         if recipe.averaging:
             pull = recipe.averaging.pull(state.step + 1)
-            ema_params = optax.incremental_update(params, ema_params, pull)
-            ema_batch_stats = optax.incremental_update(outcome.batch_stats, ema_batch_stats, pull)
+            moved = optax.incremental_update(new, average, pull)
+            average = recipe.factors.keep_frozen(average, moved)
 
         rate = recipe.schedule(state.step)
         if recipe.plateau is not None:
             rate *= recipe.plateau.scale(state.opt_state)
-        param_norm = optax.global_norm(params)
+        param_norm = optax.global_norm(new['params'])
         metrics = {
             **outcome.sums,
             'count': jnp.sum(examples['mask']),
             'lr': jnp.asarray(rate, jnp.float32),
             'grad_norm': optax.global_norm(gradient),
             'param_norm': param_norm,
-            'finite': jnp.isfinite(outcome.objective) & jnp.isfinite(param_norm),
+            'finite': jnp.isfinite(outcome.objective)
+            & jnp.isfinite(param_norm)
+            & _are_finite(new['batch_stats']),
         }
-        new = TrainState(
+        after = TrainState(
             step=state.step + 1,
-            params=params,
-            batch_stats=outcome.batch_stats,
+            params=new['params'],
+            batch_stats=new['batch_stats'],
             opt_state=opt_state,
-            ema_params=ema_params,
-            ema_batch_stats=ema_batch_stats,
+            ema_params=average['params'],
+            ema_batch_stats=average['batch_stats'],
             rng=state.rng,
             extra=outcome.extra,
         )
-        return mesh_lib.constrain_state(new, mesh, shard), metrics
+        return mesh_lib.constrain_state(after, mesh, shard), metrics
 
     # The state comes, and goes, as it lies on the mesh.
     return jax.jit(train_step, in_shardings=(None, mesh_lib.split_batch(mesh)), donate_argnums=0)
+
+
+def _are_finite(tree: Any) -> jax.Array:
+    """Whether all values of a PyTree are: a scalar."""
+    return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Array], GradientOf]:

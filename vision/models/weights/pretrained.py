@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vision.core.errors import UserError
 from vision.models import MODELS
-from vision.models.base import abstract_variables, is_auxiliary, is_head
+from vision.models.base import abstract_variables, check_finite, is_auxiliary, is_head
 from vision.models.summary import default_model
 from vision.models.weights.state_dicts import StateDict, read_hub_config, read_state_dict
 from vision.models.weights.torch_names import TORCHVISION_MODELS, Path, TorchNames, torch_names
@@ -82,11 +82,12 @@ def load_pretrained(
       new_head: whether the classifier may start afresh: not where it is to answer at once.
 
     Raises:
-      UserError: the source cannot be read, or its tensors are not those of the model: one error
-        names all that are missing, surplus or misshapen.
+      UserError: the source cannot be read, its tensors are not those of the model (one error names all that are
+        missing, surplus or misshapen), or values are not finite.
     """
     names = torch_names(name)
     converted, fresh = convert(read_state_dict(source), names, variables, f'{source} ({name})')
+    check_finite(converted, source)
     if not new_head:
         if not all(is_auxiliary((layer,)) for layer in fresh):
             raise UserError(

@@ -1,0 +1,61 @@
+"""The start of a run: all that can be refused before its workdir is made or touched."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from vision.core import processes
+from vision.core import workdir as workdir_lib
+from vision.core.checkpoints import newest_step
+from vision.data import identity
+from vision.models.base import init_variables
+from vision.training.setup import Setup
+
+_ADVICE = 'Give it the data that it was begun with, or take another --workdir'
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What was read in order to check the start of a run.
+
+    Attributes:
+      examples: of each split, as `vision.data.identity` has them; on the first process.
+      weights: those that `init_from` names, for a run that takes its first step; or None.
+    """
+
+    examples: dict[str, identity.Examples]
+    weights: Any
+
+
+def check_start(run: Setup, path: Path | None = None) -> Start:
+    """Checks a run against its workdir and the weights that it starts from; writes nothing.
+
+    Args:
+      run: as `setup` returns it.
+      path: the workdir, which need not exist; None for a dry run.
+
+    Raises:
+      UserError: the workdir holds a run with another config or other data, or the weights cannot be read or are
+        another model's.
+    """
+    examples: dict[str, identity.Examples] = {}
+
+    def look() -> bool:
+        examples.update(identity.examples_of(run.sources))
+        if path is None:
+            return False
+        workdir_lib.check_config(path, run.config)
+        identity.check_unchanged(path, run.dataset, examples, _ADVICE)
+        return newest_step(path) is not None
+
+    begun, weights, source = processes.on_first(look), None, run.init_from
+    if source is not None and not begun:
+        from vision.training.init_from import read_weights
+
+        shapes = jax.eval_shape(
+            lambda: init_variables(run.model, run.input_shape, jax.random.key(0))
+        )
+        weights = processes.together(lambda: read_weights(source, run.model_name, shapes))
+    return Start(examples, weights)

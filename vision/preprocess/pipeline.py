@@ -141,7 +141,8 @@ class EvalBatches:
         if self.corrupt and not self._max_corrupt:
             name, reason = next(iter(self.corrupt.items()))
             raise UserError(
-                f'{name}: {reason}. Mend or remove it, or leave such images out: --skip_corrupt.'
+                f'{name}: {reason}. Leave such images out with --skip_corrupt; or mend or remove it, where no run was '
+                'trained on this data.'
             )
         check_corrupt(self.corrupt, self._source, self._max_corrupt)
         return _batch(plan, filled, mask)
@@ -154,7 +155,8 @@ def check_corrupt(corrupt: dict[str, str], source: Source, max_corrupt: float) -
         raise UserError(
             f'{source.name}: {len(corrupt)} images of {source.num_examples:,} could not be read so '
             f'far, more than data.max_corrupt={max_corrupt:g} allows; the first is {name}: '
-            f'{reason}. Mend or remove them, or raise data.max_corrupt.'
+            f'{reason}. Mend or remove them, or raise data.max_corrupt; a run that has begun goes on with the '
+            'latter alone.'
         )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.processes import Process
+from tests.tiers import split
 from tests.training import slow, tiny
 from tests.training.test_resume import assert_same
 from vision.core.checkpoints import newest_step
@@ -150,7 +151,8 @@ def test_while_a_step_is_compiled(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ('split_of', 'nth'), [('raw', 1), ('average', 2), ('average', 3), ('test', 1)]
+    ('split_of', 'nth'),
+    split([('raw', 1), ('average', 2), ('average', 3), ('test', 1)], [('average', 3)]),
 )
 def test_in_an_evaluation_nothing_is_lost_and_the_run_ends_in_the_same_bits(
     tmp_path, monkeypatch, alone, split_of, nth
@@ -158,13 +160,13 @@ def test_in_an_evaluation_nothing_is_lost_and_the_run_ends_in_the_same_bits(
     """The nth evaluation of the weights as trained, of their average, or of the test split is interrupted."""
     evaluate, seen = loop.Evaluator.__call__, []
 
-    def interrupted(self, split, variables):
+    def interrupted(self, name, variables):
         # Of each step the weights as trained come first.
-        kind = split if split == 'test' else ('raw', 'average')[len(seen) % 2]
+        kind = name if name == 'test' else ('raw', 'average')[len(seen) % 2]
         seen.append(kind)
         if (kind, seen.count(kind)) == (split_of, nth):
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(self, split, variables)
+        return evaluate(self, name, variables)
 
     def terminated(signum, frame):
         raise SystemExit(128 + signum)

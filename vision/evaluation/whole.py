@@ -62,7 +62,8 @@ class WholeBatches:
             name, reason = self._why(int(example))
             if not self._skip_corrupt:
                 raise UserError(
-                    f'{name}: {reason}. Mend or remove it, or leave such images out: --skip_corrupt.'
+                    f'{name}: {reason}. Leave such images out with --skip_corrupt; or mend or remove it, where no run was '
+                    'trained on this data.'
                 )
             self.corrupt[name] = reason
 

@@ -146,7 +146,8 @@ class EvalBatches:
         if self.corrupt and not self._max_corrupt:
             name, reason = next(iter(self.corrupt.items()))
             raise UserError(
-                f'{name}: {reason}. Mend or remove it, or leave such images out: --skip_corrupt.'
+                f'{name}: {reason}. Leave such images out with --skip_corrupt; or mend or remove it, where no run was '
+                'trained on this data.'
             )
         check_corrupt(self.corrupt, self._source, self._max_corrupt)
         return _batch(plan, filled, mask)

@@ -185,5 +185,6 @@ def check_corrupt(corrupt: dict[str, str], source: Source, max_corrupt: float) -
         raise UserError(
             f'{source.name}: {len(corrupt)} images of {source.num_examples:,} could not be read so '
             f'far, more than data.max_corrupt={max_corrupt:g} allows; the first is {name}: '
-            f'{reason}. Mend or remove them, or raise data.max_corrupt.'
+            f'{reason}. Mend or remove them, or raise data.max_corrupt; a run that has begun '
+            'goes on with the latter alone.'
         )

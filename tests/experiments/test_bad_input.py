@@ -46,7 +46,7 @@ def refuse(module, *args):
         ([DIGITS, '--config.loss.smoothing=0.1'], "Did you mean 'label_smoothing'"),
         ([DIGITS, '--config.training.batchsize=3'], "Did you mean 'batch_size'"),
         ([DIGITS, '--config.model.name=resnet20', '--config.model.remat=maybe'], 'bool'),
-        ([DIGITS, '--config.model.paddin=2'], "did you mean 'padding'"),
+        ([DIGITS, '--config.model.paddin=2'], "Did you mean 'padding'"),
         ([DIGITS, '--config.data.pth=x'], "Did you mean 'path'"),
         ([DIGITS, '--config.training.batch_size=0'], 'training.batch_size'),
         ([DIGITS, '--config.training.keep=0'], 'training.keep'),

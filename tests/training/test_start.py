@@ -73,6 +73,10 @@ def twice(root):
         shutil.copyfile(file, file.with_stem(f'{file.stem}_copy'))
 
 
+def copied(root):
+    return shutil.copytree(root, root.with_name('copy'), dirs_exist_ok=True)
+
+
 def one_file(change):
     return lambda root: change(root / 'test' / 'dog' / '3.png')
 
@@ -121,8 +125,10 @@ def test_data_that_changed_between_two_starts_are_refused_and_the_workdir_is_lef
 def test_a_root_that_moved_passes(copy, tmp_path):
     root, path = copy
     shutil.move(root, tmp_path / 'moved')
-    run = setup(config_for(tmp_path / 'moved'))
-    identity.check_unchanged(path, run.dataset, identity.examples_of(run.sources), '')
+    check_start(setup(config_for(tmp_path / 'moved')), path)
+    (tmp_path / 'moved' / 'test' / 'dog' / '3.png').unlink()
+    with pytest.raises(UserError, match=r"was trained on other data: .* the first is 'dog/3.png'"):
+        check_start(setup(config_for(tmp_path / 'moved')), path)
 
 
 def test_it_is_written_once(copy):
@@ -140,12 +146,15 @@ def test_an_older_workdir_is_compared_in_what_it_has_recorded(copy):
     """Without digests the numbers of examples count; without anything, the classes."""
     root, path = copy
     recorded = json.loads((path / 'dataset.json').read_text())
+    check_start(setup(config_for(copied(root))), path)
     for key in ('identity', 'rules'):
         del recorded[key]
     (path / 'dataset.json').write_text(json.dumps(recorded))
     (path / 'examples.json.gz').unlink()
     run = setup(config_for(root))
     check_start(run, path)
+    with pytest.raises(UserError, match=r'another config: data\.path is'):
+        check_start(setup(config_for(copied(root))), path)
     (root / 'train' / 'cat' / '0.png').unlink()
     with pytest.raises(UserError, match='train had 16 examples and has 15'):
         check_start(setup(config_for(root)), path)

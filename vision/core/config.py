@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -37,6 +37,10 @@ MAY_DIFFER = (
     'data.max_corrupt',
     'training.shard',  # where arrays lie, as the number of devices may change, too
 )
+
+
+# Where the data are, if the run knows them by what they are (`vision.data.identity`).
+PLACES = ('data.path', 'data.data_dir')
 
 
 class Config(ConfigDict):
@@ -243,12 +247,14 @@ def from_json(text: str) -> ConfigDict:
     return Config(values, type_safe=False)
 
 
-def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], may_differ: Collection[str] = MAY_DIFFER
+) -> list[str]:
     """Lists, a phrase a key, what two configs differ in, but for what may differ."""
     before, after = _flatten(plain(old)), _flatten(plain(new))
     phrases = []
     for key in dict.fromkeys([*before, *after]):
-        free = key in MAY_DIFFER or key.startswith('evals.')
+        free = key in may_differ or key.startswith('evals.')
         if not free and before.get(key) != after.get(key):
             phrases.append(f'{key} is {before.get(key)!r} there and {after.get(key)!r} here')
     return phrases

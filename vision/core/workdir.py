@@ -148,11 +148,17 @@ def create(workdir: AnyPath) -> Path:
 def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
     """Checks that the run that is there, if any, was made with this config; for the first process.
 
+    The data may have moved, if the workdir has digests of them.
+
     Raises:
       UserError: the workdir belongs to another config; says what differs.
     """
     if (workdir / 'config.json').exists():
-        differ = config_lib.differences(read_config(workdir), config)
+        known = (workdir / 'dataset.json').exists() and read_json(workdir, 'dataset.json')
+        may_differ = config_lib.MAY_DIFFER
+        if known and 'identity' in known:
+            may_differ += config_lib.PLACES
+        differ = config_lib.differences(read_config(workdir), config, may_differ)
         if differ:
             more = f' (and {len(differ) - 3} more)' if len(differ) > 3 else ''
             raise UserError(

@@ -17,7 +17,6 @@ from vision.core import durations
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.data.source import NoSplitError, Source
-from vision.evaluation.protocols import passes
 from vision.models import create_model
 from vision.models.base import check_contract, init_variables
 from vision.preprocess import inputs
@@ -152,6 +151,8 @@ def setup(config: ConfigDict) -> Setup:
     input_shape = inputs.input_shape(train, preprocess.eval)
     check_channels(preprocess.mean, preprocess.std, input_shape[-1])
     for entry in config.evals.values():
+        from vision.evaluation.protocols import passes
+
         passes(config_lib.complete_eval(entry).protocol, preprocess.eval, input_shape[0])
 
     # Durations in steps.

@@ -155,7 +155,7 @@ def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
     """
     if (workdir / 'config.json').exists():
         known = (workdir / 'dataset.json').exists() and read_json(workdir, 'dataset.json')
-        may_differ = config_lib.MAY_DIFFER
+        may_differ: tuple[str, ...] = config_lib.MAY_DIFFER
         if known and 'identity' in known:
             may_differ += config_lib.PLACES
         differ = config_lib.differences(read_config(workdir), config, may_differ)

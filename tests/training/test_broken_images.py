@@ -66,7 +66,9 @@ def test_training_refuses_too_many_and_goes_through_when_they_are_allowed(root, 
     assert {key: scores[key] for key in results['test']} == results['test']
 
 
-def test_images_of_the_test_split_that_cannot_be_read_cost_their_figures_alone(root, tmp_path):
+def test_images_of_the_test_split_that_cannot_be_read_cost_their_figures_alone(
+    root, tmp_path, capsys
+):
     """The run is done: it answers with both counts, and exits with 3. What its advice says works."""
     shutil.copytree(root, tmp_path / 'data')
     for split in ('train', 'val'):
@@ -74,16 +76,16 @@ def test_images_of_the_test_split_that_cannot_be_read_cost_their_figures_alone(r
             shutil.copyfile(
                 file.with_name('000.JPG' if file.parent.name[-1] == '0' else '001.JPG'), file
             )
-    (tmp_path / 'own.py').write_text(
-        'import json\nfrom vision.core.config import from_json\n'
-        f'def get_config():\n    return from_json({to_json(config_for(tmp_path / "data"))!r})\n'
-    )
-    flags = (f'--config={tmp_path}/own.py', f'--workdir={tmp_path}/run', '--format=json')
-    done = run_module('experiments.train', *flags)
-    assert done.returncode == 3, done.stderr
-    results = json.loads(done.stdout)
+    config = config_for(tmp_path / 'data')
+    results = train(config, tmp_path / 'run')
     assert (results['test']['count'], results['test']['corrupt']) == (36, 4)
-    assert '4 images of 40 could not be read' in done.stderr
     assert 'corrupt' not in results['validation'] and results['validation']['count'] == 40
-    again = run_module('experiments.train', *flags, '--config.data.max_corrupt=0.5')
+    assert '4 images of 40 could not be read' in capsys.readouterr().err
+    config.data.max_corrupt = 0.5
+    (tmp_path / 'own.py').write_text(
+        f'from vision.core.config import from_json\ndef get_config():\n    return from_json({to_json(config)!r})\n'
+    )
+    again = run_module(
+        'experiments.train', f'--config={tmp_path}/own.py', f'--workdir={tmp_path}/run', '--format=json'
+    )  # fmt: skip
     assert again.returncode == 3 and json.loads(again.stdout) == results, again.stderr

@@ -12,6 +12,7 @@ from absl import flags
 from tests.conftest import REPO
 from vision.core import cli
 from vision.core.config import default_config
+from vision.core.config_mistakes import explained
 from vision.core.errors import UserError
 
 SCRIPT = """
@@ -87,7 +88,8 @@ def config_flag(monkeypatch):
     ],
 )
 def test_a_flag_that_is_not_there_names_the_key_that_is_meant(config_flag, name, says):
-    assert cli._explain_unknown(name).endswith(says)
+    error = flags.UnrecognizedFlagError(name)
+    assert explained(error, []).endswith(says)
 
 
 @pytest.mark.parametrize(

@@ -50,7 +50,7 @@ def test_all_writers_go_through_it():
     others = {
         f'{folder}/{name}'
         for folder, names in {
-            'vision': ('core/text.py', 'core/processes.py'),
+            'vision': ('core/text.py', 'core/processes.py', 'data/identity.py'),
             'benchmarks': (
                 'race.py',
                 'gpu.py',

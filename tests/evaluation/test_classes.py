@@ -73,7 +73,7 @@ def test_numbered_folders_are_the_classes_of_these_indices(names):
 
 
 def test_a_class_that_the_run_does_not_know():
-    with pytest.raises(UserError, match=r"2 of its 3 classes.*'dogs'; did you mean 'dog'"):
+    with pytest.raises(UserError, match=r"2 of its 3 classes.*'dogs' .did you mean 'dog'"):
         match(RUN, source('cat', 'dogs', 'eel'))
 
 

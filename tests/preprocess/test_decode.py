@@ -13,8 +13,6 @@ from tests.preprocess import icc
 from vision.preprocess.decode import BadImage, pixels, read
 from vision.preprocess.ops import decode as decode_lib
 
-pytestmark = pytest.mark.smoke
-
 
 @pytest.fixture
 def decode(run_op):
@@ -25,6 +23,7 @@ def pillow(data):
     return np.asarray(Image.open(io.BytesIO(data)).convert('RGB'))
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize(
     'options',
     [

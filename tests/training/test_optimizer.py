@@ -326,7 +326,7 @@ def test_a_pattern_that_names_nothing_is_a_mistake(changes, says):
         ({'optimizer.clip_norm': 0.0}, 'optimizer.clip_norm=0.0 must be a number above 0'),
         ({'optimizer.clip_value': -1.0}, 'optimizer.clip_value=-1.0 must be'),
         ({'optimizer.lr_for_batch': 0}, 'optimizer.lr_for_batch=0 must be'),
-        ({'optimizer.lr': float('inf')}, 'optimizer.lr=inf must be'),
+        ({'optimizer.lr': float('inf')}, 'config.optimizer.lr is inf'),
         ({'weight_decay': -1e-4}, 'weight_decay=-0.0001 must be'),
         ({'training.ema_decay': 1.0}, r'ema_decay=1.0 must be a number in \[0, 1\)'),
         ({'training.accumulate': 0}, 'training.accumulate=0'),

@@ -204,7 +204,8 @@ class Preprocess:
                 mask[slot] = 1
             except BadImage as e:
                 if name not in corrupt:
-                    logging.warning('%s: %s', name, e)
+                    shown = name.encode('utf-8', 'backslashreplace').decode()
+                    logging.warning('%s: %s', shown, e)
                 corrupt[name] = str(e)
         return filled, mask
 

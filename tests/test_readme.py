@@ -22,7 +22,8 @@ SHORT = {
         '--config.training.ema_decay=0',
     ),
     'experiments.sweep': (
-        '--config.training.duration=8 steps',
+        '--config.training.duration=2 steps',
+        '--config.training.eval_every=2 steps',
         '--config.training.ema_decay=0',
         '--config.schedule.warmup=0 steps',
         '--config.preprocess.train=',

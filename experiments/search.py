@@ -102,14 +102,14 @@ def _query(words: list[str]) -> int:
 
 
 def _duplicates(words: list[str]) -> int:
-    from vision.search import index, search
+    from vision.search import duplicates, index
 
     cli.refuse_arguments(['', *words])
     output = _output_path()
     cli.require(index=INDEX.value)
     made, classifier = index.load(Path(INDEX.value).expanduser()), _classifier()
     made.check(classifier, ENDPOINT.value)
-    results = search.duplicates(made, classifier.run, THRESHOLD.value)
+    results = duplicates.find_duplicates(made, classifier.run, THRESHOLD.value)
     title = 'Images that are nearly the same'
     return _tell_found(results, 'cosine', classifier, output, title)
 

@@ -13,6 +13,7 @@ from vision.core.errors import UserError
 from vision.data import arrays
 from vision.prediction import Classifier
 from vision.search import index, search
+from vision.search.duplicates import find_duplicates
 
 ABOUT = {'model': 'm', 'preprocessing': 'p', 'endpoint': 'features', 'weights': 'w'}
 
@@ -303,7 +304,7 @@ def test_every_duplicate_is_in_one_group_however_many_are_near(classifier, digit
     made = index.create(about, 16)
     near = np.ones((1, 16), np.float32) + vectors(65, seed=3) * 1e-3
     made.add([names[0], *others, *names[1:]], near)
-    groups = search.duplicates(made, classifier.run)
+    groups = find_duplicates(made, classifier.run)
     members = [p for g in groups for p in (g['path'], *(n['path'] for n in g['neighbours']))]
     assert len(members) == len(set(members))
     (group,) = [g for g in groups if g['path'] == names[0]]
@@ -324,7 +325,7 @@ def made_of(run, names):
     """An index of images whose vectors are all nearly the same."""
     made = index.create(ABOUT, 16)
     made.add(list(map(str, names)), np.ones((1, 16)) + vectors(len(names), seed=5) * 1e-3)
-    return search.duplicates(made, run)
+    return find_duplicates(made, run)
 
 
 def paths_of(group):

@@ -17,8 +17,8 @@ from vision.core.errors import UserError
 
 SCRIPT = """
 import hashlib, sys, threading, time
-from vision.core import cli
-cli._GRACE = 0.3
+from vision.core import cli, startup
+startup._GRACE = 0.3
 
 def main(argv):
     print('running', flush=True)

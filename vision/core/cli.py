@@ -13,9 +13,7 @@ import re
 import signal
 import sys
 import threading
-import time
 import traceback
-import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -32,7 +30,6 @@ from vision.core.errors import Stopped, UserError
 
 USER_MISTAKE = 2
 ANSWERED_IN_PART = 3
-_GRACE = 3.0  # seconds that the main thread has to leave after a signal
 PICTURES = ('.png', '.html')  # what pictures may be written to
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -46,74 +43,13 @@ def run(main: Callable[[list[str]], int | None]) -> None:
       main: gets what is left of the command line (the program's name first) and returns the
         exit code; None is 0.
     """
-    _Leaving.start()
+    startup.Leaving.start()
     try:
         app.run(lambda argv: sys.exit(_main(main, argv)), flags_parser=_parse)
     except KeyboardInterrupt:
         sys.exit(128 + signal.SIGINT)
     finally:
-        _let_go_of_stdout()
-
-
-def _let_go_of_stdout() -> None:
-    """Writes what is left to stdout; if nobody reads it any more (`| head`), lets go of it without a word."""
-    try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-class _Leaving:
-    """Ends the process within seconds of SIGTERM or SIGINT, whatever it is doing.
-
-    The first signal raises SystemExit or KeyboardInterrupt in the main thread; a second one ends the process at once.
-    The main thread may be in code that does not come back for minutes, as XLA's while it compiles, or wait for threads
-    that do not: a thread gives it a few seconds, and then leaves. While modules are imported nothing is lost, and
-    extensions would print a traceback: the process ends at once. A part of a program that has handlers of its own, as
-    the training loop, leaves as it sees fit.
-    """
-
-    received: int | None = None
-
-    @classmethod
-    def start(cls) -> None:
-        """Installs the handlers, in the main thread."""
-        cls.received = None
-        for signum in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(signum, cls._leave)
-        reading, writing = os.pipe()
-        os.set_blocking(writing, False)
-        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
-        threading.Thread(target=cls._watch, args=(reading,), daemon=True).start()
-
-    @classmethod
-    def _leave(cls, signum: int, frame: types.FrameType | None) -> None:
-        if cls.received is not None or _is_importing(frame):
-            os._exit(128 + signum)
-        cls.received = signum
-        if signum == signal.SIGINT:
-            raise KeyboardInterrupt
-        sys.exit(128 + signum)
-
-    @classmethod
-    def _watch(cls, reading: int) -> None:
-        while received := os.read(reading, 1):
-            signum = received[0]
-            if signal.getsignal(signum) == cls._leave:
-                time.sleep(_GRACE)
-                os._exit(128 + signum)
-            processes = sys.modules.get('vision.core.processes')  # which imports JAX
-            if processes is not None and processes.StopSignals.current is not None:
-                processes.StopSignals.current.leave(signum, _GRACE)
-
-
-def _is_importing(frame: types.FrameType | None) -> bool:
-    """Whether a module is being imported where the main thread is."""
-    while frame is not None:
-        if frame.f_code.co_filename.startswith('<frozen importlib'):
-            return True
-        frame = frame.f_back
-    return False
+        startup.let_go_of_stdout()
 
 
 def define_config() -> flags.FlagHolder:
@@ -336,8 +272,8 @@ def _is_one_of_several() -> bool:
 
 def _fail(error: Exception) -> int:
     """Shows what is ours, and where others would be waited for that do not know, leaves at once."""
-    if _Leaving.received is not None:  # what a library made of the interruption
-        return 128 + _Leaving.received
+    if startup.Leaving.received is not None:  # what a library made of the interruption
+        return 128 + startup.Leaving.received
     if not _is_one_of_several():
         raise error
     from vision.core import distributed

@@ -1,4 +1,4 @@
-"""Settings of a process before JAX and TensorFlow are used; importing `vision` sets none of them.
+"""The start of a process, with settings before JAX and TensorFlow are used, and its end on signals; importing `vision` sets nothing.
 
 Settings of a backend are registered here by the module that knows the backend (`vision/models/cpu/startup.py`). Commands
 apply them: `at_start` first of all, then `tune` and `use_compilation_cache`.
@@ -9,9 +9,14 @@ import os
 import re
 import signal
 import sys
+import threading
+import time
+import types
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+
+_GRACE = 3.0  # seconds that the main thread has to leave after a signal
 
 # Names the variables that `restart` has set.
 _OURS = 'VISION_SET'
@@ -41,6 +46,67 @@ def leave_on_signals() -> None:
     """Lets SIGTERM and SIGINT end the process without a word, until the command takes over: nothing has been done."""
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda signum, frame: os._exit(128 + signum))
+
+
+def let_go_of_stdout() -> None:
+    """Writes what is left to stdout; if nobody reads it any more (`| head`), lets go of it without a word."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Leaving:
+    """Ends the process within seconds of SIGTERM or SIGINT, whatever it is doing.
+
+    The first signal raises SystemExit or KeyboardInterrupt in the main thread; a second one ends the process at once.
+    The main thread may be in code that does not come back for minutes, as XLA's while it compiles, or wait for threads
+    that do not: a thread gives it a few seconds, and then leaves. While modules are imported nothing is lost, and
+    extensions would print a traceback: the process ends at once. A part of a program that has handlers of its own, as
+    the training loop, leaves as it sees fit.
+    """
+
+    received: int | None = None
+
+    @classmethod
+    def start(cls) -> None:
+        """Installs the handlers, in the main thread."""
+        cls.received = None
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, cls._leave)
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+        threading.Thread(target=cls._watch, args=(reading,), daemon=True).start()
+
+    @classmethod
+    def _leave(cls, signum: int, frame: types.FrameType | None) -> None:
+        if cls.received is not None or _is_importing(frame):
+            os._exit(128 + signum)
+        cls.received = signum
+        if signum == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + signum)
+
+    @classmethod
+    def _watch(cls, reading: int) -> None:
+        while received := os.read(reading, 1):
+            signum = received[0]
+            if signal.getsignal(signum) == cls._leave:
+                time.sleep(_GRACE)
+                os._exit(128 + signum)
+            processes = sys.modules.get('vision.core.processes')  # which imports JAX
+            if processes is not None and processes.StopSignals.current is not None:
+                processes.StopSignals.current.leave(signum, _GRACE)
+
+
+def _is_importing(frame: types.FrameType | None) -> bool:
+    """Whether a module is being imported where the main thread is."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith('<frozen importlib'):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def tune() -> None:

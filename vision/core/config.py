@@ -230,11 +230,19 @@ def to_json(config: Mapping[str, Any]) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """Reads what `to_json` wrote, here or in an older version.
+    """Reads what `to_json` wrote, here or in an older version: `from_plain` of its values."""
+    return from_plain(json.loads(text))
 
-    Lists become tuples again. Sections and keys that are newer than the text get their defaults.
+
+def from_plain(recorded: dict[str, Any]) -> ConfigDict:
+    """Makes a config of recorded values, of this or an older version.
+
+    Lists become tuples again. Sections and keys that are newer than the record get their defaults.
+
+    Raises:
+      UserError: a value that its key cannot have.
     """
-    values = plain(json.loads(text))
+    values = plain(recorded)
     if values.get('data', {}).get('source') in ('folder', 'list'):
         values['data'].setdefault('rules', 1)  # no image that was learned from may be tested
     for key in KEYS:
@@ -244,6 +252,9 @@ def from_json(text: str) -> ConfigDict:
         values['lr_factors'] = tuple(values['lr_factors'].items())
     if values['schedule'].get('metric') not in (None, 'loss'):  # once top-1 by name
         values['schedule']['metric'] = None
+    for key in KEYS:
+        section = values[key.section] if key.section else values
+        key.check(section[key.leaf])
     return Config(values, type_safe=False)
 
 

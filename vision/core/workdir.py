@@ -187,13 +187,17 @@ def read_config(workdir: Path) -> ConfigDict:
     """Reads a run's config.
 
     Raises:
-      UserError: the folder is not a workdir.
+      UserError: the folder is not a workdir, or the file is damaged.
     """
     if (workdir / 'modules').is_dir():
         from vision.core import own_code
 
         own_code.make_importable(workdir)
-    return config_lib.from_json(_read(workdir, 'config.json'))
+    values = read_json(workdir, 'config.json')
+    try:
+        return config_lib.from_plain(values)
+    except (AttributeError, LookupError, TypeError, ValueError, UserError) as e:
+        raise UserError(f'{workdir / "config.json"} is damaged: {_first_line(e)}') from None
 
 
 def read_json(workdir: Path, name: str) -> dict[str, Any]:
@@ -203,16 +207,53 @@ def read_json(workdir: Path, name: str) -> dict[str, Any]:
       UserError: the folder is not a workdir, or the file is damaged.
     """
     try:
-        return json.loads(_read(workdir, name))
-    except json.JSONDecodeError as e:
-        raise UserError(f'{workdir / name} is damaged: {e}') from None
+        value = json.loads(_read(workdir, name))
+        if not isinstance(value, dict):
+            raise ValueError('it holds no object')
+        if name == 'dataset.json':
+            _check_dataset(value)
+        return value
+    except (KeyError, TypeError, ValueError, RecursionError) as e:
+        raise UserError(f'{workdir / name} is damaged: {_first_line(e)}') from None
+
+
+def _check_dataset(value: Mapping[str, Any]) -> None:
+    """Raises ValueError, KeyError or TypeError where `dataset.json` lacks what prediction needs, or has it of another type."""
+    if not all(isinstance(name, str) for name in value['class_names']):
+        raise ValueError('class_names are not text')
+    shapes = [value['input_shape']] + [value['image_shape']] * bool(value['image_shape'])
+    for shape in shapes:
+        if (
+            not isinstance(shape, list)
+            or len(shape) != 3
+            or not all(type(n) is int and n > 0 for n in shape)
+        ):
+            raise ValueError(f'{shape!r:.60} is no shape [H, W, C]')
+    for name in ('mean', 'std'):
+        if name in value and not all(isinstance(x, int | float) for x in value[name]):
+            raise ValueError(f'{name} is no list of numbers')
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def read_records(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the records of a run, oldest first; a half-written last line is left out."""
+    """Returns the records of a run, oldest first; a half-written last line is left out.
+
+    Raises:
+      UserError: another line is damaged.
+    """
     path = workdir / 'metrics.jsonl'
-    lines = path.read_text(encoding='utf-8').splitlines(keepends=True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith('\n')]
+    lines = path.read_bytes().split(b'\n')[:-1] if path.exists() else []
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+            int(records[-1]['step'])  # each has one
+        except (KeyError, TypeError, ValueError, RecursionError) as e:
+            raise UserError(f'{path}, line {number}, is damaged: {_first_line(e)}') from None
+    return records
 
 
 def write_text(path: Path, text: str) -> None:

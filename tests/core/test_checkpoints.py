@@ -98,6 +98,38 @@ def test_a_half_written_checkpoint_is_ignored_and_cleared_away(tmp_path):
     assert not list(folder.glob('*tmp*'))
 
 
+@pytest.mark.parametrize('damage', ['flipped', 'cut'])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_offered(tmp_path, damage):
+    save(tmp_path, [3, 5], {3: (0.5, 1.0), 5: (0.6, 1.0)})
+    folder = tmp_path / 'checkpoints' / '5'
+    files = [p for p in folder.rglob('*') if p.is_file() and p.stat().st_size]
+    assert len(files) > 8
+    for path in files:
+        whole = path.read_bytes()
+        middle = len(whole) // 2
+        path.write_bytes(
+            whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :]
+            if damage == 'flipped'
+            else whole[:middle]
+        )
+        with (
+            pytest.raises(
+                UserError, match=r'5 is damaged \(.*(step 3|the other checkpoints can be used)'
+            ),
+            Checkpoints(tmp_path, RANK, read_only=True) as checkpoints,
+        ):
+            checkpoints.restore(checkpoints.find('last'), state(0))
+        path.write_bytes(whole)
+    # A checkpoint of a version without checksums: what libraries notice.
+    (folder / 'checksums.json').unlink()
+    (folder / 'model' / '_METADATA').write_bytes(b'{')
+    with (
+        Checkpoints(tmp_path, RANK, read_only=True) as checkpoints,
+        pytest.raises(UserError, match=r'5 is damaged \(.*step 3'),
+    ):
+        checkpoints.restore_variables(5, state(0).variables)
+
+
 def test_a_step_that_is_there_already_is_not_lost_in_silence(tmp_path):
     save(tmp_path, [5])
     with Checkpoints(tmp_path, RANK) as checkpoints, pytest.raises(RuntimeError, match='step 5'):

@@ -5,12 +5,14 @@ moving average), `training` (step, optimizer, rng) and `loop` (JSON: the loop's 
 so that prediction reads the model and nothing else.
 """
 
+import json
 import os
 import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+import zlib
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from vision.core.state import TrainState
 # Orbax tells of every save, and warns of options that are meant; what goes wrong it raises.
 logging.get_absl_logger().addFilter(lambda record: 'orbax' not in record.pathname)
 
+_SUMS = 'checksums.json'  # in a checkpoint: CRC-32 by file
 _PLAIN = re.compile(r'[\w./+=,@-]+', re.ASCII)  # paths that Orbax takes as they are
 
 Rank = Callable[[dict[str, Any]], tuple[float, ...]]
@@ -48,7 +51,7 @@ class Checkpoints:
         Raises:
           UserError: read_only and there is no checkpoint.
         """
-        self._directory, self._rank = workdir / 'checkpoints', rank
+        self._directory, self._rank, self._read_only = workdir / 'checkpoints', rank, read_only
         if read_only and not self._directory.is_dir():
             raise UserError(f'{workdir} has no checkpoints')
         alias = self._alias()
@@ -67,6 +70,7 @@ class Checkpoints:
             best_fn=rank,
             preservation_policy=None if read_only else policy,
         )
+        _check_metrics(self._directory)
         handlers = {name: ocp.StandardCheckpointHandler() for name in ('model', 'ema', 'training')}
         self._manager = ocp.CheckpointManager(
             alias,
@@ -100,6 +104,7 @@ class Checkpoints:
 
     def __exit__(self, exc_type: object, *_) -> None:
         if exc_type is None:
+            self.wait()
             with self._explained():
                 self._manager.close()
         else:  # what failed first is what is told
@@ -126,6 +131,7 @@ class Checkpoints:
         }
         if state.ema_params is not None:
             items['ema'] = ocp.args.StandardSave(state.eval_variables)
+        self.wait()  # as Orbax does, for the one before
         with self._explained():
             saved = self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
         if not saved:
@@ -139,9 +145,12 @@ class Checkpoints:
         return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
-        """Returns when all that was saved is complete on disk."""
+        """Returns when all that was saved is complete on disk, with its checksums."""
         with self._explained():
             self._manager.wait_until_finished()
+            if not self._read_only and processes.is_first():
+                for step in self.steps():
+                    _seal(self._directory / str(step))
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -168,8 +177,11 @@ class Checkpoints:
 
     def best_step(self) -> int | None:
         """The step of the best checkpoint on the validation split, of equals the latest; or None."""
-        metrics = {s: self._manager.metrics(s) for s in self.steps()}
-        scored = [(self._rank(m), s) for s, m in metrics.items() if m]
+        scored = []
+        for step in self.steps():
+            with self._damage_named(step):
+                metrics = self._manager.metrics(step)
+                scored += [(self._rank(metrics), step)] if metrics else []
         return max(scored)[1] if scored else None
 
     def find(self, which: str) -> int:
@@ -243,14 +255,36 @@ class Checkpoints:
 
     def _restore(self, step: int, items: dict[str, Any]) -> tuple[dict[str, Any], dict]:
         abstract = mesh_lib.abstract(items)
-        metadata = self._manager.item_metadata(step)
-        for name, tree in abstract.items():
-            _check_same(metadata[name], tree, f'{self._directory / str(step)} ({name})')
-        args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
-        got = self._manager.restore(
-            step, args=ocp.args.Composite(**args, loop=ocp.args.JsonRestore())
-        )
+        with self._damage_named(step):
+            _check_sums(self._directory / str(step), {*items, 'loop', 'metrics'})
+            metadata = self._manager.item_metadata(step)
+            for name, tree in abstract.items():
+                _check_same(metadata[name], tree, f'{self._directory / str(step)} ({name})')
+            args = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+            got = self._manager.restore(
+                step, args=ocp.args.Composite(**args, loop=ocp.args.JsonRestore())
+            )
         return {name: got[name] for name in items}, got['loop']
+
+    @contextmanager
+    def _damage_named(self, step: int) -> Iterator[None]:
+        """Turns what a damaged checkpoint leads libraries to into one line, which offers the one before."""
+        try:
+            yield
+        except UserError:
+            raise
+        except Exception as e:
+            reason = (str(e) or type(e).__name__).strip().splitlines()[0]
+            before = [s for s in self.steps() if s < step]
+            other = (
+                f'the one before it is step {before[-1]}: name it with --checkpoint={before[-1]}, or remove the damaged '
+                'folder, and a run goes on from there'
+                if before
+                else 'there is none before it'
+            )
+            raise UserError(
+                f'{self._directory / str(step)} is damaged ({reason:.160}); {other}'
+            ) from e
 
 
 def _training(state: TrainState) -> dict[str, Any]:
@@ -261,6 +295,52 @@ def _training(state: TrainState) -> dict[str, Any]:
 def _complete(directory: Path) -> bool:
     """Orbax counts any folder with a number for a name; one that it finished has its metadata."""
     return (directory / '_CHECKPOINT_METADATA').exists()
+
+
+def _check_metrics(directory: Path) -> None:
+    """Raises UserError where a checkpoint's metrics are damaged: Orbax reads those of all when it opens the folder."""
+    for path in sorted(directory.glob('[0-9]*/metrics/metrics')):
+        try:
+            if not isinstance(json.loads(path.read_bytes()), dict):
+                raise ValueError('it holds no object')
+        except ValueError as e:
+            raise UserError(
+                f'{path.parents[1]} is damaged (metrics: {e}); remove this folder, and the other checkpoints can be used'
+            ) from None
+        except FileNotFoundError:  # it is one that Orbax removes
+            continue
+
+
+def _files(directory: Path) -> Iterator[tuple[str, Path]]:
+    for path in sorted(directory.rglob('*')):
+        if path.is_file() and path.name != _SUMS:
+            yield path.relative_to(directory).as_posix(), path
+
+
+def _seal(directory: Path) -> None:
+    """Writes the checksums of a complete checkpoint, unless it has them: of values Orbax keeps none."""
+    if (directory / _SUMS).exists():
+        return
+    with suppress(FileNotFoundError):  # it is one that Orbax removes
+        sums = {name: zlib.crc32(path.read_bytes()) for name, path in _files(directory)}
+        temporary = directory / f'{_SUMS}.tmp'
+        temporary.write_text(json.dumps(sums))
+        os.replace(temporary, directory / _SUMS)
+
+
+def _check_sums(directory: Path, items: Collection[str]) -> None:
+    """Raises ValueError naming the first file of these items, or beside them, that is not as it was written."""
+    path = directory / _SUMS
+    if not path.exists():  # of an older version, or killed before they were written
+        return
+    sums, files = json.loads(path.read_bytes()), dict(_files(directory))
+    for name, known in sums.items():
+        if '/' in name and name.partition('/')[0] not in items:
+            continue
+        if name not in files:
+            raise ValueError(f'{name} is missing')
+        if zlib.crc32(files[name].read_bytes()) != known:
+            raise ValueError(f'{name} has other bytes than were written')
 
 
 def newest_step(workdir: Path) -> int | None:

@@ -104,7 +104,9 @@ class _Limits:
         self._began, self._seconds = time.monotonic(), {}
 
     def pytest_runtest_logreport(self, report):
-        if report.when == 'call':  # what a fixture of several tests takes is no test's own time
+        # What a fixture of several tests takes is no test's own time, nor what a busy machine takes.
+        busy = os.getloadavg()[0] > 2 * (os.cpu_count() or 1)
+        if report.when == 'call' and not busy:
             self._seconds[report.nodeid] = report.duration
 
     def pytest_terminal_summary(self, terminalreporter):

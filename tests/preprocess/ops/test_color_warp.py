@@ -67,10 +67,10 @@ def test_grayscale_is_pillows(photo, run_op):
 def test_pca_noise_is_alexnets():
     """The shift of a grey image, over many draws, has the paper's covariance."""
     grey = np.full((2, 2, 3), 128, np.uint8)
+    draws = np.stack([d[0] for d in draw(0, np.zeros(3000, int), np.arange(3000), 1)])
     shift = tf.function(lambda d: color.pca_noise(tf.constant(grey), color.Rng(d), 1.0)[0, 0])
-    shifts = np.array(
-        [shift(d[0]).numpy() for d in draw(0, np.zeros(3000, int), np.arange(3000), 1)], float
-    ) - 128  # fmt: skip
+    shifted = tf.map_fn(shift, tf.constant(draws), fn_output_signature=tf.uint8)
+    shifts = shifted.numpy().astype(float) - 128
     vectors, values = np.array(color._PCA_VECTORS), np.array(color._PCA_VALUES) * 255
     expected = vectors @ np.diag(values**2) @ vectors.T
     np.testing.assert_allclose(np.cov(shifts.T), expected, rtol=0.12)

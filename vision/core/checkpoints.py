@@ -26,6 +26,7 @@ from vision.core import mesh as mesh_lib
 from vision.core import processes
 from vision.core.errors import UserError, unknown
 from vision.core.state import TrainState
+from vision.core.text import json_text
 
 # Orbax tells of every save, and warns of options that are meant; what goes wrong it raises.
 logging.get_absl_logger().addFilter(lambda record: 'orbax' not in record.pathname)
@@ -324,7 +325,7 @@ def _seal(directory: Path) -> None:
     with suppress(FileNotFoundError):  # it is one that Orbax removes
         sums = {name: zlib.crc32(path.read_bytes()) for name, path in _files(directory)}
         temporary = directory / f'{_SUMS}.tmp'
-        temporary.write_text(json.dumps(sums))
+        temporary.write_text(json_text(sums))
         os.replace(temporary, directory / _SUMS)
 
 

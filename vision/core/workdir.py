@@ -33,6 +33,7 @@ from ml_collections import ConfigDict
 
 from vision.core import config as config_lib
 from vision.core import processes
+from vision.core.config_keys import KEYS
 from vision.core.errors import UserError
 from vision.core.text import AnyPath, as_path, json_text
 
@@ -195,7 +196,11 @@ def read_config(workdir: Path) -> ConfigDict:
         own_code.make_importable(workdir)
     values = read_json(workdir, 'config.json')
     try:
-        return config_lib.from_plain(values)
+        config = config_lib.from_plain(values)
+        whole = config.to_dict()
+        for key in KEYS:
+            key.check((whole[key.section] if key.section else whole)[key.leaf])
+        return config
     except (AttributeError, LookupError, TypeError, ValueError, UserError) as e:
         raise UserError(f'{workdir / "config.json"} is damaged: {_first_line(e)}') from None
 
@@ -218,19 +223,15 @@ def read_json(workdir: Path, name: str) -> dict[str, Any]:
 
 
 def _check_dataset(value: Mapping[str, Any]) -> None:
-    """Raises ValueError, KeyError or TypeError where `dataset.json` lacks what prediction needs, or has it of another type."""
+    """Raises ValueError, KeyError or TypeError where something in `dataset.json` is of another type."""
     if not all(isinstance(name, str) for name in value['class_names']):
         raise ValueError('class_names are not text')
-    shapes = [value['input_shape']] + [value['image_shape']] * bool(value['image_shape'])
-    for shape in shapes:
-        if (
-            not isinstance(shape, list)
-            or len(shape) != 3
-            or not all(type(n) is int and n > 0 for n in shape)
-        ):
+    for shape in (value.get('input_shape'), value.get('image_shape')):
+        sound = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)
+        if not sound and shape is not None:
             raise ValueError(f'{shape!r:.60} is no shape [H, W, C]')
     for name in ('mean', 'std'):
-        if name in value and not all(isinstance(x, int | float) for x in value[name]):
+        if not all(isinstance(x, int | float) for x in value.get(name, ())):
             raise ValueError(f'{name} is no list of numbers')
 
 

@@ -36,7 +36,7 @@ def test_predict_among_its_answers(workdir, digits, tmp_path, signum):
     end(process, signum)
 
 
-@pytest.mark.parametrize('seconds', [0.1, 1.0])
+@pytest.mark.parametrize('seconds', [0.1, 0.3])
 @pytest.mark.parametrize('name', COMMANDS)
 def test_while_a_run_is_read_and_compiled(workdir, digits, tmp_path, name, seconds):
     Image.fromarray(digits.images[0, ..., 0]).save(tmp_path / 'x.png')

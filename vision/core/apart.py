@@ -69,7 +69,7 @@ def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def holds_devices() -> bool:
-    """Whether JAX has a backend in this process: its threads, and on a GPU its memory."""
+    """True if JAX has a backend in this process: its threads, and on a GPU its memory."""
     bridge = sys.modules.get('jax._src.xla_bridge')
     return bridge is not None and bridge.backends_are_initialized()
 

@@ -101,7 +101,7 @@ class Leaving:
 
 
 def _is_importing(frame: types.FrameType | None) -> bool:
-    """Whether a module is being imported where the main thread is."""
+    """True if a module is being imported where the main thread is."""
     while frame is not None:
         if frame.f_code.co_filename.startswith('<frozen importlib'):
             return True

@@ -132,7 +132,7 @@ def _ending(name: str) -> str:
 
 
 def _is_file(entry: os.DirEntry) -> bool:
-    """Whether this can be read like a file, or is a link to nothing: a pipe would be waited for."""
+    """True if this can be read like a file, or is a link to nothing: a pipe would be waited for."""
     return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
 
 
@@ -150,7 +150,7 @@ def _entries(folder: str) -> Iterator[os.DirEntry]:
 
 
 def _is_walked(entry: os.DirEntry, folder: str) -> bool:
-    """Whether a folder is neither hidden nor a link back to where one came from."""
+    """True if a folder is neither hidden nor a link back to where one came from."""
     if entry.name.startswith('.'):
         return False
     return not (entry.is_symlink() and _leads_back(entry.path, folder))
@@ -214,7 +214,7 @@ def expand(path: str) -> list[str]:
 
 
 def is_path(name: str) -> bool:
-    """Whether a file can have this path: TensorFlow would read one with a zero byte up to there."""
+    """True if a file can have this path: TensorFlow would read one with a zero byte up to there."""
     try:
         return b'\0' not in os.fsencode(name)
     except UnicodeEncodeError:

@@ -48,7 +48,7 @@ class Shares:
                 raise UserError(f'data.{key}={self.given[key]}: {why}; leave it out')
 
     def asks_for_none(self, split: str) -> bool:
-        """Whether a split was asked for that has no images."""
+        """True if a split was asked for that has no images."""
         return self._shares.get(split) == 0
 
     def parts(

@@ -1,4 +1,4 @@
-"""Whether two classifiers differ by more than chance, on the same test examples."""
+"""True if two classifiers differ by more than chance, on the same test examples."""
 
 from typing import NamedTuple
 

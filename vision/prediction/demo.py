@@ -124,7 +124,7 @@ def _listen(host: str, port: int) -> tuple[socket.socket, str]:
 
 
 def _is_local(listener: socket.socket) -> bool:
-    """Whether only this machine can reach it."""
+    """True if only this machine can reach it."""
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 

@@ -143,24 +143,24 @@ def _has_several(value: Any) -> bool:
 
 
 def _is_encoded(value: Any) -> bool:
-    """Whether it is a path, an image file's bytes, or a file that is open."""
+    """True if it is a path, an image file's bytes, or a file that is open."""
     known = isinstance(value, str | os.PathLike | bytes | bytearray | memoryview)
     return known or (hasattr(value, 'read') and not _is_array(value))
 
 
 def _names_file(data: bytes) -> bool:
-    """Whether bytes are a file's path: no image is short, without a zero byte, and called as a file."""
+    """True if bytes are a file's path: no image is short, without a zero byte, and called as a file."""
     return len(data) < 4096 and b'\0' not in data and os.path.isfile(data)
 
 
 def _is_pillow(value: Any) -> bool:
-    """Whether it is a `PIL.Image`; if so, Pillow was imported."""
+    """True if it is a `PIL.Image`; if so, Pillow was imported."""
     module = sys.modules.get('PIL.Image')
     return module is not None and isinstance(value, module.Image)
 
 
 def _is_array(value: Any) -> bool:
-    """Whether it is an array of numbers: NumPy's, JAX's, TensorFlow's, PyTorch's."""
+    """True if it is an array of numbers: NumPy's, JAX's, TensorFlow's, PyTorch's."""
     if isinstance(value, np.ndarray):
         return value.dtype.kind not in 'OUS'
     other = _is_pillow(value) or isinstance(value, np.generic | memoryview)

@@ -108,7 +108,7 @@ def _says_something(gamma: float) -> bool:
 
 
 def is_srgb(image: Any) -> bool:
-    """Whether an image's values are meant as they are: it has no profile, or sRGB's."""
+    """True if an image's values are meant as they are: it has no profile, or sRGB's."""
     profile = image.info.get('icc_profile')
     return not profile or _transform(profile, image.mode) is None
 

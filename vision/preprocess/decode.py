@@ -208,7 +208,7 @@ def _bare_png(data: bytes) -> bytes:
 
 
 def jpeg_needs_pillow(data: bytes) -> bool:
-    """Whether a JPEG's header has an orientation or a profile, or is not as it should be."""
+    """True if a JPEG's header has an orientation or a profile, or is not as it should be."""
     try:
         image = pillow().open(io.BytesIO(data))
         _check_size(*image.size)

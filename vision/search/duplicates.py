@@ -142,7 +142,7 @@ def _near(index: Index, vectors: np.ndarray, threshold: float) -> Iterator[list[
 
 
 class _Alike:
-    """Whether two images look the same: the correlation of their grey thumbnails, or the colour if they are blank."""
+    """True if two images look the same: the correlation of their grey thumbnails, or the colour if they are blank."""
 
     def __init__(self, run: Run, names: Sequence[str]):
         self._show, self._names = Pictures(run), names

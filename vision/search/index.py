@@ -75,7 +75,7 @@ class Index:
 
     @property
     def approximate(self) -> bool:
-        """Whether it is an HNSW graph, and not exact."""
+        """True if it is an HNSW graph, and not exact."""
         return hasattr(self.index, 'hnsw')
 
     def recall(self, k: int = 10) -> float:

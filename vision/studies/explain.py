@@ -169,7 +169,7 @@ def _documented(function: Callable, name: str) -> str:
 
 
 def _is_simple(hint: Any) -> bool:
-    """Whether a type is one that configs can hold."""
+    """True if a type is one that configs can hold."""
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
         return True

@@ -76,7 +76,7 @@ def smooth(losses: np.ndarray) -> np.ndarray:
 
 
 def has_exploded(losses: list[float]) -> bool:
-    """Whether a loss is no number, or the smoothed loss is far above its lowest."""
+    """True if a loss is no number, or the smoothed loss is far above its lowest."""
     if not all(map(math.isfinite, losses)):
         return True
     smoothed = smooth(np.array(losses))

@@ -245,7 +245,7 @@ def _anywhere(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_kept(path: Path, folder: Path, seed: int, summary: dict[str, Any]) -> bool:
-    """Whether it is the very run that was measured before: a protocol can take hours."""
+    """True if it is the very run that was measured before: a protocol can take hours."""
     if str(seed) not in summary['seeds']:
         return False
     return _lines_by_seed(folder).get(seed) == _as_lines(seed, workdir_lib.read_records(path))

@@ -243,7 +243,7 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
 
 
 def _are_finite(tree: Any) -> jax.Array:
-    """Whether all values of a PyTree are: a scalar."""
+    """True if all values of a PyTree are: a scalar."""
     return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 

@@ -18,6 +18,7 @@ from vision.core.errors import UserError
 SCRIPT = """
 import hashlib, sys, threading, time
 from vision.core import cli, startup
+from vision.core.errors import UserError
 startup._GRACE = 0.3
 
 def main(argv):
@@ -27,11 +28,12 @@ def main(argv):
     if argv[1] == 'waiting':
         thread = threading.Thread(target=time.sleep, args=(60,))
         thread.start()
-    if argv[1] == 'swallowing':
+    if argv[1] in ('swallowing', 'judging'):
         try:
             time.sleep(60)
         except BaseException as e:
-            raise RuntimeError('what a library makes of it') from e
+            error = RuntimeError if argv[1] == 'swallowing' else UserError
+            raise error('the file is damaged: the library failed to read it') from e
     if argv[1] == 'denied':
         open('/proc/version/x', 'w')
     time.sleep(60)
@@ -51,8 +53,13 @@ def start(what):
 
 @pytest.mark.parametrize(
     ('what', 'signum', 'code'),
-    [('compiling', signal.SIGTERM, 143), ('waiting', signal.SIGINT, 130), ('swallowing', signal.SIGTERM, 143)],
-)  # fmt: skip
+    [
+        ('compiling', signal.SIGTERM, 143),
+        ('waiting', signal.SIGINT, 130),
+        ('swallowing', signal.SIGTERM, 143),
+        ('judging', signal.SIGINT, 130),
+    ],
+)
 def test_a_signal_ends_a_command_within_seconds_whatever_it_does(what, signum, code):
     process = start(what)
     began = time.monotonic()

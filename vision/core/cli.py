@@ -248,21 +248,27 @@ def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     startup.use_compilation_cache()
     try:
         return main(argv) or 0
-    except UserError as e:
-        return _complain(e)
-    except Stopped as e:
-        print(e, file=sys.stderr)
-        return 128 + e.signum
-    except BrokenPipeError:  # `| head` has seen enough
-        return 0
-    except OSError as e:
-        if e.errno in _NO_ROOM:
-            return _complain_of_room(e)
-        if e.errno in _NOT_ALLOWED and e.filename and not _is_one_of_several():
-            return _complain(f'{e.filename}: {e.strerror}')
-        return _fail(e)
     except Exception as e:
-        return _fail(e)
+        if startup.Leaving.received is not None:  # a library's error for the interruption
+            return 128 + startup.Leaving.received
+        return _end(e)
+
+
+def _end(error: Exception) -> int:
+    """The exit status for what `main` raised; says in a line what is not a fault of the program."""
+    if isinstance(error, UserError):
+        return _complain(error)
+    if isinstance(error, Stopped):
+        print(error, file=sys.stderr)
+        return 128 + error.signum
+    if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+        return 0
+    if isinstance(error, OSError):
+        if error.errno in _NO_ROOM:
+            return _complain_of_room(error)
+        if error.errno in _NOT_ALLOWED and error.filename and not _is_one_of_several():
+            return _complain(f'{error.filename}: {error.strerror}')
+    return _fail(error)
 
 
 def _is_one_of_several() -> bool:
@@ -272,8 +278,6 @@ def _is_one_of_several() -> bool:
 
 def _fail(error: Exception) -> int:
     """Shows what is ours, and where others would be waited for that do not know, leaves at once."""
-    if startup.Leaving.received is not None:  # what a library made of the interruption
-        return 128 + startup.Leaving.received
     if not _is_one_of_several():
         raise error
     from vision.core import distributed

@@ -1,7 +1,9 @@
 """The user's mistakes: one exception, one line, exit code 2."""
 
 import difflib
+import operator
 from collections.abc import Iterable
+from typing import Any
 
 
 class UserError(Exception):
@@ -23,6 +25,17 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
     guess = nearest(str(name), known)
     hint = f' Did you mean {guess!r}?' if guess else ''
     return UserError(f'unknown {kind} {name!r}.{hint} Known: {", ".join(known) or "none"}.')
+
+
+def at_least_one(name: str, value: Any) -> int:
+    """Returns a whole number from 1 on; UserError for anything else."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise UserError(f'{name}={value!r} must be a whole number') from None
+    if count < 1:
+        raise UserError(f'{name}={count} must be at least 1')
+    return count
 
 
 class Stopped(Exception):

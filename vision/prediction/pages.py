@@ -25,9 +25,10 @@ img { display: block; max-width: 160px; border-radius: 4px; }
 figcaption { font-size: 12px; margin-top: 3px; overflow-wrap: anywhere; }
 .mark { color: #c2410c; display: block; font-weight: 600; }
 .marked img { outline: 3px solid #ea580c; }
-.none { background: #8882; border-radius: 4px; line-height: 6rem; text-align: center; }
 @media (prefers-color-scheme: dark) { .mark { color: #fb923c; } }
 """
+# Where there is none, on every page that has figures.
+_NO_PICTURE = 'background: #8882; border-radius: 4px; line-height: 6rem; text-align: center'
 
 
 class Picture(NamedTuple):
@@ -73,7 +74,7 @@ def write_page(path: Path, title: str, note: str, rows: Iterable[Row]) -> None:
 
 def figure(image: np.ndarray | None, caption: str, mark: str = '', side: int = THUMBNAIL) -> str:
     """A `Picture` as HTML, its longer side `side` pixels."""
-    text, picture = html.escape(caption), '<div class="none">no picture</div>'
+    text, picture = html.escape(caption), f'<div style="{_NO_PICTURE}">no picture</div>'
     if image is not None:
         scale = side / max(image.shape[:2])
         height, width = (max(1, round(scale * n)) for n in image.shape[:2])

@@ -4,13 +4,14 @@ A run is a function of its config: it may be killed anywhere and started again w
 command, and ends in the same bits.
 """
 
+import functools
 import os
 import shutil
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -31,8 +32,8 @@ from vision.task.metrics import figures
 from vision.training.hooks import Display, EarlyStopping, Hook, Pictures
 from vision.training.records import Clock, Interval, Recorder, Results, evaluations, newest, results
 from vision.training.setup import Setup, normalised, setup
-from vision.training.start import Start, check_start
-from vision.training.step import init_state, make_train_step
+from vision.training.start import Start, check_start, first_state
+from vision.training.step import make_train_step
 
 _PARKED = 'interrupted'  # in the workdir
 _WEIGHTS = ('params', 'batch_stats', 'ema_params', 'ema_batch_stats')
@@ -96,13 +97,9 @@ def _train(
     evaluates_first = parked_step is not None and parked_step > (latest or 0)
     begun = parked_step if evaluates_first else latest
     run = normalised(run, workdir_lib.read_json(path, 'dataset.json') if begun else None)
-    state = init_state(run.recipe, run.input_shape, run.mesh)
+    state = first_state(run, start)
     template = mesh_lib.abstract(state.eval_variables)
     interval = Interval()
-    if begun is None and start.weights is not None:
-        from vision.training.init_from import placed
-
-        state = placed(start.weights, state)
     if begun is not None:
         if evaluates_first:
             with Checkpoints(parked, run.selection.rank, read_only=True) as only:
@@ -260,14 +257,18 @@ def _loop(
             with clock.stopped():
                 scores = None
                 if evaluating:
+                    keep = functools.partial(_park, parked, run, state, interval, checkpoints)
                     try:
-                        with signals.interruptible():
+                        with signals.interruptible(keep):
                             raw = None  # beside the average, which is selected by
                             if state.ema_params is not None:
                                 raw = evaluator('validation', state.variables)
                             scores = evaluator('validation', state.eval_variables)
-                    except Interrupted:
-                        _park(parked, run, state, interval, signals)
+                    except Interrupted as e:
+                        signals.answer()
+                        keep()
+                        kept = f'stopped in the evaluation of step {step}; its state is written'
+                        raise Stopped(*e.args, kept) from None
                     recorder.write(step, {f'validation/{k}': v for k, v in scores.items()})
                     reasons = [hook.after_evaluation(step, scores) for hook in hooks]
                     if raw is not None:
@@ -295,23 +296,18 @@ def _loop(
 
 
 def _park(
-    parked: Path, run: Setup, state: TrainState, interval: Interval, signals: StopSignals
-) -> NoReturn:
-    """Keeps the state of a step whose evaluation was interrupted, and stops.
+    parked: Path, run: Setup, state: TrainState, interval: Interval, checkpoints: Checkpoints
+) -> None:
+    """Keeps the state of a step whose evaluation is interrupted.
 
     It has no figures yet, and checkpoints cannot be given any later: it waits beside them, and the next start
     evaluates it first.
     """
-    signals.answer()
-    parked.mkdir(exist_ok=True)
-    with Checkpoints(parked, run.selection.rank) as only:
-        only.save(state, interval.to_json())
-        only.wait()
-    assert signals.received is not None
-    raise Stopped(
-        signals.received,
-        f'stopped in the evaluation of step {int(state.step)}; its state is written',
-    )
+    checkpoints.wait()
+    if newest_step(parked) != int(state.step):  # else this is the second time
+        parked.mkdir(exist_ok=True)
+        with Checkpoints(parked, run.selection.rank) as only:
+            only.save(state, interval.to_json())
 
 
 def _check_finite(bad_step: int | None, checkpoints: Checkpoints, state: TrainState) -> None:

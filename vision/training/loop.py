@@ -268,7 +268,7 @@ def _loop(
                         signals.answer()
                         keep()
                         kept = f'stopped in the evaluation of step {step}; its state is written'
-                        raise Stopped(*e.args, kept) from None
+                        raise Stopped(e.args[0], kept) from None
                     recorder.write(step, {f'validation/{k}': v for k, v in scores.items()})
                     reasons = [hook.after_evaluation(step, scores) for hook in hooks]
                     if raw is not None:

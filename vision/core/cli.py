@@ -126,12 +126,12 @@ def with_values(config: ConfigDict, values: Mapping[str, str]) -> ConfigDict:
             )  # fmt: skip
             read(argv)
         except (flags.Error, AttributeError, LookupError, TypeError, ValueError):
-            raise UserError(_explain_value(config, key, text)) from None
+            raise UserError(explain_value(config, key, text)) from None
     return own
 
 
-def _explain_value(config: ConfigDict, key: str, text: str) -> str:
-    """Says why a key cannot have a value: by its declaration, or by the value that it has."""
+def explain_value(config: ConfigDict, key: str, text: str) -> str:
+    """Says why a key cannot have a value that the command line gives it: by its declaration, or by the value that it has."""
     declared = next((k for k in KEYS if k.name == key), None)
     try:
         if declared is not None:
@@ -141,6 +141,8 @@ def _explain_value(config: ConfigDict, key: str, text: str) -> str:
     value: Any = config
     for name in re.split(r'[.[]', key):
         value = value.get(name) if isinstance(value, ConfigDict) else value
+    if isinstance(value, ConfigDict):
+        return f"{key}={text}: {key} is a section; write {{'name': …}}, or set single keys, as {key}.name=…"
     return f'{key}={text} cannot be set: {key.partition("[")[0]} is {plain(value)!r}'
 
 
@@ -166,7 +168,7 @@ def _or_share(read: Callable[[str], Any]) -> Callable[[str], Any]:
 def _read_section(text: str) -> ConfigDict:
     value = _read_literal(text)
     if not isinstance(value, dict):
-        raise ValueError(f"{text!r} is no dict; write {{'name': …}}, or set single keys")
+        raise ValueError(f'{text!r} is no dict')
     return ConfigDict(value)
 
 
@@ -325,10 +327,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         return rest
     except BrokenPipeError:  # of --help
         sys.exit(0)
-    # Beside absl's errors, what ml_collections raises for a wrong key, type or file of --config.
     except (
-        flags.Error, UserError, AttributeError, LookupError, TypeError, ValueError, OSError,
-    ) as e:  # fmt: skip
+        Exception
+    ) as e:  # beside absl's errors, whatever a config file's code and ml_collections raise
         from vision.core.config_mistakes import explained
 
         sys.exit(_complain(explained(e, argv)))

@@ -268,6 +268,10 @@ def _end(error: Exception) -> int:
             return _complain_of_room(error)
         if error.errno in _NOT_ALLOWED and error.filename and not _is_one_of_several():
             return _complain(f'{error.filename}: {error.strerror}')
+    from vision.core.own_code import place_of
+
+    if (place := place_of(error)) is not None and not _is_one_of_several():
+        return _complain(f'{place}: {type(error).__name__}: {error!s:.300}')
     return _fail(error)
 
 

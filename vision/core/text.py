@@ -69,7 +69,12 @@ def json_text(value: Any, **options: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False, **options)
     except ValueError:
-        return json.dumps(_finite(value, '', {}), allow_nan=False, **options)
+        return json.dumps(without_nan(value), allow_nan=False, **options)
+
+
+def without_nan(value: Any) -> Any:
+    """The value as `json_text` writes it: None for a float that is not finite, with the reason beside it."""
+    return _finite(value, '', {})
 
 
 def _finite(value: Any, name: str, reasons: dict[str, str]) -> Any:

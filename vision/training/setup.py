@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -17,6 +18,7 @@ from vision.core import durations
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.data.source import NoSplitError, Source
+from vision.evaluation.answers import make_step
 from vision.models import create_model
 from vision.models.base import check_contract, init_variables
 from vision.preprocess import inputs
@@ -32,7 +34,7 @@ from vision.training.optimizer import (
     make_optimizer,
 )
 from vision.training.schedules import make_schedule, peak_rate
-from vision.training.step import Recipe, make_update
+from vision.training.step import Recipe, make_update, trace
 
 if TYPE_CHECKING:
     from vision.training.plateau import Plateau
@@ -175,11 +177,18 @@ def setup(config: ConfigDict) -> Setup:
     recipe = make_recipe(config, model, train.class_names, total_steps, to_steps)
     _check_task(recipe, train, config.data.views)
     check_contract(model, input_shape)
+    train_shape = input_shape
     if preprocess.train != preprocess.eval:
         train_shape = inputs.input_shape(train, preprocess.train)
         if train_shape != input_shape:
             check_contract(model, train_shape)
     shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
+    if ':' in config.task.name or ':' in config['update'].name:
+        views = (config.data.views,) if config.data.views > 1 else ()
+        batch = _batch_of(train, training.batch_size, (*views, *train_shape))
+        trace(recipe, input_shape, mesh, batch)
+        evaluated = _batch_of(train, config.evaluation.batch_size * mesh.size, input_shape)
+        jax.eval_shape(make_step(recipe.task, model, mesh), shapes, evaluated)
     recipe.factors.check(shapes['params'])
     optimizer = config.optimizer.to_dict()
     if config.weight_decay or optimizer.get('weight_decay'):
@@ -208,6 +217,18 @@ def setup(config: ConfigDict) -> Setup:
         log_every=durations.Every(steps_in('log_every')),
         keep=training.keep,
     )
+
+
+def _batch_of(source: Source, size: int, image_shape: Sequence[int]) -> dict[str, Any]:
+    """The shapes of a batch."""
+    label = (size, len(source.class_names)) if source.multi_label else (size,)
+    of = jax.ShapeDtypeStruct
+    return {
+        'image': of((size, *image_shape), jnp.float32),
+        'label': of(label, jnp.float32 if source.multi_label else jnp.int32),
+        'id': of((size,), jnp.int32),
+        'mask': of((size,), jnp.float32),
+    }
 
 
 def _polyak_start(text: str, total_steps: int, to_steps: Callable[[str, str], int]) -> str:

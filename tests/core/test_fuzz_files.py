@@ -154,6 +154,7 @@ def test_a_config_of_the_hub(tmp_path, monkeypatch):
     assert refused_or_read([json.dumps({'pretrained_cfg': about}).encode()], read)
 
 
+@pytest.mark.slow
 def test_a_checkpoint(tmp_path):
     save_checkpoints(tmp_path, [3, 5], {3: (0.5, 1.0), 5: (0.6, 1.0)})
     damaged = tmp_path / 'checkpoints' / '5'

@@ -84,7 +84,7 @@ def intervals(task: Task, columns: Columns, resamples: int = RESAMPLES) -> dict[
         value = metric.of(columns)
         if metric.weighted is not None:
             statistics[name] = metric.weighted(columns)
-        elif value is not None and np.ndim(value):
+        elif value is not None and np.ndim(value) and np.isfinite(value).all():
             statistics[name] = np.asarray(value)
     biased = [name for name in statistics if task.metrics[name].biased]
     count = len(columns['id'])

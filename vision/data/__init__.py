@@ -69,7 +69,7 @@ SOURCES: dict[str, Callable[..., Source] | str] = {
     'npz': arrays.npz,
     'synthetic': arrays.synthetic,
     'folder': 'vision.data.folder:folder',
-    'list': 'vision.data.folder:file_list',
+    'list': 'vision.data.file_list:file_list',
     'tfds': tfds,
 }
 

@@ -14,6 +14,7 @@ import numpy as np
 from vision.core.config_keys import parse_share
 from vision.core.errors import UserError, unknown
 from vision.data.order import hash64, hold_out
+from vision.data.shares import warn_of_empty_classes
 from vision.data.source import ArraySource, NoSplitError, as_labels
 
 _IDX_PREFIX = {'train': 'train', 'test': 't10k'}
@@ -236,8 +237,9 @@ def subset(source: ArraySource, split: str, validation: int | float | str | None
             f'{source.name}: there is no validation split; hold one out of train with data.validation'
         )
     train, held_out = hold_out(source.labels, validation)
-    ids = held_out if split == 'validation' else train
-    return from_arrays(source.name, source.images[ids], source.labels[ids], source.class_names)
+    part = source.subset(held_out if split == 'validation' else train)
+    warn_of_empty_classes(part)
+    return part
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -71,7 +71,8 @@ def look_up(source: Source, batches: Iterable[tuple[np.ndarray, np.ndarray]]) ->
         plan = padding(source, len(ids))._replace(ids=ids, epochs=epochs)
         images: list[Any] = [None] * len(ids)
         if source.paths is not None:
-            paths = [source.paths[i] for i in ids[real]]
+            # TensorFlow would ask the network for what is called gs://ours.
+            paths = [os.path.join(os.curdir, source.paths[i]) for i in ids[real]]
             found: Any = [p if is_path(p) else BadImage('no such file') for p in paths]
             labels = source.labels[ids[real]]
         else:

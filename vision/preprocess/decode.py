@@ -17,7 +17,6 @@ damage is intact, libjpeg goes on behind it as best it can, and neither TensorFl
 tell that it did (JPEG has no checksum; libjpeg's warning goes to stderr). What libjpeg refuses is refused.
 """
 
-import contextlib
 import io
 import struct
 import zlib
@@ -57,12 +56,15 @@ def read(data: bytes, channels: int = 3) -> np.ndarray:
         raise BadImage('empty file')
     try:
         return _read(data, channels)
-    except BadImage:
-        # Once more without what is beside the pixels, which may be all that is damaged.
-        for bare in _without_metadata(data):
-            with contextlib.suppress(BadImage):
-                return _read(bare, channels, _orientation_in(data))
-        raise
+    except BadImage as e:
+        why = e
+    # Once more without what is beside the pixels, which may be all that is damaged.
+    for bare in _without_metadata(data):
+        try:
+            return _read(bare, channels, _orientation_in(data))
+        except BadImage as e:
+            why = e
+    raise why
 
 
 def _read(data: bytes, channels: int, orientation: int | None = None) -> np.ndarray:

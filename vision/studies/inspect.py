@@ -52,7 +52,7 @@ def describe(sources: dict[str, Source]) -> dict[str, Any]:
     splits, owners, leakage = {}, dict[bytes, tuple[str, str]](), []
     for split, source in sources.items():
         # Validation that serves as test, too, is told of once.
-        others = [sources[earlier] for earlier in splits]
+        others = [sources[earlier] for earlier in splits if earlier != 'train']
         again = any((source.paths or source.name) == (o.paths or o.name) for o in others)
         seen = []
         for example in track(_look_at_all(source), source.num_examples, f'reading {split}'):

@@ -10,7 +10,8 @@ from tests.processes import Process, run_module
 from tests.tiers import split
 from tests.training.tiny import tiny_config
 from vision.core.errors import UserError
-from vision.studies.sweep import make_trials, over_seeds, parse_grid, sweep_tables
+from vision.studies.grid import make_trials, read_grid
+from vision.studies.sweep import over_seeds, sweep_tables
 
 
 @pytest.mark.parametrize(
@@ -28,7 +29,7 @@ from vision.studies.sweep import make_trials, over_seeds, parse_grid, sweep_tabl
     ],
 )
 def test_a_grid_is_read(grid, parsed):
-    assert parse_grid(grid) == parsed
+    assert {k: [value for _, value in v] for k, v in read_grid(grid).items()} == parsed
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.tiers import split
+from tests.training.tiny import build_optimizer
 from vision import data
 from vision.core import config as config_lib
 from vision.core import durations
@@ -22,7 +23,7 @@ from vision.preprocess.decode import read
 from vision.preprocess.ops.on_host import apply, draw
 from vision.task import losses
 from vision.training.schedules import make_schedule
-from vision.training.setup import build_optimizer, loading_of, make_recipe
+from vision.training.setup import loading_of, make_recipe
 from vision.training.step import init_state, make_train_step
 
 IMAGENET, CIFAR, MNIST = 1_268_355, 45_000, 55_000  # examples to train on, without those held out

@@ -19,6 +19,7 @@ from vision.core import apart
 from vision.core import config as config_lib
 from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
+from vision.core.progress import track
 from vision.core.text import json_text
 from vision.studies.grid import Trial, make_trials, name_of
 from vision.task import read_task
@@ -26,6 +27,7 @@ from vision.task.metrics import Metric, Selection
 from vision.training.loop import train
 from vision.training.records import Results
 from vision.training.setup import setup
+from vision.training.start import check_start
 
 
 def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str, Any]:
@@ -51,8 +53,9 @@ def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str
       Stopped: SIGTERM or SIGINT came, and the trial's checkpoint was written.
     """
     trials = make_trials(config, grid)
-    metric = _check(trials)
-    folder = workdir_lib.create(workdir)
+    folder = workdir_lib.check_place(workdir)
+    metric = _check(trials, folder)
+    workdir_lib.create(folder)
     rows: list[dict[str, Any]] = []
     ranks: dict[str, tuple[float, ...]] = {}  # by trial, the greatest first
     with workdir_lib.Lock(folder):
@@ -87,17 +90,20 @@ def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str
     return result
 
 
-def _check(trials: list[Trial]) -> str:
-    """Checks all trials, and returns the metric that they are selected by.
+def _check(trials: list[Trial], folder: Path) -> str:
+    """Checks all trials, as far as a run is checked before its workdir is made.
+
+    Returns:
+      The metric that they are selected by.
 
     Raises:
       UserError: a trial that would be refused, or trials that are selected by several metrics.
     """
-    configs = [trial.config.to_dict() for trial in trials]
+    starts = [(trial.config.to_dict(), folder / trial.name) for trial in trials]
     try:
         # A process that has no device takes none, which trials need for themselves.
         here = apart.holds_devices()
-        found = _selections(configs) if here else apart.run_apart(_selections, configs)
+        found = _selections(starts) if here else apart.run_apart(_selections, starts)
     except apart.Died:  # so will the trial that ended it, which then says why
         return ''
     selections = {}
@@ -114,12 +120,16 @@ def _check(trials: list[Trial]) -> str:
     return next(iter(selections), '')
 
 
-def _selections(configs: list[dict[str, Any]]) -> list[tuple[str | None, str | None]]:
-    """Sets up each config: the metric that it is selected by, or the user's mistake in it."""
+def _selections(
+    starts: list[tuple[dict[str, Any], Path]],
+) -> list[tuple[str | None, str | None]]:
+    """Sets up each config, for its workdir: the metric that it is selected by, or the user's mistake in it."""
     found: list[tuple[str | None, str | None]] = []
-    for values in configs:
+    for values, workdir in track(starts, len(starts), 'checking trials'):
         try:
-            found.append((setup(config_lib.resolve(values)).selection.name, None))
+            run = setup(config_lib.resolve(values))
+            check_start(run, workdir)
+            found.append((run.selection.name, None))
         except UserError as e:
             found.append((None, str(e)))
         except Exception:  # a fault of a model's own code, say: the trial's row will tell

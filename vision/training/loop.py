@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -30,8 +30,8 @@ from vision.task.metrics import figures
 from vision.training.hooks import Display, EarlyStopping, Hook, Pictures
 from vision.training.records import Clock, Interval, Recorder, Results, evaluations, newest, results
 from vision.training.setup import Setup, normalised, setup
-from vision.training.start import Start, check_start
-from vision.training.step import Metrics, init_state, make_train_step
+from vision.training.start import Start, check_start, first_state
+from vision.training.step import Metrics, make_train_step
 
 _PARKED = 'interrupted'  # in the workdir
 _WEIGHTS = ('params', 'batch_stats', 'ema_params', 'ema_batch_stats')
@@ -113,14 +113,10 @@ class Loop:
         path, begun = self._path, self._begun
         known = workdir_lib.read_json(path, 'dataset.json') if begun else None
         self.run = run = normalised(self.run, known)
-        self.state = init_state(run.recipe, run.input_shape, run.mesh)
+        self.state = first_state(run, start)
         self._template = mesh_lib.abstract(self.state.eval_variables)
         if begun:
             self._read_checkpoint()
-        elif start.weights is not None:
-            from vision.training.init_from import placed
-
-            self.state = placed(start.weights, self.state)
         # Not before: what is refused up to here leaves the workdir to whatever config comes next.
         workdir_lib.describe(path, run.config)
         if processes.is_first():
@@ -229,12 +225,15 @@ class Loop:
         """Evaluates the weights on the validation split: their average, and where there is one also themselves."""
         state, raw = self.state, None
         try:
-            with self._signals.interruptible():
+            with self._signals.interruptible(self._park):
                 if state.ema_params is not None:
                     raw = self._evaluator('validation', state.variables)
                 scores = self._evaluator('validation', state.eval_variables)
-        except Interrupted:
-            self._park(step)
+        except Interrupted as e:
+            self._signals.answer()
+            self._park()
+            kept = f'stopped in the evaluation of step {step}; its state is written'
+            raise Stopped(*e.args, kept) from None
         self._recorder.write(step, {f'validation/{k}': v for k, v in scores.items()})
         answers = [hook.after_evaluation(step, scores) for hook in self._hooks]
         self._reasons = [reason for reason in answers if reason]
@@ -245,19 +244,17 @@ class Loop:
             self.state = plateau.observe(state, scores, cost, self.run.mesh)
         return scores
 
-    def _park(self, step: int) -> NoReturn:
-        """Keeps the state of a step whose evaluation was interrupted, and stops.
+    def _park(self) -> None:
+        """Keeps the state of a step whose evaluation is interrupted.
 
         It has no figures yet, and checkpoints cannot be given any later: it waits beside them, and the next start
         evaluates it first.
         """
-        signum = self._signals.received
-        assert signum is not None
-        self._signals.answer()
-        self._parked.mkdir(exist_ok=True)
-        with Checkpoints(self._parked, self.run.selection.rank) as only:
-            only.save(self.state, self._interval.to_json())
-        raise Stopped(signum, f'stopped in the evaluation of step {step}; its state is written')
+        self._checkpoints.wait()
+        if newest_step(self._parked) != int(self.state.step):  # else this is the second time
+            self._parked.mkdir(exist_ok=True)
+            with Checkpoints(self._parked, self.run.selection.rank) as only:
+                only.save(self.state, self._interval.to_json())
 
     def _check_finite(self) -> None:
         """Reads the metrics of the steps since the last time; UserError if one is no number."""

@@ -233,7 +233,7 @@ class Loop:
             self._signals.answer()
             self._park()
             kept = f'stopped in the evaluation of step {step}; its state is written'
-            raise Stopped(*e.args, kept) from None
+            raise Stopped(e.args[0], kept) from None
         self._recorder.write(step, {f'validation/{k}': v for k, v in scores.items()})
         answers = [hook.after_evaluation(step, scores) for hook in self._hooks]
         self._reasons = [reason for reason in answers if reason]

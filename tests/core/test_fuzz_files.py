@@ -12,7 +12,7 @@ from tests.tiers import quick
 from vision.core import config as config_lib
 from vision.core import workdir
 from vision.core.errors import UserError
-from vision.data import arrays
+from vision.data import array_files, arrays
 from vision.models.weights.state_dicts import read_state_dict
 from vision.preprocess import inputs
 from vision.search import index
@@ -59,14 +59,14 @@ def test_idx(tmp_path, images):
 
     def read_images(data):
         (tmp_path / 'train-images-idx3-ubyte').write_bytes(data)
-        arrays.idx('train', str(tmp_path))
+        array_files.idx('train', str(tmp_path))
 
     assert refused_or_read([idx_file(images)], read_images)
     (tmp_path / 'train-images-idx3-ubyte').unlink()
 
     def read_packed(data):
         (tmp_path / 'train-images-idx3-ubyte.gz').write_bytes(data)
-        arrays.idx('train', str(tmp_path))
+        array_files.idx('train', str(tmp_path))
 
     assert refused_or_read([gzip.compress(idx_file(images))], read_packed)
 
@@ -80,10 +80,10 @@ def test_npz(tmp_path, images):
 
     def read(data):
         path.write_bytes(data)
-        arrays.npz('train', str(path))
+        array_files.npz('train', str(path))
 
     path.write_bytes(whole)
-    assert arrays.npz('train', str(path)).num_examples == 10
+    assert array_files.npz('train', str(path)).num_examples == 10
     assert refused_or_read([whole, packed], read)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vision.core.config_keys import parse_fold, parse_share
+from vision.core.durations import parse_fold, parse_share
 from vision.core.errors import UserError, unknown
 from vision.data.files import warn_once
 from vision.data.order import hash64

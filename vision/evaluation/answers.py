@@ -67,7 +67,7 @@ def make_step(
 
     Returns:
       A function to columns [B, …] on every device: `id` and `mask` as they came, `label` among the compared
-      classes and `data_label` as it came, and the task's answers or `outputs` float32 [B, K]. Several views of
+      classes, with `labels` also `data_label` as it came, and the task's answers or `outputs` float32 [B, K]. Several views of
       an image ([B, V, H, W, C]) are combined into one output, as `Task.combine` does it.
     """
 
@@ -79,16 +79,16 @@ def make_step(
             images = images.reshape(-1, *images.shape[2:])
         forward: Any = model.apply(variables, images, train=False)
         outputs, endpoints = forward
-        data_label = batch['label']
+        fixed = {'id': batch['id'], 'mask': batch['mask']}
         if labels is not None:
-            batch = {**batch, 'label': _relabel(data_label, labels)}
+            fixed['data_label'] = batch['label']
+            batch = {**batch, 'label': _relabel(batch['label'], labels)}
             if labels.outputs is not None:
                 outputs, endpoints = outputs[:, labels.outputs], {}
         if views > 1:
             by_view = outputs.reshape(-1, views, outputs.shape[-1]).swapaxes(0, 1)
             outputs, endpoints = task.combine(by_view, jnp.full(views, 1 / views)), {}
         answers = _answers(task, outputs, endpoints, batch) if judge else {'outputs': outputs}
-        fixed = {'id': batch['id'], 'mask': batch['mask'], 'data_label': data_label}
         return {'label': batch['label'], **answers, **fixed}
 
     return jax.jit(
@@ -143,7 +143,7 @@ def answer(
     for number, member in enumerate(members):
         parts = []
         for part in _read_behind(member.step(member.variables, b) for b in member.batches):
-            check_labels(part.pop('data_label'))
+            check_labels(part.pop('data_label', part['label']))
             parts.append(part)
             done += len(part['id'])
             progress(done)

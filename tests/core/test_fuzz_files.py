@@ -19,7 +19,7 @@ from vision.core import config as config_lib
 from vision.core import workdir
 from vision.core.checkpoints import Checkpoints
 from vision.core.errors import UserError
-from vision.data import arrays, folder, identity
+from vision.data import array_files, arrays, file_list, identity
 from vision.evaluation.predictions import read_predictions
 from vision.models.weights import pretrained
 from vision.models.weights.state_dicts import read_state_dict
@@ -78,14 +78,14 @@ def test_idx(tmp_path, images):
 
     def read_images(data):
         (tmp_path / 'train-images-idx3-ubyte').write_bytes(data)
-        arrays.idx('train', str(tmp_path))
+        array_files.idx('train', str(tmp_path))
 
     assert refused_or_read([idx_file(images)], read_images)
     (tmp_path / 'train-images-idx3-ubyte').unlink()
 
     def read_packed(data):
         (tmp_path / 'train-images-idx3-ubyte.gz').write_bytes(data)
-        arrays.idx('train', str(tmp_path))
+        array_files.idx('train', str(tmp_path))
 
     assert refused_or_read([gzip.compress(idx_file(images))], read_packed)
 
@@ -99,10 +99,10 @@ def test_npz(tmp_path, images):
 
     def read(data):
         path.write_bytes(data)
-        arrays.npz('train', str(path))
+        array_files.npz('train', str(path))
 
     path.write_bytes(whole)
-    assert arrays.npz('train', str(path)).num_examples == 10
+    assert array_files.npz('train', str(path)).num_examples == 10
     assert refused_or_read([whole, packed], read)
 
 
@@ -278,7 +278,7 @@ def test_lists(tmp_path, kind):
 
     def read(data):
         file.write_bytes(data)
-        folder.file_list('train', str(file))
+        file_list.file_list('train', str(file))
 
     assert refused_or_read([text.encode()], read)
 

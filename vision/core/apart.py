@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from typing import Any
 
+from vision.core import startup
 from vision.core.errors import Stopped, UserError
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -55,8 +56,10 @@ def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
         sender.close()
         signals.forward_to(child.pid)
         kind, value = _receive(receiver, child)
-        if signals.received is not None:
-            raise Stopped(signals.received, value if kind == 'stopped' else 'stopped')
+    if (
+        signals.received is not None
+    ):  # asked when the signals are whose they were before: none is lost
+        raise Stopped(signals.received, value if kind == 'stopped' else 'stopped')
     if kind == 'returned':
         return value
     if kind == 'mistaken':
@@ -112,9 +115,9 @@ def _receive(receiver: connection.Connection, child: Any) -> tuple[str, Any]:
 
 def _answer(sender: connection.Connection, function: Callable[..., Any], arguments: tuple) -> None:
     """Calls the function and sends what comes of it; runs in the new process."""
-    signal.set_wakeup_fd(-1)
     for signum in _SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
+    startup.Leaving.watch()
     os.setpgid(0, 0)  # Ctrl-C on a terminal reaches the caller alone, which passes it on
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_end_with_caller, daemon=True).start()

@@ -5,6 +5,7 @@ arguments of what it names: the model, the source, the optimizer, the schedule, 
 declared in `vision.core.config_keys`.
 """
 
+import enum
 import json
 import math
 import os
@@ -179,8 +180,8 @@ def resolve(config: Mapping[str, Any]) -> ConfigDict:
 def plain(value: Any, name: str = 'config') -> Any:
     """A config or a value of it in what JSON holds: dicts, tuples, numbers, text, None.
 
-    NumPy's and JAX's scalars become numbers (np.float32(0.1) is 0.1), their arrays tuples, dtypes their names and
-    paths text.
+    NumPy's and JAX's scalars become numbers (np.float32(0.1) is 0.1), their arrays tuples, dtypes their names, paths
+    text and members of an Enum their values.
 
     Raises:
       UserError: anything else, by its name.
@@ -201,6 +202,8 @@ def plain(value: Any, name: str = 'config') -> Any:
         return tuple(plain(v, name) for v in value)
     if value is None or type(value) in (bool, int, float, str):
         return value
+    if isinstance(value, enum.Enum):
+        return plain(value.value, name)
     for base in (int, float, str):
         if isinstance(value, base):
             return base(value)
@@ -213,9 +216,10 @@ def plain(value: Any, name: str = 'config') -> Any:
             return np.dtype(value).name
     elif hasattr(value, 'tolist'):
         array = np.asarray(value)
-        if array.dtype.name in ('float32', 'float16', 'bfloat16'):  # 0.1, not 0.10000000149011612
+        if 'float' in array.dtype.name:  # 0.1, not 0.10000000149011612
             array = np.array([float(str(x)) for x in array.ravel()]).reshape(array.shape)
-        return plain(array.tolist(), name)
+        if array.dtype.kind in 'biufUO':
+            return plain(array.tolist(), name)
     elif isinstance(value, os.PathLike):
         return os.fspath(value)
     raise UserError(

@@ -22,7 +22,7 @@ def keep(workdir: Path, modules: Collection[str]) -> None:
     """
     for name in modules:
         root = _root(name)
-        if root is None:
+        if root in (None, (workdir / _FOLDER).resolve()):
             continue
         for file in _imported_from(root):
             target = workdir / _FOLDER / file.relative_to(root)

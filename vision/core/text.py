@@ -91,6 +91,17 @@ def _finite(value: Any, name: str, reasons: dict[str, str]) -> Any:
     return value
 
 
+def described(value: Any) -> str:
+    """What a user's own function returned, in a few words: 'float32[8, 3]', 'dict (loss, top1)', 'tuple (float, int)'."""
+    if hasattr(value, 'shape') and hasattr(value, 'dtype'):
+        return f'{value.dtype}{[*value.shape]}'
+    kind = type(value).__name__
+    if isinstance(value, dict | tuple | list):
+        parts = value if isinstance(value, dict) else (type(x).__name__ for x in value)
+        return f'{kind} ({", ".join(map(str, parts))})'
+    return kind
+
+
 def printable(text: str, file: TextIO) -> str:
     """The text, with '\\udcff' and the like for what a file cannot take.
 

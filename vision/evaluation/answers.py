@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
+from vision.core.text import described
 from vision.preprocess.device import Batch
-from vision.task import Columns, Task, described, prepared
+from vision.task import Columns, Task, prepared
 
 _CHUNK = 4096  # examples that are judged at once where passes are averaged
 

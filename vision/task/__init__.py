@@ -7,7 +7,7 @@ Here is the contract: `Task`, its metrics, and what passes between it and the tr
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,13 +18,14 @@ import numpy as np
 
 from vision.core import workdir as workdir_lib
 from vision.core.config_keys import check_arguments, find
-from vision.core.errors import UserError, unknown
+from vision.core.errors import UserError
 from vision.core.state import DROPOUT, MIX
+from vision.core.text import described
 from vision.preprocess.device import normalise
+from vision.task.metrics import Columns, Metric
 
 Batch = Mapping[str, jax.Array]
 Examples = dict[str, jax.Array]
-Columns = dict[str, np.ndarray]
 
 
 class Outcome(NamedTuple):
@@ -89,49 +90,6 @@ class Apply(NamedTuple):
             mutable=['batch_stats'],
         )
         return outputs, endpoints, updated.get('batch_stats', stats)
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """One figure of a split: everything that shows or compares it reads this entry.
-
-    Attributes:
-      of: a function of the columns (`Task.answers`, gathered over the split, NumPy). It returns a value for
-        each example, [N], if the metric is their mean, else a float. None: there is no such figure here.
-      title: as tables and plots name it.
-      meaning: one phrase for the report.
-      higher_is_better: the direction in which models are compared.
-      fraction: whether it lies in 0 … 1 and is shown in percent.
-      weighted: for a metric that is no mean over examples: `weighted(columns)` returns a function of example
-        weights float64 [N] to the metric of the weighted examples, for the bootstrap; None: no interval.
-      biased: whether resampling raises the metric, so that the bootstrap must be corrected for it.
-      in_tables: whether the tables of the terminal show it.
-    """
-
-    of: Callable[[Columns], Any]
-    title: str
-    meaning: str
-    higher_is_better: bool = True
-    fraction: bool = True
-    weighted: Callable[[Columns], Callable[[np.ndarray], float]] | None = None
-    biased: bool = False
-    in_tables: bool = True
-
-    def show(self, value: float | None, digits: int | None = None) -> str:
-        """The value as text: '97.50%' or '0.0812'; '–' for None."""
-        if value is None:
-            return '–'
-        if self.fraction:
-            return f'{100 * value:.{2 if digits is None else digits}f}%'
-        return f'{value:.{4 if digits is None else digits}f}'
-
-    def cost(self, value: float | None) -> float:
-        """The value so that lower is better; infinite where there is none."""
-        if value is None or np.isnan(value):
-            return float('inf')
-        if not self.higher_is_better:
-            return float(value)
-        return 1 - value if self.fraction else -value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,32 +271,6 @@ class Task:
         return {k: c.astype(np.float64) if c.dtype == object else c for k, c in columns.items()}
 
 
-class Selection:
-    """The order of evaluations by `training.best_by`: the best checkpoint, patience and plateau follow it."""
-
-    def __init__(self, task: Task, best_by: str | None = None):
-        """Takes the metric's name; None for the task's first.
-
-        Raises:
-          UserError: the task has no such metric.
-        """
-        metrics = task.metrics
-        if best_by is not None and best_by not in metrics:
-            raise unknown('training.best_by', best_by, metrics)
-        self.name = best_by or next(iter(metrics))
-        self.metric = metrics[self.name]
-        self._loss = metrics.get('loss')
-
-    def rank(self, scores: Mapping[str, Any]) -> tuple[float, float]:
-        """A tuple that is greater for a better evaluation: by the metric, ties by the loss."""
-        loss = 0.0 if self._loss is None else self._loss.cost(scores.get('loss'))
-        return -self.cost(scores), -loss
-
-    def cost(self, scores: Mapping[str, Any]) -> float:
-        """The metric, so that lower is better."""
-        return self.metric.cost(scores.get(self.name))
-
-
 TASKS = {
     'classification': 'vision.task.classification:Classification',
     'multilabel': 'vision.task.multilabel:MultiLabel',
@@ -401,17 +333,6 @@ def prepared(task: Task, batch: Batch, key: jax.Array | None = None) -> Examples
             f"{type(task).__name__}.prepare must return a dict with 'image' and 'mask', not {described(examples)}"
         )
     return examples
-
-
-def described(value: Any) -> str:
-    """What a user's own function returned, in a few words: 'float32[8, 3]', 'dict (loss, top1)', 'tuple (float, int)'."""
-    if hasattr(value, 'shape') and hasattr(value, 'dtype'):
-        return f'{value.dtype}{[*value.shape]}'
-    kind = type(value).__name__
-    if isinstance(value, dict | tuple | list):
-        parts = value if isinstance(value, dict) else (type(x).__name__ for x in value)
-        return f'{kind} ({", ".join(map(str, parts))})'
-    return kind
 
 
 def task_of(config: Any, class_names: Sequence[str], num_outputs: int) -> Task:

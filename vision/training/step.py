@@ -30,10 +30,12 @@ from vision.core import mesh as mesh_lib
 from vision.core.config_keys import Range, check_arguments, find
 from vision.core.errors import UserError
 from vision.core.state import EXTRA, PARAMS, PART, RUN, TrainState, root_key
+from vision.core.text import described
 from vision.models.base import init_variables, run_once
 from vision.preprocess.device import Batch
-from vision.task import Apply, Examples, Outcome, Task, described, prepared
-from vision.training.optimizer import Averaging, RateFactors
+from vision.task import Apply, Examples, Outcome, Task, prepared
+from vision.training.optimizer import RateFactors
+from vision.training.schedules import Averaging
 
 if TYPE_CHECKING:
     from vision.training.plateau import Plateau
@@ -105,7 +107,7 @@ class Recipe:
       model: unbound.
       task: what is optimised.
       update: from the examples to the optimizer's gradient.
-      optimizer: optax's.
+      optimizer_for: builds optax's, for a learning rate by step.
       schedule: the learning rate by step.
       averaging: of the parameters.
       factors: of the learning rate by parameter; 0 where one is frozen.
@@ -119,7 +121,7 @@ class Recipe:
     model: nn.Module
     task: Task
     update: Update
-    optimizer: optax.GradientTransformation
+    optimizer_for: Callable[[optax.Schedule], optax.GradientTransformation]
     schedule: optax.Schedule
     averaging: Averaging
     factors: RateFactors
@@ -128,6 +130,11 @@ class Recipe:
     accumulate: int
     shard: str
     seed: int
+
+    @functools.cached_property
+    def optimizer(self) -> optax.GradientTransformation:
+        """From the gradient to the change of the parameters, at the schedule's rate."""
+        return self.optimizer_for(self.schedule)
 
 
 def init_state(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh) -> TrainState:

@@ -16,6 +16,7 @@ from vision.core import cli
 from vision.core.config import default_config
 from vision.core.config_mistakes import explained
 from vision.core.errors import UserError
+from vision.studies.grid import with_values
 
 SCRIPT = """
 import hashlib, sys, threading, time
@@ -119,7 +120,7 @@ def test_a_value_that_a_key_cannot_have_is_one_line_of_ours(key, text, says):
     config = default_config()
     config.model.norm = True
     with pytest.raises(UserError, match=says):
-        cli.with_values(config, {key: text})
+        with_values(config, {key: text})
 
 
 @pytest.mark.parametrize(

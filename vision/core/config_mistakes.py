@@ -3,14 +3,15 @@
 import inspect
 import re
 import runpy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from vision.core.cli import explain_value
+from vision.core.cli import read_literal
+from vision.core.config import plain
 from vision.core.config_keys import KEYS
 from vision.core.errors import UserError, in_a_line, meant, nearest
 
@@ -52,8 +53,8 @@ def explained(error: Exception, argv: Sequence[str]) -> str:
     if not isinstance(config, ConfigDict):
         return f'{file}: get_config returns no ConfigDict but {type(config).__name__}; start from default_config()'
     if isinstance(error, flags.IllegalFlagValueError):
-        override = re.match(r'flag --config\.([\w.]+)=(.*?): ', text, re.DOTALL)
-        return explain_value(config, *override.groups()) if override else text
+        given = re.match(r'flag --config\.([\w.]+)=(.*?): ', text, re.DOTALL)
+        return explain_value(config, *given.groups()) if given else text
     known = _leaves(config)
     for override in argv:
         key = override.lstrip('-').split('=', 1)[0]
@@ -62,6 +63,22 @@ def explained(error: Exception, argv: Sequence[str]) -> str:
             hint = f'; did you mean --config.{guess}?' if guess else ''
             return f'--{key}: the config has no such key{hint}'
     return text.strip().splitlines()[-1]
+
+
+def explain_value(config: Mapping[str, Any], key: str, text: str) -> str:
+    """Says why a key cannot have a value of the command line: by its declaration, or by the value that it has."""
+    declared = next((k for k in KEYS if k.name == key), None)
+    try:
+        if declared is not None:
+            declared.check(read_literal(text))
+    except UserError as e:
+        return str(e)
+    value: Any = config
+    for name in re.split(r'[.[]', key):
+        value = value.get(name) if isinstance(value, ConfigDict) else value
+    if isinstance(value, ConfigDict):
+        return f"{key}={text}: {key} is a section; write {{'name': …}}, or set single keys, as {key}.name=…"
+    return f'{key}={text} cannot be set: {key.partition("[")[0]} is {plain(value)!r}'
 
 
 def _explain_unknown(name: str) -> str:

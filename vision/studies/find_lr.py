@@ -16,7 +16,7 @@ import optax
 from vision.core.errors import UserError
 from vision.core.progress import track
 from vision.preprocess import inputs
-from vision.training.setup import Setup, build_optimizer, normalised
+from vision.training.setup import Setup, normalised
 from vision.training.start import check_start, first_state
 from vision.training.step import make_train_step
 
@@ -44,9 +44,7 @@ def find_lr(run: Setup, steps: int = 150) -> dict[str, Any]:
     run = normalised(run)
     factor = (HIGHEST / LOWEST) ** (1 / max(steps - 1, 1))
     schedule: optax.Schedule = lambda step: LOWEST * factor**step  # noqa: E731
-    optimizer = build_optimizer(run.config, schedule)
-    recipe = dataclasses.replace(run.recipe, schedule=schedule, optimizer=optimizer)
-    run = dataclasses.replace(run, recipe=recipe)
+    run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, schedule=schedule))
     state = first_state(run, start)
     train_step = make_train_step(run.recipe, run.mesh)
     batches = inputs.TrainBatches(run.train, run.loading, run.mesh, 0)

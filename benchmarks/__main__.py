@@ -87,7 +87,7 @@ def _input() -> dict[str, Any]:
 
 
 def _end_to_end() -> dict[str, Any]:
-    from benchmarks.end_to_end import end_to_end
+    from benchmarks.loop import end_to_end
 
     return end_to_end(rounds=ROUNDS.value)
 

@@ -1,18 +1,14 @@
 """All measurements for a GPU in one command: ResNet-50 with MFU, epochs of small models. Needs no TensorFlow."""
 
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from benchmarks import throughput
+from benchmarks.turns import python
 
 DTYPES = ('bfloat16', 'float32')
 _EPOCH = """
-import json, sys
-from vision.core import startup
-startup.tune()
-startup.use_compilation_cache()
 from benchmarks.loop import epoch_speed
 print(json.dumps(epoch_speed(*sys.argv[1:3], *map(int, sys.argv[3:]))))
 """
@@ -56,7 +52,7 @@ def gpu(
     ):
         for dtype in DTYPES:
             words = [model, dtype, *map(str, (pixels, channels, 128, examples))]
-            reading = throughput.run_process([sys.executable, '-c', _EPOCH, *words])
+            reading = throughput.run_process([*python(_EPOCH), *words])
             throughput.show('ours', 'epoch', model, dtype, reading)
             shares = {'seconds': examples / reading['rate']}
             rows.append(_row(model, 'epoch', dtype, pixels, 128, reading, shares))

@@ -5,9 +5,7 @@ The work: 500×375 JPEGs of 60 to 100 KB → random_resized_crop(224), flip → 
 
 import functools
 import io
-import json
 import os
-import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -16,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.turns import in_turn, medians, run_process
 from vision.core import startup
 from vision.core.errors import UserError
 from vision.data.source import FileSource
@@ -72,13 +71,10 @@ def input_speed(peer: str | None, peer_python: str | None, rounds: int) -> dict[
             candidates['simplejpeg'] = lambda: _simplejpeg(source, cores)
         if peer:
             candidates['peer'] = lambda: _peer(folder, peer_python or 'python', cores)
-        readings: dict[str, list[float]] = {name: [] for name in candidates}
-        for _ in range(rounds):
-            for name, measure in candidates.items():
-                readings[name].append(measure())
-    medians = {name: float(np.median(values)) for name, values in readings.items()}
-    result: dict[str, Any] = {k: medians.get(k) for k in ('ours', 'simplejpeg', 'peer')}
-    result['ratio'] = medians['ours'] / medians['peer'] if peer else None
+        readings = in_turn(candidates, rounds)
+    rates = medians(readings)
+    result: dict[str, Any] = {k: rates.get(k) for k in ('ours', 'simplejpeg', 'peer')}
+    result['ratio'] = rates['ours'] / rates['peer'] if peer else None
     return {**result, 'cores': cores, 'rounds': readings}
 
 
@@ -153,15 +149,4 @@ def _simplejpeg(source: FileSource, threads: int) -> float:
 
 def _peer(folder: str, python: str, workers: int) -> float:
     arguments = [folder, *map(str, (workers, _BATCH, _WARM_UP, _TIMED))]
-    try:
-        done = subprocess.run(
-            [python, '-c', _PEER, *arguments],
-            env=startup.shipped_environment(),
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError) as e:
-        lines = (getattr(e, 'stderr', None) or str(e)).strip().splitlines()
-        raise UserError(f'--peer_python={python}: {lines[-1]}') from None
-    return float(json.loads(done.stdout.strip().splitlines()[-1]))
+    return run_process([python, '-c', _PEER, *arguments], startup.shipped_environment())

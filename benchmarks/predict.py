@@ -4,6 +4,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from benchmarks.input import make_jpegs
+from benchmarks.turns import in_turn, medians
 from vision.core import mesh as mesh_lib
 from vision.core.config import default_config
 from vision.data.source import FileSource
@@ -62,10 +64,11 @@ def predict_speed(name: str, rounds: int, images: int = 1000) -> dict[str, Any]:
                 jax.block_until_ready(model(classifier.variables, batch))
             return calls * len(batch)
 
-        measured = {'predict': classify, 'decoder': decode, 'bare_model': compute}
+        works = {'predict': classify, 'decoder': decode, 'bare_model': compute}
         list(classifier.classify_source(_repeated(few, 2 * len(batch))))  # compiles
         jax.block_until_ready(model(classifier.variables, batch))
-        median = _in_turn(measured, rounds)
+        rates = {name: partial(_rate, work) for name, work in works.items()}
+        median = medians(in_turn(rates, rounds))
         one, eight = (_one_image(classifier, few.paths[0], threads) for threads in (1, 8))
     slower = min(median['decoder'], median['bare_model'])
     bound = 1 / (1 / median['decoder'] + 1 / median['bare_model'])
@@ -98,15 +101,10 @@ def _one_image(classifier: Classifier, path: str, threads: int, calls: int = 64)
     return 1e3 * (taken[0] - taken[1]) / calls
 
 
-def _in_turn(measured: dict[str, Callable[[], int]], rounds: int) -> dict[str, float]:
-    """The median rate of each, whose function returns how many images it went through."""
-    rates: dict[str, list[float]] = {what: [] for what in measured}
-    for _ in range(rounds):
-        for what, work in measured.items():
-            begin = time.perf_counter()
-            count = work()
-            rates[what].append(count / (time.perf_counter() - begin))
-    return {what: float(np.median(values)) for what, values in rates.items()}
+def _rate(work: Callable[[], int]) -> float:
+    """Images per second of a function that returns how many images it went through."""
+    begin = time.perf_counter()
+    return work() / (time.perf_counter() - begin)
 
 
 def _random_run(name: str) -> Run:

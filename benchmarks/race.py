@@ -8,7 +8,6 @@ report one.
 
 import json
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -18,7 +17,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks.throughput import run_process
+from benchmarks.turns import python, run_process
 from vision import data
 from vision.core.config import default_config
 from vision.core.errors import unknown
@@ -41,10 +40,6 @@ RECIPE: dict[str, Any] = {
 PHASES = ('import', 'data', 'compile', 'train', 'eval')
 _PEER = Path(__file__).with_name('torch_race.py')
 _OURS = """
-import sys
-from vision.core import startup
-startup.tune()
-startup.use_compilation_cache()
 from benchmarks.race import run
 print(run(*sys.argv[1:]))
 """
@@ -83,7 +78,7 @@ def race(
         for seed in range(rounds):
             words = [str(file), json.dumps(RECIPE), str(seed)]
             for name, command, env in (
-                ('ours', [sys.executable, '-c', _OURS], None),
+                ('ours', python(_OURS), None),
                 ('peer', [peer_python or 'python', str(_PEER)], peer_env),
             ):
                 if name == 'ours' or peer:

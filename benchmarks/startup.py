@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import tempfile
 import time
 from typing import Any
@@ -10,18 +9,13 @@ from typing import Any
 import jax
 
 from benchmarks.loop import synthetic_config
+from benchmarks.turns import python
 from vision.training.hooks import Hook
 from vision.training.loop import train
 
 _START = """
-import os, sys
-os.environ['XDG_CACHE_HOME'] = sys.argv[3]
-os.environ.pop('JAX_COMPILATION_CACHE_DIR', None)
-from vision.core import startup
-startup.tune()
-startup.use_compilation_cache()
 from benchmarks.startup import take_one_step
-take_one_step(sys.argv[1], int(sys.argv[2]), int(sys.argv[4]), sys.argv[3])
+take_one_step(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])
 """
 
 
@@ -37,11 +31,12 @@ def startup(model: str = 'resnet50', image_size: int = 224, batch_size: int = 2)
       `cold` and `warm`, seconds, and `ratio`, warm over cold.
     """
     with tempfile.TemporaryDirectory() as cache:
-        seconds = []
+        seconds, env = [], os.environ | {'XDG_CACHE_HOME': cache}
+        env.pop('JAX_COMPILATION_CACHE_DIR', None)
+        words = [*python(_START), model, str(image_size), str(batch_size), cache]
         for _ in range(2):
             began = time.perf_counter()
-            words = [sys.executable, '-c', _START, model, str(image_size), cache, str(batch_size)]
-            subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            subprocess.run(words, env=env, check=True, capture_output=True)
             seconds.append(time.perf_counter() - began)
     return {
         'model': model,

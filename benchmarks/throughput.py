@@ -2,13 +2,13 @@
 
 import json
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from benchmarks.turns import python, run_process
 from vision.core.errors import UserError
 
 Mode = Literal['train', 'infer']
@@ -28,10 +28,6 @@ PEERS: dict[Mode, tuple[str, ...]] = {
 }
 _PEER = Path(__file__).with_name('torch_throughput.py')
 _OURS = """
-import sys
-from vision.core import startup
-startup.tune()
-startup.use_compilation_cache()
 from benchmarks.throughput import measure
 print(measure(*sys.argv[1:4], *map(int, sys.argv[4:])))
 """
@@ -148,28 +144,10 @@ def measure_apart(
     env: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """What `measure` returns, or what a peer (`peer_command`) prints, from a process of its own in `env`."""
-    command = peer or [sys.executable, '-c', _OURS]
+    command = peer or python(_OURS)
     reading = run_process([*command, mode, model, dtype, *map(str, (size, channels, batch))], env)
     show('peer' if peer else 'ours', mode, model, dtype, reading)
     return reading
-
-
-def run_process(words: Sequence[str], env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Runs a measurement in a process of its own and returns the JSON of its last line.
-
-    Args:
-      words: of its command line.
-      env: its environment; this process's if None.
-
-    Raises:
-      UserError: it cannot be started, or fails; with the last line of what it says.
-    """
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, check=True, env=env)
-    except (OSError, subprocess.CalledProcessError) as e:
-        lines = (getattr(e, 'stderr', None) or str(e)).strip().splitlines()
-        raise UserError(f'{words[0]}: {lines[-1]}') from None
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def measure(mode: Mode, model: str, dtype: str, size: int, channels: int, batch: int) -> str:

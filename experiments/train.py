@@ -69,6 +69,8 @@ def _dry_run() -> dict[str, Any]:
     from vision.studies.dry_run import dry_run
     from vision.training.setup import setup
 
+    with ExitStack() as stack:
+        _hooks(stack)  # refuses what it would refuse of the run
     workdir = None if WORKDIR.value is None else check_place(WORKDIR.value)
     return dry_run(setup(CONFIG.value), workdir)
 
@@ -77,16 +79,21 @@ def _train() -> dict[str, Any]:
     from vision.training import train
 
     with ExitStack() as stack:
-        hooks: list[Any] = []
-        if PROFILE.value:
-            from vision.training.diagnosis import profile
+        return train(CONFIG.value, WORKDIR.value, _hooks(stack))
 
-            hooks.append(profile(PROFILE.value, WORKDIR.value))
-        if DEBUG.value:
-            from vision.training.diagnosis import debugging
 
-            hooks += stack.enter_context(debugging(DEBUG.value))
-        return train(CONFIG.value, WORKDIR.value, hooks)
+def _hooks(stack: ExitStack) -> list[Any]:
+    """What --profile and --debug ask for; switched on until the stack is closed."""
+    hooks: list[Any] = []
+    if PROFILE.value is not None:
+        from vision.training.diagnosis import profile
+
+        hooks.append(profile(PROFILE.value, WORKDIR.value or '.'))
+    if DEBUG.value:
+        from vision.training.diagnosis import debugging
+
+        hooks += stack.enter_context(debugging(DEBUG.value))
+    return hooks
 
 
 def _explain() -> None:

@@ -10,6 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from tests.tiers import split
+from tests.training.tiny import build_optimizer
 from vision import data
 from vision.core import config as config_lib
 from vision.core import durations
@@ -19,10 +20,10 @@ from vision.models import create_model
 from vision.preprocess import inputs
 from vision.preprocess import ops as ops_lib
 from vision.preprocess.decode import read
-from vision.preprocess.ops import draw
+from vision.preprocess.ops.on_host import apply, draw
 from vision.task import losses
 from vision.training.schedules import make_schedule
-from vision.training.setup import build_optimizer, loading_of, make_recipe
+from vision.training.setup import loading_of, make_recipe
 from vision.training.step import init_state, make_train_step
 
 IMAGENET, CIFAR, MNIST = 1_268_355, 45_000, 55_000  # examples to train on, without those held out
@@ -274,7 +275,7 @@ def views(name, image, count):
     config = load(name)
     ops = ops_lib.parse(config.preprocess.train)
     draws = draw(0, np.arange(count), np.zeros(count, int), len(ops))
-    return np.stack([np.asarray(ops_lib.apply(ops, image, d, decoded=True)) for d in draws])
+    return np.stack([np.asarray(apply(ops, image, d, decoded=True)) for d in draws])
 
 
 @pytest.mark.parametrize('name', AUGMENTED)
@@ -290,7 +291,7 @@ def test_a_photo_is_augmented(name):
     assert len({image.tobytes() for image in made}) == 4
     assert made.std() > 20  # something is to be seen
     evaluation = ops_lib.parse(load(name).preprocess.eval)
-    assert np.asarray(ops_lib.apply(evaluation, photo, [], decoded=True)).std() > 20
+    assert np.asarray(apply(evaluation, photo, [], decoded=True)).std() > 20
 
 
 def test_auxiliary_losses_and_smoothing_are_the_papers():

@@ -3,16 +3,16 @@
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import end_to_end, gpu, scaling, startup, throughput
+from benchmarks import gpu, loop, scaling, startup, throughput
 from benchmarks.input import make_jpegs
 from vision.models.layers import xla_only
 
 
 @pytest.mark.slow
 def test_the_loop_is_fed_from_files(monkeypatch):
-    monkeypatch.setattr(end_to_end, '_TIMED', 2)
-    monkeypatch.setattr(end_to_end, 'make_jpegs', lambda folder: make_jpegs(folder, 40))
-    result = end_to_end.end_to_end('lenet5', 32, 4, rounds=1)
+    monkeypatch.setattr(loop, '_TIMED', 2)
+    monkeypatch.setattr(loop, 'make_jpegs', lambda folder: make_jpegs(folder, 40))
+    result = loop.end_to_end('lenet5', 32, 4, rounds=1)
     assert result['files'] > 0 and result['synthetic'] > 0
     assert result['ratio'] == pytest.approx(result['files'] / result['synthetic'])
 

@@ -14,7 +14,7 @@ from tests.conftest import REPO
 
 # In a process without JAX, of which children are forks.
 SCRIPT = """
-import json, os, signal, sys, time
+import json, os, signal, sys, time, types
 from vision.core.apart import Died, run_apart
 from vision.core.errors import Stopped, UserError
 
@@ -27,9 +27,15 @@ def work(how):
     if how == '_exit': os._exit(7)
     if how == 'kill': os.kill(os.getpid(), signal.SIGKILL)
     if how == 'stop': raise Stopped(signal.SIGTERM, 'stopped at step 3')
-    print('running', os.getpid(), flush=True)
     if how == 'slow to stop':
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    if how == 'deaf':  # its main thread is in a library and does not come back; another one ends it
+        current = types.SimpleNamespace(leave=lambda signum, seconds: os._exit(128 + signum))
+        holder = types.SimpleNamespace(StopSignals=types.SimpleNamespace(current=current))
+        sys.modules['vision.core.processes'] = holder
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(signum, lambda *_: None)
+    print('running', os.getpid(), flush=True)
     time.sleep(60)
 
 for how in sys.argv[1:]:
@@ -65,9 +71,11 @@ def test_every_end_has_its_reason():
     assert err == ''
 
 
-@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_both(signum):
-    process = run('run', 'return')
+@pytest.mark.parametrize(
+    ('how', 'signum'), [('run', signal.SIGTERM), ('run', signal.SIGINT), ('deaf', signal.SIGTERM)]
+)
+def test_a_signal_ends_both(how, signum):
+    process = run(how, 'return')
     child = int(process.stdout.readline().split()[1])
     process.send_signal(signum)
     assert json.loads(process.stdout.readline())[:2] == ['Stopped', 'stopped']

@@ -130,6 +130,15 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_offered(tmp_path, d
         checkpoints.restore_variables(5, state(0).variables)
 
 
+def test_what_a_kill_left_of_the_checksums_is_no_part_of_a_checkpoint(tmp_path):
+    save(tmp_path, [3])
+    sums = tmp_path / 'checkpoints' / '3' / 'checksums.json'
+    sums.rename(sums.with_name('checksums.json.tmp'))
+    with Checkpoints(tmp_path, RANK) as checkpoints:
+        checkpoints.wait()  # which writes them
+        assert sums.exists() and checkpoints.restore(3, state(0))[1] == {'n': 3}
+
+
 def test_a_step_that_is_there_already_is_not_lost_in_silence(tmp_path):
     save(tmp_path, [5])
     with Checkpoints(tmp_path, RANK) as checkpoints, pytest.raises(RuntimeError, match='step 5'):

@@ -1,8 +1,10 @@
 """Configs on disk: read back as they were, compared by key, their paths absolute."""
 
+import enum
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -114,8 +116,19 @@ def test_values_of_numpy_and_jax_become_plain():
     ):
         assert got == expected and type(got) is type(expected)
     assert config_lib.plain([np.dtype('float32'), np.float16]) == ('float32', 'float16')
-    as_written = [np.float32(0.1), np.array([0.1, 0.7], np.float32), jnp.float32(1e-4)]
-    assert config_lib.plain(as_written) == (0.1, (0.1, 0.7), 1e-4)
+    as_written = [
+        np.float32(0.1),
+        np.array([0.1, 0.7], np.float32),
+        jnp.float32(1e-4),
+        np.longdouble(0.1),
+    ]
+    assert config_lib.plain(as_written) == (0.1, (0.1, 0.7), 1e-4, 0.1)
+    kinds = (
+        enum.Enum('Kinds', {'A': 'a'}, type=str),
+        enum.IntEnum('Sizes', {'B': 3}),
+        enum.Enum('Any', {'C': 0.5}),
+    )
+    assert config_lib.plain([member for kind in kinds for member in kind]) == ('a', 3, 0.5)
 
 
 def test_a_config_file_with_values_of_numpy_can_be_overridden(tmp_path):
@@ -147,7 +160,11 @@ def test_an_entry_of_a_tuple_is_refused_in_one_line(key):
     assert f'--config.{key}=0.5: entries are not set one by one' in done.stderr
 
 
-@pytest.mark.parametrize('value', [lambda x: x, int, {1, 2}, 1j, object()])
+@pytest.mark.parametrize(
+    'value',
+    [lambda x: x, int, {1, 2}, 1j, object(), np.clongdouble(1), np.datetime64('2026-01-01', 'ns'), np.bytes_(b'a'),
+     jax.random.key(0)],
+)  # fmt: skip
 def test_what_no_json_holds_is_refused_by_its_name(value):
     config = config_lib.default_config()
     config.model.padding = (0, value)

@@ -8,7 +8,8 @@ import numpy as np
 from vision.core.config import default_config
 from vision.core.state import DROPOUT, MIX, PARAMS, PART, RUN, image_key, root_key
 from vision.data.order import hash64
-from vision.preprocess.ops import PER_OP, draw
+from vision.preprocess.ops import PER_OP
+from vision.preprocess.ops.on_host import draw
 
 SEEDS, FEW = range(3), np.arange(12)
 

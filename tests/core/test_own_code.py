@@ -44,6 +44,19 @@ def test_what_is_kept_is_imported_where_the_original_is_gone(mine, tmp_path, mon
     assert found.WORD == 'kept' and found.__file__.startswith(str(workdir))
 
 
+def test_a_run_that_goes_on_by_what_was_kept_keeps_it(mine, tmp_path, monkeypatch):
+    workdir = tmp_path / 'run'
+    own_code.keep(workdir, ['my_package.task'])
+    forget()
+    monkeypatch.setattr(sys, 'path', [p for p in sys.path if p != str(mine)])
+    own_code.make_importable(workdir)
+    importlib.invalidate_caches()
+    importlib.import_module('my_package.task')
+    before = {path: path.read_bytes() for path in workdir.rglob('*.py')}
+    own_code.keep(workdir, ['my_package.task'])
+    assert {path: path.read_bytes() for path in workdir.rglob('*.py')} == before
+
+
 def test_the_original_comes_first(mine, tmp_path):
     workdir = tmp_path / 'run'
     own_code.keep(workdir, ['my_package.task'])

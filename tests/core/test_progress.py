@@ -10,6 +10,7 @@ from tests.conftest import REPO
 CODE = """
 from vision.core.progress import track
 assert list(track(range(5), 5, 'classifying')) == list(range(5))
+list(track('a', 1, 'listing [/b]'))
 print('answer')
 """
 
@@ -26,7 +27,7 @@ def test_on_a_terminal():
     done = run(terminal)
     os.close(terminal)
     seen = os.read(watched, 100_000).decode()
-    assert 'classifying' in seen and '0/5' in seen
+    assert 'classifying' in seen and '0/5' in seen and 'listing [/b]' in seen
     assert done.returncode == 0 and done.stdout == 'answer\n'
 
 

@@ -102,6 +102,14 @@ def test_a_file_system_that_lacks_a_call_is_warned_of_and_used(
     assert len(warnings) == bool(says) and all(says in text for text in warnings)
 
 
+def test_a_checkpoint_is_whole_where_no_file_takes_the_name_of_another(tmp_path, monkeypatch):
+    lacking(monkeypatch, errno.EXDEV, 'os.replace', 'os.fsync')
+    checkpoint_tests.save(tmp_path, [3])
+    assert (tmp_path / 'checkpoints' / '3' / 'checksums.json').exists()
+    with Checkpoints(tmp_path, RANK, read_only=True) as checkpoints:
+        assert int(checkpoints.restore(3, checkpoint_tests.state(0))[0].step) == 3
+
+
 def test_other_failures_of_the_disk_are_failures(tmp_path, monkeypatch):
     lacking(monkeypatch, errno.EIO, 'os.fsync')
     with pytest.raises(OSError, match='Input/output'):

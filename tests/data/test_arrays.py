@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from vision import data
 from vision.core.errors import UserError
-from vision.data import arrays
+from vision.data import array_files, arrays
 from vision.data.source import NoSplitError
 
 pytestmark = pytest.mark.smoke
@@ -49,13 +49,13 @@ def test_digits_are_all_there_once_and_stratified():
 
 
 def test_idx_files_plain_and_gzipped_and_with_a_dot(idx_folder, tmp_path):
-    plain = arrays.idx('test', str(idx_folder))
+    plain = array_files.idx('test', str(idx_folder))
     other = tmp_path / 'other'
     other.mkdir()
     for file in idx_folder.glob('*ubyte'):
         with gzip.open(other / (file.name.replace('-idx', '.idx') + '.gz'), 'wb') as out:
             out.write(file.read_bytes())
-    again = arrays.idx('test', str(other))
+    again = array_files.idx('test', str(other))
     np.testing.assert_array_equal(plain.images, again.images)
     assert plain.images.shape == (20, 5, 4, 1)
     assert plain.class_names == ('0', '1', '2', '3')
@@ -63,14 +63,14 @@ def test_idx_files_plain_and_gzipped_and_with_a_dot(idx_folder, tmp_path):
 
 
 def test_idx_validation_comes_out_of_train(idx_folder):
-    train, validation = (arrays.idx(s, str(idx_folder), validation=12) for s in SPLITS[:2])
+    train, validation = (array_files.idx(s, str(idx_folder), validation=12) for s in SPLITS[:2])
     assert (train.num_examples, validation.num_examples) == (48, 12)
-    whole = arrays.idx('train', str(idx_folder))
+    whole = array_files.idx('train', str(idx_folder))
     rows = np.concatenate([train.images, validation.images]).reshape(60, -1)
     expected = whole.images.reshape(60, -1)
     np.testing.assert_array_equal(rows[np.lexsort(rows.T)], expected[np.lexsort(expected.T)])
     with pytest.raises(NoSplitError):
-        arrays.idx('validation', str(idx_folder))
+        array_files.idx('validation', str(idx_folder))
 
 
 def damage_truncate(path):
@@ -119,14 +119,14 @@ def test_a_damaged_idx_file_is_named(idx_folder, damage):
     path = idx_folder / 'train-images-idx3-ubyte'
     damage(path)
     with pytest.raises(UserError, match='train-images-idx3-ubyte'):
-        arrays.idx('train', str(idx_folder))
+        array_files.idx('train', str(idx_folder))
 
 
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(UserError, match='no such folder'):
-        arrays.idx('train', str(tmp_path / 'nowhere'))
+        array_files.idx('train', str(tmp_path / 'nowhere'))
     with pytest.raises(UserError, match=r'data\.path'):
-        arrays.idx('train', None)
+        array_files.idx('train', None)
 
 
 @pytest.mark.parametrize('form', ['x_{}/y_{}', '{}_images/{}_labels'])
@@ -138,9 +138,9 @@ def test_npz_in_both_ways_of_naming(tmp_path, form):
         wanted[images] = rng.integers(0, 256, (n, 6, 6, 3), dtype=np.uint8)
         wanted[labels] = np.arange(n)[:, None] % 3
     np.savez(tmp_path / 'a.npz', **wanted)
-    train = arrays.npz('train', str(tmp_path / 'a.npz'))
-    validation = arrays.npz('validation', str(tmp_path / 'a.npz'), validation=6)
-    test = arrays.npz('test', str(tmp_path / 'a.npz'))
+    train = array_files.npz('train', str(tmp_path / 'a.npz'))
+    validation = array_files.npz('validation', str(tmp_path / 'a.npz'), validation=6)
+    test = array_files.npz('test', str(tmp_path / 'a.npz'))
     assert (train.num_examples, validation.num_examples, test.num_examples) == (30, 6, 10)
     assert train.images.shape == (30, 6, 6, 3)
 
@@ -166,14 +166,14 @@ def test_npz_in_both_ways_of_naming(tmp_path, form):
 def test_npz_with_other_contents_is_refused(tmp_path, contents):
     np.savez(tmp_path / 'a.npz', **contents)
     with pytest.raises(UserError, match=r'a\.npz'):
-        arrays.npz('train', str(tmp_path / 'a.npz'))
+        array_files.npz('train', str(tmp_path / 'a.npz'))
 
 
 def test_an_absurd_label_is_refused_before_memory_is_spent(tmp_path):
     arrays_ = {'x_train': np.zeros((3, 4, 4), np.uint8), 'y_train': np.array([0, 1, 1 << 40])}
     np.savez(tmp_path / 'a.npz', **arrays_)
     with pytest.raises(UserError, match='a label of 1099511627776'):
-        arrays.npz('train', str(tmp_path / 'a.npz'))
+        array_files.npz('train', str(tmp_path / 'a.npz'))
 
 
 def test_a_damaged_npz_is_named(tmp_path):
@@ -185,19 +185,21 @@ def test_a_damaged_npz_is_named(tmp_path):
         for damaged in (whole[:place], whole[:place] + b'\xff\x00\x37' + whole[place + 3 :]):
             path.write_bytes(damaged)
             try:
-                np.testing.assert_array_equal(arrays.npz('train', str(path)).images[..., 0], images)
+                np.testing.assert_array_equal(
+                    array_files.npz('train', str(path)).images[..., 0], images
+                )
             except UserError as e:
                 assert 'a.npz' in str(e)
     np.save(tmp_path / 'b.npz', images)
     os.replace(tmp_path / 'b.npz.npy', tmp_path / 'b.npz')
     with pytest.raises(UserError, match=r'b\.npz is not a readable \.npz'):
-        arrays.npz('train', str(tmp_path / 'b.npz'))
+        array_files.npz('train', str(tmp_path / 'b.npz'))
 
 
 def test_a_file_that_is_no_npz_is_refused(tmp_path):
     (tmp_path / 'a.npz').write_text('hello')
     with pytest.raises(UserError, match=r'a\.npz'):
-        arrays.npz('train', str(tmp_path / 'a.npz'))
+        array_files.npz('train', str(tmp_path / 'a.npz'))
 
 
 def test_synthetic_labels_can_be_read_off_the_pixels_and_splits_differ():
@@ -211,7 +213,7 @@ def test_synthetic_labels_can_be_read_off_the_pixels_and_splits_differ():
 
 
 def test_mnist_as_published(mnist):
-    train, validation, test = (arrays.idx(s, mnist, validation=5000) for s in SPLITS)
+    train, validation, test = (array_files.idx(s, mnist, validation=5000) for s in SPLITS)
     assert (train.num_examples, validation.num_examples, test.num_examples) == (55000, 5000, 10000)
     assert np.bincount(test.labels).tolist() == [
         980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009,
@@ -221,7 +223,7 @@ def test_mnist_as_published(mnist):
 
 
 def test_fashion_mnist_is_read_from_gzip(fashion_mnist):
-    test = arrays.idx('test', fashion_mnist)
+    test = array_files.idx('test', fashion_mnist)
     assert np.bincount(test.labels).tolist() == [1000] * 10
 
 
@@ -237,13 +239,13 @@ def test_load_names_the_nearest_source_split_and_key():
 def test_an_npz_with_several_labels_an_image(tmp_path):
     labels = (np.arange(30)[:, None] % np.array([2, 3, 5]) == 0).astype(np.float32)
     np.savez(tmp_path / 'a.npz', x_train=np.zeros((30, 4, 4), np.uint8), y_train=labels)
-    source = arrays.npz('train', str(tmp_path / 'a.npz'), validation=10)
-    held = arrays.npz('validation', str(tmp_path / 'a.npz'), validation=10)
+    source = array_files.npz('train', str(tmp_path / 'a.npz'), validation=10)
+    held = array_files.npz('validation', str(tmp_path / 'a.npz'), validation=10)
     assert source.multi_label and source.class_names == ('0', '1', '2')
     assert (source.num_examples, held.num_examples) == (20, 10)
     np.testing.assert_array_equal(source.labels.sum(0) + held.labels.sum(0), labels.sum(0))
     with pytest.raises(UserError, match=r'labels \[30, 3\] do not fit the 2 classes'):
-        arrays.npz('train', str(tmp_path / 'a.npz'), class_names=('a', 'b'))
+        array_files.npz('train', str(tmp_path / 'a.npz'), class_names=('a', 'b'))
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])
@@ -261,4 +263,4 @@ def test_values_that_are_not_finite_are_named_when_read(tmp_path, value, what):
         f'of the {what.split()[-1].rstrip("s")}s are not finite; the first is {value} in example 2'
     )
     with pytest.raises(UserError, match=told):
-        arrays.npz('train', str(tmp_path / 'a.npz'))
+        array_files.npz('train', str(tmp_path / 'a.npz'))

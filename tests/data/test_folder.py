@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from vision.core.errors import UserError
-from vision.data.folder import SPLITS, file_list, files, folder
+from vision.data.file_list import file_list
+from vision.data.folder import SPLITS, files, folder
 from vision.data.source import NoSplitError
 
 pytestmark = pytest.mark.smoke
@@ -196,8 +197,17 @@ def test_both_val_and_valid_and_what_is_no_split_are_told(tmp_path, caplog):
     assert "passed over beside the splits: 'more'" in caplog.text
 
 
+def test_training_and_testing_are_splits(tmp_path):
+    touch(tmp_path, *(f'{s}/{c}/a.jpg' for s in ('Training', 'Testing') for c in ('cat', 'dog')))
+    source = folder('test', str(tmp_path))
+    assert source.class_names == ('cat', 'dog')
+    assert names(source, tmp_path) == ['Testing/cat/a.jpg', 'Testing/dog/a.jpg']
+    (tmp_path / 'a.csv').write_text('path,label,split\na.jpg,cat,training\nb.jpg,cat,TESTING')
+    assert names(file_list('test', str(tmp_path / 'a.csv')), tmp_path) == ['b.jpg']
+
+
 def test_classes_are_in_one_natural_order_in_folders_and_lists(tmp_path):
-    classes = [*map(str, range(11)), 'class2', 'class10', 'class10b', 'dog']
+    classes = [*map(str, range(11)), '１２', 'class2', 'class10', 'class10b', 'dog']
     many(tmp_path / 'photos', 10, classes)
     rows = [f'{c}/{i}.jpg,{c}' for c in reversed(classes) for i in range(10)]
     (tmp_path / 'list.csv').write_text('\n'.join(['path,label', *rows]))
@@ -314,6 +324,20 @@ def test_linked_folders_that_lead_to_each_other_are_walked_once(tmp_path):
     os.symlink(tmp_path / 'a', tmp_path / 'b/to a')
     assert names(files([str(tmp_path)]), tmp_path) == ['a/1.jpg', 'b/2.jpg']
     assert names(files([str(tmp_path / 'a')]), tmp_path) == ['a/1.jpg', 'a/to b/2.jpg']
+
+
+def test_a_train_folder_that_is_taken_for_a_class_is_told(tmp_path, caplog):
+    touch(tmp_path, 'train/cat/1.jpg', 'train/dog/2.jpg', 'test1/3.jpg', '.5/4.jpg')
+    assert folder('train', str(tmp_path)).class_names == ('test1', 'train')
+    assert 'train is taken for a class' in caplog.text and '1 hidden folder' in caplog.text
+
+
+def test_links_that_lead_to_themselves_are_no_folders(tmp_path):
+    touch(tmp_path, 'a/1.jpg', 'b/2.jpg')
+    for link in ('loop', 'a/loop', 'a/loop.jpg'):
+        os.symlink(tmp_path / link, tmp_path / link)
+    assert names(files([str(tmp_path)]), tmp_path) == ['a/1.jpg', 'a/loop.jpg', 'b/2.jpg']
+    assert folder('train', str(tmp_path)).class_names == ('a', 'b')
 
 
 def test_a_folder_that_was_listed_long_ago_is_listed_again_when_it_changed(tmp_path):
@@ -435,6 +459,8 @@ def test_list_with_its_own_splits_and_numeric_labels(tmp_path):
         ('a.csv', 'path,label,split\na.jpg,cat,test\nb.jpg,cat\n', "image 2 has no 'split'"),
         ('a.jsonl', '{"path": "a.jpg", "label": "cat"}\nnonsense\n', 'line 2: not JSON'),
         ('a.jsonl', '[1]\n', 'line 1: expected'),
+        ('a.jsonl', '[' * 100_000, 'line 1: not JSON'),
+        ('a.jsonl', '{"path": "a.jpg", "label": ["cat"]}', "label of image 1 is \\['cat'\\]"),
     ],
 )
 def test_what_is_wrong_with_a_list_is_said(tmp_path, name, text, why):
@@ -456,6 +482,14 @@ def test_files_folders_and_patterns_to_predict(tmp_path):
 def test_a_file_whose_name_looks_like_a_pattern_is_a_file(tmp_path):
     touch(tmp_path, 'a[1].jpg', 'a1.jpg')
     assert names(files([str(tmp_path / 'a[1].jpg')]), tmp_path) == ['a[1].jpg']
+
+
+def test_the_folders_that_a_pattern_begins_with_are_taken_by_their_names(tmp_path, monkeypatch):
+    touch(tmp_path, 'run[1]/deep/x.jpg', 'run1/deep/y.jpg')
+    assert names(files([str(tmp_path / 'run[1]/*/*.jpg')]), tmp_path) == ['run[1]/deep/x.jpg']
+    assert names(files([str(tmp_path / 'run[0-9]/*/*.jpg')]), tmp_path) == ['run1/deep/y.jpg']
+    monkeypatch.chdir(tmp_path)
+    assert files(['run[1]/**/*.jpg']).paths == ('run[1]/deep/x.jpg',)
 
 
 @pytest.mark.parametrize('given', [[], ['empty'], ['*.jpg']])

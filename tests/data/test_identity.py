@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from vision.data import arrays, identity
-from vision.data.source import FileSource, RecordSource, Source
-from vision.data.tfds_source import TFDSSource
+from vision.data.source import FileSource, Source
+from vision.data.tfds_source import RecordSource, TFDSSource
 
 
 def files(root, sizes, labels=None, names=('cat', 'dog')):

@@ -36,6 +36,13 @@ def test_refuses_to_hold_out_what_is_not_there(count):
         hold_out(np.zeros(10, int), count)
 
 
+def test_a_class_keeps_its_only_example_for_train():
+    labels = np.array([0] * 5 + [1] * 5 + [2] + [3])
+    stay, held = hold_out(labels, 0.5)
+    np.testing.assert_array_equal(np.bincount(labels[stay], minlength=4), [2, 2, 1, 1])
+    assert len(held) == 6
+
+
 def test_sets_of_labels_are_held_out_in_proportion_and_rare_ones_without_order():
     rng = np.random.default_rng(0)
     common = np.repeat(np.eye(3, dtype=np.float32), [60, 30, 10], axis=0)

@@ -15,8 +15,7 @@ from vision import data
 from vision.core.errors import UserError
 from vision.data import tfds_source
 from vision.data.order import batch_ids
-from vision.data.source import RecordSource
-from vision.data.tfds_source import tfds
+from vision.data.tfds_source import RecordSource, tfds
 from vision.preprocess import inputs
 from vision.preprocess.pipeline import eval_batches, train_batches
 
@@ -318,6 +317,12 @@ def test_array_record_in_memory():
     records[3] = {'image': b'junk', 'label': 3}
     with pytest.raises(UserError, match='x: example 3 cannot be read'):
         tfds_source.as_arrays(RecordSource('x', tuple('abcdefg'), records, (28, 28, 1)))
+
+
+def test_a_split_without_labels_is_refused_where_it_is_read():
+    source = RecordSource('x', ('a', 'b'), [{'image': b'', 'label': -1}])
+    with pytest.raises(UserError, match='x: its examples have no labels'):
+        source.read([0])
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from tests.golden.generator import images
 from tests.tiers import quick
 from vision.models import MODELS, create_model, resnet_v2
 from vision.models.summary import default_model
-from vision.task.lenet_losses import lenet_discriminative, lenet_mse
+from vision.task.losses import lenet_discriminative, lenet_mse
 
 # The quick ones and the slow ones; all others are nightly.
 QUICK = ('lenet5_1998-eq9', 'lenet5-cross_entropy', 'resnet20-cross_entropy')

@@ -12,7 +12,8 @@ from PIL import Image
 
 from vision.data.source import FileSource
 from vision.preprocess import ops as ops_lib
-from vision.preprocess.ops import PER_OP, draw
+from vision.preprocess.ops import PER_OP
+from vision.preprocess.ops.on_host import apply, draw
 
 
 @pytest.fixture(scope='session')
@@ -40,7 +41,7 @@ def compiled(text, shape):
     ops = ops_lib.parse(text)
     kind = tf.TensorSpec(shape, tf.uint8 if shape else tf.string)
     draws = tf.TensorSpec([len(ops), PER_OP], tf.float64)
-    run = tf.function(lambda x, d: ops_lib.apply(ops, x, d), [kind, draws], autograph=False)
+    run = tf.function(lambda x, d: apply(ops, x, d), [kind, draws], autograph=False)
     return run, len(ops)
 
 

@@ -1,5 +1,6 @@
-"""ICC profiles of version 2 made of primaries and a gamma: those of photos, and of grey ones."""
+"""ICC profiles of version 2: of photos, made of primaries and a gamma; of grey ones; of four inks."""
 
+import itertools
 import struct
 
 # Columns XYZ of red, green and blue under D50, and the gamma.
@@ -21,13 +22,33 @@ def profile(primaries=None, gamma=2.2):
         tags[b'kTRC'] = _curve(gamma)
     for name, column in zip(b'rgb', primaries or (), strict=False):
         tags[bytes([name]) + b'XYZ'], tags[bytes([name]) + b'TRC'] = _xyz(column), _curve(gamma)
+    return _file(tags, b'mntrRGB XYZ ' if primaries else b'mntrGRAYXYZ ')
+
+
+def inks():
+    """The bytes of a profile of CMYK, a table of 2 × 2 × 2 × 2 colours in Lab: inks paler than those of pure RGB."""
+    corners = []
+    for c, m, y, k in itertools.product((0, 1), repeat=4):
+        paper = 255 - 60 * c - 90 * m - 20 * y
+        corners += [
+            paper * (1 - k),
+            128 + (-30 * c + 60 * m) * (1 - k),
+            128 + (-40 * c + 60 * y) * (1 - k),
+        ]
+    line = bytes(range(256))
+    matrix = struct.pack('>9i', *(65536 * (i % 4 == 0) for i in range(9)))
+    table = b'mft1\0\0\0\0' + bytes([4, 3, 2, 0]) + matrix + 4 * line + bytes(corners) + 3 * line
+    return _file({b'desc': _text(b'inks'), b'wtpt': _xyz(_D50), b'A2B0': table}, b'prtrCMYKLab ')
+
+
+def _file(tags, kind):
+    """A profile with these tags; its class, colour space and connection space, four letters each."""
     table, data, start = b'', b'', 128 + 4 + 12 * len(tags)
     for name, value in tags.items():
         table += struct.pack('>4sII', name, start + len(data), len(value))
         data += value + bytes(-len(value) % 4)
     size = start + len(data)
-    space = b'RGB ' if primaries else b'GRAY'
-    head = struct.pack('>I4sI4s4s4s', size, b'lcms', 0x02100000, b'mntr', space, b'XYZ ')
+    head = struct.pack('>I4sI12s', size, b'lcms', 0x02100000, kind)
     head += bytes(12) + b'acsp' + bytes(28) + struct.pack('>3i', *(_fixed(v) for v in _D50))
     return head.ljust(128, b'\0') + struct.pack('>I', len(tags)) + table + data
 

@@ -272,9 +272,12 @@ SIXTEEN = np.array([0, 0x4000, 0x8000, 0xFFFF])
         (tiff(SIXTEEN.astype('>u2'), 16, order='>'), [0, 64, 128, 255]),
         (tiff(SIXTEEN.astype('<u2'), 16, photometric=0), [255, 191, 127, 0]),
         (tiff(np.array([-7, 0, 0x4000, 0x7FFF], '<i2'), 16, kind=2), [0, 0, 128, 255]),
+        (tiff(np.array([-7, 0, 64, 127], 'i1'), 8, kind=2), [0, 0, 129, 255]),
         (tiff(SIXTEEN.astype('<u4') * 65537, 32), [0, 64, 128, 255]),
         (tiff(np.array([0, 2**29, 2**30, 2**31 - 1], '<i4'), 32, kind=2), [0, 64, 128, 255]),
         (tiff(SIXTEEN.astype('<u4'), 32), [0, 64, 128, 255]),
+        (tiff(np.array([0, 64, 128, 255], '<u4'), 32), [0, 64, 128, 255]),
+        (tiff(np.array([0, 16384, 32768, 65535], '<f4'), 32, kind=3), [0, 64, 128, 255]),
         (tiff(np.array([0, 0.25, 0.5, 1], '<f4'), 32, kind=3), [0, 64, 128, 255]),
         (tiff(np.array([0, 0.25, 0.5, 1], '<f4'), 32, kind=3, photometric=0), [255, 191, 128, 0]),
         (b'P5 4 1 4095\n' + np.array([0, 1024, 2048, 4095], '>u2').tobytes(), [0, 64, 128, 255]),
@@ -289,6 +292,20 @@ def test_the_files_own_tags_say_what_its_values_mean(decode, data, expected):
     np.testing.assert_array_equal(read(data)[0, :, 0], expected)
     np.testing.assert_array_equal(decode(data)[0, :, 2], expected)
     np.testing.assert_array_equal(read(data, channels=1)[0, :, 0], expected)
+
+
+def test_tiffs_that_pillow_reads_as_other_pixels_are_refused(encode, photo):
+    data = encode(photo, 'TIFF')
+    for tag, old, new in ((284, 1, 2), (262, 2, 6)):
+        at = data.index(struct.pack('<HHIH', tag, 3, 1, old)) + 8
+        other = data[:at] + bytes([new]) + data[at + 1 :]
+        if tag == 284:
+            bits = struct.unpack_from('<I', data, data.index(struct.pack('<HHI', 258, 3, 3)) + 8)[0]
+            other = other[:bits] + struct.pack('<3H', 16, 16, 16) + other[bits + 6 :]
+        with pytest.raises(BadImage, match='which is not read'):
+            read(other)
+    with pytest.raises(BadImage, match='of a kind that is not read'):
+        read(tiff(bytes(8), 64, kind=3))
 
 
 def test_values_that_are_not_finite_are_no_image():
@@ -363,6 +380,22 @@ def test_grey_of_a_linear_profile_becomes_srgb(encode, mode):
         np.testing.assert_array_equal(read(data, channels)[0, :, 0], [0, 137, 255])
 
 
+@pytest.mark.parametrize('kind', ['JPEG', 'TIFF'])
+def test_inks_of_a_profile_become_srgb(decode, encode, kind):
+    inks = np.array([[0, 0, 0, 0], [255, 0, 0, 0], [0, 255, 0, 0], [0, 0, 255, 0], [0, 0, 0, 255]])
+    stored = Image.fromarray(
+        np.repeat(np.repeat(inks[None], 16, 1), 16, 0).astype(np.uint8), 'CMYK'
+    )
+    profile, srgb = icc.inks(), ImageCms.createProfile('sRGB')
+    opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+    expected = ImageCms.profileToProfile(stored, opened, srgb, outputMode='RGB')
+    assert np.abs(np.asarray(expected).astype(int) - np.asarray(stored.convert('RGB'))).max() > 50
+    options = {'quality': 100, 'subsampling': 0} if kind == 'JPEG' else {}
+    data = encode(stored, kind, icc_profile=profile, **options)
+    np.testing.assert_allclose(decode(data)[:, 8::16], np.asarray(expected)[:, 8::16], atol=3)
+    np.testing.assert_array_equal(decode(data), read(data))
+
+
 @pytest.mark.parametrize('gamma', [0, 1, 4_000_000_000])
 def test_a_gamma_or_profile_that_makes_no_sense_is_left_out(encode, gamma):
     data = png(2, 1, 8, 0, bytes([64, 200]), [(b'gAMA', struct.pack('>I', gamma))])
@@ -415,6 +448,22 @@ def test_only_the_orientation_counts_of_exif(decode, photo, encode, kind, damage
         assert np.abs(image.astype(float) - expected).mean() < 6
 
 
+@pytest.mark.parametrize(
+    ('marker', 'options'),
+    [
+        (b'\xff\xe1', {'exif': exif(TURNED)}),
+        (b'\xff\xe2', {'icc_profile': icc.profile(*icc.DISPLAY_P3)}),
+    ],
+)
+def test_tags_behind_the_tables_of_a_jpeg_count(decode, photo, encode, marker, options):
+    data = encode(photo, **options)
+    start, tables = data.index(marker), data.index(b'\xff\xc0')
+    end = start + 2 + int.from_bytes(data[start + 2 : start + 4], 'big')
+    moved = data[:start] + data[end:tables] + data[start:end] + data[tables:]
+    np.testing.assert_array_equal(decode(moved), read(data))
+    assert not np.array_equal(read(data), pillow(data))
+
+
 def test_what_is_damaged_beside_the_pixels_refuses_no_image(photo, encode):
     jpeg = encode(
         photo, 'MPO', save_all=True, append_images=[Image.fromarray(photo)], exif=exif(TURNED)
@@ -424,6 +473,9 @@ def test_what_is_damaged_beside_the_pixels_refuses_no_image(photo, encode):
         damaged = bytearray(jpeg)
         damaged[at + offset] ^= 0xFF
         assert read(bytes(damaged)).shape == np.rot90(photo).shape
+    for name, value in ((b'gAMA', b'\0'), (b'iCCP', b''), (b'tRNS', b'\0')):
+        data = png(2, 1, 8, 2, bytes([10, 20, 30, 40, 50, 60]), [(name, value)])
+        np.testing.assert_array_equal(read(data)[0], [[10, 20, 30], [40, 50, 60]])
     data = bytearray(encode(photo, 'PNG', dpi=(72, 72)))
     data[data.index(b'pHYs') + 6] ^= 0xFF  # its checksum is wrong now
     np.testing.assert_array_equal(read(bytes(data)), photo)

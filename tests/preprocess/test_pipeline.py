@@ -323,14 +323,14 @@ def test_a_batch_of_which_nothing_can_be_read_is_masked():
 def test_unreadable_files_have_their_reasons(jpegs, tmp_path):
     source = dataclasses.replace(
         jpegs, paths=(jpegs.paths[0], str(tmp_path / 'none.jpg'), str(tmp_path),
-                      jpegs.paths[0] + '\0', '\ud800.jpg'),
-        labels=np.full(5, -1, np.int32),
+                      jpegs.paths[0] + '\0', '\ud800.jpg', 'gs://none/none.jpg'),
+        labels=np.full(6, -1, np.int32),
     )  # fmt: skip
     batches = eval_batches(source, EVAL, batch_size=6, skip_corrupt=True)
     batch = next(batches)
     np.testing.assert_array_equal(batch['mask'], [1, 0, 0, 0, 0, 0])
     no = 'no such file'
-    assert list(batches.corrupt.values()) == [no, 'is a folder', no, no]
+    assert list(batches.corrupt.values()) == [no, 'is a folder', no, no, no]
 
 
 @pytest.mark.slow

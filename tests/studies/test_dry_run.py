@@ -14,6 +14,7 @@ from vision.core.errors import UserError
 from vision.core.workdir import check_place
 from vision.models.summary import summarise
 from vision.studies.dry_run import dry_run, dry_run_text
+from vision.studies.find_lr import find_lr
 from vision.training.setup import setup
 
 
@@ -64,8 +65,10 @@ def test_weights_that_do_not_fit_are_refused(tmp_path, source, says):
         config.model = get_config().model
         config.model.name = 'alexnet'
         config.preprocess.train = config.preprocess.eval = 'resize(63)'
-    with pytest.raises(UserError, match=says):
-        dry_run(setup(config))
+    run = setup(config)
+    for study in (dry_run, find_lr):
+        with pytest.raises(UserError, match=says):
+            study(run)
 
 
 def test_a_workdir_that_the_run_could_not_be_in_is_refused(tmp_path):

@@ -15,7 +15,9 @@ from tests.processes import Process
 from vision.core import fonts
 from vision.core.config import default_config
 from vision.core.errors import UserError
+from vision.data.file_list import file_list
 from vision.studies import preview as preview_lib
+from vision.studies.inspect import describe
 from vision.studies.preview import preview, text
 from vision.studies.survey import survey
 
@@ -119,6 +121,15 @@ def test_preview_of_many_broken_images_and_of_one_split_under_two_names(config, 
     assert summary['leakage'] == []  # val serves as validation and as test
     assert json.loads((tmp_path / 'out' / 'summary.json').read_text())
     assert (tmp_path / 'out' / 'inputs.png').exists()
+
+
+def test_a_file_that_a_list_has_in_two_splits_is_leakage(tmp_path):
+    Image.new('RGB', (4, 4)).save(tmp_path / 'a.png')
+    rows = ['path,label,split', 'a.png,cat,train', 'a.png,cat,val', 'a.png,dog,test']
+    (tmp_path / 'a.csv').write_text('\n'.join(rows))
+    path = str(tmp_path / 'a.csv')
+    sources = {split: file_list(split, path) for split in ('train', 'validation')}
+    assert describe(sources)['leakage'] == [[str(tmp_path / 'a.png')] * 2]
 
 
 def test_all_that_is_wrong_is_listed_at_once(config, tmp_path, photos):

@@ -9,8 +9,10 @@ import pytest
 from tests.processes import Process, run_module
 from tests.tiers import split
 from tests.training.tiny import tiny_config
+from vision.core.config import to_json
 from vision.core.errors import UserError
-from vision.studies.sweep import make_trials, over_seeds, parse_grid, sweep_tables
+from vision.studies.grid import make_trials, read_grid
+from vision.studies.sweep import over_seeds, sweep, sweep_tables
 
 
 @pytest.mark.parametrize(
@@ -28,7 +30,7 @@ from vision.studies.sweep import make_trials, over_seeds, parse_grid, sweep_tabl
     ],
 )
 def test_a_grid_is_read(grid, parsed):
-    assert parse_grid(grid) == parsed
+    assert {k: [value for _, value in v] for k, v in read_grid(grid).items()} == parsed
 
 
 @pytest.mark.parametrize(
@@ -144,6 +146,21 @@ def test_all_trials_are_checked_before_the_first_one_runs(tmp_path):
     assert done.returncode == 2 and done.stdout == ''
     assert 'model.name=lenet6' in done.stderr and "Did you mean 'lenet5'" in done.stderr
     assert len(done.stderr.splitlines()) == 1 and not (tmp_path / 'sweep').exists()
+
+
+def test_what_a_run_would_be_refused_for_is_told_before_the_first_one_runs(tmp_path):
+    (tmp_path / 'seed=1').mkdir()
+    other = tiny_config(optimizer__lr=0.3, seed=1)
+    (tmp_path / 'seed=1' / 'config.json').write_text(to_json(other))
+    with pytest.raises(
+        UserError, match=r'--grid, seed=1: .*optimizer.lr is 0.3 there and 0.05 here'
+    ):
+        sweep(tiny_config(), 'seed=0,1', tmp_path)
+    with pytest.raises(UserError, match=r'--grid, init_from=nowhere: .*no such file or workdir'):
+        sweep(tiny_config(), 'init_from=None,nowhere', tmp_path / 'new')
+    with pytest.raises(UserError, match='Not a directory'):
+        sweep(tiny_config(), 'seed=0', tmp_path / 'seed=1' / 'config.json' / 'new')
+    assert [p.name for p in tmp_path.iterdir()] == ['seed=1']
 
 
 def test_what_refers_to_a_value_follows_it():

@@ -9,9 +9,9 @@ import numpy as np
 from vision.core.config import default_config, to_json
 from vision.evaluation.figures import intervals
 from vision.evaluation.predictions import Predictions
-from vision.task import Selection, Settings
+from vision.task import Settings
 from vision.task.classification import Classification
-from vision.task.metrics import figures
+from vision.task.metrics import Selection, figures
 
 _ROWS = 64  # rows are padded to a multiple of it, so that few programs are compiled
 

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from vision.task.lenet_losses import lenet_discriminative, lenet_mse
+from vision.task.losses import lenet_discriminative, lenet_mse
 
 DISTANCES = np.array([[3.0, 1.0, 5.0], [0.5, 2.0, 9.0]], np.float32)
 TARGETS = np.eye(3, dtype=np.float32)[[1, 2]]

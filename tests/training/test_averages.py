@@ -10,7 +10,7 @@ from vision.core.errors import UserError
 from vision.core.workdir import read_records
 from vision.evaluation.run import load_run
 from vision.training import train
-from vision.training.optimizer import Averaging
+from vision.training.schedules import Averaging
 
 
 def kernel(tree):

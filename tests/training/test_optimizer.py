@@ -7,12 +7,12 @@ import optax
 import pytest
 
 from tests.tiers import split
+from tests.training.tiny import build_optimizer
 from vision.core import config as config_lib
 from vision.core.config import default_config
 from vision.core.errors import UserError
 from vision.training import optimizer as optimizer_lib
 from vision.training.optimizer import OPTIMIZERS, RateFactors, check_pattern
-from vision.training.setup import build_optimizer
 
 RNG = np.random.default_rng(0)
 PARAMS = {

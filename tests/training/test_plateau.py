@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.task.judged import RANK
 from tests.tiers import examples, quick
-from tests.training.tiny import tiny_config
+from tests.training.tiny import build_optimizer, tiny_config
 from vision.core.checkpoints import Checkpoints
 from vision.core.config import default_config
 from vision.core.errors import UserError
@@ -20,7 +20,6 @@ from vision.core.workdir import read_records
 from vision.training import train
 from vision.training.plateau import Plateau
 from vision.training.records import TIMES
-from vision.training.setup import build_optimizer
 
 
 def config_of(**schedule):

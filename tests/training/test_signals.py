@@ -1,6 +1,7 @@
 """The first signal asks, the second ends the process at once; at any moment the process ends within seconds."""
 
 import contextlib
+import math
 import os
 import signal
 import threading
@@ -94,6 +95,34 @@ def test_what_is_slow_is_left_when_what_is_written_is_safe_and_steps_are_waited_
     assert len(done) == 2
 
 
+def test_in_an_evaluation_that_goes_on_in_a_library_what_is_done_is_kept_before_the_end(
+    monkeypatch,
+):
+    done = []
+    monkeypatch.setattr(os, '_exit', lambda code: (done.append(code), stop.answer()))
+    stop = StopSignals(lambda: done.append('not asked'))
+    with stop.interruptible(lambda: done.append('kept')):
+        stop.leave(signal.SIGTERM, 0.01)
+    assert done == ['kept', 128 + signal.SIGTERM]
+
+
+def test_whoever_ends_the_run_first_ends_it(monkeypatch):
+    """The main thread comes back while `leave` writes: it must not write, or take a step, meanwhile."""
+    begun, written, never, order = *(threading.Event() for _ in range(3)), []
+    monkeypatch.setattr(os, '_exit', lambda code: (order.append('end'), never.wait()))
+    stop = StopSignals(lambda: (begun.set(), written.wait(10), order.append('written')))
+    leaving = threading.Thread(target=stop.leave, args=(signal.SIGTERM, 0.01), daemon=True)
+    answer = threading.Thread(target=lambda: (stop.answer(), order.append('answered')), daemon=True)
+    leaving.start()
+    assert begun.wait(10)
+    answer.start()
+    answer.join(0.1)
+    assert order == []
+    written.set()
+    answer.join(0.1)
+    assert order == ['written', 'end']
+
+
 FLAGS = (
     *tiny.FLAGS, f'--config.model.name={slow.NET}', '--config.training.batch_size=32',
     '--config.training.duration=8 steps', '--config.training.log_every=8 steps', '--config.schedule.warmup=1 steps',
@@ -111,11 +140,11 @@ def end(process, signum):
 
 
 @pytest.mark.slow
-def test_in_validation_the_checkpoint_before_is_kept(tmp_path):
+def test_in_validation_nothing_is_lost(tmp_path):
     process = Process('experiments.train', *FLAGS, f'--workdir={tmp_path}')
     process.wait_for(lambda: (tmp_path / 'metrics.jsonl').exists() and read_records(tmp_path))
     end(process, signal.SIGTERM)
-    assert newest_step(tmp_path) == 4
+    assert newest_step(tmp_path) == 4 and newest_step(tmp_path / 'interrupted') == 8
 
 
 def test_in_the_test_at_the_end_the_last_checkpoint_is_kept(tmp_path):
@@ -157,14 +186,17 @@ def test_while_a_step_is_compiled(tmp_path):
 def test_in_an_evaluation_nothing_is_lost_and_the_run_ends_in_the_same_bits(
     tmp_path, monkeypatch, alone, split_of, nth
 ):
-    """The nth evaluation of the weights as trained, of their average, or of the test split is interrupted."""
+    """The nth evaluation of the weights as trained, of their average, or of the test split is interrupted.
+
+    So is the first one of the next start.
+    """
     evaluate, seen = loop.Evaluator.__call__, []
 
     def interrupted(self, name, variables):
         # Of each step the weights as trained come first.
         kind = name if name == 'test' else ('raw', 'average')[len(seen) % 2]
         seen.append(kind)
-        if (kind, seen.count(kind)) == (split_of, nth):
+        if (kind, seen.count(kind)) == (split_of, nth) or len(seen) == 1 + stopped_after:
             os.kill(os.getpid(), signal.SIGTERM)
         return evaluate(self, name, variables)
 
@@ -172,8 +204,11 @@ def test_in_an_evaluation_nothing_is_lost_and_the_run_ends_in_the_same_bits(
         raise SystemExit(128 + signum)
 
     monkeypatch.setattr(loop.Evaluator, '__call__', interrupted)
-    before = signal.signal(signal.SIGTERM, terminated)
+    before, stopped_after = signal.signal(signal.SIGTERM, terminated), math.inf
     try:
+        with pytest.raises((Stopped, SystemExit)):
+            loop.train(config(), tmp_path)
+        stopped_after = len(seen)
         with pytest.raises((Stopped, SystemExit)):
             loop.train(config(), tmp_path)
     finally:

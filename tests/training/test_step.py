@@ -11,7 +11,7 @@ import pytest
 from vision.core.config import default_config
 from vision.core.mesh import make_mesh
 from vision.task import losses
-from vision.training.setup import build_optimizer, make_recipe
+from vision.training.setup import make_recipe
 from vision.training.step import init_state, make_train_step
 
 
@@ -36,9 +36,7 @@ def setup(model, **changes):
         config.update_from_flattened_dict({key.replace('__', '.'): value})
     mesh = make_mesh()
     schedule = lambda step: 0.1 / (1 + step)  # noqa: E731
-    recipe = make_recipe(config, model, 'abc', 10)
-    optimizer = build_optimizer(config, schedule)
-    recipe = dataclasses.replace(recipe, schedule=schedule, optimizer=optimizer)
+    recipe = dataclasses.replace(make_recipe(config, model, 'abc', 10), schedule=schedule)
     return init_state(recipe, (2, 2, 1), mesh), make_train_step(recipe, mesh)
 
 

@@ -4,8 +4,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from configs.digits_lenet5 import get_config
+from vision.core.config import resolve
 from vision.models.base import ImageModel
 from vision.models.layers import BatchNorm, Conv, Dense, flatten
+from vision.training.setup import make_recipe
 
 NET = f'{__name__}:Net'
 # The same for commands: the network, and no affine map, which takes most of the time to compile.
@@ -35,6 +37,12 @@ class Net(ImageModel):
         x = nn.relu(Dense(32, dtype=self.dtype, name='hidden')(x))
         x = self.record(endpoints, 'features', x)
         return Dense(self.num_classes, output_dtype=jnp.float32, name='head')(x), endpoints
+
+
+def build_optimizer(config, schedule):
+    """The optimizer that a config describes, for any learning rate by step."""
+    recipe = make_recipe(resolve(config), Net(num_classes=10), '0123456789', 1000)
+    return recipe.optimizer_for(schedule)
 
 
 def tiny_config(**overrides):

@@ -12,7 +12,8 @@ from collections.abc import Callable, Iterator
 from multiprocessing import connection
 from typing import Any
 
-from vision.core.errors import Stopped, UserError
+from vision.core import startup
+from vision.core.errors import Stopped, UserError, in_a_line
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What the server imports, of the libraries what this process has imported.
@@ -55,8 +56,10 @@ def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
         sender.close()
         signals.forward_to(child.pid)
         kind, value = _receive(receiver, child)
-        if signals.received is not None:
-            raise Stopped(signals.received, value if kind == 'stopped' else 'stopped')
+    if (
+        signals.received is not None
+    ):  # asked when the signals are whose they were before: none is lost
+        raise Stopped(signals.received, value if kind == 'stopped' else 'stopped')
     if kind == 'returned':
         return value
     if kind == 'mistaken':
@@ -112,9 +115,9 @@ def _receive(receiver: connection.Connection, child: Any) -> tuple[str, Any]:
 
 def _answer(sender: connection.Connection, function: Callable[..., Any], arguments: tuple) -> None:
     """Calls the function and sends what comes of it; runs in the new process."""
-    signal.set_wakeup_fd(-1)
     for signum in _SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
+    startup.Leaving.watch()
     os.setpgid(0, 0)  # Ctrl-C on a terminal reaches the caller alone, which passes it on
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_end_with_caller, daemon=True).start()
@@ -127,7 +130,7 @@ def _answer(sender: connection.Connection, function: Callable[..., Any], argumen
     except SystemExit as e:
         answer = 'ended', f'its code ended the process ({e.code})'
     except BaseException as e:
-        answer = 'raised', (_in_a_line(e), traceback.format_exc())
+        answer = 'raised', (in_a_line(e), traceback.format_exc())
     sender.send(answer)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -140,16 +143,6 @@ def _end_with_caller() -> None:
     if parent is not None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _in_a_line(error: BaseException) -> str:
-    """'ValueError: no such thing (net.py, line 12)'."""
-    text = ' '.join(str(error).split())
-    frames = traceback.extract_tb(error.__traceback__)
-    where = (
-        f' ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})' if frames else ''
-    )
-    return f'{type(error).__name__}: {text[:300]}'.removesuffix(': ') + where
 
 
 class _Forwarded:

@@ -24,6 +24,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from vision.core import mesh as mesh_lib
 from vision.core import processes
+from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError, unknown
 from vision.core.state import TrainState
 from vision.core.text import json_text
@@ -314,7 +315,7 @@ def _check_metrics(directory: Path) -> None:
 
 def _files(directory: Path) -> Iterator[tuple[str, Path]]:
     for path in sorted(directory.rglob('*')):
-        if path.is_file() and path.name != _SUMS:
+        if path.is_file() and not path.name.startswith(_SUMS):  # nor what a kill left of it
             yield path.relative_to(directory).as_posix(), path
 
 
@@ -324,9 +325,7 @@ def _seal(directory: Path) -> None:
         return
     with suppress(FileNotFoundError):  # it is one that Orbax removes
         sums = {name: zlib.crc32(path.read_bytes()) for name, path in _files(directory)}
-        temporary = directory / f'{_SUMS}.tmp'
-        temporary.write_text(json_text(sums))
-        os.replace(temporary, directory / _SUMS)
+        workdir_lib.write_text(directory / _SUMS, json_text(sums))
 
 
 def _check_sums(directory: Path, items: Collection[str]) -> None:

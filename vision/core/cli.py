@@ -5,7 +5,6 @@ checkpoint was written; 1 ours (a traceback: please report it).
 """
 
 import ast
-import copy
 import errno
 import logging as standard_logging
 import os
@@ -14,7 +13,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -24,7 +23,6 @@ from ml_collections.config_flags.tuple_parser import TupleParser
 
 from vision.core import startup
 from vision.core.config import plain
-from vision.core.config_keys import KEYS
 from vision.core.errors import Stopped, UserError
 
 USER_MISTAKE = 2
@@ -85,7 +83,7 @@ def accept_none() -> None:
         (tuple, TupleParser().parse),
         (str, str),
         (ConfigDict, _read_section),
-        (type(None), _read_literal),
+        (type(None), read_literal),
     ):
         config_flags.register_flag_parser_for_type(kind, _OrNone(read))
 
@@ -97,57 +95,18 @@ class _PlainConfigFile(ConfigFileFlagParser):
         """Returns the config."""
         config = super().parse(path)
         if isinstance(config, ConfigDict):
-            _make_plain(config, 'config')
+            make_plain(config, 'config')
         return config
 
 
-def _make_plain(config: Any, name: str) -> None:
+def make_plain(config: Any, name: str) -> None:
+    """Makes the values of a config plain, in place; what refers to another key stays as it is."""
     for key, value in config.items(preserve_field_references=True):
         if isinstance(value, ConfigDict):
-            _make_plain(value, f'{name}.{key}')
+            make_plain(value, f'{name}.{key}')
         elif not isinstance(value, FieldReference):
             with config.ignore_type():
                 config[key] = plain(value, f'{name}.{key}')
-
-
-def with_values(config: ConfigDict, values: Mapping[str, str]) -> ConfigDict:
-    """Returns a copy of a config with values set as `--config.KEY=TEXT` sets them; references are followed.
-
-    Args:
-      config: as a file in `configs/` returns it; it stays as it is.
-      values: text by key, 'optimizer.lr': '0.1'.
-
-    Raises:
-      UserError: a value that its key cannot have.
-    """
-    accept_none()
-    own = copy.deepcopy(config)  # keeps references, which `copy_and_resolve_references` replaces
-    _make_plain(own, 'config')
-    for key, text in values.items():
-        argv = ['', f'--config.{key}={text}']
-        read = flags.FlagValues()
-        try:
-            config_flags.DEFINE_config_dict(
-                'config', own, flag_values=read, lock_config=False, accept_new_attributes=True, sys_argv=argv
-            )  # fmt: skip
-            read(argv)
-        except (flags.Error, AttributeError, LookupError, TypeError, ValueError):
-            raise UserError(_explain_value(config, key, text)) from None
-    return own
-
-
-def _explain_value(config: ConfigDict, key: str, text: str) -> str:
-    """Says why a key cannot have a value: by its declaration, or by the value that it has."""
-    declared = next((k for k in KEYS if k.name == key), None)
-    try:
-        if declared is not None:
-            declared.check(_read_literal(text))
-    except UserError as e:
-        return str(e)
-    value: Any = config
-    for name in re.split(r'[.[]', key):
-        value = value.get(name) if isinstance(value, ConfigDict) else value
-    return f'{key}={text} cannot be set: {key.partition("[")[0]} is {plain(value)!r}'
 
 
 class _OrNone(flags.ArgumentParser):
@@ -170,13 +129,14 @@ def _or_share(read: Callable[[str], Any]) -> Callable[[str], Any]:
 
 
 def _read_section(text: str) -> ConfigDict:
-    value = _read_literal(text)
+    value = read_literal(text)
     if not isinstance(value, dict):
-        raise ValueError(f"{text!r} is no dict; write {{'name': …}}, or set single keys")
+        raise ValueError(f'{text!r} is no dict')
     return ConfigDict(value)
 
 
-def _read_literal(text: str) -> Any:
+def read_literal(text: str) -> Any:
+    """A word of the command line as Python reads it, or else as text."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -250,6 +210,10 @@ def _end(error: Exception) -> int:
             return _complain_of_room(error)
         if error.errno in _NOT_ALLOWED and error.filename and not _is_one_of_several():
             return _complain(f'{error.filename}: {error.strerror}')
+    from vision.core.own_code import place_of
+
+    if (place := place_of(error)) is not None and not _is_one_of_several():
+        return _complain(f'{place}: {type(error).__name__}: {error!s:.300}')
     return _fail(error)
 
 
@@ -307,10 +271,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         return rest
     except BrokenPipeError:  # of --help
         sys.exit(0)
-    # Beside absl's errors, what ml_collections raises for a wrong key, type or file of --config.
     except (
-        flags.Error, UserError, AttributeError, LookupError, TypeError, ValueError, OSError,
-    ) as e:  # fmt: skip
+        Exception
+    ) as e:  # beside absl's errors, whatever a config file's code and ml_collections raise
         from vision.core.config_mistakes import explained
 
         sys.exit(_complain(explained(e, argv)))

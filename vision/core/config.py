@@ -5,6 +5,7 @@ arguments of what it names: the model, the source, the optimizer, the schedule, 
 declared in `vision.core.config_keys`.
 """
 
+import enum
 import json
 import math
 import os
@@ -86,12 +87,13 @@ def check(config: Mapping[str, Any]) -> None:
     top = [*declared(''), *sections]
     for name in values:
         if name not in top:
-            raise unknown('config key', name, top)
+            raise unknown('config key', name, top, [key.name for key in KEYS])
     for name in sections:
         if not isinstance(values.get(name), dict):
             raise UserError(f'config.{name} is missing; start from default_config()')
         if name not in OPEN and (surplus := own_arguments(name, values[name])):
-            raise unknown(f'key of config.{name}', next(iter(surplus)), declared(name))
+            every = [key.name for key in KEYS]
+            raise unknown(f'key of config.{name}', next(iter(surplus)), declared(name), every)
     for key in KEYS:
         section = values[key.section] if key.section else values
         if key.leaf in section:
@@ -179,8 +181,8 @@ def resolve(config: Mapping[str, Any]) -> ConfigDict:
 def plain(value: Any, name: str = 'config') -> Any:
     """A config or a value of it in what JSON holds: dicts, tuples, numbers, text, None.
 
-    NumPy's and JAX's scalars become numbers (np.float32(0.1) is 0.1), their arrays tuples, dtypes their names and
-    paths text.
+    NumPy's and JAX's scalars become numbers (np.float32(0.1) is 0.1), their arrays tuples, dtypes their names, paths
+    text and members of an Enum their values.
 
     Raises:
       UserError: anything else, by its name.
@@ -201,6 +203,8 @@ def plain(value: Any, name: str = 'config') -> Any:
         return tuple(plain(v, name) for v in value)
     if value is None or type(value) in (bool, int, float, str):
         return value
+    if isinstance(value, enum.Enum):
+        return plain(value.value, name)
     for base in (int, float, str):
         if isinstance(value, base):
             return base(value)
@@ -213,9 +217,10 @@ def plain(value: Any, name: str = 'config') -> Any:
             return np.dtype(value).name
     elif hasattr(value, 'tolist'):
         array = np.asarray(value)
-        if array.dtype.name in ('float32', 'float16', 'bfloat16'):  # 0.1, not 0.10000000149011612
+        if 'float' in array.dtype.name:  # 0.1, not 0.10000000149011612
             array = np.array([float(str(x)) for x in array.ravel()]).reshape(array.shape)
-        return plain(array.tolist(), name)
+        if array.dtype.kind in 'biufUO':
+            return plain(array.tolist(), name)
     elif isinstance(value, os.PathLike):
         return os.fspath(value)
     raise UserError(

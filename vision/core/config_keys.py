@@ -139,9 +139,9 @@ class Key(NamedTuple):
         if self.kind is Duration:
             numbers = durations.parse(value, self.name)[0]
         elif self.kind is Share:
-            parse_share(value, self.name)
+            durations.parse_share(value, self.name)
         elif self.kind is Fold:
-            parse_fold(value, self.name)
+            durations.parse_fold(value, self.name)
         elif not fits(value, self.kind):
             raise UserError(
                 f'{self.name}={value!r} is of the wrong type; it must be {self.describe()}'
@@ -154,40 +154,6 @@ class Key(NamedTuple):
                 re.compile(pattern)
             except re.error as e:
                 raise UserError(f'{self.name}: {pattern!r} is no regular expression: {e}') from None
-
-
-def parse_share(value: int | float | str | None, name: str) -> int | float | None:
-    """Reads what of a data set is meant: '10%', 0.1 and '0.1' are fractions, 500 and '500' examples.
-
-    Raises:
-      UserError: it is none of these, negative, or all of the data set.
-    """
-    if value is None:
-        return None
-    text = str(value).strip()
-    try:
-        number = float(text.removesuffix('%')) / (100 if text.endswith('%') else 1)
-    except ValueError:
-        number = math.nan
-    whole = number.is_integer() and not text.endswith('%')
-    if not (0 <= number < 1 or (whole and number > 0)) or isinstance(value, bool):
-        raise UserError(
-            f"{name}={value!r} must be a share, as '10%' or 0.1, or a number of examples"
-        )
-    return int(number) if whole else number
-
-
-def parse_fold(value: str, name: str = 'data.fold') -> tuple[int, int]:
-    """Reads which of how many parts is meant: '2/5' is (2, 5), counted from 1.
-
-    Raises:
-      UserError: it is no such text.
-    """
-    match = re.fullmatch(r'\s*([0-9]+)\s*/\s*([0-9]+)\s*', str(value))
-    part, parts = map(int, match.groups()) if match else (0, 0)
-    if not 1 <= part <= parts or parts < 2:
-        raise UserError(f"{name}={value!r} must be one of two or more parts, as '2/5'")
-    return part, parts
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -322,11 +288,18 @@ def find(kind: str, name: str, known: Mapping[str, Callable | str]) -> Callable:
     name = entry
     module_name, _, attribute = name.partition(':')
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as e:
-        raise UserError(f'{kind} {name!r}: cannot import {module_name!r} ({e})') from e
-    except AttributeError as e:
-        raise UserError(f'{kind} {name!r}: module {module_name!r} has no {attribute!r}') from e
+        module = importlib.import_module(module_name)
+    except UserError:
+        raise
+    except Exception as e:  # a user's module may raise anything
+        from vision.core.own_code import place_of
+
+        place = place_of(e)
+        why = str(e) if place is None else f'{place}: {type(e).__name__}: {e}'
+        raise UserError(f'{kind} {name!r}: cannot import {module_name!r} ({why})') from e
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise UserError(f'{kind} {name!r}: module {module_name!r} has no {attribute!r}')
     if not callable(found):
         raise UserError(f'{kind} {name!r} is no class or function but {type(found).__name__}')
     return found
@@ -384,19 +357,10 @@ def fits(value: Any, hint: Any) -> bool:
         parts = arguments[:1] * len(value) if arguments[-1] is ... else arguments
         return len(value) == len(parts) and all(map(fits, value, parts))
     hint = getattr(hint, '__supertype__', hint)  # of a NewType
-    if hint is dict:
-        return isinstance(value, dict)
-    if hint is bool:
-        return isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is str:
-        return isinstance(value, str)
-    if hint is type(None):
-        return value is None
-    return True
+    if hint not in (dict, bool, int, float, str, type(None)):
+        return True
+    of_type = isinstance(value, int | float if hint is float else hint)
+    return of_type and (hint is bool or not isinstance(value, bool))
 
 
 def describe(hint: Any) -> str:

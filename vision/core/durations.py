@@ -1,4 +1,4 @@
-"""Durations as people say them: '20 epochs', '450000 steps', '1e7 examples'."""
+"""Amounts as people say them: durations ('20 epochs', '450000 steps'), shares of a data set ('10%'), folds ('2/5')."""
 
 import math
 import re
@@ -85,3 +85,37 @@ class Every:
         if not step:
             return 0
         return -(-(2 * step + 1) * self._denominator // (2 * self._numerator)) - 1
+
+
+def parse_share(value: int | float | str | None, name: str) -> int | float | None:
+    """Reads what of a data set is meant: '10%', 0.1 and '0.1' are fractions, 500 and '500' examples.
+
+    Raises:
+      UserError: it is none of these, negative, or all of the data set.
+    """
+    if value is None:
+        return None
+    text = str(value).strip()
+    try:
+        number = float(text.removesuffix('%')) / (100 if text.endswith('%') else 1)
+    except ValueError:
+        number = math.nan
+    whole = number.is_integer() and not text.endswith('%')
+    if not (0 <= number < 1 or (whole and number > 0)) or isinstance(value, bool):
+        raise UserError(
+            f"{name}={value!r} must be a share, as '10%' or 0.1, or a number of examples"
+        )
+    return int(number) if whole else number
+
+
+def parse_fold(value: str, name: str = 'data.fold') -> tuple[int, int]:
+    """Reads which of how many parts is meant: '2/5' is (2, 5), counted from 1.
+
+    Raises:
+      UserError: it is no such text.
+    """
+    match = re.fullmatch(r'\s*([0-9]+)\s*/\s*([0-9]+)\s*', str(value))
+    part, parts = map(int, match.groups()) if match else (0, 0)
+    if not 1 <= part <= parts or parts < 2:
+        raise UserError(f"{name}={value!r} must be one of two or more parts, as '2/5'")
+    return part, parts

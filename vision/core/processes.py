@@ -93,7 +93,7 @@ def on_first(action: Callable[[], Any]) -> Any:
 
 
 class Interrupted(BaseException):
-    """A signal came inside `StopSignals.interruptible`."""
+    """A signal came inside `StopSignals.interruptible`; its number is the argument."""
 
 
 class StopSignals:
@@ -101,8 +101,8 @@ class StopSignals:
 
     Whoever stops says so with `answer`, and leaves in its own time. Inside `interruptible` a signal raises `Interrupted`.
     Where stopping would take minutes (`slow`: a step is being compiled, a split evaluated), `leave` ends the process
-    after seconds. A signal that was not answered when the
-    context ends is sent again: it is for whoever comes next.
+    after seconds, once what is done is safe. A signal that was not answered when the context ends is sent again: it is
+    for whoever comes next.
 
     Outside the main thread, where Python can catch no signals, it does nothing. With several
     processes SIGTERM is JAX's: it tells the others, and they agree on the step to stop at
@@ -126,6 +126,9 @@ class StopSignals:
         self._raises = False
         self._make_safe = make_safe
         self._answered = threading.Event()
+        self._ending = (
+            threading.RLock()
+        )  # whose it is ends the run: the main thread's, or that of `leave`
         self._shared = jax.distributed.is_initialized()
 
     def __enter__(self) -> 'StopSignals':
@@ -162,29 +165,35 @@ class StopSignals:
         return None if self._shared else self.received
 
     @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Raises `Interrupted` in the block as soon as Python runs in it, where there is one process."""
-        before, self.slow, self._raises = self.slow, True, True
+    def interruptible(self, make_safe: Callable[[], object]) -> Iterator[None]:
+        """Raises `Interrupted` in the block as soon as Python runs in it, where there is one process.
+
+        Args:
+          make_safe: keeps what is done until now; in the block in place of the context's.
+        """
+        before = self.slow, self._make_safe
+        self.slow, self._make_safe, self._raises = True, make_safe, True
         try:
             if self.received is not None:
                 self._interrupt()
             yield
         finally:
-            self.slow, self._raises = before, False
+            (self.slow, self._make_safe), self._raises = before, False
 
     def _interrupt(self) -> None:
         if self._raises and not self._shared:
             self._raises = False
-            raise Interrupted
+            raise Interrupted(self.received)
 
     def answer(self) -> None:
         """Says that what the signal asks for is being done: the process is left in peace until it ends."""
+        self._ending.acquire()  # if `leave` has begun to end the process, that is the end
         self._answered.set()
 
     def leave(self, signum: int, seconds: float) -> None:
         """Ends the process if what runs is slow and goes on for so many seconds; for another thread than the main one."""
         while not (self._shared or self._answered.wait(seconds)):
-            if self.slow:
+            if self.slow and self._ending.acquire(blocking=False):
                 safe = threading.Thread(target=self._wait_quietly, daemon=True)
                 safe.start()
                 safe.join(_WRITING)

@@ -25,7 +25,7 @@ def progress_bar(show: bool = True) -> Iterator[Callable[[str, int | None], Call
 
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn('{task.description}'),
+        TextColumn('{task.description}', markup=False),  # a name may have brackets
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),

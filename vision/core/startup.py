@@ -74,6 +74,11 @@ class Leaving:
         cls.received = None
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, cls._leave)
+        cls.watch()
+
+    @classmethod
+    def watch(cls) -> None:
+        """Starts the thread that leaves where the main thread does not; a fork needs one of its own."""
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)

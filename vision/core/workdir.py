@@ -298,6 +298,7 @@ def replace(source: Path, target: Path) -> None:
 # What calls raise that a file system does not have.
 _NOT_THERE = {
     errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EPERM, errno.EINVAL, errno.EEXIST, errno.ENOTTY,
+    errno.EXDEV,
 }  # fmt: skip
 _told: set[str] = set()
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from vision.core.config_keys import check_arguments, find, parse_share
+from vision.core.config_keys import check_arguments, find
+from vision.core.durations import parse_share
 from vision.core.errors import UserError, unknown
 from vision.data import arrays
 from vision.data.source import BadImage, NoSplitError, Source
@@ -39,7 +40,7 @@ def tfds(
     Raises:
       UserError: an unknown data set or split.
     """
-    from vision.data import tfds_source
+    from vision.data import array_files, tfds_source
 
     validation = parse_share(validation, 'data.validation')
     theirs = (splits or {}).get(split, split)
@@ -60,16 +61,16 @@ def tfds(
         raise UserError(f'{name}: data.in_memory is for images of one size; it has several')
     if split == 'test' or not validation:
         return in_arrays
-    return arrays.subset(in_arrays, split, validation)
+    return array_files.subset(in_arrays, split, validation)
 
 
 SOURCES: dict[str, Callable[..., Source] | str] = {
     'digits': arrays.digits,
-    'idx': arrays.idx,
-    'npz': arrays.npz,
+    'idx': 'vision.data.array_files:idx',
+    'npz': 'vision.data.array_files:npz',
     'synthetic': arrays.synthetic,
     'folder': 'vision.data.folder:folder',
-    'list': 'vision.data.folder:file_list',
+    'list': 'vision.data.file_list:file_list',
     'tfds': tfds,
 }
 

@@ -25,7 +25,7 @@ _OPENED_AS = {'MPO': 'JPEG'}  # formats that Pillow opens under another one's na
 _PLUG_INS = ('pillow_heif', 'pi_heif', 'pillow_avif', 'pillow_jxl')
 _TELL_EVERY = 1000  # files between moves of the bar
 
-_told = set[str]()  # what was said to be passed over: the splits of a folder list it in turn
+_told = set[str]()  # warnings: the splits of a folder are opened, and list it, in turn
 
 
 @functools.cache
@@ -107,7 +107,8 @@ def list_folder(root: str) -> Listing:
             found.folders[folder] = about.st_mtime_ns
             for entry in _entries(folder):
                 name, ending = entry.name, _ending(entry.name)
-                if entry.is_dir():
+                if _is_folder(entry):
+                    found.passed['hidden folder'] += name.startswith('.')
                     if _is_walked(entry, folder):
                         # Links are read last: a folder goes by its own name if it is there twice.
                         place = 0 if entry.is_symlink() else len(waiting)
@@ -131,14 +132,24 @@ def _ending(name: str) -> str:
     return name[dot:].lower() if dot > 0 else ''
 
 
+def _is_folder(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself, or to where one may not look
+        return False
+
+
 def _is_file(entry: os.DirEntry) -> bool:
-    """True if this can be read like a file, or is a link to nothing: a pipe would be waited for."""
-    return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
+    """True if this can be read like a file, or is a link that leads nowhere: a pipe would be waited for."""
+    try:
+        return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
+    except OSError:
+        return True
 
 
 def subfolders(root: str) -> list[str]:
     """The names of the folders in a folder, sorted as text; without hidden ones."""
-    return sorted(e.name for e in _entries(root) if e.is_dir() and _is_walked(e, root))
+    return sorted(e.name for e in _entries(root) if _is_folder(e) and _is_walked(e, root))
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry]:
@@ -169,14 +180,18 @@ def _leads_back(link: str, folder: str) -> bool:
 
 
 def tell_passed(root: str, passed: collections.Counter[str]) -> None:
-    """Warns, once, of files that were passed over: how many, by ending."""
+    """Warns of files that were passed over: how many, by ending."""
     if not passed.total():
         return
     kinds = ', '.join(f'{count:,} {kind}' for kind, count in passed.most_common(5) if count)
     more = ', …' if len(passed) > 5 else ''
-    message = (
+    warn_once(
         f'{root}: {passed.total():,} files are passed over, as they are no images ({kinds}{more})'
     )
+
+
+def warn_once(message: str) -> None:
+    """Warns, unless the same was said before."""
     if message not in _told:
         _told.add(message)
         logging.warning('%s', message)
@@ -185,8 +200,8 @@ def tell_passed(root: str, passed: collections.Counter[str]) -> None:
 def expand(path: str) -> list[str]:
     """The images that a path names: a file, a folder, or a pattern (`*.png`, `**/*.jpg`).
 
-    A file is kept whatever it is called and whether or not it exists. What a folder or pattern gives
-    is sorted.
+    A file is kept whatever it is called and whether or not it exists, and the folders that a pattern begins
+    with are taken as they are called where they exist. What a folder or pattern gives is sorted.
 
     Raises:
       UserError: a folder or pattern without images.
@@ -202,8 +217,12 @@ def expand(path: str) -> list[str]:
     if os.path.exists(path) or not globbing.has_magic(path):
         return [path]
     known, passed = endings(), collections.Counter[str]()
+    start = os.path.dirname(path)
+    while not os.path.isdir(start or os.curdir):
+        start = os.path.dirname(start)
+    pattern = globbing.escape(start) + path[len(start) :]
     matches = []
-    for match in filter(os.path.isfile, globbing.glob(path, recursive=True)):
+    for match in filter(os.path.isfile, globbing.glob(pattern, recursive=True)):
         ending = _ending(os.path.basename(match))
         if ending in known:
             matches.append(match)
@@ -219,5 +238,13 @@ def is_path(name: str) -> bool:
     """True if a file can have this path: TensorFlow would read one with a zero byte up to there."""
     try:
         return b'\0' not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
+
+
+def is_utf8(name: str) -> bool:
+    """True if a name can be written as UTF-8: a class's must be."""
+    try:
+        return bool(name.encode())
     except UnicodeEncodeError:
         return False

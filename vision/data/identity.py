@@ -1,7 +1,7 @@
 """What a run was trained on, recorded once and compared whenever it goes on or is evaluated.
 
 The workdir has a digest of each split in `dataset.json`, and in `examples.json.gz` what the digest is of, which is read
-only to say what has changed.
+only to say what has changed (`vision.data.changes`).
 """
 
 import gzip
@@ -18,12 +18,7 @@ from vision.data.source import Source
 
 Examples = list[tuple[str, str]]
 
-_FILE = 'examples.json.gz'
-_COMPARED = {
-    'image_shape': 'the images are {now}; they were {was}',
-    'input_shape': 'the model is fed {now}; it was fed {was}',
-    'rules': 'version {now} of the rules for order and splits; it was version {was}',
-}  # keys of dataset.json, beside the classes and the examples
+FILE = 'examples.json.gz'
 
 
 def examples_of(sources: Mapping[str, Source]) -> dict[str, Examples]:
@@ -48,7 +43,7 @@ def record(workdir: Path, about: Mapping[str, Any], examples: Mapping[str, Examp
     if (workdir / 'dataset.json').exists():
         return
     packed = gzip.compress(json.dumps(examples).encode(), compresslevel=3, mtime=0)
-    workdir_lib.write_bytes(workdir / _FILE, packed)
+    workdir_lib.write_bytes(workdir / FILE, packed)
     about = {**about, 'identity': {split: digest(found) for split, found in examples.items()}}
     text = json_text(about, indent=2, ensure_ascii=False) + '\n'
     workdir_lib.write_text(workdir / 'dataset.json', text)
@@ -70,67 +65,7 @@ def check_unchanged(
     """
     if not (workdir / 'dataset.json').exists():
         return
-    recorded = workdir_lib.read_json(workdir, 'dataset.json')
-    differs = _classes(recorded['class_names'], about.get('class_names'))
-    for key, text in _COMPARED.items():
-        was, now = recorded.get(key), about.get(key)
-        if not differs and key in recorded and key in about and was != now:
-            differs = text.format(was=was, now=now)
-    for split, found in examples.items():
-        differs = differs or _split(workdir, recorded, split, found)
-    if not differs:
-        # Of a run that had a split which is gone.
-        gone = [
-            s for s in recorded.get('num_examples', ()) if s not in about.get('num_examples', (s,))
-        ]
-        differs = f'there is no {gone[0]} split any more' if gone else None
-    if differs:
+    from vision.data.changes import difference
+
+    if differs := difference(workdir, about, examples):
         raise UserError(f'{workdir} was trained on other data: {differs}. {advice}')
-
-
-def _classes(was: list[str], now: list[str] | None) -> str | None:
-    if now is None or list(now) == was:
-        return None
-    gone, new = ([n for n in a if n not in b] for a, b in ((was, now), (now, was)))
-    parts = [
-        f'{what} {names[0]!r}' + (f' and {len(names) - 1} more' if len(names) > 1 else '')
-        for what, names in (('lost the class', gone), ('have the new class', new))
-        if names
-    ]
-    return f'they {" and ".join(parts) or "have the classes in another order"}'
-
-
-def _split(workdir: Path, recorded: Mapping[str, Any], split: str, now: Examples) -> str | None:
-    """Says in what a split differs from what was recorded of it, or None."""
-    counts, digests = recorded.get('num_examples', {}), recorded.get('identity', {})
-    if counts and split not in counts:
-        return f'there was no {split} split'
-    if split in digests and digests[split] == digest(now):
-        return None
-    before = _recorded_examples(workdir).get(split) if split in digests else None
-    if before is None:
-        if split not in digests and counts.get(split, len(now)) == len(now):
-            return None
-        return f'{split} had {counts.get(split):,} examples and has {len(now):,}'
-    were, are = dict(before), dict(now)
-    changes = {
-        'gone': [name for name in were if name not in are],
-        'new': [name for name in are if name not in were],
-        'changed': [name for name in are if name in were and are[name] != were[name]],
-    }
-    parts = [
-        f'{len(names):,} {"is" if len(names) == 1 else "are"} {what}, the first is {names[0]!r}'
-        for what, names in changes.items()
-        if names
-    ]
-    count = f'{split} had {len(before):,} examples and has {len(now):,}'
-    return f'{count}; {"; ".join(parts) or "they come in another order"}'
-
-
-def _recorded_examples(workdir: Path) -> dict[str, Examples]:
-    try:
-        with gzip.open(workdir / _FILE) as file:
-            found = json.load(file)
-        return {split: [(name, mark) for name, mark in pairs] for split, pairs in found.items()}
-    except (OSError, EOFError, ValueError, TypeError, AttributeError):  # not there, or damaged
-        return {}

@@ -126,7 +126,7 @@ def hold_out(labels: np.ndarray, count: int | float) -> tuple[np.ndarray, np.nda
     Returns:
       The ids that stay and the ids held out, each ascending: int64, disjoint, together 0 … N − 1.
       A class of n examples loses n · count / N of them, rounded down or up so that the sum is
-      exactly `count`.
+      exactly `count`; down where it would lose all, as far as that can be.
 
     Raises:
       UserError: count is negative or leaves nothing.
@@ -142,7 +142,8 @@ def hold_out(labels: np.ndarray, count: int | float) -> tuple[np.ndarray, np.nda
     quota = np.floor(shares).astype(int)
     # Of equal remainders the first class's; sets of labels, of which many are rare, in no order.
     ties = np.arange(len(sizes)) if labels.ndim == 1 else hash64(_SALT, first)
-    largest_remainders = np.lexsort((ties, quota - shares))
+    all_of_it = (quota + 1 >= sizes) & (labels.ndim == 1)
+    largest_remainders = np.lexsort((ties, quota - shares, all_of_it, quota == shares))
     quota[largest_remainders[: total - quota.sum()]] += 1
     held = []
     for cls, take in enumerate(quota):

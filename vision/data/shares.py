@@ -1,4 +1,4 @@
-"""Splits and the order of classes where a folder or list does not give them: shares, folds, rules.
+"""Splits and the order of classes of folders and lists: names, shares, folds, rules.
 
 Two versions of the rules are kept, so that a run that was begun under the older one keeps its splits:
 no image that it learned from is ever tested.
@@ -12,12 +12,20 @@ from typing import Any
 
 import numpy as np
 
-from vision.core.config_keys import parse_fold, parse_share
-from vision.core.errors import UserError
+from vision.core.durations import parse_fold, parse_share
+from vision.core.errors import UserError, unknown
+from vision.data.files import warn_once
 from vision.data.order import hash64
+from vision.data.source import FileSource, NoSplitError, Source, as_labels
 
 SPLITS = ('train', 'validation', 'test')
 TRAIN, VALIDATION, TEST = range(3)
+_NAMES = {
+    'train': ('train', 'training'),
+    'validation': ('validation', 'val', 'valid'),
+    'test': ('test', 'testing'),
+}  # what others call them
+_NAMED = 5  # classes that a message names
 _HELD_OUT = 0.1  # of each class, for validation and for test, where nothing else is said
 _RARE = 10  # sets of labels of fewer images are split together
 
@@ -41,15 +49,41 @@ class Shares:
         if rules == 1:
             self.refuse('data.rules=1 has splits of its own', 'validation', 'test', 'fold')
 
+    def choose(
+        self,
+        name: str,
+        split: str,
+        classes: tuple[str, ...],
+        images: Sequence[tuple[str, Any]],
+        parts: np.ndarray,
+    ) -> FileSource:
+        """The images of a split; warns of classes that have none in it.
+
+        Args:
+          name: of the folder or list.
+          split: of `SPLITS`.
+          classes: K names.
+          images: whole paths, and labels.
+          parts: the split of each image, as `parts` returns them.
+
+        Raises:
+          UserError: there are none.
+        """
+        name = f'{name}:{split}'
+        if self._shares.get(split) == 0:
+            raise NoSplitError(
+                f'{name}: data.{split}={self.given[split]}, so there is no such split'
+            )
+        chosen = np.flatnonzero(parts == SPLITS.index(split)).tolist()
+        source = source_of(name, classes, [images[i] for i in chosen])
+        warn_of_empty_classes(source)
+        return source
+
     def refuse(self, why: str, *keys: str) -> None:
         """Raises UserError if one of these keys is given, for it would have no effect."""
         for key in keys:
             if self.given[key] is not None:
                 raise UserError(f'data.{key}={self.given[key]}: {why}; leave it out')
-
-    def asks_for_none(self, split: str) -> bool:
-        """True if a split was asked for that has no images."""
-        return self._shares.get(split) == 0
 
     def parts(
         self, images: Sequence[tuple[str, Any]], made: Sequence[str] = ('validation', 'test')
@@ -84,6 +118,46 @@ class Shares:
         if labels.ndim == 2:
             _leave_one_for_train(labels, found)
         return found[inverse]
+
+
+def check_split(split: str) -> None:
+    """Raises UserError unless it is one of `SPLITS`."""
+    if split not in SPLITS:
+        raise unknown('split', split, SPLITS)
+
+
+def split_named(text: str) -> str | None:
+    """The split that a folder's name or a cell of a list means, of `SPLITS`; None if it is no name of one."""
+    return next((split for split, names in _NAMES.items() if text.lower() in names), None)
+
+
+def preferred(names: Iterable[str]) -> list[str]:
+    """Names of one split, the one that is taken first: 'val' before 'valid'."""
+    order = [name for names in _NAMES.values() for name in names]
+    return sorted(names, key=lambda name: order.index(name.lower()))
+
+
+def source_of(name: str, classes: tuple[str, ...], images: Sequence[tuple[str, Any]]) -> FileSource:
+    """A source of images: whole paths, and labels; UserError if there are none."""
+    if not images:
+        raise UserError(f'{name}: the split has no examples')
+    paths, labels = zip(*images, strict=True)
+    return FileSource(name, classes, paths, as_labels(np.array(labels)))
+
+
+def warn_of_empty_classes(source: Source) -> None:
+    """Warns of classes that have no image in a split."""
+    labels, names = source.labels, source.class_names
+    found = labels.sum(0) if source.multi_label else np.bincount(labels, minlength=len(names))
+    if without := [names[i] for i in np.flatnonzero(found == 0)]:
+        count = '1 class has' if len(without) == 1 else f'{len(without)} classes have'
+        warn_once(f'{source.name}: {count} no image in this split: {some_of(without)}')
+
+
+def some_of(names: Sequence[str]) -> str:
+    """The first few names, for a message, and how many more there are."""
+    more = f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''
+    return ', '.join(map(repr, names[:_NAMED])) + more
 
 
 def by_rank(
@@ -218,8 +292,8 @@ def in_order(names: Iterable[str], rules: int, of_list: bool = False) -> tuple[s
 
 def natural(name: str) -> tuple[list[tuple[str, int, str]], str]:
     """The key of the natural order of names: 'class2' before 'class10', numbers before words."""
-    parts = re.split('([0-9]+)', name)
-    numbers = [number.lstrip('0') for number in parts[1::2]] + ['']
+    parts = re.split(r'(\d+)', name)
+    numbers = [''.join(str(int(c)) for c in part).lstrip('0') for part in parts[1::2]] + ['']
     pairs = zip(parts[::2], numbers, strict=True)
     return [(text, len(number), number) for text, number in pairs], name
 

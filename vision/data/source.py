@@ -19,10 +19,8 @@ from vision.core.errors import UserError
 
 _CHUNK = 256  # examples that are read at once where all are
 _MARKED = 1000  # examples that are read for their labels, to remember a source by
-_STATS, _STATED = (
-    16,
-    1024,
-)  # threads that ask for the sizes of files, and files of which one asks in turn
+_STATS = 16  # threads that ask for the sizes of files
+_STATED = 1024  # files of which one asks in turn
 
 
 class NoSplitError(UserError):
@@ -213,50 +211,6 @@ class FileSource(Source):
         """Some of the files."""
         return dataclasses.replace(
             self, paths=tuple(self.paths[i] for i in ids), labels=self.labels[ids]
-        )
-
-
-@dataclasses.dataclass(eq=False)
-class RecordSource(Source):
-    """Encoded images that are read by their index: a TensorFlow data set in ArrayRecord files.
-
-    Attributes:
-      name: 'imagenet2012:train'.
-      class_names: K names, in the order of the labels.
-      records: N dicts `{'image': bytes, label_key: int}`, with `__getitem__`; `__getitems__`, where
-        there is one, reads faster.
-      image_shape: (H, W, C) of every image, or None where each has its own.
-      label_key: of a record's label.
-      multi_label: whether a record has a sequence of labels.
-      version: of the data set, which stands for all its examples; None where each counts.
-    """
-
-    name: str
-    class_names: tuple[str, ...]
-    records: Any
-    image_shape: tuple[int, ...] | None = None
-    label_key: str = 'label'
-    multi_label: bool = False
-    version: str | None = None
-
-    def __post_init__(self) -> None:
-        self.num_examples = len(self.records)
-
-    def identities(self) -> Iterator[tuple[str, str]]:
-        """Yields the name, version and number of examples of the split; of a set without a version, each."""
-        if self.version is None:
-            return super().identities()
-        return iter([(f'{self.name}, version {self.version}, {self.num_examples} examples', '')])
-
-    def read(self, ids: Sequence[int]) -> tuple[list[bytes], np.ndarray]:
-        """The encoded images, and labels int64 [b] or float32 [b, K]."""
-        together = getattr(self.records, '__getitems__', None)
-        found = list(together(ids) if together else map(self.records.__getitem__, ids))
-        if any(None in record.values() for record in found):
-            raise BadImage('a record without its parts: its file was cut off')
-        labels = [record[self.label_key] for record in found]
-        return [record['image'] for record in found], (
-            multi_hot(labels, len(self.class_names)) if self.multi_label else np.array(labels)
         )
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from vision.core.errors import UserError, nearest
 from vision.core.startup import first_line, tf_cpu
-from vision.data.source import ArraySource, BadImage, Chunk, RecordSource, Source, as_labels
+from vision.data.source import ArraySource, BadImage, Chunk, Source, as_labels, multi_hot
 
 SHUFFLE_WINDOW = 16_384  # encoded examples in memory: 1.8 GB of ImageNet's
 _CHUNK = 64  # examples that are handed on at once
@@ -66,6 +66,7 @@ class TFDSSource(Source):
         records = _records(self, order, part, parts).batch(_CHUNK).prefetch(1)
         try:
             for ids, images, labels in records.as_numpy_iterator():
+                _check_labelled(self.name, labels)
                 yield ids, images, as_labels(labels)
         except tf.errors.OpError as e:
             raise UserError(
@@ -76,6 +77,57 @@ class TFDSSource(Source):
     def subset(self, ids: Sequence[int] | np.ndarray) -> Source:
         """Raises UserError: single examples cannot be had."""
         raise UserError(f'{self.name} is read in sequence only; set data.in_memory, or name files')
+
+
+@dataclasses.dataclass(eq=False)
+class RecordSource(Source):
+    """Encoded images that are read by their index: a TensorFlow data set in ArrayRecord files.
+
+    Attributes:
+      name: 'imagenet2012:train'.
+      class_names: K names, in the order of the labels.
+      records: N dicts `{'image': bytes, label_key: int}`, with `__getitem__`; `__getitems__`, where
+        there is one, reads faster.
+      image_shape: (H, W, C) of every image, or None where each has its own.
+      label_key: of a record's label.
+      multi_label: whether a record has a sequence of labels.
+      version: of the data set, which stands for all its examples; None where each counts.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    records: Any
+    image_shape: tuple[int, ...] | None = None
+    label_key: str = 'label'
+    multi_label: bool = False
+    version: str | None = None
+
+    def __post_init__(self) -> None:
+        self.num_examples = len(self.records)
+
+    def identities(self) -> Iterator[tuple[str, str]]:
+        """Yields the name, version and number of examples of the split; of a set without a version, each."""
+        if self.version is None:
+            return super().identities()
+        return iter([(f'{self.name}, version {self.version}, {self.num_examples} examples', '')])
+
+    def read(self, ids: Sequence[int]) -> tuple[list[bytes], np.ndarray]:
+        """The encoded images, and labels int64 [b] or float32 [b, K]."""
+        together = getattr(self.records, '__getitems__', None)
+        found = list(together(ids) if together else map(self.records.__getitem__, ids))
+        if any(None in record.values() for record in found):
+            raise BadImage('a record without its parts: its file was cut off')
+        labels = [record[self.label_key] for record in found]
+        several = self.multi_label
+        of_each = multi_hot(labels, len(self.class_names)) if several else np.array(labels)
+        _check_labelled(self.name, of_each)
+        return [record['image'] for record in found], of_each
+
+
+def _check_labelled(name: str, labels: np.ndarray) -> None:
+    """Raises UserError if an example has the label −1, as those of which TFDS does not know it do (its issue 1218)."""
+    if (labels < 0).any():
+        raise UserError(f'{name}: its examples have no labels (they are -1); take another split')
 
 
 def tfds(split: str, name: str, data_dir: str | None = None) -> TFDSSource | RecordSource:

@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
+from vision.core.text import described
 from vision.preprocess.device import Batch
-from vision.task import Columns, Task
+from vision.task import Columns, Task, prepared
 
 _CHUNK = 4096  # examples that are judged at once where passes are averaged
 
@@ -67,28 +68,28 @@ def make_step(
 
     Returns:
       A function to columns [B, …] on every device: `id` and `mask` as they came, `label` among the compared
-      classes and `data_label` as it came, and the task's answers or `outputs` float32 [B, K]. Several views of
+      classes, with `labels` also `data_label` as it came, and the task's answers or `outputs` float32 [B, K]. Several views of
       an image ([B, V, H, W, C]) are combined into one output, as `Task.combine` does it.
     """
 
     def step(variables: Any, batch: Batch) -> Batch:
         variables = mesh_lib.constrain_state(variables, mesh, 'data')  # of 'fsdp', too
-        images = task.prepare(batch)['image']
+        images = prepared(task, batch)['image']
         views = images.shape[1] if images.ndim == 5 else 1
         if images.ndim == 5:
             images = images.reshape(-1, *images.shape[2:])
         forward: Any = model.apply(variables, images, train=False)
         outputs, endpoints = forward
-        data_label = batch['label']
+        fixed = {'id': batch['id'], 'mask': batch['mask']}
         if labels is not None:
-            batch = {**batch, 'label': _relabel(data_label, labels)}
+            fixed['data_label'] = batch['label']
+            batch = {**batch, 'label': _relabel(batch['label'], labels)}
             if labels.outputs is not None:
                 outputs, endpoints = outputs[:, labels.outputs], {}
         if views > 1:
             by_view = outputs.reshape(-1, views, outputs.shape[-1]).swapaxes(0, 1)
             outputs, endpoints = task.combine(by_view, jnp.full(views, 1 / views)), {}
         answers = _answers(task, outputs, endpoints, batch) if judge else {'outputs': outputs}
-        fixed = {'id': batch['id'], 'mask': batch['mask'], 'data_label': data_label}
         return {'label': batch['label'], **answers, **fixed}
 
     return jax.jit(
@@ -101,9 +102,9 @@ def make_step(
 def _answers(
     task: Task, outputs: jax.Array, endpoints: dict[str, Any], batch: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """The task's answers; a UserError where it needs endpoints that an average does not have."""
+    """The task's answers; a UserError where it needs endpoints that an average does not have, or returns no columns."""
     try:
-        return task.answers(outputs, endpoints, batch)
+        found = task.answers(outputs, endpoints, batch)
     except KeyError as e:
         if endpoints:
             raise
@@ -111,6 +112,15 @@ def _answers(
             f'task {type(task).__name__} judges by the endpoint {e}, which is not there where several '
             'views or runs are averaged, or only some classes are compared'
         ) from None
+    rows, what = len(batch['mask']), described(found)
+    if isinstance(found, dict):
+        wrong = {name: x for name, x in found.items() if np.shape(x)[:1] != (rows,)}
+        what = ', '.join(f'{name}: {described(x)}' for name, x in wrong.items())
+    if what:
+        raise UserError(
+            f'{type(task).__name__}.answers must return a dict of arrays [{rows}, …], a row an example, not {what}'
+        )
+    return found
 
 
 def answer(
@@ -143,7 +153,7 @@ def answer(
     for number, member in enumerate(members):
         parts = []
         for part in _read_behind(member.step(member.variables, b) for b in member.batches):
-            check_labels(part.pop('data_label'))
+            check_labels(part.pop('data_label', part['label']))
             parts.append(part)
             done += len(part['id'])
             progress(done)

@@ -20,7 +20,8 @@ from vision.data.identity import check_unchanged
 from vision.data.source import Source
 from vision.models import create_model
 from vision.models.base import check_finite, init_variables, run_once
-from vision.task import Selection, Task, task_of
+from vision.task import Task, task_of
+from vision.task.metrics import Selection
 
 
 @dataclasses.dataclass(frozen=True)

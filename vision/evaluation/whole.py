@@ -69,7 +69,7 @@ class WholeBatches:
 
     def _dataset(self) -> Any:
         """Batches of (id, label, image) of one shape each; images that fail drop out."""
-        from vision.preprocess import ops as ops_lib
+        from vision.preprocess.ops import on_host
 
         tf, source = tf_cpu(), self._source
 
@@ -80,7 +80,7 @@ class WholeBatches:
                         yield example, label, image
 
         def preprocess(example: Any, label: Any, image: Any) -> tuple[Any, Any, Any]:
-            return example, label, _cut(ops_lib.apply(self._ops, image, None))
+            return example, label, _cut(on_host.apply(self._ops, image, None))
 
         def shape_of(example: Any, label: Any, image: Any) -> Any:
             height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.int64))

@@ -95,7 +95,7 @@ class LeNet5Original(ImageModel):
 
     60,000 trainable parameters; digits only. Pixels are -0.1 for white and 1.175 for black, so
     that their mean is about 0 and their variance about 1. Its logits are minus the distances to
-    the ten bitmaps; it is trained with eq. 8 or 9 (`vision.task.lenet_losses`).
+    the ten bitmaps; it is trained with eq. 8 or 9 (`vision.task.losses`).
 
     | stage    | shape      |                                                          |
     |----------|------------|----------------------------------------------------------|

@@ -8,15 +8,27 @@ import numpy as np
 
 from vision.data.source import BadImage
 
-# Tags of TIFF.
-_BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 258, 262, 339
-_WHITE_IS_ZERO, _SIGNED = 0, 2
+# Tags of TIFF, and values of theirs.
+_BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 262, 284, 339
+_WHITE_IS_ZERO, _YCBCR, _APART, _SIGNED = 0, 6, 2, 2
 _SRGB_GAMMA = 1 / 2.2
 _SAME = 1  # of 255: a profile whose colours differ by no more is sRGB itself
 
 
+def check_tiff(image: Any) -> None:
+    """Raises BadImage for a TIFF that Pillow 12 opens and reads as other pixels, without a word."""
+    tags = image.tag_v2
+    if tags.get(_PLANES) == _APART and max(tags.get(_BITS, (8,))) > 8:
+        raise BadImage('is a TIFF of more than 8 bits whose channels lie apart, which is not read')
+    if tags.get(_PHOTOMETRIC) == _YCBCR and image.info.get('compression') == 'raw':
+        raise BadImage('is a TIFF of YCbCr without compression, which is not read')
+
+
 def to_8_bit(image: Any) -> Any:
-    """Scales grey of more bits (modes I;16, I and F) to 8; Pillow's own conversion clips at 255.
+    """Scales grey of more bits (modes I;16, I and F), and what is signed, to 8; Pillow's own conversion clips at 255.
+
+    Args:
+      image: grey; what has 8 bits without a sign is returned as it is.
 
     Raises:
       BadImage: a pixel is NaN or infinite.
@@ -25,18 +37,21 @@ def to_8_bit(image: Any) -> Any:
 
     tags = getattr(image, 'tag_v2', {})
     raw = np.asarray(image)
+    bits, signed = tags.get(_BITS, (16,))[0], _SIGNED in tags.get(_SAMPLE_FORMAT, ())
+    if image.mode == 'L':
+        if not signed:
+            return image
+        raw = raw.view(np.int8)
     values = raw.astype(np.float64)
+    tops = [2.0 ** (bits - signed * (bits != 12)) - 1]
     if image.mode == 'F':
         if not np.isfinite(values).all():
             raise BadImage('has pixels that are not finite')
-        top = 1.0 if values.max(initial=0) <= 1 else 255.0
-    else:
-        bits, signed = tags.get(_BITS, (16,))[0], _SIGNED in tags.get(_SAMPLE_FORMAT, ())
-        if bits == 32 and not signed:
-            values = values % 2.0**32  # Pillow has no unsigned mode of 32 bits
-        # Whole numbers of 32 bits mostly hold fewer.
-        bits = 16 if bits == 32 and values.max(initial=0) < 2**16 else bits
-        top = 2.0 ** (bits - signed * (bits > 12)) - 1
+        tops = [1.0, 255.0, 65535.0]
+    elif bits == 32:
+        tops = [255.0, 65535.0, *tops]  # whole numbers of 32 bits mostly hold fewer
+        values = values if signed else values % 2.0**32  # Pillow has no unsigned mode of 32 bits
+    top = next((top for top in tops if values.max(initial=0) <= top), tops[-1])
     values = values * 255 / top
     # Pillow inverts what has up to 8 bits.
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:

@@ -20,6 +20,7 @@ tell that it did (JPEG has no checksum; libjpeg's warning goes to stderr). What 
 import io
 import struct
 import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,8 +35,8 @@ MAX_ASPECT = 100
 
 _ORIENTATION = 0x0112
 _PNG = b'\x89PNG\r\n\x1a\n'
-# Chunks of a PNG that its pixels' values depend on.
-_CHUNKS = (b'IHDR', b'PLTE', b'IDAT', b'IEND', b'tRNS', b'iCCP', b'gAMA', b'sRGB')
+# Chunks of a PNG that may be absent, and that say what its pixels' values mean.
+_COLOUR_CHUNKS = (b'tRNS', b'iCCP', b'gAMA', b'sRGB')
 
 
 def read(data: bytes, channels: int = 3) -> np.ndarray:
@@ -55,12 +56,15 @@ def read(data: bytes, channels: int = 3) -> np.ndarray:
         raise BadImage('empty file')
     try:
         return _read(data, channels)
-    except BadImage:
-        # Once more without what is beside the pixels, which may be all that is damaged.
-        bare = _without_metadata(data)
-        if bare is None:
-            raise
-    return _read(bare, channels, _orientation_in(data))
+    except BadImage as e:
+        why = e
+    # Once more without what is beside the pixels, which may be all that is damaged.
+    for bare in _without_metadata(data):
+        try:
+            return _read(bare, channels, _orientation_in(data))
+        except BadImage as e:
+            why = e
+    raise why
 
 
 def _read(data: bytes, channels: int, orientation: int | None = None) -> np.ndarray:
@@ -69,7 +73,10 @@ def _read(data: bytes, channels: int, orientation: int | None = None) -> np.ndar
     try:
         image = pillow().open(io.BytesIO(data))
     except UnidentifiedImageError:
-        raise BadImage('not an image') from None
+        known = data.startswith((b'II*\0', b'MM\0*'))
+        raise BadImage(
+            'a damaged TIFF, or of a kind that is not read' if known else 'not an image'
+        ) from None
     except Exception as e:  # Pillow's plugins raise whatever the damage leads them to
         raise BadImage(f'damaged header ({e})') from None
     return pixels(image, channels, data, orientation)
@@ -92,6 +99,7 @@ def pixels(
     _check_size(*image.size)
     try:
         if image.format == 'TIFF':
+            colour.check_tiff(image)
             image.load_end = lambda: None  # it would read every tag
         image.load()
         return _to_array(image, data, channels, orientation or _orientation(image))
@@ -116,7 +124,7 @@ def _to_array(image: Any, data: bytes, channels: int, orientation: int) -> np.nd
     from PIL import Image
 
     grey = image.mode[0] in '1LIF' and image.mode != 'LAB'
-    if image.mode.startswith('I') or image.mode == 'F':
+    if image.mode == 'L' or image.mode[0] in 'IF':
         image = colour.to_8_bit(image)
     image = colour.mend_transparency(image, data)
     transparent = image.has_transparency_data
@@ -169,15 +177,13 @@ def _orientation_in(data: bytes) -> int:
     return int(value) if at > 0 and value in range(1, 9) else 1
 
 
-def _without_metadata(data: bytes) -> bytes | None:
-    """A JPEG or PNG without its tags, or None where there is nothing to leave out."""
+def _without_metadata(data: bytes) -> Iterator[bytes]:
+    """Yields a JPEG or PNG without its tags, the PNG also without those that say what its values mean."""
     if data.startswith(b'\xff\xd8\xff'):
-        bare = _bare_jpeg(data)
+        yield _bare_jpeg(data)
     elif data.startswith(_PNG):
-        bare = _bare_png(data)
-    else:
-        return None
-    return None if bare == data else bare
+        yield _bare_png(data, _COLOUR_CHUNKS)
+        yield _bare_png(data, ())
 
 
 def _bare_jpeg(data: bytes) -> bytes:
@@ -194,14 +200,14 @@ def _bare_jpeg(data: bytes) -> bytes:
     return b''.join([*parts, data[at:]])
 
 
-def _bare_png(data: bytes) -> bytes:
-    """A PNG with the chunks that its pixels depend on; those of them that may be absent must be whole."""
+def _bare_png(data: bytes, optional: Sequence[bytes]) -> bytes:
+    """A PNG with the chunks that it must have, and these of the others as far as they are whole."""
     parts, at = [_PNG], len(_PNG)
     while at + 12 <= len(data):
         size, name = struct.unpack_from('>I4s', data, at)
         chunk = data[at : at + 12 + size]
         whole = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], 'big')
-        if name in _CHUNKS and (whole or name[:1].isupper()):
+        if name[:1].isupper() or (name in optional and whole):
             parts.append(chunk)
         at += len(chunk)
     return b''.join(parts)

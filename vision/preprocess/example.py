@@ -8,7 +8,7 @@ from typing import Any
 from vision.core.errors import UserError
 from vision.core.startup import first_line, tf_cpu
 from vision.preprocess import ops as ops_lib
-from vision.preprocess.ops import PER_OP
+from vision.preprocess.ops import PER_OP, on_host
 
 # Tracing takes up to half a second of CPU time: threads that ask for one function wait for each other.
 _TRACING = threading.Lock()
@@ -86,9 +86,9 @@ class Example:
     def apply(self, image: Any, draws: Any, decoded: bool = False) -> Any:
         """Each view of one image: [H, W, C], or [V, H, W, C] where there are several."""
         if self.views == 1:
-            return ops_lib.apply(self.ops, image, draws, decoded)
+            return on_host.apply(self.ops, image, draws, decoded)
         views = range(self.views)
-        return tf_cpu().stack([ops_lib.apply(self.ops, image, draws[v], decoded) for v in views])
+        return tf_cpu().stack([on_host.apply(self.ops, image, draws[v], decoded) for v in views])
 
     def __call__(self, example: Any, data: Any, draws: Any) -> Any:
         """The function itself, in the graph."""
@@ -102,7 +102,7 @@ class Example:
             return tf.io.read_file(data) if self.by_path else data
 
         def decode() -> Any:
-            return ops_lib.apply(self.ops[:1], encoded(), None)
+            return on_host.apply(self.ops[:1], encoded(), None)
 
         shape = self.image_shape
         if self.decoded is None and shape is None:

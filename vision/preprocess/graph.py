@@ -24,7 +24,7 @@ from vision.preprocess import cache as cache_lib
 from vision.preprocess import ops as ops_lib
 from vision.preprocess.decode import read
 from vision.preprocess.example import Example
-from vision.preprocess.ops import draw
+from vision.preprocess.ops import on_host
 
 _AHEAD = 2  # batches prepared while one is used
 _FOREVER = 1 << 62  # batches
@@ -71,7 +71,8 @@ def look_up(source: Source, batches: Iterable[tuple[np.ndarray, np.ndarray]]) ->
         plan = padding(source, len(ids))._replace(ids=ids, epochs=epochs)
         images: list[Any] = [None] * len(ids)
         if source.paths is not None:
-            paths = [source.paths[i] for i in ids[real]]
+            # TensorFlow would ask the network for what is called gs://ours.
+            paths = [os.path.join(os.curdir, source.paths[i]) for i in ids[real]]
             found: Any = [p if is_path(p) else BadImage('no such file') for p in paths]
             labels = source.labels[ids[real]]
         else:
@@ -225,7 +226,7 @@ class Preprocess:
         """The random numbers of a batch: float64 [b, ops, PER_OP], or [b, V, ops, PER_OP]."""
         counters = view_counters(plan.epochs, self._example.views)
         ids = np.repeat(plan.ids, self._example.views)
-        every = draw(self._seed, counters.ravel(), ids, self._example.draw_shape[-2])
+        every = on_host.draw(self._seed, counters.ravel(), ids, self._example.draw_shape[-2])
         return every.reshape(len(counters), *self._example.draw_shape)
 
     def _rows(self, plan: Plan, images: Sequence) -> tuple[np.ndarray, ...]:

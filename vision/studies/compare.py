@@ -11,11 +11,13 @@ from rich.table import Column, Table
 from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
 from vision.core.fonts import legible
+from vision.core.progress import track
 from vision.core.text import AnyPath, as_list
 from vision.evaluation.evals import Predicted, predict_run
+from vision.evaluation.figures import mcnemar
 from vision.evaluation.run import load_run, open_checkpoints
-from vision.evaluation.significance import mcnemar
-from vision.task import Metric, Selection, read_task
+from vision.task import read_task
+from vision.task.metrics import Metric, Selection
 from vision.training.records import results
 
 _LEGEND = 125  # letters that fit below the picture
@@ -45,7 +47,7 @@ def compare(workdirs: Iterable[AnyPath] | AnyPath, split: str = 'test') -> dict[
         raise UserError('a run is named twice')
     names = short_names(paths)
     runs = [_figures(path, name) for path, name in zip(paths, names, strict=True)]
-    answers = [_try_predict(path, split) for path in paths]
+    answers = [_try_predict(path, split) for path in track(paths, len(paths), 'evaluating runs')]
     pairs = []
     for (one, first), (other, second) in itertools.combinations(
         zip(names, answers, strict=True), 2

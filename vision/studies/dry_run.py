@@ -13,8 +13,8 @@ from vision.models.summary import count
 from vision.preprocess import inputs
 from vision.preprocess.ops import describe_place
 from vision.training.setup import Setup
-from vision.training.start import check_start
-from vision.training.step import init_state, make_train_step
+from vision.training.start import check_start, first_state
+from vision.training.step import make_train_step
 
 STEPS = 3  # timed, after the first
 
@@ -39,9 +39,9 @@ def dry_run(run: Setup, workdir: Path | None = None) -> dict[str, Any]:
     Raises:
       UserError: what would be refused of a run, or too many images of the first batches cannot be read.
     """
-    check_start(run, workdir)
+    first = check_start(run, workdir)
     _check_validation(run)
-    state = init_state(run.recipe, run.input_shape, run.mesh)
+    state = first_state(run, first)
     train_step = make_train_step(run.recipe, run.mesh)
     batches = inputs.TrainBatches(run.train, run.loading, run.mesh, 0)
     batch = next(batches)

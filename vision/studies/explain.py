@@ -147,8 +147,7 @@ def _named(section: str, name: str) -> tuple[Callable, int]:
 
         return find_model(name), 0
     module, registry, skipped = _REGISTRIES[section]
-    found = find(section, name, getattr(importlib.import_module(module), registry))
-    return (find(section, found, {}) if isinstance(found, str) else found), skipped
+    return find(section, name, getattr(importlib.import_module(module), registry)), skipped
 
 
 def _not_of_the_config(section: str) -> tuple[str, ...]:

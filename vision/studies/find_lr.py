@@ -16,8 +16,9 @@ import optax
 from vision.core.errors import UserError
 from vision.core.progress import track
 from vision.preprocess import inputs
-from vision.training.setup import Setup, build_optimizer, normalised
-from vision.training.step import init_state, make_train_step
+from vision.training.setup import Setup, normalised
+from vision.training.start import check_start, first_state
+from vision.training.step import make_train_step
 
 LOWEST, HIGHEST = 1e-6, 10.0
 _SMOOTHING = 0.9  # of the loss, over steps
@@ -26,7 +27,7 @@ _READ_EVERY = 10  # steps
 
 
 def find_lr(run: Setup, steps: int = 150) -> dict[str, Any]:
-    """Takes `steps` steps of the config's own training while the rate grows from 1e-6 to 10.
+    """Takes `steps` steps of the config's own training, from its first weights, while the rate grows from 1e-6 to 10.
 
     Args:
       run: as `setup` returns it; its rate and schedule are not used.
@@ -37,15 +38,14 @@ def find_lr(run: Setup, steps: int = 150) -> dict[str, Any]:
       lowest smoothed loss; `lr`, `loss` and `smoothed`: the curve.
 
     Raises:
-      UserError: images that cannot be read, or a loss that fell nowhere.
+      UserError: what would be refused of a run, images that cannot be read, or a loss that fell nowhere.
     """
+    start = check_start(run)
     run = normalised(run)
     factor = (HIGHEST / LOWEST) ** (1 / max(steps - 1, 1))
     schedule: optax.Schedule = lambda step: LOWEST * factor**step  # noqa: E731
-    optimizer = build_optimizer(run.config, schedule)
-    recipe = dataclasses.replace(run.recipe, schedule=schedule, optimizer=optimizer)
-    run = dataclasses.replace(run, recipe=recipe)
-    state = init_state(run.recipe, run.input_shape, run.mesh)
+    run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, schedule=schedule))
+    state = first_state(run, start)
     train_step = make_train_step(run.recipe, run.mesh)
     batches = inputs.TrainBatches(run.train, run.loading, run.mesh, 0)
     losses: list[float] = []

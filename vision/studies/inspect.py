@@ -51,13 +51,15 @@ def describe(sources: dict[str, Source]) -> dict[str, Any]:
     """
     splits, owners, leakage = {}, dict[bytes, tuple[str, str]](), []
     for split, source in sources.items():
+        # Validation that serves as test, too, is told of once.
+        others = [sources[earlier] for earlier in splits if earlier != 'train']
+        again = any((source.paths or source.name) == (o.paths or o.name) for o in others)
         seen = []
         for example in track(_look_at_all(source), source.num_examples, f'reading {split}'):
             seen.append(example)
             if example.digest:
                 owner = owners.setdefault(example.digest, (split, example.name))
-                # One that is in both by its name is there because two splits are the same.
-                if owner[0] != split and owner[1] != example.name:
+                if owner[0] != split and not again:
                     leakage.append([owner[1], example.name])
         splits[split] = _summary(seen, source.class_names)
     return {'splits': splits, 'leakage': leakage}

@@ -134,7 +134,7 @@ def _open(settings: Mapping[str, Any]) -> tuple[dict[str, Source], list[str]]:
         sources, faults = survey(settings)
         if not sources:
             raise UserError('; '.join(faults) or str(e)) from None
-        return sources, faults or [str(e)]
+        return sources, faults if str(e) in faults else [str(e), *faults]
     if not sources:
         raise UserError(f'data.source={settings["source"]!r} has no split')
     return sources, []

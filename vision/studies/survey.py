@@ -4,12 +4,11 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from vision.core.errors import UserError
-from vision.core.text import read_rows
 from vision.data import files
-from vision.data import folder as folders
+from vision.data.file_list import read_list, unknown_split
+from vision.data.folder import split_folders
+from vision.data.shares import source_of, split_named
 from vision.data.source import FileSource, Source
 
 _SHOWN = 20  # faults of one kind that are named
@@ -25,30 +24,32 @@ def survey(settings: Mapping[str, Any]) -> tuple[dict[str, Source], list[str]]:
       Sources of the images that are there, by split (or as 'images', where a hash decides the split), and
       the faults, a line each. No sources where nothing can be opened.
     """
-    path = os.path.abspath(os.path.expanduser(settings.get('path') or ''))
+    given = settings.get('path') or ''
+    path = os.path.abspath(os.path.expanduser(given))
     if settings['source'] == 'folder' and os.path.isdir(path):
         return _survey_folder(path)
     if settings['source'] == 'list' and os.path.isfile(path):
-        return _survey_list(path)
+        return _survey_list(given, os.path.dirname(path))
     return {}, []
 
 
 def _survey_folder(root: str) -> tuple[dict[str, Source], list[str]]:
-    own = folders._split_folders(root) or {'images': ''}
-    found: dict[str, dict[str, tuple[str, ...]]] = {}
+    own = split_folders(root) or {'images': ''}
+    found: dict[str, dict[str, list[str]]] = {}
     faults = []
     for split, name in own.items():
         at = os.path.join(root, name) if name else root
         found[split] = {}
         for class_name in files.subfolders(at):
             try:
-                found[split][class_name] = folders.files([os.path.join(at, class_name)]).paths
+                below = files.images_below(here := os.path.join(at, class_name))
             except UserError as e:
-                found[split][class_name] = ()
-                empty = 'has no images' in str(e)
-                faults.append(
-                    f'{os.path.join(at, class_name)}: the class has no images' if empty else str(e)
-                )
+                below = []
+                faults.append(str(e))
+            else:
+                if not below:
+                    faults.append(f'{here}: the class has no images')
+            found[split][class_name] = [os.path.join(here, name) for name in below]
         if not found[split]:
             faults.append(f'{at}: there is no folder in it; each class has a folder of its own')
     if 'train' not in found and 'images' not in found:
@@ -68,39 +69,32 @@ def _survey_folder(root: str) -> tuple[dict[str, Source], list[str]]:
     }, faults
 
 
-def _survey_list(path: str) -> tuple[dict[str, Source], list[str]]:
+def _survey_list(path: str, base: str) -> tuple[dict[str, Source], list[str]]:
     try:
-        with open(path, newline='', encoding='utf-8-sig') as file:
-            is_json = folders._is_json(path)
-            rows = folders._read_json_lines(file, path) if is_json else read_rows(file, path)
-    except (UserError, UnicodeDecodeError) as e:
+        rows = read_list(path)
+    except UserError as e:
         return {}, [str(e)]
-    base, faults = os.path.dirname(path), []
-    classes: dict[str, tuple[str, ...]] = {}
+    faults, classes = [], dict[str, list[str]]()
     for number, row in enumerate(rows, 1):
         lacking = [key for key in ('path', 'label') if not row.get(key)]
         faults += [
             f'{path}: image {number} has no {key!r}; expected path and label' for key in lacking
         ]
         split = str(row.get('split') or 'train')
-        if not any(split.lower() in aliases for aliases in folders._ALIASES.values()):
-            faults.append(
-                f'{path}: image {number} has the unknown split {split!r}; it is train, val or test'
-            )
+        if split_named(split) is None:
+            faults.append(unknown_split(path, number, split))
         if not lacking:
-            label = str(row['label'])
-            classes[label] = (*classes.get(label, ()), os.path.join(base, str(row['path'])))
+            path_of = os.path.join(base, str(row['path']))
+            classes.setdefault(str(row['label']), []).append(path_of)
     source = _source(path, tuple(classes), classes)
     more = [f'… and {len(faults) - _SHOWN} more faults'] if len(faults) > _SHOWN else []
     return ({} if source is None else {'images': source}), faults[:_SHOWN] + more
 
 
 def _source(
-    name: str, class_names: tuple[str, ...], classes: Mapping[str, tuple[str, ...]]
+    name: str, class_names: tuple[str, ...], classes: Mapping[str, list[str]]
 ) -> FileSource | None:
     """The images of some classes, whatever others are empty; None if there are none."""
-    labelled = [(path, class_names.index(c)) for c, paths in classes.items() for path in paths]
-    if not labelled:
-        return None
-    paths, labels = zip(*labelled, strict=True)
-    return FileSource(name, class_names, paths, np.array(labels, np.int32))
+    index = {c: label for label, c in enumerate(class_names)}
+    images = [(path, index[c]) for c, paths in classes.items() for path in paths]
+    return source_of(name, class_names, images) if images else None

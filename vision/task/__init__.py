@@ -7,7 +7,7 @@ Here is the contract: `Task`, its metrics, and what passes between it and the tr
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,13 +18,14 @@ import numpy as np
 
 from vision.core import workdir as workdir_lib
 from vision.core.config_keys import check_arguments, find
-from vision.core.errors import UserError, unknown
+from vision.core.errors import UserError
 from vision.core.state import DROPOUT, MIX
+from vision.core.text import described
 from vision.preprocess.device import normalise
+from vision.task.metrics import Columns, Metric
 
 Batch = Mapping[str, jax.Array]
 Examples = dict[str, jax.Array]
-Columns = dict[str, np.ndarray]
 
 
 class Outcome(NamedTuple):
@@ -89,49 +90,6 @@ class Apply(NamedTuple):
             mutable=['batch_stats'],
         )
         return outputs, endpoints, updated.get('batch_stats', stats)
-
-
-@dataclasses.dataclass(frozen=True)
-class Metric:
-    """One figure of a split: everything that shows or compares it reads this entry.
-
-    Attributes:
-      of: a function of the columns (`Task.answers`, gathered over the split, NumPy). It returns a value for
-        each example, [N], if the metric is their mean, else a float. None: there is no such figure here.
-      title: as tables and plots name it.
-      meaning: one phrase for the report.
-      higher_is_better: the direction in which models are compared.
-      fraction: whether it lies in 0 … 1 and is shown in percent.
-      weighted: for a metric that is no mean over examples: `weighted(columns)` returns a function of example
-        weights float64 [N] to the metric of the weighted examples, for the bootstrap; None: no interval.
-      biased: whether resampling raises the metric, so that the bootstrap must be corrected for it.
-      in_tables: whether the tables of the terminal show it.
-    """
-
-    of: Callable[[Columns], Any]
-    title: str
-    meaning: str
-    higher_is_better: bool = True
-    fraction: bool = True
-    weighted: Callable[[Columns], Callable[[np.ndarray], float]] | None = None
-    biased: bool = False
-    in_tables: bool = True
-
-    def show(self, value: float | None, digits: int | None = None) -> str:
-        """The value as text: '97.50%' or '0.0812'; '–' for None."""
-        if value is None:
-            return '–'
-        if self.fraction:
-            return f'{100 * value:.{2 if digits is None else digits}f}%'
-        return f'{value:.{4 if digits is None else digits}f}'
-
-    def cost(self, value: float | None) -> float:
-        """The value so that lower is better; infinite where there is none."""
-        if value is None or np.isnan(value):
-            return float('inf')
-        if not self.higher_is_better:
-            return float(value)
-        return 1 - value if self.fraction else -value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,50 +260,15 @@ class Task:
         """Raises UserError unless the data's labels and the number of outputs fit the task."""
 
     def record(self, columns: Columns, row: int) -> dict[str, Any]:
-        """One example's columns as JSON, for `report/predictions_NAME.jsonl`."""
-        return {name: _plain(values[row]) for name, values in columns.items() if name != 'id'}
+        """One example's columns for `report/predictions_NAME.jsonl`, which is written by `json_text`."""
+        return {name: np.asarray(v[row]).tolist() for name, v in columns.items() if name != 'id'}
 
     def from_records(self, records: list[dict[str, Any]]) -> Columns:
         """Columns out of what `record` returned."""
-        names = [k for k in records[0] if k not in ('id', 'path')]
+        names = [k for k in records[0] if k not in ('id', 'path', 'not_finite')]
         columns = {name: np.array([r[name] for r in records]) for name in names}
         # None is what JSON has for NaN.
         return {k: c.astype(np.float64) if c.dtype == object else c for k, c in columns.items()}
-
-
-def _plain(value: Any) -> Any:
-    """A column's value as JSON: what is not finite is None."""
-    value = np.asarray(value)
-    if value.ndim:
-        return [_plain(v) for v in value]
-    plain = value.item()
-    return None if isinstance(plain, float) and not np.isfinite(plain) else plain
-
-
-class Selection:
-    """The order of evaluations by `training.best_by`: the best checkpoint, patience and plateau follow it."""
-
-    def __init__(self, task: Task, best_by: str | None = None):
-        """Takes the metric's name; None for the task's first.
-
-        Raises:
-          UserError: the task has no such metric.
-        """
-        metrics = task.metrics
-        if best_by is not None and best_by not in metrics:
-            raise unknown('training.best_by', best_by, metrics)
-        self.name = best_by or next(iter(metrics))
-        self.metric = metrics[self.name]
-        self._loss = metrics.get('loss')
-
-    def rank(self, scores: Mapping[str, Any]) -> tuple[float, float]:
-        """A tuple that is greater for a better evaluation: by the metric, ties by the loss."""
-        loss = 0.0 if self._loss is None else self._loss.cost(scores.get('loss'))
-        return -self.cost(scores), -loss
-
-    def cost(self, scores: Mapping[str, Any]) -> float:
-        """The metric, so that lower is better."""
-        return self.metric.cost(scores.get(self.name))
 
 
 TASKS = {
@@ -366,7 +289,9 @@ def make_task(config: Mapping[str, Any], settings: Settings) -> Task:
       UserError: an unknown task or argument, or a class that lacks a part of a task.
     """
     name = config['name']
-    cls = find('task', name, TASKS)
+    cls: Any = find('task', name, TASKS)
+    if not (isinstance(cls, type) and issubclass(cls, Task)):
+        raise UserError(f'task {name!r} must be a subclass of vision.task.Task')
     missing = [m for m in _REQUIRED if getattr(cls, m, None) in (None, getattr(Task, m))]
     if missing:
         raise UserError(f'task {name!r} lacks {", ".join(missing)}: see vision.task.Task')
@@ -374,9 +299,40 @@ def make_task(config: Mapping[str, Any], settings: Settings) -> Task:
     own = [p for p in inspect.signature(cls).parameters if p != 'settings']
     check_arguments(f'task {name!r}', cls, own, given)
     try:
-        return cls(settings, **given)
+        task = cls(settings, **given)
     except TypeError as e:
         raise UserError(f'task {name!r} cannot be made: {e}') from None
+    _check_own(task)
+    return task
+
+
+def _check_own(task: Task) -> None:
+    """Raises UserError unless the methods of a task can be called as ours are, and its metrics are some."""
+    name = type(task).__name__
+    for method, ours in inspect.getmembers(Task, inspect.isfunction):
+        if method.startswith('_'):
+            continue
+        _, *parameters = inspect.signature(ours).parameters
+        try:
+            inspect.signature(getattr(task, method)).bind(*parameters)
+        except TypeError as e:
+            raise UserError(f'{name}.{method} must take ({", ".join(parameters)}): {e}') from None
+    metrics = task.metrics
+    if not isinstance(metrics, dict) or not metrics:
+        raise UserError(f'{name}.metrics must be a dict of metrics, not {metrics!r:.60}')
+    for key, metric in metrics.items():
+        if not isinstance(metric, Metric) or not callable(metric.of):
+            raise UserError(f'{name}.metrics: {key!r} is no vision.task.Metric of a function')
+
+
+def prepared(task: Task, batch: Batch, key: jax.Array | None = None) -> Examples:
+    """What `task.prepare` returns; a UserError if a task of a user's own returns something else."""
+    examples = task.prepare(batch, key)
+    if not isinstance(examples, dict) or not {'image', 'mask'} <= set(examples):
+        raise UserError(
+            f"{type(task).__name__}.prepare must return a dict with 'image' and 'mask', not {described(examples)}"
+        )
+    return examples
 
 
 def task_of(config: Any, class_names: Sequence[str], num_outputs: int) -> Task:

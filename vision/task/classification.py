@@ -74,9 +74,10 @@ class Classification(Task):
         index = jnp.arange(outputs.shape[-1])
         ahead = ~(outputs <= right) | ((outputs == right) & (index < label))
         probabilities = jax.nn.softmax(outputs)
-        # NaN sorts before all numbers, and the sort is stable: the order that `rank` counts by.
-        ordered = jnp.argsort(jnp.where(jnp.isnan(outputs), -jnp.inf, -outputs), axis=-1)
-        top = ordered[:, : min(TOP, outputs.shape[-1])]
+        # The order that `rank` counts by: NaN before all numbers, -0 beside 0, of equal ones the lower index.
+        # A sort of 1,000 classes takes a CPU 20 to 60 times as long.
+        comparable = jnp.where(outputs == 0, 0.0, jnp.where(jnp.isnan(outputs), jnp.inf, outputs))
+        top = jax.lax.top_k(comparable, min(TOP, outputs.shape[-1]))[1]
         right_probability = jnp.take_along_axis(probabilities, label, axis=-1)[:, 0]
         return {
             'label': batch['label'],
@@ -125,9 +126,9 @@ class Classification(Task):
             'label': label,
             'class': names[label],
             'rank': int(columns['rank'][row]),
-            'loss': _number(columns['loss'][row]),
+            'loss': float(columns['loss'][row]),
             'predictions': [
-                {'class': names[i], 'index': int(i), 'probability': _number(p)} for i, p in top
+                {'class': names[i], 'index': int(i), 'probability': float(p)} for i, p in top
             ],
         }
 
@@ -204,10 +205,6 @@ METRICS = {
 }
 
 
-def _number(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return float(value) if np.isfinite(value) else None
-
-
 def _nan(value: float | None) -> float:
+    """NaN for None, which JSON has for it."""
     return float('nan') if value is None else value

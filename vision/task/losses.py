@@ -54,12 +54,46 @@ def focal(
     return -jnp.sum(targets * others**gamma * log_p, axis=-1)
 
 
-LOSSES: dict[str, Callable[..., jax.Array] | str] = {
+def lenet_mse(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """LeNet-5's (LeCun et al. 1998), eq. 8: the distance of the correct class's bitmap.
+
+    Args:
+      logits: float32 [B, 10], minus the distances y.
+      targets: float32 [B, 10], one-hot or mixed.
+
+    Returns:
+      float32 [B]: y of the correct class, or the mean of y weighted by the targets.
+    """
+    return -(targets * logits).sum(-1)
+
+
+def lenet_discriminative(
+    logits: jax.Array, targets: jax.Array, j: Annotated[float, Range(above=0)] = 1.0
+) -> jax.Array:
+    """LeNet-5's (LeCun et al. 1998), eq. 9: the correct class's distance, and a penalty for each other class that is near.
+
+    y_correct + log(exp(-j) + sum over classes of exp(-y)). The constant j > 0 is a 'rubbish'
+    class: classes much further away than j are not pushed further. The paper gives no value.
+
+    Args:
+      logits: float32 [B, 10], minus the distances y.
+      targets: float32 [B, 10], one-hot or mixed.
+      j: the rubbish class's distance.
+
+    Returns:
+      float32 [B], never negative for one-hot targets.
+    """
+    rubbish = jnp.full((*logits.shape[:-1], 1), -j, logits.dtype)
+    competing = jax.nn.logsumexp(jnp.concatenate([logits, rubbish], -1), axis=-1)
+    return lenet_mse(logits, targets) + targets.sum(-1) * competing
+
+
+LOSSES: dict[str, Callable[..., jax.Array]] = {
     'softmax_cross_entropy': softmax_cross_entropy,
     'sigmoid_cross_entropy': sigmoid_cross_entropy,
     'focal': focal,
-    'lenet_mse': 'vision.task.lenet_losses:lenet_mse',
-    'lenet_discriminative': 'vision.task.lenet_losses:lenet_discriminative',
+    'lenet_mse': lenet_mse,
+    'lenet_discriminative': lenet_discriminative,
 }
 
 

@@ -1,22 +1,98 @@
-"""Figures of a split: from the columns of its examples to numbers and a table; NumPy, sums in float64.
+"""Metrics, and the figures of a split: from the columns of its examples to numbers and a table; NumPy, sums in float64.
 
 Every figure equals scikit-learn's on the same predictions (`tests/task/test_metrics.py`).
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from vision.task import Columns, Metric, Task
+from vision.core.errors import UserError, unknown
+from vision.core.text import described, without_nan
+
+if TYPE_CHECKING:
+    from vision.task import Task
 
 RELIABILITY_BINS = 15  # Guo et al. 2017, section 2
 
+Columns = dict[str, np.ndarray]
 
-def figures(task: Task, columns: Columns) -> dict[str, Any]:
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One figure of a split: everything that shows or compares it reads this entry.
+
+    Attributes:
+      of: a function of the columns (`Task.answers`, gathered over the split, NumPy). It returns a value for
+        each example, [N], if the metric is their mean, else a float. None: there is no such figure here.
+      title: as tables and plots name it.
+      meaning: one phrase for the report.
+      higher_is_better: the direction in which models are compared.
+      fraction: whether it lies in 0 … 1 and is shown in percent.
+      weighted: for a metric that is no mean over examples: `weighted(columns)` returns a function of example
+        weights float64 [N] to the metric of the weighted examples, for the bootstrap; None: no interval.
+      biased: whether resampling raises the metric, so that the bootstrap must be corrected for it.
+      in_tables: whether the tables of the terminal show it.
+    """
+
+    of: Callable[[Columns], Any]
+    title: str
+    meaning: str
+    higher_is_better: bool = True
+    fraction: bool = True
+    weighted: Callable[[Columns], Callable[[np.ndarray], float]] | None = None
+    biased: bool = False
+    in_tables: bool = True
+
+    def show(self, value: float | None, digits: int | None = None) -> str:
+        """The value as text: '97.50%' or '0.0812'; '–' for None."""
+        if value is None:
+            return '–'
+        if self.fraction:
+            return f'{100 * value:.{2 if digits is None else digits}f}%'
+        return f'{value:.{4 if digits is None else digits}f}'
+
+    def cost(self, value: float | None) -> float:
+        """The value so that lower is better; infinite where there is none."""
+        if value is None or np.isnan(value):
+            return float('inf')
+        if not self.higher_is_better:
+            return float(value)
+        return 1 - value if self.fraction else -value
+
+
+class Selection:
+    """The order of evaluations by `training.best_by`: the best checkpoint, patience and plateau follow it."""
+
+    def __init__(self, task: 'Task', best_by: str | None = None):
+        """Takes the metric's name; None for the task's first.
+
+        Raises:
+          UserError: the task has no such metric.
+        """
+        metrics = task.metrics
+        if best_by is not None and best_by not in metrics:
+            raise unknown('training.best_by', best_by, metrics)
+        self.name = best_by or next(iter(metrics))
+        self.metric = metrics[self.name]
+        self._loss = metrics.get('loss')
+
+    def rank(self, scores: Mapping[str, Any]) -> tuple[float, float]:
+        """A tuple that is greater for a better evaluation: by the metric, ties by the loss."""
+        loss = 0.0 if self._loss is None else self._loss.cost(scores.get('loss'))
+        return -self.cost(scores), -loss
+
+    def cost(self, scores: Mapping[str, Any]) -> float:
+        """The metric, so that lower is better."""
+        return self.metric.cost(scores.get(self.name))
+
+
+def figures(task: 'Task', columns: Columns) -> dict[str, Any]:
     """Computes every metric of the task.
 
     Means are exact: right answers are counted as integers, all else is summed without rounding errors.
@@ -26,20 +102,26 @@ def figures(task: Task, columns: Columns) -> dict[str, Any]:
       columns: of n examples, [n, …] each.
 
     Returns:
-      A float by the metric's name, None where it is no number, and `count` = n.
+      A float by the metric's name, None where there is no such figure or where it is not finite, `count` = n, and
+      of the latter in `not_finite` 'NaN', 'Infinity' or '-Infinity' by name.
     """
     count = len(columns['id'])
     found: dict[str, Any] = {}
     for name, metric in task.metrics.items():
         value = metric.of(columns)
-        if value is not None and np.ndim(value):
-            values = np.asarray(value)
-            if values.dtype == bool:
-                value = int(values.sum()) / count
-            else:
-                value = math.fsum(values.astype(np.float64)) / count
-        found[name] = None if value is None or not np.isfinite(value) else float(value)
-    return {**found, 'count': count}
+        values = np.asarray(0.0 if value is None else value)
+        if values.shape not in ((), (count,)) or values.dtype.kind not in 'biuf':
+            raise UserError(
+                f'metric {name!r} must return a number, None, or a number an example, [{count}], not {described(value)}'
+            )
+        if values.ndim and values.dtype == bool:
+            value = int(values.sum()) / count
+        elif values.ndim:
+            values = values.astype(np.float64)
+            with np.errstate(invalid='ignore'):  # math.fsum takes no infinities of both signs
+                value = (math.fsum(values) if np.isfinite(values).all() else values.sum()) / count
+        found[name] = None if value is None else float(value)
+    return without_nan({**found, 'count': count})
 
 
 def metrics_table(

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -21,7 +21,6 @@ from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import Checkpoints, newest_step
 from vision.core.errors import Stopped, UserError
 from vision.core.processes import Interrupted, StopSignals
-from vision.core.state import TrainState
 from vision.data import identity
 from vision.evaluation.answers import Member, answer, make_step
 from vision.models.base import check_finite
@@ -31,8 +30,8 @@ from vision.task.metrics import figures
 from vision.training.hooks import Display, EarlyStopping, Hook, Pictures
 from vision.training.records import Clock, Interval, Recorder, Results, evaluations, newest, results
 from vision.training.setup import Setup, normalised, setup
-from vision.training.start import Start, check_start
-from vision.training.step import init_state, make_train_step
+from vision.training.start import Start, check_start, first_state
+from vision.training.step import Metrics, make_train_step
 
 _PARKED = 'interrupted'  # in the workdir
 _WEIGHTS = ('params', 'batch_stats', 'ema_params', 'ema_batch_stats')
@@ -63,103 +62,254 @@ def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] 
     with workdir_lib.Lock(path):
         processes.on_first(lambda: workdir_lib.check_config(path, run.config))
         with Checkpoints(path, run.selection.rank, run.keep) as checkpoints:
-            latest = checkpoints.latest_step()
-            early_stopping = EarlyStopping(run.patience, run.selection.rank)
-            early_stopping.replay(processes.on_first(lambda: evaluations(path, latest or 0)))
-            ended = latest == run.total_steps or early_stopping.reached
-            if ended and (run.test is None or _is_tested(path, latest)):
+            loop = Loop(run, path, checkpoints)
+            if loop.is_finished():
                 _say(f'{path}: this run is finished; nothing was changed')
-                best: int | None = checkpoints.find('best')
             else:
-                best = _train(run, start, path, latest, ended, checkpoints, early_stopping, hooks)
-            return {} if best is None else processes.on_first(lambda: results(path, best))
+                loop.restore(start)
+                loop.go_on(hooks)
+            if not loop.ended:
+                return {}
+            best = checkpoints.find('best')
+            return processes.on_first(lambda: results(path, best))
 
 
-def _train(
-    run: Setup,
-    start: Start,
-    path: Path,
-    latest: int | None,
-    ended: bool,
-    checkpoints: Checkpoints,
-    early_stopping: EarlyStopping,
-    hooks: Sequence[Hook],
-) -> int | None:
-    """Goes on from step `latest` to the end, and tests the best checkpoint.
+class Loop:
+    """A run on its way: it is restored, and takes steps, logs, evaluates and saves, until it ends or is stopped.
 
-    Returns:
-      The best checkpoint's step; None if the run was stopped before its end.
+    Attributes:
+      run: with the statistics of its data once it is restored.
+      ended: whether it has taken all its steps, or a hook has ended it.
+      state: of the last step.
     """
-    # Of a run that was stopped while a step was evaluated, that step is later than the last checkpoint.
-    parked = path / _PARKED
-    parked_step = newest_step(parked)
-    evaluates_first = parked_step is not None and parked_step > (latest or 0)
-    begun = parked_step if evaluates_first else latest
-    run = normalised(run, workdir_lib.read_json(path, 'dataset.json') if begun else None)
-    state = init_state(run.recipe, run.input_shape, run.mesh)
-    template = mesh_lib.abstract(state.eval_variables)
-    interval = Interval()
-    if begun is None and start.weights is not None:
-        from vision.training.init_from import placed
 
-        state = placed(start.weights, state)
-    if begun is not None:
-        if evaluates_first:
-            with Checkpoints(parked, run.selection.rank, read_only=True) as only:
-                state, saved = only.restore(begun, state)
+    def __init__(self, run: Setup, path: Path, checkpoints: Checkpoints):
+        """Looks how far the run in the workdir `path` has come."""
+        self.run, self._path, self._checkpoints = run, path, checkpoints
+        self._latest = latest = checkpoints.latest_step()
+        self._early_stopping = EarlyStopping(run.patience, run.selection.rank)
+        self._early_stopping.replay(processes.on_first(lambda: evaluations(path, latest or 0)))
+        self.ended = latest == run.total_steps or self._early_stopping.reached
+        # Of a run that was stopped while a step was evaluated, that step is later than the last checkpoint.
+        self._parked = path / _PARKED
+        parked_step = newest_step(self._parked)
+        self._evaluates_first = parked_step is not None and parked_step > (latest or 0)
+        self._begun = (parked_step if self._evaluates_first else latest) or 0
+        self._interval = Interval()
+        self._metrics: Metrics | None = None
+        self._reasons: list[str] = []  # why hooks ended the run
+
+    def is_finished(self) -> bool:
+        """True if the run has ended, and has been tested where there is a test split."""
+        if not self.ended or self.run.test is None:
+            return self.ended
+        path, last = self._path, self._latest
+        return processes.on_first(
+            lambda: newest(workdir_lib.read_records(path), 'test', last) is not None
+        )
+
+    def restore(self, start: Start) -> None:
+        """Makes the state of step 0 or reads that of the last step, and writes what the run is."""
+        path, begun = self._path, self._begun
+        known = workdir_lib.read_json(path, 'dataset.json') if begun else None
+        self.run = run = normalised(self.run, known)
+        self.state = first_state(run, start)
+        self._template = mesh_lib.abstract(self.state.eval_variables)
+        if begun:
+            self._read_checkpoint()
+        # Not before: what is refused up to here leaves the workdir to whatever config comes next.
+        workdir_lib.describe(path, run.config)
+        if processes.is_first():
+            identity.record(path, run.dataset, start.examples)
+        self._evaluator = Evaluator(run)
+
+    def _read_checkpoint(self) -> None:
+        step, selection = self._begun, self.run.selection
+        if self._evaluates_first:
+            with Checkpoints(self._parked, selection.rank, read_only=True) as only:
+                self.state, saved = only.restore(step, self.state)
         else:
-            state, saved = checkpoints.restore(begun, state)
-        weights = {kind: getattr(state, kind) for kind in _WEIGHTS}
-        check_finite(weights, f'{path}, checkpoint {begun}')
-        interval = Interval(saved, run.selection.name)
-    # Not before: what is refused up to here leaves the workdir to whatever config comes next.
-    workdir_lib.describe(path, run.config)
-    if processes.is_first():
-        identity.record(path, run.dataset, start.examples)
-    evaluator = Evaluator(run)
-    with Recorder(path, begun or 0) as recorder:
-        if not ended and (evaluates_first or (begun or 0) < run.stop_step):
-            display = Display(run.train.name, run.total_steps, run.task.metrics)
-            pictures = Pictures(recorder, lambda: evaluator.first['validation'], run.task)
-            hooks = (display, pictures, early_stopping, *hooks)
-            _say(inputs.report(run.train, run.loading))
-            with StopSignals(checkpoints.wait) as signals:
-                ended = _loop(
-                    run, state, interval, evaluator, checkpoints, parked, evaluates_first, recorder,
-                    signals, hooks,
-                )  # fmt: skip
-        if not ended:
-            return None
-        best, last = checkpoints.find('best'), checkpoints.find('last')
-        if run.test is not None:
-            scores = evaluator('test', checkpoints.restore_variables(best, template))
-            record = {f'test/{k}': v for k, v in scores.items()}
-            recorder.write(last, record | {'test/checkpoint': best})
-    return best
+            self.state, saved = self._checkpoints.restore(step, self.state)
+        weights = {kind: getattr(self.state, kind) for kind in _WEIGHTS}
+        check_finite(weights, f'{self._path}, checkpoint {step}')
+        self._interval = Interval(saved, selection.name)
+
+    def go_on(self, hooks: Sequence[Hook]) -> None:
+        """Takes the steps that are left, up to where this start shall stop; tests a run that has ended."""
+        run, evaluator = self.run, self._evaluator
+        with Recorder(self._path, self._begun) as self._recorder:
+            if not self.ended and (self._evaluates_first or self._begun < run.stop_step):
+                display = Display(run.train.name, run.total_steps, run.task.metrics)
+                pictures = Pictures(self._recorder, lambda: evaluator.first, run.task)
+                self._hooks = (display, pictures, self._early_stopping, *hooks)
+                _say(inputs.report(run.train, run.loading))
+                with StopSignals(self._checkpoints.wait) as self._signals:
+                    self._take_steps()
+            if self.ended and run.test is not None:
+                self._test()
+
+    def _take_steps(self) -> None:
+        """Takes the steps up to `run.stop_step`, or up to one that ends the run; leaves a checkpoint of the last."""
+        run, start = self.run, self._begun
+        self._train_step = make_train_step(run.recipe, run.mesh)
+        self._batches = inputs.TrainBatches(run.train, run.loading, run.mesh, start)
+        self._clock = Clock()
+        with ExitStack() as stack:
+            for hook in self._hooks:
+                stack.enter_context(hook)
+                hook.start(start)
+            for step in range(start + (not self._evaluates_first), run.stop_step + 1):
+                if step > start:
+                    self._take_step(step)
+                self._follow(step)
+                if self._reasons:
+                    break
+        self._checkpoints.wait()
+        for reason in self._reasons:
+            _say(reason)
+        self.ended = bool(self._reasons) or run.stop_step == run.total_steps
+
+    def _take_step(self, step: int) -> None:
+        for hook in self._hooks:
+            hook.before_step(step)
+        with self._clock.waiting(self._metrics):
+            batch = next(self._batches)
+        self.state, metrics = self._train_step(self.state, batch)
+        self._interval.add(step, metrics)
+        self._clock.step()
+        if step == self._begun + 1:
+            jax.block_until_ready(metrics)
+            self._clock.restart()  # no rate counts the compilation
+            self._signals.slow = False
+        for hook in self._hooks:
+            hook.after_step(step, batch, metrics)
+        self._metrics = metrics
+
+    def _follow(self, step: int) -> None:
+        """Does what is due after a step: logs, evaluates, saves, stops."""
+        run, signals = self.run, self._signals
+        end = step == run.total_steps
+        signum = signals.asked(step, self._checkpoints.reached_preemption)
+        logging = step > self._begun and (end or run.log_every.due(step))
+        evaluating = run.validation is not None and (end or run.eval_every.due(step))
+        saving = run.checkpoint_every.due(step) or step == run.stop_step or signum is not None
+        if signum is not None and not evaluating:
+            signals.answer()
+        if logging or evaluating or saving:
+            self._batches.check()
+            self._check_finite()
+        if logging:
+            self._log(step)
+        with self._clock.stopped():
+            scores = self._evaluate(step) if evaluating else None
+            if evaluating or saving:
+                signum = signum or signals.asked_alone
+                if signum is not None:
+                    signals.answer()
+                self._checkpoints.save(self.state, self._interval.to_json(), scores)
+            if step == self._begun:  # it has a checkpoint now
+                self._checkpoints.wait()
+                shutil.rmtree(self._parked, ignore_errors=True)
+        if signum is not None:
+            self._checkpoints.wait()
+            raise Stopped(signum, f'stopped at step {step}; its checkpoint is written')
+
+    def _log(self, step: int) -> None:
+        record = self._interval.record() | self._clock.lap(self.run.loading.batch_size)
+        self._recorder.write(step, record)
+        seconds_left = self._clock.seconds_left(self.run.total_steps - step)
+        for hook in self._hooks:
+            hook.after_log(step, record, seconds_left)
+
+    def _evaluate(self, step: int) -> dict[str, Any]:
+        """Evaluates the weights on the validation split: their average, and where there is one also themselves."""
+        state, raw = self.state, None
+        try:
+            with self._signals.interruptible(self._park):
+                if state.ema_params is not None:
+                    raw = self._evaluator('validation', state.variables)
+                scores = self._evaluator('validation', state.eval_variables)
+        except Interrupted as e:
+            self._signals.answer()
+            self._park()
+            kept = f'stopped in the evaluation of step {step}; its state is written'
+            raise Stopped(e.args[0], kept) from None
+        self._recorder.write(step, {f'validation/{k}': v for k, v in scores.items()})
+        answers = [hook.after_evaluation(step, scores) for hook in self._hooks]
+        self._reasons = [reason for reason in answers if reason]
+        if raw is not None:
+            self._recorder.write(step, {f'validation_raw/{k}': v for k, v in raw.items()})
+        if (plateau := self.run.recipe.plateau) is not None:
+            cost = self.run.selection.cost(scores)
+            self.state = plateau.observe(state, scores, cost, self.run.mesh)
+        return scores
+
+    def _park(self) -> None:
+        """Keeps the state of a step whose evaluation is interrupted.
+
+        It has no figures yet, and checkpoints cannot be given any later: it waits beside them, and the next start
+        evaluates it first.
+        """
+        self._checkpoints.wait()
+        if newest_step(self._parked) != int(self.state.step):  # else this is the second time
+            self._parked.mkdir(exist_ok=True)
+            with Checkpoints(self._parked, self.run.selection.rank) as only:
+                only.save(self.state, self._interval.to_json())
+
+    def _check_finite(self) -> None:
+        """Reads the metrics of the steps since the last time; UserError if one is no number."""
+        bad_step = self._interval.read()
+        if bad_step is not None:
+            self._checkpoints.wait()
+            good = self._last_good()
+            kept = 'there is none' if good is None else f'it is step {good}'
+            raise UserError(
+                f'the loss, a parameter or a statistic became NaN or infinite in step {bad_step}. The last good '
+                f'checkpoint was kept: {kept}. Start again in another --workdir with a lower optimizer.lr or a longer '
+                'schedule.warmup'
+            )
+
+    def _last_good(self) -> int | None:
+        """The newest checkpoint whose weights, and their average, are finite; or None."""
+        for step in reversed(self._checkpoints.steps()):
+            try:
+                for weights in ('raw', None):
+                    found = self._checkpoints.restore_variables(step, self._template, weights)
+                    check_finite(found, f'step {step}')
+                return step
+            except UserError:
+                continue
+        return None
+
+    def _test(self) -> None:
+        """Evaluates the best checkpoint on the test split."""
+        best, last = self._checkpoints.find('best'), self._checkpoints.find('last')
+        scores = self._evaluator('test', self._checkpoints.restore_variables(best, self._template))
+        record = {f'test/{k}': v for k, v in scores.items()}
+        self._recorder.write(last, record | {'test/checkpoint': best})
 
 
 class Evaluator:
     """Evaluates the splits of a run: the step is compiled once, and each split put in place once.
 
     Attributes:
-      first: by split, the first batch of its last evaluation and the answers to it.
+      first: the first batch of the last evaluation, and the answers to it.
     """
+
+    first: tuple[Batch, Batch]
 
     def __init__(self, run: Setup):
         """Takes the run; compiles and reads nothing yet."""
         self._run = run
         self._step = make_step(run.task, run.model, run.mesh)
         self._batches: dict[str, inputs.EvalBatches] = {}
-        self.first: dict[str, tuple[Batch, Batch]] = {}
 
     def __call__(self, split: str, variables: Any) -> dict[str, Any]:
         """Returns the task's metrics and `count` of 'validation' or 'test'.
 
         With `corrupt`, how many test images could not be read and were left out, where there are any.
         """
-        run = self._run
-        source = run.validation if split == 'validation' else run.test
-        assert source is not None
+        run, source = self._run, self._run.sources[split]
         if split not in self._batches:
             self._batches[split] = inputs.EvalBatches(
                 source,
@@ -170,17 +320,17 @@ class Evaluator:
                 skip_corrupt=split == 'test',
                 max_corrupt=run.loading.max_corrupt,
             )
-        batches = self._batches[split]
-        self.first.pop(split, None)
+        batches, first = self._batches[split], list[tuple[Batch, Batch]]()
 
         def step(variables: Any, batch: Batch) -> Batch:
             answers = self._step(variables, batch)
-            self.first.setdefault(split, (batch, answers))
+            if not first:
+                first.append((batch, answers))
             return answers
 
         member = Member(step, variables, batches, batches.skipped)
-        columns = answer(run.task, [member], source.num_examples)
-        scores = figures(run.task, columns)
+        scores = figures(run.task, answer(run.task, [member], source.num_examples))
+        self.first = first[0]
         if split == 'test' and (corrupt := batches.skipped()):
             scores['corrupt'] = corrupt
             name, reason = next(iter(batches.corrupt.items()))
@@ -188,163 +338,12 @@ class Evaluator:
                 f'{source.name}: {corrupt} images of {source.num_examples:,} could not be read and are left out of the '
                 f'figures; the first is {name}: {reason}'
             )
-        chosen = scores.get(run.selection.name)
-        if split == 'validation' and chosen is None:
+        if split == 'validation' and scores.get(run.selection.name) is None:
             raise UserError(
                 f'training.best_by: {run.selection.name!r} is no number on {source.name}; '
                 'select by another metric'
             )
         return scores
-
-
-def _loop(
-    run: Setup,
-    state: TrainState,
-    interval: Interval,
-    evaluator: Evaluator,
-    checkpoints: Checkpoints,
-    parked: Path,
-    evaluates_first: bool,
-    recorder: Recorder,
-    signals: StopSignals,
-    hooks: Sequence[Hook],
-) -> bool:
-    """Takes the steps from `state.step` to `run.stop_step`; leaves a checkpoint of the last one.
-
-    Args:
-      parked: where the state is kept of a step whose evaluation is interrupted.
-      evaluates_first: whether `state` comes from there.
-
-    Returns:
-      Whether that is the end of the run: it has taken all its steps, or a hook ended it.
-    """
-    start = int(state.step)
-    train_step = make_train_step(run.recipe, run.mesh)
-    batches = inputs.TrainBatches(run.train, run.loading, run.mesh, start)
-    clock, metrics, reasons = Clock(), None, []
-    with ExitStack() as stack:
-        for hook in hooks:
-            stack.enter_context(hook)
-            hook.start(start)
-        for step in range(start + (not evaluates_first), run.stop_step + 1):
-            if step > start:
-                for hook in hooks:
-                    hook.before_step(step)
-                with clock.waiting(metrics):
-                    batch = next(batches)
-                state, metrics = train_step(state, batch)
-                interval.add(step, metrics)
-                clock.step()
-                if step == start + 1:
-                    jax.block_until_ready(metrics)
-                    clock.restart()  # no rate counts the compilation
-                    signals.slow = False
-                for hook in hooks:
-                    hook.after_step(step, batch, metrics)
-
-            end = step == run.total_steps
-            signum = signals.asked(step, checkpoints.reached_preemption)
-            logging = step > start and (end or run.log_every.due(step))
-            evaluating = run.validation is not None and (end or run.eval_every.due(step))
-            saving = run.checkpoint_every.due(step) or step == run.stop_step or signum is not None
-            if signum is not None and not evaluating:
-                signals.answer()
-            if logging or evaluating or saving:
-                batches.check()
-                _check_finite(interval.read(), checkpoints, state)
-            if logging:
-                record = interval.record() | clock.lap(run.loading.batch_size)
-                recorder.write(step, record)
-                for hook in hooks:
-                    hook.after_log(step, record, clock.seconds_left(run.total_steps - step))
-            with clock.stopped():
-                scores = None
-                if evaluating:
-                    try:
-                        with signals.interruptible():
-                            raw = None  # beside the average, which is selected by
-                            if state.ema_params is not None:
-                                raw = evaluator('validation', state.variables)
-                            scores = evaluator('validation', state.eval_variables)
-                    except Interrupted:
-                        _park(parked, run, state, interval, signals)
-                    recorder.write(step, {f'validation/{k}': v for k, v in scores.items()})
-                    reasons = [hook.after_evaluation(step, scores) for hook in hooks]
-                    if raw is not None:
-                        recorder.write(step, {f'validation_raw/{k}': v for k, v in raw.items()})
-                    if run.recipe.plateau is not None:
-                        cost = run.selection.cost(scores)
-                        state = run.recipe.plateau.observe(state, scores, cost, run.mesh)
-                if evaluating or saving:
-                    signum = signum or signals.asked_alone
-                    if signum is not None:
-                        signals.answer()
-                    checkpoints.save(state, interval.to_json(), scores)
-                if step == start:
-                    checkpoints.wait()
-                    shutil.rmtree(parked, ignore_errors=True)
-            if signum is not None:
-                checkpoints.wait()
-                raise Stopped(signum, f'stopped at step {step}; its checkpoint is written')
-            if any(reasons):
-                break
-    checkpoints.wait()
-    for reason in filter(None, reasons):
-        _say(reason)
-    return any(reasons) or run.stop_step == run.total_steps
-
-
-def _park(
-    parked: Path, run: Setup, state: TrainState, interval: Interval, signals: StopSignals
-) -> NoReturn:
-    """Keeps the state of a step whose evaluation was interrupted, and stops.
-
-    It has no figures yet, and checkpoints cannot be given any later: it waits beside them, and the next start
-    evaluates it first.
-    """
-    signals.answer()
-    parked.mkdir(exist_ok=True)
-    with Checkpoints(parked, run.selection.rank) as only:
-        only.save(state, interval.to_json())
-        only.wait()
-    assert signals.received is not None
-    raise Stopped(
-        signals.received,
-        f'stopped in the evaluation of step {int(state.step)}; its state is written',
-    )
-
-
-def _check_finite(bad_step: int | None, checkpoints: Checkpoints, state: TrainState) -> None:
-    if bad_step is not None:
-        checkpoints.wait()
-        good = _last_good(checkpoints, state)
-        kept = 'there is none' if good is None else f'it is step {good}'
-        raise UserError(
-            f'the loss, a parameter or a statistic became NaN or infinite in step {bad_step}. The last good '
-            f'checkpoint was kept: {kept}. Start again in another --workdir with a lower optimizer.lr or a longer '
-            'schedule.warmup'
-        )
-
-
-def _last_good(checkpoints: Checkpoints, state: TrainState) -> int | None:
-    """The newest checkpoint whose weights, and their average, are finite; or None."""
-    template = mesh_lib.abstract(state.variables)
-    for step in reversed(checkpoints.steps()):
-        try:
-            for weights in ('raw', None):
-                found = checkpoints.restore_variables(step, template, weights)
-                check_finite(found, f'step {step}')
-            return step
-        except UserError:
-            continue
-    return None
-
-
-def _is_tested(path: Path, last: int | None) -> bool:
-    """True if a run that has taken its last step has been tested too."""
-    return processes.on_first(
-        lambda: newest(workdir_lib.read_records(path), 'test', last) is not None
-    )
 
 
 def _say(text: str) -> None:

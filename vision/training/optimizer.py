@@ -1,8 +1,8 @@
 """Optimizers: optax's, by name and arguments in the config, and what belongs to them by parameter.
 
-That is weight decay, rates and freezing, for the parameters that a pattern names, and the average of the
-parameters. A pattern is a regular expression that is searched for in a parameter's name, its path with
-slashes ('layer1_0/conv1/kernel'), or the word 'backbone': all but the classifier and its auxiliary heads.
+That is weight decay, rates and freezing, for the parameters that a pattern names. A pattern is a regular expression
+that is searched for in a parameter's name, its path with slashes ('layer1_0/conv1/kernel'), or the word 'backbone':
+all but the classifier and its auxiliary heads.
 """
 
 import dataclasses
@@ -344,30 +344,3 @@ def _scale_rates(rates: RateFactors) -> optax.GradientTransformation:
         return jax.tree.map(lambda u, f: u * f, updates, rates.of(params))
 
     return optax.stateless(scale)
-
-
-@dataclasses.dataclass(frozen=True)
-class Averaging:
-    """An exponential or uniform average of the parameters; false if there is none.
-
-    `ema_decay` is that of an exponential average. It begins at the initial parameters, and so that they are
-    soon forgotten, its decay is at most (1 + t) / (10 + t), as TensorFlow's `ExponentialMovingAverage` had
-    it when Inception-v3 was trained.
-
-    `polyak_from` is the step from which on it is Polyak's: the plain mean of the parameters after every
-    step (Polyak and Juditsky 1992); until then it is the parameters themselves.
-
-    BatchNorm's running statistics are averaged in the same way.
-    """
-
-    ema_decay: float = 0.0
-    polyak_from: float | None = None
-
-    def __bool__(self) -> bool:
-        return bool(self.ema_decay) or self.polyak_from is not None
-
-    def pull(self, t: jax.Array) -> jax.Array:
-        """The share of the way to the parameters of step t ≥ 1: average += pull(t) · (parameters − average)."""
-        if self.polyak_from is not None:
-            return 1.0 / jnp.maximum(t - self.polyak_from + 1, 1.0)
-        return 1.0 - jnp.minimum(self.ema_decay, (1.0 + t) / (10.0 + t))

@@ -1,12 +1,15 @@
-"""Schedules: the learning rate by step, by name and arguments in the config.
+"""Schedules: the learning rate by step, by name and arguments in the config; and the average of the parameters by step.
 
 A step is one update, whatever `training.accumulate` is.
 """
 
+import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from vision.core.config_keys import Range, check_arguments, own_arguments
@@ -163,3 +166,30 @@ SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
     'exponential': _exponential,
     'plateau': _plateau,
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Averaging:
+    """An exponential or uniform average of the parameters; false if there is none.
+
+    `ema_decay` is that of an exponential average. It begins at the initial parameters, and so that they are
+    soon forgotten, its decay is at most (1 + t) / (10 + t), as TensorFlow's `ExponentialMovingAverage` had
+    it when Inception-v3 was trained.
+
+    `polyak_from` is the step from which on it is Polyak's: the plain mean of the parameters after every
+    step (Polyak and Juditsky 1992); until then it is the parameters themselves.
+
+    BatchNorm's running statistics are averaged in the same way.
+    """
+
+    ema_decay: float = 0.0
+    polyak_from: float | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.ema_decay) or self.polyak_from is not None
+
+    def pull(self, t: jax.Array) -> jax.Array:
+        """The share of the way to the parameters of step t ≥ 1: average += pull(t) · (parameters − average)."""
+        if self.polyak_from is not None:
+            return 1.0 / jnp.maximum(t - self.polyak_from + 1, 1.0)
+        return 1.0 - jnp.minimum(self.ema_decay, (1.0 + t) / (10.0 + t))

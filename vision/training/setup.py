@@ -1,13 +1,14 @@
 """The objects that a config becomes before the first step: data, model, optimizer, and the run's length."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import flax.linen as nn
 import jax
-import optax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -17,25 +18,23 @@ from vision.core import durations
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.data.source import NoSplitError, Source
+from vision.evaluation.answers import make_step
 from vision.models import create_model
 from vision.models.base import check_contract, init_variables
 from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
-from vision.task import Selection, Task, task_of
+from vision.task import Task, task_of
+from vision.task.metrics import Selection
 from vision.training.optimizer import (
     BACKBONE,
-    Averaging,
     RateFactors,
     WeightDecay,
     check_optimizer,
     check_pattern,
     make_optimizer,
 )
-from vision.training.schedules import make_schedule, peak_rate
-from vision.training.step import Recipe, make_update
-
-if TYPE_CHECKING:
-    from vision.training.plateau import Plateau
+from vision.training.schedules import Averaging, make_schedule, peak_rate
+from vision.training.step import Recipe, make_update, trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,37 +124,17 @@ def setup(config: ConfigDict) -> Setup:
       UserError: anything in it that makes no sense, or data that is not there.
     """
     config = config_lib.resolve(config)
-    training, preprocess = config.training, config.preprocess
+    training = config.training
     mesh = mesh_lib.make_mesh()
     mesh_lib.check_batch_size(training.batch_size, mesh, 'training.batch_size', training.accumulate)
-
-    # The data.
-    train = data.load(config.data, 'train')
-    validation, test = (_load_optional(config.data, split) for split in ('validation', 'test'))
-    for split in (validation, test):
-        if split is not None and split.class_names != train.class_names:
-            raise UserError(
-                f'{split.name} has {len(split.class_names)} classes and {train.name} has '
-                f'{len(train.class_names)}, or they have other names'
-            )
-    if train.paths is not None:
-        from vision.preprocess.unreadable import look_before_training
-
-        look_before_training(train, validation, test, config.data.max_corrupt)
+    train, validation, test = _open(config.data)
     if config.schedule.name == 'plateau' and validation is None:
         raise UserError('schedule.name=plateau needs a validation split: data.validation')
     if training.patience is not None and validation is None:
         raise UserError('training.patience: this data has no validation split to judge by')
-    for ops in (preprocess.train, preprocess.eval):
-        inputs.check(train, ops)
-    input_shape = inputs.input_shape(train, preprocess.eval)
-    check_channels(preprocess.mean, preprocess.std, input_shape[-1])
-    for entry in config.evals.values():
-        from vision.evaluation.protocols import passes
+    fed = _input_shapes(config, train)
 
-        passes(config_lib.complete_eval(entry).protocol, preprocess.eval, input_shape[0])
-
-    # Durations in steps.
+    # Durations in steps: the training step knows no epochs.
     def steps_in(key: str) -> Fraction:
         sizes = training.batch_size, train.num_examples
         return durations.steps_in(training[key], *sizes, f'training.{key}')
@@ -163,23 +142,23 @@ def setup(config: ConfigDict) -> Setup:
     def to_steps(text: str, key: str) -> int:
         return durations.to_steps(text, training.batch_size, train.num_examples, key)
 
-    total_steps = to_steps(training.duration, 'training.duration')
-    stop_step = total_steps
+    total_steps = stop_step = to_steps(training.duration, 'training.duration')
     if training.stop_after is not None:
         stop_step = min(total_steps, to_steps(training.stop_after, 'training.stop_after'))
     if training.polyak_from is not None:
         training.polyak_from = _polyak_start(training.polyak_from, total_steps, to_steps)
 
-    # The training step.
     model = create_model(**{'num_classes': len(train.class_names)} | config.model.to_dict())
     recipe = make_recipe(config, model, train.class_names, total_steps, to_steps)
     _check_task(recipe, train, config.data.views)
-    check_contract(model, input_shape)
-    if preprocess.train != preprocess.eval:
-        train_shape = inputs.input_shape(train, preprocess.train)
-        if train_shape != input_shape:
-            check_contract(model, train_shape)
-    shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
+    for shape in fed:
+        check_contract(model, shape)
+    shapes = jax.eval_shape(lambda: init_variables(model, fed[0], jax.random.key(0)))
+    if ':' in config.task.name or ':' in config['update'].name:
+        views = (config.data.views,) if config.data.views > 1 else ()
+        trace(recipe, fed[0], mesh, _batch_of(train, training.batch_size, (*views, *fed[-1])))
+        evaluated = _batch_of(train, config.evaluation.batch_size * mesh.size, fed[0])
+        jax.eval_shape(make_step(recipe.task, model, mesh), shapes, evaluated)
     recipe.factors.check(shapes['params'])
     optimizer = config.optimizer.to_dict()
     if config.weight_decay or optimizer.get('weight_decay'):
@@ -191,11 +170,11 @@ def setup(config: ConfigDict) -> Setup:
         train=train,
         validation=validation,
         test=test,
-        input_shape=input_shape,
+        input_shape=fed[0],
         loading=loading_of(config),
-        eval_ops=preprocess.eval,
+        eval_ops=config.preprocess.eval,
         eval_batch_size=config.evaluation.batch_size,
-        own_statistics=preprocess.normalise == 'dataset',
+        own_statistics=config.preprocess.normalise == 'dataset',
         init_from=config.init_from,
         model_name=config.model.name,
         recipe=recipe,
@@ -208,6 +187,66 @@ def setup(config: ConfigDict) -> Setup:
         log_every=durations.Every(steps_in('log_every')),
         keep=training.keep,
     )
+
+
+def _batch_of(source: Source, size: int, image_shape: Sequence[int]) -> dict[str, Any]:
+    """The shapes of a batch."""
+    label = (size, len(source.class_names)) if source.multi_label else (size,)
+    of = jax.ShapeDtypeStruct
+    return {
+        'image': of((size, *image_shape), jnp.float32),
+        'label': of(label, jnp.float32 if source.multi_label else jnp.int32),
+        'id': of((size,), jnp.int32),
+        'mask': of((size,), jnp.float32),
+    }
+
+
+def _open(settings: Mapping[str, Any]) -> tuple[Source, Source | None, Source | None]:
+    """Opens the training split, and validation and test where there are such splits.
+
+    Raises:
+      UserError: one cannot be opened, has other classes than train, or too many images that cannot be read.
+    """
+    train = data.load(settings, 'train')
+    validation, test = (_load_optional(settings, split) for split in ('validation', 'test'))
+    for split in (validation, test):
+        if split is not None and split.class_names != train.class_names:
+            raise UserError(
+                f'{split.name} has {len(split.class_names)} classes and {train.name} has '
+                f'{len(train.class_names)}, or they have other names'
+            )
+    if train.paths is not None:
+        from vision.preprocess.unreadable import look_before_training
+
+        look_before_training(train, validation, test, settings['max_corrupt'])
+    return train, validation, test
+
+
+def _load_optional(settings: Mapping[str, Any], split: str) -> Source | None:
+    try:
+        return data.load(settings, split)
+    except NoSplitError:
+        return None
+
+
+def _input_shapes(config: Any, train: Source) -> list[tuple[int, int, int]]:
+    """What the model is fed, (H, W, C), in evaluation and, where that differs, in training.
+
+    Raises:
+      UserError: ops or protocols that do not fit the data, or means for other channels.
+    """
+    preprocess = config.preprocess
+    for ops in (preprocess.train, preprocess.eval):
+        inputs.check(train, ops)
+    shape = inputs.input_shape(train, preprocess.eval)
+    check_channels(preprocess.mean, preprocess.std, shape[-1])
+    for entry in config.evals.values():
+        from vision.evaluation.protocols import passes
+
+        passes(config_lib.complete_eval(entry).protocol, preprocess.eval, shape[0])
+    if preprocess.train == preprocess.eval:
+        return [shape]
+    return list(dict.fromkeys([shape, inputs.input_shape(train, preprocess.train)]))
 
 
 def _polyak_start(text: str, total_steps: int, to_steps: Callable[[str, str], int]) -> str:
@@ -269,46 +308,35 @@ def make_recipe(
     """
     training, start = config.training, config.training.polyak_from
     lr = peak_rate(config.optimizer.lr, config.optimizer.lr_for_batch, training.batch_size)
-    schedule = make_schedule(config.schedule.to_dict(), lr, total_steps, to_steps)
     polyak_from = None if start is None else to_steps(start, 'training.polyak_from')
+    factors, plateau = RateFactors(config.freeze, config.lr_factors), None
+    if config.schedule.name == 'plateau':
+        from vision.training.plateau import Plateau
+
+        plateau = Plateau.of(config.schedule)
     return Recipe(
         model=model,
         task=task_of(config, class_names, model.num_classes),
         update=make_update(config['update']),
-        optimizer=build_optimizer(config, schedule),
-        schedule=schedule,
+        optimizer_for=functools.partial(
+            make_optimizer,
+            config.optimizer.to_dict(),
+            decay=WeightDecay(
+                config.weight_decay, config.weight_decay_pattern, config.weight_decay_form
+            ),
+            rates=factors,
+            plateau=plateau,
+            seed=config.seed,
+        ),
+        schedule=make_schedule(config.schedule.to_dict(), lr, total_steps, to_steps),
         averaging=Averaging(training.ema_decay, polyak_from),
-        factors=RateFactors(config.freeze, config.lr_factors),
-        plateau=_plateau_of(config.schedule),
+        factors=factors,
+        plateau=plateau,
         frozen=config.freeze == BACKBONE,
         accumulate=training.accumulate,
         shard=training.shard,
         seed=config.seed,
     )
-
-
-def build_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Builds the optimizer that a config describes, for any learning rate by step.
-
-    Raises:
-      UserError: as `make_optimizer`.
-    """
-    return make_optimizer(
-        config.optimizer.to_dict(),
-        schedule,
-        WeightDecay(config.weight_decay, config.weight_decay_pattern, config.weight_decay_form),
-        RateFactors(config.freeze, config.lr_factors),
-        _plateau_of(config.schedule),
-        config.seed,
-    )
-
-
-def _plateau_of(schedule: Mapping[str, Any]) -> 'Plateau | None':
-    if schedule['name'] != 'plateau':
-        return None
-    from vision.training.plateau import Plateau
-
-    return Plateau.of(schedule)
 
 
 def normalised(run: Setup, dataset: Mapping[str, Any] | None = None) -> Setup:
@@ -333,10 +361,3 @@ def normalised(run: Setup, dataset: Mapping[str, Any] | None = None) -> Setup:
     settings = dataclasses.replace(run.task.settings, mean=found[0], std=found[1])
     task = dataclasses.replace(run.task, settings=settings)
     return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, task=task))
-
-
-def _load_optional(settings: Mapping[str, Any], split: str) -> Source | None:
-    try:
-        return data.load(settings, split)
-    except NoSplitError:
-        return None

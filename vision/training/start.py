@@ -9,9 +9,11 @@ import jax
 from vision.core import processes
 from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import newest_step
+from vision.core.state import TrainState
 from vision.data import identity
 from vision.models.base import init_variables
 from vision.training.setup import Setup
+from vision.training.step import init_state
 
 _ADVICE = 'Give it the data that it was begun with, or take another --workdir'
 
@@ -37,8 +39,8 @@ def check_start(run: Setup, path: Path | None = None) -> Start:
       path: the workdir, which need not exist; None for a dry run.
 
     Raises:
-      UserError: the workdir holds a run with another config or other data, or the weights cannot be read or are
-        another model's.
+      UserError: the workdir holds a run with another config or other data, or damaged records, or the weights cannot be
+        read or are another model's.
     """
     examples: dict[str, identity.Examples] = {}
 
@@ -47,6 +49,7 @@ def check_start(run: Setup, path: Path | None = None) -> Start:
         if path is None:
             return False
         workdir_lib.check_config(path, run.config)
+        workdir_lib.read_records(path)
         identity.check_unchanged(path, run.dataset, examples, _ADVICE)
         return newest_step(path) is not None
 
@@ -59,3 +62,13 @@ def check_start(run: Setup, path: Path | None = None) -> Start:
         )
         weights = processes.together(lambda: read_weights(source, run.model_name, shapes))
     return Start(examples, weights)
+
+
+def first_state(run: Setup, start: Start) -> TrainState:
+    """Makes the state of step 0, of initial values or of the weights that the run starts from."""
+    state = init_state(run.recipe, run.input_shape, run.mesh)
+    if start.weights is None:
+        return state
+    from vision.training.init_from import placed
+
+    return placed(start.weights, state)

@@ -31,7 +31,7 @@ class Run:
         self.source = arrays.synthetic('train', 256, image_size=32)
         recipe = make_recipe(self.config, model, self.source.class_names, STEPS)
         optimizer = optax.sgd(lr, momentum=0.9)
-        self.recipe = dataclasses.replace(recipe, optimizer=optimizer)
+        self.recipe = dataclasses.replace(recipe, optimizer_for=lambda _: optimizer)
         self.state = init_state(self.recipe, (32, 32, 3), self.mesh)
 
     def losses(self):

@@ -9,8 +9,9 @@ from tests.tiers import quick
 from vision.core.errors import UserError
 from vision.preprocess import ops as ops_lib
 from vision.preprocess.ops import autoaugment as aa
-from vision.preprocess.ops import draw
 from vision.preprocess.ops.enhance import NAMES, apply_one
+from vision.preprocess.ops.on_host import apply as apply_ops
+from vision.preprocess.ops.on_host import draw
 
 NEAREST = Image.Resampling.NEAREST
 
@@ -96,7 +97,7 @@ def chosen(monkeypatch, text, count, side=331):
     monkeypatch.setattr(aa, 'apply_one', record)
     ops = ops_lib.parse(text)
     image = tf.zeros([side, 2 * side, 3], tf.uint8)
-    run = tf.function(lambda d: ops_lib.apply(ops, image, d))
+    run = tf.function(lambda d: apply_ops(ops, image, d))
     for row in draw(0, np.zeros(count, int), np.arange(count), 1):
         run(row)
     return seen

@@ -8,7 +8,8 @@ import tensorflow as tf
 from PIL import Image, ImageEnhance
 from scipy import ndimage
 
-from vision.preprocess.ops import color, draw, resampling
+from vision.preprocess.ops import color, resampling
+from vision.preprocess.ops.on_host import draw
 
 
 class Fixed:

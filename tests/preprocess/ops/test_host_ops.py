@@ -12,7 +12,8 @@ from PIL import Image
 
 from tests.tiers import examples
 from vision.preprocess import ops as ops_lib
-from vision.preprocess.ops import PER_OP, Rng, crops, draw
+from vision.preprocess.ops import PER_OP, Rng, crops
+from vision.preprocess.ops.on_host import apply, draw
 
 PILLOW = {
     'bilinear': Image.Resampling.BILINEAR,
@@ -104,7 +105,7 @@ def test_central_crop_is_central(height, width, size):
 def test_random_crop_reaches_every_place_equally(run_op):
     image = numbered(6, 7)
     ops = ops_lib.parse('random_crop(4, 5, padding=1)')
-    crop = tf.function(lambda d: ops_lib.apply(ops, tf.constant(image), d))
+    crop = tf.function(lambda d: apply(ops, tf.constant(image), d))
     draws = draw(0, np.zeros(2000, int), np.arange(2000), 1)
     padded = np.pad(image, [(1, 1), (1, 1), (0, 0)])
     counts = np.zeros((5, 5), int)
@@ -288,9 +289,9 @@ def test_a_crop_after_a_resize_is_what_the_two_give_one_after_the_other(
     image = tf.constant(pixels(example, height, width))
     ops = ops_lib.parse(f'{resize}|{crop}')
     draws = draw(0, np.zeros(1, int), np.asarray([example]), 2)[0]
-    together = ops_lib.apply(ops, image, draws).numpy().astype(int)
+    together = apply(ops, image, draws).numpy().astype(int)
     for op, numbers in zip(ops, draws, strict=True):
-        image = ops_lib.apply((op,), image, numbers[None])
+        image = apply((op,), image, numbers[None])
     difference = np.abs(together - image.numpy())
     assert difference.max() <= 1  # a half that is rounded the other way
     assert (difference > 0).mean() < 0.02  # most where the scale is a simple fraction

@@ -12,7 +12,7 @@ from vision.evaluation.evals import Evaluation
 from vision.evaluation.figures import RESAMPLES
 from vision.evaluation.report.charts import curves, line_chart
 from vision.evaluation.run import Run
-from vision.task import Metric, Selection
+from vision.task.metrics import Metric, Selection
 
 
 def page(runs: list[Run], evaluations: list[Evaluation]) -> str:

@@ -19,7 +19,7 @@ and its `DeviceRng` on the device. Both forms of an op
 ask for the same numbers in the same order, so that they are equally distributed; the numbers are
 others:
 
-* on the host they are computed in NumPy from integer hashes. Crop boxes and choices of ops are the
+* on the host they are computed in NumPy from integer hashes (`on_host`). Crop boxes and choices of ops are the
   same on every machine and with every version of TensorFlow, and do not depend on the number of threads,
   hosts, or batches. Five integers are hashed here, and fewer for the order of the examples
   (`vision.data.order`) and their splits, so that no two uses share a hash;
@@ -39,7 +39,6 @@ import numpy as np
 
 from vision.core.errors import UserError, unknown
 from vision.core.startup import tf_cpu
-from vision.data.order import hash64
 from vision.preprocess import opstring
 
 HOST, DEVICE = 'host', 'device'
@@ -177,33 +176,11 @@ def _why_host(text: str, in_memory: bool) -> str:
     return ''
 
 
-def draw(seed: int, epochs: np.ndarray, ids: np.ndarray, num_ops: int) -> np.ndarray:
-    """Draws what the ops of an op string need on the host.
-
-    Args:
-      seed: of the run.
-      epochs: int [B].
-      ids: int [B].
-      num_ops: how many ops the string has.
-
-    Returns:
-      Uniform in [0, 1): float64 [B, num_ops, PER_OP].
-    """
-    bits = hash64(
-        seed,
-        epochs[:, None, None],
-        ids[:, None, None],
-        np.arange(num_ops)[:, None],
-        np.arange(PER_OP),
-    )
-    return (bits >> np.uint64(11)) * 2.0**-53
-
-
 class Rng:
     """Hands out one op's random numbers on the host, in the order in which the op asks for them."""
 
     def __init__(self, uniform: Any):
-        """Takes the op's row of `draw`: float64 [PER_OP], a tensor or an array."""
+        """Takes the op's row of `on_host.draw`: float64 [PER_OP], a tensor or an array."""
         self._uniform = uniform
         self._used = 0
 
@@ -273,41 +250,6 @@ class DeviceRng:
     def field(self, shape: tuple[int, ...], low: float, high: float) -> jax.Array:
         """Uniform in [low, high), a number for every pixel: float32 of that shape."""
         return self.uniform(low, high, shape)
-
-
-def apply(ops: tuple[opstring.Op, ...], image: Any, draws: Any, decoded: bool = False) -> Any:
-    """Runs ops on one image, on the host; `vision.preprocess.device.apply_ops` does on the device.
-
-    Args:
-      ops: as `parse` returns them.
-      image: encoded bytes (a string scalar), or uint8 [H, W, C].
-      draws: the image's random numbers (`draw`): float64 [len(ops), PER_OP].
-      decoded: the image is what the leading `decode` would return.
-
-    Returns:
-      uint8 [H', W', C'], or [V, H', W', C'] where the last op makes views.
-    """
-    from vision.preprocess.ops import fused
-
-    position = 0
-    while position < len(ops):
-        op, rest = ops[position], ops[position + 1 :]
-        if op.name == 'decode' and decoded:
-            position += 1
-        elif rest and fused.can_fuse(op, rest[0]):
-            rngs = _rng(op, draws, position), _rng(rest[0], draws, position + 1)
-            image = fused.apply(op, rest[0], image, rngs)
-            position += 2
-        else:
-            rng, form = _rng(op, draws, position), find(op.name).form(HOST)
-            assert form is not None  # `parse` saw to it
-            image = form(image, *([rng] if rng else []), *op.args, **op.kwargs)
-            position += 1
-    return image
-
-
-def _rng(op: opstring.Op, draws: Any, position: int) -> Rng | None:
-    return Rng(draws[position]) if find(op.name).draws() else None
 
 
 def channels(ops: tuple[opstring.Op, ...]) -> int:

@@ -12,6 +12,9 @@ import numpy as np
 from vision.core.startup import tf_cpu
 from vision.preprocess.decode import MAX_ASPECT, MAX_PIXELS, jpeg_needs_pillow, read
 
+_HEADER = 1024  # bytes: without tags a JPEG's tables take some 600
+_TAGS = r'\C*(Exif\x00|ICC_PROFILE)\C*'
+
 
 def is_plain_jpeg(data: Any) -> Any:
     """True if TensorFlow reads these bytes as Pillow does: a boolean scalar, in the graph.
@@ -27,8 +30,11 @@ def is_plain_jpeg(data: Any) -> Any:
 
     def look() -> Any:
         second = _marker_after_jfif(data, head)
-        ordinary = tf.reduce_any(second == tf.constant([b'\xff\xdb', b'\xff\xc0', b'\xff\xc4']))
-        upright = tf.cond(ordinary, lambda: True, lambda: tf.logical_not(_ask_pillow(data)))
+        tables = tf.reduce_any(second == tf.constant([b'\xff\xdb', b'\xff\xc0', b'\xff\xc4']))
+        # Tags may follow the tables, too.
+        tagged = tf.strings.regex_full_match(tf.strings.substr(data, 0, _HEADER), _TAGS)
+        plain = tf.logical_and(tables, tf.logical_not(tagged))
+        upright = tf.cond(plain, lambda: True, lambda: tf.logical_not(_ask_pillow(data)))
         return tf.logical_and(upright, _shape_is_plain(data))
 
     return tf.cond(tf.logical_and(is_jpeg, is_whole), look, lambda: False)

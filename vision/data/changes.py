@@ -1,0 +1,90 @@
+"""Changes of data, in words: what differs between the data of a run as they were recorded and as they are."""
+
+import gzip
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from vision.core import workdir as workdir_lib
+from vision.data.identity import FILE, Examples, digest
+
+_COMPARED = {
+    'image_shape': 'the images are {now}; they were {was}',
+    'input_shape': 'the model is fed {now}; it was fed {was}',
+    'rules': 'version {now} of the rules for order and splits; it was version {was}',
+}  # keys of dataset.json, beside the classes and the examples
+
+
+def difference(
+    workdir: Path, about: Mapping[str, Any], examples: Mapping[str, Examples]
+) -> str | None:
+    """Says in what data differ from those that a run has recorded, or returns None.
+
+    Args:
+      workdir: of the run.
+      about: entries of `dataset.json`, of the data as they are.
+      examples: of the splits that are compared.
+    """
+    recorded = workdir_lib.read_json(workdir, 'dataset.json')
+    if differs := _classes(recorded['class_names'], about.get('class_names')):
+        return differs
+    for key, text in _COMPARED.items():
+        if key in recorded and key in about and recorded[key] != about[key]:
+            return text.format(was=recorded[key], now=about[key])
+    for split, found in examples.items():
+        if differs := _split(workdir, recorded, split, found):
+            return differs
+    kept = about.get('num_examples')
+    gone = [s for s in recorded.get('num_examples', ()) if kept is not None and s not in kept]
+    return f'there is no {gone[0]} split any more' if gone else None
+
+
+def _classes(was: list[str], now: list[str] | None) -> str | None:
+    if now is None or list(now) == was:
+        return None
+    gone, new = ([n for n in a if n not in b] for a, b in ((was, now), (now, was)))
+    parts = [
+        f'{what} {names[0]!r}' + (f' and {len(names) - 1} more' if len(names) > 1 else '')
+        for what, names in (('lost the class', gone), ('have the new class', new))
+        if names
+    ]
+    return f'they {" and ".join(parts) or "have the classes in another order"}'
+
+
+def _split(workdir: Path, recorded: Mapping[str, Any], split: str, now: Examples) -> str | None:
+    """Says in what a split differs from what was recorded of it, or None."""
+    counts, digests = recorded.get('num_examples', {}), recorded.get('identity', {})
+    if counts and split not in counts:
+        return f'there was no {split} split'
+    if split in digests and digests[split] == digest(now):
+        return None
+    before = _recorded_examples(workdir).get(split) if split in digests else None
+    if before is None:
+        if split not in digests and counts.get(split, len(now)) == len(now):
+            return None
+        return f'{split} had {counts.get(split):,} examples and has {len(now):,}'
+    were, are = dict(before), dict(now)
+    changes = {
+        'gone': [name for name in were if name not in are],
+        'new': [name for name in are if name not in were],
+        'changed': [name for name in are if name in were and are[name] != were[name]],
+    }
+    parts = [
+        f'{len(names):,} {"is" if len(names) == 1 else "are"} {what}, the first is {names[0]!r}'
+        for what, names in changes.items()
+        if names
+    ]
+    count = f'{split} had {len(before):,} examples and has {len(now):,}'
+    return f'{count}; {"; ".join(parts) or "they come in another order"}'
+
+
+def _recorded_examples(workdir: Path) -> dict[str, Examples]:
+    try:
+        with gzip.open(workdir / FILE) as file:
+            found = json.load(file)
+        return {s: [(str(name), str(mark)) for name, mark in pairs] for s, pairs in found.items()}
+    # Not there, or damaged.
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, RecursionError, zlib.error):
+        return {}

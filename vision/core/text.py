@@ -22,11 +22,11 @@ def as_list(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
     Raises:
       UserError: something that is no path.
     """
-    several = (
-        isinstance(paths, Iterable) and getattr(paths, 'ndim', 1) and not hasattr(paths, 'read')
-    )
-    one = isinstance(paths, AnyPath) or not several
-    return [os.fsdecode(_path(x)) for x in ([paths] if one else paths)]
+    # An open file and an array without dimensions say that they are iterable, too.
+    no_list = hasattr(paths, 'read') or getattr(paths, 'ndim', None) == 0
+    if isinstance(paths, AnyPath) or not isinstance(paths, Iterable) or no_list:
+        return [os.fsdecode(_path(paths))]
+    return [os.fsdecode(_path(x)) for x in paths]
 
 
 def as_path(path: AnyPath) -> Path:

@@ -14,8 +14,9 @@ from PIL import Image
 
 from tests.processes import run_module
 from vision.core.errors import UserError
-from vision.prediction import formats
+from vision.prediction import explain, feed, formats
 from vision.preprocess import device, opstring
+from vision.search import search
 
 
 @pytest.fixture(scope='module')
@@ -36,13 +37,14 @@ def folder(tmp_path_factory, digits):
 
 
 def test_probabilities_agree_with_evaluation(classifier, digits, workdir):
-    from vision.evaluation.evals import evaluate_run
+    from vision.core.config import complete_eval
+    from vision.evaluation.evals import evaluate_entry
     from vision.evaluation.run import load_run
 
     probabilities = classifier(digits.images)
     assert probabilities.shape == (360, 10) and probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
-    scores = evaluate_run(load_run(workdir))
+    scores = evaluate_entry([load_run(workdir)], 'test', complete_eval({})).figures
     assert (probabilities.argmax(1) == digits.labels).mean() == scores['top1']
     loss = -np.log(probabilities[np.arange(360), digits.labels].astype(np.float64)).mean()
     assert loss == pytest.approx(scores['loss'], rel=1e-4)
@@ -247,3 +249,12 @@ def test_embeddings_are_the_endpoints(classifier, digits, tmp_path):
     (tmp_path / '9.png').write_bytes(b'nothing')
     with pytest.raises(UserError, match=r'9\.png cannot be read: not an image'):
         classifier.embed([*paths, tmp_path / '9.png'])
+
+
+@pytest.mark.parametrize('name', ['page.jpg', 'no/where.html', '.'])
+def test_pictures_that_cannot_be_written_are_one_line(classifier, tmp_path, name):
+    with pytest.raises(UserError, match=r'--(output|explain)='):
+        explain.explain_files(classifier, feed.files('docs/digits'), tmp_path / name)
+    with pytest.raises(UserError, match='--output='):
+        search.write_results(classifier.run, [], 'cosine', tmp_path / name)
+    assert list(tmp_path.iterdir()) == []

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from vision.core.errors import UserError
 
 AnyPath = str | bytes | os.PathLike
+PICTURES = ('.png', '.html')  # what pictures may be written to
 
 
 def as_list(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
@@ -21,9 +22,11 @@ def as_list(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
     Raises:
       UserError: something that is no path.
     """
-    if isinstance(paths, AnyPath):
-        return [os.fsdecode(paths)]
-    return [os.fsdecode(_path(x)) for x in _iterable(paths)]
+    several = (
+        isinstance(paths, Iterable) and getattr(paths, 'ndim', 1) and not hasattr(paths, 'read')
+    )
+    one = isinstance(paths, AnyPath) or not several
+    return [os.fsdecode(_path(x)) for x in ([paths] if one else paths)]
 
 
 def as_path(path: AnyPath) -> Path:
@@ -33,14 +36,35 @@ def as_path(path: AnyPath) -> Path:
     )  # a user that is not known is part of a name
 
 
+def output_file(flag: str, value: AnyPath, endings: Sequence[str] = ()) -> Path:
+    """The file that a flag, or an argument, says to write to.
+
+    Args:
+      flag: its name.
+      value: of the flag.
+      endings: that the file may have, with their dots; any if empty.
+
+    Raises:
+      UserError: it has another ending, is a folder, or its folder is not there or is read only.
+    """
+    path = as_path(value)
+    folder = path.absolute().parent
+    if endings and path.suffix.lower() not in endings:
+        raise UserError(f'--{flag}={path}: it must end in {" or ".join(endings)}')
+    if os.path.isdir(path):
+        raise UserError(f'--{flag}={path} is a folder; name a file')
+    if not os.path.isdir(folder):
+        raise UserError(f'--{flag}={path}: there is no folder {folder}')
+    if not os.access(folder, os.W_OK):
+        raise UserError(f'--{flag}={path}: the folder {folder} cannot be written to')
+    return path
+
+
 def _path(value: Any) -> Any:
-    if not isinstance(value, AnyPath):
+    # Bytes with a NUL are an image's own.
+    if not isinstance(value, AnyPath) or (isinstance(value, bytes) and b'\0' in value):
         raise UserError(f'{value!r:.80} is no path: give text, bytes or a pathlib.Path')
     return value
-
-
-def _iterable(value: Any) -> Iterable[Any]:
-    return value if isinstance(value, Iterable) else [_path(value)]
 
 
 def common_root(paths: Iterable[str]) -> str:
@@ -69,7 +93,12 @@ def json_text(value: Any, **options: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False, **options)
     except ValueError:
-        return json.dumps(_finite(value, '', {}), allow_nan=False, **options)
+        return json.dumps(without_nan(value), allow_nan=False, **options)
+
+
+def without_nan(value: Any) -> Any:
+    """The value as `json_text` writes it: None for a float that is not finite, with the reason beside it."""
+    return _finite(value, '', {})
 
 
 def _finite(value: Any, name: str, reasons: dict[str, str]) -> Any:
@@ -84,6 +113,17 @@ def _finite(value: Any, name: str, reasons: dict[str, str]) -> Any:
         reasons[name] = 'NaN' if math.isnan(value) else 'Infinity' if value > 0 else '-Infinity'
         return None
     return value
+
+
+def described(value: Any) -> str:
+    """What a user's own function returned, in a few words: 'float32[8, 3]', 'dict (loss, top1)', 'tuple (float, int)'."""
+    if hasattr(value, 'shape') and hasattr(value, 'dtype'):
+        return f'{value.dtype}{[*value.shape]}'
+    kind = type(value).__name__
+    if isinstance(value, dict | tuple | list):
+        parts = value if isinstance(value, dict) else (type(x).__name__ for x in value)
+        return f'{kind} ({", ".join(map(str, parts))})'
+    return kind
 
 
 def printable(text: str, file: TextIO) -> str:

@@ -54,12 +54,14 @@ import numpy as np
 from tests.training.tiny import tiny_config
 from vision.training import train
 from vision.prediction import Classifier
-from vision.evaluation.evals import evaluate_run
+from vision.core.config import complete_eval
+from vision.evaluation.evals import evaluate_entry
 from vision.evaluation.run import load_run
 from vision.data import arrays
 
 results = train(tiny_config(training__eval_every='24 steps'), sys.argv[1])
-assert evaluate_run(load_run(sys.argv[1]))['top1'] == results['test']['top1']
+evaluation = evaluate_entry([load_run(sys.argv[1])], 'test', complete_eval({}))
+assert evaluation.figures['top1'] == results['test']['top1']
 test = arrays.digits('test')
 probabilities = Classifier.from_workdir(sys.argv[1])(test.images)
 assert probabilities.shape == (360, 10)

@@ -1,6 +1,7 @@
 """What a command does with signals, with flags that are not there and with folders that it may not write to."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -8,6 +9,7 @@ import time
 
 import pytest
 from absl import flags
+from ml_collections import config_flags
 
 from tests.conftest import REPO
 from vision.core import cli
@@ -92,6 +94,10 @@ def config_flag(monkeypatch):
         ('batch_size', '--config.training.batch_size or --config.evaluation.batch_size?'),
         ('optimizer.lr', '--config.optimizer.lr?'),
         ('wrkdir', '--workdir?'),
+        ('learning-rate', '--config.optimizer.lr?'),
+        ('epochs', '--config.training.duration?'),
+        ('WorkDir', '--workdir?'),
+        ('output', 'there is no flag --output; see --help'),  # absl's own are nobody's
         ('zzzzqq', 'there is no flag --zzzzqq; see --help'),
     ],
 )
@@ -107,6 +113,7 @@ def test_a_flag_that_is_not_there_names_the_key_that_is_meant(config_flag, name,
         ('seed', 'x', 'it must be a whole number'),
         ('model.norm', 'maybe', 'model.norm=maybe cannot be set: model.norm is True'),
         ('preprocess.mean[7]', '1', 'cannot be set'),
+        ('model', 'vgg11', 'model is a section; write .* as model.name=…'),
     ],
 )
 def test_a_value_that_a_key_cannot_have_is_one_line_of_ours(key, text, says):
@@ -114,3 +121,35 @@ def test_a_value_that_a_key_cannot_have_is_one_line_of_ours(key, text, says):
     config.model.norm = True
     with pytest.raises(UserError, match=says):
         with_values(config, {key: text})
+
+
+@pytest.mark.parametrize(
+    ('code', 'says'),
+    [
+        ('def get_config(:', 'SyntaxError: .*line 1'),
+        ('import no_such_module', "No module named 'no_such_module'"),
+        ('1 / 0', r'ZeroDivisionError: division by zero \(own.py, line 1\)'),
+        (
+            'def get_config():\n    return wrong',
+            r"NameError: name 'wrong' is not defined \(own.py, line 2\)",
+        ),
+        ('x = 1', 'own.py has no function get_config'),
+        ('def get_config():\n    return 3', 'returns no ConfigDict but int'),
+        (
+            'from vision.core.config import default_config as get_config',
+            "training.batch_size='x' .* whole number",
+        ),
+    ],
+)
+def test_what_is_wrong_with_a_config_file_is_one_line(tmp_path, monkeypatch, code, says):
+    (tmp_path / 'own.py').write_text(code + '\n')
+    command = ['train', f'--config={tmp_path}/own.py', '--config.training.batch_size=x']
+    monkeypatch.setattr(sys, 'argv', command)
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file('config', flag_values=values)
+    with pytest.raises(Exception) as raised:
+        values(command)
+        values.config.keys()
+    assert re.search(says, explained(raised.value, command)) and '\n' not in explained(
+        raised.value, command
+    )

@@ -7,8 +7,7 @@ import tensorflow_datasets as tfds_lib
 from vision.core.errors import UserError
 from vision.data.arrays import from_arrays
 from vision.data.tfds_source import tfds
-from vision.evaluation.classes import match
-from vision.evaluation.subsets import SUBSETS
+from vision.evaluation.classes import SUBSETS, match
 
 
 def source(*names):

@@ -12,7 +12,7 @@ from scipy.special import softmax
 from vision.core.config import complete_eval, default_config
 from vision.core.errors import UserError
 from vision.core.mesh import make_mesh
-from vision.evaluation.evals import evaluate_entry, evaluate_run, named_entries
+from vision.evaluation.evals import evaluate_entry, named_entries, predict_run
 from vision.evaluation.run import Run
 from vision.task import task_of
 from vision.task.classification import TOP
@@ -95,9 +95,9 @@ def test_one_view(data, batch_size):
     run = make_run(path, NAMES, ops='central_crop(8)', batch_size=batch_size)
     evaluation = evaluate(run)
     check(evaluation, np.stack([probabilities(i[1:9, 2:10]) for i in images]), labels)
-    simple = evaluate_run(run)
-    assert evaluation.figures['loss'] == pytest.approx(simple.pop('loss'), rel=1e-5)
-    assert {k: evaluation.figures[k] for k in simple} == simple
+    answers = predict_run(run).predictions
+    for name, column in evaluation.predictions.columns.items():
+        np.testing.assert_allclose(column, answers[name], rtol=1e-5)
 
 
 @pytest.mark.parametrize('batch_size', [8, 70])
@@ -166,11 +166,11 @@ def test_data_that_have_changed_are_refused(data, tmp_path):
         evaluate(run)
     run.config.data.class_names = tuple('bacdefg')
     with pytest.raises(UserError, match='in another order'):
-        evaluate_run(run)
+        predict_run(run)
     np.savez(path / 'wide.npz', x_test=images[:, :, :11], y_test=labels)
     run.config.data.class_names = NAMES
     run.config.data.path = str(path / 'wide.npz')
-    for call in (evaluate, evaluate_run):
+    for call in (evaluate, predict_run):
         with pytest.raises(UserError, match=r'\[10, 11, 1\].*trained on images of \[10, 12, 1\]'):
             call(run)
 
@@ -233,8 +233,6 @@ def test_images_that_cannot_be_read(photos, tmp_path):
         assert evaluation.figures['count'] == 6 and evaluation.figures['corrupt'] == 1
         assert list(evaluation.predictions.ids) == [0, 1, 3, 4, 5, 6]
         assert 'truncated' in evaluation.corrupt[str(broken)]
-    simple = evaluate_run(run, skip_corrupt=True)
-    assert (simple['count'], simple['corrupt']) == (6, 1)
     lines = ['path,label,split', *(f'{broken},c,test' for _ in range(2))]
     lines += [f'{path},{path.parent.name},test' for path in sorted((root / 'test').rglob('*.png'))]
     (tmp_path / 'twice.csv').write_text('\n'.join(lines))

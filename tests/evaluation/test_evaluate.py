@@ -215,14 +215,15 @@ def test_mistakes_are_one_line(trained, flags, said):
 
 
 def test_batch_sizes_do_not_matter(trained):
-    from vision.evaluation.evals import evaluate_run
+    from vision.core.config import complete_eval
+    from vision.evaluation.evals import evaluate_entry
     from vision.evaluation.run import load_run
 
     run = load_run(trained)
     figures = []
     for batch_size in (7, 1000) if quick() else (7, 64, 360, 1000):
         run.config.evaluation.batch_size = batch_size
-        figures.append(evaluate_run(run))
+        figures.append(evaluate_entry([run], 'test', complete_eval({})).figures)
     for other in figures[1:]:
         assert other['loss'] == pytest.approx(figures[0]['loss'], rel=1e-6)
         assert (other['top1'], other['count']) == (figures[0]['top1'], 360)

@@ -169,7 +169,7 @@ def main(folder: str, count: str) -> None:
     good.write_bytes(seeds()['rgb.png'])
     expected = next(classifier.classify_files([good]))['predictions']
     list(classifier.classify_files([good] * 300))  # the batch size of the run below
-    limit = _virtual() + ROOM
+    limit = virtual_size() + ROOM
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     answered, refused, slowest = 0, {}, 0.0
     begin = last = time.perf_counter()
@@ -196,7 +196,8 @@ def main(folder: str, count: str) -> None:
     }))  # fmt: skip
 
 
-def _virtual() -> int:
+def virtual_size() -> int:
+    """The address space of this process, bytes."""
     return int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import REPO, run_module
+from vision.core.errors import UserError
 from vision.prediction import Classifier, export
 
 README = (REPO / 'README.md').read_text()
@@ -68,6 +69,13 @@ def test_any_batch_size(exported, classifier, batch):
     assert answers.shape == (batch, 10) and answers.dtype == np.float32
     ours = jax.jit(classifier.probabilities)(classifier.variables, images)
     np.testing.assert_allclose(answers, ours, atol=1e-5)
+
+
+def test_a_model_whose_answers_are_not_finite_is_refused(classifier):
+    other = Classifier(classifier.run)
+    other.variables = jax.tree.map(lambda x: x * 1e30, other.variables)  # finite, as they are read
+    with pytest.raises(UserError, match='not finite'):
+        export._difference(other, b'', np.full((1, 32, 32, 1), 255, np.uint8))
 
 
 def test_a_program_that_differs_is_not_put_in_place(classifier, monkeypatch, tmp_path):

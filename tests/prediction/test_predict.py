@@ -36,13 +36,14 @@ def folder(tmp_path_factory, digits):
 
 
 def test_probabilities_agree_with_evaluation(classifier, digits, workdir):
-    from vision.evaluation.evals import evaluate_run
+    from vision.core.config import complete_eval
+    from vision.evaluation.evals import evaluate_entry
     from vision.evaluation.run import load_run
 
     probabilities = classifier(digits.images)
     assert probabilities.shape == (360, 10) and probabilities.dtype == np.float32
     np.testing.assert_allclose(probabilities.sum(1), 1, rtol=1e-5)
-    scores = evaluate_run(load_run(workdir))
+    scores = evaluate_entry([load_run(workdir)], 'test', complete_eval({})).figures
     assert (probabilities.argmax(1) == digits.labels).mean() == scores['top1']
     loss = -np.log(probabilities[np.arange(360), digits.labels].astype(np.float64)).mean()
     assert loss == pytest.approx(scores['loss'], rel=1e-4)

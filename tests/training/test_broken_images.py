@@ -10,9 +10,9 @@ from tests.preprocess.conftest import encode
 from tests.preprocess.test_pipeline import absurd
 from tests.processes import run_module
 from tests.training.tiny import tiny_config
-from vision.core.config import to_json
+from vision.core.config import complete_eval, to_json
 from vision.core.errors import UserError
-from vision.evaluation.evals import evaluate_run
+from vision.evaluation.evals import evaluate_entry
 from vision.evaluation.run import load_run
 from vision.training import train
 
@@ -60,8 +60,8 @@ def test_training_refuses_too_many_and_goes_through_when_they_are_allowed(root, 
     assert results['validation']['count'] == results['test']['count'] == 36
     run = load_run(tmp_path / 'run')
     with pytest.raises(UserError, match='--skip_corrupt'):
-        evaluate_run(run)
-    scores = evaluate_run(run, skip_corrupt=True)
+        evaluate_entry([run], 'test', complete_eval({}))
+    scores = evaluate_entry([run], 'test', complete_eval({}), skip_corrupt=True).figures
     assert (scores['count'], scores['corrupt']) == (36, 4)
     assert {key: scores[key] for key in results['test']} == results['test']
 

@@ -154,4 +154,5 @@ def test_views_need_a_task_that_takes_them(tmp_path):
 
 def test_a_loss_that_returns_something_else_is_one_line(tmp_path):
     with pytest.raises(UserError, match=r'must return .* vision.task.Outcome, not dict'):
-        train(with_task('OnlyALoss'), tmp_path)
+        train(with_task('OnlyALoss'), tmp_path / 'run')
+    assert not (tmp_path / 'run').exists()

@@ -13,7 +13,7 @@ from multiprocessing import connection
 from typing import Any
 
 from vision.core import startup
-from vision.core.errors import Stopped, UserError
+from vision.core.errors import Stopped, UserError, in_a_line
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # What the server imports, of the libraries what this process has imported.
@@ -130,7 +130,7 @@ def _answer(sender: connection.Connection, function: Callable[..., Any], argumen
     except SystemExit as e:
         answer = 'ended', f'its code ended the process ({e.code})'
     except BaseException as e:
-        answer = 'raised', (_in_a_line(e), traceback.format_exc())
+        answer = 'raised', (in_a_line(e), traceback.format_exc())
     sender.send(answer)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -143,16 +143,6 @@ def _end_with_caller() -> None:
     if parent is not None:
         parent.join()
         os.kill(os.getpid(), signal.SIGTERM)
-
-
-def _in_a_line(error: BaseException) -> str:
-    """'ValueError: no such thing (net.py, line 12)'."""
-    text = ' '.join(str(error).split())
-    frames = traceback.extract_tb(error.__traceback__)
-    where = (
-        f' ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})' if frames else ''
-    )
-    return f'{type(error).__name__}: {text[:300]}'.removesuffix(': ') + where
 
 
 class _Forwarded:

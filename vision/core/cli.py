@@ -125,7 +125,7 @@ def _or_share(read: Callable[[str], Any]) -> Callable[[str], Any]:
 def _read_section(text: str) -> ConfigDict:
     value = read_literal(text)
     if not isinstance(value, dict):
-        raise ValueError(f"{text!r} is no dict; write {{'name': …}}, or set single keys")
+        raise ValueError(f'{text!r} is no dict')
     return ConfigDict(value)
 
 
@@ -228,6 +228,10 @@ def _end(error: Exception) -> int:
             return _complain_of_room(error)
         if error.errno in _NOT_ALLOWED and error.filename and not _is_one_of_several():
             return _complain(f'{error.filename}: {error.strerror}')
+    from vision.core.own_code import place_of
+
+    if (place := place_of(error)) is not None and not _is_one_of_several():
+        return _complain(f'{place}: {type(error).__name__}: {error!s:.300}')
     return _fail(error)
 
 
@@ -285,10 +289,9 @@ def _parse(argv: Sequence[str]) -> list[str]:
         return rest
     except BrokenPipeError:  # of --help
         sys.exit(0)
-    # Beside absl's errors, what ml_collections raises for a wrong key, type or file of --config.
     except (
-        flags.Error, UserError, AttributeError, LookupError, TypeError, ValueError, OSError,
-    ) as e:  # fmt: skip
+        Exception
+    ) as e:  # beside absl's errors, whatever a config file's code and ml_collections raise
         from vision.core.config_mistakes import explained
 
         sys.exit(_complain(explained(e, argv)))

@@ -87,12 +87,13 @@ def check(config: Mapping[str, Any]) -> None:
     top = [*declared(''), *sections]
     for name in values:
         if name not in top:
-            raise unknown('config key', name, top)
+            raise unknown('config key', name, top, [key.name for key in KEYS])
     for name in sections:
         if not isinstance(values.get(name), dict):
             raise UserError(f'config.{name} is missing; start from default_config()')
         if name not in OPEN and (surplus := own_arguments(name, values[name])):
-            raise unknown(f'key of config.{name}', next(iter(surplus)), declared(name))
+            every = [key.name for key in KEYS]
+            raise unknown(f'key of config.{name}', next(iter(surplus)), declared(name), every)
     for key in KEYS:
         section = values[key.section] if key.section else values
         if key.leaf in section:

@@ -288,11 +288,18 @@ def find(kind: str, name: str, known: Mapping[str, Callable | str]) -> Callable:
     name = entry
     module_name, _, attribute = name.partition(':')
     try:
-        found = getattr(importlib.import_module(module_name), attribute)
-    except ImportError as e:
-        raise UserError(f'{kind} {name!r}: cannot import {module_name!r} ({e})') from e
-    except AttributeError as e:
-        raise UserError(f'{kind} {name!r}: module {module_name!r} has no {attribute!r}') from e
+        module = importlib.import_module(module_name)
+    except UserError:
+        raise
+    except Exception as e:  # a user's module may raise anything
+        from vision.core.own_code import place_of
+
+        place = place_of(e)
+        why = str(e) if place is None else f'{place}: {type(e).__name__}: {e}'
+        raise UserError(f'{kind} {name!r}: cannot import {module_name!r} ({why})') from e
+    found = getattr(module, attribute, None)
+    if found is None:
+        raise UserError(f'{kind} {name!r}: module {module_name!r} has no {attribute!r}')
     if not callable(found):
         raise UserError(f'{kind} {name!r} is no class or function but {type(found).__name__}')
     return found

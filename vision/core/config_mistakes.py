@@ -1,16 +1,19 @@
 """Mistakes in --config=FILE[:ARGUMENT] and its overrides, explained in one line."""
 
 import inspect
-from collections.abc import Sequence
-from importlib.machinery import SourceFileLoader
+import re
+import runpy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
 
+from vision.core.cli import read_literal
+from vision.core.config import plain
 from vision.core.config_keys import KEYS
-from vision.core.errors import UserError, nearest
+from vision.core.errors import UserError, in_a_line, meant, nearest
 
 
 def explained(error: Exception, argv: Sequence[str]) -> str:
@@ -33,16 +36,25 @@ def explained(error: Exception, argv: Sequence[str]) -> str:
         guess = nearest(str(path), known)
         return f'--config: there is no file {path}' + (f'; did you mean {guess}?' if guess else '')
     try:
-        module = SourceFileLoader('config', file).load_module()
+        get_config = runpy.run_path(file).get('get_config')
     except Exception as e:
-        return f'{file} cannot be read: {type(e).__name__}: {e}'
-    accepts = len(inspect.signature(module.get_config).parameters)
+        return f'{file} cannot be read: {in_a_line(e)}'
+    if not callable(get_config):
+        return f'{file} has no function get_config'
+    accepts = len(inspect.signature(get_config).parameters)
     if argument and not accepts:
         return f'--config={value}: {file} takes no argument (what stands behind the colon)'
     try:
-        config = module.get_config(*([argument] if argument else []))
+        config = get_config(*([argument] if argument else []))
     except UserError as e:
         return str(e)
+    except Exception as e:
+        return f'{file} cannot be read: {in_a_line(e)}'
+    if not isinstance(config, ConfigDict):
+        return f'{file}: get_config returns no ConfigDict but {type(config).__name__}; start from default_config()'
+    if isinstance(error, flags.IllegalFlagValueError):
+        given = re.match(r'flag --config\.([\w.]+)=(.*?): ', text, re.DOTALL)
+        return explain_value(config, *given.groups()) if given else text
     known = _leaves(config)
     for override in argv:
         key = override.lstrip('-').split('=', 1)[0]
@@ -51,6 +63,22 @@ def explained(error: Exception, argv: Sequence[str]) -> str:
             hint = f'; did you mean --config.{guess}?' if guess else ''
             return f'--{key}: the config has no such key{hint}'
     return text.strip().splitlines()[-1]
+
+
+def explain_value(config: Mapping[str, Any], key: str, text: str) -> str:
+    """Says why a key cannot have a value of the command line: by its declaration, or by the value that it has."""
+    declared = next((k for k in KEYS if k.name == key), None)
+    try:
+        if declared is not None:
+            declared.check(read_literal(text))
+    except UserError as e:
+        return str(e)
+    value: Any = config
+    for name in re.split(r'[.[]', key):
+        value = value.get(name) if isinstance(value, ConfigDict) else value
+    if isinstance(value, ConfigDict):
+        return f"{key}={text}: {key} is a section; write {{'name': …}}, or set single keys, as {key}.name=…"
+    return f'{key}={text} cannot be set: {key.partition("[")[0]} is {plain(value)!r}'
 
 
 def _explain_unknown(name: str) -> str:
@@ -62,13 +90,10 @@ def _explain_unknown(name: str) -> str:
             known = _leaves(value) if isinstance(value, ConfigDict) else []
             known += [key.name for key in KEYS] if holder == 'config' else []
             keys += [f'{holder}.{key}' for key in dict.fromkeys(known)]
-    # A key of that name in any section, or what is spelt most like it.
-    meant = [key for key in keys if key.endswith(f'.{name}')]
-    if not meant and (guess := nearest(name, [*flags.FLAGS, *keys])):
-        meant = [guess]
-    if not meant and (guess := nearest(name, [key.rpartition('.')[2] for key in keys])):
-        meant = [key for key in keys if key.endswith(f'.{guess}')]
-    hint = f'; did you mean {" or ".join(f"--{key}" for key in meant[:3])}?' if meant else ''
+    modules = flags.FLAGS.flags_by_module_dict()
+    ours = [flag.name for module, own in modules.items() if 'absl' not in module for flag in own]
+    guesses = ' or '.join(f'--{key}' for key in meant(name, [*ours, *keys])[:3])
+    hint = f'; did you mean {guesses}?' if guesses else ''
     return f'there is no flag --{name}{hint or "; see --help"}'
 
 
@@ -77,7 +102,7 @@ def _value_of_config(argv: Sequence[str]) -> str | None:
     for word, following in zip(argv, [*argv[1:], None], strict=True):
         name, _, value = word.lstrip('-').partition('=')
         if word.startswith('-') and name == 'config':
-            return value or following
+            return value if '=' in word else following
     return None
 
 

@@ -1,7 +1,15 @@
 """The user's mistakes: one exception, one line, exit code 2."""
 
 import difflib
+import os
+import traceback
 from collections.abc import Iterable
+
+# What people call what has another name here.
+_ALSO = {
+    'learning_rate': 'lr', 'epochs': 'duration', 'bs': 'batch_size', 'wd': 'weight_decay', 'output_dir': 'workdir',
+    'logdir': 'workdir',
+}  # fmt: skip
 
 
 class UserError(Exception):
@@ -13,16 +21,48 @@ class UserError(Exception):
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """Returns the entry of `known` that is spelt most like `name`, or None if none is close."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return matches[0] if matches else None
+    spelt = {_plain(entry): entry for entry in known}
+    name = _plain(name)
+    if _ALSO.get(name) in spelt:
+        return spelt[_ALSO[name]]
+    matches = difflib.get_close_matches(name, list(spelt), n=1, cutoff=0.6)
+    return spelt[matches[0]] if matches else None
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """Returns the error for an unknown `kind` called `name`: the nearest name, and all known ones."""
+def _plain(name: str) -> str:
+    return name.casefold().replace('-', '_')
+
+
+def meant(name: str, known: Iterable[str]) -> list[str]:
+    """The entries of `known`, as 'optimizer.lr', that a word may stand for: they end in it, or are spelt most like it."""
+    ends: dict[str, list[str]] = {}
+    for entry in known:
+        ends.setdefault(entry.rpartition('.')[2], []).append(entry)
+    if name in ends:
+        return ends[name]
+    guess = nearest(name, [entry for entries in ends.values() for entry in entries])
+    return [guess] if guess else ends.get(nearest(name, ends) or '', [])
+
+
+def unknown(kind: str, name: str, known: Iterable[str], elsewhere: Iterable[str] = ()) -> UserError:
+    """Returns the error for an unknown `kind` called `name`: the nearest name, here or elsewhere, and all known ones."""
     known = sorted(known)
     guess = nearest(str(name), known)
-    hint = f' Did you mean {guess!r}?' if guess else ''
+    guesses = [guess] if guess else meant(str(name), elsewhere)
+    hint = f' Did you mean {" or ".join(map(repr, guesses))}?' if guesses else ''
     return UserError(f'unknown {kind} {name!r}.{hint} Known: {", ".join(known) or "none"}.')
+
+
+def in_a_line(error: BaseException) -> str:
+    """Names an error of somebody's code: 'ValueError: no such thing (net.py, line 12)'."""
+    text = ' '.join(str(error).split())
+    frames = [
+        f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith('<frozen')
+    ]
+    where = ''
+    if frames and not isinstance(error, SyntaxError):  # which has it in its text
+        where = f' ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})'
+    return f'{type(error).__name__}: {text[:300]}'.removesuffix(': ') + where
 
 
 class Stopped(Exception):

@@ -1,10 +1,13 @@
-"""A user's own modules that a config names ('package.module:Name'): kept in the workdir, and found there again."""
+"""A user's own modules that a config names ('package.module:Name'): kept in the workdir, found there again, and blamed."""
 
 import importlib.util
 import shutil
 import sys
+import sysconfig
+import traceback
 from collections.abc import Collection, Iterator
 from pathlib import Path
+from types import FrameType
 
 _FOLDER = 'modules'  # in the workdir
 _OURS = {'vision', 'experiments', 'benchmarks', 'configs', 'tests', '__main__'}
@@ -32,6 +35,32 @@ def make_importable(workdir: Path) -> None:
     folder = str(workdir / _FOLDER)
     if folder not in sys.path and (workdir / _FOLDER).is_dir():
         sys.path.append(folder)
+
+
+def place_of(error: BaseException) -> str | None:
+    """The line of a user's own code that an error came from or passed through last; None if there is none.
+
+    It is as 'my_task.py, line 12, in Contrastive.loss'.
+    """
+    frames = [
+        (frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_own(frame)
+    ]
+    if not frames:
+        return None
+    frame, line = frames[-1]
+    code = frame.f_code
+    return f'{Path(code.co_filename).name}, line {line}, in {code.co_qualname}'
+
+
+def _is_own(frame: FrameType) -> bool:
+    """True if a frame's module is neither ours nor a library's."""
+    module, path = frame.f_globals.get('__name__', ''), Path(frame.f_code.co_filename)
+    if module.split('.')[0] in _OURS or not path.is_file():  # what is generated has no file
+        return False
+    libraries = {sysconfig.get_path(name) for name in ('stdlib', 'platstdlib')}
+    return not {'site-packages', 'dist-packages'} & set(path.parts) and not any(
+        path.is_relative_to(library) for library in libraries
+    )
 
 
 def _root(name: str) -> Path | None:

@@ -69,7 +69,12 @@ def json_text(value: Any, **options: Any) -> str:
     try:
         return json.dumps(value, allow_nan=False, **options)
     except ValueError:
-        return json.dumps(_finite(value, '', {}), allow_nan=False, **options)
+        return json.dumps(without_nan(value), allow_nan=False, **options)
+
+
+def without_nan(value: Any) -> Any:
+    """The value as `json_text` writes it: None for a float that is not finite, with the reason beside it."""
+    return _finite(value, '', {})
 
 
 def _finite(value: Any, name: str, reasons: dict[str, str]) -> Any:
@@ -84,6 +89,17 @@ def _finite(value: Any, name: str, reasons: dict[str, str]) -> Any:
         reasons[name] = 'NaN' if math.isnan(value) else 'Infinity' if value > 0 else '-Infinity'
         return None
     return value
+
+
+def described(value: Any) -> str:
+    """What a user's own function returned, in a few words: 'float32[8, 3]', 'dict (loss, top1)', 'tuple (float, int)'."""
+    if hasattr(value, 'shape') and hasattr(value, 'dtype'):
+        return f'{value.dtype}{[*value.shape]}'
+    kind = type(value).__name__
+    if isinstance(value, dict | tuple | list):
+        parts = value if isinstance(value, dict) else (type(x).__name__ for x in value)
+        return f'{kind} ({", ".join(map(str, parts))})'
+    return kind
 
 
 def printable(text: str, file: TextIO) -> str:

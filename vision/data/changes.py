@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,7 @@ def _recorded_examples(workdir: Path) -> dict[str, Examples]:
     try:
         with gzip.open(workdir / FILE) as file:
             found = json.load(file)
-        return {split: [(name, mark) for name, mark in pairs] for split, pairs in found.items()}
-    except (OSError, EOFError, ValueError, TypeError, AttributeError):  # not there, or damaged
+        return {s: [(str(name), str(mark)) for name, mark in pairs] for s, pairs in found.items()}
+    # Not there, or damaged.
+    except (OSError, EOFError, ValueError, TypeError, AttributeError, RecursionError, zlib.error):
         return {}

@@ -15,8 +15,9 @@ from jax.sharding import Mesh
 
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
+from vision.core.text import described
 from vision.preprocess.device import Batch
-from vision.task import Columns, Task
+from vision.task import Columns, Task, prepared
 
 _CHUNK = 4096  # examples that are judged at once where passes are averaged
 
@@ -73,7 +74,7 @@ def make_step(
 
     def step(variables: Any, batch: Batch) -> Batch:
         variables = mesh_lib.constrain_state(variables, mesh, 'data')  # of 'fsdp', too
-        images = task.prepare(batch)['image']
+        images = prepared(task, batch)['image']
         views = images.shape[1] if images.ndim == 5 else 1
         if images.ndim == 5:
             images = images.reshape(-1, *images.shape[2:])
@@ -101,9 +102,9 @@ def make_step(
 def _answers(
     task: Task, outputs: jax.Array, endpoints: dict[str, Any], batch: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """The task's answers; a UserError where it needs endpoints that an average does not have."""
+    """The task's answers; a UserError where it needs endpoints that an average does not have, or returns no columns."""
     try:
-        return task.answers(outputs, endpoints, batch)
+        found = task.answers(outputs, endpoints, batch)
     except KeyError as e:
         if endpoints:
             raise
@@ -111,6 +112,15 @@ def _answers(
             f'task {type(task).__name__} judges by the endpoint {e}, which is not there where several '
             'views or runs are averaged, or only some classes are compared'
         ) from None
+    rows, what = len(batch['mask']), described(found)
+    if isinstance(found, dict):
+        wrong = {name: x for name, x in found.items() if np.shape(x)[:1] != (rows,)}
+        what = ', '.join(f'{name}: {described(x)}' for name, x in wrong.items())
+    if what:
+        raise UserError(
+            f'{type(task).__name__}.answers must return a dict of arrays [{rows}, …], a row an example, not {what}'
+        )
+    return found
 
 
 def answer(

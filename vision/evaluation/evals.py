@@ -140,13 +140,12 @@ class Predicted(NamedTuple):
     corrupt: dict[str, str]
 
 
-def predict_run(run: Run, split: str = 'test', skip_corrupt: bool = False) -> Predicted:
+def predict_run(run: Run, split: str = 'test') -> Predicted:
     """The answers of a run for one split of its own data.
 
     Args:
       run: as `load_run` returns it.
       split: train, validation or test.
-      skip_corrupt: leave out images that cannot be read.
 
     Raises:
       UserError: no such split, data that have changed, or images that cannot be read.
@@ -155,19 +154,7 @@ def predict_run(run: Run, split: str = 'test', skip_corrupt: bool = False) -> Pr
     check_data(run, source, split)
     view = protocols.Pass(run.config.preprocess.eval)
     classes = match(run.class_names, source)
-    return _predict([(run, view)], source, classes, skip_corrupt, lambda done: None)
-
-
-def evaluate_run(run: Run, split: str = 'test', skip_corrupt: bool = False) -> dict[str, Any]:
-    """Evaluates a run on one split of its own data, as training does; arguments as of `predict_run`.
-
-    Returns:
-      The task's metrics and `count`, with `split`, `checkpoint` (its step) and `corrupt`.
-    """
-    source, predictions, corrupt = predict_run(run, split, skip_corrupt)
-    scores = figures(predictions.task, predictions.columns)
-    left_out = count_named(source, corrupt)
-    return {'split': split, 'checkpoint': run.step, **scores, 'corrupt': left_out}
+    return _predict([(run, view)], source, classes, False, lambda done: None)
 
 
 def _predict(

@@ -179,7 +179,7 @@ class _Tracer:
         known: dict[str, Any] | None = None,
         order: list[str] | None = None,
     ) -> _Traced:
-        rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
+        rngs = _keys()
 
         def run(known: dict[str, Any] | None, arrays: dict[int, jax.Array]) -> Any:
             own = [arrays.get(i, x) for i, x in enumerate(args)]
@@ -225,6 +225,11 @@ class _Tracer:
 
 
 _of_registry = _Tracer(by_parts=True)
+
+
+@cache
+def _keys() -> dict[str, jax.Array]:
+    return {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
 
 
 def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:

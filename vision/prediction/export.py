@@ -25,7 +25,7 @@ def export(classifier: Classifier, output: AnyPath) -> dict[str, Any]:
     """Writes a model, its weights and its normalisation, as one file, and checks it.
 
     The file is a `jax.export.Exported`, serialised. It takes uint8 [B, H, W, C] of the size that
-    the model is fed, for any B, and returns probabilities float32 [B, K], on a CPU, GPU or TPU.
+    the model is fed, for any B ≥ 1, and returns probabilities float32 [B, K], on a CPU, GPU or TPU.
     The resizing and cropping before are not in it.
 
     Args:
@@ -37,7 +37,7 @@ def export(classifier: Classifier, output: AnyPath) -> dict[str, Any]:
       'largest_difference' (of a probability)}`.
 
     Raises:
-      UserError: the file cannot be written, or there is no image to check it with.
+      UserError: the file cannot be written, there is no image to check it with, or the model's answers are not finite.
       RuntimeError: what was written does not answer as the model does.
     """
     path = as_path(output)
@@ -115,6 +115,10 @@ def _difference(classifier: Classifier, program: bytes, images: np.ndarray) -> f
     """The largest difference between the file's probabilities and the model's."""
     from jax import export as jax_export
 
-    theirs = np.asarray(jax_export.deserialize(bytearray(program)).call(images))
     ours = np.asarray(jax.jit(classifier.probabilities)(classifier.variables, images))
+    if not np.isfinite(ours).all():
+        raise UserError(
+            f'{classifier.run.path}: the probabilities of images of its own data are not finite; take another --checkpoint'
+        )
+    theirs = np.asarray(jax_export.deserialize(bytearray(program)).call(images))
     return float(np.abs(theirs - ours).max())

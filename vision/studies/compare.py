@@ -14,8 +14,8 @@ from vision.core.fonts import legible
 from vision.core.progress import track
 from vision.core.text import AnyPath, as_list
 from vision.evaluation.evals import Predicted, predict_run
+from vision.evaluation.figures import mcnemar
 from vision.evaluation.run import load_run, open_checkpoints
-from vision.evaluation.significance import mcnemar
 from vision.task import read_task
 from vision.task.metrics import Metric, Selection
 from vision.training.records import results

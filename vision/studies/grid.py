@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_flags
 
 from vision.core import cli
 from vision.core import config as config_lib
-from vision.core.config_keys import KEYS
+from vision.core.config_mistakes import explain_value
 from vision.core.errors import UserError
 
 
@@ -104,22 +104,8 @@ def with_values(config: ConfigDict, values: Mapping[str, str]) -> ConfigDict:
             )  # fmt: skip
             read(argv)
         except (flags.Error, AttributeError, LookupError, TypeError, ValueError):
-            raise UserError(_explain_value(config, key, text)) from None
+            raise UserError(explain_value(config, key, text)) from None
     return own
-
-
-def _explain_value(config: Mapping[str, Any], key: str, text: str) -> str:
-    """Says why a key cannot have a value: by its declaration, or by the value that it has."""
-    declared = next((k for k in KEYS if k.name == key), None)
-    try:
-        if declared is not None:
-            declared.check(cli.read_literal(text))
-    except UserError as e:
-        return str(e)
-    value: Any = config
-    for name in re.split(r'[.[]', key):
-        value = value.get(name) if isinstance(value, ConfigDict) else value
-    return f'{key}={text} cannot be set: {key.partition("[")[0]} is {config_lib.plain(value)!r}'
 
 
 def _check_key(known: dict[str, Any], key: str) -> None:

@@ -20,6 +20,7 @@ from vision.core import workdir as workdir_lib
 from vision.core.config_keys import check_arguments, find
 from vision.core.errors import UserError
 from vision.core.state import DROPOUT, MIX
+from vision.core.text import described
 from vision.preprocess.device import normalise
 from vision.task.metrics import Columns, Metric
 
@@ -259,24 +260,15 @@ class Task:
         """Raises UserError unless the data's labels and the number of outputs fit the task."""
 
     def record(self, columns: Columns, row: int) -> dict[str, Any]:
-        """One example's columns as JSON, for `report/predictions_NAME.jsonl`."""
-        return {name: _plain(values[row]) for name, values in columns.items() if name != 'id'}
+        """One example's columns for `report/predictions_NAME.jsonl`, which is written by `json_text`."""
+        return {name: np.asarray(v[row]).tolist() for name, v in columns.items() if name != 'id'}
 
     def from_records(self, records: list[dict[str, Any]]) -> Columns:
         """Columns out of what `record` returned."""
-        names = [k for k in records[0] if k not in ('id', 'path')]
+        names = [k for k in records[0] if k not in ('id', 'path', 'not_finite')]
         columns = {name: np.array([r[name] for r in records]) for name in names}
         # None is what JSON has for NaN.
         return {k: c.astype(np.float64) if c.dtype == object else c for k, c in columns.items()}
-
-
-def _plain(value: Any) -> Any:
-    """A column's value as JSON: what is not finite is None."""
-    value = np.asarray(value)
-    if value.ndim:
-        return [_plain(v) for v in value]
-    plain = value.item()
-    return None if isinstance(plain, float) and not np.isfinite(plain) else plain
 
 
 TASKS = {
@@ -297,7 +289,9 @@ def make_task(config: Mapping[str, Any], settings: Settings) -> Task:
       UserError: an unknown task or argument, or a class that lacks a part of a task.
     """
     name = config['name']
-    cls = find('task', name, TASKS)
+    cls: Any = find('task', name, TASKS)
+    if not (isinstance(cls, type) and issubclass(cls, Task)):
+        raise UserError(f'task {name!r} must be a subclass of vision.task.Task')
     missing = [m for m in _REQUIRED if getattr(cls, m, None) in (None, getattr(Task, m))]
     if missing:
         raise UserError(f'task {name!r} lacks {", ".join(missing)}: see vision.task.Task')
@@ -305,9 +299,40 @@ def make_task(config: Mapping[str, Any], settings: Settings) -> Task:
     own = [p for p in inspect.signature(cls).parameters if p != 'settings']
     check_arguments(f'task {name!r}', cls, own, given)
     try:
-        return cls(settings, **given)
+        task = cls(settings, **given)
     except TypeError as e:
         raise UserError(f'task {name!r} cannot be made: {e}') from None
+    _check_own(task)
+    return task
+
+
+def _check_own(task: Task) -> None:
+    """Raises UserError unless the methods of a task can be called as ours are, and its metrics are some."""
+    name = type(task).__name__
+    for method, ours in inspect.getmembers(Task, inspect.isfunction):
+        if method.startswith('_'):
+            continue
+        _, *parameters = inspect.signature(ours).parameters
+        try:
+            inspect.signature(getattr(task, method)).bind(*parameters)
+        except TypeError as e:
+            raise UserError(f'{name}.{method} must take ({", ".join(parameters)}): {e}') from None
+    metrics = task.metrics
+    if not isinstance(metrics, dict) or not metrics:
+        raise UserError(f'{name}.metrics must be a dict of metrics, not {metrics!r:.60}')
+    for key, metric in metrics.items():
+        if not isinstance(metric, Metric) or not callable(metric.of):
+            raise UserError(f'{name}.metrics: {key!r} is no vision.task.Metric of a function')
+
+
+def prepared(task: Task, batch: Batch, key: jax.Array | None = None) -> Examples:
+    """What `task.prepare` returns; a UserError if a task of a user's own returns something else."""
+    examples = task.prepare(batch, key)
+    if not isinstance(examples, dict) or not {'image', 'mask'} <= set(examples):
+        raise UserError(
+            f"{type(task).__name__}.prepare must return a dict with 'image' and 'mask', not {described(examples)}"
+        )
+    return examples
 
 
 def task_of(config: Any, class_names: Sequence[str], num_outputs: int) -> Task:

@@ -126,9 +126,9 @@ class Classification(Task):
             'label': label,
             'class': names[label],
             'rank': int(columns['rank'][row]),
-            'loss': _number(columns['loss'][row]),
+            'loss': float(columns['loss'][row]),
             'predictions': [
-                {'class': names[i], 'index': int(i), 'probability': _number(p)} for i, p in top
+                {'class': names[i], 'index': int(i), 'probability': float(p)} for i, p in top
             ],
         }
 
@@ -205,10 +205,6 @@ METRICS = {
 }
 
 
-def _number(value: float) -> float | None:
-    """JSON has no NaN and no infinity."""
-    return float(value) if np.isfinite(value) else None
-
-
 def _nan(value: float | None) -> float:
+    """NaN for None, which JSON has for it."""
     return float('nan') if value is None else value

@@ -12,7 +12,8 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from vision.core.errors import unknown
+from vision.core.errors import UserError, unknown
+from vision.core.text import described, without_nan
 
 if TYPE_CHECKING:
     from vision.task import Task
@@ -101,20 +102,26 @@ def figures(task: 'Task', columns: Columns) -> dict[str, Any]:
       columns: of n examples, [n, …] each.
 
     Returns:
-      A float by the metric's name, None where it is no number, and `count` = n.
+      A float by the metric's name, None where there is no such figure or where it is not finite, `count` = n, and
+      of the latter in `not_finite` 'NaN', 'Infinity' or '-Infinity' by name.
     """
     count = len(columns['id'])
     found: dict[str, Any] = {}
     for name, metric in task.metrics.items():
         value = metric.of(columns)
-        if value is not None and np.ndim(value):
-            values = np.asarray(value)
-            if values.dtype == bool:
-                value = int(values.sum()) / count
-            else:
-                value = math.fsum(values.astype(np.float64)) / count
-        found[name] = None if value is None or not np.isfinite(value) else float(value)
-    return {**found, 'count': count}
+        values = np.asarray(0.0 if value is None else value)
+        if values.shape not in ((), (count,)) or values.dtype.kind not in 'biuf':
+            raise UserError(
+                f'metric {name!r} must return a number, None, or a number an example, [{count}], not {described(value)}'
+            )
+        if values.ndim and values.dtype == bool:
+            value = int(values.sum()) / count
+        elif values.ndim:
+            values = values.astype(np.float64)
+            with np.errstate(invalid='ignore'):  # math.fsum takes no infinities of both signs
+                value = (math.fsum(values) if np.isfinite(values).all() else values.sum()) / count
+        found[name] = None if value is None else float(value)
+    return without_nan({**found, 'count': count})
 
 
 def metrics_table(

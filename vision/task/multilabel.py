@@ -152,16 +152,11 @@ class MultiLabel(Task):
     def record(self, columns: Columns, row: int) -> dict[str, Any]:
         """`labels`, `loss`, and `predictions`: every class with its probability, likeliest first."""
         names, probabilities = self.settings.class_names, columns['probabilities'][row]
-        loss = float(columns['loss'][row])
         return {
             'labels': [names[i] for i in np.flatnonzero(columns['label'][row])],
-            'loss': loss if math.isfinite(loss) else None,
+            'loss': float(columns['loss'][row]),
             'predictions': [
-                {
-                    'class': names[i],
-                    'index': int(i),
-                    'probability': None if np.isnan(probabilities[i]) else float(probabilities[i]),
-                }
+                {'class': names[i], 'index': int(i), 'probability': float(probabilities[i])}
                 for i in np.argsort(-probabilities, kind='stable')
             ],
         }

@@ -35,7 +35,7 @@ class Interval:
           saved: of a checkpoint.
           first: the name of the task's first metric: older checkpoints call its sum 'correct'.
         """
-        self._sums = {first if k == 'correct' else k: v for k, v in (saved or {}).items()}
+        self._sums = {first if k == 'correct' else k: float(v) for k, v in (saved or {}).items()}
         self._pending: list[tuple[int, Metrics]] = []
 
     def add(self, step: int, metrics: Metrics) -> None:
@@ -60,10 +60,12 @@ class Interval:
         count = max(sums.pop('count', 0.0), 1.0)
         return {f'train/{k}': v if k in LATEST else v / count for k, v in sums.items()}
 
-    def to_json(self) -> dict[str, float]:
+    def to_json(self) -> dict[str, float | str]:
         """The part of the interval that a checkpoint keeps."""
         assert not self._pending, 'read() comes first'
-        return self._sums
+        return {
+            k: v if math.isfinite(v) else str(v) for k, v in self._sums.items()
+        }  # JSON has no NaN
 
 
 class Clock:

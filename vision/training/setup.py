@@ -8,6 +8,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -17,6 +18,7 @@ from vision.core import durations
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.data.source import NoSplitError, Source
+from vision.evaluation.answers import make_step
 from vision.models import create_model
 from vision.models.base import check_contract, init_variables
 from vision.preprocess import inputs
@@ -32,7 +34,7 @@ from vision.training.optimizer import (
     make_optimizer,
 )
 from vision.training.schedules import Averaging, make_schedule, peak_rate
-from vision.training.step import Recipe, make_update
+from vision.training.step import Recipe, make_update, trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +154,11 @@ def setup(config: ConfigDict) -> Setup:
     for shape in fed:
         check_contract(model, shape)
     shapes = jax.eval_shape(lambda: init_variables(model, fed[0], jax.random.key(0)))
+    if ':' in config.task.name or ':' in config['update'].name:
+        views = (config.data.views,) if config.data.views > 1 else ()
+        trace(recipe, fed[0], mesh, _batch_of(train, training.batch_size, (*views, *fed[-1])))
+        evaluated = _batch_of(train, config.evaluation.batch_size * mesh.size, fed[0])
+        jax.eval_shape(make_step(recipe.task, model, mesh), shapes, evaluated)
     recipe.factors.check(shapes['params'])
     optimizer = config.optimizer.to_dict()
     if config.weight_decay or optimizer.get('weight_decay'):
@@ -180,6 +187,18 @@ def setup(config: ConfigDict) -> Setup:
         log_every=durations.Every(steps_in('log_every')),
         keep=training.keep,
     )
+
+
+def _batch_of(source: Source, size: int, image_shape: Sequence[int]) -> dict[str, Any]:
+    """The shapes of a batch."""
+    label = (size, len(source.class_names)) if source.multi_label else (size,)
+    of = jax.ShapeDtypeStruct
+    return {
+        'image': of((size, *image_shape), jnp.float32),
+        'label': of(label, jnp.float32 if source.multi_label else jnp.int32),
+        'id': of((size,), jnp.int32),
+        'mask': of((size,), jnp.float32),
+    }
 
 
 def _open(settings: Mapping[str, Any]) -> tuple[Source, Source | None, Source | None]:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import Mesh
 
@@ -29,9 +30,10 @@ from vision.core import mesh as mesh_lib
 from vision.core.config_keys import Range, check_arguments, find
 from vision.core.errors import UserError
 from vision.core.state import EXTRA, PARAMS, PART, RUN, TrainState, root_key
+from vision.core.text import described
 from vision.models.base import init_variables, run_once
 from vision.preprocess.device import Batch
-from vision.task import Apply, Examples, Outcome, Task
+from vision.task import Apply, Examples, Outcome, Task, prepared
 from vision.training.optimizer import RateFactors
 from vision.training.schedules import Averaging
 
@@ -147,12 +149,39 @@ def init_state(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh) -> TrainS
       input_shape: (H, W, C) of what the model is fed.
       mesh: of all devices.
     """
-    model, averaged = recipe.model, bool(recipe.averaging)
+    return mesh_lib.put_state(run_once(_initial(recipe, input_shape)), mesh, recipe.shard)
+
+
+def trace(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh, batch: Mapping[str, Any]) -> None:
+    """Traces a step from the initial state and computes nothing: for a task or an update of a user's own.
+
+    Args:
+      recipe: of the run.
+      input_shape: (H, W, C) of what the model is fed.
+      mesh: of all devices.
+      batch: the shapes of a batch.
+
+    Raises:
+      UserError: the task or the update returns something else than it must.
+    """
+    state = jax.eval_shape(_initial(recipe, input_shape))
+    jax.eval_shape(make_train_step(recipe, mesh), state, batch)
+
+
+def _initial(recipe: Recipe, input_shape: Sequence[int]) -> Callable[[], TrainState]:
+    model, task, averaged = recipe.model, recipe.task, bool(recipe.averaging)
 
     def init() -> TrainState:
         param_key, run_key = root_key(recipe.seed, PARAMS), root_key(recipe.seed, RUN)
         variables = init_variables(model, input_shape, param_key)
         params, batch_stats = variables['params'], variables['batch_stats']
+        extra = task.init(model, variables, root_key(recipe.seed, EXTRA))
+        try:
+            extra = jax.tree.map(jnp.asarray, extra)
+        except TypeError as e:
+            raise UserError(
+                f'{type(task).__name__}.init must return a tree of arrays, or None: {e}'
+            ) from None
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -161,10 +190,10 @@ def init_state(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh) -> TrainS
             ema_params=params if averaged else None,
             ema_batch_stats=batch_stats if averaged else None,
             rng=run_key,
-            extra=recipe.task.init(model, variables, root_key(recipe.seed, EXTRA)),
+            extra=extra,
         )
 
-    return mesh_lib.put_state(run_once(init), mesh, recipe.shard)
+    return init
 
 
 def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
@@ -191,16 +220,17 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
       mesh: of all devices.
     """
     task, optimizer, shard = recipe.task, recipe.optimizer, recipe.shard
+    update = f'the update {getattr(recipe.update, "func", recipe.update).__name__}'
     gradient_at = _make_gradient(recipe, mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         # The gradient that the optimizer gets.
         key = jax.random.fold_in(state.rng, state.step)
-        examples = task.prepare(batch, key)
-        gradient, outcome = recipe.update(state, examples, gradient_at(state, key))
-        _check_outcome(outcome, 'the update')
-        if jax.tree.structure(gradient) != jax.tree.structure(state.params):  # type: ignore[operator]
-            raise UserError('the update must return a gradient of the same tree as the parameters')
+        examples = prepared(task, batch, key)
+        result = recipe.update(state, examples, gradient_at(state, key))
+        gradient, outcome = _checked(result, update, state.batch_stats, state.extra)
+        if not _alike(gradient, state.params):
+            raise UserError(f'{update} must return a gradient of the same tree as the parameters')
         gradient = mesh_lib.constrain_state(gradient, mesh, shard)
 
         # The new parameters and their average.
@@ -256,6 +286,7 @@ def _are_finite(tree: Any) -> jax.Array:
 def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Array], GradientOf]:
     """Builds `(state, key) -> gradient_of`, as updates get it."""
     parts, shard = recipe.accumulate, recipe.shard
+    loss = f'{type(recipe.task).__name__}.loss'
 
     def objective(
         params: Any, batch_stats: Any, extra: Any, examples: Examples, key: jax.Array
@@ -265,8 +296,12 @@ def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Arra
         factors = recipe.factors.of(params)
         params = jax.tree.map(lambda p, f: p if f else jax.lax.stop_gradient(p), params, factors)
         apply = Apply(recipe.model, params, batch_stats, train=not recipe.frozen)
-        value, outcome = recipe.task.loss(apply, examples, extra, key)
-        _check_outcome(outcome, 'the loss of the task')
+        result = recipe.task.loss(apply, examples, extra, key)
+        value, outcome = _checked(result, loss, batch_stats, extra)
+        if np.shape(value) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
+            raise UserError(
+                f'{loss} must return a float scalar to minimise, not {described(value)}'
+            )
         return value, outcome._replace(objective=value)
 
     differentiate = jax.grad(objective, has_aux=True)
@@ -314,14 +349,40 @@ def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Arra
 _RESERVED = {'count', 'lr', 'grad_norm', 'param_norm', 'finite'}
 
 
-def _check_outcome(outcome: Any, who: str) -> None:
-    """Raises UserError, while the step is traced, unless a loss or an update returned an `Outcome`."""
-    if not isinstance(outcome, Outcome):
+def _checked(result: Any, who: str, batch_stats: Any, extra: Any) -> tuple[Any, Outcome]:
+    """What a loss or an update returned, if it is a value and an `Outcome` that fits the state; for tracing.
+
+    Raises:
+      UserError: it is something else.
+    """
+    pair = isinstance(result, tuple) and len(result) == 2
+    if not pair or not isinstance(result[1], Outcome):
         raise UserError(
-            f'{who} must return a pair whose second is a vision.task.Outcome, '
-            f'not {type(outcome).__name__}'
+            f'{who} must return a pair whose second is a vision.task.Outcome, not {described(result[1] if pair else result)}'
         )
-    if 'loss' not in outcome.sums:
+    outcome = result[1]
+    sums = outcome.sums if isinstance(outcome.sums, dict) else {}
+    if 'loss' not in sums:
         raise UserError(f"{who}: its Outcome has no sum 'loss'")
-    if taken := _RESERVED & set(outcome.sums):
+    if taken := _RESERVED & set(sums):
         raise UserError(f'{who}: the sum {taken.pop()!r} has a name that the log uses; rename it')
+    for name, value in sums.items():
+        if np.shape(value):
+            raise UserError(f'{who}: the sum {name!r} must be a scalar, not {described(value)}')
+    for name, new, old in (
+        ('batch_stats', outcome.batch_stats, batch_stats),
+        ('extra', outcome.extra, extra),
+    ):
+        if not _alike(new, old):
+            raise UserError(
+                f"{who}: its Outcome's {name} must have the tree and shapes of the state's"
+            )
+    return result[0], outcome
+
+
+def _alike(tree: Any, other: Any) -> bool:
+    """True if two PyTrees have one structure and the same shapes."""
+    return jax.tree.structure(tree) == jax.tree.structure(other) and all(  # type: ignore[operator]
+        np.shape(a) == np.shape(b)
+        for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)
+    )

@@ -1,8 +1,6 @@
 """Reading pretrained weights: every mistake is named, and a new head starts afresh."""
 
 import json
-import sys
-import types
 from functools import cache
 
 import jax
@@ -13,6 +11,8 @@ from safetensors.numpy import save_file
 
 from tests.golden.generator import state_dict
 from tests.models.test_parity import GOLDEN, NAMES
+from tests.models.weights.torch_format import Call
+from tests.models.weights.torch_format import save as save_torch
 from tests.tiers import quick, split
 from vision.core.errors import UserError
 from vision.models import create_model
@@ -176,40 +176,64 @@ def test_a_model_without_torch_weights_says_which_have_them():
         load_pretrained('any.safetensors', 'lenet5', {})
 
 
-def test_torch_files_need_torch(tmp_path, monkeypatch):
-    path = tmp_path / 'weights.pth'
-    path.write_bytes(b'')
-    monkeypatch.setitem(sys.modules, 'torch', None)
-    with pytest.raises(UserError, match='needs torch'):
-        load_pretrained(str(path), 'resnet18', {})
+@pytest.mark.parametrize('in_a_row', [False, True])
+def test_torch_files_are_read_without_torch_and_without_running_them(tmp_path, in_a_row):
+    """Tensors of every type and layout; what a trainer saves beside them is neither imported nor called."""
+    rng = np.random.default_rng(0)
+    state = {
+        'conv.weight': rng.normal(size=(4, 3, 2, 2)).astype(np.float32),
+        'last.weight': np.asfortranarray(rng.normal(size=(4, 3)).astype(np.float32)),
+        'half': rng.normal(size=3).astype(np.float16),
+        'brain': rng.normal(size=3).astype(ml_dtypes.bfloat16),
+        'double': rng.normal(size=3),
+        'count': np.array(7, np.int64),
+    }
+    marker = tmp_path / 'marker'
+    checkpoint = {
+        'epoch': 3,
+        'args': Call('argparse', 'Namespace'),
+        'run': Call('builtins', 'exec', f"open({str(marker)!r}, 'w')"),
+        'made': Call('os', 'mkdir', str(marker)),
+        'optimizer': {'state': {0: {'momentum': state['half']}}, 'param_groups': [{'lr': 0.1}]},
+        'state_dict': state,
+    }
+    save_torch(tmp_path / 'weights.pth', checkpoint, in_a_row)
+    read = state_dicts.read_state_dict(str(tmp_path / 'weights.pth'))
+    assert not marker.exists() and set(read) == set(state)
+    for name, values in read.items():
+        assert values.dtype == (np.int64 if name == 'count' else np.float32)
+        np.testing.assert_array_equal(values, state[name].astype(values.dtype))
 
 
-def test_torch_files_are_read_without_running_them(tmp_path, monkeypatch, resnet18):
-    """Through a stand-in for torch.load, which CI's environment does not have."""
-    calls = []
+@pytest.mark.parametrize(
+    ('held', 'says'),
+    [
+        (Call('my_models', 'Net'), 'no state dict'),
+        ({'lr': 0.1}, 'no state dict'),
+        ({'net': {'w': np.ones(2)}, 'ema': {'w': np.ones(2)}}, 'net, ema; give one'),
+        ({'w': Call('torch._utils', '_rebuild_qtensor', 1)}, 'no state dict'),
+    ],
+)
+def test_a_torch_file_without_a_state_dict_is_one_line(tmp_path, held, says):
+    save_torch(tmp_path / 'weights.pth', held)
+    with pytest.raises(UserError, match=f'weights.pth holds {says}.*code could hide in it'):
+        state_dicts.read_state_dict(str(tmp_path / 'weights.pth'))
 
-    class Tensor(np.ndarray):
-        def is_floating_point(self):
-            return self.dtype.kind == 'f'
 
-        def float(self):
-            return self.astype(np.float32)
+@pytest.mark.parametrize('prefix', ['module.', '_orig_mod.', 'model.', 'module._orig_mod.net.'])
+def test_a_prefix_that_a_wrapper_puts_before_all_names_is_left_out(tmp_path, resnet18, prefix):
+    state = {f'{prefix}{key}': value for key, value in resnet18[0].items()}
+    path = save(tmp_path / 'a.safetensors', {**state, 'n_averaged': np.array(3)})
+    names = pretrained.torch_names('resnet18')
+    found = pretrained.match(state_dicts.read_state_dict(path), names, shapes_of('resnet18'))
+    assert not found.problems and not found.fresh
 
-        def numpy(self):
-            return np.asarray(self)
 
-    def load(path, map_location, weights_only):
-        calls.append(weights_only)
-        tensors = {f'module.{k}': v.view(Tensor) for k, v in resnet18[0].items()}
-        return {'state_dict': tensors}
-
-    torch = types.SimpleNamespace(load=load, is_tensor=lambda v: isinstance(v, Tensor))
-    monkeypatch.setitem(sys.modules, 'torch', torch)
-    path = tmp_path / 'weights.pth'
-    path.write_bytes(b'')
-    loaded = load_pretrained(str(path), 'resnet18', fresh_variables('resnet18'))
-    assert calls == [True]
-    assert not any((leaf == -7).any() for leaf in jax.tree.leaves(loaded))
+def test_quantised_weights_are_refused(tmp_path, resnet18):
+    state = {**resnet18[0], 'conv1.weight': np.ones((64, 3, 7, 7), np.int8)}
+    path = save(tmp_path / 'a.safetensors', state)
+    with pytest.raises(UserError, match=r'conv1\.weight of type int8$'):
+        load_pretrained(path, 'resnet18', fresh_variables('resnet18'))
 
 
 def test_the_hub_is_asked_for_safetensors(monkeypatch, resnet18):

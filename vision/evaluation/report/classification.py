@@ -72,25 +72,28 @@ def _gallery(p: Predictions, rows: list[int], images: dict[int, str], kind: str)
     return f'<div class="gallery {kind}">{"".join(cells)}</div>'
 
 
-def _confusion_data(p: Predictions, matrix: np.ndarray) -> str:
-    """Class names, and of the matrix what is not 0, row by row: [row, column, count, …]."""
-    rows, columns = np.nonzero(matrix)
-    cells = np.stack([rows, columns, matrix[rows, columns]], axis=1).ravel().tolist()
+def _confusion_data(p: Predictions, matrix: figures.Confusion) -> str:
+    """Class names, and the cells row by row: [row, column, count, …]."""
+    cells = np.stack([matrix.rows, matrix.columns, matrix.counts], axis=1).ravel().tolist()
     return _script_json({'names': p.class_names, 'cells': cells})
 
 
-def _pairs(p: Predictions, matrix: np.ndarray) -> str:
+def _mistaken(matrix: figures.Confusion) -> list[tuple[int, int, int]]:
+    """The cells (row, column, count) beside the diagonal, largest count first."""
+    off = np.flatnonzero(matrix.rows != matrix.columns)
+    order = off[np.argsort(-matrix.counts[off], kind='stable')]
+    columns = (matrix.rows, matrix.columns, matrix.counts)
+    return list(zip(*(column[order].tolist() for column in columns), strict=True))
+
+
+def _pairs(p: Predictions, matrix: figures.Confusion) -> str:
     """The pairs of classes that are confused most, for matrices too large to find them in."""
-    off = matrix.copy()
-    np.fill_diagonal(off, 0)
-    order = np.argsort(-off, axis=None, kind='stable')[:_PAIRS]
-    support = matrix.sum(1)
+    support = figures.per_class(matrix).support
     rows = ''.join(
         f'<tr data-row="{i}" data-column="{j}"><td>{_escape(p.class_names[i])}</td>'
-        f'<td>{_escape(p.class_names[j])}</td><td class="n">{off[i, j]:,}</td>'
-        f'<td class="n">{off[i, j] / support[i]:.1%}</td></tr>'
-        for i, j in zip(*np.unravel_index(order, off.shape), strict=True)
-        if off[i, j]
+        f'<td>{_escape(p.class_names[j])}</td><td class="n">{count:,}</td>'
+        f'<td class="n">{count / support[i]:.1%}</td></tr>'
+        for i, j, count in _mistaken(matrix)[:_PAIRS]
     )
     if not rows:
         return ''
@@ -102,16 +105,15 @@ def _pairs(p: Predictions, matrix: np.ndarray) -> str:
     )
 
 
-def _class_table(p: Predictions, matrix: np.ndarray) -> str:
+def _class_table(p: Predictions, matrix: figures.Confusion) -> str:
     each = figures.per_class(matrix)
-    off = matrix.copy()
-    np.fill_diagonal(off, 0)
-    taken_for = off.argmax(1)
+    most_often: dict[int, str] = {}
+    for row, column, count in _mistaken(matrix):
+        most_often.setdefault(row, f'{_escape(p.class_names[column])} ({count:,})')
     rows = ''.join(
         f'<tr><td>{_escape(name)}</td><td class="n">{each.support[i]:,}</td>'
         f'<td class="n">{_fraction(each.precision[i])}</td><td class="n">{_fraction(each.recall[i])}</td>'
-        f'<td class="n">{_fraction(each.f1[i])}</td>'
-        f'<td>{_most_often(p, off, i, int(taken_for[i]))}</td></tr>'
+        f'<td class="n">{_fraction(each.f1[i])}</td><td>{most_often.get(i, "")}</td></tr>'
         for i, name in enumerate(p.class_names)
     )
     search = (
@@ -123,12 +125,6 @@ def _class_table(p: Predictions, matrix: np.ndarray) -> str:
         '<th class="n">precision</th><th class="n">recall</th><th class="n">F1</th>'
         f'<th>most often taken for</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
-
-
-def _most_often(p: Predictions, off: np.ndarray, row: int, column: int) -> str:
-    if not off[row, column]:
-        return ''
-    return f'{_escape(p.class_names[column])} ({off[row, column]:,})'
 
 
 def _fraction(value: float) -> str:

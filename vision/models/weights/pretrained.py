@@ -26,8 +26,6 @@ IMAGENET_CLASSES: tuple[str, ...] = tuple(
     .splitlines()
 )
 
-# What our models call the layer that makes the logits.
-
 
 @dataclass(frozen=True)
 class PretrainedInput:
@@ -54,16 +52,19 @@ def pretrained_input(name: str, source: str = '') -> PretrainedInput:
         default = PretrainedInput(256, 224, half, half)
     config = read_hub_config(source) if source.startswith('hf:') else {}
     timm = config.get('pretrained_cfg', {})
-    if not {'input_size', 'crop_pct', 'mean', 'std'} <= set(timm):
-        return default
-    crop = timm.get('test_input_size', timm['input_size'])[-1]
-    return PretrainedInput(
-        resize=math.floor(crop / timm.get('test_crop_pct', timm['crop_pct'])),
-        crop=crop,
-        mean=tuple(timm['mean']),
-        std=tuple(timm['std']),
-        method='bicubic' if timm.get('interpolation') == 'bicubic' else 'bilinear',
-    )
+    try:
+        if not {'input_size', 'crop_pct', 'mean', 'std'} <= set(timm):
+            return default
+        crop = int(timm.get('test_input_size', timm['input_size'])[-1])
+        return PretrainedInput(
+            resize=math.floor(crop / timm.get('test_crop_pct', timm['crop_pct'])),
+            crop=crop,
+            mean=tuple(map(float, timm['mean'])),
+            std=tuple(map(float, timm['std'])),
+            method='bicubic' if timm.get('interpolation') == 'bicubic' else 'bilinear',
+        )
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as e:
+        raise UserError(f'{source}: its config.json says no input that can be made: {e}') from e
 
 
 def load_pretrained(
@@ -75,8 +76,7 @@ def load_pretrained(
     same holds for auxiliary heads that the source does not have.
 
     Args:
-      source: a `.safetensors` file, a `.pth` file (read by torch, which must be installed), or
-        `hf:organisation/name` on the Hugging Face hub.
+      source: a `.safetensors` file, a `.pth` file of torch, or `hf:organisation/name` on the Hugging Face hub.
       name: the model's, in the registry.
       variables: 'params' and 'batch_stats' of the model, as `init` makes them.
       new_head: whether the classifier may start afresh: not where it is to answer at once.
@@ -158,7 +158,9 @@ def match(state: StateDict, names: TorchNames, variables: Mapping[str, Any]) -> 
             problems.append(f'missing {key}')
             continue
         tensor = _our_layout(state[key], path, value.ndim, names)
-        if tensor.shape == value.shape:
+        if not np.issubdtype(tensor.dtype, np.floating):  # quantised, say: its scale would be lost
+            problems.append(f'{key} of type {tensor.dtype}')
+        elif tensor.shape == value.shape:
             tensors[path] = tensor
         elif is_head(path[1:]) and tensor.shape[:-1] == value.shape[:-1]:
             fresh.add('/'.join(path[1:-1]))
@@ -221,6 +223,6 @@ def _surplus(state: StateDict, ours: Mapping[Path, Any], names: TorchNames) -> l
     return sorted(
         key
         for key in set(state) - used
-        if not key.endswith('num_batches_tracked')
+        if np.shape(state[key]) not in ((), (1,))  # a count, as num_batches_tracked
         and (has_aux or not key.lower().startswith('aux'))
     )

@@ -1,13 +1,14 @@
-"""Reading torch state dicts, from files and from the Hugging Face hub, without running them."""
+"""Reading torch state dicts, from files and from the Hugging Face hub, without torch."""
 
 import json
-import pickle
 from pathlib import Path
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from vision.core.errors import UserError
+from vision.models.weights.torch_files import Tensor, read_torch_file
 from vision.models.weights.torch_names import normalise_keys
 
 StateDict = dict[str, np.ndarray]
@@ -51,34 +52,38 @@ def _read_safetensors(path: Path) -> StateDict:
 
 def _read_torch(path: Path) -> StateDict:
     try:
-        import torch
-    except ImportError as e:
+        loaded, read = read_torch_file(path)
+        return {key: _as_numpy(x.array(read)) for key, x in _find_tensors(loaded, path).items()}
+    except UserError:
+        raise
+    except Exception as e:  # a damaged pickle asks for anything
+        raise UserError(f'{path} is damaged, or no file of torch.save: {_first_line(e)}') from e
+
+
+def _find_tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a file of torch holds: all of it, or an entry of a training's checkpoint."""
+
+    def is_one(value: Any) -> bool:
+        named = isinstance(value, dict) and all(isinstance(key, str) for key in value)
+        return named and bool(value) and all(isinstance(x, Tensor) for x in value.values())
+
+    if is_one(loaded):
+        return loaded
+    found = {k: v for k, v in loaded.items() if is_one(v)} if isinstance(loaded, dict) else {}
+    first = [name for name in ('state_dict', 'model', *found) if name in found]
+    if not first or (len(found) > 1 and first[0] not in ('state_dict', 'model')):
         raise UserError(
-            f'{path}: reading it needs torch: install it, or give a .safetensors file'
-        ) from e
-    try:
-        loaded: Any = torch.load(path, map_location='cpu', weights_only=True)
-    except pickle.UnpicklingError as e:
-        raise UserError(
-            f'{path} is damaged, or holds more than tensors, which is not read: code could hide '
-            'in it. Save the state dict alone'
-        ) from e
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as e:
-        raise UserError(f'{path} is no readable file of weights: {str(e).splitlines()[0]}') from e
-    for wrapper in ('state_dict', 'model'):
-        if isinstance(loaded, dict) and isinstance(loaded.get(wrapper), dict):
-            loaded = loaded[wrapper]
-    if not isinstance(loaded, dict) or not all(torch.is_tensor(v) for v in loaded.values()):
-        raise UserError(f'{path} holds no state dict, a dictionary of tensors')
-    return {
-        key: (value.float() if value.is_floating_point() else value).numpy()
-        for key, value in loaded.items()
-    }
+            f'{path} holds {", ".join(map(str, found)) or "no state dict"}; give one dictionary of tensors, as '
+            'model.state_dict(): what else a file holds is not read, since code could hide in it'
+        )
+    return found[first[0]]
 
 
 def _as_numpy(value: Any) -> np.ndarray:
+    """Floats of all sizes as float32, all else as it is."""
     array = np.asarray(value)
-    return array if np.issubdtype(array.dtype, np.integer) else array.astype(np.float32)
+    floats = jnp.issubdtype(array.dtype, jnp.floating)
+    return array.astype(np.float32, copy=False) if floats else array
 
 
 def read_hub_config(source: str) -> dict[str, Any]:
@@ -91,8 +96,11 @@ def read_hub_config(source: str) -> dict[str, Any]:
     """
     path = _download(source, 'config.json')
     try:
-        return json.loads(path.read_text('utf-8')) if path else {}
-    except ValueError as e:
+        values = json.loads(path.read_text('utf-8')) if path else {}
+        if not isinstance(values, dict):
+            raise ValueError('it holds no object')
+        return values
+    except (ValueError, RecursionError) as e:
         raise UserError(f'{source}: its config.json is no JSON: {_first_line(e)}') from e
 
 

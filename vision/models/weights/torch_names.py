@@ -1,5 +1,6 @@
 """What torchvision and timm call our parameters."""
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -92,10 +93,15 @@ def _names_of(model: nn.Module) -> TorchNames | None:
 
 
 def normalise_keys(state: dict) -> dict:
-    """Returns the state dict with torchvision's names for timm's, and no wrapper's prefix."""
+    """Returns the state dict with torchvision's names for timm's, and without a prefix that all names share.
+
+    Wrappers make one: `module.` (DataParallel), `_orig_mod.` (compile), whatever a LightningModule calls the model.
+    """
+    shared = os.path.commonprefix([key for key in state if '.' in key])  # noqa: RUF071 - of letters
+    shared = shared[: shared.rfind('.') + 1]
 
     def rename(key: str) -> str:
-        key = key.removeprefix('module.')
+        key = key.removeprefix(shared)
         for theirs, torchvisions in _TIMM.items():
             if key.startswith(theirs):
                 return torchvisions + key.removeprefix(theirs)

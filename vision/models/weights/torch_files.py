@@ -1,0 +1,156 @@
+"""Files of `torch.save`, read without torch and without running what is in them.
+
+Such a file is a pickle of names and shapes, with the values beside it: in a zip (since torch 1.6), or behind the pickle
+in the same file. The pickle is followed with the few constructors of `_CONSTRUCTORS`. Whatever else it names, as a
+trainer's arguments or a module's class, is neither imported nor called, and leaves an `Unread`.
+"""
+
+import io
+import math
+import pickle
+import zipfile
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file that is no zip
+
+# What torch calls a storage of each type.
+_TYPES = {
+    'Double': np.float64, 'Float': np.float32, 'Half': np.float16, 'BFloat16': jnp.bfloat16, 'Long': np.int64,
+    'Int': np.int32, 'Short': np.int16, 'Char': np.int8, 'Byte': np.uint8, 'Bool': np.bool_,
+}  # fmt: skip
+
+
+class Unread:
+    """Stands for what is not read: it takes whatever a pickle would do to it, and holds nothing."""
+
+    def __init__(self, *arguments: Any, **named: Any):
+        """Takes anything."""
+
+    def _nothing(self, *arguments: Any, **named: Any) -> 'Unread':
+        return Unread()
+
+    __call__ = __setitem__ = append = extend = add = _nothing
+
+
+class Storage(NamedTuple):
+    """A row of numbers in a file, by the name that the pickle has for it."""
+
+    key: str
+    dtype: np.dtype
+
+
+class Tensor(NamedTuple):
+    """Where the values of a tensor are; `offset` and `stride` in numbers."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+    def array(self, read: Callable[[Storage], np.ndarray]) -> np.ndarray:
+        """The values, out of the storage that `read` returns; ValueError if they are not all in it."""
+        numbers = read(self.storage)
+        if math.prod(self.shape) > len(numbers):
+            raise ValueError(f'{len(numbers)} values for a tensor of shape {self.shape}')
+        size = self.storage.dtype.itemsize
+        stride = tuple(n * size for n in self.stride)
+        return np.ndarray(self.shape, numbers.dtype, numbers, self.offset * size, stride)
+
+
+_CONSTRUCTORS: dict[tuple[str, str], Any] = {
+    ('collections', 'OrderedDict'): OrderedDict,
+    ('torch._utils', '_rebuild_tensor'): Tensor,
+    ('torch._utils', '_rebuild_tensor_v2'): lambda *arguments: Tensor(*arguments[:4]),
+    ('torch._utils', '_rebuild_parameter'): lambda tensor, *_: tensor,
+    ('torch._utils', '_rebuild_parameter_with_state'): lambda tensor, *_: tensor,
+    **{('torch', f'{name}Storage'): np.dtype(kind) for name, kind in _TYPES.items()},
+}
+
+
+# In Python: the one in C reserves as much memory as a damaged instruction asks for.
+class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
+    """Follows a pickle, without imports, without calls and without setting attributes."""
+
+    # Without BYTEARRAY8, which reserves memory, too, and which torch does not use.
+    dispatch: ClassVar[dict[int, Callable]] = {
+        **{k: v for k, v in pickle._Unpickler.dispatch.items() if k != pickle.BYTEARRAY8[0]},  # type: ignore[attr-defined]
+        pickle.BUILD[0]: lambda self: self.stack.pop(),
+    }
+
+    def __init__(self, file: io.BytesIO):
+        super().__init__(file, encoding='utf-8')
+        self.storages: dict[str, Storage] = {}
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _CONSTRUCTORS.get((module, name), Unread)
+
+    def persistent_load(self, pid: Any) -> Any:
+        kind, dtype, key = pid[:3]
+        if kind != 'storage' or not isinstance(dtype, np.dtype):
+            return Unread()
+        return self.storages.setdefault(str(key), Storage(str(key), dtype))
+
+
+def read_torch_file(path: Path) -> tuple[Any, Callable[[Storage], np.ndarray]]:
+    """Reads what `torch.save` wrote.
+
+    Args:
+      path: of the file.
+
+    Returns:
+      The object, with `Tensor` for tensors and `Unread` for what is not read; and the function that reads a storage.
+
+    Raises:
+      Exception: of any kind, if the file is damaged or another one.
+    """
+    return _read_zip(path) if zipfile.is_zipfile(path) else _read_in_a_row(path)
+
+
+def _read_zip(path: Path) -> tuple[Any, Callable[[Storage], np.ndarray]]:
+    archive = zipfile.ZipFile(path)
+    (index,) = [name for name in archive.namelist() if name.endswith('/data.pkl')]
+    root = index.removesuffix('data.pkl')
+
+    def read(name: str) -> bytes:
+        if archive.getinfo(root + name).compress_type != zipfile.ZIP_STORED:
+            raise ValueError(
+                f'{name} is compressed'
+            )  # torch writes none that is, and a small one could become any size
+        return archive.read(root + name)
+
+    if f'{root}byteorder' in archive.namelist():
+        _check_order(read('byteorder') == b'little')
+    found = _Unpickler(io.BytesIO(read('data.pkl'))).load()
+    return found, lambda storage: np.frombuffer(read(f'data/{storage.key}'), storage.dtype)
+
+
+def _read_in_a_row(path: Path) -> tuple[Any, Callable[[Storage], np.ndarray]]:
+    data = path.read_bytes()
+    file = io.BytesIO(data)
+    if _Unpickler(file).load() != _MAGIC:
+        raise ValueError('it does not begin as one')
+    _, about = _Unpickler(file).load(), _Unpickler(file).load()
+    _check_order(about['little_endian'])
+    unpickler = _Unpickler(file)
+    found, keys = unpickler.load(), _Unpickler(file).load()
+    places, place = {}, file.tell()
+    for key in keys:  # each has its count before it
+        places[key] = place + 8, int.from_bytes(data[place : place + 8], 'little')
+        place += 8 + places[key][1] * unpickler.storages[key].dtype.itemsize
+
+    def read(storage: Storage) -> np.ndarray:
+        start, count = places[storage.key]
+        return np.frombuffer(data, storage.dtype, count, start)
+
+    return found, read
+
+
+def _check_order(little: bool) -> None:
+    if not little:
+        raise ValueError('its numbers are big-endian')

@@ -22,18 +22,17 @@ def as_list(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
     Raises:
       UserError: something that is no path.
     """
-    # An open file and an array without dimensions say that they are iterable, too.
-    no_list = hasattr(paths, 'read') or getattr(paths, 'ndim', None) == 0
-    if isinstance(paths, AnyPath) or not isinstance(paths, Iterable) or no_list:
+    # An array of no axes and an open file can be iterated over, and are not several paths.
+    one = getattr(paths, 'ndim', None) == 0 or hasattr(paths, 'read')
+    if one or isinstance(paths, AnyPath) or not isinstance(paths, Iterable):
         return [os.fsdecode(_path(paths))]
     return [os.fsdecode(_path(x)) for x in paths]
 
 
 def as_path(path: AnyPath) -> Path:
     """One path, with ~ for the home folder; UserError for something else."""
-    return Path(
-        os.path.expanduser(os.fsdecode(_path(path)))
-    )  # a user that is not known is part of a name
+    # `~name` of a user that is not known is part of a name.
+    return Path(os.path.expanduser(os.fsdecode(_path(path))))
 
 
 def output_file(flag: str, value: AnyPath, endings: Sequence[str] = ()) -> Path:

@@ -1,16 +1,17 @@
 """An index of images on disk: a faiss index, and after it in the same file what it is of.
 
 The file begins as faiss writes it, so `faiss.read_index` reads it too; then comes JSON with the
-names of the images and what made the vectors, its length in 8 bytes, and a mark.
+names of the images, what made the vectors and a checksum of what is before it, its length in 8 bytes, and a mark.
 """
 
 import dataclasses
 import json
 import os
 import struct
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -135,8 +136,7 @@ class Index:
             images would be lost.
         """
         about = {'made_by': self.made_by, 'metric': self.metric, 'names': self.names}
-        data = json_text(about).encode()
-        path = as_path(path)
+        path, checksum = as_path(path), 0
         if self.read and self.read[0] == path and _mark_of(path) not in (None, self.read[1]):
             raise UserError(
                 f'--index={path} was written by another process meanwhile; start the same command again'
@@ -144,7 +144,14 @@ class Index:
         temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
         try:
             with open(temporary, 'wb') as file:
-                faiss().write_index(self.index, faiss().PyCallbackIOWriter(file.write))
+
+                def write(data: bytes) -> int:
+                    nonlocal checksum
+                    checksum = zlib.crc32(data, checksum)
+                    return file.write(data)
+
+                faiss().write_index(self.index, faiss().PyCallbackIOWriter(write))
+                data = json_text(about | {'crc32': checksum}).encode()
                 file.write(data + struct.pack('<Q', len(data)) + _MARK)
                 file.flush()
                 os.fsync(file.fileno())
@@ -228,14 +235,17 @@ def load(path: AnyPath) -> Index:
                 raise ValueError('it is cut off')
             file.seek(end - length)
             about = json.loads(file.read(length))
+            # Before faiss, which reserves whatever memory a damaged count asks for.
+            if 'crc32' in about and about['crc32'] != _checksum(file, end - length):
+                raise ValueError('it has other bytes than were written')
             file.seek(0)
             index = faiss().read_index(faiss().PyCallbackIOReader(file.read))
         if index.ntotal != len(about['names']):
             raise ValueError(f'{index.ntotal} vectors of {len(about["names"])} images')
     except OSError as e:
         raise UserError(f'--index={path}: {e.strerror}; make it with build') from None
-    except (ValueError, RuntimeError, KeyError) as e:
-        reason = str(e).strip().splitlines()[-1]
+    except (ValueError, RuntimeError, LookupError, TypeError, MemoryError) as e:
+        reason = (str(e).strip() or type(e).__name__).splitlines()[-1]
         raise UserError(f'--index={path} is no index of images, or damaged ({reason})') from None
     return Index(about['made_by'], about['metric'], about['names'], index, (path, mark or ()))
 
@@ -247,6 +257,15 @@ def _mark_of(path: Path | int) -> tuple[int, ...] | None:
     except OSError:
         return None
     return about.st_ino, about.st_size, about.st_mtime_ns
+
+
+def _checksum(file: BinaryIO, size: int) -> int:
+    """The CRC-32 of the first `size` bytes of a file."""
+    file.seek(0)
+    checksum = 0
+    while size and (data := file.read(min(size, 1 << 24))):
+        checksum, size = zlib.crc32(data, checksum), size - len(data)
+    return checksum
 
 
 def fingerprint(classifier: Classifier, endpoint: str) -> dict[str, str]:

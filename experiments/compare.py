@@ -8,7 +8,7 @@ McNemar's exact test is made of each two runs' answers for the same test example
 from absl import flags
 
 from vision.core import cli
-from vision.core.text import json_text
+from vision.core.text import json_text, output_file
 
 OUTPUT = flags.DEFINE_string('output', 'compare.png', 'The picture of the curves.')
 SPLIT = flags.DEFINE_string('split', 'test', 'Whose examples the test takes.')
@@ -17,7 +17,7 @@ FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print'
 
 def main(argv: list[str]) -> None:
     """Compares, draws and prints."""
-    path = cli.output_file('output', OUTPUT.value, ['.png'])
+    path = output_file('output', OUTPUT.value, ['.png'])
     from vision.studies.compare import compare, compare_tables, draw
 
     result = compare(argv[1:], SPLIT.value)

@@ -9,7 +9,7 @@ It runs on the JAX version that wrote it and on newer ones.
 from absl import flags
 
 from vision.core import cli
-from vision.core.text import json_text
+from vision.core.text import json_text, output_file
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
 OUTPUT = flags.DEFINE_string('output', None, 'The file.')
@@ -22,7 +22,7 @@ def main(argv: list[str]) -> None:
     """Exports, and says what is in the file."""
     cli.refuse_arguments(argv)
     cli.require(workdir=WORKDIR.value, output=OUTPUT.value)
-    path = cli.output_file('output', OUTPUT.value)
+    path = output_file('output', OUTPUT.value)
     from vision.prediction import Classifier
     from vision.prediction.export import export
 

@@ -6,7 +6,7 @@ python -m experiments.find_lr --config=configs/NAME.py[:ARG] [--output=find_lr.p
 from absl import flags
 
 from vision.core import cli
-from vision.core.text import json_text
+from vision.core.text import json_text, output_file
 
 CONFIG = cli.define_config()
 OUTPUT = flags.DEFINE_string('output', 'find_lr.png', 'The picture.')
@@ -18,7 +18,7 @@ def main(argv: list[str]) -> None:
     """Runs the test, draws it and prints the suggestion."""
     cli.refuse_arguments(argv)
     cli.require(config=CONFIG.value)
-    path = cli.output_file('output', OUTPUT.value, ['.png'])
+    path = output_file('output', OUTPUT.value, ['.png'])
     from vision.studies import find_lr
     from vision.training.setup import setup
 

@@ -12,6 +12,7 @@ from absl import flags
 
 from vision.core import cli
 from vision.core.errors import UserError
+from vision.core.text import PICTURES, output_file
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
 PRETRAINED = flags.DEFINE_string(
@@ -38,7 +39,7 @@ def main(argv: list[str]) -> int:
     from vision.core.progress import track
     from vision.prediction import Classifier, explain, feed, formats
 
-    picture = cli.output_file('explain', EXPLAIN.value, cli.PICTURES) if EXPLAIN.value else None
+    picture = output_file('explain', EXPLAIN.value, PICTURES) if EXPLAIN.value else None
     if PRETRAINED.value is not None:
         classifier = Classifier.from_pretrained(PRETRAINED.value, MODEL.value, FOLD.value)
     else:

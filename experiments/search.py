@@ -20,7 +20,7 @@ from absl import flags
 
 from vision.core import cli
 from vision.core.errors import UserError, unknown
-from vision.core.text import json_text
+from vision.core.text import PICTURES, json_text, output_file
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
 PRETRAINED = flags.DEFINE_string('pretrained', None, 'Weights; see experiments.predict.')
@@ -125,7 +125,7 @@ def _evaluate(words: list[str]) -> int:
 
 def _index_path() -> Path:
     cli.require(index=INDEX.value)
-    return cli.output_file('index', INDEX.value)
+    return output_file('index', INDEX.value)
 
 
 def _endpoint() -> str:
@@ -133,7 +133,7 @@ def _endpoint() -> str:
 
 
 def _output_path() -> Path | None:
-    return cli.output_file('output', OUTPUT.value, cli.PICTURES) if OUTPUT.value else None
+    return output_file('output', OUTPUT.value, PICTURES) if OUTPUT.value else None
 
 
 def _classifier() -> Any:

@@ -72,6 +72,9 @@ def test_what_is_no_number_survives(tmp_path):
     p = judged(np.arange(2), np.zeros(2), np.full((2, 7), np.nan), NAMES)
     write(tmp_path, p)
     assert np.isnan(read_predictions(tmp_path)['loss']).all()
+    line = json.loads((tmp_path / 'report' / 'predictions_test.jsonl').read_text().splitlines()[0])
+    assert line['loss'] is None and line['not_finite'] == {'loss': 'NaN'}
+    assert line['predictions'][0]['not_finite'] == {'probability': 'NaN'}
 
 
 def test_what_is_not_there_is_said(tmp_path):

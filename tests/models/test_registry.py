@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.models.common import DEEP, FAMILIES, shapes_of
+from tests.processes import FULL_EFFORT
 from tests.tiers import split
 from vision.core.errors import UserError
 from vision.models import MODELS, create_model
@@ -275,7 +276,9 @@ def test_remat_changes_no_gradient(name):
     init, gradients = remat_pair(name)
     variables = jax.jit(init[0])(x)
     args = (variables['params'], variables['batch_stats'], x)
-    expected, got = (jax.jit(g)(*args) for g in gradients)
+    # The least effort, as other tests have it, rounds more coarsely.
+    options = FULL_EFFORT if name == 'inception_v3' else None
+    expected, got = (jax.jit(g, compiler_options=options)(*args) for g in gradients)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
         assert np.abs(a - b).max() <= 1e-3 * np.abs(a).max() + 1e-5
 

@@ -1,5 +1,6 @@
 """The page in a real browser: an image is dropped, classes, heat maps and similar images come."""
 
+import os
 import re
 import signal
 import socket
@@ -141,6 +142,37 @@ def test_the_first_image_finds_all_compiled(classifier, digits, tmp_path, index_
     finally:
         monitoring.unregister_event_duration_listener(listen)
     assert 'id="similar"' in said and not compiled
+
+
+def test_only_uploads_are_read(classifier, digits, tmp_path, monkeypatch):
+    """As gradio's pull request 11162 has it, a request may name any file of the machine, and any address."""
+    from starlette.testclient import TestClient
+
+    monkeypatch.setenv('GRADIO_TEMP_DIR', '')
+    Image.fromarray(digits.images[0, ..., 0]).save(tmp_path / 'private.png')
+    (tmp_path / 'uploads').mkdir()
+    with TestClient(demo._app(classifier, None, str(tmp_path / 'uploads'))) as client:
+        image = (tmp_path / 'private.png').read_bytes()
+        (mine,) = client.post('/gradio_api/upload', files={'files': ('x.png', image)}).json()
+
+        def said(path, **more):
+            data = [{'path': str(path), 'meta': {'_type': 'gradio.FileData'}, **more}]
+            call = {'data': data, 'fn_index': 0, 'session_hash': 'x'}
+            return client.post('/gradio_api/run/predict', json=call).text
+
+        assert 'id=\\"answer' in said(mine)
+        elsewhere = tmp_path / 'uploads' / '..' / 'private.png'
+        os.symlink(tmp_path / 'private.png', tmp_path / 'uploads' / 'link.png')
+        for path in (
+            tmp_path / 'private.png',
+            elsewhere,
+            tmp_path / 'uploads' / 'link.png',
+            __file__,
+        ):
+            assert 'answer' not in said(path) and 'read' not in said(path), path
+        for address in ('http://127.0.0.1:1/x.png', 'https://example.invalid/x.png'):
+            assert 'answer' not in said(address) and 'answer' not in said('x', url=address)
+    assert len([p for p in (tmp_path / 'uploads').rglob('*.*') if not p.is_symlink()]) <= 1
 
 
 def test_only_who_has_the_token_is_answered():

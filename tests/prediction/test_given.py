@@ -141,9 +141,25 @@ def test_names_and_probabilities(classifier, digits):
     assert [len(names) for names in both] == [5, 5] and both[0][:2] == one
     assert classifier.predict([digits.images[0]], top_k=2) == [one]
     assert classifier.predict([]) == [] and classifier([]).shape == (0, 10)
-    assert len(classifier.predict(digits.images[0], top_k=99)) == 10
-    with pytest.raises(UserError, match='top_k=0'):
-        classifier.predict(digits.images[0], top_k=0)
+    assert len(classifier.predict(digits.images[0], top_k=np.int64(99))) == 10
+    for top_k in (0, -1, None, 2.5, '3'):
+        for call in (classifier.predict, classifier.classify_files):
+            with pytest.raises(UserError, match=f'top_k={top_k!r}'):
+                list(call('docs/digits/three.png', top_k=top_k))
+
+
+def test_probabilities_that_are_not_finite_name_no_class(photo, photos, monkeypatch):
+    monkeypatch.setattr(photo, '_probabilities', lambda source: np.full((1, 10), np.nan))
+    with pytest.raises(UserError, match=r'image 0: .*not finite'):
+        photo.predict(photos[0])
+
+
+def test_text_that_is_no_path_is_a_short_line(photo):
+    with pytest.raises(UserError, match='a URL is not fetched: download it'):
+        photo('https://example.org/a.png')
+    with pytest.raises(UserError) as e:
+        photo('data:image/png;base64,' + 'A' * 100_000)
+    assert len(str(e.value)) < 200
 
 
 @pytest.mark.parametrize(
@@ -151,7 +167,7 @@ def test_names_and_probabilities(classifier, digits):
     [
         None, 3, {'a': 1}, [None], [[1, 2]], object(), np.float32(1), np.zeros(5, np.uint8),
         np.zeros((1, 2, 3, 4, 5), np.uint8), np.zeros((9, 9, 3)), np.zeros((9, 9, 3), np.int64),
-        np.zeros((9, 9, 3), bool), np.zeros((9, 9, 7), np.uint8), np.zeros((0, 9, 3), np.uint8),
+        io.FileIO(os.devnull, 'w'), np.zeros((9, 9, 3), bool), np.zeros((9, 9, 7), np.uint8), np.zeros((0, 9, 3), np.uint8),
         [np.zeros((1, 9, 9, 3), np.uint8)], b'no image', [b''], io.StringIO('x'), np.array(None), ['/no/where.png'], Image.new('RGB', (0, 0)),
     ],
     ids=lambda x: type(x).__name__,
@@ -169,8 +185,14 @@ def test_one_path_is_one_image_in_every_call(photo, files, tmp_path):
         (row,) = photo.classify_files(path)
         assert row == expected and row['path'] == str(files[0])
     assert len(list(photo.classify_files(iter(files)))) == len(files)
-    with pytest.raises(UserError, match='is no path'):
-        list(photo.classify_files([files[0], None]))
+    (row,) = photo.classify_files(np.array(str(files[0])).item())
+    for what in ([files[0], None], np.array(0), files[0].read_bytes(), open(files[0], 'rb')):  # noqa: SIM115
+        with pytest.raises(UserError, match='is no path'):
+            list(photo.classify_files(what))
+    missing = [os.fsdecode(b'no\xe9.png'), 'a\0*.png', 'x' * 5000]
+    assert all(row['error'] for row in photo.classify_files(missing))
+    with pytest.raises(UserError, match='no such file'):
+        photo(missing[0])
 
 
 def test_one_path_is_one_workdir(workdir):
@@ -182,6 +204,9 @@ def test_one_path_is_one_workdir(workdir):
         assert vision.load(path).path == Path(workdir)
         run = Classifier.from_workdir(path).run
     assert Classifier(workdir).class_names == run.class_names
+    assert Classifier.from_workdir(workdir, run.step).run.step == run.step
+    with pytest.raises(UserError, match='--checkpoint=None: there are best'):
+        Classifier.from_workdir(workdir, None)
     assert Classifier.from_pretrained(Path(workdir)).class_names == run.class_names
     (found,) = search.named(run, 'test:3')
     assert list(found.names) == ['test:3']

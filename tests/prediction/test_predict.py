@@ -14,8 +14,9 @@ from PIL import Image
 
 from tests.processes import run_module
 from vision.core.errors import UserError
-from vision.prediction import formats
+from vision.prediction import explain, feed, formats
 from vision.preprocess import device, opstring
+from vision.search import search
 
 
 @pytest.fixture(scope='module')
@@ -248,3 +249,12 @@ def test_embeddings_are_the_endpoints(classifier, digits, tmp_path):
     (tmp_path / '9.png').write_bytes(b'nothing')
     with pytest.raises(UserError, match=r'9\.png cannot be read: not an image'):
         classifier.embed([*paths, tmp_path / '9.png'])
+
+
+@pytest.mark.parametrize('name', ['page.jpg', 'no/where.html', '.'])
+def test_pictures_that_cannot_be_written_are_one_line(classifier, tmp_path, name):
+    with pytest.raises(UserError, match=r'--(output|explain)='):
+        explain.explain_files(classifier, feed.files('docs/digits'), tmp_path / name)
+    with pytest.raises(UserError, match='--output='):
+        search.write_results(classifier.run, [], 'cosine', tmp_path / name)
+    assert list(tmp_path.iterdir()) == []

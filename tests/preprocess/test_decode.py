@@ -249,6 +249,12 @@ def test_bytes_after_the_end_do_no_harm(decode, photo, encode):
     np.testing.assert_array_equal(decode(data + b'\0' * 100), pillow(data))
 
 
+def test_what_the_first_frame_of_a_gif_leaves_out_is_white(encode):
+    data = encode(np.zeros((2, 2, 3), np.uint8), 'GIF')
+    image = read(data[:6] + struct.pack('<2H', 4, 3) + data[10:])
+    np.testing.assert_array_equal(image[..., 0], [[0, 0, 255, 255]] * 2 + [[255] * 4])
+
+
 def tiff(values, bits, kind=1, photometric=1, order='<'):
     """A TIFF of one row of grey, as its tags say."""
     data = values if isinstance(values, bytes) else values.tobytes()
@@ -476,9 +482,13 @@ def test_what_is_damaged_beside_the_pixels_refuses_no_image(photo, encode):
     for name, value in ((b'gAMA', b'\0'), (b'iCCP', b''), (b'tRNS', b'\0')):
         data = png(2, 1, 8, 2, bytes([10, 20, 30, 40, 50, 60]), [(name, value)])
         np.testing.assert_array_equal(read(data)[0], [[10, 20, 30], [40, 50, 60]])
-    data = bytearray(encode(photo, 'PNG', dpi=(72, 72)))
+    avif = encode(photo, 'AVIF', exif=exif(TURNED))
+    damaged = avif.replace(b'II*\0', bytes(4))
+    np.testing.assert_array_equal(read(damaged), read(avif))
+    assert read(damaged).shape == np.rot90(photo).shape
+    data = bytearray(encode(photo, 'PNG', dpi=(72, 72), exif=exif(TURNED)))
     data[data.index(b'pHYs') + 6] ^= 0xFF  # its checksum is wrong now
-    np.testing.assert_array_equal(read(bytes(data)), photo)
+    np.testing.assert_array_equal(read(bytes(data)), np.rot90(photo, -1))
     data[data.index(b'IDAT') + 40] ^= 0xFF
     with pytest.raises(BadImage, match='PNG'):
         read(bytes(data))

@@ -85,3 +85,11 @@ def test_relative_names_are_below_the_root_too(run, root, tmp_path, monkeypatch)
     show = search.Pictures(run, ['cat/x.png'], [str(root / 'dog' / 'x.png')])
     assert show.root == os.getcwd() and show.name('cat/x.png') == 'cat/x.png'
     assert show.mark('cat/x.png', str(root / 'dog/x.png')) == 'another class: dog'
+
+
+def test_what_is_not_there_has_a_place_of_its_own(run, root, tmp_path):
+    results = [found(root, 'cat/gone.png', 'dog/x.png') | {'error': 'no such file'}]
+    search.write_results(run, results, 'cosine', tmp_path / 'page.html')
+    page = (tmp_path / 'page.html').read_text()
+    assert page.count('>no picture<') == 1 and page.count('<img') == 1
+    assert '<figcaption>no such file</figcaption>' in page

@@ -89,6 +89,70 @@ def test_an_index_that_is_damaged_is_one_line(tmp_path):
         index.load(tmp_path / 'nowhere')
 
 
+def test_two_who_add_at_once_do_not_lose_each_others_images(tmp_path):
+    """faiss issue 861."""
+    made = index.create(ABOUT, 16)
+    made.add(['a'], vectors(1))
+    made.save(tmp_path / 'x')
+    made.save(tmp_path / 'x')
+    one, other = index.load(tmp_path / 'x'), index.load(tmp_path / 'x')
+    one.add(['b'], vectors(1))
+    other.add(['c'], vectors(1))
+    one.save(tmp_path / 'x')
+    with pytest.raises(UserError, match='written by another process'):
+        other.save(tmp_path / 'x')
+    assert index.load(tmp_path / 'x').names == ['a', 'b']
+    other.save(tmp_path / 'y')
+    one.add(['d'], vectors(1))
+    one.save(tmp_path / 'x')
+    assert index.load(tmp_path / 'x').names == ['a', 'b', 'd']
+
+
+@pytest.mark.parametrize('hnsw', [False, True])
+def test_vectors_that_an_index_cannot_take(hnsw):
+    """faiss pull request 5219: a graph with NaN in it finds its other images no more."""
+    made = index.create(ABOUT, 16, hnsw=hnsw)
+    made.add(['a', 'b'], vectors(2))
+    with pytest.raises(UserError, match='not finite'):
+        made.add(['c'], np.full((1, 16), np.nan))
+    with pytest.raises(UserError, match=r'the index has \[n, 16\]'):
+        made.add(['c'], vectors(1)[:, :3])
+    with pytest.raises(UserError, match=r'the index has \[n, 16\]'):
+        made.search(vectors(1)[0], 1)
+    for k in (0, None, 1.5):
+        with pytest.raises(UserError, match='k='):
+            made.search(vectors(1), k)
+    assert made.names == ['a', 'b'] and made.search(vectors(2), 5)[1][0] == (1, 1.0)
+    with pytest.raises(UserError, match="Did you mean 'cosine'"):
+        index.create(ABOUT, 16, 'cosin')
+
+
+def test_a_cosine_is_at_most_1_and_of_a_vector_and_itself_1():
+    """faiss issue 915."""
+    many = vectors(500)
+    made = index.create(ABOUT, 16)
+    made.add(list(map(str, range(500))), many)
+    assert [found[0] for found in made.search(many * 3, 1)] == [(i, 1.0) for i in range(500)]
+
+
+def test_recall_is_whole_where_images_are_the_same():
+    """hnswlib issue 263, qdrant issue 1788: of 100 copies any 10 are the nearest."""
+    made = index.create(ABOUT, 16, hnsw=True)
+    made.add(list(map(str, range(500))), np.repeat(vectors(5), 100, axis=0))
+    assert made.recall() == 1
+
+
+def test_images_without_finite_features_are_named_and_left_out(classifier, monkeypatch):
+    def embedding(variables, images, endpoint):
+        there = np.arange(len(images)) != 1
+        return np.where(there[:, None], 1.0, np.nan) * np.ones((len(images), 3), np.float32)
+
+    monkeypatch.setattr(classifier, 'embedding', embedding)
+    source = search.whole_split(classifier.run, 'test').source.subset(range(3))
+    (batch,) = classifier.embed_source(source, 'not finite')
+    assert batch[0].tolist() == [0, 2] and batch[2] == {1: "the model's features are not finite"}
+
+
 def test_what_is_no_index_is_not_overwritten(tmp_path):
     (tmp_path / 'photo.jpg').write_bytes(b'\xff\xd8')
     with pytest.raises(UserError, match='is no index; take another name'):
@@ -330,6 +394,45 @@ def made_of(run, names):
 
 def paths_of(group):
     return [group['path'], *(n['path'] for n in group['neighbours'])]
+
+
+def test_files_that_changed_after_they_were_described_are_told(
+    classifier, digits, tmp_path, caplog
+):
+    """tobi/qmd issue 961: what a search says of them is of the old pictures."""
+    folder = tmp_path / 'scans'
+    folder.mkdir()
+    for i, name in enumerate(('a.png', 'b.png')):
+        Image.fromarray(digits.images[i, ..., 0]).save(folder / name)
+    made, _ = search.build(classifier, search.named(classifier.run, folder))
+    made.save(tmp_path / 'i')
+    made = index.load(tmp_path / 'i')
+    for ask in (search.add, lambda *args: list(search.query(*args))):
+        ask(classifier, made, search.named(classifier.run, folder))
+    assert caplog.text == ''
+    os.utime(folder / 'b.png', ns=(made.read[1][-1] + 1,) * 2)
+    for ask in (search.add, lambda *args: list(search.query(*args))):
+        caplog.clear()
+        ask(classifier, made, search.named(classifier.run, folder / 'a.png'))
+        ask(classifier, made, search.named(classifier.run, folder / 'b.png'))
+        assert '1 images of the index have changed since' in caplog.text
+        assert 'b.png' in caplog.text and 'a.png' not in caplog.text
+
+
+def test_files_that_are_gone_are_no_duplicates(classifier, digits, tmp_path, caplog):
+    """eldertek/duplicatefinder issue 183: who keeps the first of a group would keep nothing."""
+    for name in ('a.png', 'b.bmp', 'c.tif'):
+        Image.fromarray(digits.images[5, ..., 0]).save(tmp_path / name)
+    names = sorted(tmp_path.iterdir())
+    names[0].unlink()
+    (group,) = made_of(classifier.run, names)
+    assert paths_of(group) == list(map(str, names[1:]))
+    assert '1 images of the index are not there any more' in caplog.text and 'a.png' in caplog.text
+    names[1].write_bytes(b'no image any more')
+    assert made_of(classifier.run, names) == []
+    for threshold in (1.5, float('nan')):
+        with pytest.raises(UserError, match=r'threshold=.* is no cosine'):
+            find_duplicates(index.create(ABOUT, 16), classifier.run, threshold)
 
 
 def test_the_same_bytes_come_first_blank_images_too(classifier, digits, tmp_path):

@@ -75,6 +75,20 @@ def test_classes_and_confusion(drawn):
     assert metrics.balanced_accuracy(got['label'], got.correct) == pytest.approx(np.nanmean(recall))
 
 
+def test_a_million_classes_need_no_matrix_of_all_pairs():
+    matrix = beside.confusion(np.array([999_999, 5]), np.array([5, 5]), 10**6)
+    assert (matrix.rows.tolist(), matrix.columns.tolist()) == ([5, 999_999], [5, 5])
+    assert beside.per_class(matrix).predicted[5] == 2 == beside.per_class(matrix).support.sum()
+
+
+@pytest.mark.filterwarnings('error')
+def test_what_is_not_finite_has_its_reason_and_no_interval():
+    p = judged(range(3), [0, 1, 1], np.array([[0, -np.inf], [0, -np.inf], [3, 2]]), 'ab')
+    got = figures_of(p)
+    assert (got['loss'], got['not_finite']) == (None, {'loss': 'Infinity'})
+    assert got['top1'] == 1 / 3 and 'loss' not in got['intervals'] and 'top1' in got['intervals']
+
+
 @given(predictions(), st.integers(1, 20))
 def test_calibration(drawn, bins):
     _, _, got = drawn

@@ -149,9 +149,9 @@ def main():
         name: all(
             np.array_equal(a, b)
             for a, b in zip(
-                jax.tree.leaves(mesh_lib.to_host((state.variables, state.opt_state))),
+                jax.tree.leaves(jax.device_get((state.variables, state.opt_state))),
                 jax.tree.leaves(
-                    mesh_lib.to_host((states['fsdp'].variables, states['fsdp'].opt_state))
+                    jax.device_get((states['fsdp'].variables, states['fsdp'].opt_state))
                 ),
                 strict=True,
             )

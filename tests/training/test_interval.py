@@ -1,10 +1,12 @@
 """What a run says of its time: the rate without what is no step, and the wait for data alone."""
 
+import json
+import math
 import time
 
 import pytest
 
-from vision.training.records import Clock
+from vision.training.records import Clock, Interval
 
 
 class Computed:
@@ -40,3 +42,15 @@ def test_what_is_no_step_is_not_in_the_rate():
         time.sleep(0.1)
     clock.step()
     assert clock.lap(batch_size=10)['images_per_second'] > 10 / 0.1
+
+
+def test_sums_that_are_not_finite_are_kept_and_are_no_nan_in_json():
+    interval = Interval()
+    interval.add(
+        1, {'finite': True, 'count': 4.0, 'loss': 2.0, 'distance': math.nan, 'far': math.inf}
+    )
+    assert interval.read() is None
+    kept = json.loads(json.dumps(interval.to_json(), allow_nan=False))
+    record = Interval(kept).record()
+    assert record['train/loss'] == 0.5 and math.isnan(record['train/distance'])
+    assert record['train/far'] == math.inf

@@ -56,9 +56,8 @@ def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
         sender.close()
         signals.forward_to(child.pid)
         kind, value = _receive(receiver, child)
-    if (
-        signals.received is not None
-    ):  # asked when the signals are whose they were before: none is lost
+    # Asked after the handlers are those of before, so that no signal is lost.
+    if signals.received is not None:
         raise Stopped(signals.received, value if kind == 'stopped' else 'stopped')
     if kind == 'returned':
         return value

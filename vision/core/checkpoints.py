@@ -186,7 +186,7 @@ class Checkpoints:
                 scored += [(self._rank(metrics), step)] if metrics else []
         return max(scored)[1] if scored else None
 
-    def find(self, which: str) -> int:
+    def find(self, which: str | int) -> int:
         """Returns the step that 'best', 'last' or a number names.
 
         'best' is the last one where no checkpoint was evaluated.
@@ -194,7 +194,7 @@ class Checkpoints:
         Raises:
           UserError: there is none, or not that one.
         """
-        steps = self.steps()
+        steps, which = self.steps(), str(which)
         if not steps:
             raise UserError(f'{self._directory} holds no complete checkpoint')
         if which == 'last':

@@ -14,7 +14,6 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
@@ -28,10 +27,16 @@ from vision.core.errors import Stopped, UserError
 
 USER_MISTAKE = 2
 ANSWERED_IN_PART = 3
-PICTURES = ('.png', '.html')  # what pictures may be written to
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_NOT_ALLOWED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+_NOT_ALLOWED = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOTDIR,
+    errno.EISDIR,
+    errno.ENAMETOOLONG,
+)
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
@@ -48,6 +53,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         sys.exit(128 + signal.SIGINT)
     finally:
         startup.let_go_of_stdout()
+        startup.Leaving.finish()
 
 
 def define_config() -> flags.FlagHolder:
@@ -175,30 +181,6 @@ def require(**values: object) -> None:
     for name, value in values.items():
         if value is None:
             raise UserError(f'--{name}=… is missing; see --help')
-
-
-def output_file(flag: str, value: str, endings: Sequence[str] = ()) -> Path:
-    """The file that a flag says to write to.
-
-    Args:
-      flag: its name.
-      value: of the flag.
-      endings: that the file may have, with their dots; any if empty.
-
-    Raises:
-      UserError: it has another ending, is a folder, or its folder is not there or is read only.
-    """
-    path = Path(os.path.expanduser(value))
-    folder = path.absolute().parent
-    if endings and path.suffix.lower() not in endings:
-        raise UserError(f'--{flag}={value}: it must end in {" or ".join(endings)}')
-    if path.is_dir():
-        raise UserError(f'--{flag}={value} is a folder; name a file')
-    if not folder.is_dir():
-        raise UserError(f'--{flag}={value}: there is no folder {folder}')
-    if not os.access(folder, os.W_OK):
-        raise UserError(f'--{flag}={value}: the folder {folder} cannot be written to')
-    return path
 
 
 def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:

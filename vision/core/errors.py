@@ -1,9 +1,11 @@
 """The user's mistakes: one exception, one line, exit code 2."""
 
 import difflib
+import operator
 import os
 import traceback
 from collections.abc import Iterable
+from typing import Any
 
 # What people call what has another name here.
 _ALSO = {
@@ -51,6 +53,17 @@ def unknown(kind: str, name: str, known: Iterable[str], elsewhere: Iterable[str]
     guesses = [guess] if guess else meant(str(name), elsewhere)
     hint = f' Did you mean {" or ".join(map(repr, guesses))}?' if guesses else ''
     return UserError(f'unknown {kind} {name!r}.{hint} Known: {", ".join(known) or "none"}.')
+
+
+def at_least_one(name: str, value: Any) -> int:
+    """Returns a whole number from 1 on; UserError for anything else."""
+    try:
+        count = operator.index(value)
+    except TypeError:
+        raise UserError(f'{name}={value!r} must be a whole number') from None
+    if count < 1:
+        raise UserError(f'{name}={count} must be at least 1')
+    return count
 
 
 def in_a_line(error: BaseException) -> str:

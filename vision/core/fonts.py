@@ -60,9 +60,8 @@ def _installed() -> dict[str, str]:
     from matplotlib.font_manager import fontManager
 
     upright = [font for font in fontManager.ttflist if font.style == 'normal']
-    upright.sort(
-        key=lambda font: font.weight in (400, 'normal', 'regular')
-    )  # of a family's weights the usual one
+    # Of a family's weights the usual one comes last, and stays.
+    upright.sort(key=lambda font: font.weight in (400, 'normal', 'regular'))
     fonts = {font.name: font.fname for font in upright}
     return {
         name: file

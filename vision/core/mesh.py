@@ -124,15 +124,3 @@ def put(x: Any, sharding: jax.sharding.Sharding) -> jax.Array:
         return jax.random.wrap_key_data(data, impl=jax.random.key_impl(x))
     x = np.asarray(x)
     return jax.make_array_from_callback(x.shape, sharding, lambda index: x[index])
-
-
-def to_host(tree: Any) -> Any:
-    """Reads a PyTree of arrays, however they lie on the devices; every process gets them whole."""
-
-    def whole(x: jax.Array) -> np.ndarray:
-        if x.is_fully_addressable:
-            return jax.device_get(x)
-        everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())  # type: ignore[attr-defined]
-        return jax.device_get(jax.jit(lambda x: x, out_shardings=everywhere)(x))
-
-    return jax.tree.map(whole, tree)

@@ -126,9 +126,8 @@ class StopSignals:
         self._raises = False
         self._make_safe = make_safe
         self._answered = threading.Event()
-        self._ending = (
-            threading.RLock()
-        )  # whose it is ends the run: the main thread's, or that of `leave`
+        # Held by the thread that ends the run: the main one, or that of `leave`.
+        self._ending = threading.RLock()
         self._shared = jax.distributed.is_initialized()
 
     def __enter__(self) -> 'StopSignals':

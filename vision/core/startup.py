@@ -85,6 +85,13 @@ class Leaving:
         threading.Thread(target=cls._watch, args=(reading,), daemon=True).start()
 
     @classmethod
+    def finish(cls) -> None:
+        """Ends the process if a signal came: threads of libraries, as a server's, would be waited for."""
+        if cls.received is not None:
+            sys.stderr.flush()
+            os._exit(128 + cls.received)
+
+    @classmethod
     def _leave(cls, signum: int, frame: types.FrameType | None) -> None:
         if cls.received is not None or _is_importing(frame):
             os._exit(128 + signum)

@@ -13,6 +13,7 @@ from typing import Any, TextIO
 from vision.core.errors import UserError
 
 AnyPath = str | bytes | os.PathLike
+PICTURES = ('.png', '.html')  # what pictures may be written to
 
 
 def as_list(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
@@ -21,26 +22,48 @@ def as_list(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
     Raises:
       UserError: something that is no path.
     """
-    if isinstance(paths, AnyPath):
-        return [os.fsdecode(paths)]
-    return [os.fsdecode(_path(x)) for x in _iterable(paths)]
+    # An array of no axes and an open file can be iterated over, and are not several paths.
+    one = getattr(paths, 'ndim', None) == 0 or hasattr(paths, 'read')
+    if one or isinstance(paths, AnyPath) or not isinstance(paths, Iterable):
+        return [os.fsdecode(_path(paths))]
+    return [os.fsdecode(_path(x)) for x in paths]
 
 
 def as_path(path: AnyPath) -> Path:
     """One path, with ~ for the home folder; UserError for something else."""
-    return Path(
-        os.path.expanduser(os.fsdecode(_path(path)))
-    )  # a user that is not known is part of a name
+    # `~name` of a user that is not known is part of a name.
+    return Path(os.path.expanduser(os.fsdecode(_path(path))))
+
+
+def output_file(flag: str, value: AnyPath, endings: Sequence[str] = ()) -> Path:
+    """The file that a flag, or an argument, says to write to.
+
+    Args:
+      flag: its name.
+      value: of the flag.
+      endings: that the file may have, with their dots; any if empty.
+
+    Raises:
+      UserError: it has another ending, is a folder, or its folder is not there or is read only.
+    """
+    path = as_path(value)
+    folder = path.absolute().parent
+    if endings and path.suffix.lower() not in endings:
+        raise UserError(f'--{flag}={path}: it must end in {" or ".join(endings)}')
+    if os.path.isdir(path):
+        raise UserError(f'--{flag}={path} is a folder; name a file')
+    if not os.path.isdir(folder):
+        raise UserError(f'--{flag}={path}: there is no folder {folder}')
+    if not os.access(folder, os.W_OK):
+        raise UserError(f'--{flag}={path}: the folder {folder} cannot be written to')
+    return path
 
 
 def _path(value: Any) -> Any:
-    if not isinstance(value, AnyPath):
+    # Bytes with a NUL are an image's own.
+    if not isinstance(value, AnyPath) or (isinstance(value, bytes) and b'\0' in value):
         raise UserError(f'{value!r:.80} is no path: give text, bytes or a pathlib.Path')
     return value
-
-
-def _iterable(value: Any) -> Iterable[Any]:
-    return value if isinstance(value, Iterable) else [_path(value)]
 
 
 def common_root(paths: Iterable[str]) -> str:

@@ -9,13 +9,11 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from vision.core.config_keys import check_arguments, find
 from vision.core.durations import parse_share
 from vision.core.errors import UserError, unknown
 from vision.data import arrays
-from vision.data.source import BadImage, NoSplitError, Source
+from vision.data.source import NoSplitError, Source
 
 
 def tfds(
@@ -78,9 +76,6 @@ SOURCES: dict[str, Callable[..., Source] | str] = {
 _PIPELINE_KEYS = ('source', 'max_corrupt', 'cache', 'repeats', 'views')
 _SPLIT_KEYS = ('validation', 'test', 'fold', 'rules')
 
-# What callers ask a source for.
-_CONTRACT = (*Source.__annotations__, *(name for name in vars(Source) if name[0] != '_'))
-
 
 def load(data: Mapping[str, Any], split: str) -> Source:
     """Opens one split of the source that a config names.
@@ -123,48 +118,8 @@ def load(data: Mapping[str, Any], split: str) -> Source:
         source = opened(split, **taken)
     except OSError as e:
         raise UserError(f'{name}: {e}') from None
-    wrong = _mistake(source)
-    if wrong is not None:
+    from vision.data.own_source import mistake
+
+    if (wrong := mistake(source)) is not None:
         raise UserError(f'{name}: {wrong}')
     return source
-
-
-def _mistake(source: Source) -> str | None:
-    """What a user's own source does not keep of the contract, as far as one example tells."""
-    kind, absent = type(source).__name__, object()
-    for name in _CONTRACT:
-        if name not in vars(source) and inspect.getattr_static(source, name, absent) is absent:
-            return (
-                f'{kind} has no {name!r}; derive it from vision.data.Source, which says what it is'
-            )
-    needed = 'read' if source.indexed else 'stream'
-    if getattr(type(source), needed) is getattr(Source, needed):
-        return f'{kind} has no method {needed!r}'
-    if source.num_examples < 1:
-        return f'{source.name} has no examples'
-    known, names = vars(source).get('labels'), len(source.class_names)
-    if known is not None:
-        if not isinstance(known, np.ndarray) or known.shape[:1] != (source.num_examples,):
-            return f'labels must be an array of {source.num_examples}, one for each example'
-        if known.ndim == 1 and not -1 <= known.min() <= known.max() < names:
-            return f'labels go from {known.min()} to {known.max()}, but there are {names} classes'
-    if not source.indexed:
-        return None
-    try:
-        images, labels = source.read([0])
-    except BadImage:  # what cannot be read is dealt with where it is read
-        return None
-    if len(images) != 1 or len(labels) != 1:
-        return f'read([0]) returns {len(images)} images and {len(labels)} labels'
-    shape, several = np.shape(labels)[1:], source.multi_label
-    if shape != ((names,) if several else ()):
-        return (
-            f'read gives a label of shape {shape}, with {names} classes and multi_label={several}'
-        )
-    image: Any = images[0]
-    if source.encoded and not isinstance(image, bytes):
-        return f'encoded=True asks for bytes, and read gives {type(image).__name__}'
-    asked, given = (source.image_shape, np.uint8), (np.shape(image), getattr(image, 'dtype', None))
-    if not source.encoded and given != asked:
-        return f'encoded=False asks for uint8 of image_shape={asked[0]}, and read gives {given}'
-    return None

@@ -207,6 +207,8 @@ def expand(path: str) -> list[str]:
       UserError: a folder or pattern without images.
     """
     path = os.path.expanduser(path)
+    if not is_path(path):
+        return [path]
     if os.path.isdir(path):
         below = [os.path.join(path, name) for name in images_below(path)]
         if not below:

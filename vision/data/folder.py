@@ -36,8 +36,8 @@ def folder(
 ) -> FileSource:
     """Opens one split of a folder of images.
 
-    Either `path/CLASS/…/image` or `path/SPLIT/CLASS/…/image`, where SPLIT is train, val (valid,
-    validation) or test. In the first case each class is split by the rank of a hash of its images'
+    Either `path/CLASS/…/image` or `path/SPLIT/CLASS/…/image`, where SPLIT is train (training),
+    val (valid, validation) or test (testing). In the first case each class is split by the rank of a hash of its images'
     paths below `path`: 8/10 train, 1/10 validation, 1/10 test, or as the keys say. Where files are added
     or removed few others move. If a folder has train and test but no val, 1/10 of train is validation;
     with train and val but no test, val is both: ImageNet's own test labels are not public.

@@ -278,7 +278,8 @@ def read_file(path: str) -> bytes:
         with open(path, 'rb') as file:
             return file.read()
     except FileNotFoundError:
-        raise BadImage('no such file') from None
+        url = '; a URL is not fetched: download it' if '://' in path else ''
+        raise BadImage(f'no such file{url}') from None
     except PermissionError:
         raise BadImage('permission denied') from None
     except IsADirectoryError:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision.core import mesh as mesh_lib
-from vision.core.errors import UserError, unknown
+from vision.core.errors import UserError, at_least_one, unknown
 from vision.core.text import AnyPath, as_path
 from vision.data.source import FileSource, Source
 from vision.evaluation.run import Run, load_run, pretrained_run
@@ -22,6 +22,9 @@ from vision.prediction import gradcam
 from vision.prediction.feed import Fed, Feed, files
 from vision.prediction.gradcam import Explanation
 from vision.prediction.stream import Stream
+
+_LONGEST = 1000  # characters of a path in a message
+_NOT_FINITE = "the model's probabilities are not finite"
 
 # One image or several: paths, encoded bytes, `PIL.Image`s, arrays uint8 [H, W, C] or [H, W]; an array
 # uint8 [N, H, W, C]. Paths, bytes and Pillow's images are of any size. Arrays are as the run's source
@@ -114,11 +117,15 @@ class Classifier:
           `[(class, probability), …]`, the likeliest first; of several images a list of such lists.
 
         Raises:
-          UserError: as for a call.
+          UserError: as for a call; or probabilities that are not finite.
         """
+        at_least_one('top_k', top_k)
         source, one = self._feed.gather(images)
-        named = [self._named(row, top_k) for row in self._probabilities(source)]
-        answers = [[(self.class_names[i], float(p)) for i, p in classes] for classes in named]
+        answers = []
+        for i, row in enumerate(self._probabilities(source)):
+            if not np.isfinite(row).all():
+                raise UserError(f'{source.name_of(i)}: {_NOT_FINITE}')
+            answers.append([(self.class_names[c], p) for c, p in self._named(row, top_k)])
         return answers[0] if one else answers
 
     def embed(self, images: Images, endpoint: str = 'features') -> np.ndarray:
@@ -169,9 +176,11 @@ class Classifier:
         source, _ = self._feed.gather(images)
         count = source.num_examples
         try:
-            wanted = np.asarray(-1 if classes is None else classes, np.int32)
-            wanted = np.broadcast_to(wanted, (count,))
-        except (ValueError, TypeError):
+            wanted = np.asarray(-1 if classes is None else classes)
+            if wanted.size and wanted.dtype.kind not in 'iu':
+                raise ValueError
+            wanted = np.broadcast_to(wanted.astype(np.int32), (count,))
+        except ValueError:
             raise UserError(
                 f'classes must be one number, or one for each of {count} images'
             ) from None
@@ -204,17 +213,17 @@ class Classifier:
 
     def classify_source(self, source: FileSource, top_k: int = 5) -> Iterator[dict[str, Any]]:
         """`classify_files` for files that were listed before."""
+        at_least_one('top_k', top_k)
         fed = self._feed.source(source)
         for start, probabilities, mask in self._computed(self.variables, fed, self.probabilities):
             for i, (row, real) in enumerate(zip(probabilities, mask, strict=True)):
                 path = source.paths[start + i]
                 error = None if real else fed.corrupt()[path]
                 if error is None and not np.isfinite(row).all():
-                    error = "the model's probabilities are not finite"
+                    error = _NOT_FINITE
                 named = [] if error else self._named(row, top_k)
                 predictions = [
-                    {'class': self.class_names[c], 'index': int(c), 'probability': float(p)}
-                    for c, p in named
+                    {'class': self.class_names[c], 'index': c, 'probability': p} for c, p in named
                 ]
                 yield {'path': str(Path(path)), 'predictions': predictions, 'error': error}
 
@@ -230,9 +239,11 @@ class Classifier:
         fed = self._feed.source(source)
         embedding = functools.partial(self.embedding, endpoint=endpoint)
         for start, vectors, mask in self._computed(self.variables, fed, embedding):
-            there, not_there = np.flatnonzero(mask), np.flatnonzero(mask == 0)
-            failed = {start + int(i): _reason(fed, source, start + int(i)) for i in not_there}
-            yield start + there, vectors[there], failed
+            good = (mask > 0) & np.isfinite(vectors).all(axis=1)
+            failed = {
+                start + int(i): _reason(fed, source, start + int(i)) for i in np.flatnonzero(~good)
+            }
+            yield start + np.flatnonzero(good), vectors[good], failed
 
     def explain_source(self, source: Source, top_k: int = 3) -> Iterator[Explanation]:
         """Explains the likeliest classes of files or a split, in a stream; see `explain`.
@@ -240,7 +251,7 @@ class Classifier:
         What cannot be read is left out.
         """
         fed = self._feed.source(source)
-        ranks = -1 - np.arange(min(top_k, self._k), dtype=np.int32)
+        ranks = -1 - np.arange(min(at_least_one('top_k', top_k), self._k), dtype=np.int32)
         wanted = np.broadcast_to(ranks, (source.num_examples, len(ranks)))
         for start, outputs, mask in self._computed(self.variables, fed, self._explanation, wanted):
             for i in np.flatnonzero(mask):
@@ -307,9 +318,8 @@ class Classifier:
 
     def _named(self, probabilities: np.ndarray, top_k: int) -> list[tuple[int, float]]:
         """The classes that a prediction names, with their probabilities."""
-        if top_k < 1:
-            raise UserError(f'top_k={top_k} must be at least 1')
-        return [(i, probabilities[i]) for i in self.run.task.named(probabilities, top_k)]
+        named = self.run.task.named(probabilities, top_k)
+        return [(int(c), float(probabilities[c])) for c in named]
 
     def _probabilities(self, source: Source) -> np.ndarray:
         if not source.num_examples:
@@ -328,11 +338,13 @@ class Classifier:
         parts = []
         for _, outputs, _ in self._computed(self.variables, fed, function, extra):
             for name, reason in fed.corrupt().items():
-                raise UserError(f'{name} cannot be read: {reason}')
+                # Text that was meant as an image's data, in base64, may be of megabytes.
+                shown = name if len(name) < _LONGEST else f'{name[:60]}…'
+                raise UserError(f'{shown} cannot be read: {reason}')
             parts.append(of(outputs))
         return np.concatenate(parts)
 
 
 def _reason(fed: Fed, source: Source, index: int) -> str:
-    """Why an example could not be read."""
-    return fed.corrupt()[source.name_of(index)]
+    """Why an example has no vector."""
+    return fed.corrupt().get(source.name_of(index), "the model's features are not finite")

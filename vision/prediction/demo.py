@@ -9,6 +9,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +25,9 @@ MAX_UPLOAD = 20  # MB
 _CLASSES, _EXPLAINED, _SIMILAR = 5, 3, 8
 _GIVEN = 320  # pixels of the longer side of the dropped picture
 _FEW = 20  # classes whose names are shown without a click
+_KEPT = (
+    60  # seconds that an upload lies on the disk; gradio would keep it for ever (its issue 4620)
+)
 
 # Finds images like the one of a source, at most so many.
 Similar = Callable[[FileSource, int], Iterable[pages.Picture]]
@@ -32,13 +36,14 @@ Similar = Callable[[FileSource, int], Iterable[pages.Picture]]
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 _STYLE = """
 .row { display: flex; flex-wrap: wrap; gap: .75rem; margin: .5rem 0 1rem; }
-.row figure { margin: 0; width: 160px; }
-.row img { display: block; max-width: 160px; border-radius: 4px; }
+.row figure { margin: 0; width: min(160px, calc(50% - .375rem)); }
+.row img { display: block; max-width: 100%; height: auto; border-radius: 4px; }
 .row figcaption { font-size: 12px; overflow-wrap: anywhere; }
 #answer { align-items: flex-start; gap: 1.5rem; }
 #answer figure { width: auto; }
 #answer img { max-width: min(320px, 80vw); }
-#classes td { border: 0; padding: .2rem .75rem .2rem 0; }
+#classes, #classes tr, #classes td { border: 0; }
+#classes td { padding: .2rem .75rem .2rem 0; }
 #classes td:last-child { min-width: 200px; }
 #known { margin: .25rem 0 .5rem; }
 .mark { color: #c2410c; display: block; }
@@ -65,9 +70,8 @@ def serve(
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
     os.environ['HF_HUB_DISABLE_TELEMETRY'] = '1'
     try:
-        import gradio
+        import gradio  # noqa: F401
         import uvicorn
-        from fastapi import FastAPI
     except ImportError:
         raise UserError(
             'the demo needs gradio: pip install "jax-image-classification[demo]"'
@@ -78,22 +82,7 @@ def serve(
     print('warming up: compiling for the first image', file=sys.stderr, flush=True)
     _warm_up(classifier, similar)
     with tempfile.TemporaryDirectory() as uploads:
-        os.environ['GRADIO_TEMP_DIR'] = uploads
-        app: Any = gradio.mount_gradio_app(
-            FastAPI(openapi_url=None),
-            _page(gradio, classifier, lambda path: answer(classifier, similar, path)),
-            path='/',
-            server_name=host,
-            server_port=port,
-            footer_links=[],
-            run_history=False,
-            show_error=False,
-            max_file_size=f'{MAX_UPLOAD}mb',
-            ssr_mode=False,
-            css=_STYLE,
-            theme=gradio.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['monospace']),
-        )
-        app.add_middleware(_OwnSourcesOnly)
+        app = _app(classifier, similar, uploads)
         if token is not None:
             app.add_middleware(_TokenOnly, token=token, cookie=f'vision-demo-{port}')
         listener.listen()  # who comes before the server runs waits, and is not refused
@@ -101,6 +90,28 @@ def serve(
         config = uvicorn.Config(app, log_level='error', timeout_graceful_shutdown=1)
         uvicorn.Server(config).run(sockets=[listener])
         raise KeyboardInterrupt  # it ended for Ctrl-C, which its event loop may keep to itself
+
+
+def _app(classifier: Classifier, similar: Similar | None, uploads: str) -> Any:
+    """The page as an ASGI app, which keeps what is uploaded in a folder for a while."""
+    os.environ['GRADIO_TEMP_DIR'] = uploads
+    import gradio
+    from fastapi import FastAPI
+
+    app = gradio.mount_gradio_app(
+        FastAPI(openapi_url=None),
+        _page(gradio, classifier, lambda path: answer(classifier, similar, path), uploads),
+        path='/',
+        footer_links=[],
+        run_history=False,
+        show_error=False,
+        max_file_size=f'{MAX_UPLOAD}mb',
+        ssr_mode=False,
+        css=_STYLE,
+        theme=gradio.themes.Default(font=['system-ui', 'sans-serif'], font_mono=['monospace']),
+    )
+    app.add_middleware(_OwnSourcesOnly)
+    return app
 
 
 def _listen(host: str, port: int) -> tuple[socket.socket, str]:
@@ -173,14 +184,27 @@ def _answer(classifier: Classifier, similar: Similar | None, source: FileSource)
     return ''.join(parts)
 
 
-def _page(gradio: Any, classifier: Classifier, respond: Callable[[str], str]) -> Any:
+def _page(gradio: Any, classifier: Classifier, respond: Callable[[str], str], uploads: str) -> Any:
+    async def uploaded(path: str) -> str:
+        """Takes what lies among the uploads.
+
+        Of an app that is mounted gradio would take any path or address that a request names: it would show any
+        image of this machine, and fetch what it is told to (see its pull request 11162).
+        """
+        if not Path(path).resolve().is_relative_to(Path(uploads).resolve()):
+            raise gradio.Error('no upload')
+        return path
+
     with gradio.Blocks(
-        title=f'Classify an image: {_name(classifier)}', analytics_enabled=False
+        title=f'Classify an image: {_name(classifier)}',
+        analytics_enabled=False,
+        delete_cache=(_KEPT, _KEPT),
     ) as page:
         gradio.HTML(_about(classifier))
         file = gradio.File(
             label=f'Drop an image of at most {MAX_UPLOAD} MB', type='filepath', height=150
         )
+        file.async_move_resource_to_block_cache = uploaded
         result = gradio.HTML()
         # The upload makes way for the next one, and with it the link to where it lay.
         file.upload(

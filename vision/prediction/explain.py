@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from vision.core.text import AnyPath, as_path, below, common_root
+from vision.core.text import PICTURES, AnyPath, below, common_root, output_file
 from vision.data.source import FileSource
 from vision.prediction import pages, pictures
 from vision.prediction.classifier import Classifier
@@ -22,8 +22,11 @@ def explain_files(classifier: Classifier, source: FileSource, path: AnyPath) -> 
 
     Returns:
       How many files were left out because the picture is full.
+
+    Raises:
+      UserError: the path has another ending, or cannot be written to.
     """
-    target = as_path(path)
+    target = output_file('explain', path, PICTURES)
     limit = _IN_PNG if target.suffix.lower() == '.png' else _IN_PAGE
     first = FileSource(source.name, (), source.paths[:limit], source.labels[:limit])
     rows = _rows(classifier, first)

@@ -9,7 +9,7 @@ import numpy as np
 
 from vision import data
 from vision.core.errors import UserError
-from vision.core.text import AnyPath, as_path
+from vision.core.text import AnyPath, output_file
 from vision.data.source import Source
 from vision.models.layers import xla_only
 from vision.prediction.classifier import Classifier
@@ -40,7 +40,7 @@ def export(classifier: Classifier, output: AnyPath) -> dict[str, Any]:
       UserError: the file cannot be written, there is no image to check it with, or the model's answers are not finite.
       RuntimeError: what was written does not answer as the model does.
     """
-    path = as_path(output)
+    path = output_file('output', output)
     images = real_images(classifier)
     program = serialise(classifier)
     temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')

@@ -80,7 +80,7 @@ def _item(value: Any, position: int, channels: int, image_shape: Any) -> str | I
     if isinstance(value, str | os.PathLike):
         return os.fsdecode(value)
     if _is_encoded(value):
-        data = value.read() if hasattr(value, 'read') else value
+        data = _read(value) if hasattr(value, 'read') else value
         if isinstance(data, str):
             raise UserError(
                 f'images: {_describe(value)} is open as text; open it in binary, with mode rb'
@@ -103,6 +103,13 @@ def _item(value: Any, position: int, channels: int, image_shape: Any) -> str | I
     # As a lossless file of them is read: grey repeated, what is transparent laid on white.
     picture = Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array)
     return _pixels(picture, position, channels)
+
+
+def _read(file: Any) -> Any:
+    try:
+        return file.read()
+    except Exception as e:  # closed, or open for writing
+        raise UserError(f'images: {_describe(file)} cannot be read: {_line(str(e))}') from None
 
 
 def _checked(images: np.ndarray, image_shape: tuple[int, ...] | None) -> np.ndarray:

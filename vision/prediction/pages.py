@@ -11,7 +11,7 @@ from vision.preprocess.pictures import THUMBNAIL, data_uri
 
 _STYLE = """
 :root { color-scheme: light dark; font: 14px/1.4 system-ui, sans-serif; }
-body { margin: 2rem auto; max-width: 72rem; padding: 0 1rem; }
+body { margin: 2rem auto; max-width: 92rem; padding: 0 1rem; }
 section { border-top: 1px solid #8884; padding: .75rem 0; }
 h2 { font-size: 1rem; margin: 0 0 .5rem; overflow-wrap: anywhere; }
 .row { display: flex; flex-wrap: wrap; gap: .75rem; padding-left: calc(160px + 2.25rem); }
@@ -27,6 +27,8 @@ figcaption { font-size: 12px; margin-top: 3px; overflow-wrap: anywhere; }
 .marked img { outline: 3px solid #ea580c; }
 @media (prefers-color-scheme: dark) { .mark { color: #fb923c; } }
 """
+# Where there is none, on every page that has figures.
+_NO_PICTURE = 'background: #8882; border-radius: 4px; line-height: 6rem; text-align: center'
 
 
 class Picture(NamedTuple):
@@ -72,7 +74,7 @@ def write_page(path: Path, title: str, note: str, rows: Iterable[Row]) -> None:
 
 def figure(image: np.ndarray | None, caption: str, mark: str = '', side: int = THUMBNAIL) -> str:
     """A `Picture` as HTML, its longer side `side` pixels."""
-    text, picture = html.escape(caption), ''
+    text, picture = html.escape(caption), f'<div style="{_NO_PICTURE}">no picture</div>'
     if image is not None:
         scale = side / max(image.shape[:2])
         height, width = (max(1, round(scale * n)) for n in image.shape[:2])

@@ -1,5 +1,6 @@
 """Pictures of heat maps and neighbours: for a page, a file, a figure."""
 
+import textwrap
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +47,7 @@ def draw_grid(rows: list[list[Picture]], path: Path) -> None:
         axes.set_axis_off()
     for axes_row, row in zip(grid, rows, strict=True):
         for axes, (image, caption, mark) in zip(axes_row, row, strict=False):
-            title = f'{plain(mark)}\n{plain(caption)}' if mark else plain(caption)
+            title = '\n'.join([*textwrap.wrap(plain(mark, 60), 24), plain(caption)])
             colour = '#c2410c' if mark else 'black'
             axes.set_title(title, fontsize=8, parse_math=False, color=colour)
             if image is not None:

@@ -65,10 +65,15 @@ def to_8_bit(image: Any) -> Any:
 
 
 def mend_transparency(image: Any, data: bytes) -> Any:
-    """Brings the colour that a PNG calls transparent to the 8 bits that Pillow brings the pixels to."""
+    """Makes what the frame of a GIF leaves out transparent, and brings the colour that a PNG calls so to 8 bits, as its pixels."""
     from PIL import Image
 
     transparent = image.info.get('transparency')
+    if image.format == 'GIF' and image.dispose_extent != (0, 0, *image.size):
+        whole, box = image.convert('RGBA'), image.dispose_extent
+        image = Image.new('RGBA', whole.size)
+        image.paste(whole.crop(box), box)
+        return image
     if image.format != 'PNG' or transparent is None or image.mode not in ('L', 'RGB') or not data:
         return image
     depth = data[24]

@@ -18,6 +18,7 @@ tell that it did (JPEG has no checksum; libjpeg's warning goes to stderr). What 
 """
 
 import io
+import re
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -35,8 +36,8 @@ MAX_ASPECT = 100
 
 _ORIENTATION = 0x0112
 _PNG = b'\x89PNG\r\n\x1a\n'
-# Chunks of a PNG that may be absent, and that say what its pixels' values mean.
-_COLOUR_CHUNKS = (b'tRNS', b'iCCP', b'gAMA', b'sRGB')
+# Chunks of a PNG that may be absent, and that say what its pixels mean.
+_CHUNKS = (b'tRNS', b'iCCP', b'gAMA', b'sRGB', b'eXIf')
 
 
 def read(data: bytes, channels: int = 3) -> np.ndarray:
@@ -59,9 +60,9 @@ def read(data: bytes, channels: int = 3) -> np.ndarray:
     except BadImage as e:
         why = e
     # Once more without what is beside the pixels, which may be all that is damaged.
-    for bare in _without_metadata(data):
+    for bare, orientation in _without_metadata(data):
         try:
-            return _read(bare, channels, _orientation_in(data))
+            return _read(bare, channels, orientation)
         except BadImage as e:
             why = e
     raise why
@@ -177,13 +178,17 @@ def _orientation_in(data: bytes) -> int:
     return int(value) if at > 0 and value in range(1, 9) else 1
 
 
-def _without_metadata(data: bytes) -> Iterator[bytes]:
-    """Yields a JPEG or PNG without its tags, the PNG also without those that say what its values mean."""
+def _without_metadata(data: bytes) -> Iterator[tuple[bytes, int | None]]:
+    """Yields an image without its tags, and the orientation that was among them; a PNG first with those that matter."""
     if data.startswith(b'\xff\xd8\xff'):
-        yield _bare_jpeg(data)
+        yield _bare_jpeg(data), _orientation_in(data)
     elif data.startswith(_PNG):
-        yield _bare_png(data, _COLOUR_CHUNKS)
-        yield _bare_png(data, ())
+        yield _bare_png(data, _CHUNKS), None
+        yield _bare_png(data, ()), None
+    elif (
+        data[4:11] == b'ftypavi'
+    ):  # whose orientation is no tag; libavif refuses damaged EXIF (its issue 3306)
+        yield re.sub(rb'(infe.{8,10}?)Exif', rb'\1none', data, flags=re.DOTALL), None
 
 
 def _bare_jpeg(data: bytes) -> bytes:

@@ -182,7 +182,8 @@ class Preprocess:
         self._function = function = kind.function()
         try:
             return function(tf.constant(example), tf.constant(data), tf.constant(draws)).numpy()
-        except tf.errors.OpError:
+        # Of a name that is not UTF-8 TensorFlow's error cannot even be made.
+        except (tf.errors.OpError, UnicodeDecodeError):
             return None
 
     def fill(
@@ -205,7 +206,7 @@ class Preprocess:
                 mask[slot] = 1
             except BadImage as e:
                 if name not in corrupt:
-                    shown = name.encode('utf-8', 'backslashreplace').decode()
+                    shown = name[:1000].encode('utf-8', 'backslashreplace').decode()
                     logging.warning('%s: %s', shown, e)
                 corrupt[name] = str(e)
         return filled, mask

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from vision.core.errors import UserError
 from vision.core.progress import track
 from vision.data.source import BadImage, read_file, read_some
 from vision.evaluation.run import Run
 from vision.prediction import pictures
 from vision.preprocess.pictures import to_rgb
 from vision.search.index import Index, faiss, unit
-from vision.search.search import OF_SPLIT, Pictures, neighbours_of, own_split
+from vision.search.search import OF_SPLIT, Pictures, neighbours_of, own_split, tell_changed
 
 _BATCH = 1024  # vectors that are searched for at once
 _LOOKED_AT = 1024  # of those that are near one image
@@ -30,7 +31,8 @@ def find_duplicates(index: Index, run: Run, threshold: float = 0.95) -> list[dic
 
     Files with the same bytes are the same. Two others are nearly, if the cosine of their vectors says so and
     their thumbnails too: a classifier's vectors alone are nearly the same for many images of a class. A file
-    that several links lead to, symbolic or hard, is one, and goes by its real path.
+    that several links lead to, symbolic or hard, is one, and goes by its real path. Files that are not there any more
+    are left out, with a warning.
 
     Args:
       index: any.
@@ -41,26 +43,31 @@ def find_duplicates(index: Index, run: Run, threshold: float = 0.95) -> list[dic
       `{'path', 'neighbours': [{'path', 'score'}, …]}`, groups of an image and those that are the same
       as it, exact copies first, or nearly, or nearly as another of its group. Each image that has a duplicate is
       in one of them, only.
+
+    Raises:
+      UserError: the threshold is no cosine.
     """
+    if not -1 <= threshold <= 1:
+        raise UserError(f'threshold={threshold} is no cosine: give a number from -1 to 1, as 0.95')
     vectors = unit(index.vectors())
-    names, other_links = _real_names(index.names)
+    names, left_out = _real_names(index)
     index = Index(index.made_by, 'cosine', names, faiss().IndexFlatIP(vectors.shape[1]))
     index.index.add(vectors)
-    copies = _copies(run, names, other_links)
+    copies = _copies(run, names, left_out)
     alike = _Alike(run, names)
     # By an image's position: the neighbours of its group's first.
     group_of: dict[int, list[dict[str, Any]]] = {}
     groups = []
     found = _near(index, vectors, threshold)
     for position, nearest in enumerate(track(found, len(vectors), 'comparing')):
-        if position in group_of or position in other_links:
+        if position in group_of or position in left_out:
             continue
         same = [i for i in copies.get(position, ()) if i != position]
         near = [(i, 1.0) for i in same]
         near += [
             (i, s)
             for i, s in nearest
-            if i not in {position, *same} and i not in other_links and alike(position, i)
+            if i not in {position, *same} and i not in left_out and alike(position, i)
         ]
         free = [(i, score) for i, score in near if i not in group_of]
         if free:
@@ -74,19 +81,26 @@ def find_duplicates(index: Index, run: Run, threshold: float = 0.95) -> list[dic
     return groups
 
 
-def _real_names(names: Sequence[str]) -> tuple[list[str], set[int]]:
-    """Real paths of files in place of links to them, and the positions of further links to the same file."""
-    real, others, seen = list[str](), set[int](), dict[tuple[int, int], int]()
-    for position, name in enumerate(names):
+def _real_names(index: Index) -> tuple[list[str], set[int]]:
+    """Real paths of files in place of links to them, and the positions of what is left out.
+
+    These are further links to the same file, and files that are not there: who keeps the first of a group of
+    copies must have it.
+    """
+    gone = tell_changed(index, index.names)
+    real, left_out, seen = list[str](), set[int](), dict[tuple[int, int], int]()
+    for position, name in enumerate(index.names):
         try:
             at = os.stat(name)
         except (OSError, ValueError):  # an example of a split, or a file that is gone
             real.append(name)
+            if name in gone:
+                left_out.add(position)
             continue
         real.append(os.path.realpath(name))
         if seen.setdefault((at.st_dev, at.st_ino), position) != position:
-            others.add(position)
-    return real, others
+            left_out.add(position)
+    return real, left_out
 
 
 def _copies(run: Run, names: Sequence[str], left_out: set[int]) -> dict[int, list[int]]:
@@ -149,10 +163,14 @@ class _Alike:
         self._looks = functools.cache(self._look)
 
     def __call__(self, one: int, other: int) -> bool:
-        """True, too, where an image cannot be shown: then the vectors alone decide."""
+        """Compares two images; of a split that is only read in order the vectors alone decide.
+
+        A file that cannot be read any more is like no other.
+        """
         a, b = self._looks(one), self._looks(other)
         if a is None or b is None:
-            return True
+            unseen = [self._names[i] for i, look in ((one, a), (other, b)) if look is None]
+            return all(map(OF_SPLIT.fullmatch, unseen))
         if not a[0].any() or not b[0].any():
             return not a[0].any() and not b[0].any() and float(abs(a[1] - b[1]).max()) <= _SHADE
         return float(a[0] @ b[0]) >= _CORRELATION

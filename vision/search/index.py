@@ -1,25 +1,28 @@
 """An index of images on disk: a faiss index, and after it in the same file what it is of.
 
 The file begins as faiss writes it, so `faiss.read_index` reads it too; then comes JSON with the
-names of the images and what made the vectors, its length in 8 bytes, and a mark.
+names of the images, what made the vectors and a checksum of what is before it, its length in 8 bytes, and a mark.
 """
 
 import dataclasses
 import json
 import os
 import struct
+import zlib
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from vision.core.errors import UserError
+from vision.core.errors import UserError, at_least_one, unknown
 from vision.core.text import AnyPath, as_path, json_text
 from vision.prediction.classifier import Classifier
 
 _MARK = b'\nVISION-INDEX-1\n'
 _HNSW_LINKS, _HNSW_BUILD, _HNSW_SEARCH = 32, 200, 256  # neighbours of a node, beams
 _SAMPLE = 1000  # vectors that the recall is measured on
+_DIGITS = 6  # of a cosine: float32's
 METRICS = ('cosine', 'euclidean')
 
 
@@ -47,23 +50,41 @@ class Index:
       metric: 'cosine', higher is nearer, or 'euclidean', lower is nearer.
       names: of the images, in the order of the vectors: paths, or 'SPLIT:ID' of the run's data.
       index: faiss's.
+      read: the file that it was read from, with its mark then; None of an index that was made here.
     """
 
     made_by: dict[str, str]
     metric: str
     names: list[str]
     index: Any
+    read: tuple[Path, tuple[int, ...]] | None = None
 
     def add(self, names: Sequence[str], vectors: np.ndarray) -> None:
-        """Adds images; vectors are float32 [n, D]."""
-        self.index.add(self._prepared(vectors))
+        """Adds images; vectors are float32 [n, D].
+
+        Raises:
+          UserError: vectors of another length, or with values that are not finite: a graph would
+            find its other images no more (faiss pull request 5219).
+        """
+        prepared = self._prepared(vectors)
+        if not np.isfinite(prepared).all():
+            raise UserError('an index takes no vectors with values that are not finite')
+        self.index.add(prepared)
         self.names += names
 
     def search(self, vectors: np.ndarray, k: int) -> list[list[tuple[int, float]]]:
-        """Returns for each of the vectors, float32 [n, D], its ≤ k nearest: (position, score)."""
-        scores, rows = self.index.search(self._prepared(vectors), min(k, len(self.names)))
+        """Returns for each of the vectors, float32 [n, D], its ≤ k nearest: (position, score).
+
+        Raises:
+          UserError: k is no whole number from 1 on, or the vectors have another length.
+        """
+        k = min(at_least_one('k', k), max(1, len(self.names)))
+        scores, rows = self.index.search(self._prepared(vectors), k)
+        scores = scores.astype(np.float64)
         if self.metric == 'euclidean':
             scores = np.sqrt(np.maximum(scores, 0))
+        else:  # a vector and itself are 1, not 1.0000001 as sums in float32 have it
+            scores = np.clip(np.round(scores, _DIGITS), -1, 1)
         return [
             [(int(i), float(s)) for i, s in zip(*pair, strict=True) if i >= 0]
             for pair in zip(rows, scores, strict=True)
@@ -85,9 +106,11 @@ class Index:
         chosen = np.sort(rng.choice(len(self.names), count, replace=False))
         queries = np.stack([self.index.reconstruct(int(i)) for i in chosen])
         k = min(k, len(self.names))
-        _, found = self.index.search(queries, k)
-        _, exact = faiss().downcast_index(self.index.storage).search(queries, k)
-        return float(np.mean([len(set(a) & set(b)) / k for a, b in zip(found, exact, strict=True)]))
+        found, _ = self.index.search(queries, k)
+        exact, _ = faiss().downcast_index(self.index.storage).search(queries, k)
+        # By scores: of images that are the same, any will do.
+        sign = 1 if self.metric == 'cosine' else -1
+        return float(np.mean(sign * found >= sign * exact[:, -1:] - 1e-5 * np.abs(exact[:, -1:])))
 
     def check(self, classifier: Classifier, endpoint: str | None = None) -> None:
         """Raises UserError unless the classifier makes vectors as those that are in here.
@@ -109,19 +132,31 @@ class Index:
         """Writes the file whole or not at all.
 
         Raises:
-          UserError: it cannot be written.
+          UserError: it cannot be written, or another process has written it since it was read, whose
+            images would be lost.
         """
         about = {'made_by': self.made_by, 'metric': self.metric, 'names': self.names}
-        data = json_text(about).encode()
-        path = as_path(path)
+        path, checksum = as_path(path), 0
+        if self.read and self.read[0] == path and _mark_of(path) not in (None, self.read[1]):
+            raise UserError(
+                f'--index={path} was written by another process meanwhile; start the same command again'
+            )
         temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
         try:
             with open(temporary, 'wb') as file:
-                faiss().write_index(self.index, faiss().PyCallbackIOWriter(file.write))
+
+                def write(data: bytes) -> int:
+                    nonlocal checksum
+                    checksum = zlib.crc32(data, checksum)
+                    return file.write(data)
+
+                faiss().write_index(self.index, faiss().PyCallbackIOWriter(write))
+                data = json_text(about | {'crc32': checksum}).encode()
                 file.write(data + struct.pack('<Q', len(data)) + _MARK)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+            self.read = path, _mark_of(path) or ()
         except OSError as e:
             raise UserError(f'--index={path}: {e.strerror}') from None
         finally:
@@ -129,6 +164,8 @@ class Index:
 
     def _prepared(self, vectors: np.ndarray) -> np.ndarray:
         vectors = np.ascontiguousarray(vectors, np.float32)
+        if vectors.shape[1:] != (self.index.d,):
+            raise UserError(f'vectors of {list(vectors.shape)}; the index has [n, {self.index.d}]')
         return unit(vectors) if self.metric == 'cosine' else vectors
 
 
@@ -146,7 +183,12 @@ def create(made_by: dict[str, str], size: int, metric: str = 'cosine', hnsw: boo
       size: D.
       metric: 'cosine' or 'euclidean'.
       hnsw: approximate, by Malkov and Yashunin's graphs (2016): for 100,000 images and more.
+
+    Raises:
+      UserError: an unknown metric.
     """
+    if metric not in METRICS:
+        raise unknown('metric', metric, METRICS)
     kind = faiss().METRIC_INNER_PRODUCT if metric == 'cosine' else faiss().METRIC_L2
     if not hnsw:
         return Index(made_by, metric, [], faiss().IndexFlat(size, kind))
@@ -158,11 +200,14 @@ def create(made_by: dict[str, str], size: int, metric: str = 'cosine', hnsw: boo
 def check_replaceable(path: AnyPath) -> None:
     """Raises UserError if there is a file that is no index: nobody means to overwrite that."""
     path = as_path(path)
-    if not path.exists():
+    try:
+        with open(path, 'rb') as file:
+            file.seek(max(0, path.stat().st_size - len(_MARK)))
+            ours = file.read() == _MARK
+    except FileNotFoundError:
         return
-    with open(path, 'rb') as file:
-        file.seek(max(0, path.stat().st_size - len(_MARK)))
-        ours = file.read() == _MARK
+    except (OSError, ValueError):
+        ours = False
     if not ours:
         raise UserError(f'--index={path} is there, and is no index; take another name')
 
@@ -177,6 +222,7 @@ def load(path: AnyPath) -> Index:
     path = as_path(path)
     try:
         with open(path, 'rb') as file:
+            mark = _mark_of(file.fileno())
             tail = len(_MARK) + 8
             file.seek(0, os.SEEK_END)
             end = file.tell() - tail
@@ -189,16 +235,37 @@ def load(path: AnyPath) -> Index:
                 raise ValueError('it is cut off')
             file.seek(end - length)
             about = json.loads(file.read(length))
+            # Before faiss, which reserves whatever memory a damaged count asks for.
+            if 'crc32' in about and about['crc32'] != _checksum(file, end - length):
+                raise ValueError('it has other bytes than were written')
             file.seek(0)
             index = faiss().read_index(faiss().PyCallbackIOReader(file.read))
         if index.ntotal != len(about['names']):
             raise ValueError(f'{index.ntotal} vectors of {len(about["names"])} images')
     except OSError as e:
         raise UserError(f'--index={path}: {e.strerror}; make it with build') from None
-    except (ValueError, RuntimeError, KeyError) as e:
-        reason = str(e).strip().splitlines()[-1]
+    except (ValueError, RuntimeError, LookupError, TypeError, MemoryError) as e:
+        reason = (str(e).strip() or type(e).__name__).splitlines()[-1]
         raise UserError(f'--index={path} is no index of images, or damaged ({reason})') from None
-    return Index(about['made_by'], about['metric'], about['names'], index)
+    return Index(about['made_by'], about['metric'], about['names'], index, (path, mark or ()))
+
+
+def _mark_of(path: Path | int) -> tuple[int, ...] | None:
+    """What changes when a file is written anew; None if there is none."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return None
+    return about.st_ino, about.st_size, about.st_mtime_ns
+
+
+def _checksum(file: BinaryIO, size: int) -> int:
+    """The CRC-32 of the first `size` bytes of a file."""
+    file.seek(0)
+    checksum = 0
+    while size and (data := file.read(min(size, 1 << 24))):
+        checksum, size = zlib.crc32(data, checksum), size - len(data)
+    return checksum
 
 
 def fingerprint(classifier: Classifier, endpoint: str) -> dict[str, str]:

@@ -8,11 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from vision import data
-from vision.core.errors import UserError
+from vision.core.errors import UserError, at_least_one
 from vision.core.progress import track
-from vision.core.text import AnyPath, as_list, as_path, below, common_root
+from vision.core.text import PICTURES, AnyPath, as_list, below, common_root, output_file
 from vision.data.source import (
     FileSource,
     Source,
@@ -130,7 +131,8 @@ def add(classifier: Classifier, index: Index, images: Iterable[Named]) -> dict[s
     Returns:
       Why some could not be read, by name.
     """
-    known, failed = set(index.names), dict[str, str]()
+    known, failed, again = set(index.names), dict[str, str](), set[str]()
+    before = len(index.names)
     for some in images:
         endpoint, total = index.made_by['endpoint'], some.source.num_examples
         new = track(_each(classifier, some.source, endpoint), total, 'describing')
@@ -142,7 +144,9 @@ def add(classifier: Classifier, index: Index, images: Iterable[Named]) -> dict[s
                 continue
             if some.source.paths is not None:
                 name = os.path.abspath(name)
-            if name not in known:
+            if name in known:
+                again.add(name)
+            else:
                 known.add(name)
                 names.append(name)
                 vectors.append(vector)
@@ -151,6 +155,7 @@ def add(classifier: Classifier, index: Index, images: Iterable[Named]) -> dict[s
                 names, vectors = [], []
         if names:
             index.add(names, np.stack(vectors))
+    tell_changed(index, again.difference(index.names[before:]))
     return failed
 
 
@@ -166,7 +171,9 @@ def query(
     Raises:
       UserError: the index was made by another model, endpoint or preprocessing.
     """
+    at_least_one('top_k', top_k)
     index.check(classifier)
+    found = set[str]()
     for some in images:
         for position, vector, reason in _each(classifier, some.source, index.made_by['endpoint']):
             path = some.names[position]
@@ -174,7 +181,30 @@ def query(
                 yield {'path': path, 'neighbours': [], 'error': reason}
                 continue
             (nearest,) = index.search(vector[None], top_k)
-            yield {'path': path, 'neighbours': neighbours_of(index, nearest)}
+            neighbours = neighbours_of(index, nearest)
+            found.update(n['path'] for n in neighbours)
+            yield {'path': path, 'neighbours': neighbours}
+    tell_changed(index, found)
+
+
+def tell_changed(index: Index, names: Iterable[str]) -> set[str]:
+    """Warns of images whose files are gone or newer than the file of their index; returns those that are gone."""
+    written = index.read[1][-1] if index.read else np.inf
+    gone, newer = set[str](), set[str]()
+    for name in names:
+        if OF_SPLIT.fullmatch(name):
+            continue
+        try:
+            if os.stat(name).st_mtime_ns > written:
+                newer.add(name)
+        except (OSError, ValueError):
+            gone.add(name)
+    for some, what in ((gone, 'are not there any more'), (newer, 'have changed since')):
+        if some:
+            logging.warning(
+                '%d images of the index %s, as %r; build it again', len(some), what, min(some)
+            )
+    return gone
 
 
 def write_results(
@@ -197,8 +227,11 @@ def write_results(
       path: of an HTML page or a PNG.
       limit: of the images that are shown.
       title: of the page.
+
+    Raises:
+      UserError: the path has another ending, or cannot be written to.
     """
-    target, shown = as_path(path), results[:limit]
+    target, shown = output_file('output', path, PICTURES), results[:limit]
     others = [n['path'] for r in results for n in r['neighbours']]
     show = Pictures(run, [r['path'] for r in results], others)
     drawn = target.suffix.lower() == '.png'  # without headings
@@ -207,7 +240,8 @@ def write_results(
     def rows() -> Iterator[pages.Row]:
         for r, marked in zip(shown, marks, strict=True):
             head, error = r['path'], r.get('error')
-            row = [Picture(show(head), error or (show.title if drawn else show.label)(head))]
+            title = ': '.join(filter(None, (show.title(head), error)))
+            row = [Picture(show(head), title if drawn else error or show.label(head))]
             for n, mark in zip(r['neighbours'], marked, strict=True):
                 caption = f'{show.title(n["path"])}: {n["score"]:.3f}'
                 row.append(Picture(show(n['path']), caption, mark))
@@ -222,7 +256,7 @@ def write_results(
     if show.root:
         note += f' Files are below {show.root}.'
     if pairs := sum(map(bool, itertools.chain(*marks))):
-        note += f' {pairs:,} of another class or folder than the image are marked.'
+        note += f' Marked: {pairs:,} of another class or folder than the image.'
     if len(shown) < len(results):
         note += f' The first {len(shown):,} of {len(results):,} images are shown.'
     pages.write_page(target, title, note, rows())

@@ -49,7 +49,7 @@ def describe(sources: dict[str, Source]) -> dict[str, Any]:
       …]}`. Copies are images of a split with the same content, leakage the images of a split whose content is in an
       earlier split too.
     """
-    splits, owners, leakage = {}, dict[bytes, tuple[str, str]](), []
+    splits, owners, leakage = dict[str, Any](), dict[bytes, tuple[str, str]](), []
     for split, source in sources.items():
         # Validation that serves as test, too, is told of once.
         others = [sources[earlier] for earlier in splits if earlier != 'train']

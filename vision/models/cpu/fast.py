@@ -6,7 +6,7 @@ choice: two cores of an AMD EPYC with AVX-512, JAX 0.12 with oneDNN (see `startu
 batch 16, 2026-11-25; what is chosen otherwise without AVX-512 says so. `VISION_FAST=0` in the environment
 leaves everything to XLA.
 
-Here is what is chosen when; Winograd's form is in a file of its own, and the others in `forms`. Two lines outside this
+Here is what is chosen when; Winograd's form and that of strides are in files of their own, and the others in `forms`. Two lines outside this
 folder import from it, in `vision/models/layers.py` and `vision/__init__.py` (`startup`, the settings of a process that
 go with them). Delete the folder and the two lines, and every layer is XLA's own.
 
@@ -108,7 +108,9 @@ def _input_gradient(
             return winograd.convolve(gradient, kernel, around, True)
     flipped = kernel[::-1, ::-1].swapaxes(2, 3)
     if strides != (1, 1):
-        return _by_phases(shape, flipped, gradient, strides, padding)
+        from vision.models.cpu import strided
+
+        return strided.by_phases(shape, flipped, gradient, strides, padding)
     # XLA would fold the flip into a convolution that oneDNN does not take: in bfloat16 180 GFLOP/s
     # where it makes 450.
     return _plain(gradient, lax.optimization_barrier(flipped), (1, 1), around)
@@ -195,55 +197,6 @@ def _spread(x: jax.Array, shape: tuple[int, ...], strides: Pair) -> jax.Array:
     zero = jnp.zeros((), x.dtype)
     inner = [(0, a, s - 1) for a, s in zip(after, strides, strict=True)]
     return lax.pad(x, zero, [(0, 0, 0), *inner, (0, 0, 0)])
-
-
-@partial(jax.jit, static_argnums=(0, 3, 4))
-def _by_phases(
-    shape: tuple[int, ...], flipped: jax.Array, gradient: jax.Array, strides: Pair, padding: Pair
-) -> jax.Array:
-    """The input gradient of a strided convolution, one convolution for each residue of the position.
-
-    XLA multiplies with the zeros that it puts between the positions: 12 for 15 ms at 56 px, 64 to
-    128 channels; in bfloat16 4.4 for 11.2 at 28 px, 128 to 256.
-
-    Args:
-      shape: of the input, [B, H, W, C].
-      flipped: the kernel, turned by half, [h, w, K, C].
-    """
-    phases = [
-        [_taps(flipped.shape[axis], shape[axis + 1], s, padding[axis], r) for r in range(s)]
-        for axis, s in enumerate(strides)
-    ]
-    lines = []
-    for rows, before_y, positions_y in phases[0]:
-        line = []
-        for columns, before_x, positions_x in phases[1]:
-            part = lax.optimization_barrier(flipped[rows, columns])
-            pads = [
-                (before, positions + part.shape[axis] - 1 - before - gradient.shape[axis + 1])
-                for axis, (before, positions) in enumerate(
-                    [(before_y, positions_y), (before_x, positions_x)]
-                )
-            ]
-            line.append(xla_convolve(gradient, part, (1, 1), pads))
-        lines.append(jnp.stack(line, 3))
-    x = jnp.stack(lines, 2)
-    batch, h, _, w, _, channels = x.shape
-    x = x.reshape(batch, h * strides[0], w * strides[1], channels)
-    return x[:, : shape[1], : shape[2]]
-
-
-def _taps(size: int, length: int, stride: int, padding: int, residue: int) -> tuple:
-    """The taps of a flipped kernel that the positions of one residue meet.
-
-    Returns:
-      Their slice, the padding before the gradient, and the number of positions.
-    """
-    # Position stride * u + residue gets tap i of output u + (residue + padding - i) / stride.
-    taps = [i for i in range(size) if (residue + padding - i) % stride == 0]
-    last = taps[-1]
-    before = -((residue + padding - last) // stride)
-    return slice(size - 1 - last, size - taps[0], stride), before, -(-length // stride)
 
 
 if os.environ.get('VISION_FAST', '1') != '0':

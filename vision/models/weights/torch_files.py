@@ -119,9 +119,8 @@ def _read_zip(path: Path) -> tuple[Any, Callable[[Storage], np.ndarray]]:
 
     def read(name: str) -> bytes:
         if archive.getinfo(root + name).compress_type != zipfile.ZIP_STORED:
-            raise ValueError(
-                f'{name} is compressed'
-            )  # torch writes none that is, and a small one could become any size
+            # torch writes none that is, and a small one could become any size.
+            raise ValueError(f'{name} is compressed')
         return archive.read(root + name)
 
     if f'{root}byteorder' in archive.namelist():

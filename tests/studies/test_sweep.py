@@ -5,6 +5,7 @@ import signal
 
 import numpy as np
 import pytest
+from ml_collections import FrozenConfigDict
 
 from tests.processes import Process, run_module
 from tests.tiers import split
@@ -66,6 +67,9 @@ def test_every_combination_is_a_trial():
     assert len({t.name for t in trials}) == 6
     assert [(t.config.optimizer.lr, t.config.seed) for t in trials][1] == (1.0, 1)
     assert config.seed == 0 and config.optimizer.lr == 0.05
+    for same in (FrozenConfigDict(config), config.to_dict()):
+        found = make_trials(same, 'optimizer.lr=1,0.03;seed=0,1,2')
+        assert [t.config.to_dict() for t in found] == [t.config.to_dict() for t in trials]
     depths = make_trials(config, 'model.stage_sizes=(1,1,1),(3,3,3)')
     assert [t.name for t in depths] == ['model.stage_sizes=1-1-1', 'model.stage_sizes=3-3-3']
     # Names that a folder cannot have stay apart.

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict, FrozenConfigDict, config_flags
 
 from vision.core import cli
 from vision.core import config as config_lib
@@ -40,7 +40,9 @@ def make_trials(config: Mapping[str, Any], grid: str) -> list[Trial]:
       UserError: a grid that cannot be read, or a key or value that the config refuses.
     """
     choices = read_grid(grid)
-    base = config if isinstance(config, ConfigDict) else config_lib.Config(config, type_safe=False)
+    base = config_lib.Config(config, type_safe=False)
+    if isinstance(config, ConfigDict) and not isinstance(config, FrozenConfigDict):
+        base = config  # whose references are followed
     known = base.to_dict(preserve_field_references=True)
     for key in choices:
         _check_key(known, key)

@@ -48,6 +48,8 @@ def main() -> None:
 def _start(request: dict) -> int:
     child = os.fork()
     if child == 0:
+        # Until the command says so itself, which on a busy machine may be a while after the fork.
+        sys.modules['vision.core.startup'].leave_on_signals()
         signal.alarm(LIMIT)
         _redirect(0, os.devnull, os.O_RDONLY)
         _redirect(1, request['stdout'], os.O_WRONLY | os.O_CREAT)

@@ -2,8 +2,10 @@
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from configs import digits_lenet5
+from tests.training.tiny import tiny_config
 from vision.core.errors import UserError
 from vision.models import create_model
 from vision.training.setup import setup
@@ -59,3 +61,14 @@ def test_more_logits_than_classes_are_allowed():
     config = digits_lenet5.get_config()
     config.model.num_classes = 12
     assert setup(config).model.num_classes == 12
+
+
+def test_a_metric_that_this_data_cannot_have_is_refused_before_the_run():
+    config = tiny_config(training__best_by='top5')
+    config.data = ConfigDict(
+        {'source': 'synthetic', 'num_classes': 4, 'image_size': 32, 'channels': 1}
+    )
+    with pytest.raises(UserError, match=r"best_by: 'top5' is no number on synthetic:train"):
+        setup(config)
+    config.data.num_classes = 5
+    assert setup(config).selection.name == 'top5'

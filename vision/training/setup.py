@@ -3,12 +3,14 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from fractions import Fraction
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -159,6 +161,11 @@ def setup(config: ConfigDict) -> Setup:
         trace(recipe, fed[0], mesh, _batch_of(train, training.batch_size, (*views, *fed[-1])))
         evaluated = _batch_of(train, config.evaluation.batch_size * mesh.size, fed[0])
         jax.eval_shape(make_step(recipe.task, model, mesh), shapes, evaluated)
+    selection = Selection(recipe.task, training.best_by)
+    if training.best_by is not None:
+        step = make_step(recipe.task, model, mesh)
+        columns = jax.eval_shape(step, shapes, _batch_of(train, mesh.size, fed[0]))
+        _check_selection(selection, columns, train)
     recipe.factors.check(shapes['params'])
     optimizer = config.optimizer.to_dict()
     if config.weight_decay or optimizer.get('weight_decay'):
@@ -178,7 +185,7 @@ def setup(config: ConfigDict) -> Setup:
         init_from=config.init_from,
         model_name=config.model.name,
         recipe=recipe,
-        selection=Selection(recipe.task, training.best_by),
+        selection=selection,
         total_steps=total_steps,
         stop_step=stop_step,
         patience=None if training.patience is None else steps_in('patience'),
@@ -187,6 +194,18 @@ def setup(config: ConfigDict) -> Setup:
         log_every=durations.Every(steps_in('log_every')),
         keep=training.keep,
     )
+
+
+def _check_selection(selection: Selection, columns: Mapping[str, Any], source: Source) -> None:
+    """Raises UserError if the metric has no value whatever the answers are, as top-5 of four classes."""
+    zeros = {name: np.zeros(column.shape, column.dtype) for name, column in columns.items()}
+    value: Any = 0.0
+    with suppress(Exception):  # of a user's metric: no model gives such answers
+        value = selection.metric.of(zeros)
+    if value is None:
+        raise UserError(
+            f'training.best_by: {selection.name!r} is no number on {source.name}; select by another metric'
+        )
 
 
 def _batch_of(source: Source, size: int, image_shape: Sequence[int]) -> dict[str, Any]:

@@ -19,10 +19,10 @@ from vision.core.errors import UserError
 from vision.studies.grid import with_values
 
 SCRIPT = """
-import hashlib, sys, threading, time
+import gc, hashlib, sys, threading, time
 from vision.core import cli, startup
 from vision.core.errors import UserError
-startup._GRACE = 0.3
+startup._GRACE = 0.3 if sys.argv[1] != 'collecting' else 60
 
 def main(argv):
     print('running', flush=True)
@@ -37,6 +37,9 @@ def main(argv):
         except BaseException as e:
             error = RuntimeError if argv[1] == 'swallowing' else UserError
             raise error('the file is damaged: the library failed to read it') from e
+    if argv[1] == 'collecting':  # in a callback of the collector, out of which nothing is raised
+        gc.callbacks.append(lambda phase, info: time.sleep(2))
+        gc.collect()
     if argv[1] == 'denied':
         open('/proc/version/x', 'w')
     time.sleep(60)
@@ -61,6 +64,7 @@ def start(what):
         ('waiting', signal.SIGINT, 130),
         ('swallowing', signal.SIGTERM, 143),
         ('judging', signal.SIGINT, 130),
+        ('collecting', signal.SIGINT, 130),
     ],
 )
 def test_a_signal_ends_a_command_within_seconds_whatever_it_does(what, signum, code):

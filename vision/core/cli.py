@@ -247,9 +247,11 @@ def _quiet_orbax() -> None:
         if not type(failed.thread).__module__.startswith('orbax'):
             threading.__excepthook__(failed)
 
+    before = sys.unraisablehook
+
     def of_writer(failed: Any) -> None:
         if str(failed.exc_value) != 'Event loop is closed':
-            sys.__unraisablehook__(failed)
+            before(failed)
 
     threading.excepthook, sys.unraisablehook = of_thread, of_writer
     asyncio_logger = standard_logging.getLogger('asyncio')

@@ -67,12 +67,13 @@ def explained(error: Exception, argv: Sequence[str]) -> str:
 
 def explain_value(config: Mapping[str, Any], key: str, text: str) -> str:
     """Says why a key cannot have a value of the command line: by its declaration, or by the value that it has."""
-    declared = next((k for k in KEYS if k.name == key), None)
+    declared, read = next((k for k in KEYS if k.name == key), None), read_literal(text)
     try:
         if declared is not None:
-            declared.check(read_literal(text))
+            declared.check(read)
     except UserError as e:
-        return str(e)
+        # A number as it was written: 1e3, not 1000.0.
+        return str(e) if isinstance(read, str) else str(e).replace(f'={read!r}', f'={text}', 1)
     value: Any = config
     for name in re.split(r'[.[]', key):
         value = value.get(name) if isinstance(value, ConfigDict) else value

@@ -15,6 +15,7 @@ import types
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 _GRACE = 3.0  # seconds that the main thread has to leave after a signal
 
@@ -61,12 +62,14 @@ class Leaving:
 
     The first signal raises SystemExit or KeyboardInterrupt in the main thread; a second one ends the process at once.
     The main thread may be in code that does not come back for minutes, as XLA's while it compiles, or wait for threads
-    that do not: a thread gives it a few seconds, and then leaves. While modules are imported nothing is lost, and
+    that do not: a thread gives it a few seconds, and then leaves; where Python drops the exception, the thread sends the
+    signal again. While modules are imported nothing is lost, and
     extensions would print a traceback: the process ends at once. A part of a program that has handlers of its own, as
     the training loop, leaves as it sees fit.
     """
 
     received: int | None = None
+    _dropped = False
 
     @classmethod
     def start(cls) -> None:
@@ -74,6 +77,7 @@ class Leaving:
         cls.received = None
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, cls._leave)
+        sys.unraisablehook = cls._note_dropped
         cls.watch()
 
     @classmethod
@@ -101,11 +105,24 @@ class Leaving:
         sys.exit(128 + signum)
 
     @classmethod
+    def _note_dropped(cls, failed: Any) -> None:
+        """Notes that Python dropped what a signal raised, as it does in callbacks of the garbage collector."""
+        if isinstance(failed.exc_value, Exception):
+            sys.__unraisablehook__(failed)
+        else:
+            cls._dropped = True
+
+    @classmethod
     def _watch(cls, reading: int) -> None:
         while received := os.read(reading, 1):
             signum = received[0]
             if signal.getsignal(signum) == cls._leave:
-                time.sleep(_GRACE)
+                end = time.monotonic() + _GRACE
+                while time.monotonic() < end:
+                    time.sleep(_GRACE / 50)
+                    if cls._dropped:
+                        cls.received, cls._dropped = None, False
+                        os.kill(os.getpid(), signum)
                 os._exit(128 + signum)
             processes = sys.modules.get('vision.core.processes')  # which imports JAX
             if processes is not None and processes.StopSignals.current is not None:

@@ -330,7 +330,8 @@ def test_unreadable_files_have_their_reasons(jpegs, tmp_path):
     batch = next(batches)
     np.testing.assert_array_equal(batch['mask'], [1, 0, 0, 0, 0, 0])
     no = 'no such file'
-    assert list(batches.corrupt.values()) == [no, 'is a folder', no, no, no]
+    address = f'{no}; a URL is not fetched: download it'
+    assert list(batches.corrupt.values()) == [no, 'is a folder', no, no, address]
 
 
 @pytest.mark.slow

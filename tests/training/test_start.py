@@ -238,7 +238,7 @@ def weights(tmp_path_factory):
 
 
 def test_weights_that_are_not_there_or_of_another_model(tmp_path, weights, monkeypatch):
-    monkeypatch.setattr('vision.training.loop.init_state', lambda *_: pytest.fail('compiles'))
+    monkeypatch.setattr('vision.training.start.init_state', lambda *_: pytest.fail('compiles'))
     config = tiny_config()
     for source, says in (
         (tmp_path / 'none', 'init_from=.*none: there is no such file or workdir'),

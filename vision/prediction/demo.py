@@ -25,9 +25,7 @@ MAX_UPLOAD = 20  # MB
 _CLASSES, _EXPLAINED, _SIMILAR = 5, 3, 8
 _GIVEN = 320  # pixels of the longer side of the dropped picture
 _FEW = 20  # classes whose names are shown without a click
-_KEPT = (
-    60  # seconds that an upload lies on the disk; gradio would keep it for ever (its issue 4620)
-)
+_KEPT = 60  # seconds that an upload lies on the disk; gradio keeps it for ever (its issue 4620)
 
 # Finds images like the one of a source, at most so many.
 Similar = Callable[[FileSource, int], Iterable[pages.Picture]]

@@ -115,7 +115,7 @@ def _finite(value: Any, name: str, reasons: dict[str, str]) -> Any:
 
 
 def described(value: Any) -> str:
-    """What a user's own function returned, in a few words: 'float32[8, 3]', 'dict (loss, top1)', 'tuple (float, int)'."""
+    """A result of a user's own function in a few words: 'float32[8, 3]', 'dict (loss, top1)', 'tuple (float, int)'."""
     if hasattr(value, 'shape') and hasattr(value, 'dtype'):
         return f'{value.dtype}{[*value.shape]}'
     kind = type(value).__name__

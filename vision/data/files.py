@@ -50,7 +50,7 @@ def _register_plug_ins() -> None:
 
 
 def endings() -> frozenset[str]:
-    """What the names of image files end in, in lower case: '.jpg', '.png', '.avif', …."""
+    """The endings of image files, in lower case: '.jpg', '.png', '.avif', …."""
     Image = pillow()
     _register_plug_ins()
     return frozenset(

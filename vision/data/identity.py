@@ -1,4 +1,4 @@
-"""What a run was trained on, recorded once and compared whenever it goes on or is evaluated.
+"""The data that a run was trained on, recorded once and compared whenever it goes on or is evaluated.
 
 The workdir has a digest of each split in `dataset.json`, and in `examples.json.gz` what the digest is of, which is read
 only to say what has changed (`vision.data.changes`).

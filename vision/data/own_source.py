@@ -12,7 +12,7 @@ _CONTRACT = (*Source.__annotations__, *(name for name in vars(Source) if name[0]
 
 
 def mistake(source: Source) -> str | None:
-    """What a user's own source does not keep of the contract, as far as one example tells."""
+    """The mistakes of a user's own source, as far as one example shows them."""
     kind, absent = type(source).__name__, object()
     for name in _CONTRACT:
         if name not in vars(source) and inspect.getattr_static(source, name, absent) is absent:

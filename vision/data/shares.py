@@ -33,7 +33,7 @@ Share = int | float | str | None
 
 
 class Shares:
-    """What a config asks of splits that are not given: shares, a fold, and the version of the rules."""
+    """Shares, a fold and the version of the rules, for splits that are not given."""
 
     def __init__(self, validation: Share, test: Share, fold: str | None, rules: int):
         """Reads the keys of `config.data` that have these names."""
@@ -213,7 +213,7 @@ def by_rank(
 def _counts(
     size: int, asked: tuple[float, float], near: tuple[int, int], both: bool, turn: int
 ) -> list[int]:
-    """How many of a class are for test and for validation; see `by_rank`.
+    """The numbers of a class's examples for test and for validation; see `by_rank`.
 
     Args:
       size: of the class.
@@ -263,7 +263,7 @@ def _distinct(names: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 def _strata(labels: np.ndarray) -> np.ndarray:
-    """What is split by itself: each class; of several labels each set, rare ones together."""
+    """The groups that are split by themselves: each class; of several labels each set, rare ones together."""
     if labels.ndim == 1:
         return labels
     _, sets, counts = np.unique(labels, axis=0, return_inverse=True, return_counts=True)

@@ -109,7 +109,7 @@ class Source:
             yield ids, *read_each(self, ids)
 
     def name_of(self, example: int) -> str:
-        """What messages call an example: its path if it has one."""
+        """The name of an example in messages: its path if it has one."""
         return self.paths[example] if self.paths else f'{self.name}, example {example}'
 
     def identities(self) -> Iterator[tuple[str, str]]:
@@ -387,7 +387,7 @@ def label_text(class_names: Sequence[str], label: Any) -> str:
 
 
 def count_named(source: Source, names: Collection[str]) -> int:
-    """How many examples have one of these names, as messages give them: a list may repeat a file."""
+    """The number of examples that have one of these names: a list may repeat a file."""
     if source.paths is None or not names:
         return len(names)
     return sum(path in names for path in source.paths)

@@ -297,7 +297,7 @@ def _records(source: TFDSSource, order: int | None, index: int, count: int) -> A
 
 
 def _shard_begins(builder: Any, part: Any) -> list[tuple[str, int]]:
-    """What to add to an example's index in its shard to have its index in the part."""
+    """The offset from an example's index in its shard to its index in the part."""
     begins, before = [], 0
     for instruction in _instructions(builder, part):
         begins.append((os.path.basename(instruction.filename), before - instruction.skip))

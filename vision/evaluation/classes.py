@@ -1,4 +1,4 @@
-"""Which of a run's logits are compared on a data set, and what its labels are among them."""
+"""The logits of a run that are compared on a data set, and its labels among them."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -41,7 +41,7 @@ SUBSETS: dict[str, tuple[int, ...]] = {
 
 
 class Classes(NamedTuple):
-    """How a data set's classes are found among a run's.
+    """A data set's classes among a run's.
 
     Attributes:
       names: of the classes that are told apart, K' of them.

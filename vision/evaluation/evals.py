@@ -42,7 +42,7 @@ def _silent(name: str, total: int) -> Progress:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What came of one evaluation.
+    """The outcome of one evaluation.
 
     Attributes:
       name: the split's, or the entry's in `config.evals`.

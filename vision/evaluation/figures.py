@@ -46,7 +46,7 @@ class Confusion(NamedTuple):
 
 
 class PerClass(NamedTuple):
-    """What is known of each of K classes; NaN where a quotient has no examples below it.
+    """The figures of each of K classes; NaN where a quotient has no examples below it.
 
     Attributes:
       support: int64 [K], examples of the class.
@@ -64,7 +64,7 @@ class PerClass(NamedTuple):
 
 
 class Reliability(NamedTuple):
-    """How often a model is right at each level of confidence: bins of equal width, (low, high].
+    """The accuracy at each level of confidence: bins of equal width, (low, high].
 
     Attributes:
       examples: int64 [bins], how many.

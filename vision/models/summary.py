@@ -133,7 +133,7 @@ def count(name: str, model: nn.Module, input_shape: tuple[int, int, int]) -> Sum
 
 
 class _Traced(NamedTuple):
-    """What a module's trace tells: shapes of outputs and variables, multiply-adds, values that come out of products."""
+    """Shapes of outputs and variables, multiply-adds, and values that come out of products, from a module's trace."""
 
     outputs: Any
     variables: dict[str, Any]
@@ -233,7 +233,7 @@ def _keys() -> dict[str, jax.Array]:
 
 
 def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """What decides a call's shapes and cost, hashable; None where that cannot be told.
+    """The arguments that decide a call's shapes and cost, hashable; None where that cannot be told.
 
     `train` is left out: with it a model may have further heads or parts, but a part of the registry's models has the
     same variables, outputs and products (its normalisation and dropout have none).

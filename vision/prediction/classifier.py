@@ -333,7 +333,7 @@ class Classifier:
         extra: np.ndarray | None = None,
         of: Callable = lambda outputs: outputs,
     ) -> np.ndarray:
-        """What `_stream` computes for images that must all be readable, or a part `of` it: [N, …]."""
+        """The outputs for images that must all be readable, or a part `of` them: [N, …]."""
         fed = self._feed.source(source)
         parts = []
         for _, outputs, _ in self._computed(self.variables, fed, function, extra):

@@ -147,7 +147,7 @@ def _warm_up(classifier: Classifier, similar: Similar | None) -> None:
 
 
 def answer(classifier: Classifier, similar: Similar | None, path: str) -> str:
-    """What the page says of an uploaded file: HTML, without the file's place on this machine."""
+    """The page's answer to an uploaded file: HTML, without the file's place on this machine."""
     try:
         return _answer(classifier, similar, FileSource('upload', (), (path,), np.array([-1])))
     except Exception:

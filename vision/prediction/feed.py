@@ -1,4 +1,4 @@
-"""What a run's model is fed: batches of one size, preprocessed as in evaluation."""
+"""Batches for a run's model, of one size, preprocessed as in evaluation."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping

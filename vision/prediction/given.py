@@ -71,7 +71,7 @@ def gather(
 
 
 def _scalar(value: Any) -> Any:
-    """What an array of no dimensions holds: text, or an object."""
+    """The content of an array of no dimensions: text, or an object."""
     return value.item() if isinstance(value, np.ndarray) and not value.ndim else value
 
 

@@ -1,4 +1,4 @@
-"""What a model computes of images, batch by batch."""
+"""Outputs of a model, batch by batch."""
 
 import functools
 import operator

@@ -1,4 +1,4 @@
-"""What a file's own tags say about the values of its pixels: bits, sign, gamma, profile, transparency."""
+"""Tags of a file about the values of its pixels: bits, sign, gamma, profile, transparency."""
 
 import functools
 import io

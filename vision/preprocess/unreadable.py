@@ -26,7 +26,7 @@ _END_OF_PNG = b'\0\0\0\0IEND\xaeB`\x82'
 
 
 class Found(NamedTuple):
-    """What a look at a split found.
+    """The outcome of a look at a split.
 
     Attributes:
       corrupt: path → the reason why it cannot be read.

@@ -1,4 +1,4 @@
-"""How good vectors are that describe images: what can be told of their classes from them alone."""
+"""Quality of image features: how well classes can be told from them alone."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -251,7 +251,7 @@ def load(path: AnyPath) -> Index:
 
 
 def _mark_of(path: Path | int) -> tuple[int, ...] | None:
-    """What changes when a file is written anew; None if there is none."""
+    """A mark that changes when a file is written anew; None if there is none."""
     try:
         about = os.stat(path)
     except OSError:
@@ -269,7 +269,7 @@ def _checksum(file: BinaryIO, size: int) -> int:
 
 
 def fingerprint(classifier: Classifier, endpoint: str) -> dict[str, str]:
-    """What decides the vectors that a classifier makes: model, weights, preprocessing, endpoint."""
+    """The model, weights, preprocessing and endpoint that decide a classifier's vectors."""
     run = classifier.run
     config = run.config
     model = {k: str(v) for k, v in sorted(config.model.to_dict().items())}

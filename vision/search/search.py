@@ -312,7 +312,7 @@ class Pictures:
         return next((part for part in parts if part in self._run.class_names), '')
 
     def mark(self, name: str, other: str) -> str:
-        """What sets another image apart from this one: another class, or, of files without, another folder."""
+        """The difference of another image: its class, or, of files without classes, its folder."""
         one, another = self.label(name), self.label(other)
         if one and another:
             return '' if one == another else f'another class: {another}'

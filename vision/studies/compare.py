@@ -97,7 +97,7 @@ def draw(workdirs: Iterable[AnyPath] | AnyPath, path: Path) -> None:
 
 
 def compare_tables(result: dict[str, Any]) -> list[Table]:
-    """What `compare` returned, as a person reads it."""
+    """The result of `compare` as text."""
     runs = Table(
         Column('run', no_wrap=True), 'model', 'step', title='the best checkpoint of each run'
     )
@@ -131,7 +131,7 @@ def compare_tables(result: dict[str, Any]) -> list[Table]:
 
 
 def _selection(path: Path) -> Selection:
-    """What a run's checkpoints are selected by."""
+    """The metric that a run's checkpoints are selected by."""
     return Selection(read_task(path), workdir_lib.read_config(path).training.best_by)
 
 
@@ -146,7 +146,7 @@ def _shown(paths: Sequence[Path]) -> dict[str, Metric]:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """What tells paths apart: their last parts, as few as will do; of a sweep's trials, the values."""
+    """Short names of paths: their last parts, as few as tell them apart; of a sweep's trials, the values."""
     for count in range(1, max(len(p.parts) for p in paths) + 1):
         names = [str(Path(*p.parts[-count:])) for p in paths]
         if len(set(names)) == len(names):

@@ -1,4 +1,4 @@
-"""What a run would be, before it is one: size, cost, memory, and time from three steps."""
+"""A run before it is one: size, cost, memory, and time from three steps."""
 
 import time
 from pathlib import Path
@@ -100,7 +100,7 @@ def _check_validation(run: Setup) -> None:
 
 
 def dry_run_text(result: dict[str, Any]) -> str:
-    """What `dry_run` returned, as a person reads it."""
+    """The result of `dry_run` as text."""
     shape = ' x '.join(map(str, result['input_shape']))
     epochs = result['steps'] * result['batch_size'] / result['examples']
     rate = result['batch_size'] / result['step_seconds']

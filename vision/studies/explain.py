@@ -141,7 +141,7 @@ def _argument_rows(section: str, values: Mapping[str, Any]) -> Iterator[dict[str
 
 
 def _named(section: str, name: str) -> tuple[Callable, int]:
-    """What an open section names, and how many of its arguments are not the config's."""
+    """The object that an open section names, and how many of its arguments are not the config's."""
     if section == 'model':
         from vision.models import find_model
 

@@ -1,4 +1,4 @@
-"""What is in a data set: classes, sizes, colours, copies, and images that are unreadable, blurred, dark or tiny."""
+"""Inspection of a data set: classes, sizes, colours, copies, and images that are unreadable, blurred, dark or tiny."""
 
 import collections
 import concurrent.futures

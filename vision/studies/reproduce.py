@@ -193,7 +193,7 @@ def _title(metric: str) -> str:
 
 
 def rich_table(measured: Sequence[dict[str, Any]]) -> Table:
-    """What a terminal has room for: the file has the papers, the machines and the commits, too."""
+    """The columns that a terminal has room for: the file has the papers, the machines and the commits, too."""
     name, _, paper, ours, *_ = _HEADER
     first = (Column(name, no_wrap=True), Column(paper, min_width=11), Column(ours, no_wrap=True))
     made = Table(*first, 'seeds', 'hours')

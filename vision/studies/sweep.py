@@ -168,7 +168,7 @@ def over_seeds(rows: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
 
 
 def sweep_tables(result: dict[str, Any]) -> list[Table]:
-    """What `sweep` returned, as a person reads it."""
+    """The result of `sweep` as text."""
     failed = [f'{row["trial"]} failed: {row["error"]}' for row in result['trials'] if row['error']]
     table = Table(
         Column('trial', no_wrap=True),

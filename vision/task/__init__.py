@@ -326,7 +326,7 @@ def _check_own(task: Task) -> None:
 
 
 def prepared(task: Task, batch: Batch, key: jax.Array | None = None) -> Examples:
-    """What `task.prepare` returns; a UserError if a task of a user's own returns something else."""
+    """The result of `task.prepare`; a UserError if a task of a user's own returns something else."""
     examples = task.prepare(batch, key)
     if not isinstance(examples, dict) or not {'image', 'mask'} <= set(examples):
         raise UserError(

@@ -105,7 +105,7 @@ class Setup:
 
     @property
     def dataset(self) -> dict[str, Any]:
-        """What prediction must know of the data, and what a run that goes on compares: `dataset.json`."""
+        """The content of `dataset.json`: for prediction, and for comparison when a run goes on."""
         shape = None if self.train.encoded else self.train.image_shape
         return {
             'class_names': list(self.train.class_names),
@@ -249,7 +249,7 @@ def _load_optional(settings: Mapping[str, Any], split: str) -> Source | None:
 
 
 def _input_shapes(config: Any, train: Source) -> list[tuple[int, int, int]]:
-    """What the model is fed, (H, W, C), in evaluation and, where that differs, in training.
+    """The shape (H, W, C) that the model is fed in evaluation and, where that differs, in training.
 
     Raises:
       UserError: ops or protocols that do not fit the data, or means for other channels.

@@ -20,7 +20,7 @@ _ADVICE = 'Give it the data that it was begun with, or take another --workdir'
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """What was read in order to check the start of a run.
+    """The data and weights that were read in order to check the start of a run.
 
     Attributes:
       examples: of each split, as `vision.data.identity` has them; on the first process.

@@ -350,7 +350,7 @@ _RESERVED = {'count', 'lr', 'grad_norm', 'param_norm', 'finite'}
 
 
 def _checked(result: Any, who: str, batch_stats: Any, extra: Any) -> tuple[Any, Outcome]:
-    """What a loss or an update returned, if it is a value and an `Outcome` that fits the state; for tracing.
+    """The result of a loss or an update, if it is a value and an `Outcome` that fits the state; for tracing.
 
     Raises:
       UserError: it is something else.

@@ -43,7 +43,7 @@ def page(runs: list[Run], evaluations: list[Evaluation]) -> str:
 
 
 def _environment_of(run: Run) -> str:
-    """What the run was trained on, as it was written down."""
+    """The data that the run was trained on, as recorded."""
     path = run.path / 'environment.json'
     return path.read_text() if path.exists() else 'It was not written down.'
 

@@ -29,7 +29,7 @@ IMAGENET_CLASSES: tuple[str, ...] = tuple(
 
 @dataclass(frozen=True)
 class PretrainedInput:
-    """What ImageNet weights expect: the shorter side resized, the centre cropped, normalised."""
+    """Preprocessing that ImageNet weights expect: the shorter side resized, the centre cropped, normalised."""
 
     resize: int = 256
     crop: int = 224
@@ -132,7 +132,7 @@ def _shapes(name: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Match:
-    """How the tensors of a state dict fit a model.
+    """The fit of a state dict's tensors to a model.
 
     Attributes:
       tensors: by the path of a variable, its values in our layout.

@@ -1,4 +1,4 @@
-"""What torchvision and timm call our parameters."""
+"""torchvision's and timm's names of our parameters."""
 
 import os
 import re
@@ -46,7 +46,7 @@ _TIMM = {
 
 @dataclass(frozen=True)
 class TorchNames:
-    """How one architecture's parameters are called and laid out in torch.
+    """Names and layouts of one architecture's parameters in torch.
 
     Attributes:
       layer: turns the path of a module, below the model, into its name there.

@@ -3,6 +3,7 @@
 import errno
 import html
 import ipaddress
+import logging as standard_logging
 import os
 import secrets
 import socket
@@ -86,7 +87,10 @@ def serve(
         listener.listen()  # who comes before the server runs waits, and is not refused
         print(f'http://{address}:{port}' + (f'/?token={token}' if token else ''), flush=True)
         config = uvicorn.Config(app, log_level='error', timeout_graceful_shutdown=1)
-        uvicorn.Server(config).run(sockets=[listener])
+        server = uvicorn.Server(config)
+        # Requests that an open page waits for end with the server, and are no errors.
+        standard_logging.getLogger('uvicorn.error').addFilter(lambda record: not server.should_exit)
+        server.run(sockets=[listener])
         raise KeyboardInterrupt  # it ended for Ctrl-C, which its event loop may keep to itself
 
 

@@ -272,13 +272,19 @@ def write_bytes(path: Path, data: bytes) -> None:
     replace(temporary, path)
 
 
-def sync(file: IO) -> None:
-    """Writes what was written to a file to the disk; warns once where the file system cannot."""
+def sync(file: IO) -> bool:
+    """Writes what was written to a file to the disk; returns False, and warns once, where the file system cannot."""
     file.flush()
     try:
         os.fsync(file.fileno())
     except OSError as e:
-        _go_on_without(e, file.name, 'what is written may be lost in a power cut')
+        _go_on_without(
+            e,
+            file.name,
+            'what is written may be lost in a power cut, and TensorBoard gets no events',
+        )
+        return False
+    return True
 
 
 def replace(source: Path, target: Path) -> None:

@@ -166,7 +166,13 @@ class Recorder:
         self._file = open(path, 'a')  # noqa: SIM115 - closed by __exit__
         # The name that it gives a file counts seconds: a second file in one would replace the first.
         suffix = f'.{time.time_ns()}'
-        self._events = SummaryWriter(str(workdir), purge_step=step + 1, filename_suffix=suffix)
+        # The writer calls fsync at each flush, and would end the run where there is none.
+        self._events = SummaryWriter(
+            str(workdir),
+            purge_step=step + 1,
+            filename_suffix=suffix,
+            write_to_disk=sync(self._file),
+        )
 
     def __enter__(self) -> 'Recorder':
         return self

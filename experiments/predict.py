@@ -16,7 +16,9 @@ from vision.core.text import PICTURES, output_file
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
 PRETRAINED = flags.DEFINE_string(
-    'pretrained', None, 'ImageNet weights: FILE.safetensors, FILE.pth or hf:org/name.'
+    'pretrained',
+    None,
+    'ImageNet weights: efficientnet_lite0 (lite1, lite2), FILE.safetensors, FILE.pth or hf:org/name.',
 )
 MODEL = flags.DEFINE_string(
     'model', None, 'The model, where neither name nor tensors of --pretrained tell.'

@@ -174,7 +174,7 @@ def _patterns(value: Any, kind: Any) -> list[str]:
 # fmt: off
 KEYS = (
     Key('seed', int, 0, 'Decides everything random: parameters, order, augmentation, dropout', low=0, below=2**32),
-    Key('init_from', str | None, None, "Trained weights to start from: a workdir, a .safetensors or .pth file, or 'hf:org/name'"),
+    Key('init_from', str | None, None, "Trained weights to start from: a workdir, a .safetensors or .pth file, 'hf:org/name', or 'efficientnet_lite0' (lite1, lite2)"),
     Key('freeze', Pattern | None, None, "Parameters that are not trained: 'backbone' (all but the classifier, which then runs as in evaluation) or a regular expression on their names; running statistics of layers that are frozen stay, too"),
     Key('lr_factors', Factors, (), "Factors of the rate of some parameters, by 'backbone' or regular expressions on names; the first that matches counts", low=0),
     Key('weight_decay', float, 0.0, 'Weight decay', low=0),

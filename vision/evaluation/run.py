@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -19,7 +20,7 @@ from vision.core.text import AnyPath
 from vision.data.identity import check_unchanged
 from vision.data.source import Source
 from vision.models import create_model
-from vision.models.base import check_finite, init_variables, run_once
+from vision.models.base import abstract_variables, check_finite, init_variables
 from vision.task import Task, task_of
 from vision.task.metrics import Selection
 
@@ -111,7 +112,8 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
     """ImageNet weights as if they were a run: model, classes and preprocessing, no data.
 
     Args:
-      source: a `.safetensors` or `.pth` file of torchvision or timm, or 'hf:org/name'.
+      source: a `.safetensors` or `.pth` file of torchvision or timm, 'hf:org/name', or the name
+        of packaged weights, such as 'efficientnet_lite0'.
       name: the model's, in the registry; by default what the source's name or its tensors tell.
 
     Raises:
@@ -127,10 +129,14 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
     config.preprocess.eval = f'decode|{resize}|central_crop({fed.crop})'
     config.preprocess.mean, config.preprocess.std = fed.mean, fed.std
     config.evaluation.batch_size = 32
-    model = create_model(name, num_classes=len(pretrained.IMAGENET_CLASSES))
+    arguments = pretrained.model_arguments(name, source)
+    config.model.update(arguments)
+    model = create_model(name, num_classes=len(pretrained.IMAGENET_CLASSES), **arguments)
     task = task_of(config, pretrained.IMAGENET_CLASSES, model.num_classes)
     input_shape = (fed.crop, fed.crop, 3)
-    variables = run_once(lambda: init_variables(model, input_shape, jax.random.key(0)))
+    # All that predicts is read: nothing need be drawn, which takes longer than to read it.
+    shapes = abstract_variables(model, input_shape)
+    variables = {'batch_stats': {}, **jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)}
     mesh = mesh_lib.make_mesh()
     return Run(
         path=Path(source),

@@ -18,7 +18,7 @@ from vision.models import MODELS
 from vision.models.base import abstract_variables, check_finite, is_auxiliary, is_head
 from vision.models.summary import default_model
 from vision.models.weights.state_dicts import StateDict, read_hub_config, read_state_dict
-from vision.models.weights.torch_names import TORCHVISION_MODELS, Path, TorchNames, torch_names
+from vision.models.weights.torch_names import TORCH_MODELS, Path, TorchNames, torch_names
 
 IMAGENET_CLASSES: tuple[str, ...] = tuple(
     (resources.files('vision.models.weights') / 'imagenet_classes.txt')
@@ -38,18 +38,33 @@ class PretrainedInput:
     method: str = 'bilinear'
 
 
+_HALF = (0.5,) * 3  # what torchvision's `transform_input` makes of ImageNet's mean and std
+
+
+def _lite(crop: int) -> PretrainedInput:
+    """EfficientNet-Lite's: pixels (x - 127) / 128, and a margin of 16 px on each side, in the authors' code."""
+    return PretrainedInput(crop + 32, crop, (127 / 255,) * 3, (128 / 255,) * 3, 'bicubic')
+
+
+_INPUTS = {
+    'inception_v3': PretrainedInput(342, 299, _HALF, _HALF),
+    'googlenet': PretrainedInput(256, 224, _HALF, _HALF),
+    'efficientnet_b0': PretrainedInput(256, 224, method='bicubic'),
+    'efficientnet_b1': PretrainedInput(256, 240, method='bicubic'),
+    'efficientnet_b2': PretrainedInput(288, 288, method='bicubic'),
+    'efficientnet_b3': PretrainedInput(320, 300, method='bicubic'),
+    'efficientnet_b4': PretrainedInput(384, 380, method='bicubic'),
+    **{f'efficientnet_lite{i}': _lite(size) for i, size in enumerate((224, 240, 260, 280, 300))},
+}
+
+
 def pretrained_input(name: str, source: str = '') -> PretrainedInput:
     """Returns the preprocessing that weights of the model `name` expect.
 
     It is torchvision's, unless the weights come from the hub and timm's `config.json` beside them
     says otherwise: timm evaluates many at 288 px, bicubic.
     """
-    half = (0.5, 0.5, 0.5)  # what torchvision's `transform_input` makes of ImageNet's mean and std
-    default = PretrainedInput()
-    if name == 'inception_v3':
-        default = PretrainedInput(342, 299, half, half)
-    if name == 'googlenet':
-        default = PretrainedInput(256, 224, half, half)
+    default = _INPUTS.get(name, PretrainedInput())
     config = read_hub_config(source) if source.startswith('hf:') else {}
     timm = config.get('pretrained_cfg', {})
     try:
@@ -67,6 +82,17 @@ def pretrained_input(name: str, source: str = '') -> PretrainedInput:
         raise UserError(f'{source}: its config.json says no input that can be made: {e}') from e
 
 
+def model_arguments(name: str, source: str) -> dict[str, Any]:
+    """Returns arguments of the model `name` that weights decide.
+
+    timm has EfficientNets with TensorFlow's padding and constants, as tf_efficientnet_b0, and with torch's.
+    """
+    if not name.startswith('efficientnet') or not source.startswith('hf:timm/'):
+        return {}
+    of_tensorflow = source.startswith('hf:timm/tf_')
+    return {'framework': 'tensorflow' if of_tensorflow else 'torch'}
+
+
 def load_pretrained(
     source: str, name: str, variables: Mapping[str, Any], new_head: bool = True
 ) -> dict[str, Any]:
@@ -76,7 +102,8 @@ def load_pretrained(
     same holds for auxiliary heads that the source does not have.
 
     Args:
-      source: a `.safetensors` file, a `.pth` file of torch, or `hf:organisation/name` on the Hugging Face hub.
+      source: a `.safetensors` file, a `.pth` file of torch, `hf:organisation/name` on the Hugging Face hub, or
+        the name of packaged weights, such as 'efficientnet_lite0'.
       name: the model's, in the registry.
       variables: 'params' and 'batch_stats' of the model, as `init` makes them.
       new_head: whether the classifier may start afresh: not where it is to answer at once.
@@ -106,22 +133,22 @@ def load_pretrained(
 def guess_name(source: str) -> str:
     """Returns the registry's name for a source such as 'hf:timm/resnet50.tv_in1k'.
 
-    It is what the source's own name begins with, or else the one model that torchvision has too
-    and that all of the source's tensors fit, whatever the number of classes.
+    It is what the source's own name begins with, or else the one model that torchvision or timm has
+    too and that all of the source's tensors fit, whatever the number of classes.
 
     Raises:
       UserError: if neither tells.
     """
-    name = re.split(r'[.-]', source.removeprefix('hf:').rsplit('/', 1)[-1])[0]
+    name = re.split(r'[.-]', source.removeprefix('hf:').rsplit('/', 1)[-1])[0].removeprefix('tf_')
     if name in MODELS:
         return name
     state = read_state_dict(source)
-    for known in TORCHVISION_MODELS:
+    for known in TORCH_MODELS:
         if not match(state, torch_names(known), _shapes(known)).problems:
             return known
     raise UserError(
         f'{source}: neither its name nor its tensors are those of one of '
-        f'{", ".join(TORCHVISION_MODELS)}; name the model with --model'
+        f'{", ".join(TORCH_MODELS)}; name the model with --model'
     )
 
 

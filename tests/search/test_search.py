@@ -99,7 +99,7 @@ def test_two_who_add_at_once_do_not_lose_each_others_images(tmp_path):
     one.add(['b'], vectors(1))
     other.add(['c'], vectors(1))
     one.save(tmp_path / 'x')
-    with pytest.raises(UserError, match='written by another process'):
+    with pytest.raises(UserError, match='changed by another process'):
         other.save(tmp_path / 'x')
     assert index.load(tmp_path / 'x').names == ['a', 'b']
     other.save(tmp_path / 'y')
@@ -155,7 +155,7 @@ def test_images_without_finite_features_are_named_and_left_out(classifier, monke
 
 def test_what_is_no_index_is_not_overwritten(tmp_path):
     (tmp_path / 'photo.jpg').write_bytes(b'\xff\xd8')
-    with pytest.raises(UserError, match='is no index; take another name'):
+    with pytest.raises(UserError, match='is not an index; choose another name'):
         index.check_replaceable(tmp_path / 'photo.jpg')
     made = index.create(ABOUT, 16)
     made.save(tmp_path / 'i')
@@ -382,7 +382,7 @@ def test_duplicates_of_an_index_of_another_run(workdir, tmp_path):
     done = run_module(
         'experiments.search', f'--workdir={workdir}', f'--index={tmp_path}/i', 'duplicates'
     )
-    assert done.returncode == 2 and 'made by another' in done.stderr, done.stderr
+    assert done.returncode == 2 and 'differ in their model' in done.stderr, done.stderr
 
 
 def made_of(run, names):
@@ -415,7 +415,7 @@ def test_files_that_changed_after_they_were_described_are_told(
         caplog.clear()
         ask(classifier, made, search.named(classifier.run, folder / 'a.png'))
         ask(classifier, made, search.named(classifier.run, folder / 'b.png'))
-        assert '1 images of the index have changed since' in caplog.text
+        assert 'images of the index that have changed since it was built: 1,' in caplog.text
         assert 'b.png' in caplog.text and 'a.png' not in caplog.text
 
 
@@ -427,11 +427,11 @@ def test_files_that_are_gone_are_no_duplicates(classifier, digits, tmp_path, cap
     names[0].unlink()
     (group,) = made_of(classifier.run, names)
     assert paths_of(group) == list(map(str, names[1:]))
-    assert '1 images of the index are not there any more' in caplog.text and 'a.png' in caplog.text
+    assert 'images of the index that no longer exist: 1,' in caplog.text and 'a.png' in caplog.text
     names[1].write_bytes(b'no image any more')
     assert made_of(classifier.run, names) == []
     for threshold in (1.5, float('nan')):
-        with pytest.raises(UserError, match=r'threshold=.* is no cosine'):
+        with pytest.raises(UserError, match=r'threshold=.* is not a cosine'):
             find_duplicates(index.create(ABOUT, 16), classifier.run, threshold)
 
 

@@ -74,7 +74,7 @@ def test_other_examples_are_not_compared(runs, monkeypatch):
 
     monkeypatch.setattr(compare_lib, 'predict_run', other)
     (pair,) = compare([runs / 'one', runs / 'two'])['pairs']
-    assert pair['error'] == 'they were not tested on the same examples'
+    assert pair['error'] == 'the runs were not tested on the same examples'
     (pair,) = compare([runs / 'one', runs / 'two'], 'tset')['pairs']
     assert 'tset' in pair['error']
 

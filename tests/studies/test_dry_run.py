@@ -34,7 +34,7 @@ def test_the_figures(tmp_path, monkeypatch):
     assert result['config']['optimizer']['lr'] == 0.05
     assert result['ops'] == {'train': 'on the device', 'eval': 'on the device'}
     text = dry_run_text(result)
-    assert 'of training on the device; of evaluation on the device' in text
+    assert 'training on the device; evaluation on the device' in text
     assert '24 steps of 32 images' in text and f'{summary.parameters:,} parameters' in text
     assert list(tmp_path.iterdir()) == []
     assert jax.devices()

@@ -40,7 +40,7 @@ def test_a_grid_is_read(grid, parsed):
         ('', 'is empty'),
         ('seed', "'key=value,value'"),
         ('seed=', "'key=value,value'"),
-        ('seed=1;seed=2', 'comes twice'),
+        ('seed=1;seed=2', 'is given twice'),
         ('seed=1,1', 'a value twice'),
         ('sede=1', "no key 'sede'"),
         ('optimiser.lr=1', "no section 'optimiser'"),

@@ -155,6 +155,7 @@ def main(argv: list[str]) -> None:
     """Runs one benchmark and prints its figures."""
     if len(argv) < 2:
         raise UserError(f'name one benchmark: {", ".join(BENCHMARKS)}')
+    # Only throughput takes a second word, its mode.
     name, *words = argv[1:]
     if name not in BENCHMARKS:
         raise unknown('benchmark', name, BENCHMARKS)
@@ -174,6 +175,7 @@ def _text(result: Any) -> str:
         names = [name for name in result[0] if name != 'rounds']
         rows = [{name: name for name in names}, *result]
         return '\n'.join('  '.join(f'{_show(row[name]):>12}' for name in names) for row in rows)
+    # A list of rows inside a dict becomes a table below its name.
     parts = []
     for name, value in result.items():
         is_table = isinstance(value, list) and value and isinstance(value[0], dict)

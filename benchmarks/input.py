@@ -64,6 +64,7 @@ def input_speed(peer: str | None, peer_python: str | None, rounds: int) -> dict[
     """
     if peer not in (None, 'torchvision'):
         raise UserError(f'--peer={peer}: the only peer is torchvision')
+    # Measure ours, the bare decoder and the peer on the same files, in turn.
     with tempfile.TemporaryDirectory() as folder:
         source = make_jpegs(Path(folder))
         cores = len(os.sched_getaffinity(0))
@@ -80,7 +81,7 @@ def input_speed(peer: str | None, peer_python: str | None, rounds: int) -> dict[
 
 
 def make_jpegs(folder: Path, count: int = _FILES) -> FileSource:
-    """Makes JPEGs of 500×375 pixels and 60 to 100 KB from scikit-learn's photos, in two classes."""
+    """Makes JPEGs (500×375 pixels, 60 to 100 KB) from scikit-learn's photos, in two classes."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -105,6 +106,7 @@ def make_jpegs(folder: Path, count: int = _FILES) -> FileSource:
 
 def _encode(image: Any) -> bytes:
     """Returns a JPEG of the highest quality that gives less than 95 KB."""
+    # Lower the quality until the file is small enough.
     for quality in range(95, 30, -3):
         buffer = io.BytesIO()
         image.save(buffer, 'JPEG', quality=quality)

@@ -34,6 +34,7 @@ def synthetic_config(model: str, image_size: int, batch_size: int) -> ConfigDict
     config.data.num_examples, config.data.image_size = 512, image_size
     config.preprocess.mean, config.preprocess.std = (0.3,), (0.2,)
     config.training.batch_size = batch_size
+    # No measurement is long enough for an evaluation or a checkpoint.
     config.training.duration = '1000000 steps'
     config.training.eval_every = config.training.checkpoint_every = '1000000 steps'
     return config
@@ -59,6 +60,7 @@ def loop_speed(
     Returns:
       `step` and `loop`, see `_compare`; `ratio` is that of the loop to the step.
     """
+    # The state and the batch of the bare step; the loop makes its own.
     config = synthetic_config(model, image_size, batch_size)
     run = setup(config)
     state = init_state(run.recipe, run.input_shape, run.mesh)
@@ -91,6 +93,7 @@ def end_to_end(
       `files` and `synthetic`, see `_compare`; `ratio` is that of the files to the synthetic images.
     """
     with tempfile.TemporaryDirectory() as folder:
+        # The two runs differ only in their data and its preprocessing.
         make_jpegs(Path(folder))
         synthetic = synthetic_config(model, image_size, batch_size)
         synthetic.data.num_classes = 2
@@ -136,6 +139,7 @@ def epoch_speed(
     config = synthetic_config(model, image_size, batch_size)
     config.data.num_examples, config.data.channels = examples, channels
     config.model.dtype = dtype
+    # LeNet-5 expects 32 pixels: pad MNIST's 28 inside the model.
     if model == 'lenet5' and image_size == 28:
         config.model.padding = 2
     # The first epoch includes compilation, so it is the warm-up.
@@ -152,6 +156,7 @@ def loop_rate(config: ConfigDict, steps: int, warm_up: int = 6) -> float:
       steps: the number of timed steps; two log records are written meanwhile.
       warm_up: the number of steps before them.
     """
+    # Stop after the timed steps; the schedule still spans the whole duration.
     config = config.copy_and_resolve_references()
     config.training.stop_after = f'{steps + warm_up} steps'
     config.training.log_every = f'{max(steps // 2, 1)} steps'

@@ -42,6 +42,7 @@ def predict_speed(name: str, rounds: int, images: int = 1000) -> dict[str, Any]:
     Raises:
       UserError: the model is unknown, or does not accept 224 pixels.
     """
+    # The speed does not depend on the weights, so random ones will do.
     run = _random_run(name)
     classifier, feed = Classifier(run), Feed(run)
     with tempfile.TemporaryDirectory() as folder:
@@ -72,6 +73,7 @@ def predict_speed(name: str, rounds: int, images: int = 1000) -> dict[str, Any]:
         rates = {name: partial(_rate, work) for name, work in works.items()}
         median = medians(in_turn(rates, rounds))
         one, eight = (_one_image(classifier, few.paths[0], threads) for threads in (1, 8))
+    # With separate cores the slower half sets the limit; with shared cores their times add up.
     slower = min(median['decoder'], median['bare_model'])
     bound = 1 / (1 / median['decoder'] + 1 / median['bare_model'])
     predict = median['predict']
@@ -93,10 +95,11 @@ def _one_image(classifier: Classifier, path: str, threads: int, calls: int = 64)
     def bare(_: int) -> Any:
         return jax.block_until_ready(model(classifier.variables, fed))
 
+    # CPU time, unlike wall time, does not depend on the load of the machine.
     taken = []
     with ThreadPoolExecutor(threads) as pool:
         for work in (lambda _: classifier(path), bare):
-            work(0)  # compiles
+            work(0)  # compile first
             begin = time.process_time()
             list(pool.map(work, range(calls)))
             taken.append(time.process_time() - begin)

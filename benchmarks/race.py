@@ -79,6 +79,7 @@ def race(
     with tempfile.TemporaryDirectory() as folder:
         file = write_arrays(mnist, Path(folder))
         for seed in range(rounds):
+            # Import time counts, so the process gets the time at which it was started.
             words = [str(file), json.dumps(RECIPE), str(seed)]
             for name, command, env in (
                 ('ours', python(_OURS), None),
@@ -107,6 +108,7 @@ def write_arrays(mnist: str | None, folder: Path) -> Path:
       mnist: the folder of the IDX files; None to read MNIST from TFDS.
       folder: the folder of the new file.
     """
+    # Read MNIST from TFDS, or from the IDX files if a folder is given.
     config = ConfigDict({'source': 'tfds', 'name': 'mnist', 'in_memory': True})
     if mnist is not None:
         config = ConfigDict({'source': 'idx', 'path': mnist})
@@ -156,6 +158,7 @@ def run(file: str, recipe: str, seed: str, started: str) -> str:
 
 def _config(file: str, recipe: dict[str, Any], seed: int) -> ConfigDict:
     config = default_config()
+    # The same values as in the peer's program, in the keys of our config.
     config.seed = seed
     config.model = ConfigDict({'name': 'lenet5', 'padding': 2})
     config.data.source, config.data.path = 'npz', file
@@ -193,6 +196,7 @@ class Stopwatch(Hook):
 
     def _mark(self, phase: str) -> None:
         """Adds the time since the last mark to `phase`, except for the time of compilation."""
+        # JAX compiles inside the phases 'train' and 'eval': subtract that time.
         now, compiling = time.time(), self._compilations.take()
         self._seconds['compile'] += compiling
         self._seconds[phase] += now - self._last - compiling
@@ -236,6 +240,7 @@ class Compilations:
         jax.monitoring.register_event_duration_secs_listener(self._add)
 
     def _add(self, event: str, duration_secs: float, **_: Any) -> None:
+        # An event reports only its duration, and arrives at its end.
         if not event.startswith('/jax/core/compile'):
             return
         end = time.perf_counter()

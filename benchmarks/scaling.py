@@ -48,6 +48,7 @@ def by_batch(batches: tuple[int, ...] = BATCHES) -> list[dict[str, Any]]:
     """Measures the images/s of training steps of ResNet-20 on 32 pixels for each batch size."""
     rows = []
     for batch in batches:
+        # A new process for each batch size, so that no memory is left from the previous one.
         reading = throughput.measure_apart('train', 'resnet20', 'float32', 32, 3, batch)
         rows.append({'model': 'resnet20', 'batch': batch, 'rate': reading['rate']})
     return rows
@@ -126,6 +127,7 @@ def compile_step(model: str, size: int, batch: int, **arguments: Any) -> Any:
         ema_batch_stats=None,
         rng=jax.eval_shape(jax.random.key, 0),
     )
+    # The batch as the loader would make it.
     examples = {
         'image': jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
         'label': jax.ShapeDtypeStruct((batch,), jnp.int32),

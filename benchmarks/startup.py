@@ -31,6 +31,7 @@ def startup(model: str = 'resnet50', image_size: int = 224, batch_size: int = 2)
         seconds, env = [], os.environ | {'XDG_CACHE_HOME': cache}
         env.pop('JAX_COMPILATION_CACHE_DIR', None)
         words = [*python(_START), model, str(image_size), str(batch_size), cache]
+        # The first process fills the cache, the second one reads it.
         for _ in range(2):
             began = time.perf_counter()
             subprocess.run(words, env=env, check=True, capture_output=True)
@@ -47,6 +48,7 @@ class _First(Hook):
     """Hook that ends the process after its first step."""
 
     def after_step(self, step: int, batch: Any, metrics: Any) -> None:
+        # Exit at once: the time to shut down does not belong to the measurement.
         jax.block_until_ready(metrics)
         os._exit(0)
 

@@ -113,6 +113,7 @@ def _compare(
         readings['ours'].append(measure_apart(*words))
         if peer:
             readings['peer'].append(measure_apart(*words, peer=peer, env=peer_env))
+    # Medians over the rounds, and how much our readings vary.
     ours = [reading['rate'] for reading in readings['ours']]
     peers = [reading['rate'] for reading in readings['peer']]
     medians = statistics.median(ours), statistics.median(peers) if peers else None
@@ -183,6 +184,7 @@ def measure(mode: Mode, model: str, dtype: str, size: int, channels: int, batch:
         seconds.append(time.perf_counter() - began)
     # FLOPs are counted by hand from the layers' shapes, whatever kernels run.
     macs = count(model, _network(model, 'float32', size), (size, size, channels)).macs
+    # The parent process reads this JSON from stdout.
     kind = jax.devices()[0].device_kind
     return json.dumps(
         {
@@ -247,6 +249,7 @@ def _inference(model: str, dtype: str, size: int, channels: int, batch: int) -> 
     from vision.models.base import init_variables, run_once
     from vision.models.weights.fold import fold_batch_norm
 
+    # The same folding as in `Classifier`.
     network = _network(model, dtype, size)
     shape = (size, size, channels)
     variables = run_once(lambda: init_variables(network, shape, jax.random.key(0)))

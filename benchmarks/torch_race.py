@@ -45,6 +45,7 @@ def main(file, recipe, seed, started):
     top1 = []
     for _ in range(recipe['epochs']):
         model.train()
+        # All images are on the device, so an epoch is a permutation of their indices.
         order = torch.randperm(len(labels['train']), device=device)
         for rows in order.split(recipe['batch_size']):
             optimizer.zero_grad()
@@ -58,6 +59,7 @@ def main(file, recipe, seed, started):
             correct = sum((model(x).argmax(1) == y).sum() for x, y in parts).item()
         top1.append(correct / len(labels['test']))
         mark('eval')
+        # As in our loop, the race ends after the first evaluation that reaches the accuracy.
         if top1[-1] >= recipe['accuracy']:
             break
     total = last - float(started) if top1[-1] >= recipe['accuracy'] else None

@@ -35,6 +35,7 @@ def main(peer, mode, name, dtype, size, channels, batch):
     autocast = torch.autocast(device, torch.bfloat16) if dtype == 'bfloat16' else None
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4)
 
+    # One step of training or inference on the same batch.
     def train():
         optimizer.zero_grad()
         with autocast or contextlib.nullcontext():
@@ -59,6 +60,7 @@ def main(peer, mode, name, dtype, size, channels, batch):
     # The first two steps are the warm-up.
     seconds = []
     for i in range(10**9):
+        # CUDA runs asynchronously: wait for the end of the step.
         began = time.perf_counter()
         step()
         if device == 'cuda':

@@ -62,6 +62,7 @@ def run_process(words: Sequence[str], env: Mapping[str, str] | None = None) -> A
     Raises:
       UserError: the command cannot be started, or fails. The message is its last line on stderr.
     """
+    # Libraries may print to stdout as well, so only the last line counts.
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=True, env=env)
     except (OSError, subprocess.CalledProcessError) as e:

@@ -1,4 +1,4 @@
-"""Pages of neighbours and duplicates: what a picture is called, and which pairs are of two classes."""
+"""Pages of neighbours and duplicates: titles, and marks of pairs with different classes."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from vision.search import search
 
 @pytest.fixture
 def run():
-    """Of a run, what names are looked up in."""
+    """The attributes of a run that names are looked up in."""
     return types.SimpleNamespace(class_names=('cat', 'dog'), path=None)
 
 

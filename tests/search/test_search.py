@@ -1,4 +1,4 @@
-"""Search by image: exact by faiss is NumPy's answer; an index knows what it is of, and is never half."""
+"""Search by image: results equal NumPy's, index files match their run and are never partial."""
 
 import json
 import os
@@ -20,7 +20,7 @@ ABOUT = {'model': 'm', 'preprocessing': 'p', 'endpoint': 'features', 'weights': 
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory, digits):
-    """Twelve scans as files, in two folders; two of them once more, enlarged and as JPEG."""
+    """Files of twelve scans in two folders, and enlarged JPEG copies of two of them."""
     root = tmp_path_factory.mktemp('photos')
     for i in range(12):
         (root / f'{i % 2}').mkdir(exist_ok=True)
@@ -110,7 +110,7 @@ def test_two_who_add_at_once_do_not_lose_each_others_images(tmp_path):
 
 @pytest.mark.parametrize('hnsw', [False, True])
 def test_vectors_that_an_index_cannot_take(hnsw):
-    """faiss pull request 5219: a graph with NaN in it finds its other images no more."""
+    """faiss pull request 5219: after a NaN the other images of a graph are not found any more."""
     made = index.create(ABOUT, 16, hnsw=hnsw)
     made.add(['a', 'b'], vectors(2))
     with pytest.raises(UserError, match='not finite'):
@@ -136,7 +136,7 @@ def test_a_cosine_is_at_most_1_and_of_a_vector_and_itself_1():
 
 
 def test_recall_is_whole_where_images_are_the_same():
-    """hnswlib issue 263, qdrant issue 1788: of 100 copies any 10 are the nearest."""
+    """hnswlib issue 263, qdrant issue 1788: any 10 of 100 copies are the nearest."""
     made = index.create(ABOUT, 16, hnsw=True)
     made.add(list(map(str, range(500))), np.repeat(vectors(5), 100, axis=0))
     assert made.recall() == 1
@@ -357,7 +357,7 @@ def test_examples_of_a_tfds_split_that_is_read_by_index(tmp_path):
 
 
 def test_every_duplicate_is_in_one_group_however_many_are_near(classifier, digits, tmp_path):
-    """25 copies of one scan, and 40 others whose vectors are as near but who look different."""
+    """25 copies of one scan, and 40 scans that look different but whose vectors are as near."""
     Image.fromarray(digits.images[0, ..., 0]).save(tmp_path / '00.png')
     names = [str(tmp_path / '00.png')]
     for i in range(24):
@@ -399,7 +399,7 @@ def paths_of(group):
 def test_files_that_changed_after_they_were_described_are_told(
     classifier, digits, tmp_path, caplog
 ):
-    """tobi/qmd issue 961: what a search says of them is of the old pictures."""
+    """tobi/qmd issue 961: results for such files would concern their old content."""
     folder = tmp_path / 'scans'
     folder.mkdir()
     for i, name in enumerate(('a.png', 'b.png')):
@@ -420,7 +420,7 @@ def test_files_that_changed_after_they_were_described_are_told(
 
 
 def test_files_that_are_gone_are_no_duplicates(classifier, digits, tmp_path, caplog):
-    """eldertek/duplicatefinder issue 183: who keeps the first of a group would keep nothing."""
+    """eldertek/duplicatefinder issue 183: a user who keeps the first file would keep nothing."""
     for name in ('a.png', 'b.bmp', 'c.tif'):
         Image.fromarray(digits.images[5, ..., 0]).save(tmp_path / name)
     names = sorted(tmp_path.iterdir())
@@ -438,7 +438,7 @@ def test_files_that_are_gone_are_no_duplicates(classifier, digits, tmp_path, cap
 def test_the_same_bytes_come_first_blank_images_too(classifier, digits, tmp_path):
     scan = Image.fromarray(digits.images[5, ..., 0])
     scan.save(tmp_path / 'a.png')
-    scan.save(tmp_path / 'b.bmp')  # nearly the same to `duplicates`: other bytes
+    scan.save(tmp_path / 'b.bmp')  # other bytes, so only a near duplicate
     (tmp_path / 'c.png').write_bytes((tmp_path / 'a.png').read_bytes())
     Image.new('L', (8, 8), 255).save(tmp_path / 'white.png')
     (tmp_path / 'white2.png').write_bytes((tmp_path / 'white.png').read_bytes())

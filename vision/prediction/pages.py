@@ -57,6 +57,7 @@ def write_page(path: Path, title: str, note: str, rows: Iterable[Row]) -> None:
       note: a sentence below the title.
       rows: (heading, pictures) of each row.
     """
+    # File names that are not UTF-8 are escaped; everything else that users wrote is HTML-escaped.
     with open(path, 'w', encoding='utf-8', errors='backslashreplace') as file:
         file.write(
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'

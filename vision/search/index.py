@@ -111,6 +111,7 @@ class Index:
 
         The queries are a sample of the index's own images.
         """
+        # The graph stores its vectors in a flat index, whose search is exact.
         rng = np.random.default_rng(0)
         count = min(_SAMPLE, len(self.names))
         chosen = np.sort(rng.choice(len(self.names), count, replace=False))

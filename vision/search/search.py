@@ -91,6 +91,7 @@ def named(run: Run, words: AnyPath | Iterable[AnyPath]) -> list[Named]:
 
 
 def _one_example(run: Run, word: str, split: str, index: int) -> Named:
+    # One example of a split: a source of its own, so that the rest need not be read.
     source = own_split(run, split)
     if index >= source.num_examples:
         raise UserError(f'{word}: the split has examples 0 … {source.num_examples - 1}')
@@ -297,6 +298,7 @@ class Pictures:
         """
         self._run = run
         self._splits: dict[str, Source] = {}
+        # Names of splits have no folder. A query from elsewhere may leave only '/' in common.
         asked, found = ([n for n in names if not OF_SPLIT.fullmatch(n)] for names in (asked, found))
         roots = common_root([*asked, *found]), common_root(found)
         self.root = next((root for root in roots if root.strip(os.sep)), '')
@@ -336,6 +338,7 @@ class Pictures:
 
     def mark(self, name: str, other: str) -> str:
         """Returns the note of a neighbour that has another class (or folder, without classes)."""
+        # Compare classes if both are known.
         one, another = self.label(name), self.label(other)
         if one and another:
             return '' if one == another else f'another class: {another}'

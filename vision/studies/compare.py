@@ -145,12 +145,14 @@ def _shown(paths: Sequence[Path]) -> dict[str, Metric]:
     for path in paths:
         selection = _selection(path)
         shown[selection.name] = selection.metric
+    # The loss comes last; a user-defined task may have none.
     loss = read_task(paths[0]).metrics.get('loss')
     return shown if loss is None else {**shown, 'loss': loss}
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
     """Shortens paths to the last parts that distinguish them; trials of a sweep to their values."""
+    # Take one more part of the paths until all names differ.
     for count in range(1, max(len(p.parts) for p in paths) + 1):
         names = [str(Path(*p.parts[-count:])) for p in paths]
         if len(set(names)) == len(names):
@@ -164,12 +166,14 @@ def _values(names: list[str]) -> list[str]:
     For example, 'model.shortcut=A,seed=0' and 'model.shortcut=B,seed=0' become 'shortcut=A' and
     'shortcut=B'. Names that are not of trials of one sweep are returned unchanged.
     """
+    # All names must be lists of 'key=value' with the same keys.
     trials = [name.split(',') for name in names]
     keys = [[value.partition('=')[0] for value in values if '=' in value] for values in trials]
     if any(
         own != keys[0] or len(own) < len(values) for own, values in zip(keys, trials, strict=True)
     ):
         return names
+    # Keep the keys whose values differ, without their sections.
     differ = [i for i in range(len(keys[0])) if len({values[i] for values in trials}) > 1]
     short = [key.rpartition('.')[2] for key in keys[0]]
     return [

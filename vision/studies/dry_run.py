@@ -63,6 +63,7 @@ def dry_run(run: Setup, workdir: Path | None = None) -> dict[str, Any]:
         state, metrics = compiled(state, next(batches))
     jax.block_until_ready(metrics)
     step_seconds = (time.perf_counter() - began) / STEPS
+    # Refuse the run if too many of the images could not be read; then count the model's operations.
     batches.check()
     summary = count(run.config.model.name, run.model, run.input_shape)
     return {
@@ -92,6 +93,7 @@ def _check_validation(run: Setup) -> None:
     source = run.validation
     if source is None:
         return
+    # A subset of the first batch's size, where the source has random access.
     size = run.eval_batch_size
     first = source.subset(range(min(size, source.num_examples))) if source.indexed else source
     batches = inputs.EvalBatches(first, run.eval_ops, size, run.mesh, skip_corrupt=True)
@@ -112,6 +114,7 @@ def dry_run_text(result: dict[str, Any]) -> str:
     memory = f'training state {_mib(result["state_bytes"])}'
     if result['step_bytes'] is not None:
         memory += f', peak of a step {_mib(result["step_bytes"])}'
+    # Each row is a name and a sentence; the names are right-aligned below the config.
     rows = {
         'model': f'{result["model"]}, input {shape}, {result["parameters"]:,} parameters, '
         f'{result["gmacs"]:.4g} GMACs per image',

@@ -79,6 +79,7 @@ def explain_table(rows: list[dict[str, Any]]) -> Table:
         Column('key', no_wrap=True), Column('value', overflow='fold'), 'default', 'meaning'
     )
     for row in rows:
+        # 'meaning (type)', without empty brackets.
         is_default = row['value'] == row['default']
         words = f'{row["meaning"]} ({row["type"]})'.removesuffix(' ()').strip()
         default = 'yes' if is_default else _text(row['default'])
@@ -124,6 +125,7 @@ def _row(key: Key, value: Any) -> dict[str, Any]:
 
 def _argument_rows(section: str, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Yields a row for each argument of the function or class that a section names."""
+    # The values that the config gives, and the annotations of the function's parameters.
     function, skipped = _named(section, values['source' if section == 'data' else 'name'])
     given, hints = own_arguments(section, values), type_hints(function)
     parameters = list(inspect.signature(function).parameters.values())[skipped:]

@@ -62,6 +62,7 @@ def find_lr(run: Setup, steps: int = 150) -> dict[str, Any]:
             read = jax.device_get(pending)
             losses += [float(m['loss']) / max(float(m['count']), 1) for m in read]
             pending = []
+            # Later learning rates are higher and would only diverge further.
             if has_exploded(losses):
                 break
     rates = LOWEST * factor ** np.arange(len(losses))

@@ -111,6 +111,7 @@ def with_values(config: ConfigDict, values: Mapping[str, str]) -> ConfigDict:
             )  # fmt: skip
             read(argv)
         except (flags.Error, AttributeError, LookupError, TypeError, ValueError):
+            # The parser's own messages are of several kinds and name no remedy.
             raise UserError(explain_value(config, key, text)) from None
     return own
 
@@ -130,6 +131,7 @@ def _check_key(known: dict[str, Any], key: str) -> None:
 def name_of(values: dict[str, Any]) -> str:
     """Returns a folder name made of the values, with a hash if characters were replaced or cut."""
     text = ','.join(f'{key}={_text(value)}' for key, value in values.items())
+    # Replace characters that are not safe in a file name.
     safe = re.sub(r'[^\w.=,+-]', '_', text)[:120]
     return safe if safe == text else f'{safe}-{hashlib.sha256(text.encode()).hexdigest()[:6]}'
 

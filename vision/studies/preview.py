@@ -64,6 +64,7 @@ def preview(config: ConfigDict, output: str) -> dict[str, Any]:
     (folder / 'summary.json').write_text(
         json_text(summary, indent=2, ensure_ascii=False), 'utf-8', 'backslashreplace'
     )
+    # The page embeds the two pictures, so it comes last.
     _draw_classes(summary, folder / 'classes.png')
     write_page(folder, summary, sources, text(summary))
     return summary
@@ -150,6 +151,7 @@ def _draw_classes(summary: dict[str, Any], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
+    # All splits have the same classes in the same order; show the first ones.
     names = list(next(iter(summary['splits'].values()))['classes'])
     shown = names[:_BARS]
     families = fonts.families_for(shown)
@@ -199,6 +201,7 @@ def _draw_inputs(source: Source, loading: inputs.Loading, path: Path) -> None:
 
 def _show(axes: Any, image: np.ndarray) -> None:
     """Shows the first three channels in colour, or the first in grey if there are fewer."""
+    # Augmented images are floats that may lie outside 0 … 255.
     image = np.clip(np.asarray(image, np.float32), 0, 255) / 255
     grey = image.shape[-1] < 3
     image = image[..., :3]

@@ -89,6 +89,7 @@ def reproduce(
         a seed failed (raised after all other seeds are done).
       Stopped: a signal stopped a run. The same command resumes it.
     """
+    # Check the protocol and existing results before any training.
     entries = named_entries(config, [row.evaluation], ConfigDict()) if row.evaluation else {}
     folder = results / row.name
     summary = _read_summary(folder) or {'seeds': {}}
@@ -207,6 +208,7 @@ def rich_table(measured: Sequence[dict[str, Any]]) -> Table:
 
 def write_markdown(measured: Sequence[dict[str, Any]], path: Path) -> None:
     """Writes the table as Markdown, followed by the command of each row that was run."""
+    # The table, then a list of commands, then the text above both.
     lines = ['| ' + ' | '.join(_HEADER) + ' |', '|' + '---|' * len(_HEADER)]
     lines += ['| ' + ' | '.join(cells(row)) + ' |' for row in measured]
     commands = [
@@ -230,6 +232,7 @@ def _check_same(folder: Path, summary: dict[str, Any], row: Row, config: Mapping
             f'{folder / _CONFIG} is missing, so the experiment of the results there is unknown; '
             'name another --results, or delete that folder'
         )
+    # Compare the config and the way in which the error is measured.
     before = config_lib.from_json((folder / _CONFIG).read_text())
     differences = config_lib.differences(before, _anywhere(config))
     measure = [row.evaluation, row.metric or summary['measure'][1]]
@@ -245,6 +248,7 @@ def _check_same(folder: Path, summary: dict[str, Any], row: Row, config: Mapping
 def _anywhere(config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the config without its seed and the location of its data."""
     same = config_lib.resolve(config).to_dict()
+    # The same MNIST may come from IDX files or from TFDS.
     same['seed'] = None
     same['data'] |= {'path': None, 'data_dir': None}
     if same['data']['source'] == 'idx':
@@ -294,6 +298,7 @@ def _measured(path: Path, error: float) -> dict[str, Any]:
 
 
 def _machine(environment: dict[str, Any]) -> str:
+    # For example '2 × NVIDIA H100, JAX 0.11.2' or '1 CPU core, JAX 0.10.2'.
     devices = environment['devices']
     cores = environment['cpu_count']
     kind = f'{cores} CPU core{"s" * (cores > 1)}' if devices[0] == 'cpu' else devices[0]
@@ -302,6 +307,7 @@ def _machine(environment: dict[str, Any]) -> str:
 
 
 def _commit(environment: dict[str, Any]) -> str:
+    # Keep the mark of uncommitted changes: 'a50ed67ab5+changes'.
     commit, plus, changes = (environment['git'] or 'unknown').partition('+')
     return commit[:10] + plus + changes
 

@@ -25,6 +25,7 @@ def survey(settings: Mapping[str, Any]) -> tuple[dict[str, Source], list[str]]:
       of the path decides the split. There are no sources if nothing can be opened.
     """
     given = settings.get('path') or ''
+    # Other sources, and paths that do not exist, leave the message of the source as it is.
     path = os.path.abspath(os.path.expanduser(given))
     if settings['source'] == 'folder' and os.path.isdir(path):
         return _survey_folder(path)

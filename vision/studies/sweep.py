@@ -52,6 +52,7 @@ def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str
       UserError: the grid or a config is invalid, or every trial failed.
       Stopped: SIGTERM or SIGINT was received, after the trial's checkpoint was written.
     """
+    # Check everything before the first trial is trained.
     trials = make_trials(config, grid)
     folder = workdir_lib.check_place(workdir)
     metric = _check(trials, folder)
@@ -155,6 +156,7 @@ def over_seeds(rows: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
     # Group the trials by their other values.
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
+        # Failed trials and grids without seeds have no statistics.
         if 'seed' in row['values'] and not row['error']:
             others = {k: v for k, v in row['values'].items() if k != 'seed'}
             groups.setdefault(name_of(others) or 'all', []).append(row)
@@ -198,6 +200,7 @@ def sweep_tables(result: dict[str, Any]) -> list[Table]:
             for name, metric in shown.items()
         ]
         table.add_row(row['trial'], *cells)
+    # A second table if the grid has seeds.
     if not result['seeds']:
         return [table]
     seeds = Table(

@@ -73,7 +73,8 @@ def test_a_row_is_measured_by_its_papers_protocol(folders, tmp_path):
     run = folders[0] / 'tiny' / 'seed=0'
     (expected,) = evaluate_runs([run], named_entries(config, ['train'], ConfigDict()))[1]
     assert summary['seeds']['0']['error'] == 100 * (1 - expected.figures['top1'])
-    assert expected.figures['count'] > 1000  # not the test split, whose metrics are already recorded
+    # The test split is smaller, and its metrics are already recorded.
+    assert expected.figures['count'] > 1000
     measured = lib.table([row], tmp_path)
     assert lib.cells(measured[0])[2] == '1 % (train)'
     with pytest.raises(UserError, match="unknown evaluation 'tarin'"):

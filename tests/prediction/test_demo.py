@@ -201,7 +201,7 @@ def test_hosts():
         assert host == socket.gethostname() and not demo._is_local(listener)
     for host, why in (
         ('no.such.invalid', 'no such host'),
-        ('192.0.2.1', 'no address of this machine'),
+        ('192.0.2.1', 'not an address of this machine'),
     ):
         with pytest.raises(UserError, match=f'--host={host}.*{why}'):
             demo._listen(host, 0)

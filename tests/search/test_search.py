@@ -83,7 +83,7 @@ def test_an_index_that_is_damaged_is_one_line(tmp_path):
         whole[:40] + whole[90:],
     ):
         (tmp_path / 'y').write_bytes(damaged)
-        with pytest.raises(UserError, match='no index of images'):
+        with pytest.raises(UserError, match='not an index of images'):
             index.load(tmp_path / 'y')
     with pytest.raises(UserError, match='build'):
         index.load(tmp_path / 'nowhere')

@@ -23,7 +23,7 @@ from vision.prediction.feed import Fed, Feed, files
 from vision.prediction.gradcam import Explanation
 from vision.prediction.stream import Stream
 
-_LONGEST = 1000  # characters of a path in a message
+_LONGEST = 1000  # characters of a path that a message shows in full
 _NOT_FINITE = "the model's probabilities are not finite"
 
 # One image or several: paths, encoded bytes, `PIL.Image`s, uint8 arrays [H, W, C] or [H, W], or one
@@ -260,9 +260,9 @@ class Classifier:
             yield start + np.flatnonzero(good), vectors[good], failed
 
     def explain_source(self, source: Source, top_k: int = 3) -> Iterator[Explanation]:
-        """Explains the likeliest classes of files or a split, in a stream; see `explain`.
+        """Yields the heat maps of the `top_k` most probable classes of each image of a source.
 
-        What cannot be read is left out.
+        Images that cannot be read are skipped. See `explain`.
         """
         fed = self._feed.source(source)
         ranks = -1 - np.arange(min(at_least_one('top_k', top_k), self._k), dtype=np.int32)

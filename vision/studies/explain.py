@@ -103,7 +103,10 @@ def markdown() -> str:
         lines += _markdown_table([key for key in KEYS if key.section == section])
         if section in OPEN:
             name = 'source' if section == 'data' else 'name'
-            lines += ['', f'All other keys are arguments of the function or class that `{section}.{name}` names.']
+            lines += [
+                '',
+                f'All other keys are arguments of the function or class that `{section}.{name}` names.',
+            ]
     lines += ['', '## An entry of evals', '', *_markdown_table(EVAL_KEYS)]
     return '\n'.join(lines) + '\n'
 

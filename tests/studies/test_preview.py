@@ -71,7 +71,7 @@ def test_preview_says_what_is_there(previewed):
     }
     assert summary['leakage'] == [[str(root / 'train/cat/3.png'), str(root / 'test/dog/copy.png')]]
     words = text(summary)
-    assert 'LEAKAGE: 1 images are in two splits' in words
+    assert 'LEAKAGE: images in two splits (1)' in words
     assert 'bad.png: not an image' in words
 
 

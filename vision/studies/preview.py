@@ -107,7 +107,7 @@ def text(summary: dict[str, Any]) -> str:
         lines += [f'  {kind}: {name}' for kind, names in s['odd'].items() for name in _some(names)]
         lines += [f'  most images are {kind}' for kind in s['usual']]
     if summary['leakage']:
-        lines.append(f'LEAKAGE: {len(summary["leakage"])} images are in two splits:')
+        lines.append(f'LEAKAGE: images in two splits ({len(summary["leakage"])}):')
         lines += [f'  {one} = {other}' for one, other in summary['leakage']]
     return '\n'.join(lines)
 

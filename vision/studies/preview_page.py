@@ -64,7 +64,7 @@ def _parts(
         yield '</ul>'
     pictures = _Pictures(summary, sources)
     if summary['leakage']:
-        yield f'<h2 class="bad">Leakage: {len(summary["leakage"]):,} images in two splits</h2>'
+        yield f'<h2 class="bad">Leakage: images in two splits ({len(summary["leakage"]):,})</h2>'
         yield from (pictures.row(pair) for pair in summary['leakage'][:_EACH])
     for split, s in summary['splits'].items():
         if s['unreadable']:
@@ -75,7 +75,7 @@ def _parts(
             yield from (f'<li>{html.escape(line)}</li>' for line in lines)
             yield '</ul>'
         if s['copies']:
-            yield f'<h2>{split}: exact copies ({len(s["copies"]):,} groups)</h2>'
+            yield f'<h2>{split}: groups of exact copies ({len(s["copies"]):,})</h2>'
             yield from (pictures.row(names[:_EACH]) for names in s['copies'][:_EACH])
         for kind in ODDITIES:
             if names := s['odd'].get(kind):

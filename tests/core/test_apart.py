@@ -61,7 +61,7 @@ def test_every_end_has_its_reason():
         'memory': ('Died', 'MemoryError (<string>, line 10)'),
         'exit': ('Died', 'its code ended the process (5)'),
         '_exit': ('Died', 'its process ended with exit code 7'),
-        'kill': ('Died', 'its process was ended by SIGKILL; the memory may not have sufficed'),
+        'kill': ('Died', 'its process was ended by SIGKILL; it may have run out of memory'),
         'stop': ('Died', 'stopped at step 3'),
     }
     out, err = run(*expected).communicate(timeout=60)

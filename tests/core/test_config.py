@@ -157,7 +157,7 @@ def test_an_entry_of_a_tuple_is_refused_in_one_line(key):
         'experiments.train', '--config=configs/digits_lenet5.py', f'--config.{key}=0.5'
     )
     assert done.returncode == 2 and 'Traceback' not in done.stderr
-    assert f'--config.{key}=0.5: entries are not set one by one' in done.stderr
+    assert f'--config.{key}=0.5: single entries cannot be set' in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_declared_key_has_a_default_that_fits_and_a_meaning(key):
         ('data.cache', 'raws', "Did you mean 'raw'"),
         ('lr_factors', ('head', 0.1), 'a tuple of pairs'),
         ('lr_factors', (('head', -1),), 'factors of 0 or more'),
-        ('lr_factors', (('(', 1.0),), r"'\(' is no regular expression"),
+        ('lr_factors', (('(', 1.0),), r"'\(' is not a regular expression"),
         ('seed', None, 'a whole number in'),
     ],
 )

@@ -244,7 +244,7 @@ def test_an_npz_with_several_labels_an_image(tmp_path):
     assert source.multi_label and source.class_names == ('0', '1', '2')
     assert (source.num_examples, held.num_examples) == (20, 10)
     np.testing.assert_array_equal(source.labels.sum(0) + held.labels.sum(0), labels.sum(0))
-    with pytest.raises(UserError, match=r'labels \[30, 3\] do not fit the 2 classes'):
+    with pytest.raises(UserError, match=r'labels \[30, 3\] do not match the 2 classes'):
         array_files.npz('train', str(tmp_path / 'a.npz'), class_names=('a', 'b'))
 
 

@@ -142,9 +142,9 @@ def test_what_it_lacks_or_gets_wrong_is_named(about, folder):
         ('Bare', "Bare has no 'multi_label'; derive it from vision.data.Source"),
         ('NoRead', "NoRead has no method 'read'"),
         ('NoName', "NoName has no 'name'"),
-        ('Pixels', r'encoded=False asks for uint8 of image_shape=\(8, 8, 1\), and read gives'),
+        ('Pixels', r'encoded=False requires uint8 of image_shape=\(8, 8, 1\), but read returns'),
         ('Short', r'read\(\[0\]\) returns 0 images and 1 labels'),
-        ('Several', r'a label of shape \(\), with 10 classes and multi_label=True'),
+        ('Several', r'a label of shape \(\), but the source has 10 classes and multi_label=True'),
         ('Outside', 'labels go from 1 to 10, but there are 10 classes'),
     ]:
         about.source = f'my_wrong:{name}'

@@ -321,7 +321,7 @@ def test_array_record_in_memory():
 
 def test_a_split_without_labels_is_refused_where_it_is_read():
     source = RecordSource('x', ('a', 'b'), [{'image': b'', 'label': -1}])
-    with pytest.raises(UserError, match='x: its examples have no labels'):
+    with pytest.raises(UserError, match='x: the examples have no labels'):
         source.read([0])
 
 

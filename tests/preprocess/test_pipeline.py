@@ -330,7 +330,7 @@ def test_unreadable_files_have_their_reasons(jpegs, tmp_path):
     batch = next(batches)
     np.testing.assert_array_equal(batch['mask'], [1, 0, 0, 0, 0, 0])
     no = 'no such file'
-    address = f'{no}; a URL is not fetched: download it'
+    address = f'{no}; URLs are not fetched, download the image first'
     assert list(batches.corrupt.values()) == [no, 'is a folder', no, no, address]
 
 

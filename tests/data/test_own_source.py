@@ -217,5 +217,5 @@ def test_one_that_is_read_in_order_is_trained_on_and_evaluated(folder):
     for batch in first[9:]:
         np.testing.assert_array_equal(next(resumed)['id'], batch['id'])
     source.num_examples = 24
-    with pytest.raises(UserError, match='in order: 23 examples could be read, not 24'):
+    with pytest.raises(UserError, match='in order: only 23 of 24 examples could be read'):
         list(eval_batches(source, '', batch_size=8))

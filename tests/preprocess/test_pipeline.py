@@ -185,7 +185,7 @@ def test_caches_change_no_bit(jpegs, tmp_path, cache):
 
 
 def test_raw_cache_is_for_files(arrays):
-    with pytest.raises(UserError, match=r"data\.cache='raw' is for files"):
+    with pytest.raises(UserError, match=r"data\.cache='raw' is for image files"):
         train_batches(arrays, 'central_crop(32)', batch_size=2, seed=0, cache='raw')
 
 
@@ -194,13 +194,13 @@ def test_raw_cache_is_for_files(arrays):
     [
         ('random_crop(32)', 'must begin with decode'),
         ('', 'must begin with decode'),
-        ('decode', 'makes images of more than one size'),
-        ('decode|resize_small(40)', 'makes images of more than one size'),
+        ('decode', 'makes images of different sizes'),
+        ('decode|resize_small(40)', 'makes images of different sizes'),
         ('decode|resise(32)', "Did you mean 'resize'"),
         ('decode|resize(32, method="cubic")', "Did you mean 'bicubic'"),
         ('decode|resize', 'missing a required argument'),
         ('decode|flip_lr(0.5)', 'too many positional arguments'),
-        ('decode(channels=1)|resize(32)|hue(0.1)', 'does not fit the images'),
+        ('decode(channels=1)|resize(32)|hue(0.1)', 'cannot be applied to the images'),
         ('decode|resize(32)|central_crop(64)', 'smaller'),
         ('decode|central_crop(200)', 'smaller'),
     ],

@@ -150,7 +150,7 @@ def test_crops_that_do_not_fit_are_refused(h, w, height, width):
         return jax.eval_shape(lambda x: run('central_crop', x, height, width), image)
 
     if height > h or width > w:
-        with pytest.raises(UserError, match='cannot cut'):
+        with pytest.raises(UserError, match='cannot crop'):
             cut()
     else:
         assert cut().shape == (height, width, 1)

@@ -109,9 +109,7 @@ def check(config: Mapping[str, Any]) -> None:
         if key.leaf in section:
             key.check(section[key.leaf])
         elif key.required or key.section not in OPEN:
-            raise UserError(
-                f'config.{key.name} is missing; set it with --config.{key.name}=…'
-            )
+            raise UserError(f'config.{key.name} is missing; set it with --config.{key.name}=…')
     for name, entry in values['evals'].items():
         complete_eval(entry, f'config.evals.{name}')
     # Check values that exclude one another.

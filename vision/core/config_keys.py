@@ -311,9 +311,7 @@ def find(kind: str, name: str, known: Mapping[str, Callable | str]) -> Callable:
     if found is None:
         raise UserError(f'{kind} {name!r}: module {module_name!r} has no {attribute!r}')
     if not callable(found):
-        raise UserError(
-            f'{kind} {name!r} must be a class or function, not {type(found).__name__}'
-        )
+        raise UserError(f'{kind} {name!r} must be a class or function, not {type(found).__name__}')
     return found
 
 

@@ -203,8 +203,7 @@ def tell_passed(root: str, passed: collections.Counter[str]) -> None:
     kinds = ', '.join(f'{count:,} {kind}' for kind, count in passed.most_common(5) if count)
     more = ', …' if len(passed) > 5 else ''
     warn_once(
-        f'{root}: {passed.total():,} files are skipped, because they are not images '
-        f'({kinds}{more})'
+        f'{root}: {passed.total():,} files are skipped, because they are not images ({kinds}{more})'
     )
 
 

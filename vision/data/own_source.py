@@ -19,9 +19,7 @@ def mistake(source: Source) -> str | None:
     kind, absent = type(source).__name__, object()
     for name in _CONTRACT:
         if name not in vars(source) and inspect.getattr_static(source, name, absent) is absent:
-            return (
-                f'{kind} has no {name!r}; derive it from vision.data.Source, which documents it'
-            )
+            return f'{kind} has no {name!r}; derive it from vision.data.Source, which documents it'
     # Check the methods, the number of examples and the labels if they are known.
     needed = 'read' if source.indexed else 'stream'
     if getattr(type(source), needed) is getattr(Source, needed):
@@ -54,7 +52,5 @@ def mistake(source: Source) -> str | None:
         return f'encoded=True requires bytes, but read returns {type(image).__name__}'
     asked, given = (source.image_shape, np.uint8), (np.shape(image), getattr(image, 'dtype', None))
     if not source.encoded and given != asked:
-        return (
-            f'encoded=False requires uint8 of image_shape={asked[0]}, but read returns {given}'
-        )
+        return f'encoded=False requires uint8 of image_shape={asked[0]}, but read returns {given}'
     return None

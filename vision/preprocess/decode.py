@@ -79,9 +79,7 @@ def _read(data: bytes, channels: int, orientation: int | None = None) -> np.ndar
         image = pillow().open(io.BytesIO(data))
     except UnidentifiedImageError:
         known = data.startswith((b'II*\0', b'MM\0*'))
-        raise BadImage(
-            'a damaged or unsupported TIFF' if known else 'not an image'
-        ) from None
+        raise BadImage('a damaged or unsupported TIFF' if known else 'not an image') from None
     except Exception as e:  # Pillow's plug-ins raise any exception for damaged files
         raise BadImage(f'damaged header ({e})') from None
     return pixels(image, channels, data, orientation)

@@ -65,6 +65,7 @@ def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
     # Check for a signal only after the previous handlers are restored, so that none is lost.
     if signals.received is not None:
         raise Stopped(signals.received, value if kind == 'stopped' else 'stopped')
+    # Return the result, or raise the child's exception.
     if kind == 'returned':
         return value
     if kind == 'mistaken':
@@ -112,12 +113,14 @@ def _receive(receiver: connection.Connection, child: Any) -> tuple[str, Any]:
         answer = receiver.recv()
     except (EOFError, OSError):
         answer = None
+    # Wait for the end of the process, so that it leaves no zombie.
     child.join()
     if answer is not None:
         return answer
     # The pipe was closed without an answer: the exit code tells why.
     if child.exitcode >= 0:
         return 'ended', f'its process ended with exit code {child.exitcode}'
+    # A negative exit code is the number of the signal that ended the process.
     name = signal.Signals(-child.exitcode).name
     perhaps = '; it may have run out of memory' if name == 'SIGKILL' else ''
     return 'ended', f'its process was ended by {name}{perhaps}'
@@ -131,6 +134,7 @@ def _answer(sender: connection.Connection, function: Callable[..., Any], argumen
     startup.Leaving.watch()
     os.setpgid(0, 0)  # Ctrl-C on a terminal then reaches only the caller, which passes it on
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    # End with the caller, even if that is killed.
     threading.Thread(target=_end_with_caller, daemon=True).start()
     try:
         answer: tuple[str, Any] = 'returned', function(*arguments)
@@ -142,6 +146,7 @@ def _answer(sender: connection.Connection, function: Callable[..., Any], argumen
         answer = 'ended', f'its code ended the process ({e.code})'
     except BaseException as e:
         answer = 'raised', (in_a_line(e), traceback.format_exc())
+    # Send the answer and end at once.
     sender.send(answer)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -183,10 +188,12 @@ class _Forwarded:
     def __exit__(self, *_) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        # The child's id may never have become known.
         if self._before:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     def _receive(self, signum: int, frame: object) -> None:
+        # The handler runs in the caller; the child has its own handlers.
         again = self.received is not None
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.kill(self._pid, signal.SIGKILL if again else signum)

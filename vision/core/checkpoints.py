@@ -96,6 +96,7 @@ class Checkpoints:
         """
         if _PLAIN.fullmatch(str(self._directory)):
             return self._directory
+        # Try folders that are writable on most machines. The link is removed with this object.
         for place in (tempfile.gettempdir(), '/tmp', '/dev/shm'):
             if not _PLAIN.fullmatch(place):
                 continue
@@ -135,6 +136,7 @@ class Checkpoints:
           RuntimeError: Orbax refused to save, because this step or a later one exists.
         """
         step = int(state.step)
+        # The moving average is an item of its own, which prediction can read alone.
         items = {
             'model': ocp.args.StandardSave(state.variables),
             'training': ocp.args.StandardSave(_training(state)),
@@ -146,6 +148,7 @@ class Checkpoints:
         self.wait()
         with self._explained():
             saved = self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        # Orbax returns False without a reason.
         if not saved:
             raise RuntimeError(f'{self._directory}: Orbax did not save step {step}')
 
@@ -161,6 +164,7 @@ class Checkpoints:
         with self._explained():
             self._manager.wait_until_finished()
             if not self._read_only and processes.is_first():
+                # Only a complete checkpoint gets checksums.
                 for step in self.steps():
                     _seal(self._directory / str(step))
 
@@ -195,6 +199,7 @@ class Checkpoints:
 
         None if no checkpoint was evaluated.
         """
+        # Rank the evaluated checkpoints; the step decides among equals.
         scored = []
         for step in self.steps():
             with self._damage_named(step):
@@ -213,6 +218,7 @@ class Checkpoints:
         steps, which = self.steps(), str(which)
         if not steps:
             raise UserError(f'{self._directory} holds no complete checkpoint')
+        # Resolve the names, then check a number.
         if which == 'last':
             return steps[-1]
         if which == 'best':
@@ -241,6 +247,7 @@ class Checkpoints:
         if state.ema_params is not None:
             items['ema'] = state.eval_variables
         got, loop = self._restore(step, items)
+        # A run without a moving average has no item `ema`.
         ema = got.get('ema', {'params': None, 'batch_stats': None})
         return TrainState(
             **got['training'],
@@ -264,6 +271,7 @@ class Checkpoints:
         averaged = (self._directory / str(step) / 'ema').is_dir()
         if weights not in (None, 'ema', 'raw'):
             raise unknown('weights', weights, ['ema', 'raw'])
+        # The moving average was asked for explicitly.
         if weights == 'ema' and not averaged:
             raise UserError(
                 f'{self._directory / str(step)} has no moving average of the weights: '
@@ -295,10 +303,12 @@ class Checkpoints:
         """
         try:
             yield
+        # Errors that are already explained pass through.
         except UserError:
             raise
         except Exception as e:
             reason = (str(e) or type(e).__name__).strip().splitlines()[0]
+            # Offer the newest earlier checkpoint.
             before = [s for s in self.steps() if s < step]
             other = (
                 f'the previous one is step {before[-1]}: choose it with '
@@ -386,6 +396,7 @@ def newest_step(workdir: Path) -> int | None:
     None if there is no checkpoint or no such folder. Orbax is not needed.
     """
     directory = workdir / 'checkpoints'
+    # Without Orbax, a checkpoint is a folder with a number and metadata.
     found = directory.iterdir() if directory.is_dir() else ()
     return max((int(p.name) for p in found if p.name.isdecimal() and _complete(p)), default=None)
 

@@ -48,6 +48,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
       main: takes the rest of the command line (the program's name first) and returns the exit
         code; None means 0.
     """
+    # Catch signals first, so that they end the process quietly from here on.
     startup.Leaving.start()
     try:
         app.run(lambda argv: sys.exit(_main(main, argv)), flags_parser=_parse)
@@ -72,6 +73,7 @@ def define_config() -> flags.FlagHolder:
         lock_config=False,
         accept_new_attributes=True,
     )
+    # Replace the parser by one that converts NumPy and JAX values.
     flags.FLAGS['config'].parser = _PlainConfigFile('config', lock_config=False)
     return holder
 
@@ -174,6 +176,7 @@ def define_distributed() -> Callable[[], None]:
     process_id = flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.', 0)
 
     def join() -> None:
+        # The flags are read only after parsing.
         values = (coordinator.value, num_processes.value, process_id.value)
         if distributed_flag.value:
             from vision.core import distributed
@@ -200,6 +203,7 @@ def require(**values: object) -> None:
 
 def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     """Prepares the process and runs `main`; turns its exceptions into exit codes."""
+    # Show warnings only, and set up JAX before it has a backend.
     logging.set_verbosity(logging.WARNING)
     _quiet_orbax()
     startup.tune()
@@ -224,6 +228,7 @@ def _end(error: Exception) -> int:
         return 128 + error.signum
     if isinstance(error, BrokenPipeError):  # the reader of a pipe, such as `| head`, has ended
         return 0
+    # Report a full disk and unusable paths by their names.
     if isinstance(error, OSError):
         if error.errno in _NO_ROOM:
             return _complain_of_room(error)
@@ -278,6 +283,7 @@ def _quiet_orbax() -> None:
         if str(failed.exc_value) != 'Event loop is closed':
             before(failed)
 
+    # asyncio logs the exceptions of tasks that nobody awaits.
     threading.excepthook, sys.unraisablehook = of_thread, of_writer
     asyncio_logger = standard_logging.getLogger('asyncio')
     asyncio_logger.addFilter(lambda record: 'was never retrieved' not in record.getMessage())

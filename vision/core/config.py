@@ -149,6 +149,7 @@ def complete_eval(entry: Mapping[str, Any], name: str = '--eval') -> ConfigDict:
         raise UserError(
             f'{name!r}: the name of an evaluation may have only letters, digits, . _ and -'
         )
+    # Check each key by its declaration.
     values, known = plain(entry, name), {key.leaf: key for key in EVAL_KEYS}
     if not isinstance(values, dict):
         raise UserError(f"{name}={values!r} must be a dict, such as {{'split': 'validation'}}")
@@ -158,6 +159,7 @@ def complete_eval(entry: Mapping[str, Any], name: str = '--eval') -> ConfigDict:
         known[key]._replace(name=f'{name}.{key}').check(value)
     if values.get('protocol') and values.get('ops'):
         raise UserError(f'{name}: give either a protocol or ops, not both')
+    # Add the defaults.
     return ConfigDict({key.leaf: key.default for key in EVAL_KEYS} | values)
 
 
@@ -211,6 +213,7 @@ def plain(value: Any, name: str = 'config') -> Any:
                     f'{name}.{key} must be set: the config file gives it no value'
                 ) from None
         value = values
+    # Convert the values of containers.
     if isinstance(value, dict):
         return {key: plain(v, f'{name}.{key}') for key, v in value.items()}
     if isinstance(value, tuple | list):
@@ -223,6 +226,7 @@ def plain(value: Any, name: str = 'config') -> Any:
     for base in (int, float, str):
         if isinstance(value, base):
             return base(value)
+    # NumPy and JAX values; import NumPy only if there are any.
     import numpy as np
 
     if isinstance(value, np.dtype):
@@ -265,6 +269,7 @@ def from_plain(recorded: dict[str, Any]) -> ConfigDict:
     # the training split to the test split.
     if values.get('data', {}).get('source') in ('folder', 'list'):
         values['data'].setdefault('rules', 1)
+    # Fill in keys that are newer than the record.
     for key in KEYS:
         section = values.setdefault(key.section, {}) if key.section else values
         section.setdefault(key.leaf, key.default)
@@ -280,6 +285,7 @@ def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], may_differ: Collection[str] = MAY_DIFFER
 ) -> list[str]:
     """Describes each key in which two configs differ, except the keys that may differ."""
+    # Compare key by key, in the order of the configs.
     before, after = _flatten(plain(old)), _flatten(plain(new))
     phrases = []
     for key in dict.fromkeys([*before, *after]):

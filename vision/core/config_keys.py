@@ -125,6 +125,7 @@ class Key(NamedTuple):
 
     def describe(self) -> str:
         """The type and range in words: 'a number in [0, 1)'."""
+        # Word the range as '… of 0 or more', '… in [0, 1)' or '… above 0'.
         words = _NAMES.get(self.kind) or describe(self.kind)
         if self.range != Range():
             words += f' of {self.range}' if self.range == Range(low=self.low) else f' {self.range}'
@@ -155,6 +156,7 @@ class Key(NamedTuple):
         empty = value == () and self.default != ()
         if empty or not self.range.holds(numbers):
             raise UserError(f'{self.name}={value!r} must be {self.describe()}')
+        # Check that regular expressions compile.
         for pattern in _patterns(value, self.kind):
             try:
                 re.compile(pattern)
@@ -295,6 +297,7 @@ def find(kind: str, name: str, known: Mapping[str, Callable | str]) -> Callable:
         return entry
     if ':' not in entry:
         raise unknown(kind, name, known)
+    # Import 'package.module:name'.
     name = entry
     module_name, _, attribute = name.partition(':')
     try:
@@ -307,6 +310,7 @@ def find(kind: str, name: str, known: Mapping[str, Callable | str]) -> Callable:
         place = place_of(e)
         why = str(e) if place is None else f'{place}: {type(e).__name__}: {e}'
         raise UserError(f'{kind} {name!r}: cannot import {module_name!r} ({why})') from e
+    # Look up the attribute.
     found = getattr(module, attribute, None)
     if found is None:
         raise UserError(f'{kind} {name!r}: module {module_name!r} has no {attribute!r}')
@@ -337,6 +341,7 @@ def check_arguments(
             continue
         if not fits(value, hints[key]):
             raise UserError(f'{what}: {key}={value!r} is not {describe(hints[key])}')
+        # The type is right: check the range in its annotation.
         for bounds in getattr(hints[key], '__metadata__', ()):
             if isinstance(bounds, Range) and not bounds.holds(value):
                 raise UserError(f'{what}: {key}={value!r} must be {bounds}')
@@ -362,8 +367,10 @@ def fits(value: Any, hint: Any) -> bool:
         return fits(value, arguments[0])
     if origin is typing.Literal:
         return any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in arguments)
+    # Any member of a union suffices.
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, a) for a in arguments)
+    # Tuples have fixed types by position, or one type of any number.
     if origin is tuple:
         if not isinstance(value, tuple | list):
             return False

@@ -23,6 +23,7 @@ def explained(error: Exception, argv: Sequence[str]) -> str:
       error: the exception; if it does not concern --config, its own text is returned.
       argv: the command line.
     """
+    # A flag that does not exist.
     if isinstance(error, flags.UnrecognizedFlagError):
         return _explain_unknown(error.flagname)
     text = str(error.args[0]) if error.args else repr(error)
@@ -62,6 +63,7 @@ def explained(error: Exception, argv: Sequence[str]) -> str:
         given = re.match(r'flag --config\.([\w.]+)=(.*?): ', text, re.DOTALL)
         return explain_value(config, *given.groups()) if given else text
     known = _leaves(config)
+    # Find the override that names no key.
     for override in argv:
         key = override.lstrip('-').split('=', 1)[0]
         if key.startswith('config.') and key.removeprefix('config.') not in known:
@@ -83,6 +85,7 @@ def explain_value(config: Mapping[str, Any], key: str, text: str) -> str:
     except UserError as e:
         # Show a number as the user wrote it: 1e3, not 1000.0.
         return str(e) if isinstance(read, str) else str(e).replace(f'={read!r}', f'={text}', 1)
+    # Look up the present value of the key.
     value: Any = config
     for name in re.split(r'[.[]', key):
         value = value.get(name) if isinstance(value, ConfigDict) else value
@@ -109,6 +112,7 @@ def _explain_unknown(name: str) -> str:
             keys += [f'{holder}.{key}' for key in dict.fromkeys(known)]
     modules = flags.FLAGS.flags_by_module_dict()
     ours = [flag.name for module, own in modules.items() if 'absl' not in module for flag in own]
+    # Suggest the closest of both.
     guesses = ' or '.join(f'--{key}' for key in meant(name, [*ours, *keys])[:3])
     hint = f'; did you mean {guesses}?' if guesses else ''
     return f'there is no flag --{name}{hint or "; see --help"}'

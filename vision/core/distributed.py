@@ -75,6 +75,7 @@ def _own_stdout() -> None:
     Gloo prints a line for each connection.
     """
     sys.stdout.flush()
+    # Python gets a copy of stdout; file descriptor 1 then leads to stderr.
     ours = os.dup(1)
     os.dup2(2, 1)
     sys.stdout = os.fdopen(ours, 'w', buffering=1)

@@ -20,6 +20,7 @@ def parse(text: str, key: str = 'duration') -> tuple[float, str]:
       UserError: the text has another form, or the number is negative or not finite.
     """
     match = re.fullmatch(r'\s*([-+.\deE_]+)\s*([a-z]+)\s*', str(text))
+    # The plural of the unit.
     unit = match and (match[2] if match[2].endswith('s') else match[2] + 's')
     try:
         if not match or unit not in _UNITS:

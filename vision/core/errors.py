@@ -26,6 +26,7 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     """Returns the entry of `known` whose spelling is closest to `name`; None if none is close."""
     spelt = {_plain(entry): entry for entry in known}
     name = _plain(name)
+    # Prefer a known synonym to a similar spelling.
     if _ALSO.get(name) in spelt:
         return spelt[_ALSO[name]]
     matches = difflib.get_close_matches(name, list(spelt), n=1, cutoff=0.6)
@@ -88,6 +89,7 @@ def in_a_line(error: BaseException) -> str:
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith('<frozen')
     ]
+    # Add the innermost line of code.
     where = ''
     if frames and not isinstance(error, SyntaxError):  # a SyntaxError's text has the line already
         where = f' ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})'

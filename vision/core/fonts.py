@@ -18,6 +18,7 @@ def families_for(texts: Iterable[str]) -> list[str]:
     The result is for `matplotlib.rc_context({'font.family': …})`.
     """
     chosen = [_DEFAULT]
+    # Add a font for each character that the fonts so far do not cover.
     for char in sorted({c for text in texts for c in text}):
         if char.isprintable() and not any(_has(family, char) for family in chosen):
             chosen += [family for family in _installed() if _has(family, char)][:1]
@@ -36,6 +37,7 @@ def legible(text: str, families: Iterable[str] = (_DEFAULT,), length: int | None
     shown = [
         c if c.isprintable() and any(_has(f, c) for f in families) else _escape(c) for c in text
     ]
+    # Drop characters from the start until the text fits, with an ellipsis.
     if length is not None and len(''.join(shown)) > length:
         while shown and len(''.join(shown)) > length - 1:
             shown.pop(0)

@@ -46,6 +46,7 @@ def state_sharding(shape: tuple[int, ...], mesh: Mesh, shard: str) -> NamedShard
     """
     if shard == 'data' or np.prod(shape) < MIN_SHARDED:
         return replicated(mesh)
+    # Axes whose length the devices can share equally.
     axes = [i for i, length in enumerate(shape) if length % mesh.size == 0]
     if not axes:
         return replicated(mesh)

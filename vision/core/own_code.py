@@ -29,6 +29,7 @@ def keep(workdir: Path, modules: Collection[str]) -> None:
         # Skip modules that were imported from the copy in this workdir.
         if root in (None, (workdir / _FOLDER).resolve()):
             continue
+        # Copy all imported files below the module's root.
         for file in _imported_from(root):
             target = workdir / _FOLDER / file.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +63,7 @@ def _is_own(frame: FrameType) -> bool:
     module, path = frame.f_globals.get('__name__', ''), Path(frame.f_code.co_filename)
     if module.split('.')[0] in _OURS or not path.is_file():  # generated code has no file
         return False
+    # Standard library, then installed packages.
     libraries = {sysconfig.get_path(name) for name in ('stdlib', 'platstdlib')}
     return not {'site-packages', 'dist-packages'} & set(path.parts) and not any(
         path.is_relative_to(library) for library in libraries

@@ -52,6 +52,7 @@ def share(value: Any) -> list[Any]:
     padded = np.zeros(-(-int(lengths.max()) // _BLOCK) * _BLOCK, np.uint8)
     padded[: len(text)] = text
     rows = process_allgather(padded)
+    # Cut off the padding.
     return [json.loads(bytes(row[:n])) for row, n in zip(rows, lengths, strict=True)]
 
 
@@ -73,6 +74,7 @@ def together(action: Callable[[], T]) -> T:
     try:
         result = action()
     except UserError as e:
+        # Tell the other processes, then raise the original error.
         raise_together(str(e))
         raise
     raise_together(None)
@@ -86,6 +88,7 @@ def on_first(action: Callable[[], Any]) -> Any:
     """
     if _alone():
         return action()
+    # Run the action on process 0, and share its result or its error.
     outcome: dict[str, Any] = {}
     if is_first():
         try:
@@ -142,6 +145,7 @@ class StopSignals:
     def __enter__(self) -> 'StopSignals':
         self._before: dict[int, Any] = {}
         if threading.current_thread() is threading.main_thread():
+            # With several processes SIGTERM belongs to JAX.
             for signum in (signal.SIGINT,) if self._shared else (signal.SIGTERM, signal.SIGINT):
                 self._before[signum] = signal.signal(signum, self._receive)
             StopSignals.current = self
@@ -182,6 +186,7 @@ class StopSignals:
         Args:
           make_safe: saves the progress so far; used in the block instead of the context's.
         """
+        # The block is slow and has its own `make_safe`.
         before = self.slow, self._make_safe
         self.slow, self._make_safe, self._raises = True, make_safe, True
         try:
@@ -213,6 +218,7 @@ class StopSignals:
         """
         while not (self._shared or self._answered.wait(seconds)):
             if self.slow and self._ending.acquire(blocking=False):
+                # Limit the time of `make_safe`, which may hang.
                 safe = threading.Thread(target=self._wait_quietly, daemon=True)
                 safe.start()
                 safe.join(_WRITING)
@@ -225,6 +231,7 @@ class StopSignals:
 
     def _receive(self, signum: int, frame: object) -> None:
         """The signal handler."""
+        # A second signal ends the process at once.
         if self.received is not None:
             os._exit(128 + signum)
         self.received = signum

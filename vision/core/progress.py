@@ -26,6 +26,7 @@ def progress_bar(show: bool = True) -> Iterator[Callable[[str, int | None], Call
         TimeRemainingColumn,
     )
 
+    # Rich shows the bar only on a terminal, and removes it at the end.
     console = Console(stderr=True)
     bar = Progress(
         TextColumn('{task.description}', markup=False),  # a name may contain brackets

@@ -80,12 +80,14 @@ class Leaving:
         cls.received = None
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, cls._leave)
+        # Notice when Python drops the exception that a signal raised.
         sys.unraisablehook = cls._note_dropped
         cls.watch()
 
     @classmethod
     def watch(cls) -> None:
         """Starts the watcher thread; a forked process must call this again."""
+        # Python writes the number of each signal into this pipe.
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -101,6 +103,7 @@ class Leaving:
     @classmethod
     def _leave(cls, signum: int, frame: types.FrameType | None) -> None:
         """The signal handler."""
+        # Second signals, and signals during imports, end the process.
         if cls.received is not None or _is_importing(frame):
             os._exit(128 + signum)
         cls.received = signum
@@ -126,6 +129,7 @@ class Leaving:
                 end = time.monotonic() + _GRACE
                 while time.monotonic() < end:
                     time.sleep(_GRACE / 50)
+                    # Python dropped the exception: send the signal again.
                     if cls._dropped:
                         cls.received, cls._dropped = None, False
                         os.kill(os.getpid(), signum)
@@ -156,6 +160,7 @@ def restart(**variables: str) -> None:
 
     Must be called before any other work and import, and only if a variable is not set yet.
     """
+    # Record the names, so that `shipped_environment` can remove them.
     environment = os.environ | variables | {_OURS: ' '.join(variables)}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
@@ -184,6 +189,7 @@ def use_compilation_cache() -> None:
     except OSError:  # the home folder is read-only: go without a cache
         return
     os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
+    # JAX has read the variable already, so set its option as well.
     if 'jax' in sys.modules:
         sys.modules['jax'].config.update('jax_compilation_cache_dir', str(folder))
 
@@ -205,6 +211,7 @@ def tf_cpu() -> ModuleType:
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
     import tensorflow as tf
 
+    # Leave all accelerators to JAX.
     for kind in ('GPU', 'TPU'):
         tf.config.set_visible_devices([], kind)
     tf.get_logger().setLevel('ERROR')

@@ -48,6 +48,7 @@ def output_file(flag: str, value: AnyPath, endings: Sequence[str] = ()) -> Path:
         read-only.
     """
     path = as_path(value)
+    # Check the suffix, the path and its folder.
     folder = path.absolute().parent
     if endings and path.suffix.lower() not in endings:
         raise UserError(f'--{flag}={path} must end in {" or ".join(endings)}')
@@ -76,6 +77,7 @@ def common_root(paths: Iterable[str]) -> str:
 
 def below(path: str, root: str) -> str:
     """Returns a file's path relative to a folder; unchanged if the file lies elsewhere."""
+    # Compare absolute paths, with a slash at the end of the folder.
     whole, start = os.path.abspath(path), root.rstrip(os.sep) + os.sep
     return whole.removeprefix(start) if root and whole.startswith(start) else path
 
@@ -91,6 +93,7 @@ def json_text(value: Any, **options: Any) -> str:
       value: any value that `json.dumps` accepts.
       options: keyword arguments of `json.dumps`.
     """
+    # Convert only if a number is not finite: that is rare, and takes time.
     try:
         return json.dumps(value, allow_nan=False, **options)
     except ValueError:
@@ -111,6 +114,7 @@ def _finite(value: Any, name: str, reasons: dict[str, str]) -> Any:
       reasons: filled with the original values of that object, by name.
     """
     if isinstance(value, Mapping):
+        # A dict collects the reasons of its own values.
         own: dict[str, str] = {}
         made = {key: _finite(v, str(key), own) for key, v in value.items()}
         return made | {'not_finite': own} if own else made
@@ -206,6 +210,7 @@ def print_table(table: Any, file: TextIO | None = None) -> None:
     table.title = table.caption = None
     wide = console.options.update(max_width=10**6)
     console.width = max(console.width, Measurement.get(console, wide, table).minimum)
+    # Print title and caption as plain lines, which may be wrapped.
     for part in filter(None, (title, table, caption)):
         console.print(part, crop=False, soft_wrap=part is not table, markup=False, highlight=False)
     table.title, table.caption = title, caption

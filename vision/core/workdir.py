@@ -61,6 +61,7 @@ class Lock:
         """Takes the lock and writes the holder's name into the file."""
         self._file = open(self._path, 'a+')  # noqa: SIM115 - closed by __exit__
         try:
+            # Try to get the lock without waiting.
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.seek(0)
@@ -72,6 +73,7 @@ class Lock:
             ) from None
         except OSError as e:
             _go_on_without(e, self._path, 'two runs in this workdir would not notice each other')
+        # Write who holds the lock, for the message of another run.
         self._file.truncate(0)
         self._file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
         self._file.flush()
@@ -145,6 +147,7 @@ def create(workdir: AnyPath) -> Path:
         except OSError as e:
             raise UserError(f'--workdir={path}: {e.strerror} ({e.filename})') from None
 
+    # All processes must see the folder that process 0 created.
     def look() -> None:
         if not (path / '.lock').exists():
             raise UserError(
@@ -169,6 +172,7 @@ def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
         may_differ: tuple[str, ...] = config_lib.MAY_DIFFER
         if known and 'identity' in known:
             may_differ += config_lib.PLACES
+        # Name the first differences.
         differ = config_lib.differences(read_config(workdir), config, may_differ)
         if differ:
             more = f' (and {len(differ) - 3} more)' if len(differ) > 3 else ''
@@ -183,10 +187,12 @@ def describe(workdir: Path, config: Mapping[str, Any]) -> None:
     if processes.is_first():
         text = config_lib.to_json(config)
         write_text(workdir / 'config.json', text)
+        # Copy user-defined modules that the config names.
         if modules := set(_OWN_MODULES.findall(text)):
             from vision.core import own_code
 
             own_code.keep(workdir, modules)
+        # Keep the uncommitted changes of the code.
         if changes := _git('diff', 'HEAD', '--', ':/*.py'):
             write_text(workdir / 'changes.diff', changes + '\n')
         else:
@@ -200,6 +206,7 @@ def read_config(workdir: Path) -> ConfigDict:
     Raises:
       UserError: the folder is not a workdir, or the file is damaged.
     """
+    # The config may name modules that were copied into the workdir.
     if (workdir / 'modules').is_dir():
         from vision.core import own_code
 
@@ -237,6 +244,7 @@ def _check_dataset(value: Mapping[str, Any]) -> None:
     """Raises ValueError, KeyError or TypeError if a value in `dataset.json` has a wrong type."""
     if not all(isinstance(name, str) for name in value['class_names']):
         raise ValueError('class_names must be text')
+    # Shapes are [H, W, C] or missing.
     for shape in (value.get('input_shape'), value.get('image_shape')):
         sound = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)
         if not sound and shape is not None:
@@ -257,6 +265,7 @@ def read_records(workdir: Path) -> list[dict[str, Any]]:
       UserError: any other line is damaged.
     """
     path = workdir / 'metrics.jsonl'
+    # Text after the last line feed is an incomplete line.
     lines = path.read_bytes().split(b'\n')[:-1] if path.exists() else []
     records = []
     for number, line in enumerate(lines, 1):
@@ -276,6 +285,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Writes a file atomically: it is complete or absent even if the process is killed."""
+    # Write another file completely, then rename it.
     temporary = path.with_name(path.name + '.tmp')
     with open(temporary, 'wb') as file:
         file.write(data)
@@ -310,6 +320,7 @@ def replace(source: Path, target: Path) -> None:
         os.replace(source, target)
     except OSError as e:
         _go_on_without(e, target, 'a kill at the wrong moment may lose this file')
+        # Rename without replacing; as a last resort copy the bytes.
         target.unlink(missing_ok=True)
         try:
             os.rename(source, target)
@@ -345,6 +356,7 @@ def environment() -> dict[str, Any]:
     """Returns the environment of this process: versions, devices, git commit and command."""
     import jax
 
+    # Versions of the packages that affect results.
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:

@@ -55,6 +55,7 @@ def idx(
         raise UserError(
             'data.path is not set: give the folder with the four IDX files (--config.data.path=…)'
         )
+    # Find and read the images and labels of the split.
     check_split('idx', split, ('train', 'validation', 'test'))
     prefix = _IDX_PREFIX['test' if split == 'test' else 'train']
     path = os.path.expanduser(path)
@@ -122,6 +123,7 @@ def npz(
         every_label = every_label[:, 0]
     check_labels(name, every_label)
     source = from_arrays(name, images, labels, class_names or number_names(every_label))
+    # A validation split without arrays is taken from train.
     if has_validation or split == 'test':
         return source
     return subset(source, split, validation)
@@ -150,6 +152,7 @@ def read_idx(path: Path) -> np.ndarray:
     Raises:
       UserError: the file has another format, or its length does not match its header.
     """
+    # Read the file, which may be gzipped under any name.
     try:
         with open(path, 'rb') as file:
             data = file.read()
@@ -165,6 +168,7 @@ def read_idx(path: Path) -> np.ndarray:
     if len(data) < header:
         raise UserError(f'{path} is damaged: it ends inside its header')
     shape = struct.unpack(f'>{ndim}I', data[4:header])
+    # The data must have exactly the stated size.
     if len(data) - header != math.prod(shape):
         raise UserError(
             f'{path} is damaged: its header says {math.prod(shape)} bytes for {list(shape)}, '

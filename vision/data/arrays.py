@@ -27,6 +27,7 @@ def digits(split: str) -> ArraySource:
 
     data = load_digits()
     images = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
+    # Hold out the test split first, then the validation split.
     rest, test = hold_out(data.target, 360)
     train, validation = hold_out(data.target[rest], 360)
     ids = {'train': rest[train], 'validation': rest[validation], 'test': test}
@@ -58,6 +59,7 @@ def synthetic(
     cell = image_size // side
     if cell < 1:
         raise UserError(f'data.image_size={image_size} is too small for {num_classes} classes')
+    # Labels are hashes of the ids, so that classes are balanced on average.
     labels = (hash64(splits.index(split), np.arange(num_examples)) % np.uint64(num_classes)).astype(
         np.int32
     )

@@ -34,6 +34,7 @@ def difference(
     recorded = workdir_lib.read_json(workdir, 'dataset.json')
     if differs := _classes(recorded['class_names'], about.get('class_names')):
         return differs
+    # Compare single entries of dataset.json, then the examples of each split.
     for key, text in _COMPARED.items():
         if key in recorded and key in about and recorded[key] != about[key]:
             return text.format(was=recorded[key], now=about[key])
@@ -50,6 +51,7 @@ def _classes(was: list[str], now: list[str] | None) -> str | None:
     """Describes how the class names differ, or returns None."""
     if now is None or list(now) == was:
         return None
+    # Name the first lost and the first new class.
     gone, new = ([n for n in a if n not in b] for a, b in ((was, now), (now, was)))
     parts = [
         f'{what} {names[0]!r}' + (f' and {len(names) - 1} more' if len(names) > 1 else '')
@@ -67,6 +69,7 @@ def _split(workdir: Path, recorded: Mapping[str, Any], split: str, now: Examples
         return f'there was no {split} split'
     if split in digests and digests[split] == digest(now):
         return None
+    # The digests differ: find out what has changed.
     before = _recorded_examples(workdir).get(split) if split in digests else None
     if before is None:
         if split not in digests and counts.get(split, len(now)) == len(now):

@@ -54,6 +54,7 @@ def file_list(
             raise UserError(f"{path}: image {number} has no 'label'; expected path and label")
     # Turn the class names into labels.
     named = [_names(row['label']) if multi_label else [row['label']] for row in rows]
+    # Number the classes in their order.
     classes = in_order({name for names in named for name in names}, rules, of_list=True)
     index = {name: label for label, name in enumerate(classes)}
     found = [[index[name] for name in names] for names in named]
@@ -74,6 +75,7 @@ def file_list(
             number = splits.index(None) + 1
             raise UserError(unknown_split(path, number, rows[number - 1]['split']))
         parts = np.array([SPLITS.index(split) for split in splits if split], np.int8)
+    # Make the paths absolute.
     placed = [(os.path.normpath(os.path.join(base, name)), label) for name, label in images]
     return shares.choose(path, split, classes, placed, parts)
 
@@ -92,6 +94,7 @@ def _read_list(path: str) -> list[dict[str, str]]:
     """Reads a list, checks that each row has a valid path and label, and returns text cells."""
     rows = read_list(path)
     for number, row in enumerate(rows, 1):
+        # A label may be empty, which means none in a multi-label list.
         for key, none in (('path', (None, '')), ('label', (None,))):
             if row.get(key) in none:
                 raise UserError(f'{path}: image {number} has no {key!r}; expected path and label')
@@ -111,6 +114,7 @@ def read_list(path: str) -> list[dict]:
     full = os.path.expanduser(path)
     if not os.path.isfile(full):
         raise UserError(f'data.path={path!r}: no such file')
+    # The suffix decides between JSON lines and CSV.
     is_json = full.lower().endswith(('.jsonl', '.json', '.ndjson'))
     try:
         with open(full, newline='', encoding='utf-8-sig') as file:
@@ -131,6 +135,7 @@ def _read_json_lines(lines: Iterator[str], path: str) -> list[dict]:
             row = json.loads(line)
         except (ValueError, RecursionError) as e:
             raise UserError(f'{path}, line {number}: not JSON ({e})') from None
+        # Every line must be an object.
         if not isinstance(row, dict):
             raise UserError(f'{path}, line {number}: expected {{"path": …, "label": …}}')
         rows.append(row)

@@ -101,6 +101,7 @@ def list_folder(root: str) -> Listing:
 
     The rules are those of `images_below`.
     """
+    # Walk the folders with a stack instead of recursion, which has a depth limit.
     known, found = endings(), Listing([], collections.Counter(), {})
     seen = set[tuple[int, int]]()
     with progress_bar() as start:
@@ -227,11 +228,13 @@ def expand(path: str) -> list[str]:
     path = os.path.expanduser(path)
     if not is_path(path):
         return [path]
+    # A folder: take all its images.
     if os.path.isdir(path):
         below = [os.path.join(path, name) for name in images_below(path)]
         if not below:
             raise UserError(f'{path}: the folder has no images')
         return below
+    # A file, or a name without wildcards.
     if os.path.exists(path) or not globbing.has_magic(path):
         return [path]
     # Escape the existing folders at the start of the pattern, then match the rest.

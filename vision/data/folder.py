@@ -71,6 +71,7 @@ def folder(
         classes = _classes(root, rules)
         images = _labelled(root, classes)
         return shares.choose(root, split, classes, _placed(root, images), shares.parts(images))
+    # Otherwise the splits are given as folders, at least train.
     if 'train' not in own:
         raise UserError(f'{root} has {", ".join(sorted(own.values()))} but no folder train')
     return _given_split(root, split, own, shares)
@@ -100,6 +101,7 @@ def split_folders(root: str) -> dict[str, str]:
     """
     names = files_lib.subfolders(root)
     # A lone folder `train` is a split, too.
+    # Find the folders of each split, the preferred name first.
     every = {s: preferred(n for n in names if split_named(n) == s) for s in SPLITS}
     own = {split: found[0] for split, found in every.items() if found}
     if len(own) < 2 and not list(own.values()) == names == every['train'][:1]:
@@ -109,6 +111,7 @@ def split_folders(root: str) -> dict[str, str]:
                 'test beside it'
             )
         return {}
+    # Warn of a second folder for a split, and of folders that are no split.
     for split, found in every.items():
         if len(found) > 1:
             warn_once(f'{root} has {" and ".join(found)}: {found[0]} is the {split} split')
@@ -139,6 +142,7 @@ def _labelled(root: str, classes: Sequence[str]) -> list[tuple[str, int]]:
     """Returns (path relative to root, label) for all images of these classes, sorted by path."""
     index = {name: label for label, name in enumerate(classes)}
     found, beside = [], 0
+    # The first folder of a path is the class.
     for path in _list(root):
         name, inside, _ = path.partition('/')
         if inside:
@@ -160,6 +164,7 @@ def _list(root: str) -> list[str]:
     known = _listing.get(root)
     if known and all(_modified(folder) == when for folder, when in known[0].items()):
         return known[1]
+    # List the folder again.
     begin = time.time_ns()
     listing = files_lib.list_folder(root)
     files_lib.tell_passed(root, listing.passed)

@@ -63,6 +63,7 @@ def batch_ids(
     positions = step * batch_size + apart(batch_size, repeats)
     epochs, places = positions // n, positions % n
     ids = np.empty(batch_size, np.int64)
+    # The epochs that the batch touches.
     first, last = step * batch_size // n, ((step + 1) * batch_size - 1) // n
     # Look up the ids epoch by epoch.
     for epoch in range(first, last + 1):
@@ -99,6 +100,7 @@ def eval_ids(n: int, batch_size: int, step: int, part: int = 0, parts: int = 1) 
     Returns:
       Ids int64 [batch_size / parts], with −1 for padding.
     """
+    # Divide what remains of the split among the hosts.
     remaining = min(batch_size, n - step * batch_size)
     share, extra = divmod(remaining, parts)
     count = share + (part < extra)

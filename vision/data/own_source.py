@@ -17,6 +17,7 @@ def mistake(source: Source) -> str | None:
     Reads one example.
     """
     kind, absent = type(source).__name__, object()
+    # Check that all attributes and methods exist.
     for name in _CONTRACT:
         if name not in vars(source) and inspect.getattr_static(source, name, absent) is absent:
             return f'{kind} has no {name!r}; derive it from vision.data.Source, which documents it'
@@ -26,6 +27,7 @@ def mistake(source: Source) -> str | None:
         return f'{kind} has no method {needed!r}'
     if source.num_examples < 1:
         return f'{source.name} has no examples'
+    # Check the labels, if they are known without reading.
     known, names = vars(source).get('labels'), len(source.class_names)
     if known is not None:
         if not isinstance(known, np.ndarray) or known.shape[:1] != (source.num_examples,):
@@ -50,6 +52,7 @@ def mistake(source: Source) -> str | None:
     image: Any = images[0]
     if source.encoded and not isinstance(image, bytes):
         return f'encoded=True requires bytes, but read returns {type(image).__name__}'
+    # Pixels must be uint8 of the stated shape.
     asked, given = (source.image_shape, np.uint8), (np.shape(image), getattr(image, 'dtype', None))
     if not source.encoded and given != asked:
         return f'encoded=False requires uint8 of image_shape={asked[0]}, but read returns {given}'

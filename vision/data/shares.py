@@ -99,6 +99,7 @@ class Shares:
         Raises:
           UserError: no image is left for train.
         """
+        # Version 1 splits each image alone; unwanted splits go to train.
         if self.rules == 1:
             parts = _by_hash_alone([path for path, _ in images])
             parts[~np.isin(parts, [SPLITS.index(split) for split in made])] = TRAIN
@@ -118,6 +119,7 @@ class Shares:
         # Split each class by the rank of the paths' hashes.
         hashes = hash64(np.array([_path_hash(name) for name in names], np.uint64))
         found = by_rank(hashes, _strata(labels), validation, test, fold)
+        # A class with few images may have none in train.
         if labels.ndim == 2:
             _leave_one_for_train(labels, found)
         return found[inverse]
@@ -151,6 +153,7 @@ def source_of(name: str, classes: tuple[str, ...], images: Sequence[tuple[str, A
 def warn_of_empty_classes(source: Source) -> None:
     """Warns of classes without an image in a split."""
     labels, names = source.labels, source.class_names
+    # Count the images of each class.
     found = labels.sum(0) if source.multi_label else np.bincount(labels, minlength=len(names))
     if without := [names[i] for i in np.flatnonzero(found == 0)]:
         count = '1 class has' if len(without) == 1 else f'{len(without)} classes have'
@@ -211,6 +214,7 @@ def by_rank(
             asked = tests, size * validation
             near = tests, math.floor(size * validation + 0.5)
             ranked = np.roll(ranked, -first)
+        # Test gets the lowest ranks, validation the highest.
         tested, validated = _counts(size, asked, near, fold is None, turn)
         parts[ranked[:tested]] = TEST
         parts[ranked[size - validated :]] = VALIDATION
@@ -242,8 +246,10 @@ def _counts(
     # Train must also have its share within one example, and at least one example.
     least = math.ceil(sum(asked) - 1 - rounding)
     most = min(size - 1, math.floor(sum(asked) + 1 + rounding))
+    # Train has too many: give the split with the larger deficit one more.
     while sum(counts) < least:
         counts[0 if both and asked[0] and excess(0) <= excess(1) else 1] += 1
+    # Train has too few: take one from the split with the larger excess.
     while sum(counts) > most:
         gives = 1
         if both and counts[0] and (not counts[1] or excess(0) >= excess(1)):
@@ -268,6 +274,7 @@ def _distinct(names: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
     """
     if len(set(names)) == len(names):
         return names, np.arange(len(names)), np.arange(len(names))
+    # Number the names in the order of their first occurrence.
     place: dict[str, int] = {}
     inverse = np.array([place.setdefault(name, len(place)) for name in names], np.int64)
     _, first = np.unique(inverse, return_index=True)
@@ -303,11 +310,13 @@ def in_order(names: Iterable[str], rules: int, of_list: bool = False) -> tuple[s
     """
     if rules > 1:
         return tuple(sorted(names, key=natural))
+    # Version 1.
     return tuple(sorted(names, key=_numbers_first if of_list else None))
 
 
 def natural(name: str) -> tuple[list[tuple[str, int, str]], str]:
     """Sort key of the natural order: 'class2' before 'class10', numbers before words."""
+    # Text and numbers alternate; compare numbers by length, then digit by digit.
     parts = re.split(r'(\d+)', name)
     numbers = [''.join(str(int(c)) for c in part).lstrip('0') for part in parts[1::2]] + ['']
     pairs = zip(parts[::2], numbers, strict=True)

@@ -77,6 +77,7 @@ class Source:
 
         By default they are found by reading every example once.
         """
+        # Read every example. Sources that know their labels override this.
         return as_labels(np.concatenate([labels for _, _, labels in self.stream()]))
 
     def read(self, ids: Sequence[int]) -> tuple[Images, np.ndarray]:
@@ -257,6 +258,7 @@ class _Subset(Source):
 def _below(paths: Sequence[str]) -> list[str]:
     """Returns the paths relative to their common folder."""
     prefix = os.path.commonprefix([min(paths), max(paths)])  # noqa: RUF071 - cut at a slash below
+    # Cut the common prefix after its last slash.
     start = prefix.rfind('/') + 1
     return [path[start:] for path in paths]
 
@@ -347,6 +349,7 @@ def read_some(
             (image,), (label,) = read_each(source, [example])
             yield example, image, label
         return
+    # Read the stream until all ids are found.
     wanted = set(ids)
     for chunk in source.stream() if wanted else ():
         for example, image, label in zip(*chunk, strict=True):
@@ -369,6 +372,7 @@ def as_labels(labels: np.ndarray) -> np.ndarray:
         raise UserError(
             f'a label is {wrong}; labels must be class numbers, or 0 and 1 for each class'
         )
+    # Multi-label rows are float, class numbers int.
     return labels.astype(np.float32 if labels.ndim == 2 else np.int32)
 
 

@@ -117,10 +117,12 @@ class RecordSource(Source):
         """Returns the encoded images, and labels int64 [b] or float32 [b, K]."""
         together = getattr(self.records, '__getitems__', None)
         found = list(together(ids) if together else map(self.records.__getitem__, ids))
+        # ArrayRecord returns empty parts for a file that was cut off.
         if any(None in record.values() for record in found):
             raise BadImage('an incomplete record: its file was cut off')
         labels = [record[self.label_key] for record in found]
         several = self.multi_label
+        # Encode several labels as a multi-hot row.
         of_each = multi_hot(labels, len(self.class_names)) if several else np.array(labels)
         _check_labelled(self.name, of_each)
         return [record['image'] for record in found], of_each
@@ -197,6 +199,7 @@ def _builder(name: str, data_dir: str | None) -> Any:
     try:
         builder = tfds_lib.builder(name, data_dir=data_dir)
     except tfds_lib.core.registered.DatasetNotFoundError:
+        # Suggest a data set with a similar name.
         guess = nearest(name.split(':')[0], tfds_lib.list_builders(with_community_datasets=False))
         hint = f' Did you mean {guess!r}?' if guess else ''
         raise UserError(f'TFDS has no data set {name!r}.{hint}') from None
@@ -211,6 +214,7 @@ def _prepare(builder: Any, name: str) -> None:
     import requests
     from tensorflow_datasets.core.download import downloader
 
+    # Shorten the retries of TFDS, and silence them.
     downloader.MAX_RETRIES = _RETRIES
     logging.getLogger('urllib3').setLevel(logging.ERROR)  # it logs every retry
     try:
@@ -252,6 +256,7 @@ def as_arrays(source: Source) -> ArraySource | None:
     tf = tf_cpu()
     images = np.empty((source.num_examples, *source.image_shape), np.uint8)
     read, labels = 0, []
+    # Decode the images one after another into one array.
     for _, encoded, of_these in source.stream():
         labels.append(of_these)
         for data in encoded:
@@ -262,6 +267,7 @@ def as_arrays(source: Source) -> ArraySource | None:
             except tf.errors.OpError as e:
                 raise _unreadable(source, read, first_line(e)) from None
             read += 1
+    # The stream may end early if files are damaged.
     if read != source.num_examples:
         raise UserError(
             f'{source.name} has {read} examples instead of {source.num_examples}; '
@@ -290,6 +296,7 @@ def _records(source: TFDSSource, order: int | None, index: int, count: int) -> A
     import tensorflow_datasets as tfds_lib
 
     tf = tf_cpu()
+    # Take this host's part of the split.
     part = tfds_lib.even_splits(source.split, n=count)[index] if count > 1 else source.split
     # Find the id of the part's first example, and a table of where each shard begins.
     share, extra = divmod(source.num_examples, count)
@@ -309,6 +316,7 @@ def _records(source: TFDSSource, order: int | None, index: int, count: int) -> A
         index = tf.strings.regex_replace(example['tfds_id'], r'^.*__', '')
         place = table.lookup(shard) + tf.strings.to_number(index, tf.int64)
         label = tf.cast(example[source.label_key], tf.int64)
+        # Encode several labels as a multi-hot row.
         if source.multi_label:
             of_classes = tf.one_hot(label, len(source.class_names), True, False)
             label = tf.cast(tf.reduce_any(of_classes, axis=0), tf.float32)
@@ -316,6 +324,7 @@ def _records(source: TFDSSource, order: int | None, index: int, count: int) -> A
 
     dataset = _dataset(source.builder, part, order).map(record)
     if order is not None:
+        # Shuffle within a window, in the same way in every run.
         size = min(SHUFFLE_WINDOW, source.num_examples)
         dataset = dataset.shuffle(size, seed=order, reshuffle_each_iteration=False)
     return dataset
@@ -326,6 +335,7 @@ def _shard_begins(builder: Any, part: Any) -> list[tuple[str, int]]:
     begins, before = [], 0
     for instruction in _instructions(builder, part):
         begins.append((os.path.basename(instruction.filename), before - instruction.skip))
+        # A take of −1 stands for the rest of the shard.
         all_of_it = instruction.examples_in_shard - instruction.skip
         before += all_of_it if instruction.take == -1 else instruction.take
     return begins

@@ -38,6 +38,7 @@ def report(source: Source, channels: int, cache: str) -> str:
         mean = float(np.mean([_size(path) for path in _spread(source.paths or ())]))
     else:
         mean = float(np.mean([_pixels(head) for head in _heads(source)])) * channels
+    # Compare the total with the free memory.
     total = mean * source.num_examples
     free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     return (
@@ -90,6 +91,7 @@ def _pixels(head: bytes) -> int:
         width, height = Image.open(io.BytesIO(head)).size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return 0
+    # Images above the limit are refused, so they need no memory.
     return width * height if width * height <= MAX_PIXELS else 0
 
 
@@ -103,6 +105,7 @@ class RawCache:
     def read(self, example: Any) -> Any:
         """TensorFlow op that returns a file's bytes: example id, int64 [] → string []."""
         tf = tf_cpu()
+        # numpy_function loses the shape.
         return tf.ensure_shape(tf.numpy_function(self._read, [example], tf.string), [])
 
     def _read(self, example: np.int64) -> bytes:
@@ -141,6 +144,7 @@ class DecodedCache:
             image = tf.numpy_function(self._put, [example, decode()], tf.uint8)
             return tf.ensure_shape(image, shape)
 
+        # Return the cached image, or decode and cache it.
         return tf.cond(tf.shape(kept)[0] > 0, lambda: kept, put)
 
     def _put(self, example: np.int64, image: np.ndarray) -> np.ndarray:

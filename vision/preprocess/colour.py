@@ -18,6 +18,7 @@ _SAME = 1
 
 def check_tiff(image: Any) -> None:
     """Raises BadImage for kinds of TIFF that Pillow 12 silently reads with wrong pixels."""
+    # Planar files of 16 bits, and YCbCr without compression.
     tags = image.tag_v2
     if tags.get(_PLANES) == _APART and max(tags.get(_BITS, (8,))) > 8:
         raise BadImage('is a planar TIFF of more than 8 bits, which is not supported')
@@ -41,6 +42,7 @@ def to_8_bit(image: Any) -> Any:
     tags = getattr(image, 'tag_v2', {})
     raw = np.asarray(image)
     bits, signed = tags.get(_BITS, (16,))[0], _SIGNED in tags.get(_SAMPLE_FORMAT, ())
+    # 8 bits: only signed images are converted.
     if image.mode == 'L':
         if not signed:
             return image
@@ -61,6 +63,7 @@ def to_8_bit(image: Any) -> Any:
     # Invert images whose 0 is white. Pillow does so only for up to 8 bits.
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = 255 - values
+    # Make transparent pixels white, and drop the transparency.
     transparency = image.info.get('transparency')
     if transparency is not None:
         values[raw == transparency] = 255
@@ -82,6 +85,7 @@ def mend_transparency(image: Any, data: bytes) -> Any:
     from PIL import Image
 
     transparent = image.info.get('transparency')
+    # Paste the frame into a transparent canvas.
     if image.format == 'GIF' and image.dispose_extent != (0, 0, *image.size):
         whole, box = image.convert('RGBA'), image.dispose_extent
         image = Image.new('RGBA', whole.size)
@@ -90,6 +94,7 @@ def mend_transparency(image: Any, data: bytes) -> Any:
     if image.format != 'PNG' or transparent is None or image.mode not in ('L', 'RGB') or not data:
         return image
     depth = data[24]  # the bit depth in the PNG header
+    # Scale the transparent colour as Pillow scales the pixels.
     if depth < 8:
         image.info['transparency'] = transparent * 255 // (2**depth - 1)
     elif depth == 16:
@@ -118,8 +123,10 @@ def to_srgb(image: Any, grey: bool) -> Any:
     from PIL import ImageCms
 
     profile, gamma = image.info.get('icc_profile'), image.info.get('gamma')
+    # Lab has no profile of its own.
     if image.mode == 'LAB':
         return ImageCms.applyTransform(image, _from_lab())
+    # Convert the colours by the profile, and keep alpha.
     if profile:
         mode = 'CMYK' if image.mode == 'CMYK' else 'L' if grey else 'RGB'
         if (transform := _transform(profile, mode)) is None:
@@ -158,6 +165,7 @@ def _transform(profile: bytes, mode: str) -> Any:
     """
     from PIL import Image, ImageCms
 
+    # Build the transform; damaged profiles are ignored.
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = {'GRAY': 'L'}.get(opened.profile.xcolor_space.strip(), mode)

@@ -102,6 +102,7 @@ def pixels(
     """
     _check_size(*image.size)
     try:
+        # TIFF needs checks before its pixels are loaded.
         if image.format == 'TIFF':
             colour.check_tiff(image)
             image.load_end = lambda: None  # it would read all tags, which may be damaged
@@ -143,6 +144,7 @@ def _to_array(image: Any, data: bytes, channels: int, orientation: int) -> np.nd
     image = image.convert('RGB' if channels == 3 else 'L')
     if orientation != 1:
         image = image.transpose(_upright()[orientation])
+    # Grey images get an axis for the channel.
     array = np.asarray(image)
     return array if channels == 3 else array[:, :, None]
 
@@ -168,6 +170,7 @@ def _orientation(image: Any) -> int:
     No other tag is read.
     """
     try:
+        # TIFF has the orientation in its own tags.
         if image.format == 'TIFF':
             value = image.tag_v2.get(_ORIENTATION)
         else:
@@ -179,6 +182,7 @@ def _orientation(image: Any) -> int:
 
 def _orientation_in(data: bytes) -> int:
     """Returns the EXIF orientation of a JPEG whose header Pillow cannot read."""
+    # Search the first 64 KiB for the EXIF segment.
     at = data.find(b'Exif\0\0', 0, 1 << 16)
     exif = pillow().Exif()
     try:
@@ -201,6 +205,7 @@ def _without_metadata(data: bytes) -> Iterator[tuple[bytes, int | None]]:
         yield _bare_png(data, _CHUNKS), None
         yield _bare_png(data, ()), None
     elif data[4:11] == b'ftypavi':
+        # Rename the item type Exif, without changing any length.
         yield re.sub(rb'(infe.{8,10}?)Exif', rb'\1none', data, flags=re.DOTALL), None
 
 
@@ -214,6 +219,7 @@ def _bare_jpeg(data: bytes) -> bytes:
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
         end = at + 2 + struct.unpack_from('>H', data, at + 2)[0]
         marker, segment = data[at + 1], data[at:end]
+        # Application segments and comments are metadata.
         tag = 0xE0 <= marker <= 0xEF or marker == 0xFE
         profile = marker == 0xE2 and segment[4:].startswith(b'ICC_PROFILE')
         if not tag or marker in (0xE0, 0xEE) or profile:
@@ -229,6 +235,7 @@ def _bare_png(data: bytes, optional: Sequence[bytes]) -> bytes:
         size, name = struct.unpack_from('>I4s', data, at)
         # The name of a critical chunk begins with a capital letter.
         chunk = data[at : at + 12 + size]
+        # The checksum of an intact chunk matches.
         whole = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], 'big')
         if name[:1].isupper() or (name in optional and whole):
             parts.append(chunk)

@@ -46,6 +46,7 @@ def apply_ops(ops: tuple[opstring.Op, ...], image: jax.Array, key: jax.Array) ->
         entry = ops_lib.find(op.name)
         form = entry.form(ops_lib.DEVICE)
         assert form is not None  # `ops.parse` has checked it
+        # Only random ops take random numbers; each op has its own.
         rng = [DeviceRng(key, i)] if entry.draws() else []
         image = form(image, *rng, *op.args, **op.kwargs)
     return image
@@ -98,6 +99,7 @@ class DeviceSplit:
         self.source, self._mesh = source, mesh
         self._images = mesh_lib.put_replicated(source.images, mesh)
         self._labels = mesh_lib.put_replicated(as_labels(source.labels), mesh)
+        # Splits share the compiled function.
         self._gather = _compiled(ops, seed, mesh)
 
     def batch(self, ids: np.ndarray, epochs: np.ndarray) -> Batch:
@@ -109,6 +111,7 @@ class DeviceSplit:
             Together with the seed and the id it decides the augmentation. For V views of each image
             int [B, V]; the images are then [B, V, H, W, C].
         """
+        # Each process passes only its own rows.
         rows = _own_rows(len(ids))
         index: Any = {'id': ids[rows].astype(np.int32), 'epoch': epochs[rows].astype(np.int32)}
         if jax.process_count() > 1:
@@ -129,6 +132,7 @@ class DeviceSplit:
         """Yields every example once, in order; the last batch is padded."""
         for start in range(0, self.source.num_examples, batch_size):
             ids = np.arange(start, start + batch_size)
+            # Pad the last batch.
             ids[ids >= self.source.num_examples] = -1
             yield self.batch(ids, np.zeros_like(ids))
 
@@ -162,6 +166,7 @@ def _gather(
 
     # With several views per image, `epochs` has a second axis.
     each = one if epochs.ndim == 1 else jax.vmap(one, in_axes=(None, 0, None))
+    # Multi-label rows need an axis for the classes.
     is_real = real[:, None] if labels.ndim == 2 else real
     return {
         'image': jax.vmap(each)(images[rows], epochs, rows),

@@ -71,6 +71,7 @@ class Example:
         """
         tf = tf_cpu()
         cached = self.raw is None and self.decoded is None  # a cache belongs to one source
+        # Trace the function; TensorFlow checks the shapes while tracing.
         try:
             with _TRACING:
                 function = _shared(self) if cached else _trace(self)
@@ -78,6 +79,7 @@ class Example:
             raise UserError(
                 f'{self.text!r} cannot be applied to the images of {self.name}: {first_line(e)}'
             ) from e
+        # All results must have one size, so that they can be batched.
         if not function.output_shapes.is_fully_defined():
             raise UserError(
                 f'{self.text!r} makes images of different sizes; end it with an op of fixed size, '
@@ -95,12 +97,14 @@ class Example:
         """
         if self.views == 1:
             return on_host.apply(self.ops, image, draws, decoded)
+        # Each view has its own random numbers.
         views = range(self.views)
         return tf_cpu().stack([on_host.apply(self.ops, image, draws[v], decoded) for v in views])
 
     def __call__(self, example: Any, data: Any, draws: Any) -> Any:
         """Builds the function in a TensorFlow graph: reads, decodes and applies the ops."""
         tf = tf_cpu()
+        # Pixels need no decoding.
         if not self.encoded:
             return self.apply(data, draws)
 
@@ -116,6 +120,7 @@ class Example:
         shape = self.image_shape
         if self.decoded is None and shape is None:
             return self.apply(encoded(), draws)
+        # Otherwise decode first, through the cache if there is one.
         image = decode() if self.decoded is None else self.decoded.get(example, decode)
         image = image if shape is None else tf.ensure_shape(image, (*shape[:2], self.channels))
         return self.apply(image, draws, decoded=True)

@@ -71,6 +71,7 @@ def look_up(source: Source, batches: Iterable[tuple[np.ndarray, np.ndarray]]) ->
     """
     for ids, epochs in batches:
         real = np.flatnonzero(ids >= 0)
+        # Slots with id −1 stay empty.
         plan = padding(source, len(ids))._replace(ids=ids, epochs=epochs)
         images: list[Any] = [None] * len(ids)
         if source.paths is not None:
@@ -105,6 +106,7 @@ class Preprocess:
         Raises:
           UserError: the cache or the op string does not suit the source.
         """
+        # Check the cache and the op string before any image is read.
         cache_lib.check(cache, source)
         self._ops = parse(source, text)
         self._source, self._text, self._local, self._seed = source, text, local, seed
@@ -134,6 +136,7 @@ class Preprocess:
         plans = collections.deque[Plan]()
         errors: list[Exception] = []
 
+        # Feed the graph with the rows of each batch, and remember its plan.
         def rows() -> Iterator[tuple[np.ndarray, ...]]:
             try:
                 for plan, images in planned:
@@ -146,6 +149,7 @@ class Preprocess:
             """Cuts the stream of rows into batches at the ticks."""
             held: dict[str, np.ndarray] | None = None
             for chunk in chunks:
+                # Join the rows that are left from the previous chunk.
                 if held is not None and len(held['slot']):
                     chunk = {k: np.concatenate([held[k], chunk[k]]) for k in chunk}
                 held = chunk
@@ -153,6 +157,7 @@ class Preprocess:
                     end = ticks[0]
                     yield plans.popleft(), held['slot'][:end], held['image'][:end]
                     held = {k: v[end + 1 :] for k, v in held.items()}
+            # The stream ended because the input failed.
             if errors:
                 raise errors[0]
 
@@ -173,6 +178,7 @@ class Preprocess:
             there = [i for i, image in enumerate(images) if not isinstance(image, BadImage | None)]
             made = _in_threads(self._one, [(plan.ids[i], images[i], draws[i]) for i in there])
             found = {i: image for i, image in zip(there, made, strict=True) if image is not None}
+            # All images of a batch have one shape.
             stacked = np.stack([*found.values()]) if found else np.empty(0, np.uint8)
             yield plan, np.array([*found], np.int64), stacked
 
@@ -180,6 +186,7 @@ class Preprocess:
         """Preprocesses one image; returns None if that fails, and `fill` finds the reason."""
         tf = tf_cpu()
         data = image if isinstance(image, np.ndarray) else os.fsencode(image)
+        # Images of the other kind need a function of their own.
         kind, encoded = self._example, isinstance(data, bytes)
         if encoded != kind.encoded:
             kind = dataclasses.replace(kind, encoded=encoded)
@@ -209,6 +216,7 @@ class Preprocess:
         if len(slots):
             filled[slots], mask[slots] = images, 1
         draws = self._draws(plan)
+        # Try the missing images again, one by one.
         for slot in np.setdiff1d(np.flatnonzero(plan.ids >= 0), slots):
             name = self._source.name_of(int(plan.ids[slot]))
             try:
@@ -254,11 +262,13 @@ class Preprocess:
         there = [i for i, image in enumerate(images) if not isinstance(image, BadImage | None)]
         slots = np.append(there, self._local).astype(np.int64)
         found = [images[i] for i in there]
+        # Strings need an object array; pixels are stacked.
         if self._source.encoded:
             data = np.empty(len(slots), object)
             data[:] = [*(os.fsencode(i) if isinstance(i, str) else i for i in found), b'']
         else:
             data = np.stack([*found, np.zeros(self._source.image_shape or (), np.uint8)])
+        # The tick has no random numbers; zeros keep the shape.
         draws = np.zeros((len(slots), *self._example.draw_shape))
         draws[:-1] = self._draws(plan)[there]
         return slots, np.append(plan.ids[there], -1), draws, data
@@ -271,6 +281,7 @@ class Preprocess:
         """
         tf = tf_cpu()
         data = self._example.data_spec()
+        # dtype and shape of each column.
         columns: dict[str, tuple[Any, tuple[int, ...]]] = {
             'slot': (tf.int64, ()),
             'id': (tf.int64, ()),
@@ -307,6 +318,7 @@ class Preprocess:
         self._function = self._example.function()
 
         def preprocess(row: dict[str, Any]) -> dict[str, Any]:
+            # A tick passes through with an empty image.
             image = tf.cond(
                 row['slot'] == self._local,
                 lambda: tf.zeros(self._image_shape(), tf.uint8),
@@ -320,6 +332,7 @@ class Preprocess:
         options.autotune.enabled = False
         options.threading.private_threadpool_size = threads
         dataset = dataset.map(preprocess, num_parallel_calls=threads, deterministic=True)
+        # A chunk has the size of a batch and its tick.
         dataset = dataset.ignore_errors().batch(self._local + 1).prefetch(_AHEAD)
         return dataset.with_options(options).as_numpy_iterator()
 
@@ -328,6 +341,7 @@ def _in_threads(function: Callable, arguments: Sequence[tuple]) -> list[Any]:
     """Calls a function with each tuple of arguments, in threads if there are several."""
     if len(arguments) < 2:
         return [function(*a) for a in arguments]
+    # TensorFlow releases the GIL, so threads run in parallel.
     with concurrent.futures.ThreadPoolExecutor(min(len(arguments), _threads())) as pool:
         return list(pool.map(lambda a: function(*a), arguments))
 

@@ -36,6 +36,7 @@ class HostBatches:
     def __next__(self) -> dict[str, np.ndarray]:
         if jax.process_count() == 1:
             return next(self._batches)
+        # Count the batches here, because all processes must end together.
         if self._left is not None:
             if not self._left:
                 raise StopIteration
@@ -47,6 +48,7 @@ class HostBatches:
                 self._last = next(self._batches)
             except UserError as e:
                 self._mistake = str(e)
+        # After an error repeat the last batch, masked out.
         if self._mistake is not None:
             self._last = self._last | {'mask': np.zeros_like(self._last['mask'])}
         return self._last
@@ -61,6 +63,7 @@ def prefetch(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[B
     on_their_way: collections.deque[Batch] = collections.deque()
     batches = iter(batches)
     while True:
+        # Fill the queue, then hand out the oldest batch.
         for batch in itertools.islice(batches, _AHEAD + 1 - len(on_their_way)):
             on_their_way.append(mesh_lib.put_batch(batch, mesh))
         if not on_their_way:

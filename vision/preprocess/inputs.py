@@ -116,6 +116,7 @@ def report(source: Source, loading: Loading) -> str:
         return place
     from vision.preprocess import cache
 
+    # Check the cache and estimate its size.
     cache.check(loading.cache, source)
     channels = ops_lib.channels(ops_lib.parse(loading.ops))
     return f'{place}; {cache.report(source, channels, loading.cache)}'
@@ -169,6 +170,7 @@ class EvalBatches:
             process_count=jax.process_count(),
             max_corrupt=self._max_corrupt,
         )
+        # The pipeline fills this object's dict.
         batches.corrupt = self.corrupt
         read = host.HostBatches(batches, len(batches))
         yield from host.prefetch(read, self._mesh)
@@ -191,12 +193,14 @@ def input_shape(source: Source, ops: str) -> tuple[int, int, int]:
     """Returns the shape (H, W, C) of the model's input; may read one example."""
     if source.images is not None and on_device(source, ops):
         parsed = opstring.parse(ops)
+        # Trace the ops without computing them.
         image = jax.eval_shape(
             lambda x: device.apply_ops(parsed, x, jax.random.key(0)), source.images[0]
         )
         return image.shape
     from vision.preprocess import pipeline
 
+    # tf.data must preprocess one example.
     batch = next(iter(pipeline.eval_batches(source, ops, batch_size=1, skip_corrupt=True)))
     return tuple(batch['image'].shape[1:])
 

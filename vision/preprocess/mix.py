@@ -36,6 +36,7 @@ def mix(
       Images [B, H, W, C] and targets [B, K].
     """
     coin, draw = jax.random.split(key)
+    # Draw the weight of each pixel, and the weight of the label.
     if mixup and cutmix:
         own, share = jax.lax.cond(
             jax.random.bernoulli(coin),
@@ -50,6 +51,7 @@ def mix(
     there = jnp.roll(mask, 1) > 0
     mixed = own * images + (1 - own) * jnp.roll(images, 1, axis=0)
     mixed_targets = share * targets + (1 - share) * jnp.roll(targets, 1, axis=0)
+    # Keep rows whose partner is not valid.
     return (
         jnp.where(there[:, None, None, None], mixed, images),
         jnp.where(there[:, None], mixed_targets, targets),
@@ -69,6 +71,7 @@ def _cutmix(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> tuple[jax.A
     box is cut off at the border.
     """
     key_share, key_y, key_x = jax.random.split(key, 3)
+    # The box has a share of 1 − Beta of the area, so the root of it per side.
     side = jnp.sqrt(1 - jax.random.beta(key_share, alpha, alpha, dtype=jnp.float32))
     # Mark the rows and columns inside the box.
     inside = []

@@ -87,6 +87,7 @@ def check_arguments(op: Op, function: Callable, skip: int) -> None:
     """
     signature = inspect.signature(function)
     own = list(signature.parameters.values())[skip:]
+    # Let Python bind the arguments, for its error messages.
     try:
         bound = signature.replace(parameters=own).bind(*op.args, **op.kwargs)
     except TypeError as e:
@@ -125,6 +126,7 @@ def _split(text: str) -> list[str]:
     """Splits an op string at the bars that are not inside quotes."""
     parts, quote = [''], ''
     for char in text:
+        # Quotes of the other kind inside quotes are plain characters.
         if char in '\'"':
             quote = '' if quote == char else quote or char
         if char == '|' and not quote:
@@ -150,6 +152,7 @@ def _parse_op(part: str, text: str) -> Op:
         node = ast.parse(part[len(module) :], mode='eval').body
     except (SyntaxError, ValueError):
         raise fail('is not an op') from None
+    # An op without arguments.
     if isinstance(node, ast.Name):
         return Op(module + node.id, (), {})
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
@@ -157,6 +160,7 @@ def _parse_op(part: str, text: str) -> Op:
     if any(k.arg is None for k in node.keywords):
         raise fail('has ** arguments')
     try:
+        # Arguments must be literals, which are evaluated without running code.
         args = tuple(ast.literal_eval(a) for a in node.args)
         kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
     except (ValueError, TypeError, SyntaxError):

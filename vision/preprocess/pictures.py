@@ -29,6 +29,7 @@ def thumbnail(image: np.ndarray, side: int = THUMBNAIL) -> Any:
 def data_uri(image: np.ndarray, side: int = THUMBNAIL) -> str:
     """Returns the thumbnail as a `data:` URI: PNG up to 64 × 64 pixels, otherwise JPEG."""
     picture, buffer = thumbnail(image, side), io.BytesIO()
+    # Small images stay sharp as PNG, large ones stay small as JPEG.
     kind = 'png' if picture.width * picture.height <= 64 * 64 else 'jpeg'
     picture.save(buffer, kind, quality=80, optimize=True)
     return f'data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}'

@@ -64,6 +64,7 @@ class TrainBatches:
             part = (process_index, process_count)
             examples = _endless(source, seed, start_step * local, *part, repeats)
             planned = _in_batches(source, examples, local, repeats)
+        # Preprocess the planned batches in the background.
         self._steps = self._preprocess.batches(planned)
 
     def __iter__(self) -> 'TrainBatches':
@@ -74,6 +75,7 @@ class TrainBatches:
             return self._next()
 
     def _next(self) -> Batch:
+        # The usual case: all images are valid.
         plan, slots, images = next(self._steps)
         if len(slots) == len(plan.ids):
             return _batch(plan, images, np.ones(len(slots), np.float32))
@@ -113,6 +115,7 @@ class EvalBatches:
         self._max_corrupt = 1.0 if skip_corrupt else max_corrupt
         self.corrupt: dict[str, str] = {}
         part = (process_index, process_count)
+        # Plan the batches, each host for its own slots.
         if source.indexed:
             self._num_batches = -(-source.num_examples // batch_size)
             steps, epochs = range(self._num_batches), np.zeros(local, int)
@@ -239,6 +242,7 @@ def _pass(source: Source, order: int | None, epoch: int, part: int, parts: int) 
         for example, image, label in zip(*chunk, strict=True):
             yield int(example), epoch, image, label
             count += 1
+    # Damaged files may end the stream early.
     if count != (size := _share(source, part, parts)):
         raise UserError(f'{source.name}: only {count} of {size} examples could be read')
 
@@ -260,12 +264,14 @@ def _endless(
     if size == 0:
         raise UserError(f'{source.name} has fewer examples than there are hosts')
     for epoch in itertools.count(position // size):
+        # Each epoch and host has its own order.
         order = int(hash64(seed, epoch, part, parts) >> np.uint64(33))
         repeated = (
             (example, epoch * repeats + again, image, label)
             for example, _, image, label in _pass(source, order, epoch, part, parts)
             for again in range(repeats)
         )
+        # Skip examples before the position in the first epoch.
         yield from itertools.islice(repeated, max(position - epoch * size, 0), size)
 
 
@@ -279,6 +285,7 @@ def _in_batches(
     while batch := list(itertools.islice(examples, local)):
         batch = [batch[i] for i in apart(len(batch), repeats)]
         ids, epochs, images, labels = zip(*batch, strict=True)
+        # Fill the slots, and leave the rest as padding.
         plan, missing = padding(source, local), local - len(batch)
         plan.ids[: len(batch)], plan.epochs[: len(batch)] = ids, epochs
         plan.labels[: len(batch)] = as_labels(np.stack(labels))

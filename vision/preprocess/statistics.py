@@ -37,6 +37,7 @@ def channel_statistics(
     for batch in EvalBatches(source, ops, batch_size, mesh, skip_corrupt=True):
         images, masks = (batch[key].addressable_shards for key in ('image', 'mask'))
         for image, mask in zip(images, masks, strict=True):
+            # Leave out padding and unreadable images.
             here = np.asarray(image.data)[np.asarray(mask.data) > 0].astype(np.float64)
             sums.append(here.sum((1, 2)))
             squares.append(np.square(here).sum((1, 2)))
@@ -48,6 +49,7 @@ def channel_statistics(
     if not count:
         raise UserError(f'{source.name}: no image can be read, so there is no mean')
     mean, square = np.reshape(totals, (2, channels)) / count
+    # Rounding may make the variance of a constant channel slightly negative.
     deviation = np.sqrt(np.maximum(square - mean**2, 0))
     if not deviation.all():
         raise UserError(
@@ -65,4 +67,5 @@ def _over_all_processes(values: np.ndarray) -> np.ndarray:
 
     # Send the bits as integers, because JAX would round float64 to float32.
     bits = process_allgather(values.view(np.uint32))
+    # Add exactly, so that the order of the processes does not matter.
     return np.array([math.fsum(column) for column in np.asarray(bits).view(np.float64).T])

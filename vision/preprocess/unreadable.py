@@ -66,6 +66,7 @@ def find_unreadable(source: Source, seconds: float = _SECONDS) -> Found:
                 reasons[path] = reason
         return done, reasons
 
+    # Reading is mostly waiting, so threads help even on one core.
     with progress_bar() as start, ThreadPoolExecutor(_THREADS) as threads:
         move = start('checking files', len(paths))
         try:
@@ -98,6 +99,7 @@ def why_unreadable(path: str) -> str | None:
             head = file.read(32)
             if not head:
                 return 'empty file'
+            # Compare the end with the format's end marker.
             end = os.pread(
                 file.fileno(), len(_END_OF_PNG), max(0, about.st_size - len(_END_OF_PNG))
             )
@@ -110,6 +112,7 @@ def why_unreadable(path: str) -> str | None:
         except BadImage as e:
             return str(e)
     try:
+        # The file looks damaged: decode it to find the reason.
         if _ending_of(data) is None and _is_opened(data):
             return None  # the format has no end marker, and decoding all such files takes too long
         read(data)
@@ -128,6 +131,7 @@ def _ending_of(head: bytes) -> Callable[[bytes, int], bool] | None:
 
     None for formats that do not tell.
     """
+    # JPEG, PNG and GIF have end markers; WebP and BMP state their size.
     if head.startswith(b'\xff\xd8\xff'):
         return lambda end, size: end.endswith(b'\xff\xd9')
     if head.startswith(b'\x89PNG\r\n\x1a\n'):
@@ -177,6 +181,7 @@ def look_before_training(
             looked[source.paths] = processes.on_first(functools.partial(_corrupt_in, source))
         corrupt = looked[source.paths]
         if corrupt:
+            # Name the first few.
             some = '; '.join(
                 f'{path}: {why}' for path, why in itertools.islice(corrupt.items(), _NAMED)
             )

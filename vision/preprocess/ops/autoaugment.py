@@ -33,6 +33,7 @@ def _magnitudes(bins: int, wide: bool) -> np.ndarray:
         geometric = {'Shear': 0.3, 'Translate': _TRANSLATION, 'Rotate': 30.0}
     levels = np.arange(bins) / (bins - 1)
     table = np.zeros((len(NAMES), bins))
+    # The magnitude grows with the level, except where a smaller value is stronger.
     for row, name in zip(table, NAMES, strict=True):
         if name.rstrip('XY') in geometric:
             row[:] = levels * geometric[name.rstrip('XY')]
@@ -79,6 +80,7 @@ def randaugment(image: Any, rng: Rng, num_layers: int = 2, magnitude: int = 9) -
     tf = tf_cpu()
     values = tf.constant(_magnitudes(31, wide=False)[:, magnitude]) * _pixels(image, wide=False)
     choices = tf.constant(_index(_RANDAUGMENT))
+    # The transformations are drawn with replacement.
     for _ in range(num_layers):
         chosen = choices[rng.below(len(_RANDAUGMENT))]
         image = apply_one(image, chosen, _signed(rng, chosen, values[chosen]))
@@ -117,6 +119,7 @@ def autoaugment(image: Any, rng: Rng, policy: str = 'imagenet') -> Any:
     for place in range(2):
         chosen = tf.constant(indices)[pair, place]
         value = values[chosen, tf.constant(levels)[pair, place]]
+        # A transformation that is not applied is replaced by Identity.
         happens = rng.uniform() < tf.constant(probabilities)[pair, place]
         signed = _signed(rng, chosen, value)
         chosen = tf.where(happens, chosen, NAMES.index('Identity'))

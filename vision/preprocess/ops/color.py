@@ -118,6 +118,7 @@ def hue(image: Any, rng: Rng, strength: float) -> Any:
     tf = tf_cpu()
     turn = tf.cast(rng.uniform(-strength, strength), tf.float32)
     hsv = tf.image.rgb_to_hsv(_float(image) / 255)
+    # The hue is the first channel, in 0 … 1.
     turned = tf.concat([tf.math.floormod(hsv[..., :1] + turn, 1.0), hsv[..., 1:]], -1)
     return to_uint8(tf.image.hsv_to_rgb(turned) * 255)
 
@@ -170,6 +171,7 @@ def pca_noise(image: Any, rng: Rng, std: float = 0.1) -> Any:
     # everywhere.
     radius = tf.sqrt(-2 * tf.math.log(1 - rng.uniform(shape=(3,))))
     alpha = std * radius * tf.cos(rng.uniform(0, 2 * np.pi, shape=(3,)))
+    # Project the noise on the eigenvectors, in the scale 0 … 255.
     weights = tf.constant(_PCA_VECTORS, tf.float64) * tf.constant(_PCA_VALUES, tf.float64)
     shift = 255 * tf.linalg.matvec(weights, alpha)
     return to_uint8(_float(image) + tf.cast(shift, tf.float32))

@@ -132,6 +132,7 @@ def random_box(
     """
     tf = tf_cpu()
     h, w = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
+    # Draw ten boxes and their positions.
     areas = h * w * rng.uniform(*area, shape=(10,))
     low, high = tf.unstack(tf.math.log(tf.constant(ratio, tf.float64)))
     aspects = tf.exp(low + (high - low) * rng.uniform(shape=(10,)))
@@ -150,6 +151,7 @@ def random_box(
 def _central_box(h: Any, w: Any, ratio: tuple[float, float]) -> Any:
     """Returns the largest central box with an allowed aspect ratio: top, left, height, width."""
     tf = tf_cpu()
+    # Limit the height by the smallest ratio, and the width by the largest.
     box_h = tf.maximum(tf.minimum(h, tf.round(w / ratio[0])), 1)
     box_w = tf.maximum(tf.minimum(w, tf.round(h * ratio[1])), 1)
     return tf.stack([(h - box_h) // 2, (w - box_w) // 2, box_h, box_w])
@@ -199,6 +201,7 @@ def translate(image: Any, rng: Rng, pixels: int) -> Any:
     """
     tf = tf_cpu()
     height, width = tf.unstack(tf.shape(image)[:2])
+    # Crop from the padded image.
     top, left = tf.unstack(rng.below([2 * pixels + 1] * 2))
     shifted = pad(image, pixels)[top : top + height, left : left + width]
     return tf.ensure_shape(shifted, image.shape)

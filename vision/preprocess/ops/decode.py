@@ -45,6 +45,7 @@ def _marker_after_jfif(data: Any, head: Any) -> Any:
     """Returns the first JPEG marker after the JFIF segment, if there is one."""
     tf = tf_cpu()
     marker = tf.strings.substr(head, 2, 2)
+    # The length of the JFIF segment, big-endian.
     sizes = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 4, 2), tf.uint8), tf.int32)
 
     def skip() -> Any:
@@ -96,6 +97,7 @@ def decode(image: Any, channels: int = 3) -> Any:
     tf = tf_cpu()
     if image.dtype != tf.string:
         return to_channels(image, channels)
+    # TensorFlow for plain JPEGs, Pillow for everything else.
     return tf.cond(
         is_plain_jpeg(image),
         lambda: tf.io.decode_jpeg(image, channels, dct_method='INTEGER_ACCURATE'),

@@ -45,6 +45,7 @@ def _shift(image: Any, pixels: Any, axis: int) -> Any:
     pixels = tf.cast(pixels, tf.int32)
     size = tf.shape(image)[axis]
     pixels = tf.clip_by_value(pixels, -size, size)
+    # Roll the axis, and blank what was rolled around.
     rolled = tf.roll(image, pixels, axis)
     place = tf.range(size) - pixels
     inside = (place >= 0) & (place < size)
@@ -85,6 +86,7 @@ def _sharpness(image: Any, change: Any) -> Any:
     """Blends with the image smoothed by Pillow's SMOOTH filter; its border is not smoothed."""
     tf = tf_cpu()
     values = tf.cast(image, tf.float32)
+    # Treat the channels as a batch of grey images.
     columns = tf.transpose(values, [2, 0, 1])[..., None]
     kernel = tf.constant([[1, 1, 1], [1, 5, 1], [1, 1, 1]], tf.float32) / 13
     # Pad images of one or two rows or columns for the 3 × 3 kernel; they consist of border only.
@@ -139,6 +141,7 @@ def _equalize_channel(channel: Any) -> Any:
     index = tf.cast(channel, tf.int32)
     histogram = tf.math.bincount(tf.reshape(index, [-1]), minlength=256, maxlength=256)
     last = tf.reduce_max(tf.where(histogram > 0, tf.range(256), 0))
+    # Build the lookup table as Pillow does.
     step = (tf.reduce_sum(histogram) - histogram[last]) // 255
     lookup = (tf.cumsum(histogram, exclusive=True) + step // 2) // tf.maximum(step, 1)
     equal = tf.cast(tf.gather(tf.minimum(lookup, 255), index), tf.uint8)
@@ -173,5 +176,6 @@ def apply_one(image: Any, index: Any, magnitude: Any) -> Any:
     """Applies the transformation NAMES[index]; `index` is an int32 scalar tensor."""
     tf = tf_cpu()
     functions = _FUNCTIONS.values()
+    # The default argument binds each function to its own branch.
     result = tf.switch_case(index, [lambda f=f: f(image, magnitude) for f in functions])
     return tf.ensure_shape(result, image.shape)

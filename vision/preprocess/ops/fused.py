@@ -29,6 +29,7 @@ def can_fuse(first: opstring.Op, second: opstring.Op) -> bool:
     if first.name not in ('resize_small', 'scale_jitter'):
         return False
     resize = opstring.arguments(first, getattr(resampling, first.name))
+    # Only kernels with antialiasing can start anywhere.
     plain = resize.get('method', 'bilinear') in _KERNELS and resize.get('antialias', True)
     if second.name == 'random_crop':
         return plain and not opstring.arguments(second, crops.random_crop)['padding']
@@ -51,6 +52,7 @@ def apply(first: opstring.Op, second: opstring.Op, image: Any, rngs: Rngs) -> An
         return _resize_and_crop(first, second, image, rngs)
     channels = opstring.arguments(first, decode)['channels']
     arguments = opstring.arguments(second, crops.random_resized_crop)
+    # An image that is decoded already is only cropped and resized.
     if image.dtype != 'string':
         return crops.random_resized_crop(decode(image, channels), rngs[1], **arguments)
     return _decode_random_resized_crop(image, rngs[1], channels, **arguments)
@@ -98,6 +100,7 @@ def _decode_random_resized_crop(
     size = (height, width or height)
 
     def fused() -> Any:
+        # The header tells the size without decoding.
         shape = tf.io.extract_jpeg_shape(data)
         window = crops.random_box(shape[0], shape[1], rng, area, ratio)
         return resampling.resize_bilinear_fast(_decode_window(data, window, channels, size), size)
@@ -116,6 +119,7 @@ def _decode_window(data: Any, window: Any, channels: int, size: tuple[int, int])
     rounding).
     """
     tf = tf_cpu()
+    # How many times larger the window is than the output.
     spare = tf.minimum(window[2] // size[0], window[3] // size[1])
 
     def at(scale: int) -> Any:

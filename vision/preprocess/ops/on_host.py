@@ -21,6 +21,7 @@ def draw(seed: int, epochs: np.ndarray, ids: np.ndarray, num_ops: int) -> np.nda
     Returns:
       Numbers uniform in [0, 1), float64 [B, num_ops, PER_OP].
     """
+    # Every number has its own hash, so no random state has to be kept.
     bits = hash64(
         seed,
         epochs[:, None, None],

@@ -127,6 +127,7 @@ def transform(image: Any, inverse: Any, fill: float = 0.0, nearest: bool = False
     (a, b, c), (d, e, f) = (tf.unstack(row) for row in tf.unstack(inverse))
     # TensorFlow's kernel measures positions from the corner instead of the centre.
     matrix = [a, b, c + cx - a * cx - b * cy, d, e, f + cy - d * cx - e * cy, 0.0, 0.0]
+    # Nearest pixels need no rounding.
     result = tf.raw_ops.ImageProjectiveTransformV3(
         images=image[None] if nearest else tf.cast(image, tf.float32)[None],
         transforms=tf.stack(matrix)[None],
@@ -271,6 +272,7 @@ def elastic_on_device(image: jax.Array, rng: DeviceRng, alpha: float, sigma: flo
     """Device form of `elastic`."""
     noise = rng.field((*image.shape[:2], 2), -1.0, 1.0)
     smooth_y, smooth_x = (_blur_matrix(n, sigma) for n in image.shape[:2])
+    # Smooth rows and columns by matrices.
     field = jnp.einsum('ij,jkc,lk->cil', smooth_y, noise, smooth_x)
     return _sample(image, _grid(image) + alpha * field)
 
@@ -282,6 +284,7 @@ def gaussian_blur(field: Any, sigma: float) -> Any:
     kernel = tf.exp(-0.5 * (tf.range(-radius, radius + 1, dtype=tf.float32) / sigma) ** 2)
     kernel = kernel / tf.reduce_sum(kernel)
     columns = tf.transpose(field, [2, 0, 1])[..., None]
+    # The Gaussian is separable: smooth columns, then rows.
     columns = tf.nn.conv2d(columns, kernel[:, None, None, None], 1, 'SAME')
     columns = tf.nn.conv2d(columns, kernel[None, :, None, None], 1, 'SAME')
     return tf.transpose(columns[..., 0], [1, 2, 0])
@@ -298,6 +301,7 @@ def displace(image: Any, displacement: Any) -> Any:
     height, width = tf.unstack(tf.shape(image)[:2])
     y, x = tf.meshgrid(tf.range(height), tf.range(width), indexing='ij')
     position = tf.cast(tf.stack([y, x], -1), tf.float32) + displacement
+    # The four neighbouring pixels and their weights.
     low = tf.floor(position)
     weight = position - low
     low = tf.cast(low, tf.int32)
@@ -318,6 +322,7 @@ def displace(image: Any, displacement: Any) -> Any:
 def _blur_matrix(n: int, sigma: float) -> np.ndarray:
     """Returns the matrix that applies `gaussian_blur` along an axis of length n, float32 [n, n]."""
     radius = math.ceil(4 * sigma)
+    # Normalise by the whole kernel, because there is no noise outside the image.
     total = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2).sum()
     distance = np.abs(np.arange(n)[:, None] - np.arange(n)[None, :])
     weights = np.exp(-0.5 * (distance / sigma) ** 2) / total

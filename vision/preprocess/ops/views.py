@@ -32,6 +32,7 @@ def ten_crop(image: Any, size: int) -> Any:
             centre,
         ]
     )
+    # Append the flipped crops.
     crops = tf.concat([crops, tf.reverse(crops, [2])], 0)
     return tf.ensure_shape(crops, [10, size, size, image.shape[-1]])
 

@@ -1,4 +1,4 @@
-"""Whatever ends a process that a function runs in, the caller learns why, and a signal reaches both."""
+"""Functions in child processes: the reason of a failure reaches the caller, and signals both."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import REPO
 
-# In a process without JAX, of which children are forks.
+# Runs in a process without JAX, whose children are forks.
 SCRIPT = """
 import json, os, signal, sys, time, types
 from vision.core.apart import Died, run_apart

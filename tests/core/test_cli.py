@@ -1,4 +1,4 @@
-"""What a command does with signals, with flags that are not there and with folders that it may not write to."""
+"""Commands: signals, unknown flags, invalid values and folders that are not writable."""
 
 import os
 import re
@@ -101,7 +101,7 @@ def config_flag(monkeypatch):
         ('learning-rate', '--config.optimizer.lr?'),
         ('epochs', '--config.training.duration?'),
         ('WorkDir', '--workdir?'),
-        ('output', 'there is no flag --output; see --help'),  # absl's own are nobody's
+        ('output', 'there is no flag --output; see --help'),  # absl's own flags are not suggested
         ('zzzzqq', 'there is no flag --zzzzqq; see --help'),
     ],
 )

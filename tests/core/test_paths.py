@@ -1,4 +1,4 @@
-"""Paths in every form that callers have; what files are called below their common folder."""
+"""Paths in every form that callers use, and paths relative to a common folder."""
 
 import os
 from pathlib import Path

@@ -24,7 +24,7 @@ def write_idx(path, array):
 
 @pytest.fixture
 def idx_folder(tmp_path):
-    """A small data set in MNIST's format."""
+    """A small data set in the format of MNIST."""
     rng = np.random.default_rng(0)
     for prefix, n in (('train', 60), ('t10k', 20)):
         images = rng.integers(0, 256, (n, 5, 4), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Folders and lists of images: which files, which split, which class."""
+"""Folders and lists of images: the files, splits and classes."""
 
 import collections
 import json
@@ -83,7 +83,7 @@ def test_adding_a_tenth_moves_few_files_and_none_under_the_old_rules(tmp_path, r
 
 
 def splits_of(root, **keys):
-    """The split of each file."""
+    """Returns the split of each file."""
     found = {}
     for split in SPLITS:
         try:
@@ -96,7 +96,7 @@ def splits_of(root, **keys):
 
 
 def counts(root, **keys):
-    """The images of each class in train, validation and test."""
+    """Counts the images of each class in train, validation and test."""
     found = collections.defaultdict(lambda: [0, 0, 0])
     for path, split in splits_of(root, **keys).items():
         found[path.split('/')[0]][SPLITS.index(split)] += 1
@@ -355,7 +355,7 @@ def test_the_split_does_not_depend_on_where_the_folder_is(tmp_path):
     one = folder('test', str(tmp_path / 'one'))
     two = folder('test', str(tmp_path / 'two' / 'elsewhere'))
     assert names(one, tmp_path / 'one') == names(two, tmp_path / 'two' / 'elsewhere')
-    # The hash is fixed: other figures would move the files of everyone's experiments.
+    # The hash must not change: other counts would move files between the splits of existing runs.
     assert names(one, tmp_path / 'one')[:3] == GOLDEN
     old = folder('test', str(tmp_path / 'one'), rules=1)
     assert names(old, tmp_path / 'one')[:3] == ['cat/0012.jpg', 'cat/0019.jpg', 'cat/0026.jpg']

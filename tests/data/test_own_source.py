@@ -1,4 +1,4 @@
-"""A source in a user's own file, the one of docs/extending.md, in all that reads a source."""
+"""A user-defined source, that of docs/extending.md, in everything that reads a source."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ COUNTS = {'train': 96, 'validation': 32, 'test': 40}
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """The files of the document, and scans of digits in a zip file."""
+    """The files of the document, and a zip file with scans of digits."""
     root = tmp_path_factory.mktemp('own')
     for name, text in BLOCKS:
         (root / name).write_text(text)
@@ -185,7 +185,7 @@ def test_labels_that_it_does_not_know_are_read():
 
 
 def test_one_that_is_read_in_order_is_trained_on_and_evaluated(folder):
-    """Pixels, of several labels an image, in chunks of odd sizes."""
+    """The source has pixels, several labels per image, and chunks of odd sizes."""
     from vision.preprocess.pipeline import eval_batches, train_batches
 
     class InOrder(Source):

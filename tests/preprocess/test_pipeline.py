@@ -1,4 +1,4 @@
-"""The pipeline's contract: which examples, in which order, with which bits; and bad images."""
+"""The tf.data pipeline: examples, order, exact pixels, and unreadable images."""
 
 import dataclasses
 import os
@@ -40,7 +40,7 @@ def arrays(photo):
 
 @pytest.fixture(params=[0, pipeline._FEW], ids=['data_set', 'direct'])
 def route(request, monkeypatch):
-    """Evaluates through tf.data, and as few images are."""
+    """Evaluates with tf.data, and without it, as for few images."""
     monkeypatch.setattr(pipeline, '_FEW', request.param)
 
 
@@ -177,7 +177,7 @@ def test_caches_change_no_bit(jpegs, tmp_path, cache):
     source = dataclasses.replace(jpegs, paths=tuple(paths))
     cached = train_batches(source, ops, batch_size=20, seed=2, cache=cache)
     assert equal(plain[:3], take(cached, 3))
-    for path in paths:  # the second and third epoch come from memory
+    for path in paths:  # the second and third epoch are read from the cache
         os.remove(path)
     assert equal(plain[3:], take(cached, 6))
     size = 60 * 120 * 160 * 3 if cache == 'decoded' else sum(map(os.path.getsize, jpegs.paths))
@@ -212,7 +212,7 @@ def test_op_strings_that_do_not_fit_are_the_users_mistake(jpegs, ops, why):
 
 
 def broken_folder(root, source, encode, photo, every=10):
-    """Copies of real images, every tenth one broken in one of five ways."""
+    """Copies of real images, every tenth of them damaged in one of five ways."""
     paths, reasons = [], {}
     for i in range(source.num_examples):
         path = root / f'{i:04}.jpg'
@@ -395,7 +395,7 @@ def test_views_of_an_image_are_draws_of_their_own(jpegs, repeats):
     for batch in three:
         for example, views in zip(batch['id'].tolist(), batch['image'], strict=True):
             by_id.setdefault(example, []).extend(view.tobytes() for view in views)
-    for drawn in by_id.values():  # over two epochs and all repeats; what is white all over is white
+    for drawn in by_id.values():  # over two epochs and all repeats; a white image stays white
         shown = [view for view in drawn if set(view) != {255}]
         assert len(set(shown)) == len(shown)
     assert equal(

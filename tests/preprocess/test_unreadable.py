@@ -1,4 +1,4 @@
-"""Files that cannot be read are found before a run begins, in bounded time."""
+"""Search for unreadable files before a run starts, in bounded time."""
 
 import os
 import time

@@ -202,8 +202,7 @@ def test_an_index(tmp_path):
 def test_config_and_dataset(tmp_path):
     config = config_lib.to_json(config_lib.resolve(digits_lenet5.get_config())).encode()
     dataset = json.dumps(
-        {'class_names': list('abc'), 'input_shape': [32, 32, 1], 'image_shape': [8, 8, 1],
-        'num_examples': {'train': 3},
+        {'class_names': list('abc'), 'input_shape': [32, 32, 1], 'image_shape': [8, 8, 1], 'num_examples': {'train': 3},
          'mean': [0.0], 'std': [1.0]}
     ).encode()  # fmt: skip
     (tmp_path / 'dataset.json').write_bytes(dataset)

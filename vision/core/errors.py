@@ -97,7 +97,7 @@ def in_a_line(error: BaseException) -> str:
 
 
 class Stopped(Exception):
-    """A signal asked a run to stop, and its checkpoint was written.
+    """Raised after a signal has stopped a run and its checkpoint is written.
 
     Attributes:
       signum: SIGTERM or SIGINT; the process exits with 128 + signum.

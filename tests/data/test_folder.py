@@ -159,7 +159,7 @@ def test_a_small_class_keeps_an_image_for_train_and_is_named_where_it_lacks_one(
         ({'test': -1}, 'data.test=-1 must be'),
         ({'validation': 'some'}, "data.validation='some' must be"),
         ({'validation': '60%', 'test': '40%'}, 'leave none of 20 images'),
-        ({'test': 20}, 'there are 20 images'),
+        ({'test': 20}, 'must be less than the number of images, 20'),
         ({'fold': '0/5'}, "data.fold='0/5'"),
         ({'fold': '5'}, "data.fold='5'"),
         ({'fold': '1/5', 'test': '10%'}, 'give either data.fold or data.test'),

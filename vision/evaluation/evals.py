@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from vision import data
+from vision.data import registry as data
 from vision.core.config import complete_eval
 from vision.core.config_keys import find
 from vision.core.errors import UserError, unknown

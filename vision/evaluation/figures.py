@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vision.task import Columns, Task
+from vision.task.base import Task
+from vision.task.metrics import Columns
 from vision.task.metrics import RELIABILITY_BINS, bins_of
 
 RESAMPLES = 1000

@@ -11,7 +11,8 @@ import numpy as np
 
 from vision.core.config_keys import Range
 from vision.core.errors import UserError
-from vision.task import Apply, Batch, Columns, Examples, Metric, Outcome, Task
+from vision.task.base import Apply, Batch, Examples, Outcome, Task
+from vision.task.metrics import Columns, Metric
 from vision.task.classification import check_outputs
 from vision.task.losses import Criterion, make_criterion
 

@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vision.core import processes
 from vision.core.checkpoints import Rank
 from vision.preprocess.device import Batch
-from vision.task import Metric, Task
+from vision.task.base import Task
+from vision.task.metrics import Metric
 from vision.training.records import Recorder, visible
 from vision.training.step import Metrics
 

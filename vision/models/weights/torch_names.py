@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 
 from vision.core.errors import UserError
-from vision.models import MODELS, create_model
+from vision.models.registry import MODELS, create_model
 from vision.models.alexnet import AlexNet
 from vision.models.googlenet import GoogLeNet
 from vision.models.inception import InceptionV3

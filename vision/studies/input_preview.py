@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from vision import data
+from vision.data import registry as data
 from vision.core import config as config_lib
 from vision.core import fonts
 from vision.core import mesh as mesh_lib

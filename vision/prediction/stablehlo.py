@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision import data
+from vision.data import registry as data
 from vision.core.errors import UserError
 from vision.core.text import AnyPath, output_file
 from vision.data.source import Source

@@ -13,7 +13,8 @@ from tests.conftest import REPO, environment
 PACKAGES = ['vision'] + [
     found.name
     for found in pkgutil.walk_packages(vision.__path__, 'vision.')
-    if found.ispkg and found.name != 'vision.models.cpu'  # nobody imports from it: it registers itself
+    if found.ispkg
+    and found.name != 'vision.models.cpu'  # nobody imports from it: it registers itself
 ]
 
 

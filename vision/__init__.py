@@ -19,7 +19,7 @@ Importing `vision` changes no setting of JAX or of the process (see `vision.core
 
 from typing import TYPE_CHECKING
 
-import vision.models.cpu.startup  # noqa: F401 - fast forms for CPUs: see vision/models/cpu
+import vision.models.cpu.startup
 from vision.core.lazy import public_names
 
 if TYPE_CHECKING:

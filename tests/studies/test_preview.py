@@ -17,8 +17,8 @@ from vision.core.config import default_config
 from vision.core.errors import UserError
 from vision.data.file_list import file_list
 from vision.studies import input_preview as preview_lib
-from vision.studies.inspect import describe
 from vision.studies.input_preview import preview, text
+from vision.studies.inspect import describe
 from vision.studies.survey import survey
 
 

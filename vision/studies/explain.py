@@ -88,10 +88,10 @@ def markdown() -> str:
     lines = [
         '# Keys of a config',
         '',
-        'Made from `vision/core/config_keys.py` by `vision.studies.explain.markdown`. `python -m '
-        'experiments.train --config=… --explain=SECTION` prints the same for a config, with its values and',
-        'the arguments of the model, source, optimizer, schedule, loss and update that it names. '
-        '`--config.KEY=VALUE` overrides a key; `None` is a value of each key whose type says so.',
+        'This page is generated from `vision/core/config_keys.py` by `vision.studies.explain.markdown`.',
+        'Override a key with `--config.KEY=VALUE`; keys whose type says so also accept `None`. To see the',
+        'values of a config and the arguments of the model, source, optimizer, schedule, loss and update',
+        'that it names: `python -m experiments.train --config=configs/NAME.py --explain=SECTION`.',
     ]
     for section in dict.fromkeys(key.section for key in KEYS):
         lines += ['', f'## {section or "The whole experiment"}', '']

@@ -9,8 +9,7 @@ Simonyan and Zisserman 2014, section 4.1 (LRN), Ioffe and Szegedy 2015 (BatchNor
     … --config.data.source=idx --config.data.path=FOLDER     the four IDX files, no internet
     … --config=configs/ablation.py:digits                    resnet on scikit-learn's digits: seconds
 
-What came out, three seeds on a GPU (8 to 19 minutes a trial on a CPU core): results/ablations.md and, against
-the plain net, results/ablation-resnet-plain/table.md.
+What came out, three seeds on a GPU (8 to 19 minutes a trial on a CPU core): docs/results.md, "Ablations".
 
 The grids, each with `;seed=0,1,2` for means and deviations:
 

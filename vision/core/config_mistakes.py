@@ -112,7 +112,7 @@ def _explain_unknown(name: str) -> str:
             keys += [f'{holder}.{key}' for key in dict.fromkeys(known)]
     modules = flags.FLAGS.flags_by_module_dict()
     ours = [flag.name for module, own in modules.items() if 'absl' not in module for flag in own]
-    # Suggest the closest of both.
+    # Suggest the closest names.
     guesses = ' or '.join(f'--{key}' for key in meant(name, [*ours, *keys])[:3])
     hint = f'; did you mean {guesses}?' if guesses else ''
     return f'there is no flag --{name}{hint or "; see --help"}'

@@ -20,11 +20,16 @@ startup.use_compilation_cache()
 
 
 def in_turn(measures: Mapping[str, Callable[[], float]], rounds: int) -> Readings:
-    """Takes a reading of each in every round; returns them by name, in the order of the rounds."""
+    """Takes a reading of each in every round, and prints it on stderr.
+
+    Returns:
+      The readings by name, in the order of the rounds.
+    """
     readings: Readings = {name: [] for name in measures}
-    for _ in range(rounds):
+    for i in range(1, rounds + 1):
         for name, measure in measures.items():
             readings[name].append(measure())
+            print(f'round {i}/{rounds}, {name}: {readings[name][-1]:,.1f}', file=sys.stderr)
     return readings
 
 

@@ -1,7 +1,7 @@
-"""The part that all command lines share: flags read, mistakes in one line, the exit codes of the house.
+"""The part that all commands share: flags, mistakes reported in one line, and exit codes.
 
-0 done; 2 the user's mistake; 3 answered in part; 130 and 143 stopped by a signal after the
-checkpoint was written; 1 ours (a traceback: please report it).
+Exit codes: 0 done; 2 the user's mistake; 3 answered in part; 130 and 143 stopped by SIGINT or SIGTERM
+(a run writes its checkpoint first); 1 a fault of the program, with a traceback.
 """
 
 import ast
@@ -24,6 +24,8 @@ from ml_collections.config_flags.tuple_parser import TupleParser
 from vision.core import startup
 from vision.core.config import plain
 from vision.core.errors import Stopped, UserError
+from vision.core.help import heading as heading
+from vision.core.help import help_text
 
 USER_MISTAKE = 2
 ANSWERED_IN_PART = 3
@@ -40,11 +42,11 @@ _NOT_ALLOWED = (
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Reads the flags, runs `main(argv)` and leaves the process with its exit code.
+    """Reads the flags, runs `main(argv)` and ends the process with its exit code.
 
     Args:
-      main: gets what is left of the command line (the program's name first) and returns the
-        exit code; None is 0.
+      main: gets the words that are no flags, the program's name first, and returns the exit code;
+        None is 0.
     """
     startup.Leaving.start()
     try:
@@ -60,13 +62,14 @@ def define_config() -> flags.FlagHolder:
     """Defines --config=FILE[:ARGUMENT] and its overrides, --config.a.b=VALUE.
 
     An override may add an argument of the model, the source, the optimizer, the schedule or the
-    loss; whoever takes the arguments refuses what it does not know, with the nearest name.
+    loss. The function that takes the arguments refuses unknown ones and names the nearest.
     """
     accept_none()
     holder = config_flags.DEFINE_config_file(
         'config',
         None,
-        'The experiment, a file in configs/.',
+        'FILE or FILE:ARGUMENT, the experiment: a file in configs/ or one of your own. '
+        '--config.KEY=VALUE changes a key.',
         lock_config=False,
         accept_new_attributes=True,
     )
@@ -75,7 +78,7 @@ def define_config() -> flags.FlagHolder:
 
 
 def accept_none() -> None:
-    """Lets overrides of config flags, --config.a.b=None, say None for values of all types."""
+    """Lets overrides of config flags, as --config.a.b=None, be None for values of all types."""
     for kind, read in (
         (float, _or_share(flags.FloatParser().parse)),
         (int, _or_share(flags.IntegerParser().parse)),
@@ -89,7 +92,7 @@ def accept_none() -> None:
 
 
 class _PlainConfigFile(ConfigFileFlagParser):
-    """Reads a config file, and makes its NumPy and JAX values plain: by their types overrides are read."""
+    """Reads a config file and makes NumPy and JAX values plain: overrides are read by type."""
 
     def parse(self, path: str) -> Any:
         """Returns the config."""
@@ -100,7 +103,7 @@ class _PlainConfigFile(ConfigFileFlagParser):
 
 
 def make_plain(config: Any, name: str) -> None:
-    """Makes the values of a config plain, in place; what refers to another key stays as it is."""
+    """Makes the values of a config plain, in place; references to other keys are kept."""
     for key, value in config.items(preserve_field_references=True):
         if isinstance(value, ConfigDict):
             make_plain(value, f'{name}.{key}')
@@ -110,33 +113,33 @@ def make_plain(config: Any, name: str) -> None:
 
 
 class _OrNone(flags.ArgumentParser):
-    """Reads 'None' as None, and other words with a function; what is no text is a default and stays."""
+    """Reads 'None' as None and other words with a function; keeps defaults, which are not text."""
 
     def __init__(self, read: Callable[[str], Any]):
         super().__init__()
         self._read = read
 
     def parse(self, argument: Any) -> Any:
-        """Returns the value of a word of the command line."""
+        """Returns the value of a word from the command line."""
         if not isinstance(argument, str):
             return argument
         return None if argument == 'None' else self._read(argument)
 
 
 def _or_share(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Reads '10%' as it is, where a config file has a number: data.validation takes both."""
+    """Keeps '10%' as text where a config file has a number: data.validation takes both."""
     return lambda text: text if text.endswith('%') else read(text)
 
 
 def _read_section(text: str) -> ConfigDict:
     value = read_literal(text)
     if not isinstance(value, dict):
-        raise ValueError(f'{text!r} is no dict')
+        raise ValueError(f'{text!r} is not a dict')
     return ConfigDict(value)
 
 
 def read_literal(text: str) -> Any:
-    """A word of the command line as Python reads it, or else as text."""
+    """Returns a word of the command line as a Python literal, or as text if it is none."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -144,19 +147,21 @@ def read_literal(text: str) -> Any:
 
 
 def define_distributed() -> Callable[[], None]:
-    """Defines --distributed and what plain machines need beside it.
+    """Defines --distributed and the flags that plain machines need with it.
 
     Returns:
-      What joins the other processes, if the flags say so; to be called before JAX is used.
+      A function that joins the other processes if the flags ask for it; call it before JAX is used.
     """
     distributed_flag = flags.DEFINE_bool(
-        'distributed', False, 'Several processes are one run: Slurm, Open MPI, GKE, Cloud TPU.'
+        'distributed',
+        False,
+        'Join the other processes of this run. Slurm, Open MPI, GKE and Cloud TPU need no more.',
     )
     coordinator = flags.DEFINE_string(
-        'coordinator', None, 'HOST:PORT of process 0, where nothing else tells.'
+        'coordinator', None, 'HOST:PORT of process 0, on machines without such a scheduler.'
     )
-    num_processes = flags.DEFINE_integer('num_processes', None, 'How many there are.', 1)
-    process_id = flags.DEFINE_integer('process_id', None, "This one's number, from 0.", 0)
+    num_processes = flags.DEFINE_integer('num_processes', None, 'Number of processes.', 1)
+    process_id = flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.', 0)
 
     def join() -> None:
         values = (coordinator.value, num_processes.value, process_id.value)
@@ -171,7 +176,7 @@ def define_distributed() -> Callable[[], None]:
 
 
 def refuse_arguments(argv: Sequence[str]) -> None:
-    """Raises UserError if words are left over: `main`s that take flags only call this first."""
+    """Raises UserError if words are left over; called by commands that take flags only."""
     if len(argv) > 1:
         raise UserError(f'unexpected argument {argv[1]!r}; options are --name=value, see --help')
 
@@ -197,13 +202,13 @@ def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
 
 
 def _end(error: Exception) -> int:
-    """The exit status for what `main` raised; says in a line what is not a fault of the program."""
+    """Returns the exit code for an exception; prints a line unless the program is at fault."""
     if isinstance(error, UserError):
         return _complain(error)
     if isinstance(error, Stopped):
         print(error, file=sys.stderr)
         return 128 + error.signum
-    if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+    if isinstance(error, BrokenPipeError):  # `| head` has closed the pipe
         return 0
     if isinstance(error, OSError):
         if error.errno in _NO_ROOM:
@@ -223,7 +228,7 @@ def _is_one_of_several() -> bool:
 
 
 def _fail(error: Exception) -> int:
-    """Shows what is ours, and where others would be waited for that do not know, leaves at once."""
+    """Raises the error; with several processes, prints it and ends this process at once."""
     if not _is_one_of_several():
         raise error
     from vision.core import distributed
@@ -234,15 +239,15 @@ def _fail(error: Exception) -> int:
 
 
 def _quiet_orbax() -> None:
-    """Leaves out what Orbax tells of failures: it raises them where it is waited for.
+    """Suppresses the tracebacks that Orbax prints in addition to the exceptions that it raises.
 
-    Of a disk that is full its threads, the tasks of its event loop and the writers that come back
-    to a loop that is closed by then all print tracebacks of their own.
+    When a disk is full, its threads, the tasks of its event loop and the writers that return to a
+    closed loop all print tracebacks.
     """
 
     def of_thread(failed: threading.ExceptHookArgs) -> None:
         if isinstance(failed.exc_value, OSError) and failed.exc_value.errno in _NO_ROOM:
-            # The writer of TensorBoard's events: the main thread would wait for it for ever.
+            # The writer of TensorBoard's events. The main thread would wait for it forever.
             os._exit(_complain_of_room(failed.exc_value))
         if not type(failed.thread).__module__.startswith('orbax'):
             threading.__excepthook__(failed)
@@ -260,22 +265,31 @@ def _quiet_orbax() -> None:
 
 def _parse(argv: Sequence[str]) -> list[str]:
     if indexed := next(filter(None, (re.match(r'--?(config\.[\w.]+)\[', w) for w in argv)), None):
-        # Configs have tuples, of which ml_collections cannot set an entry: it ends in an IndexError.
+        # ml_collections cannot set an entry of a tuple: it raises IndexError.
         sys.exit(
             _complain(
-                f'{indexed.string}: entries are not set one by one; give the whole value, as --{indexed[1]}="(0.5, 0.5)"'
+                f'{indexed.string}: single entries cannot be set; give the whole value, as '
+                f'--{indexed[1]}="(0.5, 0.5)"'
             )
         )
+    asked = {
+        word for word in argv[1:] if word in ('-h', '-help', '--help', '--helpshort', '--helpfull')
+    }
     try:
+        if asked:
+            print(help_text())
+            if '--helpfull' in asked:
+                print(flags.FLAGS.get_help())
+            sys.exit(0)
         rest = flags.FLAGS(argv)
         if 'config' in flags.FLAGS and flags.FLAGS['config'].value is not None:
-            flags.FLAGS['config'].value.keys()  # a file that is not there fails only when read
+            flags.FLAGS['config'].value.keys()  # a missing file fails only when it is read
         return rest
     except BrokenPipeError:  # of --help
         sys.exit(0)
     except (
         Exception
-    ) as e:  # beside absl's errors, whatever a config file's code and ml_collections raise
+    ) as e:  # absl's errors, and whatever a config file's code or ml_collections raises
         from vision.core.config_mistakes import explained
 
         sys.exit(_complain(explained(e, argv)))

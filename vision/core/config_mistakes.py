@@ -14,6 +14,7 @@ from vision.core.cli import read_literal
 from vision.core.config import plain
 from vision.core.config_keys import KEYS
 from vision.core.errors import UserError, in_a_line, meant, nearest
+from vision.core.help import own_flags
 
 
 def explained(error: Exception, argv: Sequence[str]) -> str:
@@ -51,7 +52,8 @@ def explained(error: Exception, argv: Sequence[str]) -> str:
     except Exception as e:
         return f'{file} cannot be read: {in_a_line(e)}'
     if not isinstance(config, ConfigDict):
-        return f'{file}: get_config returns no ConfigDict but {type(config).__name__}; start from default_config()'
+        kind = type(config).__name__
+        return f'{file}: get_config returns no ConfigDict but {kind}; start from default_config()'
     if isinstance(error, flags.IllegalFlagValueError):
         given = re.match(r'flag --config\.([\w.]+)=(.*?): ', text, re.DOTALL)
         return explain_value(config, *given.groups()) if given else text
@@ -66,7 +68,7 @@ def explained(error: Exception, argv: Sequence[str]) -> str:
 
 
 def explain_value(config: Mapping[str, Any], key: str, text: str) -> str:
-    """Says why a key cannot have a value of the command line: by its declaration, or by the value that it has."""
+    """Says why a key cannot have a value: by its declaration, or by the value that it has."""
     declared, read = next((k for k in KEYS if k.name == key), None), read_literal(text)
     try:
         if declared is not None:
@@ -78,12 +80,13 @@ def explain_value(config: Mapping[str, Any], key: str, text: str) -> str:
     for name in re.split(r'[.[]', key):
         value = value.get(name) if isinstance(value, ConfigDict) else value
     if isinstance(value, ConfigDict):
-        return f"{key}={text}: {key} is a section; write {{'name': …}}, or set single keys, as {key}.name=…"
+        how = f"write {{'name': …}}, or set single keys, as {key}.name=…"
+        return f'{key}={text}: {key} is a section; {how}'
     return f'{key}={text} cannot be set: {key.partition("[")[0]} is {plain(value)!r}'
 
 
 def _explain_unknown(name: str) -> str:
-    """Says which flag, or key of a config, an unknown flag may stand for: --config.optimizer.lr for --lr."""
+    """Names the flags or config keys that an unknown flag may mean: --config.optimizer.lr for --lr."""
     keys = []
     for holder in ('config', 'eval'):
         if holder in flags.FLAGS:
@@ -91,8 +94,7 @@ def _explain_unknown(name: str) -> str:
             known = _leaves(value) if isinstance(value, ConfigDict) else []
             known += [key.name for key in KEYS] if holder == 'config' else []
             keys += [f'{holder}.{key}' for key in dict.fromkeys(known)]
-    modules = flags.FLAGS.flags_by_module_dict()
-    ours = [flag.name for module, own in modules.items() if 'absl' not in module for flag in own]
+    ours = [flag.name for flag in own_flags()]
     guesses = ' or '.join(f'--{key}' for key in meant(name, [*ours, *keys])[:3])
     hint = f'; did you mean {guesses}?' if guesses else ''
     return f'there is no flag --{name}{hint or "; see --help"}'

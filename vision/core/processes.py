@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from vision.core import startup
 from vision.core.errors import UserError
 
 T = TypeVar('T')
@@ -196,7 +197,7 @@ class StopSignals:
                 safe = threading.Thread(target=self._wait_quietly, daemon=True)
                 safe.start()
                 safe.join(_WRITING)
-                os._exit(128 + signum)
+                startup.exit_at_once(128 + signum)
 
     def _wait_quietly(self) -> None:
         with suppress(Exception):  # the process ends: what could not be written is not there
@@ -204,7 +205,7 @@ class StopSignals:
 
     def _receive(self, signum: int, frame: object) -> None:
         if self.received is not None:
-            os._exit(128 + signum)
+            startup.exit_at_once(128 + signum)
         self.received = signum
         if self._shared:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -4,6 +4,7 @@ Settings of a backend are registered here by the module that knows the backend (
 apply them: `at_start` first of all, then `tune` and `use_compilation_cache`.
 """
 
+import contextlib
 import functools
 import os
 import re
@@ -46,7 +47,15 @@ def at_start() -> None:
 def leave_on_signals() -> None:
     """Lets SIGTERM and SIGINT end the process without a word, until the command takes over: nothing has been done."""
     for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda signum, frame: os._exit(128 + signum))
+        signal.signal(signum, lambda signum, frame: exit_at_once(128 + signum))
+
+
+def exit_at_once(code: int) -> None:
+    """Ends the process without unwinding; a terminal gets its cursor back, which progress bars hide."""
+    with contextlib.suppress(OSError):
+        if os.isatty(2):
+            os.write(2, b'\r\x1b[K\x1b[?25h')
+    os._exit(code)
 
 
 def let_go_of_stdout() -> None:
@@ -93,12 +102,13 @@ class Leaving:
         """Ends the process if a signal came: threads of libraries, as a server's, would be waited for."""
         if cls.received is not None:
             sys.stderr.flush()
-            os._exit(128 + cls.received)
+            exit_at_once(128 + cls.received)
+        leave_on_signals()  # an exception would interrupt the interpreter's own end with a traceback
 
     @classmethod
     def _leave(cls, signum: int, frame: types.FrameType | None) -> None:
         if cls.received is not None or _is_importing(frame):
-            os._exit(128 + signum)
+            exit_at_once(128 + signum)
         cls.received = signum
         if signum == signal.SIGINT:
             raise KeyboardInterrupt
@@ -123,7 +133,7 @@ class Leaving:
                     if cls._dropped:
                         cls.received, cls._dropped = None, False
                         os.kill(os.getpid(), signum)
-                os._exit(128 + signum)
+                exit_at_once(128 + signum)
             processes = sys.modules.get('vision.core.processes')  # which imports JAX
             if processes is not None and processes.StopSignals.current is not None:
                 processes.StopSignals.current.leave(signum, _GRACE)

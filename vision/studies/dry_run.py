@@ -8,7 +8,7 @@ import jax
 
 from vision.core import config as config_lib
 from vision.core.errors import UserError
-from vision.core.progress import progress_bar
+from vision.core.progress import phase
 from vision.models.summary import count
 from vision.preprocess import inputs
 from vision.preprocess.ops import describe_place
@@ -39,26 +39,27 @@ def dry_run(run: Setup, workdir: Path | None = None) -> dict[str, Any]:
     Raises:
       UserError: what would be refused of a run, or too many images of the first batches cannot be read.
     """
-    first = check_start(run, workdir)
-    _check_validation(run)
-    state = first_state(run, first)
-    train_step = make_train_step(run.recipe, run.mesh)
-    batches = inputs.TrainBatches(run.train, run.loading, run.mesh, 0)
-    batch = next(batches)
+    with phase('reading the data and making the first state'):
+        first = check_start(run, workdir)
+        _check_validation(run)
+        state = first_state(run, first)
+        train_step = make_train_step(run.recipe, run.mesh)
+        batches = inputs.TrainBatches(run.train, run.loading, run.mesh, 0)
+        batch = next(batches)
     began = time.perf_counter()
-    with progress_bar() as start:
-        start('compiling', 1)
+    with phase('compiling'):
         compiled = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
     compile_seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
     state_bytes = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
-    state, metrics = compiled(state, batch)
-    jax.block_until_ready(metrics)
-    began = time.perf_counter()
-    for _ in range(STEPS):
-        state, metrics = compiled(state, next(batches))
-    jax.block_until_ready(metrics)
-    step_seconds = (time.perf_counter() - began) / STEPS
+    with phase(f'timing {STEPS} steps'):
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(metrics)
+        began = time.perf_counter()
+        for _ in range(STEPS):
+            state, metrics = compiled(state, next(batches))
+        jax.block_until_ready(metrics)
+        step_seconds = (time.perf_counter() - began) / STEPS
     batches.check()
     summary = count(run.config.model.name, run.model, run.input_shape)
     return {

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from vision.core.errors import UserError
-from vision.core.progress import track
+from vision.core.progress import phase, track
 from vision.preprocess import inputs
 from vision.training.setup import Setup, normalised
 from vision.training.start import check_start, first_state
@@ -40,19 +40,19 @@ def find_lr(run: Setup, steps: int = 150) -> dict[str, Any]:
     Raises:
       UserError: what would be refused of a run, images that cannot be read, or a loss that fell nowhere.
     """
-    start = check_start(run)
-    run = normalised(run)
+    with phase('reading the data'):
+        start = check_start(run)
+        run = normalised(run)
     factor = (HIGHEST / LOWEST) ** (1 / max(steps - 1, 1))
     schedule: optax.Schedule = lambda step: LOWEST * factor**step  # noqa: E731
     run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, schedule=schedule))
-    state = first_state(run, start)
+    with phase('making the first state'):
+        state = first_state(run, start)
     train_step = make_train_step(run.recipe, run.mesh)
     batches = inputs.TrainBatches(run.train, run.loading, run.mesh, 0)
     losses: list[float] = []
     pending = []
-    for step in track(
-        range(1, steps + 1), steps, 'the first step is compiled, then rates are tried'
-    ):
+    for step in track(range(1, steps + 1), steps, 'compiling, then taking steps'):
         state, metrics = train_step(state, next(batches))
         pending.append(metrics)
         if step % _READ_EVERY == 0 or step == steps:

@@ -15,7 +15,7 @@ from vision.core import config as config_lib
 from vision.core import fonts
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
-from vision.core.progress import progress_bar
+from vision.core.progress import phase
 from vision.core.text import json_text
 from vision.data.folder import SPLITS
 from vision.data.source import NoSplitError, Source, label_text
@@ -52,17 +52,16 @@ def preview(config: ConfigDict, output: str) -> dict[str, Any]:
     # It is here that one learns what cannot be read.
     loading = dataclasses.replace(loading_of(config), max_corrupt=1.0)
     sources, faults = _open(config.data)
-    with progress_bar() as start:
-        move = start('drawing', 1)
+    with phase('drawing inputs.png'):
         _draw_inputs(next(iter(sources.values())), loading, folder / 'inputs.png')
-        move(1)
     summary = describe(sources) | {'faults': faults}
     # A name that is not UTF-8 is written as far as it can be.
     (folder / 'summary.json').write_text(
         json_text(summary, indent=2, ensure_ascii=False), 'utf-8', 'backslashreplace'
     )
-    _draw_classes(summary, folder / 'classes.png')
-    write_page(folder, summary, sources, text(summary))
+    with phase('writing the page'):
+        _draw_classes(summary, folder / 'classes.png')
+        write_page(folder, summary, sources, text(summary))
     return summary
 
 

@@ -6,7 +6,8 @@ II.C and III. Test error there: 0.95 %, with distorted training images 0.8 %.
     python -m experiments.train --config=configs/mnist_lenet5.py --workdir=runs/mnist
     … --config.data.source=idx --config.data.path=FOLDER     the four IDX files, no internet
 
-Result: test error over 5 seeds (results/table.md) by variant, with minutes of one CPU core a seed:
+Result: test error, mean of 5 seeds (results/table.md), by variant.
+Cost: minutes of one CPU core for a seed, behind the error.
     full (default)     0.50 ± 0.03 %   4   dense C3, ReLU, max pooling, softmax; distortions
     plain              0.78 ± 0.07 %   1   the same for 10 epochs, without distortions
     1998               1.14 ± 0.08 %   5   network, loss (eq. 9) and schedule as published

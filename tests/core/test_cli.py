@@ -1,4 +1,4 @@
-"""What a command does with signals, with flags that are not there and with folders that it may not write to."""
+"""Commands: signals, unknown flags, invalid values and folders that are not writable."""
 
 import os
 import re
@@ -102,7 +102,7 @@ def config_flag(monkeypatch):
         ('learning-rate', '--config.optimizer.lr?'),
         ('epochs', '--config.training.duration?'),
         ('WorkDir', '--workdir?'),
-        ('output', 'there is no flag --output; see --help'),  # absl's own are nobody's
+        ('output', 'there is no flag --output; see --help'),  # absl's own flags are not suggested
         ('zzzzqq', 'there is no flag --zzzzqq; see --help'),
     ],
 )
@@ -157,7 +157,7 @@ def test_help_has_two_examples_and_the_commands_own_flags():
 @pytest.mark.parametrize(
     ('key', 'text', 'says'),
     [
-        ('optimizer.lr', 'a', r"optimizer.lr='a' is of the wrong type; it must be a number"),
+        ('optimizer.lr', 'a', r"optimizer.lr='a' has the wrong type; it must be a number"),
         ('seed', 'x', 'it must be a whole number'),
         ('model.norm', 'maybe', 'model.norm=maybe cannot be set: model.norm is True'),
         ('preprocess.mean[7]', '1', 'cannot be set'),
@@ -182,7 +182,7 @@ def test_a_value_that_a_key_cannot_have_is_one_line_of_ours(key, text, says):
             r"NameError: name 'wrong' is not defined \(own.py, line 2\)",
         ),
         ('x = 1', 'own.py has no function get_config'),
-        ('def get_config():\n    return 3', 'returns no ConfigDict but int'),
+        ('def get_config():\n    return 3', 'must return a ConfigDict, not int'),
         (
             'from vision.core.config import default_config as get_config',
             "training.batch_size='x' .* whole number",

@@ -20,7 +20,6 @@ from vision.models import MODELS, create_model
 from vision.models.base import ImageModel, check_contract
 from vision.models.layers import xla_only
 
-
 _EVALUATION = {'train': False, 'deterministic': True}  # arguments of parts
 
 

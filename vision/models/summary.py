@@ -20,8 +20,6 @@ from vision.models import MODELS, create_model
 from vision.models.base import ImageModel, check_contract
 from vision.models.layers import xla_only
 
-_EVALUATION = {'train': False, 'deterministic': True}  # arguments of parts
-
 
 @dataclass(frozen=True)
 class Summary:
@@ -218,9 +216,6 @@ class _Tracer:
             return call(*args, **kwargs)
         if key not in self._known:
             cheap = dict.fromkeys(_initialisers(module), nn.initializers.zeros)
-            # As in evaluation: without batch statistics and dropout there is less to trace.
-            args = tuple(False if x is True else x for x in args)  # `train` by position
-            kwargs = {k: _EVALUATION.get(k, v) for k, v in kwargs.items()}
             self._known[key] = self._trace(
                 module.clone(parent=None, name=None, **cheap), args, kwargs
             )
@@ -246,7 +241,9 @@ def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
     left_out = _initialisers(module)
     kind: Any = type(module)
     names = [name for name in _field_names(kind) if name not in left_out]
-    others = [value for name, value in sorted(kwargs.items()) if name not in _EVALUATION]
+    others = [
+        value for name, value in sorted(kwargs.items()) if name not in ('train', 'deterministic')
+    ]
     given = [
         (x.shape, x.dtype) if _is_array(x) else x
         for x in (*args, *others)

@@ -62,6 +62,7 @@ def _throughput(*words: str) -> list[dict[str, Any]]:
         if word not in MODES:
             raise unknown('mode of throughput', word, MODES)
     models = list(throughput.SIZES) if MODELS.value is None else MODELS.value
+    # Peers start with the environment of the shell, without the settings that we tune.
     peer = PEER.value, PEER_PYTHON.value
     environment = startup.shipped_environment()
     rows = []
@@ -124,7 +125,7 @@ def _gpu() -> list[dict[str, Any]]:
     from benchmarks.gpu import gpu
 
     if PEER.value not in (None, 'torchvision'):
-        raise UserError(f'--peer={PEER.value}: gpu is compared with torchvision only')
+        raise UserError(f'--peer={PEER.value}: gpu can only be compared with torchvision')
     peer = throughput.peer_command(PEER.value, PEER_PYTHON.value) if PEER.value else None
     return gpu(BATCH_SIZE.value, TINY.value, peer, startup.shipped_environment())
 
@@ -147,6 +148,7 @@ def main(argv: list[str]) -> None:
     """Runs one benchmark and prints its figures."""
     if len(argv) < 2:
         raise UserError(f'name one benchmark: {", ".join(BENCHMARKS)}')
+    # Only throughput takes a second word, its mode.
     name, *words = argv[1:]
     if name not in BENCHMARKS:
         raise unknown('benchmark', name, BENCHMARKS)
@@ -160,11 +162,13 @@ def main(argv: list[str]) -> None:
 
 
 def _text(result: Any) -> str:
-    """Returns rows as a table; a dict as a line for each figure, followed by its tables."""
+    """Returns a list of rows as a table, and a dict as a line for each entry."""
     if isinstance(result, list):
+        # The single readings are only part of the JSON.
         names = [name for name in result[0] if name != 'rounds']
         rows = [{name: name for name in names}, *result]
         return '\n'.join('  '.join(f'{_show(row[name]):>12}' for name in names) for row in rows)
+    # A list of rows inside a dict becomes a table below its name.
     parts = []
     for name, value in result.items():
         is_table = isinstance(value, list) and value and isinstance(value[0], dict)

@@ -13,7 +13,7 @@ Grids; add ';seed=0,1,2' for means and deviations:
             'model.name=resnet20,resnet110_v2;model.stage_sizes=(3,3,3),(18,18,18)'   pre-activation
             'preprocess.train=resize(14),resize(14)|random_crop(14, padding=2)|flip_lr'
     vgg     'model.batch_norm=False,True'    and    'model.lrn=False,True'
-Result: results/ablations.md and results/ablation-resnet-plain/table.md (3 seeds).
+Result: docs/results.md, "Ablations" (3 seeds on a GPU).
 Cost: 8 to 19 minutes of one CPU core a trial; of `digits`, `resnet` on scikit-learn's digits,
 seconds.
 Deviations: Fashion-MNIST at 14 x 14 pixels, 10,000 training images, 20 epochs; 50,000 held out.

@@ -121,12 +121,12 @@ def test_what_the_repository_says_was_measured_is_what_its_records_say(tmp_path)
     rows, results = [lib.Row(*row) for row in command.ROWS], REPO / 'results'
     lib.write_markdown(lib.table(rows, results), tmp_path / 'table.md')
     assert (tmp_path / 'table.md').read_text() == (results / 'table.md').read_text()
-    readme = (REPO / 'README.md').read_text()
+    page = (REPO / 'docs' / 'results.md').read_text()
     for row in lib.table(rows, results):
         summary = row['summary']
         if summary is None:
             continue
-        assert lib.cells(row)[3] in readme, row['name']
+        assert lib.cells(row)[3] in page, row['name']
         for seed, run in summary['seeds'].items():
             records = lib.read_records(results / row['name'], int(seed))
             (top1,) = [r['test/top1'] for r in records if 'test/top1' in r]

@@ -112,7 +112,7 @@ def _explain_unknown(name: str) -> str:
             known += [key.name for key in KEYS] if holder == 'config' else []
             keys += [f'{holder}.{key}' for key in dict.fromkeys(known)]
     ours = [flag.name for flag in own_flags()]
-    # Suggest the closest of both.
+    # Suggest the closest names.
     guesses = ' or '.join(f'--{key}' for key in meant(name, [*ours, *keys])[:3])
     hint = f'; did you mean {guesses}?' if guesses else ''
     return f'there is no flag --{name}{hint or "; see --help"}'

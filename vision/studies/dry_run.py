@@ -41,13 +41,12 @@ def dry_run(run: Setup, workdir: Path | None = None) -> dict[str, Any]:
         read.
     """
     # Prepare exactly what a training run would.
-    with phase('reading the data and making the first state'):
-        first = check_start(run, workdir)
-        _check_validation(run)
-        state = first_state(run, first)
-        train_step = make_train_step(run.recipe, run.mesh)
-        batches = inputs.TrainBatches(run.train, run.loading, run.mesh, 0)
-        batch = next(batches)
+    first = check_start(run, workdir)
+    _check_validation(run)
+    state = first_state(run, first)
+    train_step = make_train_step(run.recipe, run.mesh)
+    batches = inputs.TrainBatches(run.train, run.loading, run.mesh, 0)
+    batch = next(batches)
     # Compile the step ahead of time, which gives its memory use.
     began = time.perf_counter()
     with phase('compiling'):
@@ -89,6 +88,7 @@ def dry_run(run: Setup, workdir: Path | None = None) -> dict[str, Any]:
     }
 
 
+@phase('reading the validation split')
 def _check_validation(run: Setup) -> None:
     """Reads the first validation batch; raises UserError if too many images cannot be read."""
     source = run.validation

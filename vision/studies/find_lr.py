@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from vision.core.errors import UserError
-from vision.core.progress import phase, track
+from vision.core.progress import track
 from vision.preprocess import inputs
 from vision.training.setup import Setup, normalised
 from vision.training.start import check_start, first_state
@@ -40,15 +40,13 @@ def find_lr(run: Setup, steps: int = 150) -> dict[str, Any]:
     Raises:
       UserError: training would refuse the run, images cannot be read, or the loss never fell.
     """
-    with phase('reading the data'):
-        start = check_start(run)
-        run = normalised(run)
+    start = check_start(run)
+    run = normalised(run)
     # Replace the schedule of the run by an exponential one.
     factor = (HIGHEST / LOWEST) ** (1 / max(steps - 1, 1))
     schedule: optax.Schedule = lambda step: LOWEST * factor**step  # noqa: E731
     run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, schedule=schedule))
-    with phase('making the first state'):
-        state = first_state(run, start)
+    state = first_state(run, start)
     train_step = make_train_step(run.recipe, run.mesh)
     batches = inputs.TrainBatches(run.train, run.loading, run.mesh, 0)
     # Train; read the losses only every few steps, so that the device does not wait for the host.

@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     from vision.core.progress import phase
 
     with phase('starting'):
-        from vision.studies.compare import compare, compare_tables, draw
+        from vision.studies.comparison import compare, compare_tables, draw
 
     result = compare(argv[1:], SPLIT.value)
     with phase('drawing'):

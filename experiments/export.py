@@ -31,7 +31,7 @@ def main(argv: list[str]) -> None:
 
     with phase('starting'):
         from vision.prediction import Classifier
-        from vision.prediction.export import export
+        from vision.prediction.stablehlo import export
 
         classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value, FOLD.value)
     with phase('exporting and checking'):

@@ -30,7 +30,7 @@ def main(argv: list[str]) -> int:
     from vision.core.progress import phase
 
     with phase('starting'):
-        from vision.studies.preview import preview, text
+        from vision.studies.input_preview import preview, text
 
     summary = preview(CONFIG.value, OUTPUT.value)
     # A file's name may not be UTF-8.

@@ -99,7 +99,7 @@ def main(argv: list[str]) -> None:
     from vision.core.text import print_table
 
     with phase('starting'):
-        from vision.studies import reproduce
+        from vision.studies import reproduction as reproduce
 
     seeds = _seeds(SEEDS.value)
     rows = [reproduce.Row(*row) for row in ROWS]

@@ -32,7 +32,7 @@ def main(argv: list[str]) -> int:
     from vision.core.text import print_table
 
     with phase('starting'):
-        from vision.studies.sweep import sweep, sweep_tables
+        from vision.studies.sweeps import sweep, sweep_tables
 
     result = sweep(CONFIG.value, GRID.value, WORKDIR.value)
     if FORMAT.value == 'json':

@@ -12,6 +12,7 @@ from typing import Any
 from vision.core.config_keys import check_arguments, find
 from vision.core.durations import parse_share
 from vision.core.errors import UserError, unknown
+from vision.core.progress import phase
 from vision.data import arrays
 from vision.data.source import NoSplitError, Source
 
@@ -83,6 +84,7 @@ _PIPELINE_KEYS = ('source', 'max_corrupt', 'cache', 'repeats', 'views')
 _SPLIT_KEYS = ('validation', 'test', 'fold', 'rules')
 
 
+@phase('opening the data')
 def load(data: Mapping[str, Any], split: str) -> Source:
     """Opens one split of the source that a config names.
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from vision.core.startup import tf_cpu
 from vision.preprocess import opstring
-from vision.preprocess.ops import Rng, crops, resampling
+from vision.preprocess.ops import crops, resampling
 from vision.preprocess.ops.decode import decode, is_plain_jpeg, read_in_graph
+from vision.preprocess.ops.registry import Rng
 
 Rngs = tuple[Any, Any]  # the `Rng` of each op; None for an op without random numbers
 
@@ -29,7 +30,7 @@ def can_fuse(first: opstring.Op, second: opstring.Op) -> bool:
     if first.name not in ('resize_small', 'scale_jitter'):
         return False
     resize = opstring.arguments(first, getattr(resampling, first.name))
-    # Only kernels with antialiasing can start anywhere.
+    # A part of the result can be computed alone only for these methods, with antialiasing.
     plain = resize.get('method', 'bilinear') in _KERNELS and resize.get('antialias', True)
     if second.name == 'random_crop':
         return plain and not opstring.arguments(second, crops.random_crop)['padding']

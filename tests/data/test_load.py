@@ -1,4 +1,4 @@
-"""`load`: TFDS data sets through the config, in memory and not."""
+"""`load`: TFDS data sets named by a config, in memory and from files."""
 
 import numpy as np
 import pytest
@@ -56,13 +56,13 @@ def test_a_share_of_train_is_held_out_in_every_way_of_writing_it(mnist_mock, val
 @pytest.mark.parametrize(('key', 'value'), [('test', '10%'), ('fold', '1/5')])
 def test_shares_are_refused_where_the_source_has_splits_of_its_own(key, value):
     with pytest.raises(
-        UserError, match=f"data.{key}={value}: the source 'digits' has splits of its own"
+        UserError, match=f"data.{key}={value}: the source 'digits' has fixed splits"
     ):
         data.load({'source': 'digits', key: value}, 'train')
 
 
 class Source(data.Source):
-    """One image whose label is not a number; `validation` is a whole number."""
+    """A source of one image whose label is NaN; `validation` is an integer."""
 
     name, class_names, num_examples, encoded, image_shape = 'own', ('a', 'b'), 1, False, (2, 2, 1)
 
@@ -70,7 +70,7 @@ class Source(data.Source):
         assert validation == 3
 
     def read(self, ids):
-        """The image, and NaN."""
+        """Returns the image and NaN."""
         return np.zeros((len(ids), 2, 2, 1), np.uint8), np.full(len(ids), np.nan)
 
 

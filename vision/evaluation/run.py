@@ -19,9 +19,9 @@ from vision.core.errors import UserError
 from vision.core.text import AnyPath
 from vision.data.identity import check_unchanged
 from vision.data.source import Source
-from vision.models import create_model
 from vision.models.base import abstract_variables, check_finite, init_variables
-from vision.task import Task, task_of
+from vision.models.registry import create_model
+from vision.task.base import Task, task_of
 from vision.task.metrics import Selection
 
 

@@ -9,6 +9,7 @@ import jax
 from vision.core import processes
 from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import newest_step
+from vision.core.progress import phase
 from vision.core.state import TrainState
 from vision.data import identity
 from vision.models.base import init_variables
@@ -31,6 +32,7 @@ class Start:
     weights: Any
 
 
+@phase('checking the run')
 def check_start(run: Setup, path: Path | None = None) -> Start:
     """Checks a run against its workdir and the weights that it starts from; writes nothing.
 
@@ -64,6 +66,7 @@ def check_start(run: Setup, path: Path | None = None) -> Start:
     return Start(examples, weights)
 
 
+@phase('making the first state')
 def first_state(run: Setup, start: Start) -> TrainState:
     """Makes the state of step 0, of initial values or of the weights that the run starts from."""
     state = init_state(run.recipe, run.input_shape, run.mesh)

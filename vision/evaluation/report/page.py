@@ -1,18 +1,46 @@
-"""The page: its data put into `template.html`, everything that others have written escaped."""
+"""The report page: its data put into `template.html`, everything that others have written escaped."""
 
 import html
 import re
+import sys
 from importlib import resources
+from pathlib import Path
 
 from vision.core import config as config_lib
 from vision.core.config_keys import find
 from vision.core.text import json_text
-from vision.core.workdir import environment, read_records
+from vision.core.workdir import environment, read_records, write_text
 from vision.evaluation.evals import Evaluation
 from vision.evaluation.figures import RESAMPLES
+from vision.evaluation.predictions import predictions_file, write_predictions
 from vision.evaluation.report.charts import curves, line_chart
 from vision.evaluation.run import Run
 from vision.task.metrics import Metric, Selection
+
+
+def write_report(runs: list[Run], evaluations: list[Evaluation]) -> Path | None:
+    """Writes the page, and each evaluation's predictions beside it.
+
+    Args:
+      runs: that were evaluated; an ensemble's report goes into `report/ensemble` of the first.
+      evaluations: of them.
+
+    Returns:
+      The page's path, or None, with a line on stderr, where the workdir cannot be written to.
+    """
+    folder = runs[0].path / 'report'
+    if len(runs) > 1:
+        folder /= 'ensemble'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for evaluation in evaluations:
+            path = predictions_file(folder, evaluation.name)
+            write_predictions(path, evaluation.predictions)
+        write_text(folder / 'index.html', page(runs, evaluations))
+    except OSError as e:
+        print(f'{folder}: no report was written: {e.strerror or e}', file=sys.stderr)
+        return None
+    return folder / 'index.html'
 
 
 def page(runs: list[Run], evaluations: list[Evaluation]) -> str:
@@ -32,7 +60,7 @@ def page(runs: list[Run], evaluations: list[Evaluation]) -> str:
         'title': html.escape(f'{names}: evaluation'),
         'subtitle': html.escape(_subtitle(runs)),
         'overview': _overview(evaluations),
-        'curves': charts or '<p class="quiet">There are no records of the training.</p>',
+        'curves': charts or '<p class="quiet">The workdir has no training records.</p>',
         'evaluations': ''.join(_evaluation(e) for e in evaluations),
         'config': html.escape(config_lib.to_json(runs[0].config)),
         'trained_with': html.escape(_environment_of(runs[0])),
@@ -45,7 +73,7 @@ def page(runs: list[Run], evaluations: list[Evaluation]) -> str:
 def _environment_of(run: Run) -> str:
     """The data that the run was trained on, as recorded."""
     path = run.path / 'environment.json'
-    return path.read_text() if path.exists() else 'It was not written down.'
+    return path.read_text() if path.exists() else 'The training environment was not recorded.'
 
 
 def _subtitle(runs: list[Run]) -> str:
@@ -53,7 +81,7 @@ def _subtitle(runs: list[Run]) -> str:
         f'{run.config.model.name} trained on {run.config.data.source}, checkpoint of step {run.step:,}'
         for run in runs
     ]
-    ensemble = f'An ensemble of {len(runs)}: ' if len(runs) > 1 else ''
+    ensemble = f'Ensemble of {len(runs)} runs: ' if len(runs) > 1 else ''
     return ensemble + '; '.join(said) + f'. {runs[0].path}'
 
 
@@ -89,14 +117,14 @@ def _evaluation(e: Evaluation) -> str:
     return f'''<section class="evaluation" id="{anchor(e)}">
 <h2>{html.escape(e.name)} <small>{html.escape(_how(e))}</small></h2>
 <div class="cards">{_cards(e)}</div>
-<p class="quiet">In brackets: 95 % confidence intervals, by resampling the examples {RESAMPLES:,} times.</p>
+<p class="quiet">Brackets: 95 % confidence intervals (bootstrap over examples, {RESAMPLES:,} resamples).</p>
 {section(e) if section else ''}
 </section>'''
 
 
 def _how(e: Evaluation) -> str:
-    corrupt = f', {len(e.corrupt)} could not be read' if e.corrupt else ''
-    among = f', {e.figures["classes"]:,} classes compared' if 'classes' in e.figures else ''
+    corrupt = f', {len(e.corrupt)} unreadable images skipped' if e.corrupt else ''
+    among = f', restricted to {e.figures["classes"]:,} classes' if 'classes' in e.figures else ''
     extra = [str(e.figures[key]) for key in ('protocol', 'ops', 'weights') if key in e.figures]
     return (
         f'{e.source.name}, {len(e.predictions):,} examples{among}'

@@ -15,14 +15,14 @@ import torchvision
 
 HERE = Path(__file__).parent
 
-# Evaluated at the paper's size and at an odd one.
+# Evaluated at the paper's size (EfficientNets, slow in float64, at a smaller one) and at an odd one.
 EVALUATION = {
     **{name: (224, 193) for name in ('alexnet', 'googlenet')},
     **{f'vgg{n}{bn}': (224, 193) for n in (11, 13, 16, 19) for bn in ('', '_bn')},
     **{f'resnet{n}': (224, 193) for n in (18, 34, 50, 101, 152)},
     **{name: (224, 193) for name in ('wide_resnet50_2', 'resnext50_32x4d')},
     'inception_v3': (299, 213),
-    **{f'efficientnet_{kind}{n}': (224, 193) for kind in ('b', 'lite') for n in range(5)},
+    **{f'efficientnet_{kind}{n}': (96, 65) for kind in ('b', 'lite') for n in range(5)},
 }
 # Inception's auxiliary head needs 299 px.
 TRAINING = {'alexnet': 95, 'vgg11_bn': 64, 'googlenet': 96, 'inception_v3': 299, 'resnet18': 64,

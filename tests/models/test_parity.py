@@ -1,4 +1,4 @@
-"""The same logits, and the same step of training, as torchvision's models on the same weights."""
+"""The same logits, and the same step of training, as the models of torch on the same weights."""
 
 import json
 from functools import cache, partial
@@ -18,13 +18,21 @@ from vision.models import create_model
 from vision.models.base import abstract_variables
 from vision.models.summary import default_model
 from vision.models.weights.pretrained import convert
-from vision.models.weights.torch_names import torch_names
+from vision.models.weights.torch_names import normalise_keys, torch_names
 
 GOLDEN = Path(__file__).parent.parent / 'golden'
 NAMES = sorted(path.stem for path in GOLDEN.glob('*.npz'))
 # A network of each family is always compared, at one size; the others, and the other size, are slow.
-QUICK = ('alexnet', 'vgg11_bn', 'googlenet', 'resnet50')
-TRAINED = ('alexnet', 'vgg11_bn', 'googlenet', 'inception_v3', 'resnet18')
+QUICK = ('alexnet', 'vgg11_bn', 'googlenet', 'resnet50', 'efficientnet_lite0')
+TRAINED = (
+    'alexnet',
+    'vgg11_bn',
+    'googlenet',
+    'inception_v3',
+    'resnet18',
+    'efficientnet_b0',
+    'efficientnet_lite0',
+)
 TRAINED_QUICK = ('resnet18',)
 
 
@@ -36,7 +44,7 @@ def _golden(name):
 
 def _pretrained(name):
     """The model's variables, converted from the state dict that the goldens were made with."""
-    state = generator.state_dict(name, json.loads(str(_golden(name)['shapes'])))
+    state = normalise_keys(generator.state_dict(name, json.loads(str(_golden(name)['shapes']))))
     model, shape = default_model(name)
     variables = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), abstract_variables(model, shape))
     converted, fresh = convert(state, torch_names(name), variables, name)
@@ -44,8 +52,8 @@ def _pretrained(name):
     return converted
 
 
-def test_there_is_a_golden_for_each_model_that_torchvision_has():
-    assert len(NAMES) == 18
+def test_there_is_a_golden_for_each_model_that_torchvision_or_timm_has():
+    assert len(NAMES) == 18 + 10
 
 
 @pytest.mark.parametrize('name', split(NAMES, QUICK))
@@ -86,6 +94,8 @@ def test_trains_a_step_as_torchvision(name):
 
 
 def _no_dropout(name):
+    if name.startswith('efficientnet'):
+        return {'dropout': 0.0, 'drop_path': 0.0}
     none = {'dropout': 0.0} if name not in ('resnet18',) else {}
     return none | ({'aux_dropout': 0.0} if name == 'googlenet' else {})
 
@@ -118,7 +128,7 @@ def _cross_entropy(logits):
 def _compare_changes(name, golden, before, after):
     """Every tensor's change in the step, sampled, against torch's; it is relative to its own norm."""
     names = torch_names(name)
-    shapes = json.loads(str(golden['shapes']))
+    shapes = normalise_keys(json.loads(str(golden['shapes'])))
     ours = {}
     for path, value in flatten_dict(after).items():
         change = np.asarray(value) - np.asarray(flatten_dict(before)[path])

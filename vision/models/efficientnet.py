@@ -128,9 +128,7 @@ class Layers(NamedTuple):
         """A convolution without bias that keeps the size, but for its strides."""
         padding: Any = 'same' if self.framework == 'tensorflow' else kernel // 2
         kwargs = {'kernel_init': he_normal_fan_out, **kwargs}
-        return Conv(
-            features, kernel, padding=padding, use_bias=False, dtype=self.dtype, **kwargs
-        )
+        return Conv(features, kernel, padding=padding, use_bias=False, dtype=self.dtype, **kwargs)
 
     def norm(self, name: str) -> BatchNorm:
         """A batch normalisation."""

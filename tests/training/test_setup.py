@@ -1,4 +1,4 @@
-"""What makes no sense for the data or the model is one line before anything is compiled."""
+"""Configs that do not fit the data or the model are refused in one line before compilation."""
 
 import jax
 import pytest
@@ -16,7 +16,7 @@ from vision.training.setup import setup
     [
         ({'model.num_classes': 9}, r'model.num_classes=9: digits\S* has 10 classes'),
         ({'loss.class_weights': (1.0,) * 9}, '9 values for 10 classes'),
-        ({'freeze': 'layer1'}, "freeze: 'layer1' names no parameter of the model"),
+        ({'freeze': 'layer1'}, "freeze: 'layer1' matches no parameter of the model"),
         ({'weight_decay_pattern': 'weight$'}, "weight_decay_pattern: 'weight.' names no"),
         (
             {
@@ -68,7 +68,7 @@ def test_a_metric_that_this_data_cannot_have_is_refused_before_the_run():
     config.data = ConfigDict(
         {'source': 'synthetic', 'num_classes': 4, 'image_size': 32, 'channels': 1}
     )
-    with pytest.raises(UserError, match=r"best_by: 'top5' is no number on synthetic:train"):
+    with pytest.raises(UserError, match=r"best_by: 'top5' is undefined on synthetic:train"):
         setup(config)
     config.data.num_classes = 5
     assert setup(config).selection.name == 'top5'

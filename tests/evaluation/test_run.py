@@ -1,4 +1,4 @@
-"""What a run's parameters are made by."""
+"""Initial parameters of a run: the compiler options that make them."""
 
 import jax
 import jax.numpy as jnp

@@ -171,7 +171,7 @@ def test_data_that_have_changed_are_refused(data, tmp_path):
     run.config.data.class_names = NAMES
     run.config.data.path = str(path / 'wide.npz')
     for call in (evaluate, predict_run):
-        with pytest.raises(UserError, match=r'\[10, 11, 1\].*trained on images of \[10, 12, 1\]'):
+        with pytest.raises(UserError, match=r'\[10, 11, 1\].*trained on \[10, 12, 1\]'):
             call(run)
 
 

@@ -196,4 +196,4 @@ def _check_weights(name: str, weights: tuple, num_classes: int) -> None:
     if len(weights) != num_classes:
         raise UserError(f'loss.class_weights has {len(weights)} values for {num_classes} classes')
     if not any(weights):
-        raise UserError(f'loss.class_weights={weights} must not be negative, and not all 0')
+        raise UserError(f'loss.class_weights={weights} must be 0 or more, and not all 0')

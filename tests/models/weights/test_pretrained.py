@@ -159,7 +159,7 @@ def test_timms_vgg_has_convolutions_for_hidden_layers():
     'source, says',
     [
         ('nowhere/weights.safetensors', 'no such file'),
-        ('{tmp}/weights.txt', 'read from .safetensors and .pth'),
+        ('{tmp}/weights.txt', 'must be a .safetensors or .pth'),
         ('{tmp}/broken.safetensors', 'not a readable .safetensors'),
     ],
 )

@@ -1,4 +1,4 @@
-"""Every config builds, is complete, and takes a step on a few synthetic images of its shape."""
+"""Every config builds, is complete, and trains one step on synthetic images of its shape."""
 
 import importlib
 import inspect
@@ -47,7 +47,7 @@ def test_a_config_takes_a_step(name):
     state, step = init_state(recipe, shape, mesh), make_train_step(recipe, mesh)
     before = jax.device_get(state.params)
     batches = inputs.TrainBatches(source, loading_of(config), mesh, 0)
-    for _ in range(2):  # the rate of the first step of a warm-up is 0
+    for _ in range(2):  # a warm-up starts with learning rate 0
         state, metrics = step(state, next(batches))
     assert bool(metrics['finite'])
     changed = jax.tree.map(

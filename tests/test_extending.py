@@ -35,7 +35,8 @@ def folder(tmp_path_factory):
     return root
 
 
-# Quick: the metric and the task from training on; that SAM can be written by hand is in test_update.py.
+# Quick: the metric and the task from training on; that SAM can be written by hand is in
+# test_update.py.
 @pytest.mark.parametrize('number', split(range(len(COMMANDS)), (0, 3)))
 def test_each_command_runs(folder, number):
     words = COMMANDS[number]

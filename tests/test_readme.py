@@ -13,7 +13,8 @@ from tests.tiers import quick
 README = (REPO / 'README.md').read_text()
 BLOCKS = re.findall(r'^```(\w+)\n(.*?)^```', README, re.M | re.S)
 
-# In the quick tests all runs are shorter (the first: `digits_run`), by flags that come after their own.
+# In the quick tests all runs are shorter (the first: `digits_run`), by flags that come after their
+# own.
 SHORT = {
     'experiments.train': (
         '--config.training.duration=2 epochs',

@@ -1,4 +1,4 @@
-"""Ours and the peer in turn: what is made of the readings, what is refused, and that ours runs."""
+"""The throughput benchmark: figures from readings, refused arguments, and a real measurement."""
 
 import json
 import subprocess

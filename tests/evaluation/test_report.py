@@ -147,7 +147,7 @@ def test_no_mistakes_no_records_no_room(tmp_path, capsys):
     run_dir = tmp_path / 'run'
     run_dir.mkdir()
     page, _ = report(run_dir, 2, 1)
-    assert '<p class="quiet">No mistakes.</p>' in page.read_text()
+    assert '<p class="quiet">There are no mistakes.</p>' in page.read_text()
     shutil.rmtree(run_dir / 'report')
     (run_dir / 'report').write_text('in the way')
     assert report(run_dir, 2, 1)[0] is None

@@ -1,4 +1,4 @@
-"""Images in every form that people have them in: taken, with the pixels of evaluation, or one line."""
+"""Images in every accepted form get the pixels of evaluation; others are refused in one line."""
 
 import io
 import logging
@@ -30,7 +30,7 @@ def photo():
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory, photos):
-    """Photos of several sizes in files that are decoded in several ways."""
+    """Files of photos of several sizes, which different decoders read."""
     folder = tmp_path_factory.mktemp('photos')
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -57,8 +57,8 @@ def source(paths):
     ],
 )
 def test_few_images_get_the_pixels_of_many(files, ops):
-    """To the bit, whether tf.data decodes them or the call itself."""
-    many = files * 9  # more than what is decoded without tf.data
+    """The pixels are bit-identical whether tf.data or the call itself decodes the images."""
+    many = files * 9  # too many to be decoded without tf.data
     batches = pipeline.eval_batches(source(many), ops, batch_size=len(many))
     assert len(many) > pipeline._FEW
     expected = next(iter(batches))['image'][: len(files)]
@@ -155,7 +155,7 @@ def test_probabilities_that_are_not_finite_name_no_class(photo, photos, monkeypa
 
 
 def test_text_that_is_no_path_is_a_short_line(photo):
-    with pytest.raises(UserError, match='a URL is not fetched: download it'):
+    with pytest.raises(UserError, match='URLs are not fetched, download the image first'):
         photo('https://example.org/a.png')
     with pytest.raises(UserError) as e:
         photo('data:image/png;base64,' + 'A' * 100_000)
@@ -187,7 +187,7 @@ def test_one_path_is_one_image_in_every_call(photo, files, tmp_path):
     assert len(list(photo.classify_files(iter(files)))) == len(files)
     (row,) = photo.classify_files(np.array(str(files[0])).item())
     for what in ([files[0], None], np.array(0), files[0].read_bytes(), open(files[0], 'rb')):  # noqa: SIM115
-        with pytest.raises(UserError, match='is no path'):
+        with pytest.raises(UserError, match='is not a path'):
             list(photo.classify_files(what))
     missing = [os.fsdecode(b'no\xe9.png'), 'a\0*.png', 'x' * 5000]
     assert all(row['error'] for row in photo.classify_files(missing))
@@ -205,7 +205,7 @@ def test_one_path_is_one_workdir(workdir):
         run = Classifier.from_workdir(path).run
     assert Classifier(workdir).class_names == run.class_names
     assert Classifier.from_workdir(workdir, run.step).run.step == run.step
-    with pytest.raises(UserError, match='--checkpoint=None: there are best'):
+    with pytest.raises(UserError, match='--checkpoint=None: choose best'):
         Classifier.from_workdir(workdir, None)
     assert Classifier.from_pretrained(Path(workdir)).class_names == run.class_names
     (found,) = search.named(run, 'test:3')
@@ -223,7 +223,7 @@ def test_loading_says_nothing(workdir, caplog, capfd, recwarn):
 
 
 def test_one_image_a_call_takes_little_time_of_the_cpu(photo, photos, tmp_path):
-    """At most 15 ms for a 500 × 375 JPEG beside the model's own, and nothing is traced again."""
+    """At most 15 ms for a 500 × 375 JPEG in addition to the model, and nothing is traced again."""
     path = tmp_path / 'x.jpg'
     Image.fromarray(photos[3]).resize((500, 375)).save(path, quality=90)
     data = path.read_bytes()
@@ -257,7 +257,7 @@ def test_one_image_a_call_takes_little_time_of_the_cpu(photo, photos, tmp_path):
 
 
 def test_op_strings_are_read_by_several_threads_at_once():
-    """Python 3.11's parser is not safe there by itself."""
+    """The parser of Python 3.11 is not thread-safe with such strings."""
     texts = [f'decode|resize({i}, {i})|central_crop({i})' for i in range(1, 2000)]
     switch = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

@@ -1,4 +1,4 @@
-"""Files that cannot be read are found before a run begins, in bounded time."""
+"""Search for unreadable files before a run starts, in bounded time."""
 
 import os
 import time
@@ -60,6 +60,7 @@ def test_every_reason_is_told(tmp_path):
     made = {'empty.jpg': b'', 'page.jpg': b'<html>not found</html>', 'noise.png': bytes(range(255))}
     for name, data in made.items():
         (tmp_path / name).write_bytes(data)
+    # A folder, a pipe, a broken link, a sound image and a missing file.
     (tmp_path / 'folder.jpg').mkdir()
     os.mkfifo(tmp_path / 'pipe.jpg')
     os.symlink(tmp_path / 'gone', tmp_path / 'link.jpg')
@@ -72,7 +73,7 @@ def test_every_reason_is_told(tmp_path):
         'page.jpg': 'not an image',
         'noise.png': 'not an image',
         'folder.jpg': 'is a folder',
-        'pipe.jpg': 'is no file',
+        'pipe.jpg': 'is not a regular file',
         'link.jpg': 'no such file',
         'missing.jpg': 'no such file',
     }

@@ -1,4 +1,4 @@
-"""Pictures of heat maps and neighbours: for a page, a file, a figure."""
+"""Drawing of heat maps and of grids of pictures."""
 
 import textwrap
 from pathlib import Path
@@ -15,13 +15,14 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
     Args:
       image: uint8 [H, W, C].
-      heat: float32 [H, W] in 0 … 1; where it is 0 the image is as it was, but grey.
+      heat: float32 [H, W] in 0 … 1. Where it is 0, the image is shown in grey.
 
     Returns:
       uint8 [H, W, 3].
     """
     from matplotlib import colormaps
 
+    # Colour on grey, so that the image's own colours are not taken for heat.
     grey = to_rgb(image).astype(np.float32).mean(axis=-1, keepdims=True)
     colour = colormaps['turbo'](heat)[..., :3].astype(np.float32) * 255
     strength = 0.65 * heat[..., None]
@@ -29,7 +30,10 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def grey(image: np.ndarray, side: int) -> np.ndarray:
-    """uint8 [H, W, C] → float32 [side, side], each the mean of its part, whatever the aspect."""
+    """Shrinks an image uint8 [H, W, C] to float32 grey [side, side] by averaging.
+
+    The aspect ratio is not kept.
+    """
     from PIL import Image
 
     small = Image.fromarray(to_rgb(image)).convert('L').resize((side, side), Image.Resampling.BOX)
@@ -37,7 +41,7 @@ def grey(image: np.ndarray, side: int) -> np.ndarray:
 
 
 def draw_grid(rows: list[list[Picture]], path: Path) -> None:
-    """Writes a figure of pictures with their captions above, row by row, all of one width; to a PNG."""
+    """Writes a PNG with rows of pictures of equal width and their captions above."""
     from matplotlib.figure import Figure
 
     columns = max(map(len, rows))
@@ -47,6 +51,7 @@ def draw_grid(rows: list[list[Picture]], path: Path) -> None:
         axes.set_axis_off()
     for axes_row, row in zip(grid, rows, strict=True):
         for axes, (image, caption, mark) in zip(axes_row, row, strict=False):
+            # The mark may take several lines of 24 characters, the caption takes one.
             title = '\n'.join([*textwrap.wrap(plain(mark, 60), 24), plain(caption)])
             colour = '#c2410c' if mark else 'black'
             axes.set_title(title, fontsize=8, parse_math=False, color=colour)
@@ -56,5 +61,5 @@ def draw_grid(rows: list[list[Picture]], path: Path) -> None:
 
 
 def plain(text: str, length: int = 24) -> str:
-    """A text that a figure can show: of that length at most, with what the font lacks escaped."""
+    """Shortens a text to `length` and escapes the characters that the figures' font lacks."""
     return legible(text, length=length)

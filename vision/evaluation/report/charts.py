@@ -77,7 +77,7 @@ def reliability_chart(bins: Reliability) -> str:
         left, right = place.x(i / n), place.x((i + 1) / n)
         accuracy, confidence = float(bins.accuracy[i]), float(bins.confidence[i])
         tooltip_text = (
-            f'{count:,} examples, confidence {confidence:.1%}, right {accuracy:.1%}'
+            f'{count:,} examples, confidence {confidence:.1%}, accuracy {accuracy:.1%}'
             if math.isfinite(accuracy)
             else f'{count:,} examples'
         )
@@ -96,7 +96,7 @@ def reliability_chart(bins: Reliability) -> str:
         '<span class="key bar">accuracy</span><span class="key count">examples</span>'
         '<span class="key diagonal">perfectly calibrated</span>'
     )
-    return _figure('Accuracy by confidence', legend, ''.join(parts))
+    return _figure('Reliability diagram', legend, ''.join(parts))
 
 
 class _Place:

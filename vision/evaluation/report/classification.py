@@ -29,16 +29,18 @@ def section(e: Evaluation) -> str:
     shown = examples(e.source, {int(p.ids[i]) for i in (*worst, *confident)})
     images = {example: data_uri(image, _THUMBNAIL) for example, image in shown}
     reliability = figures.reliability(confidence(p.columns), correct(p.columns))
+    root = common_root(p.paths or ())
+    name = f'path relative to {_escape(root)}' if root else 'number of the example'
     return f"""<h3>Confusion matrix</h3>
 <div class="matrix{' large' if len(p.class_names) > _SIDE_BY_SIDE else ''}">
 <div class="confusion"><script type="application/json">{_confusion_data(p, matrix)}</script></div>
 {_pairs(p, matrix)}</div>
 <h3>Mistakes with the highest loss</h3>
-<p class="quiet">True class, predicted class (→) and its probability. Paths are relative to the common folder of all files.</p>
+<p class="quiet">Below each image: the true class, the predicted class (→), its probability, the loss and the {name}.</p>
 {_gallery(p, worst, images, 'worst')}
 <h3>Mistakes with the highest confidence</h3>
 {_gallery(p, confident, images, 'confident')}
-<h3>Classes</h3>
+<h3>Metrics by class</h3>
 {_class_table(p, matrix)}
 <h3>Calibration</h3>
 <div class="charts">{reliability_chart(reliability)}</div>"""
@@ -56,7 +58,7 @@ def _mistakes(p: Predictions) -> tuple[list[int], list[int]]:
 def _gallery(p: Predictions, rows: list[int], images: dict[int, str], kind: str) -> str:
     """Shows mistakes as pictures with captions."""
     if not rows:
-        return '<p class="quiet">No mistakes.</p>'
+        return '<p class="quiet">There are no mistakes.</p>'
     cells, root = [], common_root(p.paths or ())
     for i in rows:
         example, label, said = int(p.ids[i]), int(p['label'][i]), int(p['top_classes'][i, 0])
@@ -101,9 +103,9 @@ def _pairs(p: Predictions, matrix: figures.Confusion) -> str:
     if not rows:
         return ''
     return (
-        '<details class="pairs" open><summary>Most frequently confused pairs</summary>'
-        '<div class="scroll"><table class="sortable"><thead><tr><th>class</th><th>predicted</th>'
-        '<th class="n">times</th><th class="n">of the class</th></tr></thead>'
+        '<details class="pairs" open><summary>Most frequent confusions</summary>'
+        '<div class="scroll"><table class="sortable"><thead><tr><th>true class</th><th>predicted</th>'
+        '<th class="n">count</th><th class="n">% of class</th></tr></thead>'
         f'<tbody>{rows}</tbody></table></div></details>'
     )
 
@@ -128,7 +130,7 @@ def _class_table(p: Predictions, matrix: figures.Confusion) -> str:
         f'{search if len(p.class_names) > 20 else ""}<div class="scroll tall">'
         '<table class="sortable classes"><thead><tr><th>class</th><th class="n">examples</th>'
         '<th class="n">precision</th><th class="n">recall</th><th class="n">F1</th>'
-        f'<th>most frequent mistake</th></tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<th>most often confused with</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
 

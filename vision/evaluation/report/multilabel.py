@@ -26,14 +26,14 @@ def section(e: Evaluation) -> str:
         f'<td class="n">{_percent(precision[k])}</td><td class="n">{_percent(scores[k])}</td></tr>'
         for k, name in enumerate(p.class_names)
     )
-    return f"""<h3>Precision over recall</h3>
-<p class="quiet">The {min(_CURVES, len(p.class_names))} classes with most examples.</p>
+    return f"""<h3>Precision-recall curves</h3>
+<p class="quiet">The {min(_CURVES, len(p.class_names))} classes with the most examples.</p>
 <div class="charts">{_charts(p.class_names, labels, probabilities)}</div>
-<h3>Classes</h3>
+<h3>Metrics by class</h3>
 <div class="scroll tall"><table class="sortable classes"><thead><tr><th>class</th>
 <th class="n">examples</th><th class="n">predicted</th><th class="n">average precision</th>
 <th class="n">F1</th></tr></thead><tbody>{rows}</tbody></table></div>
-<p class="quiet">Predicted: with a probability of at least {threshold:g}.</p>"""
+<p class="quiet">A class counts as predicted from a probability of {threshold:g}.</p>"""
 
 
 def _charts(names: tuple[str, ...], labels: np.ndarray, probabilities: np.ndarray) -> str:

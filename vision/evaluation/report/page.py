@@ -33,7 +33,7 @@ def page(runs: list[Run], evaluations: list[Evaluation]) -> str:
         'title': html.escape(f'{names}: evaluation'),
         'subtitle': html.escape(_subtitle(runs)),
         'overview': _overview(evaluations),
-        'curves': charts or '<p class="quiet">There are no records of the training.</p>',
+        'curves': charts or '<p class="quiet">The workdir has no training records.</p>',
         'evaluations': ''.join(_evaluation(e) for e in evaluations),
         'config': html.escape(config_lib.to_json(runs[0].config)),
         'trained_with': html.escape(_environment_of(runs[0])),
@@ -47,7 +47,7 @@ def page(runs: list[Run], evaluations: list[Evaluation]) -> str:
 def _environment_of(run: Run) -> str:
     """Returns the environment that the run was trained in, as recorded."""
     path = run.path / 'environment.json'
-    return path.read_text() if path.exists() else 'not recorded'
+    return path.read_text() if path.exists() else 'The training environment was not recorded.'
 
 
 def _subtitle(runs: list[Run]) -> str:
@@ -56,7 +56,7 @@ def _subtitle(runs: list[Run]) -> str:
         f'{run.config.model.name} trained on {run.config.data.source}, checkpoint of step {run.step:,}'
         for run in runs
     ]
-    ensemble = f'An ensemble of {len(runs)}: ' if len(runs) > 1 else ''
+    ensemble = f'Ensemble of {len(runs)} runs: ' if len(runs) > 1 else ''
     return ensemble + '; '.join(said) + f'. {runs[0].path}'
 
 
@@ -93,15 +93,15 @@ def _evaluation(e: Evaluation) -> str:
     return f'''<section class="evaluation" id="{anchor(e)}">
 <h2>{html.escape(e.name)} <small>{html.escape(_how(e))}</small></h2>
 <div class="cards">{_cards(e)}</div>
-<p class="quiet">In brackets: 95 % bootstrap confidence intervals from {RESAMPLES:,} resamples of the examples.</p>
+<p class="quiet">Brackets: 95 % confidence intervals (bootstrap over examples, {RESAMPLES:,} resamples).</p>
 {section(e) if section else ''}
 </section>'''
 
 
 def _how(e: Evaluation) -> str:
     """Describes data, number of examples and what differs from the run's own evaluation."""
-    corrupt = f', {len(e.corrupt)} could not be read' if e.corrupt else ''
-    among = f', {e.figures["classes"]:,} classes compared' if 'classes' in e.figures else ''
+    corrupt = f', {len(e.corrupt)} unreadable images skipped' if e.corrupt else ''
+    among = f', restricted to {e.figures["classes"]:,} classes' if 'classes' in e.figures else ''
     extra = [str(e.figures[key]) for key in ('protocol', 'ops', 'weights') if key in e.figures]
     return (
         f'{e.source.name}, {len(e.predictions):,} examples{among}'

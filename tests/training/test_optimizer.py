@@ -286,10 +286,10 @@ def test_another_optimizer_need_not_know_sgds_defaults():
         (
             'adamw',
             {'optimizer.weight_decay': 0.1, 'weight_decay_form': 'decoupled'},
-            'write weight_decay=0.1, not',
+            'set weight_decay=0.1 instead',
         ),
-        ('sgd', {'optimizer.weight_decay': 0.1}, 'write weight_decay=0.1, not'),
-        ('novograd', {'optimizer.weight_decay': 0.1}, 'write weight_decay=0.1, not'),
+        ('sgd', {'optimizer.weight_decay': 0.1}, 'set weight_decay=0.1 instead'),
+        ('novograd', {'optimizer.weight_decay': 0.1}, 'set weight_decay=0.1 instead'),
         ('sgd', {'weight_decay_form': 'l1'}, 'decoupled'),
         ('sgd', {'weight_decay': 0.1, 'weight_decay_pattern': '('}, 'not a regular expression'),
         ('sgd', {'freeze': '('}, 'not a regular expression'),
@@ -316,7 +316,7 @@ def test_what_makes_no_sense_is_refused(name, changes, says):
 def test_a_pattern_that_names_nothing_is_a_mistake(changes, says):
     with pytest.raises(UserError, match=says):
         RateFactors(**changes).check(PARAMS)
-    with pytest.raises(UserError, match="weight_decay_pattern: 'kernal\\$' names no"):
+    with pytest.raises(UserError, match="weight_decay_pattern: 'kernal\\$' matches no"):
         check_pattern('weight_decay_pattern', 'kernal$', PARAMS)
 
 

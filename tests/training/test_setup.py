@@ -17,7 +17,7 @@ from vision.training.setup import setup
         ({'model.num_classes': 9}, r'model.num_classes=9: digits\S* has 10 classes'),
         ({'loss.class_weights': (1.0,) * 9}, '9 values for 10 classes'),
         ({'freeze': 'layer1'}, "freeze: 'layer1' matches no parameter of the model"),
-        ({'weight_decay_pattern': 'weight$'}, "weight_decay_pattern: 'weight.' names no"),
+        ({'weight_decay_pattern': 'weight$'}, "weight_decay_pattern: 'weight.' matches no"),
         (
             {
                 'optimizer.name': 'adamw',
@@ -25,7 +25,7 @@ from vision.training.setup import setup
                 'weight_decay': 0.0,
                 'weight_decay_pattern': 'weight$',
             },
-            "weight_decay_pattern: 'weight.' names no",
+            "weight_decay_pattern: 'weight.' matches no",
         ),
         ({'training.batch_size': 64, 'training.accumulate': 3}, 'in each of 3 parts'),
         ({'training.polyak_from': '60 epochs', 'training.ema_decay': 0.0}, 'the whole run has'),

@@ -37,7 +37,7 @@ MNIST = os.environ.get('VISION_TEST_MNIST')
 FASHION_MNIST = os.environ.get('VISION_TEST_FASHION_MNIST')
 
 LONGEST = (
-    'tests/test_readme.py',
+    'tests/test_docs.py',
     'tests/training/test_distributed.py',
     'tests/training/test_resume.py',
     'tests/models/',

@@ -44,7 +44,7 @@ def test_digits_lose_what_they_lost(tmp_path):
         '--config.training.log_every=10 steps',
         '--config.optimizer.lr=0.005',
     )
-    check_loss(records, DIGITS)  # tests/test_readme.py tests their accuracy
+    check_loss(records, DIGITS)  # tests/test_docs.py tests their accuracy
 
 
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='recorded on a CPU')

@@ -17,7 +17,7 @@ from vision.core.config import from_json
 from vision.core.errors import UserError
 from vision.core.workdir import read_records
 from vision.evaluation.evals import evaluate_runs, named_entries
-from vision.studies import reproduce as lib
+from vision.studies import reproduction as lib
 
 ROW = lib.Row('tiny', 'configs/digits_lenet5.py', 'nobody 2026', '1 %')
 OTHER = lib.Row('other', 'configs/mnist_lenet5.py', 'nobody 2026', '2 %')
@@ -121,12 +121,12 @@ def test_what_the_repository_says_was_measured_is_what_its_records_say(tmp_path)
     rows, results = [lib.Row(*row) for row in command.ROWS], REPO / 'results'
     lib.write_markdown(lib.table(rows, results), tmp_path / 'table.md')
     assert (tmp_path / 'table.md').read_text() == (results / 'table.md').read_text()
-    readme = (REPO / 'README.md').read_text()
+    page = (REPO / 'docs' / 'results.md').read_text()
     for row in lib.table(rows, results):
         summary = row['summary']
         if summary is None:
             continue
-        assert lib.cells(row)[3] in readme, row['name']
+        assert lib.cells(row)[3] in page, row['name']
         for seed, run in summary['seeds'].items():
             records = lib.read_records(results / row['name'], int(seed))
             (top1,) = [r['test/top1'] for r in records if 'test/top1' in r]

@@ -30,14 +30,14 @@ FLAGS = (
 )
 
 
-def start(workdir, flags=FLAGS):
+def start(workdir, flags=FLAGS, program=('experiments.train',)):
     """Starts both processes with the flags of a distributed run."""
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     return [
         Process(
-            'experiments.train', *flags, f'--workdir={workdir}', '--distributed',
+            *program, *flags, f'--workdir={workdir}', '--distributed',
             f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--process_id={i}', devices=2,
         )
         for i in range(2)
@@ -141,6 +141,20 @@ def test_a_signal_to_one_stops_both_at_one_step(tmp_path, alone, signum):
         codes, told = end(start(tmp_path))
         assert codes == [0, 0], told
         assert arrays(tmp_path) == arrays(alone)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_in_the_final_test_stops_both(tmp_path, signum):
+    flags = (*FLAGS, '--config.evaluation.batch_size=1')
+    program = ('tests.training.killed_run', f'test-{signum:d}', 3)
+    codes, told = end(start(tmp_path, flags, program))
+    assert codes == [143, 128 + signum], told
+    assert all('stopped in the final test' in text.splitlines()[-1] for text in told)
+    codes, told = end(start(tmp_path, flags))
+    assert codes == [0, 0], told
+    tests = [r for r in records(tmp_path) if 'test/loss' in r]
+    assert [r['step'] for r in tests] == [STEPS]
 
 
 @pytest.mark.slow

@@ -173,6 +173,14 @@ def test_a_profile_that_is_none(text, tmp_path):
         profile(text, str(tmp_path))
 
 
+def test_a_profile_of_steps_that_are_not_taken_says_so(tmp_path, caplog):
+    with profile('20:30', str(tmp_path)):
+        pass
+    assert [r.getMessage() for r in caplog.records] == [
+        '--profile=20:30: 0 of these 11 steps were taken and traced'
+    ]
+
+
 def test_tensorboard_shows_validation_images_with_their_labels(witnessed):
     accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
     events = accumulator.EventAccumulator(str(witnessed[0]))

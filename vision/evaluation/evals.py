@@ -11,11 +11,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from vision import data
 from vision.core.config import complete_eval
 from vision.core.config_keys import find
 from vision.core.errors import UserError, unknown
+from vision.core.progress import phase, progress_bar
 from vision.core.text import AnyPath, as_list
+from vision.data import registry as data
 from vision.data.source import Source, count_named
 from vision.evaluation import protocols
 from vision.evaluation.answers import Labels, Member, Progress, answer, make_step
@@ -90,7 +91,8 @@ def evaluate_runs(
     for name, entry in entries.items():
         # Load each kind of weights ('ema', 'raw') once.
         if entry['weights'] not in runs:
-            runs[entry['weights']] = [load_run(w, checkpoint, entry['weights']) for w in paths]
+            with phase('reading the checkpoint'):
+                runs[entry['weights']] = [load_run(w, checkpoint, entry['weights']) for w in paths]
         done.append(evaluate_entry(runs[entry['weights']], name, entry, skip_corrupt, progress))
     return next(iter(runs.values())), done
 
@@ -159,7 +161,9 @@ def predict_run(run: Run, split: str = 'test') -> Predicted:
     check_data(run, source, split)
     view = protocols.Pass(run.config.preprocess.eval)
     classes = match(run.class_names, source)
-    return _predict([(run, view)], source, classes, False, lambda done: None)
+    with progress_bar() as start:
+        move = start(f'evaluating {run.path.name}', source.num_examples)
+        return _predict([(run, view)], source, classes, False, move)
 
 
 def _predict(

@@ -1,5 +1,6 @@
 """Profiling and debugging hooks: `--profile=START:STOP` and `--debug=nans,no_jit,transfers`."""
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -30,6 +31,7 @@ class Profile(Hook):
         """
         self._first, self._last, self._workdir = first, last, workdir
         self._step: jax.profiler.StepTraceAnnotation | None = None  # while it traces
+        self._traced = 0  # steps
 
     def before_step(self, step: int) -> None:
         """Starts the trace at the first step to trace, or later if the run resumes between them."""
@@ -43,6 +45,7 @@ class Profile(Hook):
         """Ends the trace after the last step, when the device has finished it."""
         if self._step is not None:
             self._step.__exit__(None, None, None)
+            self._traced += 1
             # Wait for the device, or the trace would miss the end of the step.
             if step == self._last:
                 jax.block_until_ready(metrics)
@@ -51,6 +54,15 @@ class Profile(Hook):
     def __exit__(self, *_) -> None:
         if self._step is not None:
             self._stop()
+        asked = self._last - self._first + 1
+        if self._traced < asked:
+            logging.warning(
+                '--profile=%d:%d: %d of these %d steps were taken and traced',
+                self._first,
+                self._last,
+                self._traced,
+                asked,
+            )
 
     def _stop(self) -> None:
         jax.profiler.stop_trace()

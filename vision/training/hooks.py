@@ -4,19 +4,21 @@ The loop calls each hook at five points, in the order in which the hooks are lis
 the run and must not change its state.
 """
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from fractions import Fraction
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vision.core import processes
 from vision.core.checkpoints import Rank
+from vision.core.progress import on_terminal, progress_bar
 from vision.preprocess.device import Batch
-from vision.task import Metric, Task
+from vision.task.base import Task
+from vision.task.metrics import Metric
 from vision.training.records import Recorder, visible
 from vision.training.step import Metrics
 
@@ -73,56 +75,38 @@ class Display(Hook):
           metrics: metrics of the task, by name.
         """
         self._metrics = {'loss': metrics['loss'], **metrics} if 'loss' in metrics else metrics
-        self._console = Console(stderr=True, quiet=not processes.is_first())
         self._data, self._total = data, total_steps
-        # The bar is shown on a terminal only; elsewhere each log record is a line.
-        self._progress = Progress(
-            TextColumn('{task.description}'),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn('{task.fields[figures]}'),
-            TimeRemainingColumn(),
-            TextColumn('left'),
-            console=self._console,
-            disable=not self._console.is_terminal or self._console.quiet,
-        )
-        self._task = self._progress.add_task('compiling', total=total_steps, figures='')
-        self._compiling = True
+        self._bar = ExitStack()
 
     def __enter__(self) -> 'Display':
-        self._progress.start()
+        self._start_bar = self._bar.enter_context(progress_bar(processes.is_first()))
         return self
 
     def __exit__(self, *_) -> None:
-        self._progress.stop()
+        self._bar.close()
 
     def start(self, step: int) -> None:
         """Prints the start of the run."""
-        self._progress.update(self._task, completed=step)
+        self._move = self._start_bar('compiling', self._total, step)
         what = f'resuming from step {step}' if step else 'training'
         self.say(f'{what} on {self._data}: {self._total} steps; compiling the first one')
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
-        self._console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        if processes.is_first():
+            print(text, file=sys.stderr, flush=True)
 
     def after_step(self, step: int, batch: Batch, metrics: Metrics) -> None:
-        """Advances the bar; the time left is estimated without the compiled first step."""
-        # Restart the estimate of the time left after the compilation.
-        if self._compiling:
-            self._compiling = False
-            self._progress.reset(
-                self._task, total=self._total, completed=step, description='step', figures=''
-            )
-        self._progress.update(self._task, completed=step)
+        """Advances the bar."""
+        self._move(step, description='step')
 
     def after_log(self, step: int, record: dict[str, Any], seconds_left: float) -> None:
         """Shows metrics of an interval: beside the bar, or on a line if stderr is no terminal."""
         figures = self._figures({k.removeprefix('train/'): v for k, v in record.items()})
         if record['images_per_second'] is not None:
             figures += f'  {record["images_per_second"]:,.0f} images/s'
-        self._progress.update(self._task, completed=step, figures=figures)
-        if not self._console.is_terminal:
+        self._move(step, figures=figures)
+        if not on_terminal():
             self.say(f'step {step}/{self._total}  {figures}  {_clock(seconds_left)} left')
 
     def after_evaluation(self, step: int, scores: dict[str, Any]) -> None:

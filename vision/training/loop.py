@@ -7,8 +7,9 @@ command, and its result is the same to the bit.
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import Checkpoints, newest_step
 from vision.core.errors import Stopped, UserError
 from vision.core.processes import Interrupted, StopSignals
+from vision.core.progress import progress_bar
 from vision.data import identity
 from vision.evaluation.answers import Member, answer, make_step
 from vision.models.base import check_finite
@@ -312,10 +314,19 @@ class Loop:
         return None
 
     def _test(self) -> None:
-        """Evaluates the best checkpoint on the test split."""
+        """Evaluates the best checkpoint on the test split, unless a signal stops it."""
         best, last = self._checkpoints.find('best'), self._checkpoints.find('last')
         # Averaged weights, if the run has them, of the step with the best validation result.
-        scores = self._evaluator('test', self._checkpoints.restore_variables(best, self._template))
+        variables = self._checkpoints.restore_variables(best, self._template)
+        with StopSignals() as signals:
+            # All processes stop after the same batch.
+            def stop_if_asked(batch: int) -> None:
+                signum = signals.asked(last + batch, self._checkpoints.reached_preemption)
+                if signum is not None:
+                    signals.answer()
+                    raise Stopped(signum, 'stopped in the final test; the same command repeats it')
+
+            scores = self._evaluator('test', variables, stop_if_asked)
         record = {f'test/{k}': v for k, v in scores.items()}
         self._recorder.write(last, record | {'test/checkpoint': best})
 
@@ -337,10 +348,13 @@ class Evaluator:
         self._step = make_step(run.task, run.model, run.mesh)
         self._batches: dict[str, inputs.EvalBatches] = {}
 
-    def __call__(self, split: str, variables: Any) -> dict[str, Any]:
+    def __call__(
+        self, split: str, variables: Any, after_batch: Callable[[int], None] = lambda batch: None
+    ) -> dict[str, Any]:
         """Returns the task's metrics and `count` of 'validation' or 'test'.
 
         'test' has `corrupt`, the number of unreadable images, if there were any; they are left out.
+        `after_batch` is called with the number of each batch, from 1.
         """
         run, source = self._run, self._run.sources[split]
         # Prepare the batches at the first evaluation of the split.
@@ -364,7 +378,15 @@ class Evaluator:
             return answers
 
         member = Member(step, variables, batches, batches.skipped)
-        scores = figures(run.task, answer(run.task, [member], source.num_examples))
+        with progress_bar(processes.is_first()) as start:
+            move, numbers = start(f'evaluating {source.name}', source.num_examples), count(1)
+
+            def progress(done: int) -> None:
+                move(done)
+                after_batch(next(numbers))
+
+            answers = answer(run.task, [member], source.num_examples, progress=progress)
+        scores = figures(run.task, answers)
         self.first = first[0]
         # Report unreadable test images, and a metric that cannot select checkpoints.
         if split == 'test' and (corrupt := batches.skipped()):

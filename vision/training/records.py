@@ -14,8 +14,7 @@ from rich.table import Table
 from vision.core import processes
 from vision.core.text import json_text
 from vision.core.workdir import read_records, sync, write_text
-from vision.task import Metric
-from vision.task.metrics import metrics_table
+from vision.task.metrics import Metric, metrics_table
 from vision.training.step import Metrics
 
 # Metrics that a record takes from its last step. All others are averaged over the examples.

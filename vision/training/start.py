@@ -9,6 +9,7 @@ import jax
 from vision.core import processes
 from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import newest_step
+from vision.core.progress import phase
 from vision.core.state import TrainState
 from vision.data import identity
 from vision.models.base import init_variables
@@ -32,6 +33,7 @@ class Start:
     weights: Any
 
 
+@phase('checking the run')
 def check_start(run: Setup, path: Path | None = None) -> Start:
     """Checks a run against its workdir and its initial weights; writes nothing.
 
@@ -67,6 +69,7 @@ def check_start(run: Setup, path: Path | None = None) -> Start:
     return Start(examples, weights)
 
 
+@phase('making the first state')
 def first_state(run: Setup, start: Start) -> TrainState:
     """Makes the state of step 0, from initial values or from the weights that `init_from` names."""
     state = init_state(run.recipe, run.input_shape, run.mesh)

@@ -64,7 +64,7 @@ def test_a_users_own_model_needs_no_line_in_the_registry(name):
         ('no.such.module:Class', {}, "cannot import 'no.such.module'"),
         (f'{__name__}:Missing', {}, "has no 'Missing'"),
         (f'{__name__}:DEEP', {}, 'must be a class or function, not tuple'),
-        (f'{__name__}:not_a_model', {}, 'no Flax module but str'),
+        (f'{__name__}:not_a_model', {}, 'must be a Flax module, not str'),
         ('flax.linen:Sequential', {}, 'must take num_classes and dtype'),
         (f'{__name__}:MyModel', {'widht': 3}, "'widht'. Did you mean 'width'"),
     ],

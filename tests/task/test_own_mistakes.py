@@ -120,7 +120,7 @@ def said(capsys, function):
         ('own_tasks:Endpoint', "in <lambda>: KeyError: 'feature'"),
         ('own_tasks:NoDict', 'NoDict.metrics must be a dict of metrics'),
         ('own_tasks:Empty', 'Empty.metrics must be a dict of metrics'),
-        ('own_tasks:NoMetric', "NoMetric.metrics: 'a' is no vision.task.Metric"),
+        ('own_tasks:NoMetric', "NoMetric.metrics: 'a' must be a vision.task.Metric"),
         ('own_tasks:NoTask', "task 'own_tasks:NoTask' must be a subclass of vision.task.Task"),
         ('own_broken:X', "cannot import 'own_broken' (invalid syntax (own_broken.py, line 2))"),
         ('own_failing:X', "cannot import 'own_failing' (own_failing.py, line 1, in <module>: NameError: name 'undefined'"),

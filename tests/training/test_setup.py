@@ -41,7 +41,7 @@ from vision.training.setup import setup
         ({'evals': {'crops': {'protocol': 'ten_crops'}}}, "Did you mean 'ten_crop'"),
         ({'preprocess.train': 'resize(28)'}, 'LeNet5 takes images of 32x32, not 28x28'),
         ({'preprocess.eval': 'resize(28)'}, 'LeNet5 takes images of 32x32, not 28x28'),
-        ({'model.dtype': 'float64'}, 'dtype float64 cannot be computed in'),
+        ({'model.dtype': 'float64'}, 'dtype float64 is not supported'),
     ],
 )
 def test_a_config_that_makes_no_sense(changes, says, monkeypatch):

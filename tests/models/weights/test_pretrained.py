@@ -210,7 +210,7 @@ def test_torch_files_are_read_without_torch_and_without_running_them(tmp_path, i
     [
         (Call('my_models', 'Net'), 'no state dict'),
         ({'lr': 0.1}, 'no state dict'),
-        ({'net': {'w': np.ones(2)}, 'ema': {'w': np.ones(2)}}, 'net, ema; give one'),
+        ({'net': {'w': np.ones(2)}, 'ema': {'w': np.ones(2)}}, 'net, ema; save one'),
         ({'w': Call('torch._utils', '_rebuild_qtensor', 1)}, 'no state dict'),
     ],
 )

@@ -5,7 +5,8 @@ everything else as `read` does:
 
 * CMYK is converted to RGB, grey is repeated, grey of more than 8 bits is scaled to 8, by the file's own tags
   (`vision.preprocess.colour`);
-* colours of an embedded profile, as Adobe RGB and Display P3, are converted to sRGB;
+* colours of another space, as Adobe RGB and Display P3, are converted to sRGB, by an embedded profile, by the code points
+  of PNG, AVIF and HEIC, or by a PNG's chromaticities;
 * what is transparent is laid on white, as a browser does: dropping the alpha channel would show
   colours that nobody was meant to see;
 * the first frame of an animation is taken; EXIF's orientation is applied, and no other tag matters: what
@@ -37,7 +38,7 @@ MAX_ASPECT = 100
 _ORIENTATION = 0x0112
 _PNG = b'\x89PNG\r\n\x1a\n'
 # Chunks of a PNG that may be absent, and that say what its pixels mean.
-_CHUNKS = (b'tRNS', b'iCCP', b'gAMA', b'sRGB', b'eXIf')
+_CHUNKS = (b'tRNS', b'iCCP', b'cICP', b'cHRM', b'gAMA', b'sRGB', b'eXIf')
 
 
 def read(data: bytes, channels: int = 3) -> np.ndarray:
@@ -99,6 +100,7 @@ def pixels(
     """
     _check_size(*image.size)
     try:
+        data = data or _file_of(image)
         if image.format == 'TIFF':
             colour.check_tiff(image)
             image.load_end = lambda: None  # it would read every tag
@@ -110,6 +112,17 @@ def pixels(
         name = image.format or 'image'
         cut = any(sign in str(e).lower() for sign in ('truncated', 'not enough image data'))
         raise BadImage(f'truncated {name}' if cut else f'damaged {name} ({e})') from None
+
+
+def _file_of(image: Any) -> bytes:
+    """The file of an image that is not read yet, of a format whose file says more than Pillow tells; else b''."""
+    file = getattr(image, 'fp', None)
+    if image.format not in ('PNG', 'AVIF') or file is None:
+        return b''
+    at, _ = file.tell(), file.seek(0)
+    data = file.read()
+    file.seek(at)
+    return data
 
 
 def _check_size(width: int, height: int) -> None:
@@ -129,7 +142,7 @@ def _to_array(image: Any, data: bytes, channels: int, orientation: int) -> np.nd
         image = colour.to_8_bit(image)
     image = colour.mend_transparency(image, data)
     transparent = image.has_transparency_data
-    image = colour.to_srgb(image.convert('RGBA') if transparent else image, grey)
+    image = colour.to_srgb(image.convert('RGBA') if transparent else image, grey, data)
     if transparent:
         white = Image.new('RGBA', image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)

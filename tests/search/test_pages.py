@@ -47,6 +47,8 @@ def test_a_copy_in_another_class_is_seen_as_one(run, root, tmp_path):
     assert captions[1].endswith('dog/x.png: 0.990') and captions[2] == 'cat/x.png: 0.990'
     assert captions[4] == 'dog/sub/y.png: 0.990'
     assert f'Files are below {root}.' in page and '1 of another class' in page
+    titles = [axes.get_title() for axes in search.draw_neighbours(run, results).axes]
+    assert titles[:2] == ['cat/x.png', 'another class: dog\ndog/x.png: 0.990']
     search.write_results(run, results, 'cosine', tmp_path / 'figure.png')
     assert Image.open(tmp_path / 'figure.png').size[0] > 300
 

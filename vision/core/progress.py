@@ -1,10 +1,39 @@
-"""Bars on stderr for what takes long; nothing at all where stderr is no terminal."""
+"""Bars on stderr for what takes long; nothing at all where stderr is no terminal. In a notebook text below the cell."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
 T = TypeVar('T')
+
+
+def in_notebook() -> bool:
+    """True in a Jupyter kernel."""
+    ipython = sys.modules.get('IPython')
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and hasattr(shell, 'kernel')
+
+
+class Cell:
+    """The output of a notebook's cell: lines that stay, and below them one that is replaced."""
+
+    def __init__(self) -> None:
+        """Starts the output, empty."""
+        from IPython.display import display
+
+        self._lines: list[str] = []
+        self._handle = display({'text/plain': ''}, raw=True, display_id=True)
+
+    def say(self, text: str) -> None:
+        """Adds a line that stays."""
+        self._lines.append(text)
+        self.show('')
+
+    def show(self, last: str) -> None:
+        """Replaces the last line."""
+        text = '\n'.join([*self._lines, *filter(None, [last])])
+        self._handle.update({'text/plain': text}, raw=True)
 
 
 @contextmanager

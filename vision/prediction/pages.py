@@ -3,11 +3,10 @@
 import html
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from vision.preprocess.pictures import THUMBNAIL, data_uri
+from vision.preprocess.pictures import THUMBNAIL, Picture, data_uri
 
 _STYLE = """
 :root { color-scheme: light dark; font: 14px/1.4 system-ui, sans-serif; }
@@ -29,20 +28,6 @@ figcaption { font-size: 12px; margin-top: 3px; overflow-wrap: anywhere; }
 """
 # Where there is none, on every page that has figures.
 _NO_PICTURE = 'background: #8882; border-radius: 4px; line-height: 6rem; text-align: center'
-
-
-class Picture(NamedTuple):
-    """A picture of a page or a figure.
-
-    Attributes:
-      image: uint8 [H, W, C], or None where there is none.
-      caption: below it.
-      mark: what sets it apart from the first of its row, 'another class'; '' if nothing does.
-    """
-
-    image: np.ndarray | None
-    caption: str
-    mark: str = ''
 
 
 Row = tuple[str, list[Picture]]

@@ -1,13 +1,8 @@
-"""Pictures of heat maps and neighbours: for a page, a file, a figure."""
-
-import textwrap
-from pathlib import Path
+"""Heat maps laid over images, and images that are small and grey."""
 
 import numpy as np
 
-from vision.core.fonts import legible
-from vision.prediction.pages import Picture
-from vision.preprocess.pictures import thumbnail, to_rgb
+from vision.preprocess.pictures import to_rgb
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -34,27 +29,3 @@ def grey(image: np.ndarray, side: int) -> np.ndarray:
 
     small = Image.fromarray(to_rgb(image)).convert('L').resize((side, side), Image.Resampling.BOX)
     return np.asarray(small, np.float32)
-
-
-def draw_grid(rows: list[list[Picture]], path: Path) -> None:
-    """Writes a figure of pictures with their captions above, row by row, all of one width; to a PNG."""
-    from matplotlib.figure import Figure
-
-    columns = max(map(len, rows))
-    figure = Figure(figsize=(1.5 * columns, 1.75 * len(rows)), layout='constrained')
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes_row, row in zip(grid, rows, strict=True):
-        for axes, (image, caption, mark) in zip(axes_row, row, strict=False):
-            title = '\n'.join([*textwrap.wrap(plain(mark, 60), 24), plain(caption)])
-            colour = '#c2410c' if mark else 'black'
-            axes.set_title(title, fontsize=8, parse_math=False, color=colour)
-            if image is not None:
-                axes.imshow(np.asarray(thumbnail(image)))
-    figure.savefig(path, dpi=90, format='png')
-
-
-def plain(text: str, length: int = 24) -> str:
-    """A text that a figure can show: of that length at most, with what the font lacks escaped."""
-    return legible(text, length=length)

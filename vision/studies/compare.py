@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Column, Table
@@ -19,6 +19,9 @@ from vision.evaluation.run import load_run, open_checkpoints
 from vision.task import read_task
 from vision.task.metrics import Metric, Selection
 from vision.training.records import results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _LEGEND = 125  # letters that fit below the picture
 
@@ -56,14 +59,14 @@ def compare(workdirs: Iterable[AnyPath] | AnyPath, split: str = 'test') -> dict[
     return {'split': split, 'runs': runs, 'pairs': pairs}
 
 
-def draw(workdirs: Iterable[AnyPath] | AnyPath, path: Path) -> None:
-    """Draws the curves of runs into one picture: loss and accuracy over epochs."""
+def draw_curves(workdirs: Iterable[AnyPath] | AnyPath) -> 'Figure':
+    """Draws the curves of one run or several: the loss, and the metric that they are selected by, over epochs."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     paths = [Path(w).expanduser().absolute() for w in as_list(workdirs)]
     names = short_names(paths)
-    figure = Figure(figsize=(11, 4.2), layout='constrained')
+    figure = Figure(figsize=(11, 4.2), dpi=120, layout='constrained')
     axes = figure.subplots(1, 2)
     chosen = _selection(paths[0])
     for i, (workdir, name) in enumerate(zip(paths, names, strict=True)):
@@ -93,7 +96,7 @@ def draw(workdirs: Iterable[AnyPath] | AnyPath, path: Path) -> None:
     columns = max(1, _LEGEND // (max(map(len, names)) + 7))  # a line and its margins: 7 letters
     figure.legend(handles, labels, loc='outside lower center', ncols=min(len(paths), columns))
     figure.suptitle('validation (lines) and training (dots)', fontsize=10)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def compare_tables(result: dict[str, Any]) -> list[Table]:

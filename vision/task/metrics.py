@@ -5,6 +5,8 @@ Every figure equals scikit-learn's on the same predictions (`tests/task/test_met
 
 import dataclasses
 import math
+import types
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -122,6 +124,49 @@ def figures(task: 'Task', columns: Columns) -> dict[str, Any]:
                 value = (math.fsum(values) if np.isfinite(values).all() else values.sum()) / count
         found[name] = None if value is None else float(value)
     return without_nan({**found, 'count': count})
+
+
+class _Known(dict):
+    """Columns that tell a name which none of them has from all that other dicts lack."""
+
+    def __missing__(self, name: str) -> Any:
+        raise _UnknownColumn(name)
+
+
+class _UnknownColumn(KeyError):
+    pass
+
+
+def check_metrics(task: 'Task', columns: Mapping[str, Any]) -> None:
+    """Calls each metric of a task with zeros, to find mistakes before a run begins.
+
+    Zeros are no model's answers, so most errors of a metric say nothing about it. Names that nothing has are
+    mistakes whatever the values are: of a column, of a variable or module, of a function of a module.
+
+    Args:
+      task: a user's own.
+      columns: shapes and types of `task.answers`, by name.
+
+    Raises:
+      UserError: there is no column of that name.
+      NameError, ImportError, AttributeError: of the metric.
+    """
+    zeros = _Known({k: np.zeros(c.shape, c.dtype) for k, c in columns.items() if k != 'mask'})
+    for name, metric in task.metrics.items():
+        try:
+            with warnings.catch_warnings(action='ignore'), np.errstate(all='ignore'):
+                metric.of(zeros)
+        except _UnknownColumn as e:
+            raise unknown(f'column in metric {name!r}:', e.args[0], zeros) from None
+        except UnboundLocalError:  # of a loop over classes that the zeros lack
+            continue
+        except (NameError, ImportError):
+            raise
+        except AttributeError as e:
+            if isinstance(e.obj, types.ModuleType):
+                raise
+        except Exception:
+            continue
 
 
 def metrics_table(

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from vision.core import processes
 from vision.core.checkpoints import Rank
+from vision.core.progress import Cell, in_notebook
 from vision.preprocess.device import Batch
 from vision.task import Metric, Task
 from vision.training.records import Recorder, visible
@@ -56,7 +57,7 @@ class Hook:
 
 
 class Display(Hook):
-    """The progress of a run on stderr; with several processes, the first one's."""
+    """The progress of a run on stderr, in a notebook below the cell; with several processes, the first one's."""
 
     def __init__(self, data: str, total_steps: int, metrics: Mapping[str, Metric]):
         """Prepares the bar.
@@ -79,6 +80,7 @@ class Display(Hook):
             console=self._console,
             disable=not self._console.is_terminal or self._console.quiet,
         )
+        self._cell = Cell() if in_notebook() else None
         self._task = self._progress.add_task('compiling', total=total_steps, figures='')
         self._compiling = True
 
@@ -97,6 +99,9 @@ class Display(Hook):
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
+        if self._cell:
+            self._cell.say(text)
+            return
         self._console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def after_step(self, step: int, batch: Batch, metrics: Metrics) -> None:
@@ -114,8 +119,11 @@ class Display(Hook):
         if record['images_per_second'] is not None:
             figures += f'  {record["images_per_second"]:,.0f} images/s'
         self._progress.update(self._task, completed=step, figures=figures)
-        if not self._console.is_terminal:
-            self.say(f'step {step}/{self._total}  {figures}  {_clock(seconds_left)} left')
+        line = f'step {step}/{self._total}  {figures}  {_clock(seconds_left)} left'
+        if self._cell:
+            self._cell.show(line)
+        elif not self._console.is_terminal:
+            self.say(line)
 
     def after_evaluation(self, step: int, scores: dict[str, Any]) -> None:
         """Prints an evaluation's figures."""

@@ -21,6 +21,7 @@ from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import Checkpoints, newest_step
 from vision.core.errors import Stopped, UserError
 from vision.core.processes import Interrupted, StopSignals
+from vision.core.progress import in_notebook
 from vision.data import identity
 from vision.evaluation.answers import Member, answer, make_step
 from vision.models.base import check_finite
@@ -348,4 +349,4 @@ class Evaluator:
 
 def _say(text: str) -> None:
     if processes.is_first():
-        print(text, file=sys.stderr)
+        print(text, file=sys.stdout if in_notebook() else sys.stderr)

@@ -26,7 +26,7 @@ from vision.models.base import check_contract, init_variables
 from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
 from vision.task import Task, task_of
-from vision.task.metrics import Selection
+from vision.task.metrics import Selection, check_metrics
 from vision.training.optimizer import (
     BACKBONE,
     RateFactors,
@@ -160,7 +160,8 @@ def setup(config: ConfigDict) -> Setup:
         views = (config.data.views,) if config.data.views > 1 else ()
         trace(recipe, fed[0], mesh, _batch_of(train, training.batch_size, (*views, *fed[-1])))
         evaluated = _batch_of(train, config.evaluation.batch_size * mesh.size, fed[0])
-        jax.eval_shape(make_step(recipe.task, model, mesh), shapes, evaluated)
+        columns = jax.eval_shape(make_step(recipe.task, model, mesh), shapes, evaluated)
+        check_metrics(recipe.task, columns)
     selection = Selection(recipe.task, training.best_by)
     if training.best_by is not None:
         step = make_step(recipe.task, model, mesh)

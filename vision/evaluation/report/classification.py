@@ -1,22 +1,26 @@
 """The report's section of a classification: confusions, mistakes, classes and calibration."""
 
 import html
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vision.core.text import below, common_root, json_text
 from vision.evaluation import figures
-from vision.evaluation.evals import Evaluation
+from vision.evaluation.evals import Evaluation, Predicted
 from vision.evaluation.predictions import Predictions
 from vision.evaluation.report.charts import reliability_chart
 from vision.preprocess.inputs import examples
-from vision.preprocess.pictures import data_uri
+from vision.preprocess.pictures import Picture, data_uri, draw_grid
 from vision.task.classification import confidence, correct
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MISTAKES = 16  # pictures of each kind
 _THUMBNAIL = 112  # pixels of the longer side of a large image; a small one stays as it is
 _PAIRS = 25  # of classes that are confused
+_IN_ROW = 8  # pictures of a figure
 _SIDE_BY_SIDE = 12  # classes; with more, the pairs are below the matrix
 
 
@@ -41,6 +45,30 @@ def section(e: Evaluation) -> str:
 {_class_table(p, matrix)}
 <h3>Calibration</h3>
 <div class="charts">{reliability_chart(reliability)}</div>"""
+
+
+def draw_mistakes(evaluated: Evaluation | Predicted, count: int = _MISTAKES) -> 'Figure':
+    """Draws the mistakes with the highest loss, each with its class, what it was taken for and how surely.
+
+    Args:
+      evaluated: the outcome of an evaluation of a classification, as `evaluate_runs` or `predict_run` returns it.
+      count: of mistakes that are shown at most.
+    """
+    p, source = evaluated.predictions, evaluated.source
+    rows = _mistakes(p)[0][:count]
+    images = dict(examples(source, {int(p.ids[i]) for i in rows}))
+    names, said = p.class_names, p['top_classes'][:, 0]
+    shown = [
+        Picture(
+            images.get(int(p.ids[i])),
+            f'{names[p["label"][i]]} → {names[said[i]]}: {confidence(p.columns)[i]:.0%}',
+        )
+        for i in rows
+    ]
+    return draw_grid(
+        [shown[i : i + _IN_ROW] for i in range(0, len(shown), _IN_ROW)]
+        or [[Picture(None, 'no mistakes')]]
+    )
 
 
 def _mistakes(p: Predictions) -> tuple[list[int], list[int]]:

@@ -18,7 +18,7 @@ FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print'
 def main(argv: list[str]) -> None:
     """Compares, draws and prints."""
     path = output_file('output', OUTPUT.value, ['.png'])
-    from vision.studies.compare import compare, compare_tables, draw_curves
+    from vision.studies.comparison import compare, compare_tables, draw_curves
 
     result = compare(argv[1:], SPLIT.value)
     draw_curves(argv[1:]).savefig(path)

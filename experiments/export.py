@@ -24,7 +24,7 @@ def main(argv: list[str]) -> None:
     cli.require(workdir=WORKDIR.value, output=OUTPUT.value)
     path = output_file('output', OUTPUT.value)
     from vision.prediction import Classifier
-    from vision.prediction.export import export
+    from vision.prediction.stablehlo import export
 
     classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value, FOLD.value)
     about = export(classifier, path)

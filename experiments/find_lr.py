@@ -19,11 +19,11 @@ def main(argv: list[str]) -> None:
     cli.refuse_arguments(argv)
     cli.require(config=CONFIG.value)
     path = output_file('output', OUTPUT.value, ['.png'])
-    from vision.studies import find_lr
+    from vision.studies import lr_range
     from vision.training.setup import setup
 
-    result = find_lr.find_lr(setup(CONFIG.value), STEPS.value)
-    find_lr.draw(result, path, f'{CONFIG.value.model.name}, {CONFIG.value.optimizer.name}')
+    result = lr_range.find_lr(setup(CONFIG.value), STEPS.value)
+    lr_range.draw(result, path, f'{CONFIG.value.model.name}, {CONFIG.value.optimizer.name}')
     if FORMAT.value == 'json':
         print(json_text(result | {'picture': str(path)}))
         return

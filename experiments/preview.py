@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
     """Writes the pictures and prints the summary."""
     cli.refuse_arguments(argv)
     cli.require(config=CONFIG.value)
-    from vision.studies.preview import preview, text
+    from vision.studies.input_preview import preview, text
 
     summary = preview(CONFIG.value, OUTPUT.value)
     # A file's name may be no UTF-8.

@@ -86,7 +86,7 @@ def main(argv: list[str]) -> None:
         if name not in known:
             raise unknown('row', name, known)
     from vision.core.text import print_table
-    from vision.studies import reproduce
+    from vision.studies import reproduction as reproduce
 
     seeds = _seeds(SEEDS.value)
     rows = [reproduce.Row(*row) for row in ROWS]

@@ -21,7 +21,7 @@ def main(argv: list[str]) -> int:
     cli.refuse_arguments(argv)
     cli.require(config=CONFIG.value, workdir=WORKDIR.value, grid=GRID.value)
     from vision.core.text import print_table
-    from vision.studies.sweep import sweep, sweep_tables
+    from vision.studies.sweeps import sweep, sweep_tables
 
     result = sweep(CONFIG.value, GRID.value, WORKDIR.value)
     if FORMAT.value == 'json':

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
     if FORMAT.value == 'json':
         print(json_text(result))
     elif DRY_RUN.value:
-        from vision.studies.dry_run import dry_run_text
+        from vision.studies.cost import dry_run_text
 
         print(dry_run_text(result))
     else:
@@ -66,7 +66,7 @@ def _left_out(result: dict[str, Any]) -> int:
 
 def _dry_run() -> dict[str, Any]:
     from vision.core.workdir import check_place
-    from vision.studies.dry_run import dry_run
+    from vision.studies.cost import dry_run
     from vision.training.setup import setup
 
     with ExitStack() as stack:
@@ -98,7 +98,7 @@ def _hooks(stack: ExitStack) -> list[Any]:
 
 def _explain() -> None:
     from vision.core.text import print_table
-    from vision.studies.explain import explain, explain_table
+    from vision.studies.config_help import explain, explain_table
 
     rows = explain(CONFIG.value, EXPLAIN.value)
     if FORMAT.value == 'json':

@@ -13,8 +13,8 @@ from vision.core.config import to_json
 from vision.core.errors import UserError
 from vision.core.workdir import check_place
 from vision.models.summary import summarise
-from vision.studies.dry_run import dry_run, dry_run_text
-from vision.studies.find_lr import find_lr
+from vision.studies.cost import dry_run, dry_run_text
+from vision.studies.lr_range import find_lr
 from vision.training.setup import setup
 
 

@@ -15,7 +15,7 @@ from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
 from vision.data import arrays, identity
 from vision.evaluation.run import check_data
-from vision.studies.dry_run import dry_run
+from vision.studies.cost import dry_run
 from vision.training import train
 from vision.training.setup import setup
 from vision.training.start import check_start

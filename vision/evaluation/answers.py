@@ -17,7 +17,8 @@ from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.core.text import described
 from vision.preprocess.device import Batch
-from vision.task import Columns, Task, prepared
+from vision.task.base import Task, prepared
+from vision.task.metrics import Columns
 
 _CHUNK = 4096  # examples that are judged at once where passes are averaged
 

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vision.task import Columns, Task
-from vision.task.metrics import RELIABILITY_BINS, bins_of
+from vision.task.base import Task
+from vision.task.metrics import RELIABILITY_BINS, Columns, bins_of
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95

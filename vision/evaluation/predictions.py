@@ -19,7 +19,8 @@ import numpy as np
 from vision.core.errors import UserError, nearest
 from vision.core.text import AnyPath, json_text
 from vision.core.workdir import locate, replace
-from vision.task import Columns, Task
+from vision.task.base import Task
+from vision.task.metrics import Columns
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -86,7 +87,7 @@ def read_predictions(workdir: AnyPath, name: str = 'test') -> Predictions:
     Raises:
       UserError: there are none, or the file is damaged.
     """
-    from vision.task import read_task
+    from vision.task.base import read_task
 
     folder = locate(workdir)
     report = folder / 'report'

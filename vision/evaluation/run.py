@@ -18,9 +18,9 @@ from vision.core.errors import UserError
 from vision.core.text import AnyPath
 from vision.data.identity import check_unchanged
 from vision.data.source import Source
-from vision.models import create_model
 from vision.models.base import check_finite, init_variables, run_once
-from vision.task import Task, task_of
+from vision.models.registry import create_model
+from vision.task.base import Task, task_of
 from vision.task.metrics import Selection
 
 

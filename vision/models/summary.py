@@ -16,9 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision.core.errors import UserError
-from vision.models import MODELS, create_model
 from vision.models.base import ImageModel, check_contract
 from vision.models.layers import xla_only
+from vision.models.registry import MODELS, create_model
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 
 from vision.core.errors import UserError
 from vision.core.text import json_text
-from vision.models import MODELS
+from vision.models.registry import MODELS
 from vision.models.summary import Summary, summarise
 
 

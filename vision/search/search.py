@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from absl import logging
 
-from vision import data
 from vision.core.errors import UserError, at_least_one
 from vision.core.progress import track
 from vision.core.text import PICTURES, AnyPath, as_list, below, common_root, output_file
+from vision.data import registry as data
 from vision.data.source import (
     FileSource,
     Source,

@@ -37,7 +37,7 @@ def write_page(
 
     Args:
       folder: of the preview, with its pictures.
-      summary: as `vision.studies.preview.preview` returns it.
+      summary: as `vision.studies.preview` returns it.
       sources: by split, for the images.
       words: the summary as text.
     """

@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision.core.errors import UserError
-from vision.task import Apply, Batch, Columns, Examples, Metric, Outcome, Task, metrics
+from vision.task import metrics
+from vision.task.base import Apply, Batch, Examples, Outcome, Task
 from vision.task.losses import Criterion, make_criterion
+from vision.task.metrics import Columns, Metric
 
 TOP = 5  # classes that the answers keep
 

@@ -18,7 +18,7 @@ from vision.core.errors import UserError, unknown
 from vision.core.text import described, without_nan
 
 if TYPE_CHECKING:
-    from vision.task import Task
+    from vision.task.base import Task
 
 RELIABILITY_BINS = 15  # Guo et al. 2017, section 2
 

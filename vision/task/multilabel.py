@@ -11,9 +11,10 @@ import numpy as np
 
 from vision.core.config_keys import Range
 from vision.core.errors import UserError
-from vision.task import Apply, Batch, Columns, Examples, Metric, Outcome, Task
+from vision.task.base import Apply, Batch, Examples, Outcome, Task
 from vision.task.classification import check_outputs
 from vision.task.losses import Criterion, make_criterion
+from vision.task.metrics import Columns, Metric
 
 # Losses of one right class, among several that exclude each other.
 _ONE_CLASS = ('softmax_cross_entropy', 'focal', 'lenet_mse', 'lenet_discriminative')

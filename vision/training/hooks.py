@@ -17,7 +17,8 @@ from vision.core import processes
 from vision.core.checkpoints import Rank
 from vision.core.progress import Cell, in_notebook
 from vision.preprocess.device import Batch
-from vision.task import Metric, Task
+from vision.task.base import Task
+from vision.task.metrics import Metric
 from vision.training.records import Recorder, visible
 from vision.training.step import Metrics
 

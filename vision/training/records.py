@@ -14,8 +14,7 @@ from rich.table import Table
 from vision.core import processes
 from vision.core.text import json_text
 from vision.core.workdir import read_records, sync, write_text
-from vision.task import Metric
-from vision.task.metrics import metrics_table
+from vision.task.metrics import Metric, metrics_table
 from vision.training.step import Metrics
 
 LATEST = ('lr', 'grad_norm', 'param_norm')  # the last step's; all others are added up

@@ -14,18 +14,18 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vision import data
 from vision.core import config as config_lib
 from vision.core import durations
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
+from vision.data import registry as data
 from vision.data.source import NoSplitError, Source
 from vision.evaluation.answers import make_step
-from vision.models import create_model
 from vision.models.base import check_contract, init_variables
+from vision.models.registry import create_model
 from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
-from vision.task import Task, task_of
+from vision.task.base import Task, task_of
 from vision.task.metrics import Selection, check_metrics
 from vision.training.optimizer import (
     BACKBONE,

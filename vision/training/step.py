@@ -33,7 +33,7 @@ from vision.core.state import EXTRA, PARAMS, PART, RUN, TrainState, root_key
 from vision.core.text import described
 from vision.models.base import init_variables, run_once
 from vision.preprocess.device import Batch
-from vision.task import Apply, Examples, Outcome, Task, prepared
+from vision.task.base import Apply, Examples, Outcome, Task, prepared
 from vision.training.optimizer import RateFactors
 from vision.training.schedules import Averaging
 

@@ -1,18 +1,46 @@
-"""The page: its data put into `template.html`, everything that others have written escaped."""
+"""The report page: its data put into `template.html`, everything that others have written escaped."""
 
 import html
 import re
+import sys
 from importlib import resources
+from pathlib import Path
 
 from vision.core import config as config_lib
 from vision.core.config_keys import find
 from vision.core.text import json_text
-from vision.core.workdir import environment, read_records
+from vision.core.workdir import environment, read_records, write_text
 from vision.evaluation.evals import Evaluation
 from vision.evaluation.figures import RESAMPLES
+from vision.evaluation.predictions import predictions_file, write_predictions
 from vision.evaluation.report.charts import curves, line_chart
 from vision.evaluation.run import Run
 from vision.task.metrics import Metric, Selection
+
+
+def write_report(runs: list[Run], evaluations: list[Evaluation]) -> Path | None:
+    """Writes the page, and each evaluation's predictions beside it.
+
+    Args:
+      runs: that were evaluated; an ensemble's report goes into `report/ensemble` of the first.
+      evaluations: of them.
+
+    Returns:
+      The page's path, or None, with a line on stderr, where the workdir cannot be written to.
+    """
+    folder = runs[0].path / 'report'
+    if len(runs) > 1:
+        folder /= 'ensemble'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for evaluation in evaluations:
+            path = predictions_file(folder, evaluation.name)
+            write_predictions(path, evaluation.predictions)
+        write_text(folder / 'index.html', page(runs, evaluations))
+    except OSError as e:
+        print(f'{folder}: no report was written: {e.strerror or e}', file=sys.stderr)
+        return None
+    return folder / 'index.html'
 
 
 def page(runs: list[Run], evaluations: list[Evaluation]) -> str:

@@ -14,8 +14,8 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vision.core.errors import UserError
-from vision.models import MODELS
 from vision.models.base import abstract_variables, check_finite, is_auxiliary, is_head
+from vision.models.registry import MODELS
 from vision.models.summary import default_model
 from vision.models.weights.state_dicts import StateDict, read_hub_config, read_state_dict
 from vision.models.weights.torch_names import TORCHVISION_MODELS, Path, TorchNames, torch_names

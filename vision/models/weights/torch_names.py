@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 
 from vision.core.errors import UserError
-from vision.models import MODELS, create_model
 from vision.models.alexnet import AlexNet
 from vision.models.googlenet import GoogLeNet
 from vision.models.inception import InceptionV3
+from vision.models.registry import MODELS, create_model
 from vision.models.resnet import CifarResNet, ResNet
 from vision.models.vgg import CONFIGURATIONS, VGG
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision.core.startup import tf_cpu
-from vision.preprocess.ops import Rng
+from vision.preprocess.ops.registry import Rng
 from vision.preprocess.ops.resampling import to_uint8
 
 # ITU-R 601 (0.299, 0.587, 0.114) in 16 bits, as Pillow has it.

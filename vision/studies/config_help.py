@@ -27,8 +27,8 @@ from vision.core.errors import unknown
 
 # Of open sections: the registry, and how many arguments come before the config's.
 _REGISTRIES = {
-    'task': ('vision.task', 'TASKS', 1),
-    'data': ('vision.data', 'SOURCES', 1),
+    'task': ('vision.task.base', 'TASKS', 1),
+    'data': ('vision.data.registry', 'SOURCES', 1),
     'loss': ('vision.task.losses', 'LOSSES', 2),
     'update': ('vision.training.step', 'UPDATES', 3),
     'optimizer': ('vision.training.optimizer', 'OPTIMIZERS', 0),
@@ -88,7 +88,7 @@ def markdown() -> str:
     lines = [
         '# Keys of a config',
         '',
-        'Made from `vision/core/config_keys.py` by `vision.studies.explain.markdown`. `python -m '
+        'Made from `vision/core/config_keys.py` by `vision.studies.config_help.markdown`. `python -m '
         'experiments.train --config=… --explain=SECTION` prints the same for a config, with its values and',
         'the arguments of the model, source, optimizer, schedule, loss and update that it names. '
         '`--config.KEY=VALUE` overrides a key; `None` is a value of each key whose type says so.',
@@ -143,7 +143,7 @@ def _argument_rows(section: str, values: Mapping[str, Any]) -> Iterator[dict[str
 def _named(section: str, name: str) -> tuple[Callable, int]:
     """The object that an open section names, and how many of its arguments are not the config's."""
     if section == 'model':
-        from vision.models import find_model
+        from vision.models.registry import find_model
 
         return find_model(name), 0
     module, registry, skipped = _REGISTRIES[section]

@@ -11,7 +11,7 @@ from vision.core.errors import UserError
 from vision.core.progress import progress_bar
 from vision.models.summary import count
 from vision.preprocess import inputs
-from vision.preprocess.ops import describe_place
+from vision.preprocess.ops.registry import describe_place
 from vision.training.setup import Setup
 from vision.training.start import check_start, first_state
 from vision.training.step import make_train_step

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from vision import data
 from vision.core import config as config_lib
 from vision.core import fonts
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
 from vision.core.progress import progress_bar
 from vision.core.text import json_text
+from vision.data import registry as data
 from vision.data.folder import SPLITS
 from vision.data.source import NoSplitError, Source, label_text
 from vision.preprocess import inputs

@@ -1,4 +1,4 @@
-"""Whatever ends a process that a function runs in, the caller learns why, and a signal reaches both."""
+"""Functions in child processes: the reason of a failure reaches the caller, and signals both."""
 
 import json
 import os
@@ -12,7 +12,7 @@ import pytest
 
 from tests.conftest import REPO
 
-# In a process without JAX, of which children are forks.
+# Runs in a process without JAX, whose children are forks.
 SCRIPT = """
 import json, os, signal, sys, time, types
 from vision.core.apart import Died, run_apart
@@ -61,7 +61,7 @@ def test_every_end_has_its_reason():
         'memory': ('Died', 'MemoryError (<string>, line 10)'),
         'exit': ('Died', 'its code ended the process (5)'),
         '_exit': ('Died', 'its process ended with exit code 7'),
-        'kill': ('Died', 'its process was ended by SIGKILL; the memory may not have sufficed'),
+        'kill': ('Died', 'its process was ended by SIGKILL; it may have run out of memory'),
         'stop': ('Died', 'stopped at step 3'),
     }
     out, err = run(*expected).communicate(timeout=60)

@@ -1,4 +1,4 @@
-"""What is on disk when things go wrong with checkpoints."""
+"""Checkpoints on disk after kills, full disks, damage and repeated saves."""
 
 import math
 import subprocess
@@ -73,7 +73,7 @@ def test_the_last_and_the_best_are_kept(tmp_path):
 
 @pytest.mark.parametrize('extra', [(), (5,), (5, 7)])
 def test_a_save_more_changes_nothing_about_which_is_the_best(tmp_path, extra):
-    """As a signal or `stop_after` makes one; of what is equal in all the latest counts."""
+    """A signal or `stop_after` causes such a save; among equal checkpoints the latest is best."""
     scores = {2: (0.9, 0.1), 4: (0.9, 0.1), 6: (0.9, math.nan), 8: (0.9, 0.2)}
     save(tmp_path, sorted([2, 4, 6, 8, 9, *extra]), scores, keep=1)
     with Checkpoints(tmp_path, RANK, read_only=True) as checkpoints:
@@ -114,13 +114,13 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_is_offered(tmp_path, d
         )
         with (
             pytest.raises(
-                UserError, match=r'5 is damaged \(.*(step 3|the other checkpoints can be used)'
+                UserError, match=r'5 is damaged \(.*(step 3|to use the other checkpoints)'
             ),
             Checkpoints(tmp_path, RANK, read_only=True) as checkpoints,
         ):
             checkpoints.restore(checkpoints.find('last'), state(0))
         path.write_bytes(whole)
-    # A checkpoint of a version without checksums: what libraries notice.
+    # A checkpoint of a version without checksums: only the damage that libraries notice is found.
     (folder / 'checksums.json').unlink()
     (folder / 'model' / '_METADATA').write_bytes(b'{')
     with (
@@ -135,7 +135,7 @@ def test_what_a_kill_left_of_the_checksums_is_no_part_of_a_checkpoint(tmp_path):
     sums = tmp_path / 'checkpoints' / '3' / 'checksums.json'
     sums.rename(sums.with_name('checksums.json.tmp'))
     with Checkpoints(tmp_path, RANK) as checkpoints:
-        checkpoints.wait()  # which writes them
+        checkpoints.wait()  # writes the checksums
         assert sums.exists() and checkpoints.restore(3, state(0))[1] == {'n': 3}
 
 
@@ -170,7 +170,7 @@ def test_what_is_not_there_is_named(tmp_path):
     save(tmp_path, [5])
     with (
         Checkpoints(tmp_path, RANK, read_only=True) as checkpoints,
-        pytest.raises(UserError, match='best, last and 5'),
+        pytest.raises(UserError, match='best, last or one of 5'),
     ):
         checkpoints.find('6')
 
@@ -190,7 +190,7 @@ def run_with_files_up_to(kib, *flags):
 
 @pytest.mark.slow
 def test_a_disk_that_is_full_stops_the_run_and_the_last_checkpoint_restores(tmp_path):
-    """A limit on the size of files stands in for the full disk: writing fails in the same place."""
+    """A limit on the file size stands in for a full disk: writing fails in the same place."""
     flags = (
         '--config=configs/digits_lenet5.py', '--config.training.checkpoint_every=20 steps',
         '--config.preprocess.train=resize(32)|translate(3)',
@@ -212,4 +212,4 @@ def test_no_room_for_anything_is_one_line(tmp_path):
     done = run_with_files_up_to(0, *tiny.FLAGS, f'--workdir={tmp_path}')
     assert done.returncode == 2, done.stderr
     assert 'Traceback' not in done.stderr
-    assert 'make room' in done.stderr.splitlines()[-1]
+    assert 'free some disk space' in done.stderr.splitlines()[-1]

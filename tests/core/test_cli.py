@@ -1,4 +1,4 @@
-"""What a command does with signals, with flags that are not there and with folders that it may not write to."""
+"""Commands: signals, unknown flags, invalid values and folders that are not writable."""
 
 import os
 import re
@@ -101,7 +101,7 @@ def config_flag(monkeypatch):
         ('learning-rate', '--config.optimizer.lr?'),
         ('epochs', '--config.training.duration?'),
         ('WorkDir', '--workdir?'),
-        ('output', 'there is no flag --output; see --help'),  # absl's own are nobody's
+        ('output', 'there is no flag --output; see --help'),  # absl's own flags are not suggested
         ('zzzzqq', 'there is no flag --zzzzqq; see --help'),
     ],
 )
@@ -113,7 +113,7 @@ def test_a_flag_that_is_not_there_names_the_key_that_is_meant(config_flag, name,
 @pytest.mark.parametrize(
     ('key', 'text', 'says'),
     [
-        ('optimizer.lr', 'a', r"optimizer.lr='a' is of the wrong type; it must be a number"),
+        ('optimizer.lr', 'a', r"optimizer.lr='a' has the wrong type; it must be a number"),
         ('seed', 'x', 'it must be a whole number'),
         ('model.norm', 'maybe', 'model.norm=maybe cannot be set: model.norm is True'),
         ('preprocess.mean[7]', '1', 'cannot be set'),
@@ -138,7 +138,7 @@ def test_a_value_that_a_key_cannot_have_is_one_line_of_ours(key, text, says):
             r"NameError: name 'wrong' is not defined \(own.py, line 2\)",
         ),
         ('x = 1', 'own.py has no function get_config'),
-        ('def get_config():\n    return 3', 'returns no ConfigDict but int'),
+        ('def get_config():\n    return 3', 'must return a ConfigDict, not int'),
         (
             'from vision.core.config import default_config as get_config',
             "training.batch_size='x' .* whole number",

@@ -1,4 +1,4 @@
-"""Configs on disk: read back as they were, compared by key, their paths absolute."""
+"""Configs: JSON round trip, comparison by key, absolute paths, and checks of values."""
 
 import enum
 import json
@@ -47,7 +47,7 @@ def test_stopping_logging_and_keeping_may_differ(key):
 
 
 def explained(*flags):
-    """The values that a command line gives a config."""
+    """Returns the values that a command line sets in a config."""
     done = run_module('experiments.train', *flags, '--explain=all', '--format=json')
     assert done.returncode == 0, done.stderr
     return {row['key']: row['value'] for row in json.loads(done.stdout)}
@@ -157,7 +157,7 @@ def test_an_entry_of_a_tuple_is_refused_in_one_line(key):
         'experiments.train', '--config=configs/digits_lenet5.py', f'--config.{key}=0.5'
     )
     assert done.returncode == 2 and 'Traceback' not in done.stderr
-    assert f'--config.{key}=0.5: entries are not set one by one' in done.stderr
+    assert f'--config.{key}=0.5: single entries cannot be set' in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -192,7 +192,7 @@ def test_rates_by_pattern_are_pairs_and_were_a_section_once():
 def test_a_declared_key_has_a_default_that_fits_and_a_meaning(key):
     key.check(key.default)
     assert key.meaning and '\n' not in key.meaning and key.describe()
-    # An older config.json has the key's default.
+    # A config.json without the key gets its default.
     values = json.loads(config_lib.to_json(config_lib.default_config()))
     del (values[key.section] if key.section else values)[key.leaf]
     read = config_lib.from_json(json.dumps(values))
@@ -213,7 +213,7 @@ def test_a_declared_key_has_a_default_that_fits_and_a_meaning(key):
         ('data.cache', 'raws', "Did you mean 'raw'"),
         ('lr_factors', ('head', 0.1), 'a tuple of pairs'),
         ('lr_factors', (('head', -1),), 'factors of 0 or more'),
-        ('lr_factors', (('(', 1.0),), r"'\(' is no regular expression"),
+        ('lr_factors', (('(', 1.0),), r"'\(' is not a regular expression"),
         ('seed', None, 'a whole number in'),
     ],
 )
@@ -303,7 +303,7 @@ def test_repeats_that_make_no_sense_are_refused(repeats):
     ('source', 'rules'), [('folder', 1), ('list', 1), ('digits', 2), ('npz', 2)]
 )
 def test_a_run_of_before_keeps_its_splits_or_is_refused_in_one_line(source, rules):
-    """Its images go by the old rules wherever its config is read, and a new start must ask for them."""
+    """Its config keeps the old rules wherever it is read; a new run must ask for them."""
     new = config_lib.default_config()
     new.data.source = source
     old = json.loads(config_lib.to_json(new))

@@ -45,7 +45,7 @@ def test_epochs_follow_one_another_without_a_gap(epochs, batch_size, num_example
 
 @given(st.integers(1, 30), sizes, sizes)
 def test_what_is_due_each_epoch_is_due_as_often_as_there_are_epochs(epochs, batch_size, n):
-    """It is due at the very end too, and no rounding adds up on the way."""
+    """It is also due at the end of the run, and rounding errors do not add up."""
     total = durations.to_steps(f'{epochs} epochs', batch_size, n)
     if total > 20_000 or n < batch_size:
         return

@@ -1,4 +1,4 @@
-"""Damaged files other than images, and damaged op strings: each is read, or refused in one line."""
+"""Fuzzing of files other than images, and of op strings: each is read, or refused in one line."""
 
 import gzip
 import json
@@ -42,7 +42,7 @@ def idx_file(values):
 
 @pytest.fixture(autouse=True)
 def limited():
-    """No file may make a reader ask for more than `ROOM` bytes of memory."""
+    """Limits memory: no file may make a reader allocate more than `ROOM` bytes."""
     limits = resource.getrlimit(resource.RLIMIT_AS)
     resource.setrlimit(resource.RLIMIT_AS, (virtual_size() + ROOM, limits[1]))
     yield
@@ -55,7 +55,10 @@ def images():
 
 
 def refused_or_read(files, read, seed=0, mutations=MUTATIONS):
-    """Reads mutations of files; another error than one line, or ten seconds, fail. Returns how many were refused."""
+    """Reads mutations of files, and returns the number of refused ones.
+
+    Fails for any error other than a UserError, and for a file that takes ten seconds.
+    """
     rng, refused = np.random.default_rng(seed), 0
     for _ in range(mutations):
         data, began = mutate(rng, files), time.process_time()
@@ -170,7 +173,8 @@ def test_a_checkpoint(tmp_path):
             with Checkpoints(tmp_path, RANK, read_only=True) as checkpoints:
                 checkpoints.restore(5, state(0))
 
-        # Each is found by its checksum, and where there are none, as of older versions, nothing else than a line comes.
+        # With checksums every mutation is found. Without them, as in older versions, a mutation is
+        # read or refused in one line.
         each = max(1, MUTATIONS // 60)
         if path != sums:
             assert refused_or_read([whole], read, number, each) == each

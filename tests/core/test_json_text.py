@@ -1,4 +1,4 @@
-"""No JSON that is written has a NaN or an Infinity: null, and the reason beside it."""
+"""JSON without NaN and Infinity: such numbers are null, with the reason beside them."""
 
 import json
 import re
@@ -15,7 +15,7 @@ NAN, INF = float('nan'), float('inf')
 
 
 def strict(text):
-    """Reads JSON as other parsers do."""
+    """Reads JSON as strict parsers do."""
 
     def refuse(word):
         raise AssertionError(f'{word} is no JSON')
@@ -45,7 +45,7 @@ def test_a_number_that_is_not_finite_is_null_with_its_reason(value, written):
 
 
 def test_all_writers_go_through_it():
-    """But for what passes values between processes of ours, and the programs of peers, which have no `vision`."""
+    """Exceptions pass values between our processes, or are scripts of peers without `vision`."""
     root = Path(__file__).parents[2]
     others = {
         f'{folder}/{name}'

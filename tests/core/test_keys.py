@@ -1,4 +1,4 @@
-"""No two uses of random numbers share a key."""
+"""Random keys: no two uses share one."""
 
 import itertools
 
@@ -19,13 +19,13 @@ def data(key):
 
 
 def fold(key, numbers):
-    """The keys that folding each of some numbers into each of some keys gives: [K · N]."""
+    """Folds each of N numbers into each of K keys; returns [K · N]."""
     folded = jax.vmap(lambda k: jax.vmap(lambda n: jax.random.fold_in(k, n))(numbers))
     return folded(key.reshape(-1)).reshape(-1)
 
 
 def test_no_two_uses_share_a_key():
-    """Over seeds, steps, epochs, examples and views, and what steps and ops make of their keys."""
+    """Covers seeds, steps, epochs, examples, views, and the keys that steps and ops derive."""
     every = []
     for seed in SEEDS:
         roots = jax.numpy.stack([root_key(seed, use) for use in (PARAMS, RUN)])
@@ -58,7 +58,7 @@ def test_parameters_and_steps_have_the_keys_of_recorded_runs():
 
 
 def test_the_hosts_draws_are_not_those_of_the_order():
-    """Nor those of TFDS's order, which hashes the number of hosts, or of the hold-out."""
+    """They also differ from the hashes of the TFDS order and of the hold-out."""
     ids, epochs = (x.ravel() for x in np.meshgrid(FEW, FEW))
     draws = [draw(seed, epochs, ids, 3) for seed in SEEDS]
     order = [hash64(seed, epochs, ids) for seed in SEEDS]

@@ -1,4 +1,4 @@
-"""A user's own modules are kept in the workdir, with what they import, and found there again."""
+"""User-defined modules: copied to the workdir with their imports, and importable from there."""
 
 import importlib
 import sys
@@ -10,7 +10,7 @@ from vision.core import own_code
 
 @pytest.fixture
 def mine(tmp_path, monkeypatch):
-    """A package of a user's own and a module beside it that it imports, both imported."""
+    """An imported user-defined package, and a module beside it that the package imports."""
     root = tmp_path / 'mine'
     (root / 'my_package').mkdir(parents=True)
     (root / 'my_package' / '__init__.py').touch()

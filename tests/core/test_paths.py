@@ -1,4 +1,4 @@
-"""Paths in every form that callers have; what files are called below their common folder."""
+"""Paths in every form that callers use, and paths relative to a common folder."""
 
 import os
 from pathlib import Path
@@ -33,7 +33,7 @@ def test_bytes_that_are_no_utf8_come_back():
 
 @pytest.mark.parametrize('given', [3, None, [None], ['a', 4], [['a']]])
 def test_what_is_no_path_is_one_line(given):
-    with pytest.raises(UserError, match='is no path'):
+    with pytest.raises(UserError, match='is not a path'):
         as_list(given)
 
 
@@ -53,5 +53,5 @@ def test_one_path_has_its_home(monkeypatch):
     monkeypatch.setenv('HOME', '/home/me')
     for given in ('~/runs', b'~/runs', Path('~/runs')):
         assert as_path(given) == Path('/home/me/runs')
-    with pytest.raises(UserError, match='is no path'):
+    with pytest.raises(UserError, match='is not a path'):
         as_path(['/a'])

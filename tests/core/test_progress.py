@@ -1,4 +1,4 @@
-"""A bar where somebody watches, and nothing elsewhere."""
+"""Progress bars: shown on a terminal only."""
 
 import os
 import pty

@@ -1,4 +1,4 @@
-"""What a command sets before JAX is used, and what importing leaves alone."""
+"""Settings that commands make before JAX is used, and that importing does not make."""
 
 import os
 import subprocess
@@ -16,7 +16,7 @@ VARIABLE = 'JAX_COMPILATION_CACHE_DIR'
 
 @pytest.fixture
 def home(tmp_path, monkeypatch):
-    """An empty cache folder of the user's, and nothing set."""
+    """An empty home folder, with all variables unset."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     monkeypatch.delenv(VARIABLE)
     before = jax.config.jax_compilation_cache_dir
@@ -73,6 +73,6 @@ def test_registered_settings_are_applied_at_their_time(monkeypatch):
 
 def test_a_peer_gets_what_the_user_has(monkeypatch):
     monkeypatch.setenv('GLIBC_TUNABLES', 'glibc.malloc.hugetlb=1')
-    assert startup.shipped_environment() == dict(os.environ)  # it is the user's own
+    assert startup.shipped_environment() == dict(os.environ)  # the user has set it
     monkeypatch.setenv('VISION_SET', 'GLIBC_TUNABLES')
     assert {'GLIBC_TUNABLES', 'VISION_SET'}.isdisjoint(startup.shipped_environment())

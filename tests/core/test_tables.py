@@ -1,4 +1,4 @@
-"""CSV reads back as it was written, whoever reads it; tables leave paths whole."""
+"""CSV reads back as it was written, with any reader; tables do not break paths."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Which configs a workdir goes on with, and where a workdir can be."""
+"""Workdirs: configs that may resume a run, possible paths, and limited file systems."""
 
 import errno
 import fcntl
@@ -36,7 +36,7 @@ def test_names_that_are_not_utf8_are_written_as_json_has_them(tmp_path):
     assert workdir.read_json(tmp_path, 'a.json') == value
 
 
-# Paths, and file systems that lack something.
+# Unusual paths, and file systems that lack some calls.
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_what_is_written_is_read_back_whatever_the_path_is(tmp_path, monkeypatch
 
 
 def lacking(monkeypatch, code, *calls):
-    """Lets calls of the system fail as a file system does that does not have them."""
+    """Makes system calls fail as on a file system that does not support them."""
 
     def fails(*_, **__):
         raise OSError(code, os.strerror(code))

@@ -24,7 +24,7 @@ def write_idx(path, array):
 
 @pytest.fixture
 def idx_folder(tmp_path):
-    """A small data set in MNIST's format."""
+    """A small data set in the format of MNIST."""
     rng = np.random.default_rng(0)
     for prefix, n in (('train', 60), ('t10k', 20)):
         images = rng.integers(0, 256, (n, 5, 4), dtype=np.uint8)
@@ -172,7 +172,7 @@ def test_npz_with_other_contents_is_refused(tmp_path, contents):
 def test_an_absurd_label_is_refused_before_memory_is_spent(tmp_path):
     arrays_ = {'x_train': np.zeros((3, 4, 4), np.uint8), 'y_train': np.array([0, 1, 1 << 40])}
     np.savez(tmp_path / 'a.npz', **arrays_)
-    with pytest.raises(UserError, match='a label of 1099511627776'):
+    with pytest.raises(UserError, match='a label is 1099511627776'):
         array_files.npz('train', str(tmp_path / 'a.npz'))
 
 
@@ -244,7 +244,7 @@ def test_an_npz_with_several_labels_an_image(tmp_path):
     assert source.multi_label and source.class_names == ('0', '1', '2')
     assert (source.num_examples, held.num_examples) == (20, 10)
     np.testing.assert_array_equal(source.labels.sum(0) + held.labels.sum(0), labels.sum(0))
-    with pytest.raises(UserError, match=r'labels \[30, 3\] do not fit the 2 classes'):
+    with pytest.raises(UserError, match=r'labels \[30, 3\] do not match the 2 classes'):
         array_files.npz('train', str(tmp_path / 'a.npz'), class_names=('a', 'b'))
 
 

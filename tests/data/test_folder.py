@@ -1,4 +1,4 @@
-"""Folders and lists of images: which files, which split, which class."""
+"""Folders and lists of images: the files, splits and classes."""
 
 import collections
 import json
@@ -83,7 +83,7 @@ def test_adding_a_tenth_moves_few_files_and_none_under_the_old_rules(tmp_path, r
 
 
 def splits_of(root, **keys):
-    """The split of each file."""
+    """Returns the split of each file."""
     found = {}
     for split in SPLITS:
         try:
@@ -96,7 +96,7 @@ def splits_of(root, **keys):
 
 
 def counts(root, **keys):
-    """The images of each class in train, validation and test."""
+    """Counts the images of each class in train, validation and test."""
     found = collections.defaultdict(lambda: [0, 0, 0])
     for path, split in splits_of(root, **keys).items():
         found[path.split('/')[0]][SPLITS.index(split)] += 1
@@ -159,10 +159,10 @@ def test_a_small_class_keeps_an_image_for_train_and_is_named_where_it_lacks_one(
         ({'test': -1}, 'data.test=-1 must be'),
         ({'validation': 'some'}, "data.validation='some' must be"),
         ({'validation': '60%', 'test': '40%'}, 'leave none of 20 images'),
-        ({'test': 20}, 'there are 20 images'),
+        ({'test': 20}, 'must be less than the number of images, 20'),
         ({'fold': '0/5'}, "data.fold='0/5'"),
         ({'fold': '5'}, "data.fold='5'"),
-        ({'fold': '1/5', 'test': '10%'}, 'give one of them'),
+        ({'fold': '1/5', 'test': '10%'}, 'give either data.fold or data.test'),
         ({'fold': '1/5', 'rules': 1}, 'data.rules=1'),
     ],
 )
@@ -194,7 +194,7 @@ def test_both_val_and_valid_and_what_is_no_split_are_told(tmp_path, caplog):
     touch(tmp_path, *(f'{s}/cat/a.jpg' for s in ('train', 'valid', 'val', 'test', 'more')))
     assert names(folder('validation', str(tmp_path)), tmp_path) == ['val/cat/a.jpg']
     assert 'has val and valid: val is the validation split' in caplog.text
-    assert "passed over beside the splits: 'more'" in caplog.text
+    assert "folders beside the splits are skipped: 'more'" in caplog.text
 
 
 def test_training_and_testing_are_splits(tmp_path):
@@ -267,7 +267,7 @@ def test_names_that_no_file_or_class_can_have(tmp_path, name):
 def test_a_class_folder_whose_name_is_not_utf8_is_one_line(tmp_path):
     touch(tmp_path, *(f'dog/{i}.jpg' for i in range(9)))
     os.makedirs(os.fsencode(tmp_path) + b'/caf\xe9')
-    with pytest.raises(UserError, match=r"class folder b'caf.xe9' is not UTF-8; rename it"):
+    with pytest.raises(UserError, match=r"class folder b'caf.xe9' is not valid UTF-8; rename it"):
         folder('train', str(tmp_path))
 
 
@@ -291,8 +291,8 @@ def test_every_format_is_read_from_folders_and_patterns_and_the_rest_is_told(tmp
     assert sorted(splits_of(tmp_path)) == expected
     assert sorted(names(files([str(tmp_path)]), tmp_path)) == expected
     assert sorted(names(files([str(tmp_path / '**/*')]), tmp_path)) == expected
-    told = [record.message for record in caplog.records if 'passed over' in record.message]
-    assert '5 files are passed over' in told[0] and '1 .txt' in told[0] and '1 hidden' in told[0]
+    told = [record.message for record in caplog.records if 'are skipped' in record.message]
+    assert '5 files are skipped' in told[0] and '1 .txt' in told[0] and '1 hidden' in told[0]
     assert len({*told}) == len(told)
 
 
@@ -314,7 +314,7 @@ def test_images_beside_the_class_folders_and_pipes_are_passed_over_and_told(tmp_
     touch(tmp_path, 'loose.jpg', *(f'cat/{i}.jpg' for i in range(9)))
     os.mkfifo(tmp_path / 'cat/pipe.jpg')
     assert len(splits_of(tmp_path)) == 9
-    assert '1 images are passed over, as they are in no class folder' in caplog.text
+    assert '1 images are skipped, because they are not in a class folder' in caplog.text
     assert '1 no file' in caplog.text
 
 
@@ -329,7 +329,7 @@ def test_linked_folders_that_lead_to_each_other_are_walked_once(tmp_path):
 def test_a_train_folder_that_is_taken_for_a_class_is_told(tmp_path, caplog):
     touch(tmp_path, 'train/cat/1.jpg', 'train/dog/2.jpg', 'test1/3.jpg', '.5/4.jpg')
     assert folder('train', str(tmp_path)).class_names == ('test1', 'train')
-    assert 'train is taken for a class' in caplog.text and '1 hidden folder' in caplog.text
+    assert 'train is treated as a class' in caplog.text and '1 hidden folder' in caplog.text
 
 
 def test_links_that_lead_to_themselves_are_no_folders(tmp_path):
@@ -355,7 +355,7 @@ def test_the_split_does_not_depend_on_where_the_folder_is(tmp_path):
     one = folder('test', str(tmp_path / 'one'))
     two = folder('test', str(tmp_path / 'two' / 'elsewhere'))
     assert names(one, tmp_path / 'one') == names(two, tmp_path / 'two' / 'elsewhere')
-    # The hash is fixed: other figures would move the files of everyone's experiments.
+    # The hash must not change: other counts would move files between the splits of existing runs.
     assert names(one, tmp_path / 'one')[:3] == GOLDEN
     old = folder('test', str(tmp_path / 'one'), rules=1)
     assert names(old, tmp_path / 'one')[:3] == ['cat/0012.jpg', 'cat/0019.jpg', 'cat/0026.jpg']
@@ -389,8 +389,8 @@ def test_only_images_count_whatever_their_names(tmp_path):
 @pytest.mark.parametrize(
     ('made', 'split', 'why'),
     [
-        ([], 'train', 'no folder in it'),
-        (['a.jpg'], 'train', 'no folder in it'),
+        ([], 'train', 'has no subfolders'),
+        (['a.jpg'], 'train', 'has no subfolders'),
         (['cat/a.jpg', 'dog/notes.txt'], 'train', 'dog: the class has no images'),
         (['train/cat/a.jpg', 'val/cat/a.jpg', 'val/cow/a.jpg'], 'validation', "class 'cow' is not"),
         (['train/cat/a.jpg', 'train/dog/a.jpg', 'val/cat/a.jpg'], 'validation', "'dog' has no folder"),

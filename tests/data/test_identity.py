@@ -1,4 +1,4 @@
-"""What a run remembers its data by: the same wherever the files lie, another as soon as an example is another."""
+"""Identity of a run's data: it ignores where the files are, and changes with any example."""
 
 import types
 
@@ -11,7 +11,7 @@ from vision.data.tfds_source import RecordSource, TFDSSource
 
 
 def files(root, sizes, labels=None, names=('cat', 'dog')):
-    """A source of files below `root` with these sizes: 'cat/0.png' → 10."""
+    """Makes a source of files below `root` with given sizes: 'cat/0.png' → 10."""
     for name, size in sizes.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(b'x' * size)
@@ -69,7 +69,7 @@ def test_arrays_are_known_by_their_bytes(several):
 
 
 class Own(Source):
-    """A source of a user's own, which tells labels only by reading."""
+    """A user-defined source whose labels are known only by reading."""
 
     name, class_names, image_shape, encoded = 'own', ('a', 'b'), (1, 1, 1), False
 

@@ -1,4 +1,4 @@
-"""`load`: TFDS data sets through the config, in memory and not."""
+"""`load`: TFDS data sets named by a config, in memory and from files."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_shares_are_refused_where_the_source_has_splits_of_its_own(key, value):
 
 
 class Source(data.Source):
-    """One image whose label is not a number; `validation` is a whole number."""
+    """A source of one image whose label is NaN; `validation` is an integer."""
 
     name, class_names, num_examples, encoded, image_shape = 'own', ('a', 'b'), 1, False, (2, 2, 1)
 
@@ -70,7 +70,7 @@ class Source(data.Source):
         assert validation == 3
 
     def read(self, ids):
-        """The image, and NaN."""
+        """Returns the image and NaN."""
         return np.zeros((len(ids), 2, 2, 1), np.uint8), np.full(len(ids), np.nan)
 
 

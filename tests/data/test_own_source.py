@@ -1,4 +1,4 @@
-"""A source in a user's own file, the one of docs/extending.md, in all that reads a source."""
+"""A user-defined source, that of docs/extending.md, in everything that reads a source."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ COUNTS = {'train': 96, 'validation': 32, 'test': 40}
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
-    """The files of the document, and scans of digits in a zip file."""
+    """The files of the document, and a zip file with scans of digits."""
     root = tmp_path_factory.mktemp('own')
     for name, text in BLOCKS:
         (root / name).write_text(text)
@@ -142,9 +142,9 @@ def test_what_it_lacks_or_gets_wrong_is_named(about, folder):
         ('Bare', "Bare has no 'multi_label'; derive it from vision.data.Source"),
         ('NoRead', "NoRead has no method 'read'"),
         ('NoName', "NoName has no 'name'"),
-        ('Pixels', r'encoded=False asks for uint8 of image_shape=\(8, 8, 1\), and read gives'),
+        ('Pixels', r'encoded=False requires uint8 of image_shape=\(8, 8, 1\), but read returns'),
         ('Short', r'read\(\[0\]\) returns 0 images and 1 labels'),
-        ('Several', r'a label of shape \(\), with 10 classes and multi_label=True'),
+        ('Several', r'a label of shape \(\), but the source has 10 classes and multi_label=True'),
         ('Outside', 'labels go from 1 to 10, but there are 10 classes'),
     ]:
         about.source = f'my_wrong:{name}'
@@ -185,7 +185,7 @@ def test_labels_that_it_does_not_know_are_read():
 
 
 def test_one_that_is_read_in_order_is_trained_on_and_evaluated(folder):
-    """Pixels, of several labels an image, in chunks of odd sizes."""
+    """The source has pixels, several labels per image, and chunks of odd sizes."""
     from vision.preprocess.pipeline import eval_batches, train_batches
 
     class InOrder(Source):
@@ -217,5 +217,5 @@ def test_one_that_is_read_in_order_is_trained_on_and_evaluated(folder):
     for batch in first[9:]:
         np.testing.assert_array_equal(next(resumed)['id'], batch['id'])
     source.num_examples = 24
-    with pytest.raises(UserError, match='in order: 23 examples could be read, not 24'):
+    with pytest.raises(UserError, match='in order: only 23 of 24 examples could be read'):
         list(eval_batches(source, '', batch_size=8))

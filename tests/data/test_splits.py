@@ -50,7 +50,7 @@ def test_sets_of_labels_are_held_out_in_proportion_and_rare_ones_without_order()
     np.testing.assert_array_equal(common[held].sum(0), [12, 6, 2])
     np.testing.assert_array_equal(np.sort(np.concatenate([stay, held])), np.arange(100))
     np.testing.assert_array_equal(held, hold_out(common, 20)[1])
-    rare = rng.integers(0, 2, (400, 14)).astype(np.float32)  # nearly every set is the only one
+    rare = rng.integers(0, 2, (400, 14)).astype(np.float32)  # nearly every set of labels is unique
     _, held = hold_out(rare, 100)
     assert len(held) == 100
     np.testing.assert_allclose(rare[held].mean(0), 0.5, atol=0.2)

@@ -1,4 +1,4 @@
-"""TFDS: by name under TFDS's own mocks, and a small data set in its format, in several shards."""
+"""TFDS sources, with TFDS's mock data and with a small data set in several shards."""
 
 import io
 import time
@@ -23,7 +23,7 @@ COUNT = 53
 
 
 class TinyPictures(tfds_lib.core.GeneratorBasedBuilder):
-    """Pictures whose shade is their number."""
+    """Images whose grey value is their number."""
 
     VERSION = tfds_lib.core.Version('1.0.0')
     SHAPE = (None, None, 3)
@@ -129,13 +129,13 @@ def test_runs_have_the_same_bits_and_resuming_too(data_dir):
 def test_with_repeats_each_example_of_an_epoch_comes_so_often(data_dir, host):
     ops = OPS + '|random_erasing(1)'
     shard = {} if host is None else {'process_index': host, 'process_count': 2}
-    size = {None: COUNT, 0: 27, 1: 26}[host]  # what this host has of the split
+    size = {None: COUNT, 0: 27, 1: 26}[host]  # size of this host's part of the split
     settings = {'batch_size': 12, 'seed': 3, 'repeats': 3, **shard}
     batches = train_batches(open_tiny(data_dir), ops, **settings)
     run = [next(batches) for _ in range(12)]
     ids, images = (np.concatenate([b[k] for b in run]) for k in ('id', 'image'))
     local = len(run[0]['id'])
-    for batch in run[: size // local]:  # whole views apart, each of other pixels
+    for batch in run[: size // local]:  # the views lie apart, with different pixels
         assert len(set(batch['id'][: local // 3])) == local // 3
         assert len(np.unique(batch['id'])) == local // 3
     counts = np.unique(ids[: size // local * local], return_counts=True)[1]
@@ -253,7 +253,7 @@ def test_array_record_is_evaluated_once_and_in_order(indexed_dir, split):
 
 
 class SomeBroken(TinyPictures):
-    """The same, of which every tenth record holds no image."""
+    """The same data set, but every tenth record has no image."""
 
     def _generate_examples(self):
         for key, example in super()._generate_examples():
@@ -321,7 +321,7 @@ def test_array_record_in_memory():
 
 def test_a_split_without_labels_is_refused_where_it_is_read():
     source = RecordSource('x', ('a', 'b'), [{'image': b'', 'label': -1}])
-    with pytest.raises(UserError, match='x: its examples have no labels'):
+    with pytest.raises(UserError, match='x: the examples have no labels'):
         source.read([0])
 
 
@@ -350,7 +350,9 @@ def test_without_a_connection_it_says_so_in_seconds_and_what_to_do():
         data_dir = 'somewhere'
 
         def download_and_prepare(self):
-            with downloader._open_url('http://127.0.0.1:9/mnist.gz'):  # nothing listens there
+            with downloader._open_url(
+                'http://127.0.0.1:9/mnist.gz'
+            ):  # no server listens on this port
                 pass
 
     began = time.monotonic()
@@ -362,7 +364,7 @@ def test_without_a_connection_it_says_so_in_seconds_and_what_to_do():
 
 
 class Odd__Name(TinyPictures):
-    """Its name has TFDS's own separator in it, its images one size, and its validation is its own."""
+    """Has TFDS's separator in its name, images of one size, and a validation split."""
 
     VERSION = tfds_lib.core.Version('1.0.0')
     SHAPE = (8, 8, 3)
@@ -397,7 +399,7 @@ def test_a_split_of_its_own_and_one_that_is_held_out(tmp_path):
 
 
 class SeveralLabels(TinyPictures):
-    """The same, of which each has as many labels as divisors among 2, 3 and 5."""
+    """The same data set, but the labels of an image are its divisors among 2, 3 and 5."""
 
     def _info(self):
         names = tfds_lib.features.ClassLabel(names=['two', 'three', 'five'])

@@ -63,7 +63,7 @@ def test_a_users_own_model_needs_no_line_in_the_registry(name):
         ('lenet5', {'dtype': 'int32'}, 'dtype int32'),
         ('no.such.module:Class', {}, "cannot import 'no.such.module'"),
         (f'{__name__}:Missing', {}, "has no 'Missing'"),
-        (f'{__name__}:DEEP', {}, 'no class or function but tuple'),
+        (f'{__name__}:DEEP', {}, 'must be a class or function, not tuple'),
         (f'{__name__}:not_a_model', {}, 'no Flax module but str'),
         ('flax.linen:Sequential', {}, 'must take num_classes and dtype'),
         (f'{__name__}:MyModel', {'widht': 3}, "'widht'. Did you mean 'width'"),

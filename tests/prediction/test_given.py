@@ -155,7 +155,7 @@ def test_probabilities_that_are_not_finite_name_no_class(photo, photos, monkeypa
 
 
 def test_text_that_is_no_path_is_a_short_line(photo):
-    with pytest.raises(UserError, match='a URL is not fetched: download it'):
+    with pytest.raises(UserError, match='URLs are not fetched, download the image first'):
         photo('https://example.org/a.png')
     with pytest.raises(UserError) as e:
         photo('data:image/png;base64,' + 'A' * 100_000)
@@ -187,7 +187,7 @@ def test_one_path_is_one_image_in_every_call(photo, files, tmp_path):
     assert len(list(photo.classify_files(iter(files)))) == len(files)
     (row,) = photo.classify_files(np.array(str(files[0])).item())
     for what in ([files[0], None], np.array(0), files[0].read_bytes(), open(files[0], 'rb')):  # noqa: SIM115
-        with pytest.raises(UserError, match='is no path'):
+        with pytest.raises(UserError, match='is not a path'):
             list(photo.classify_files(what))
     missing = [os.fsdecode(b'no\xe9.png'), 'a\0*.png', 'x' * 5000]
     assert all(row['error'] for row in photo.classify_files(missing))
@@ -205,7 +205,7 @@ def test_one_path_is_one_workdir(workdir):
         run = Classifier.from_workdir(path).run
     assert Classifier(workdir).class_names == run.class_names
     assert Classifier.from_workdir(workdir, run.step).run.step == run.step
-    with pytest.raises(UserError, match='--checkpoint=None: there are best'):
+    with pytest.raises(UserError, match='--checkpoint=None: choose best'):
         Classifier.from_workdir(workdir, None)
     assert Classifier.from_pretrained(Path(workdir)).class_names == run.class_names
     (found,) = search.named(run, 'test:3')

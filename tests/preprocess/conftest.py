@@ -1,4 +1,4 @@
-"""A photograph, encoded images, and what runs an op on one image."""
+"""Fixtures: a photograph, encoded images, and a function that applies ops to one image."""
 
 import functools
 import io
@@ -47,7 +47,7 @@ def compiled(text, shape):
 
 @pytest.fixture(scope='session')
 def run_op():
-    """Runs an op string on one image (pixels or bytes), as example `id` of an epoch."""
+    """Applies an op string to one image (pixels or bytes), as example `id` of an epoch."""
 
     def run(text, image, id=0, epoch=0, seed=0):
         shape = () if isinstance(image, bytes) else image.shape

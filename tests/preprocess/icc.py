@@ -1,9 +1,9 @@
-"""ICC profiles of version 2: of photos, made of primaries and a gamma; of grey ones; of four inks."""
+"""Makes ICC profiles of version 2: RGB from primaries and a gamma, grey, and CMYK."""
 
 import itertools
 import struct
 
-# Columns XYZ of red, green and blue under D50, and the gamma.
+# The XYZ columns of red, green and blue under D50, and the gamma.
 ADOBE_RGB = (
     ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457)),
     2.19921875,
@@ -16,7 +16,7 @@ _D50 = (0.96420, 1.0, 0.82491)
 
 
 def profile(primaries=None, gamma=2.2):
-    """The bytes of a profile of colours, or of grey without primaries."""
+    """Returns the bytes of an RGB profile, or of a grey one without primaries."""
     tags = {b'desc': _text(b'test'), b'cprt': b'text\0\0\0\0test\0', b'wtpt': _xyz(_D50)}
     if primaries is None:
         tags[b'kTRC'] = _curve(gamma)
@@ -26,7 +26,10 @@ def profile(primaries=None, gamma=2.2):
 
 
 def inks():
-    """The bytes of a profile of CMYK, a table of 2 × 2 × 2 × 2 colours in Lab: inks paler than those of pure RGB."""
+    """Returns the bytes of a CMYK profile, a table of 2 × 2 × 2 × 2 colours in Lab.
+
+    Its inks are paler than pure RGB colours.
+    """
     corners = []
     for c, m, y, k in itertools.product((0, 1), repeat=4):
         paper = 255 - 60 * c - 90 * m - 20 * y
@@ -42,7 +45,7 @@ def inks():
 
 
 def _file(tags, kind):
-    """A profile with these tags; its class, colour space and connection space, four letters each."""
+    """Makes a profile from tags; class, colour space and connection space have four letters each."""
     table, data, start = b'', b'', 128 + 4 + 12 * len(tags)
     for name, value in tags.items():
         table += struct.pack('>4sII', name, start + len(data), len(value))

@@ -1,4 +1,4 @@
-"""The device route: order, augmentation keyed on (seed, epoch, id), normalisation."""
+"""Preprocessing on the device: order, augmentation by (seed, epoch, id), normalisation."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: pixels and labels in the same proportion, masks, and the step that uses them."""
+"""Mixup and CutMix: equal proportions of pixels and labels, masks, and the training step."""
 
 import jax
 import jax.numpy as jnp
@@ -23,13 +23,13 @@ mixed = jax.jit(mix, static_argnums=(4, 5))
 
 @pytest.fixture
 def batch():
-    """Each example has a colour and a class of its own, so that shares can be read off the pixels."""
+    """A batch whose examples differ in colour and class, so that pixels show the proportion."""
     images = np.broadcast_to(np.arange(B, dtype=np.float32)[:, None, None, None], (B, H, W, 3))
     return jnp.asarray(images), jnp.eye(B, K), jnp.ones(B)
 
 
 def shares(images):
-    """Each example's share of the pixels, where example i is mixed with example i − 1."""
+    """Returns each example's share of its pixels; example i is mixed with example i − 1."""
     own, other = np.arange(B, dtype=np.float64), np.roll(np.arange(B), 1)
     return (np.asarray(images, np.float64).mean((1, 2, 3)) - other) / (own - other)
 
@@ -69,7 +69,7 @@ def test_cutmix_pastes_one_box_of_the_images_aspect_and_leaves_the_rest(batch):
         height, width = rows.sum(), columns.sum()
         inside = np.flatnonzero(rows)[:1] > 0 if height else [False]
         if height and inside and rows[-1] == 0 and columns[0] == 0 and columns[-1] == 0:
-            uncut += 1  # half sides are rounded down, each by less than a pixel
+            uncut += 1  # each half side is rounded down, by less than a pixel
             assert abs(height / H - width / W) < 2 / H
         assert float(labels[1, 1]) == pytest.approx(1 - height * width / (H * W), abs=1e-6)
     assert uncut > 5

@@ -79,7 +79,7 @@ def test_anything_else_is_refused_and_nothing_is_run(text):
 
 
 def resize(image, key, height, width=None):
-    """A stand-in for the check of names and arguments."""
+    """An op that stands for any in the checks of names and arguments."""
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_unknown_ops_and_arguments_are_named(text, message):
         opstring.check(opstring.parse(text), {'resize': resize}, skip=2)
 
 
-# Ops that both routes have.
+# Ops with a host and a device form.
 @pytest.mark.parametrize(
     'text',
     [

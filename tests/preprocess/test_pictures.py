@@ -1,4 +1,4 @@
-"""Small pictures for pages, of any source's examples."""
+"""Thumbnails and original images of any source's examples."""
 
 import base64
 import io
@@ -39,7 +39,7 @@ def test_examples_of_files_and_arrays(tmp_path):
     (tmp_path / '1.png').write_bytes(b'junk')
     labels = np.zeros(4, np.int32)
     found = dict(examples(FileSource('x', ('a',), paths, labels), [2, 1, 3, 4, -1]))
-    assert set(found) == {2}  # 1 is damaged, 3 is gone, and there is no 4
+    assert set(found) == {2}  # 1 is damaged, 3 is missing, and 4 does not exist
     np.testing.assert_array_equal(found[2], images[2])
     found = dict(examples(ArraySource('x', ('a',), images, labels[:3]), [0, 3]))
     assert set(found) == {0}

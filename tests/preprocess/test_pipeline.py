@@ -1,4 +1,4 @@
-"""The pipeline's contract: which examples, in which order, with which bits; and bad images."""
+"""The tf.data pipeline: examples, order, exact pixels, and unreadable images."""
 
 import dataclasses
 import os
@@ -40,7 +40,7 @@ def arrays(photo):
 
 @pytest.fixture(params=[0, pipeline._FEW], ids=['data_set', 'direct'])
 def route(request, monkeypatch):
-    """Evaluates through tf.data, and as few images are."""
+    """Evaluates with tf.data, and without it, as for few images."""
     monkeypatch.setattr(pipeline, '_FEW', request.param)
 
 
@@ -177,7 +177,7 @@ def test_caches_change_no_bit(jpegs, tmp_path, cache):
     source = dataclasses.replace(jpegs, paths=tuple(paths))
     cached = train_batches(source, ops, batch_size=20, seed=2, cache=cache)
     assert equal(plain[:3], take(cached, 3))
-    for path in paths:  # the second and third epoch come from memory
+    for path in paths:  # the second and third epoch are read from the cache
         os.remove(path)
     assert equal(plain[3:], take(cached, 6))
     size = 60 * 120 * 160 * 3 if cache == 'decoded' else sum(map(os.path.getsize, jpegs.paths))
@@ -185,7 +185,7 @@ def test_caches_change_no_bit(jpegs, tmp_path, cache):
 
 
 def test_raw_cache_is_for_files(arrays):
-    with pytest.raises(UserError, match=r"data\.cache='raw' is for files"):
+    with pytest.raises(UserError, match=r"data\.cache='raw' is for image files"):
         train_batches(arrays, 'central_crop(32)', batch_size=2, seed=0, cache='raw')
 
 
@@ -194,13 +194,13 @@ def test_raw_cache_is_for_files(arrays):
     [
         ('random_crop(32)', 'must begin with decode'),
         ('', 'must begin with decode'),
-        ('decode', 'makes images of more than one size'),
-        ('decode|resize_small(40)', 'makes images of more than one size'),
+        ('decode', 'makes images of different sizes'),
+        ('decode|resize_small(40)', 'makes images of different sizes'),
         ('decode|resise(32)', "Did you mean 'resize'"),
         ('decode|resize(32, method="cubic")', "Did you mean 'bicubic'"),
         ('decode|resize', 'missing a required argument'),
         ('decode|flip_lr(0.5)', 'too many positional arguments'),
-        ('decode(channels=1)|resize(32)|hue(0.1)', 'does not fit the images'),
+        ('decode(channels=1)|resize(32)|hue(0.1)', 'cannot be applied to the images'),
         ('decode|resize(32)|central_crop(64)', 'smaller'),
         ('decode|central_crop(200)', 'smaller'),
     ],
@@ -212,7 +212,7 @@ def test_op_strings_that_do_not_fit_are_the_users_mistake(jpegs, ops, why):
 
 
 def broken_folder(root, source, encode, photo, every=10):
-    """Copies of real images, every tenth one broken in one of five ways."""
+    """Copies of real images, every tenth of them damaged in one of five ways."""
     paths, reasons = [], {}
     for i in range(source.num_examples):
         path = root / f'{i:04}.jpg'
@@ -330,7 +330,7 @@ def test_unreadable_files_have_their_reasons(jpegs, tmp_path):
     batch = next(batches)
     np.testing.assert_array_equal(batch['mask'], [1, 0, 0, 0, 0, 0])
     no = 'no such file'
-    address = f'{no}; a URL is not fetched: download it'
+    address = f'{no}; URLs are not fetched, download the image first'
     assert list(batches.corrupt.values()) == [no, 'is a folder', no, no, address]
 
 
@@ -395,7 +395,7 @@ def test_views_of_an_image_are_draws_of_their_own(jpegs, repeats):
     for batch in three:
         for example, views in zip(batch['id'].tolist(), batch['image'], strict=True):
             by_id.setdefault(example, []).extend(view.tobytes() for view in views)
-    for drawn in by_id.values():  # over two epochs and all repeats; what is white all over is white
+    for drawn in by_id.values():  # over two epochs and all repeats; a white image stays white
         shown = [view for view in drawn if set(view) != {255}]
         assert len(set(shown)) == len(shown)
     assert equal(

@@ -1,4 +1,4 @@
-"""A data set's own mean and deviation: exact, and what the model is fed wherever the run is used."""
+"""Mean and standard deviation of a data set: exact, and used wherever the run's model is used."""
 
 import dataclasses
 import json
@@ -61,7 +61,7 @@ def test_a_run_computes_them_once_and_keeps_them(tmp_path, monkeypatch):
 
     monkeypatch.setattr(
         statistics, 'channel_statistics', None
-    )  # the second part reads what is there
+    )  # the second run reads the recorded values
     config.training.stop_after = None
     train(config, workdir)
     run = load_run(workdir, 'last')

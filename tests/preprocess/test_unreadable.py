@@ -1,4 +1,4 @@
-"""Files that cannot be read are found before a run begins, in bounded time."""
+"""Search for unreadable files before a run starts, in bounded time."""
 
 import os
 import time
@@ -72,7 +72,7 @@ def test_every_reason_is_told(tmp_path):
         'page.jpg': 'not an image',
         'noise.png': 'not an image',
         'folder.jpg': 'is a folder',
-        'pipe.jpg': 'is no file',
+        'pipe.jpg': 'is not a regular file',
         'link.jpg': 'no such file',
         'missing.jpg': 'no such file',
     }

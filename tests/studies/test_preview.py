@@ -151,7 +151,7 @@ def test_all_that_is_wrong_is_listed_at_once(config, tmp_path, photos):
         f'{root}/train/also empty: the class has no images',
         f'{root}/train/empty: the class has no images',
         f'{root}/val/strange: the class has no images',
-        f"{root}/val: class 'strange' is not among those of train",
+        f"{root}/val: class 'strange' is not among the classes of train",
         f"{root}/test: class 'empty' has no folder",
     ):
         assert fault in summary['faults'] and fault in text(summary)

@@ -146,7 +146,7 @@ def test_a_users_own_loss_is_named_in_the_config():
     np.testing.assert_allclose(got, np.abs(jax.nn.softmax(LOGITS) - targets).sum(-1), rtol=1e-5)
     with pytest.raises(UserError, match=r'must return \[B\], a value an example, not \[\]'):
         criterion(name=f'{__name__}:of_the_batch')
-    with pytest.raises(UserError, match='no class or function but tuple'):
+    with pytest.raises(UserError, match='must be a class or function, not tuple'):
         criterion(name=f'{__name__}:WEIGHTS')
     with pytest.raises(UserError, match='takes none'):
         criterion(name='sigmoid_cross_entropy', class_weights=WEIGHTS)

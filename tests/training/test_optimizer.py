@@ -291,8 +291,8 @@ def test_another_optimizer_need_not_know_sgds_defaults():
         ('sgd', {'optimizer.weight_decay': 0.1}, 'write weight_decay=0.1, not'),
         ('novograd', {'optimizer.weight_decay': 0.1}, 'write weight_decay=0.1, not'),
         ('sgd', {'weight_decay_form': 'l1'}, 'decoupled'),
-        ('sgd', {'weight_decay': 0.1, 'weight_decay_pattern': '('}, 'no regular expression'),
-        ('sgd', {'freeze': '('}, 'no regular expression'),
+        ('sgd', {'weight_decay': 0.1, 'weight_decay_pattern': '('}, 'not a regular expression'),
+        ('sgd', {'freeze': '('}, 'not a regular expression'),
     ],
 )
 def test_what_makes_no_sense_is_refused(name, changes, says):

@@ -266,12 +266,12 @@ def test_a_place_that_cannot_be_written_to_is_told_before_data_are_read(tmp_path
     monkeypatch.setattr('vision.training.loop.setup', lambda config: pytest.fail('reads data'))
     (tmp_path / 'file').touch()
     for path, says in (
-        (tmp_path / 'file', 'is no folder'),
+        (tmp_path / 'file', 'is not a folder'),
         (tmp_path / 'file' / 'run', 'not a directory'),
         (tmp_path / ('x' * 300), 'name too long'),
         ('/proc/run', r'cannot be written to|/proc'),
         ('', 'is empty'),
-        (f'{tmp_path}/caf\udce9', 'not UTF-8'),
+        (f'{tmp_path}/caf\udce9', 'not valid UTF-8'),
     ):
         with pytest.raises(UserError, match=f'(?i){says}') as error:
             train(tiny_config(), path)

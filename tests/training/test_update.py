@@ -95,7 +95,7 @@ def test_a_users_own_is_named_in_the_config():
         ({'name': 'sam', 'rho': 'far'}, "rho='far' is not of type float"),
         ({'name': 'sam', 'rho': -1.0}, 'rho=-1.0 must be 0 or more'),
         ({'name': f'{__name__}:nothing'}, "has no 'nothing'"),
-        ({'name': f'{__name__}:SAM'}, 'no class or function but dict'),
+        ({'name': f'{__name__}:SAM'}, 'must be a class or function, not dict'),
         ({'name': f'{__name__}:too_few'}, r'must take \(state, examples, gradient_of\)'),
         ({'name': 'gradient', 'rho': 1.0}, "argument of update 'gradient' 'rho'"),
     ],

@@ -1,4 +1,7 @@
-"""A function in a process of its own: whatever ends that process, the caller learns why and goes on."""
+"""Calls a function in a child process, so that a crash of the function does not end the caller.
+
+The caller gets the function's result, its exception, or the reason why the child process ended.
+"""
 
 import contextlib
 import multiprocessing
@@ -16,49 +19,53 @@ from vision.core import startup
 from vision.core.errors import Stopped, UserError, in_a_line
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# What the server imports, of the libraries what this process has imported.
+# Modules that the fork server imports before it forks. Libraries are added only if this process
+# has imported them already.
 _PRELOADED = ['vision.training.loop', 'vision.evaluation.evals']
 _LIBRARIES = ('sklearn.datasets', 'tensorflow')
 
 
 class Died(Exception):
-    """The process ended without an answer; the text is the reason in one line.
+    """Raised when the child process ended without a result; the text is the reason in one line.
 
     Attributes:
-      details: the traceback, if it was an exception.
+      details: the traceback, if the function raised an exception.
     """
 
     details: str = ''
 
 
 def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
-    """Calls a function in a process of its own and returns what it returns.
+    """Calls a function in a child process and returns its result.
 
-    The process is a fork of this one as long as JAX has no backend here (no device, no memory of a GPU is held
-    twice), and else of a server that is started for it. SIGINT and SIGTERM are passed on once; a second signal
-    ends both processes.
+    The child is a fork of this process as long as JAX has no backend here. Otherwise a server
+    process is started and forked, so that no device and no GPU memory is held twice. The first
+    SIGINT or SIGTERM is passed on to the child; a second signal ends both processes.
 
     Args:
-      function: of a module; with its arguments and its result it can be pickled.
-      *arguments: of the function.
+      function: a module-level function. It, its arguments and its result must be picklable.
+      *arguments: positional arguments of the function.
 
     Raises:
       UserError: the function raised it.
-      Stopped: this process got a signal; the function has been told and has ended.
-      Died: another exception, an exit, or a signal (as of the kernel, for want of memory) ended the process.
+      Stopped: this process received a signal, passed it on, and the child has ended.
+      Died: the child ended by another exception, by an exit, or by a signal (for example from the
+        kernel when memory is exhausted).
     """
     context = _context()
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_answer, args=(sender, function, arguments))
     with _Forwarded() as signals:
+        # Start the child and wait for its answer; signals are passed on meanwhile.
         with _empty_main():
             child.start()
         sender.close()
         signals.forward_to(child.pid)
         kind, value = _receive(receiver, child)
-    # Asked after the handlers are those of before, so that no signal is lost.
+    # Check for a signal only after the previous handlers are restored, so that none is lost.
     if signals.received is not None:
         raise Stopped(signals.received, value if kind == 'stopped' else 'stopped')
+    # Return the result, or raise the child's exception.
     if kind == 'returned':
         return value
     if kind == 'mistaken':
@@ -71,15 +78,16 @@ def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def holds_devices() -> bool:
-    """True if JAX has a backend in this process: its threads, and on a GPU its memory."""
+    """True if JAX has a backend in this process, and with it threads and device memory."""
     bridge = sys.modules.get('jax._src.xla_bridge')
     return bridge is not None and bridge.backends_are_initialized()
 
 
 def _context() -> Any:
-    """Forks are made of a process that JAX has no threads in: of this one, or of a clean server."""
+    """Returns a multiprocessing context that forks a process without threads of JAX."""
     if sys.platform == 'linux' and not holds_devices():
         return multiprocessing.get_context('fork')
+    # This process has threads, which a fork would break: fork a clean server instead.
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([*_PRELOADED, *(m for m in _LIBRARIES if m in sys.modules)])
     return context
@@ -87,7 +95,10 @@ def _context() -> Any:
 
 @contextlib.contextmanager
 def _empty_main() -> Iterator[None]:
-    """Hides the main module: the server's children would import a user's script, which would start all over again."""
+    """Hides the main module from multiprocessing.
+
+    Otherwise the server's children would import the user's script, which would run again.
+    """
     main = sys.modules['__main__']
     sys.modules['__main__'] = types.ModuleType('__main__')
     try:
@@ -97,28 +108,33 @@ def _empty_main() -> Iterator[None]:
 
 
 def _receive(receiver: connection.Connection, child: Any) -> tuple[str, Any]:
-    """Waits for the answer, or for an end without one, and for the end of the process."""
+    """Waits until the child has ended; returns its answer or the reason why there is none."""
     try:
         answer = receiver.recv()
     except (EOFError, OSError):
         answer = None
+    # Wait for the end of the process, so that it leaves no zombie.
     child.join()
     if answer is not None:
         return answer
+    # The pipe was closed without an answer: the exit code tells why.
     if child.exitcode >= 0:
         return 'ended', f'its process ended with exit code {child.exitcode}'
+    # A negative exit code is the number of the signal that ended the process.
     name = signal.Signals(-child.exitcode).name
-    perhaps = '; the memory may not have sufficed' if name == 'SIGKILL' else ''
+    perhaps = '; it may have run out of memory' if name == 'SIGKILL' else ''
     return 'ended', f'its process was ended by {name}{perhaps}'
 
 
 def _answer(sender: connection.Connection, function: Callable[..., Any], arguments: tuple) -> None:
-    """Calls the function and sends what comes of it; runs in the new process."""
+    """Runs in the child process: calls the function and sends its result or its exception."""
+    # Replace the signal handlers that the fork inherited.
     for signum in _SIGNALS:
         signal.signal(signum, signal.SIG_DFL)
     startup.Leaving.watch()
-    os.setpgid(0, 0)  # Ctrl-C on a terminal reaches the caller alone, which passes it on
+    os.setpgid(0, 0)  # Ctrl-C on a terminal then reaches only the caller, which passes it on
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+    # End with the caller, even if that is killed.
     threading.Thread(target=_end_with_caller, daemon=True).start()
     try:
         answer: tuple[str, Any] = 'returned', function(*arguments)
@@ -130,14 +146,15 @@ def _answer(sender: connection.Connection, function: Callable[..., Any], argumen
         answer = 'ended', f'its code ended the process ({e.code})'
     except BaseException as e:
         answer = 'raised', (in_a_line(e), traceback.format_exc())
+    # Send the answer and end at once.
     sender.send(answer)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)  # threads of libraries that nobody ends would be waited for
+    os._exit(0)  # a normal exit would wait for threads that libraries never end
 
 
 def _end_with_caller() -> None:
-    """Asks this process to stop when its caller has died."""
+    """Sends SIGTERM to this process when its caller has died."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -145,9 +162,10 @@ def _end_with_caller() -> None:
 
 
 class _Forwarded:
-    """Passes the first signal on to a process and ends both with the second; outside the main thread does nothing.
+    """Passes the first signal on to the child; the second signal ends both processes.
 
-    Signals wait from its start until it knows the process.
+    Signals are blocked from the start of the context until the child's process id is known.
+    Outside the main thread it does nothing.
     """
 
     def __init__(self) -> None:
@@ -162,7 +180,7 @@ class _Forwarded:
         return self
 
     def forward_to(self, pid: int) -> None:
-        """Takes the process, and the signals that have waited for it."""
+        """Sets the child's process id and delivers the signals that were blocked until now."""
         self._pid = pid
         if self._before:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
@@ -170,10 +188,12 @@ class _Forwarded:
     def __exit__(self, *_) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        # The child's id may never have become known.
         if self._before:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     def _receive(self, signum: int, frame: object) -> None:
+        # The handler runs in the caller; the child has its own handlers.
         again = self.received is not None
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.kill(self._pid, signal.SIGKILL if again else signum)

@@ -1,8 +1,8 @@
-"""Checkpoints: Orbax's CheckpointManager, and what it must be told.
+"""Checkpoints of a run, written and restored with Orbax's CheckpointManager.
 
-A checkpoint has the items `model` (params and batch_stats), `ema` (the same, where there is a
-moving average), `training` (step, optimizer, rng) and `loop` (JSON: the loop's own few numbers),
-so that prediction reads the model and nothing else.
+A checkpoint has the items `model` (params and batch_stats), `ema` (the same two, if the run keeps a
+moving average), `training` (step, optimizer state, rng) and `loop` (JSON with the counters of the
+training loop). Prediction therefore reads only the model.
 """
 
 import json
@@ -29,29 +29,33 @@ from vision.core.errors import UserError, unknown
 from vision.core.state import TrainState
 from vision.core.text import json_text
 
-# Orbax tells of every save, and warns of options that are meant; what goes wrong it raises.
+# Drop Orbax's log lines: it reports every save and warns of options that are set on purpose. Its
+# failures are raised as exceptions.
 logging.get_absl_logger().addFilter(lambda record: 'orbax' not in record.pathname)
 
-_SUMS = 'checksums.json'  # in a checkpoint: CRC-32 by file
-_PLAIN = re.compile(r'[\w./+=,@-]+', re.ASCII)  # paths that Orbax takes as they are
+_SUMS = 'checksums.json'  # inside a checkpoint: the CRC-32 of each file
+_PLAIN = re.compile(r'[\w./+=,@-]+', re.ASCII)  # paths that Orbax's globbing leaves unchanged
 
 Rank = Callable[[dict[str, Any]], tuple[float, ...]]
 
 
 class Checkpoints:
-    """The checkpoints of one workdir: asynchronous, atomic; the last N and the best are kept."""
+    """The checkpoints of one workdir, written asynchronously and atomically.
+
+    The newest N checkpoints and the best one are kept.
+    """
 
     def __init__(self, workdir: Path, rank: Rank, keep: int = 1, read_only: bool = False):
         """Opens `workdir/checkpoints`.
 
         Args:
-          workdir: of the run.
-          rank: of the validation metrics of a checkpoint; the greatest is the best.
-          keep: how many of the newest are kept, beside the best on the validation split.
-          read_only: for evaluation and prediction, also while the run goes on.
+          workdir: the run's folder.
+          rank: maps a checkpoint's validation metrics to a sort key; the greatest is the best.
+          keep: number of newest checkpoints to keep, beside the best on the validation split.
+          read_only: for evaluation and prediction; safe while the run is still training.
 
         Raises:
-          UserError: read_only and there is no checkpoint.
+          UserError: `read_only` is set and the workdir has no checkpoints.
         """
         self._directory, self._rank, self._read_only = workdir / 'checkpoints', rank, read_only
         if read_only and not self._directory.is_dir():
@@ -59,6 +63,8 @@ class Checkpoints:
         alias = self._alias()
         if not read_only:
             processes.on_first(lambda: _prepare(self._directory))
+        # Keep the newest N and the best. Orbax's `max_to_keep` with `best_fn` would delete the
+        # newest checkpoint if it is not among the best.
         policy = policies.AnyPreservationPolicy(
             [
                 policies.LatestN(keep),
@@ -72,6 +78,7 @@ class Checkpoints:
             best_fn=rank,
             preservation_policy=None if read_only else policy,
         )
+        # Orbax reads the metrics of all checkpoints when it opens the folder: check them first.
         _check_metrics(self._directory)
         handlers = {name: ocp.StandardCheckpointHandler() for name in ('model', 'ema', 'training')}
         self._manager = ocp.CheckpointManager(
@@ -81,13 +88,15 @@ class Checkpoints:
         )
 
     def _alias(self) -> Path:
-        """The folder, or a link to it where its path has more than letters and digits.
+        """Returns the folder, or a symbolic link to it if its path has special characters.
 
-        Orbax finds its files by `epath.Path.glob`, which takes the folder's own `[`, `*` and `?` for a pattern
-        (etils/epath/gpath.py): a checkpoint in `run[1]` is written and never found again.
+        Orbax finds its files with `epath.Path.glob`, which interprets `[`, `*` and `?` in the
+        folder's own path as a pattern (etils/epath/gpath.py). It writes a checkpoint to `run[1]`
+        but cannot find it again.
         """
         if _PLAIN.fullmatch(str(self._directory)):
             return self._directory
+        # Try folders that are writable on most machines. The link is removed with this object.
         for place in (tempfile.gettempdir(), '/tmp', '/dev/shm'):
             if not _PLAIN.fullmatch(place):
                 continue
@@ -97,8 +106,8 @@ class Checkpoints:
                 os.symlink(self._directory, folder / 'checkpoints')
                 return folder / 'checkpoints'
         raise UserError(
-            f'{self._directory}: a path with such characters needs a link in TMPDIR or /tmp, and none can be made there; '
-            'take a --workdir of letters and digits'
+            f'{self._directory}: a path with such characters needs a symbolic link in TMPDIR or '
+            '/tmp, which cannot be created there; choose a --workdir of letters and digits'
         )
 
     def __enter__(self) -> 'Checkpoints':
@@ -109,7 +118,7 @@ class Checkpoints:
             self.wait()
             with self._explained():
                 self._manager.close()
-        else:  # what failed first is what is told
+        else:  # report the first failure, not one that follows from it
             with suppress(Exception):
                 self._manager.close()
 
@@ -117,15 +126,17 @@ class Checkpoints:
         """Starts writing a checkpoint; returns as soon as the state may be changed.
 
         Args:
-          state: of the step that it names.
-          loop: JSON beside it.
+          state: saved under its step.
+          loop: JSON values of the training loop.
           metrics: the validation metrics of that step, if it was evaluated.
 
         Raises:
-          UserError: this one or the one before could not be written (the disk is full, say).
-          RuntimeError: Orbax refused it (a step that is there already, or an earlier one).
+          UserError: this checkpoint or the previous one could not be written, for example because
+            the disk is full.
+          RuntimeError: Orbax refused to save, because this step or a later one exists.
         """
         step = int(state.step)
+        # The moving average is an item of its own, which prediction can read alone.
         items = {
             'model': ocp.args.StandardSave(state.variables),
             'training': ocp.args.StandardSave(_training(state)),
@@ -133,30 +144,36 @@ class Checkpoints:
         }
         if state.ema_params is not None:
             items['ema'] = ocp.args.StandardSave(state.eval_variables)
-        self.wait()  # as Orbax does, for the one before
+        # Orbax also waits for the previous checkpoint; waiting here writes its checksums, too.
+        self.wait()
         with self._explained():
             saved = self._manager.save(step, args=ocp.args.Composite(**items), metrics=metrics)
+        # Orbax returns False without a reason.
         if not saved:
             raise RuntimeError(f'{self._directory}: Orbax did not save step {step}')
 
     def reached_preemption(self, step: int) -> bool:
-        """True if all processes shall stop after this step, because one was sent SIGTERM.
+        """True if all processes must stop after this step, because one of them received SIGTERM.
 
-        To be asked at every step, on every process.
+        Must be called at every step on every process.
         """
         return self._manager.reached_preemption(step)
 
     def wait(self) -> None:
-        """Returns when all that was saved is complete on disk, with its checksums."""
+        """Waits until all saved checkpoints are complete on disk, with their checksums."""
         with self._explained():
             self._manager.wait_until_finished()
             if not self._read_only and processes.is_first():
+                # Only a complete checkpoint gets checksums.
                 for step in self.steps():
                     _seal(self._directory / str(step))
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns what goes wrong in writing into one line: it comes out of threads and libraries."""
+        """Turns any exception while writing into a UserError of one line.
+
+        The exceptions come from Orbax's threads and from several libraries.
+        """
         try:
             yield
         except Exception as e:
@@ -165,7 +182,7 @@ class Checkpoints:
             kept = f'the last complete one is step {steps[-1]}' if steps else 'there is no other'
             raise UserError(
                 f'{self._directory}: a checkpoint could not be written ({reason}); {kept}. '
-                'Make room and start the same command again'
+                'Free some disk space and start the same command again'
             ) from e
 
     def steps(self) -> list[int]:
@@ -173,12 +190,16 @@ class Checkpoints:
         return sorted(s for s in self._manager.all_steps() if _complete(self._directory / str(s)))
 
     def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint, or None."""
+        """The step of the newest complete checkpoint, or None if there is none."""
         steps = self.steps()
         return steps[-1] if steps else None
 
     def best_step(self) -> int | None:
-        """The step of the best checkpoint on the validation split, of equals the latest; or None."""
+        """The step of the best checkpoint on the validation split; the latest one among equals.
+
+        None if no checkpoint was evaluated.
+        """
+        # Rank the evaluated checkpoints; the step decides among equals.
         scored = []
         for step in self.steps():
             with self._damage_named(step):
@@ -187,16 +208,17 @@ class Checkpoints:
         return max(scored)[1] if scored else None
 
     def find(self, which: str | int) -> int:
-        """Returns the step that 'best', 'last' or a number names.
+        """Returns the step that 'best', 'last' or a number refers to.
 
-        'best' is the last one where no checkpoint was evaluated.
+        If no checkpoint was evaluated, 'best' is the last one.
 
         Raises:
-          UserError: there is none, or not that one.
+          UserError: there is no complete checkpoint, or none of that step.
         """
         steps, which = self.steps(), str(which)
         if not steps:
             raise UserError(f'{self._directory} holds no complete checkpoint')
+        # Resolve the names, then check a number.
         if which == 'last':
             return steps[-1]
         if which == 'best':
@@ -204,27 +226,28 @@ class Checkpoints:
             return steps[-1] if best is None else best
         if not which.isdecimal() or int(which) not in steps:
             raise UserError(
-                f'--checkpoint={which}: there are best, last and {", ".join(map(str, steps))}'
+                f'--checkpoint={which}: choose best, last or one of {", ".join(map(str, steps))}'
             )
         return int(which)
 
     def restore(self, step: int, state: TrainState) -> tuple[TrainState, dict]:
-        """Reads a checkpoint onto the devices of `state`.
+        """Restores a checkpoint onto the devices of `state`.
 
         Args:
           step: one of `steps()`.
-          state: a state of the same shapes, laid out as the result shall be.
+          state: a state with the shapes, dtypes and shardings of the result.
 
         Returns:
-          The state and the JSON that was saved with it.
+          The state and the JSON values that were saved with it.
 
         Raises:
-          UserError: the checkpoint is another model's or optimizer's.
+          UserError: the checkpoint is of another model or optimizer.
         """
         items = {'model': state.variables, 'training': _training(state)}
         if state.ema_params is not None:
             items['ema'] = state.eval_variables
         got, loop = self._restore(step, items)
+        # A run without a moving average has no item `ema`.
         ema = got.get('ema', {'params': None, 'batch_stats': None})
         return TrainState(
             **got['training'],
@@ -234,19 +257,21 @@ class Checkpoints:
         ), loop
 
     def restore_variables(self, step: int, variables: dict, weights: str | None = None) -> dict:
-        """Reads what is evaluated.
+        """Restores the variables for evaluation.
 
         Args:
           step: one of `steps()`.
           variables: params and batch_stats as arrays or ShapeDtypeStructs with shardings.
-          weights: 'ema', the moving average; 'raw', as trained; None: the average if there is one.
+          weights: 'ema' for the moving average, 'raw' for the trained parameters, None for the
+            moving average if there is one.
 
         Raises:
-          UserError: the checkpoint is another model's, or has no moving average.
+          UserError: the checkpoint is of another model, or has no moving average.
         """
         averaged = (self._directory / str(step) / 'ema').is_dir()
         if weights not in (None, 'ema', 'raw'):
             raise unknown('weights', weights, ['ema', 'raw'])
+        # The moving average was asked for explicitly.
         if weights == 'ema' and not averaged:
             raise UserError(
                 f'{self._directory / str(step)} has no moving average of the weights: '
@@ -256,9 +281,11 @@ class Checkpoints:
         return self._restore(step, {name: variables})[0][name]
 
     def _restore(self, step: int, items: dict[str, Any]) -> tuple[dict[str, Any], dict]:
+        """Checks and restores items of a checkpoint; returns them and the JSON item `loop`."""
         abstract = mesh_lib.abstract(items)
         with self._damage_named(step):
             _check_sums(self._directory / str(step), {*items, 'loop', 'metrics'})
+            # Compare shapes first: Orbax casts a wrong dtype silently.
             metadata = self._manager.item_metadata(step)
             for name, tree in abstract.items():
                 _check_same(metadata[name], tree, f'{self._directory / str(step)} ({name})')
@@ -270,19 +297,24 @@ class Checkpoints:
 
     @contextmanager
     def _damage_named(self, step: int) -> Iterator[None]:
-        """Turns what a damaged checkpoint leads libraries to into one line, which offers the one before."""
+        """Turns a library's exception for a damaged checkpoint into a UserError of one line.
+
+        The message names the previous complete checkpoint.
+        """
         try:
             yield
+        # Errors that are already explained pass through.
         except UserError:
             raise
         except Exception as e:
             reason = (str(e) or type(e).__name__).strip().splitlines()[0]
+            # Offer the newest earlier checkpoint.
             before = [s for s in self.steps() if s < step]
             other = (
-                f'the one before it is step {before[-1]}: name it with --checkpoint={before[-1]}, or remove the damaged '
-                'folder, and a run goes on from there'
+                f'the previous one is step {before[-1]}: choose it with '
+                f'--checkpoint={before[-1]}, or remove the damaged folder to resume from there'
                 if before
-                else 'there is none before it'
+                else 'there is no earlier one'
             )
             raise UserError(
                 f'{self._directory / str(step)} is damaged ({reason:.160}); {other}'
@@ -290,48 +322,63 @@ class Checkpoints:
 
 
 def _training(state: TrainState) -> dict[str, Any]:
+    """The item `training` of a checkpoint."""
     items = {'step': state.step, 'opt_state': state.opt_state, 'rng': state.rng}
     return items if state.extra is None else items | {'extra': state.extra}
 
 
 def _complete(directory: Path) -> bool:
-    """Orbax counts any folder with a number for a name; one that it finished has its metadata."""
+    """True if Orbax finished the checkpoint: it then has metadata.
+
+    Orbax itself counts every folder whose name is a number.
+    """
     return (directory / '_CHECKPOINT_METADATA').exists()
 
 
 def _check_metrics(directory: Path) -> None:
-    """Raises UserError where a checkpoint's metrics are damaged: Orbax reads those of all when it opens the folder."""
+    """Raises UserError if the metrics of any checkpoint are damaged."""
     for path in sorted(directory.glob('[0-9]*/metrics/metrics')):
         try:
             if not isinstance(json.loads(path.read_bytes()), dict):
                 raise ValueError('it holds no object')
         except ValueError as e:
             raise UserError(
-                f'{path.parents[1]} is damaged (metrics: {e}); remove this folder, and the other checkpoints can be used'
+                f'{path.parents[1]} is damaged (metrics: {e}); remove this folder to use the '
+                'other checkpoints'
             ) from None
-        except FileNotFoundError:  # it is one that Orbax removes
+        except FileNotFoundError:  # Orbax is removing this checkpoint
             continue
 
 
 def _files(directory: Path) -> Iterator[tuple[str, Path]]:
+    """Yields the relative name and the path of each file of a checkpoint, but for the checksums."""
     for path in sorted(directory.rglob('*')):
-        if path.is_file() and not path.name.startswith(_SUMS):  # nor what a kill left of it
+        # The prefix also covers a temporary checksum file that a kill left behind.
+        if path.is_file() and not path.name.startswith(_SUMS):
             yield path.relative_to(directory).as_posix(), path
 
 
 def _seal(directory: Path) -> None:
-    """Writes the checksums of a complete checkpoint, unless it has them: of values Orbax keeps none."""
+    """Writes the checksums of a complete checkpoint, unless it has them.
+
+    Orbax keeps no checksums of the values.
+    """
     if (directory / _SUMS).exists():
         return
-    with suppress(FileNotFoundError):  # it is one that Orbax removes
+    with suppress(FileNotFoundError):  # Orbax is removing this checkpoint
         sums = {name: zlib.crc32(path.read_bytes()) for name, path in _files(directory)}
         workdir_lib.write_text(directory / _SUMS, json_text(sums))
 
 
 def _check_sums(directory: Path, items: Collection[str]) -> None:
-    """Raises ValueError naming the first file of these items, or beside them, that is not as it was written."""
+    """Checks the files of these items, and those outside any item, against the checksums.
+
+    Raises:
+      ValueError: a file is missing or has changed; names the first one.
+    """
     path = directory / _SUMS
-    if not path.exists():  # of an older version, or killed before they were written
+    # No checksums: an older version wrote the checkpoint, or a kill came before they were written.
+    if not path.exists():
         return
     sums, files = json.loads(path.read_bytes()), dict(_files(directory))
     for name, known in sums.items():
@@ -340,18 +387,22 @@ def _check_sums(directory: Path, items: Collection[str]) -> None:
         if name not in files:
             raise ValueError(f'{name} is missing')
         if zlib.crc32(files[name].read_bytes()) != known:
-            raise ValueError(f'{name} has other bytes than were written')
+            raise ValueError(f'the bytes of {name} changed after it was written')
 
 
 def newest_step(workdir: Path) -> int | None:
-    """The step of the newest complete checkpoint of a workdir, which need not exist; or None."""
+    """The step of the newest complete checkpoint of a workdir.
+
+    None if there is no checkpoint or no such folder. Orbax is not needed.
+    """
     directory = workdir / 'checkpoints'
+    # Without Orbax, a checkpoint is a folder with a number and metadata.
     found = directory.iterdir() if directory.is_dir() else ()
     return max((int(p.name) for p in found if p.name.isdecimal() and _complete(p)), default=None)
 
 
 def _prepare(directory: Path) -> None:
-    """Makes the folder, and removes empty numbered ones: Orbax would save nothing below them."""
+    """Creates the folder and removes empty numbered subfolders, in which Orbax saves nothing."""
     directory.mkdir(exist_ok=True)
     for path in directory.iterdir():
         if path.name.isdecimal() and path.is_dir() and not any(path.iterdir()):
@@ -359,13 +410,14 @@ def _prepare(directory: Path) -> None:
 
 
 def _check_same(metadata: Any, tree: Any, where: str) -> None:
-    """Raises UserError naming the first leaves in which a checkpoint differs from a tree."""
+    """Raises UserError naming the first leaves in which a checkpoint differs from a PyTree."""
 
     def shapes(tree: Any) -> dict[str, tuple]:
         leaves = jax.tree_util.tree_leaves_with_path(tree)
         return {_name(path): _stored(x) for path, x in leaves}
 
     there, here = shapes(getattr(metadata, 'tree', metadata)), shapes(tree)
+    # List missing leaves first, then surplus ones, then those of another shape or dtype.
     phrases = [f'{k} is missing there' for k in here if k not in there]
     phrases += [f'{k} is surplus there' for k in there if k not in here]
     phrases += [
@@ -379,12 +431,15 @@ def _check_same(metadata: Any, tree: Any, where: str) -> None:
 
 
 def _stored(leaf: Any) -> tuple[tuple[int, ...], str]:
-    """Shape and type as they are on disk: a key is its uint32 words."""
+    """The shape and dtype of a leaf on disk, where a PRNG key is stored as uint32 words."""
     if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         leaf = jax.eval_shape(jax.random.key_data, leaf)
     return tuple(leaf.shape), str(leaf.dtype)
 
 
 def _name(path: tuple) -> str:
-    """'params/conv1/kernel', whether a key is a dict's, a field's or a position."""
+    """The path of a leaf as text: 'params/conv1/kernel'.
+
+    A part of the path may be a dict key, an attribute or a position.
+    """
     return '/'.join(str(getattr(k, 'key', getattr(k, 'name', getattr(k, 'idx', k)))) for k in path)

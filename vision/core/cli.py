@@ -1,7 +1,7 @@
-"""The part that all command lines share: flags read, mistakes in one line, the exit codes of the house.
+"""Shared code of all commands: flag parsing, one-line error messages and exit codes.
 
-0 done; 2 the user's mistake; 3 answered in part; 130 and 143 stopped by a signal after the
-checkpoint was written; 1 ours (a traceback: please report it).
+Exit codes: 0 done; 2 the user's mistake; 3 answered in part; 130 and 143 stopped by SIGINT or
+SIGTERM after the checkpoint was written; 1 a fault of the program (a traceback: please report it).
 """
 
 import ast
@@ -28,7 +28,9 @@ from vision.core.errors import Stopped, UserError
 USER_MISTAKE = 2
 ANSWERED_IN_PART = 3
 
+# Errors of a full disk or quota.
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# Errors of a path that the user gave.
 _NOT_ALLOWED = (
     errno.EACCES,
     errno.EPERM,
@@ -40,12 +42,13 @@ _NOT_ALLOWED = (
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Reads the flags, runs `main(argv)` and leaves the process with its exit code.
+    """Parses the flags, runs `main(argv)` and exits with its exit code.
 
     Args:
-      main: gets what is left of the command line (the program's name first) and returns the
-        exit code; None is 0.
+      main: takes the rest of the command line (the program's name first) and returns the exit
+        code; None means 0.
     """
+    # Catch signals first, so that they end the process quietly from here on.
     startup.Leaving.start()
     try:
         app.run(lambda argv: sys.exit(_main(main, argv)), flags_parser=_parse)
@@ -60,22 +63,23 @@ def define_config() -> flags.FlagHolder:
     """Defines --config=FILE[:ARGUMENT] and its overrides, --config.a.b=VALUE.
 
     An override may add an argument of the model, the source, the optimizer, the schedule or the
-    loss; whoever takes the arguments refuses what it does not know, with the nearest name.
+    loss. Unknown arguments are refused when the config is used, with the nearest known name.
     """
     accept_none()
     holder = config_flags.DEFINE_config_file(
         'config',
         None,
-        'The experiment, a file in configs/.',
+        'Config file of the experiment, for example configs/digits_lenet5.py.',
         lock_config=False,
         accept_new_attributes=True,
     )
+    # Replace the parser by one that converts NumPy and JAX values.
     flags.FLAGS['config'].parser = _PlainConfigFile('config', lock_config=False)
     return holder
 
 
 def accept_none() -> None:
-    """Lets overrides of config flags, --config.a.b=None, say None for values of all types."""
+    """Lets overrides of config flags set values of every type to None: --config.a.b=None."""
     for kind, read in (
         (float, _or_share(flags.FloatParser().parse)),
         (int, _or_share(flags.IntegerParser().parse)),
@@ -89,10 +93,13 @@ def accept_none() -> None:
 
 
 class _PlainConfigFile(ConfigFileFlagParser):
-    """Reads a config file, and makes its NumPy and JAX values plain: by their types overrides are read."""
+    """Reads a config file and converts its NumPy and JAX values to plain Python values.
+
+    The type of a value decides how its override is parsed.
+    """
 
     def parse(self, path: str) -> Any:
-        """Returns the config."""
+        """Returns the config in a file, with plain values."""
         config = super().parse(path)
         if isinstance(config, ConfigDict):
             make_plain(config, 'config')
@@ -100,7 +107,10 @@ class _PlainConfigFile(ConfigFileFlagParser):
 
 
 def make_plain(config: Any, name: str) -> None:
-    """Makes the values of a config plain, in place; what refers to another key stays as it is."""
+    """Converts the values of a config to plain Python values in place.
+
+    References to other keys are kept.
+    """
     for key, value in config.items(preserve_field_references=True):
         if isinstance(value, ConfigDict):
             make_plain(value, f'{name}.{key}')
@@ -110,33 +120,37 @@ def make_plain(config: Any, name: str) -> None:
 
 
 class _OrNone(flags.ArgumentParser):
-    """Reads 'None' as None, and other words with a function; what is no text is a default and stays."""
+    """Parses 'None' as None and other text with a function.
+
+    A value that is not text is a default and is returned unchanged.
+    """
 
     def __init__(self, read: Callable[[str], Any]):
         super().__init__()
         self._read = read
 
     def parse(self, argument: Any) -> Any:
-        """Returns the value of a word of the command line."""
+        """Returns the value of an argument from the command line."""
         if not isinstance(argument, str):
             return argument
         return None if argument == 'None' else self._read(argument)
 
 
 def _or_share(read: Callable[[str], Any]) -> Callable[[str], Any]:
-    """Reads '10%' as it is, where a config file has a number: data.validation takes both."""
+    """Makes a number parser keep '10%' as text: data.validation may be a number or a percentage."""
     return lambda text: text if text.endswith('%') else read(text)
 
 
 def _read_section(text: str) -> ConfigDict:
+    """Parses a dict literal into a section."""
     value = read_literal(text)
     if not isinstance(value, dict):
-        raise ValueError(f'{text!r} is no dict')
+        raise ValueError(f'{text!r} is not a dict')
     return ConfigDict(value)
 
 
 def read_literal(text: str) -> Any:
-    """A word of the command line as Python reads it, or else as text."""
+    """The value of a Python literal; text that is no literal is returned unchanged."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -144,21 +158,25 @@ def read_literal(text: str) -> Any:
 
 
 def define_distributed() -> Callable[[], None]:
-    """Defines --distributed and what plain machines need beside it.
+    """Defines --distributed and the flags that machines without a cluster manager need.
 
     Returns:
-      What joins the other processes, if the flags say so; to be called before JAX is used.
+      A function that joins the other processes if --distributed is set. It must be called before
+      JAX is used.
     """
     distributed_flag = flags.DEFINE_bool(
-        'distributed', False, 'Several processes are one run: Slurm, Open MPI, GKE, Cloud TPU.'
+        'distributed',
+        False,
+        'Run as one of several processes; found automatically on Slurm, Open MPI, GKE, Cloud TPU.',
     )
     coordinator = flags.DEFINE_string(
-        'coordinator', None, 'HOST:PORT of process 0, where nothing else tells.'
+        'coordinator', None, 'HOST:PORT of process 0, if it cannot be found automatically.'
     )
-    num_processes = flags.DEFINE_integer('num_processes', None, 'How many there are.', 1)
-    process_id = flags.DEFINE_integer('process_id', None, "This one's number, from 0.", 0)
+    num_processes = flags.DEFINE_integer('num_processes', None, 'Number of processes.', 1)
+    process_id = flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.', 0)
 
     def join() -> None:
+        # The flags are read only after parsing.
         values = (coordinator.value, num_processes.value, process_id.value)
         if distributed_flag.value:
             from vision.core import distributed
@@ -171,9 +189,9 @@ def define_distributed() -> Callable[[], None]:
 
 
 def refuse_arguments(argv: Sequence[str]) -> None:
-    """Raises UserError if words are left over: `main`s that take flags only call this first."""
+    """Raises UserError if the command line has arguments that are not flags."""
     if len(argv) > 1:
-        raise UserError(f'unexpected argument {argv[1]!r}; options are --name=value, see --help')
+        raise UserError(f'unexpected argument {argv[1]!r}; write flags as --name=value, see --help')
 
 
 def require(**values: object) -> None:
@@ -184,6 +202,8 @@ def require(**values: object) -> None:
 
 
 def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
+    """Prepares the process and runs `main`; turns its exceptions into exit codes."""
+    # Show warnings only, and set up JAX before it has a backend.
     logging.set_verbosity(logging.WARNING)
     _quiet_orbax()
     startup.tune()
@@ -191,25 +211,30 @@ def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     try:
         return main(argv) or 0
     except Exception as e:
-        if startup.Leaving.received is not None:  # a library's error for the interruption
+        if startup.Leaving.received is not None:  # a library failed because it was interrupted
             return 128 + startup.Leaving.received
         return _end(e)
 
 
 def _end(error: Exception) -> int:
-    """The exit status for what `main` raised; says in a line what is not a fault of the program."""
+    """Returns the exit code for an exception of `main`.
+
+    Mistakes of the user and failures of the file system are reported in one line.
+    """
     if isinstance(error, UserError):
         return _complain(error)
     if isinstance(error, Stopped):
         print(error, file=sys.stderr)
         return 128 + error.signum
-    if isinstance(error, BrokenPipeError):  # `| head` has seen enough
+    if isinstance(error, BrokenPipeError):  # the reader of a pipe, such as `| head`, has ended
         return 0
+    # Report a full disk and unusable paths by their names.
     if isinstance(error, OSError):
         if error.errno in _NO_ROOM:
             return _complain_of_room(error)
         if error.errno in _NOT_ALLOWED and error.filename and not _is_one_of_several():
             return _complain(f'{error.filename}: {error.strerror}')
+    # An exception in user-defined code is the user's mistake: name the line.
     from vision.core.own_code import place_of
 
     if (place := place_of(error)) is not None and not _is_one_of_several():
@@ -218,12 +243,17 @@ def _end(error: Exception) -> int:
 
 
 def _is_one_of_several() -> bool:
+    """True if this process has joined a distributed run."""
     jax = sys.modules.get('jax')
     return jax is not None and jax.distributed.is_initialized()
 
 
 def _fail(error: Exception) -> int:
-    """Shows what is ours, and where others would be waited for that do not know, leaves at once."""
+    """Reports a fault of the program with its traceback.
+
+    In a distributed run the process exits at once: a normal exit would wait for the other
+    processes, which do not know of the failure.
+    """
     if not _is_one_of_several():
         raise error
     from vision.core import distributed
@@ -234,15 +264,15 @@ def _fail(error: Exception) -> int:
 
 
 def _quiet_orbax() -> None:
-    """Leaves out what Orbax tells of failures: it raises them where it is waited for.
+    """Silences the tracebacks that Orbax's threads print, because Orbax raises the failure, too.
 
-    Of a disk that is full its threads, the tasks of its event loop and the writers that come back
-    to a loop that is closed by then all print tracebacks of their own.
+    When a disk is full, Orbax's threads, the tasks of its event loop, and writers that return to
+    the closed loop each print a traceback.
     """
 
     def of_thread(failed: threading.ExceptHookArgs) -> None:
         if isinstance(failed.exc_value, OSError) and failed.exc_value.errno in _NO_ROOM:
-            # The writer of TensorBoard's events: the main thread would wait for it for ever.
+            # This is TensorBoard's event writer. The main thread would wait for it forever.
             os._exit(_complain_of_room(failed.exc_value))
         if not type(failed.thread).__module__.startswith('orbax'):
             threading.__excepthook__(failed)
@@ -253,39 +283,46 @@ def _quiet_orbax() -> None:
         if str(failed.exc_value) != 'Event loop is closed':
             before(failed)
 
+    # asyncio logs the exceptions of tasks that nobody awaits.
     threading.excepthook, sys.unraisablehook = of_thread, of_writer
     asyncio_logger = standard_logging.getLogger('asyncio')
     asyncio_logger.addFilter(lambda record: 'was never retrieved' not in record.getMessage())
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    """Parses the flags; returns the rest. Exits with 2 and one line on a mistake."""
     if indexed := next(filter(None, (re.match(r'--?(config\.[\w.]+)\[', w) for w in argv)), None):
-        # Configs have tuples, of which ml_collections cannot set an entry: it ends in an IndexError.
+        # ml_collections cannot set one entry of a tuple; it would raise an IndexError.
         sys.exit(
             _complain(
-                f'{indexed.string}: entries are not set one by one; give the whole value, as --{indexed[1]}="(0.5, 0.5)"'
+                f'{indexed.string}: single entries cannot be set; give the whole value, '
+                f'for example --{indexed[1]}="(0.5, 0.5)"'
             )
         )
     try:
         rest = flags.FLAGS(argv)
         if 'config' in flags.FLAGS and flags.FLAGS['config'].value is not None:
-            flags.FLAGS['config'].value.keys()  # a file that is not there fails only when read
+            # Read the config now: a missing file fails only on first use.
+            flags.FLAGS['config'].value.keys()
         return rest
-    except BrokenPipeError:  # of --help
+    except BrokenPipeError:  # the reader of --help has ended
         sys.exit(0)
-    except (
-        Exception
-    ) as e:  # beside absl's errors, whatever a config file's code and ml_collections raise
+    except Exception as e:
+        # Beside absl's errors, the code of a config file and ml_collections may raise anything.
         from vision.core.config_mistakes import explained
 
         sys.exit(_complain(explained(e, argv)))
 
 
 def _complain(error: object) -> int:
+    """Prints an error in one line on stderr; returns the exit code of a user's mistake."""
     print('error: ' + ' '.join(str(error).split()), file=sys.stderr)
     return USER_MISTAKE
 
 
 def _complain_of_room(error: OSError) -> int:
+    """Reports a full disk."""
     where = f'{error.filename}: ' if error.filename else ''
-    return _complain(f'{where}{error.strerror}; make room and start the same command again')
+    return _complain(
+        f'{where}{error.strerror}; free some disk space and start the same command again'
+    )

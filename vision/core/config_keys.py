@@ -1,8 +1,8 @@
-"""The keys of a config, one declaration each: type, range, default and meaning; and what they name.
+"""Declarations of all config keys: type, range, default and meaning.
 
-`default_config()`, the checks, `--explain` and docs/configs.md are made from these tables. The other keys
-of an open section are arguments of the function or class that the section names, and have the types that are
-annotated there.
+`default_config()`, the checks, `--explain` and docs/configs.md are made from these tables. An open
+section may have further keys: the arguments of the function or class that it names, with the types
+annotated there. This module also finds such functions and checks their arguments.
 """
 
 import importlib
@@ -23,9 +23,10 @@ Share = NewType('Share', str)  # '10%', 0.1, or a number of examples
 Fold = NewType('Fold', str)  # '2/5'
 Factors = tuple[tuple[Pattern, float], ...]
 
-# Open sections; each has a key that names a function or class.
+# Open sections. Each has a key that names a function or class, and takes its arguments as keys.
 OPEN = ('model', 'data', 'task', 'loss', 'update', 'optimizer', 'schedule')
 
+# Types in words, for messages and documentation.
 _NAMES = {
     int: 'a whole number',
     float: 'a number',
@@ -36,16 +37,18 @@ _NAMES = {
     Fold: "a fold ('2/5')",
     Pattern: 'a regular expression',
     tuple[float, ...]: 'a tuple of numbers',
-    Factors: "a tuple of pairs, as (('backbone', 0.1),), with factors",
+    Factors: "a tuple of pairs of pattern and factor, such as (('backbone', 0.1),), with factors",
 }
 
 
 class Range(NamedTuple):
-    """Bounds of a number, or of each number in a tuple; arguments have it as `Annotated[float, Range(low=0)]`.
+    """Bounds of a number, or of each number in a tuple.
+
+    Function arguments are annotated with it: `Annotated[float, Range(low=0)]`.
 
     Attributes:
-      low, high: the least value and the greatest.
-      above, below: what it must be more and less than.
+      low, high: inclusive bounds.
+      above, below: exclusive bounds.
     """
 
     low: float | None = None
@@ -62,7 +65,7 @@ class Range(NamedTuple):
         return f'in {left}, {self.below})' if self.high is None else f'in {left}, {self.high}]'
 
     def holds(self, value: Any) -> bool:
-        """True if all numbers in a value are finite and within the bounds."""
+        """True if all numbers of a value are finite and within the bounds."""
         return all(
             abs(number) < math.inf
             and (self.low is None or number >= self.low)
@@ -74,15 +77,16 @@ class Range(NamedTuple):
 
 
 class Key(NamedTuple):
-    """A key of a config.
+    """Declaration of a config key.
 
     Attributes:
-      name: with its section: 'training.keep'.
-      type: as in an annotation: `float | None`, `Literal['data', 'fsdp']`, `Duration`.
-      default: of `default_config()`.
-      meaning: one line.
-      low, above, below: as of `Range`.
-      required: whether a section that is replaced as a whole must have it; others get the default.
+      name: the name with its section: 'training.keep'.
+      type: a type annotation: `float | None`, `Literal['data', 'fsdp']`, `Duration`.
+      default: the value in `default_config()`.
+      meaning: one line for the documentation.
+      low, above, below: bounds, as in `Range`.
+      required: True if the key must be present in an open section that is replaced as a whole.
+        Other missing keys get their defaults.
     """
 
     name: str
@@ -96,7 +100,7 @@ class Key(NamedTuple):
 
     @property
     def section(self) -> str:
-        """The name's part before the dot; '' for keys of the whole config."""
+        """The part of the name before the last dot; '' for top-level keys."""
         return self.name.rpartition('.')[0]
 
     @property
@@ -106,7 +110,7 @@ class Key(NamedTuple):
 
     @property
     def optional(self) -> bool:
-        """True if None is a value."""
+        """True if the value may be None."""
         return type(None) in typing.get_args(self.type)
 
     @property
@@ -116,18 +120,19 @@ class Key(NamedTuple):
 
     @property
     def range(self) -> Range:
-        """The bounds of its numbers."""
+        """The bounds of the key's numbers."""
         return Range(low=self.low, above=self.above, below=self.below)
 
     def describe(self) -> str:
         """The type and range in words: 'a number in [0, 1)'."""
+        # Word the range as '… of 0 or more', '… in [0, 1)' or '… above 0'.
         words = _NAMES.get(self.kind) or describe(self.kind)
         if self.range != Range():
             words += f' of {self.range}' if self.range == Range(low=self.low) else f' {self.range}'
         return words + (' or None' if self.optional else '')
 
     def check(self, value: Any) -> None:
-        """Raises UserError, one line that names the key and the value, unless it can have this value."""
+        """Raises UserError, naming the key and the value, if the key cannot have this value."""
         if value is None and self.optional:
             return
         if typing.get_origin(self.kind) is Literal:
@@ -135,6 +140,7 @@ class Key(NamedTuple):
             if value not in choices:
                 raise unknown(self.name, value, choices)
             return
+        # Check the type. Some types have a text form that is parsed.
         numbers = value
         if self.kind is Duration:
             numbers = durations.parse(value, self.name)[0]
@@ -144,20 +150,24 @@ class Key(NamedTuple):
             durations.parse_fold(value, self.name)
         elif not fits(value, self.kind):
             raise UserError(
-                f'{self.name}={value!r} is of the wrong type; it must be {self.describe()}'
+                f'{self.name}={value!r} has the wrong type; it must be {self.describe()}'
             )
+        # Check the range; a tuple may be empty only if its default is.
         empty = value == () and self.default != ()
         if empty or not self.range.holds(numbers):
             raise UserError(f'{self.name}={value!r} must be {self.describe()}')
+        # Check that regular expressions compile.
         for pattern in _patterns(value, self.kind):
             try:
                 re.compile(pattern)
             except re.error as e:
-                raise UserError(f'{self.name}: {pattern!r} is no regular expression: {e}') from None
+                raise UserError(
+                    f'{self.name}: {pattern!r} is not a regular expression: {e}'
+                ) from None
 
 
 def _numbers(value: Any) -> Iterator[float]:
-    """The numbers in a value or its tuples."""
+    """Yields the numbers in a value, including those in nested tuples."""
     if isinstance(value, tuple):
         for part in value:
             yield from _numbers(part)
@@ -166,6 +176,7 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 def _patterns(value: Any, kind: Any) -> list[str]:
+    """Returns the regular expressions in a value of a declared type."""
     if kind == Factors:
         return [pattern for pattern, _ in value]
     return [value] if kind is Pattern else []
@@ -173,82 +184,82 @@ def _patterns(value: Any, kind: Any) -> list[str]:
 
 # fmt: off
 KEYS = (
-    Key('seed', int, 0, 'Decides everything random: parameters, order, augmentation, dropout', low=0, below=2**32),
-    Key('init_from', str | None, None, "Trained weights to start from: a workdir, a .safetensors or .pth file, or 'hf:org/name'"),
-    Key('freeze', Pattern | None, None, "Parameters that are not trained: 'backbone' (all but the classifier, which then runs as in evaluation) or a regular expression on their names; running statistics of layers that are frozen stay, too"),
-    Key('lr_factors', Factors, (), "Factors of the rate of some parameters, by 'backbone' or regular expressions on names; the first that matches counts", low=0),
-    Key('weight_decay', float, 0.0, 'Weight decay', low=0),
-    Key('weight_decay_pattern', Pattern, 'kernel$', 'Parameters that weight decay acts on: a regular expression on their names'),
-    Key('weight_decay_form', Literal['default', 'l2', 'decoupled'], 'default', "'l2': in the gradient; 'decoupled': times the rate (SGDW, AdamW); 'default': the optimizer's own where it has one (adamw, lamb), else L2"),
+    Key('seed', int, 0, 'Seed of all randomness: initial parameters, order of the examples, augmentation, dropout', low=0, below=2**32),
+    Key('init_from', str | None, None, "Pretrained weights to start from: a workdir, a .safetensors or .pth file, or 'hf:org/name'"),
+    Key('freeze', Pattern | None, None, "Parameters to freeze: a regular expression on their names, or 'backbone' for all but the classifier; a frozen backbone runs in evaluation mode, and frozen layers keep their running statistics"),
+    Key('lr_factors', Factors, (), "Factors on the learning rate of groups of parameters, as pairs of a regular expression on names (or 'backbone') and a factor; the first match counts", low=0),
+    Key('weight_decay', float, 0.0, 'Coefficient of weight decay', low=0),
+    Key('weight_decay_pattern', Pattern, 'kernel$', 'Regular expression on the names of the parameters that weight decay applies to'),
+    Key('weight_decay_form', Literal['default', 'l2', 'decoupled'], 'default', "'l2' adds the decay to the gradient; 'decoupled' subtracts it from the parameters, times the learning rate (SGDW, AdamW); 'default' uses the optimizer's built-in form if it has one (adamw, lamb), otherwise L2"),
 
-    Key('model.name', str, 'lenet5', "Model in the registry, or 'package.module:Class'", required=True),
+    Key('model.name', str, 'lenet5', "Name of a registered model, or 'package.module:Class'", required=True),
 
-    Key('data.source', str, 'digits', 'Source in the registry (vision.data.SOURCES)', required=True),
-    Key('data.cache', Literal['none', 'raw', 'decoded'], 'none', "Images that are kept in the host's memory; 'raw': encoded"),
-    Key('data.max_corrupt', float, 0.01, 'Fraction of images that may be unreadable before the run stops', low=0),
-    Key('data.validation', Share | None, None, "Validation split that is taken from train: '10%', 0.1, or a number of examples; None: 10 % of folders and lists that have none"),
-    Key('data.test', Share | None, None, 'Test split of folders and lists, likewise'),
-    Key('data.fold', Fold | None, None, "'2/5': the second of five parts of a folder or list is the test split"),
-    Key('data.rules', int, 2, 'Version of the rules for order and splits of folders and lists; 1 is that of runs begun before', low=1, below=3),
-    Key('data.repeats', int, 1, 'Repeated augmentation: views of an image in an epoch, which then shows fewer images', low=1),
-    Key('data.views', int, 1, 'Views of an image in an example, for tasks that compare them', low=1),
+    Key('data.source', str, 'digits', "Name of a registered source (vision.data.SOURCES), or 'package.module:Class'", required=True),
+    Key('data.cache', Literal['none', 'raw', 'decoded'], 'none', "Images to keep in host memory: 'raw' (encoded) or 'decoded'"),
+    Key('data.max_corrupt', float, 0.01, 'Fraction of images that may be unreadable; with more the run stops', low=0),
+    Key('data.validation', Share | None, None, "Part of the training split to use for validation: '10%', 0.1, or a number of examples; None takes 10 % of folders and lists that have no validation split"),
+    Key('data.test', Share | None, None, 'Part of a folder or list to use as the test split, in the same form'),
+    Key('data.fold', Fold | None, None, "Fold of cross-validation: with '2/5' the second of five parts of a folder or list is the test split"),
+    Key('data.rules', int, 2, 'Version of the rules that order and split folders and lists; 1 is for runs that were started with it', low=1, below=3),
+    Key('data.repeats', int, 1, 'Repeated augmentation: number of augmented views of each image in an epoch, which then shows fewer different images', low=1),
+    Key('data.views', int, 1, 'Number of augmented views of an image in each example, for tasks that compare views', low=1),
 
-    Key('task.name', str, 'classification', "What the model is trained for and judged by: 'classification', 'multilabel' or 'package.module:Class'", required=True),
+    Key('task.name', str, 'classification', "Task, which defines targets, outputs and metrics: 'classification', 'multilabel' or 'package.module:Class'", required=True),
 
-    Key('preprocess.train', str, '', "Op string for training, as 'decode|random_resized_crop(224)|flip_lr'"),
-    Key('preprocess.eval', str, '', 'Op string for evaluation and prediction'),
-    Key('preprocess.normalise', Literal['constants', 'dataset'], 'constants', "'dataset': mean and std of the training split replace the two below"),
-    Key('preprocess.mean', tuple[float, ...], (0.0,), 'Mean per channel, or one for all, of pixels scaled to 0 … 1'),
-    Key('preprocess.std', tuple[float, ...], (1.0,), 'Standard deviation, likewise', above=0),
-    Key('preprocess.mixup', float, 0.0, "Alpha of mixup's Beta distribution, 0 for none; with cutmix, each batch gets one of the two", low=0),
-    Key('preprocess.cutmix', float, 0.0, "Alpha of CutMix's Beta distribution, 0 for none", low=0),
+    Key('preprocess.train', str, '', "Preprocessing ops for training, for example 'decode|random_resized_crop(224)|flip_lr'"),
+    Key('preprocess.eval', str, '', 'Preprocessing ops for evaluation and prediction'),
+    Key('preprocess.normalise', Literal['constants', 'dataset'], 'constants', "Source of mean and std: 'constants' are the two keys below, 'dataset' computes them on the training split"),
+    Key('preprocess.mean', tuple[float, ...], (0.0,), 'Mean of the pixels, scaled to 0 … 1: one value per channel, or one for all'),
+    Key('preprocess.std', tuple[float, ...], (1.0,), 'Standard deviation of the pixels, in the same form', above=0),
+    Key('preprocess.mixup', float, 0.0, "Alpha of mixup's Beta distribution; 0 turns mixup off. With cutmix, each batch gets one of the two at random", low=0),
+    Key('preprocess.cutmix', float, 0.0, "Alpha of CutMix's Beta distribution; 0 turns CutMix off", low=0),
 
-    Key('loss.name', str, 'softmax_cross_entropy', "Loss in the registry, or 'package.module:function'", required=True),
-    Key('loss.label_smoothing', float, 0.0, 'Share of the uniform distribution in the targets', low=0, below=1),
-    Key('loss.aux_weight', float, 0.3, "Weight of each auxiliary head's loss (GoogLeNet .3, Inception-v3 .4)", low=0),
-    Key('loss.class_weights', tuple[float, ...], (), "One weight for each class, as in torch's CrossEntropyLoss; (): all 1", low=0),
+    Key('loss.name', str, 'softmax_cross_entropy', "Name of a registered loss, or 'package.module:function'", required=True),
+    Key('loss.label_smoothing', float, 0.0, 'Weight of the uniform distribution in the targets', low=0, below=1),
+    Key('loss.aux_weight', float, 0.3, "Weight of the loss of each auxiliary head (GoogLeNet 0.3, Inception-v3 0.4)", low=0),
+    Key('loss.class_weights', tuple[float, ...], (), "Weight of each class, as in torch's CrossEntropyLoss; () weights all classes by 1", low=0),
 
-    Key('update.name', str, 'gradient', "From the loss to what the optimizer gets: 'gradient', 'sam' or 'package.module:function'", required=True),
+    Key('update.name', str, 'gradient', "Computation of the update that the optimizer gets: 'gradient', 'sam' (sharpness-aware minimisation) or 'package.module:function'", required=True),
 
-    Key('optimizer.name', str, 'sgd', "Optax's optimizer of that name", required=True),
-    Key('optimizer.lr', float, 0.1, 'Rate after the warm-up', low=0, required=True),
-    Key('optimizer.lr_for_batch', int | None, None, 'Batch that lr is for: the rate is lr · training.batch_size / lr_for_batch', above=0),
-    Key('optimizer.clip_norm', float | None, None, 'Upper bound of the norm of the whole gradient', above=0),
-    Key('optimizer.clip_value', float | None, None, "Upper bound of each of the gradient's values", above=0),
+    Key('optimizer.name', str, 'sgd', "Name of an optimizer in Optax", required=True),
+    Key('optimizer.lr', float, 0.1, 'Learning rate after the warm-up', low=0, required=True),
+    Key('optimizer.lr_for_batch', int | None, None, 'Batch size that lr refers to: the learning rate is lr · training.batch_size / lr_for_batch', above=0),
+    Key('optimizer.clip_norm', float | None, None, 'Upper bound on the global norm of the gradient', above=0),
+    Key('optimizer.clip_value', float | None, None, "Upper bound on the absolute value of each element of the gradient", above=0),
 
-    Key('schedule.name', str, 'cosine', 'Schedule in the registry (vision.training.schedules.SCHEDULES)', required=True),
-    Key('schedule.warmup', Duration, '0 steps', 'Time in which the rate rises from 0 to optimizer.lr in a straight line'),
+    Key('schedule.name', str, 'cosine', 'Name of a registered learning rate schedule (vision.training.schedules.SCHEDULES)', required=True),
+    Key('schedule.warmup', Duration, '0 steps', 'Length of the linear warm-up from 0 to optimizer.lr'),
 
-    Key('training.batch_size', int, 128, 'Examples of a step, over all devices', low=1),
-    Key('training.accumulate', int, 1, 'Parts that a batch is computed in, to save memory', low=1),
-    Key('training.shard', Literal['data', 'fsdp'], 'data', "Parameters and optimizer state: 'data' on every device, 'fsdp' a share on each"),
+    Key('training.batch_size', int, 128, 'Number of examples per step, over all devices', low=1),
+    Key('training.accumulate', int, 1, 'Gradient accumulation: number of parts that a batch is computed in, to save memory', low=1),
+    Key('training.shard', Literal['data', 'fsdp'], 'data', "Layout of parameters and optimizer state: 'data' copies them to every device, 'fsdp' splits them over the devices"),
     Key('training.duration', Duration, '10 epochs', 'Length of the run', above=0),
-    Key('training.eval_every', Duration, '1 epochs', 'Time between evaluations of the validation split; a checkpoint is written with each', above=0),
-    Key('training.checkpoint_every', Duration, '1000 steps', 'Time between further checkpoints', above=0),
-    Key('training.keep', int, 2, 'Last checkpoints that are kept, beside the best', low=1),
-    Key('training.best_by', str | None, None, "Validation metric that the best checkpoint is chosen by, and that patience and a plateau follow; None: the task's first"),
+    Key('training.eval_every', Duration, '1 epochs', 'Time between evaluations on the validation split; a checkpoint is written after each', above=0),
+    Key('training.checkpoint_every', Duration, '1000 steps', 'Time between additional checkpoints', above=0),
+    Key('training.keep', int, 2, 'Number of newest checkpoints to keep, beside the best', low=1),
+    Key('training.best_by', str | None, None, "Validation metric that selects the best checkpoint and that patience and the plateau schedule watch; None is the task's first metric"),
     Key('training.log_every', Duration, '50 steps', 'Time between log records', above=0),
-    Key('training.ema_decay', float, 0.0, 'Decay of an exponential average of the parameters, which is then evaluated and selected; 0 for none', low=0, below=1),
-    Key('training.polyak_from', Duration | None, None, "Start of Polyak's uniform average, instead"),
-    Key('training.stop_after', Duration | None, None, 'Early stop; the schedules stay as they are', above=0),
-    Key('training.patience', Duration | None, None, 'Time without a better validation figure after which the run ends', above=0),
+    Key('training.ema_decay', float, 0.0, 'Decay of an exponential moving average of the parameters, which is then used in evaluation; 0 keeps no average', low=0, below=1),
+    Key('training.polyak_from', Duration | None, None, 'Time at which a uniform (Polyak) average of the parameters starts, in place of ema_decay'),
+    Key('training.stop_after', Duration | None, None, 'Time after which the run stops early; the learning rate schedule does not change', above=0),
+    Key('training.patience', Duration | None, None, 'Early stopping: time without improvement of the validation metric after which the run ends', above=0),
 
-    Key('evaluation.batch_size', int, 256, 'Examples for each device, so that its figures have the same bits on any number of devices', low=1),
+    Key('evaluation.batch_size', int, 256, 'Number of examples per device; results are then bit-identical on any number of devices', low=1),
 
-    Key('evals', dict, {}, "Evaluations beside the run's own test split, by name; each has those of the keys below that differ"),
+    Key('evals', dict, {}, "Additional evaluations by name, beside the run's own test split; each sets those of the keys below that differ"),
 )
 
 EVAL_KEYS = (
-    Key('split', str, 'test', 'train, validation or test'),
-    Key('data', dict, {}, "Keys of config.data that differ; with a source, name or path it is another data set, whose classes are found in the run's by name"),
-    Key('protocol', str | None, None, "A paper's test protocol instead of preprocess.eval: 'ten_crop', 'crops_144', 'multi_scale_crops', 'dense(256, 384, 512)'"),
-    Key('ops', str | None, None, 'Op string instead of preprocess.eval; it may end in views'),
-    Key('weights', Literal['ema', 'raw'] | None, None, "'raw', or 'ema', which is taken where there is one"),
-    Key('classes', Literal['data', 'all'], 'data', "Logits that are compared on another data set: of its own classes, or 'all'"),
+    Key('split', str, 'test', 'Split to evaluate: train, validation or test'),
+    Key('data', dict, {}, "Keys of config.data that differ; a source, name or path selects another data set, whose classes are matched with the run's by name"),
+    Key('protocol', str | None, None, "Test protocol of a paper, in place of preprocess.eval: 'ten_crop', 'crops_144', 'multi_scale_crops', 'dense(256, 384, 512)'"),
+    Key('ops', str | None, None, 'Preprocessing ops in place of preprocess.eval; the last op may make several views'),
+    Key('weights', Literal['ema', 'raw'] | None, None, "Weights to evaluate: 'ema' (moving average) or 'raw'; None is the moving average if there is one"),
+    Key('classes', Literal['data', 'all'], 'data', "Logits to compare on another data set: 'data' for those of its own classes, or 'all'"),
 )
 # fmt: on
 
-# Arguments of the default optimizer that the default config has.
+# Arguments of the default optimizer in the default config.
 SGD = {'momentum': 0.9, 'nesterov': False}
 
 
@@ -258,66 +269,69 @@ def declared(section: str) -> list[str]:
 
 
 def own_arguments(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of an open section that are arguments of what it names."""
+    """The keys of an open section that are arguments of the function or class that it names."""
     return {name: value for name, value in values.items() if name not in declared(section)}
 
 
 def python_type(kind: Any) -> type:
-    """The Python type of a declared type: str for `Duration` and for choices of text."""
+    """The Python type of a declared type, for example str for `Duration` and text choices."""
     if typing.get_origin(kind) is Literal:
         return type(typing.get_args(kind)[0])
     return getattr(kind, '__supertype__', kind)
 
 
 def find(kind: str, name: str, known: Mapping[str, Callable | str]) -> Callable:
-    """Returns what a config names: an entry of a registry, or a user's own.
+    """Returns the function or class that a config names.
 
     Args:
-      kind: 'model', 'update', …, for the message.
-      name: a key of `known`, or 'package.module:name'.
-      known: the registry; an entry 'package.module:name' is imported when it is asked for.
+      kind: 'model', 'update', …, for messages.
+      name: a key of the registry `known`, or 'package.module:name' for user-defined code.
+      known: the registry; its entries are callables, or 'package.module:name' to import on demand.
 
     Raises:
-      UserError: there is no such entry, module or name, or it cannot be called.
+      UserError: there is no such entry, module or name, or it is not callable.
     """
+    # A registered callable is returned; other names are imported.
     entry = known.get(name, name)
     if not isinstance(entry, str):
         return entry
     if ':' not in entry:
         raise unknown(kind, name, known)
+    # Import 'package.module:name'.
     name = entry
     module_name, _, attribute = name.partition(':')
     try:
         module = importlib.import_module(module_name)
     except UserError:
         raise
-    except Exception as e:  # a user's module may raise anything
+    except Exception as e:  # user-defined code may raise anything
         from vision.core.own_code import place_of
 
         place = place_of(e)
         why = str(e) if place is None else f'{place}: {type(e).__name__}: {e}'
         raise UserError(f'{kind} {name!r}: cannot import {module_name!r} ({why})') from e
+    # Look up the attribute.
     found = getattr(module, attribute, None)
     if found is None:
         raise UserError(f'{kind} {name!r}: module {module_name!r} has no {attribute!r}')
     if not callable(found):
-        raise UserError(f'{kind} {name!r} is no class or function but {type(found).__name__}')
+        raise UserError(f'{kind} {name!r} must be a class or function, not {type(found).__name__}')
     return found
 
 
 def check_arguments(
     what: str, function: Callable, known: list[str], arguments: Mapping[str, Any]
 ) -> None:
-    """Checks keyword arguments before a function gets them.
+    """Checks keyword arguments against the annotations of a function.
 
     Args:
-      what: the function's name for the message: "schedule 'step'".
-      function: whose annotations count.
-      known: the arguments that may be given.
-      arguments: by name.
+      what: the function's name in messages: "schedule 'step'".
+      function: any function, class or partial.
+      known: names of the arguments that may be given.
+      arguments: values by name.
 
     Raises:
-      UserError: an argument that is not known, of another type or out of its range.
+      UserError: an argument is unknown, has the wrong type or is out of range.
     """
     hints = type_hints(function)
     for key, value in arguments.items():
@@ -327,44 +341,51 @@ def check_arguments(
             continue
         if not fits(value, hints[key]):
             raise UserError(f'{what}: {key}={value!r} is not {describe(hints[key])}')
+        # The type is right: check the range in its annotation.
         for bounds in getattr(hints[key], '__metadata__', ()):
             if isinstance(bounds, Range) and not bounds.holds(value):
                 raise UserError(f'{what}: {key}={value!r} must be {bounds}')
 
 
 def type_hints(function: Callable) -> dict[str, Any]:
-    """The annotated types of a function or class, by argument."""
+    """Returns the annotated types of a function or class by argument name."""
     while isinstance(function, partial):
         function = function.func
     try:
         return typing.get_type_hints(function, include_extras=True)
-    except (NameError, TypeError):  # a user's own class may annotate as it likes
+    except (NameError, TypeError):  # user-defined code may have annotations of any form
         return {}
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """True if the value is of the annotated type, for the types that configs can hold; `Range` aside."""
+    """True if a value has the annotated type, for types that a config can hold.
+
+    Unknown types accept every value. `Range` is not checked.
+    """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return fits(value, arguments[0])
     if origin is typing.Literal:
         return any(value == a and isinstance(value, bool) == isinstance(a, bool) for a in arguments)
+    # Any member of a union suffices.
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, a) for a in arguments)
+    # Tuples have fixed types by position, or one type of any number.
     if origin is tuple:
         if not isinstance(value, tuple | list):
             return False
         parts = arguments[:1] * len(value) if arguments[-1] is ... else arguments
         return len(value) == len(parts) and all(map(fits, value, parts))
-    hint = getattr(hint, '__supertype__', hint)  # of a NewType
+    hint = getattr(hint, '__supertype__', hint)  # the type behind a NewType
     if hint not in (dict, bool, int, float, str, type(None)):
         return True
+    # An int is a valid float, but a bool is not a valid int.
     of_type = isinstance(value, int | float if hint is float else hint)
     return of_type and (hint is bool or not isinstance(value, bool))
 
 
 def describe(hint: Any) -> str:
-    """'one of 1, 2' or 'of type bool': what `fits` asks for."""
+    """Describes the type that `fits` requires: 'one of 1, 2' or 'of type bool'."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         return ', '.join([describe(arguments[0]), *map(str, arguments[1:])])

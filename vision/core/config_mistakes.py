@@ -1,4 +1,4 @@
-"""Mistakes in --config=FILE[:ARGUMENT] and its overrides, explained in one line."""
+"""One-line explanations of mistakes in --config=FILE[:ARGUMENT] and its overrides."""
 
 import inspect
 import re
@@ -17,18 +17,20 @@ from vision.core.errors import UserError, in_a_line, meant, nearest
 
 
 def explained(error: Exception, argv: Sequence[str]) -> str:
-    """Turns an error of reading the flags into one line that the user can mend.
+    """Explains an error of flag parsing in one line that tells the user what to change.
 
     Args:
-      error: that was raised; one that does not concern --config gives its own text.
+      error: the exception; if it does not concern --config, its own text is returned.
       argv: the command line.
     """
+    # A flag that does not exist.
     if isinstance(error, flags.UnrecognizedFlagError):
         return _explain_unknown(error.flagname)
     text = str(error.args[0]) if error.args else repr(error)
     value = _value_of_config(argv)
     if value is None:
         return text
+    # Does the file exist, and does it define get_config?
     file, _, argument = value.partition(':')
     path = Path(file)
     if not path.is_file():
@@ -43,7 +45,8 @@ def explained(error: Exception, argv: Sequence[str]) -> str:
         return f'{file} has no function get_config'
     accepts = len(inspect.signature(get_config).parameters)
     if argument and not accepts:
-        return f'--config={value}: {file} takes no argument (what stands behind the colon)'
+        return f'--config={value}: {file} takes no argument; leave out the text after the colon'
+    # Does get_config return a config?
     try:
         config = get_config(*([argument] if argument else []))
     except UserError as e:
@@ -51,11 +54,16 @@ def explained(error: Exception, argv: Sequence[str]) -> str:
     except Exception as e:
         return f'{file} cannot be read: {in_a_line(e)}'
     if not isinstance(config, ConfigDict):
-        return f'{file}: get_config returns no ConfigDict but {type(config).__name__}; start from default_config()'
+        return (
+            f'{file}: get_config must return a ConfigDict, not {type(config).__name__}; '
+            'start from default_config()'
+        )
+    # The file is sound, so an override is wrong: by its value or by its key.
     if isinstance(error, flags.IllegalFlagValueError):
         given = re.match(r'flag --config\.([\w.]+)=(.*?): ', text, re.DOTALL)
         return explain_value(config, *given.groups()) if given else text
     known = _leaves(config)
+    # Find the override that names no key.
     for override in argv:
         key = override.lstrip('-').split('=', 1)[0]
         if key.startswith('config.') and key.removeprefix('config.') not in known:
@@ -66,24 +74,35 @@ def explained(error: Exception, argv: Sequence[str]) -> str:
 
 
 def explain_value(config: Mapping[str, Any], key: str, text: str) -> str:
-    """Says why a key cannot have a value of the command line: by its declaration, or by the value that it has."""
+    """Explains why a key cannot have a value from the command line.
+
+    The reason is taken from the key's declaration, or from its present value.
+    """
     declared, read = next((k for k in KEYS if k.name == key), None), read_literal(text)
     try:
         if declared is not None:
             declared.check(read)
     except UserError as e:
-        # A number as it was written: 1e3, not 1000.0.
+        # Show a number as the user wrote it: 1e3, not 1000.0.
         return str(e) if isinstance(read, str) else str(e).replace(f'={read!r}', f'={text}', 1)
+    # Look up the present value of the key.
     value: Any = config
     for name in re.split(r'[.[]', key):
         value = value.get(name) if isinstance(value, ConfigDict) else value
     if isinstance(value, ConfigDict):
-        return f"{key}={text}: {key} is a section; write {{'name': …}}, or set single keys, as {key}.name=…"
+        return (
+            f"{key}={text}: {key} is a section; write {{'name': …}}, or set a single key, "
+            f'such as {key}.name=…'
+        )
     return f'{key}={text} cannot be set: {key.partition("[")[0]} is {plain(value)!r}'
 
 
 def _explain_unknown(name: str) -> str:
-    """Says which flag, or key of a config, an unknown flag may stand for: --config.optimizer.lr for --lr."""
+    """Suggests the flag or config key that an unknown flag may stand for.
+
+    For example, it suggests --config.optimizer.lr for --lr.
+    """
+    # Collect the keys of all config flags, and the flags of this project.
     keys = []
     for holder in ('config', 'eval'):
         if holder in flags.FLAGS:
@@ -93,13 +112,14 @@ def _explain_unknown(name: str) -> str:
             keys += [f'{holder}.{key}' for key in dict.fromkeys(known)]
     modules = flags.FLAGS.flags_by_module_dict()
     ours = [flag.name for module, own in modules.items() if 'absl' not in module for flag in own]
+    # Suggest the closest of both.
     guesses = ' or '.join(f'--{key}' for key in meant(name, [*ours, *keys])[:3])
     hint = f'; did you mean {guesses}?' if guesses else ''
     return f'there is no flag --{name}{hint or "; see --help"}'
 
 
 def _value_of_config(argv: Sequence[str]) -> str | None:
-    """The value of `--config=VALUE` or `--config VALUE`."""
+    """Returns the value of `--config=VALUE` or `--config VALUE`."""
     for word, following in zip(argv, [*argv[1:], None], strict=True):
         name, _, value = word.lstrip('-').partition('=')
         if word.startswith('-') and name == 'config':
@@ -108,7 +128,7 @@ def _value_of_config(argv: Sequence[str]) -> str | None:
 
 
 def _leaves(config: Any, prefix: str = '') -> list[str]:
-    """The names of all keys, 'a.b.c', sections included."""
+    """Returns the names of all keys as 'a.b.c', including sections."""
     names = []
     for key in config.keys():  # noqa: SIM118 - iterating over the config reads its placeholders
         value = config.get(key)

@@ -1,4 +1,4 @@
-"""Amounts as people say them: durations ('20 epochs', '450000 steps'), shares of a data set ('10%'), folds ('2/5')."""
+"""Parsers for durations ('20 epochs'), shares of a data set ('10%') and folds ('2/5')."""
 
 import math
 import re
@@ -10,16 +10,17 @@ _UNITS = ('steps', 'epochs', 'examples')
 
 
 def parse(text: str, key: str = 'duration') -> tuple[float, str]:
-    """Reads '20 epochs' into (20.0, 'epochs').
+    """Parses '20 epochs' into (20.0, 'epochs').
 
     Args:
-      text: a number and one of steps, epochs, examples; the singular is read too.
-      key: the config's name of it, for the message.
+      text: a number and one of steps, epochs, examples; the singular is accepted, too.
+      key: the config key, for messages.
 
     Raises:
-      UserError: not of that form, negative or not finite.
+      UserError: the text has another form, or the number is negative or not finite.
     """
     match = re.fullmatch(r'\s*([-+.\deE_]+)\s*([a-z]+)\s*', str(text))
+    # The plural of the unit.
     unit = match and (match[2] if match[2].endswith('s') else match[2] + 's')
     try:
         if not match or unit not in _UNITS:
@@ -35,16 +36,16 @@ def parse(text: str, key: str = 'duration') -> tuple[float, str]:
 
 
 def steps_in(text: str, batch_size: int, num_examples: int, key: str = 'duration') -> Fraction:
-    """Turns a duration into training steps, exactly.
+    """Converts a duration to an exact number of training steps.
 
-    Epochs follow one another without a gap, so '1 epochs' of 1,000 examples at batch 300 is 3 1/3
-    steps, and '3 epochs' is 10.
+    A batch may span two epochs, so with 1,000 examples and batch size 300 '1 epochs' is 3 1/3 steps
+    and '3 epochs' is 10.
 
     Args:
-      text: as `parse` reads it.
-      batch_size: of the global batch.
-      num_examples: of the training split.
-      key: the config's name of it, for the message.
+      text: a duration, in the form that `parse` reads.
+      batch_size: size of the global batch.
+      num_examples: size of the training split.
+      key: the config key, for messages.
     """
     value, unit = parse(text, key)
     examples = {'steps': batch_size, 'epochs': num_examples, 'examples': 1}[unit]
@@ -52,9 +53,9 @@ def steps_in(text: str, batch_size: int, num_examples: int, key: str = 'duration
 
 
 def to_steps(text: str, batch_size: int, num_examples: int, key: str = 'duration') -> int:
-    """Turns a duration into whole training steps, rounded to the nearest (a half up).
+    """Converts a duration to whole training steps, rounded to the nearest (halves up).
 
-    Arguments as for `steps_in`.
+    The arguments are those of `steps_in`.
 
     Returns:
       Steps ≥ 0; at least 1 for any duration above 0.
@@ -64,34 +65,35 @@ def to_steps(text: str, batch_size: int, num_examples: int, key: str = 'duration
 
 
 class Every:
-    """The steps at which something is due that happens each so often: `every.due(step)`.
+    """The steps at which a periodic event is due: `every.due(step)`.
 
-    The k-th time is k durations after the start, rounded once: errors do not add up, and what is
-    due '1 epochs' apart is due at the end of the last epoch.
+    The k-th event is k periods after the start, rounded once. Rounding errors therefore do not add
+    up, and an event with the period '1 epochs' is due at the end of the last epoch.
     """
 
     def __init__(self, period: Fraction):
-        """Takes the period in steps, as `steps_in` returns it; below 1 it is due at every step."""
-        # As whole numbers: every step asks, and arithmetic with fractions is slow.
+        """Takes the period in steps from `steps_in`; with a period below 1 every step is due."""
+        # Keep integers, because `due` runs at every step and arithmetic with Fraction is slow.
         self._numerator, self._denominator = period.numerator, period.denominator
 
     def due(self, step: int) -> bool:
-        """True if it is due when `step` steps (≥ 1) are done."""
+        """True if the event is due after `step` steps (≥ 1)."""
         return self._times(step) > self._times(step - 1)
 
     def _times(self, step: int) -> int:
-        # The k-th time is at floor(k · period + 1/2), as `to_steps` rounds: those up to this step
-        # are ceil((step + 1/2) / period) - 1.
+        """The number of events up to and including a step."""
+        # The k-th event is at floor(k · period + 1/2), the rounding of `to_steps`, so that
+        # ceil((step + 1/2) / period) - 1 events are at or before this step.
         if not step:
             return 0
         return -(-(2 * step + 1) * self._denominator // (2 * self._numerator)) - 1
 
 
 def parse_share(value: int | float | str | None, name: str) -> int | float | None:
-    """Reads what of a data set is meant: '10%', 0.1 and '0.1' are fractions, 500 and '500' examples.
+    """Parses a part of a data set: '10%', 0.1 and '0.1' are fractions, 500 and '500' examples.
 
     Raises:
-      UserError: it is none of these, negative, or all of the data set.
+      UserError: the value has another form, is negative, or is the whole data set.
     """
     if value is None:
         return None
@@ -100,22 +102,23 @@ def parse_share(value: int | float | str | None, name: str) -> int | float | Non
         number = float(text.removesuffix('%')) / (100 if text.endswith('%') else 1)
     except ValueError:
         number = math.nan
+    # A number below 1 or with a percent sign is a fraction; a whole number counts examples.
     whole = number.is_integer() and not text.endswith('%')
     if not (0 <= number < 1 or (whole and number > 0)) or isinstance(value, bool):
         raise UserError(
-            f"{name}={value!r} must be a share, as '10%' or 0.1, or a number of examples"
+            f"{name}={value!r} must be a share, such as '10%' or 0.1, or a number of examples"
         )
     return int(number) if whole else number
 
 
 def parse_fold(value: str, name: str = 'data.fold') -> tuple[int, int]:
-    """Reads which of how many parts is meant: '2/5' is (2, 5), counted from 1.
+    """Parses a fold of cross-validation: '2/5' is (2, 5), part 2 of 5, counted from 1.
 
     Raises:
-      UserError: it is no such text.
+      UserError: the text has another form.
     """
     match = re.fullmatch(r'\s*([0-9]+)\s*/\s*([0-9]+)\s*', str(value))
     part, parts = map(int, match.groups()) if match else (0, 0)
     if not 1 <= part <= parts or parts < 2:
-        raise UserError(f"{name}={value!r} must be one of two or more parts, as '2/5'")
+        raise UserError(f"{name}={value!r} must be one of two or more parts, such as '2/5'")
     return part, parts

@@ -1,4 +1,4 @@
-"""The user's mistakes: one exception, one line, exit code 2."""
+"""Exceptions for mistakes of the user, and helpers that word their messages."""
 
 import difflib
 import operator
@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterable
 from typing import Any
 
-# What people call what has another name here.
+# Common names in other codebases, and the name of the same thing here.
 _ALSO = {
     'learning_rate': 'lr', 'epochs': 'duration', 'bs': 'batch_size', 'wd': 'weight_decay', 'output_dir': 'workdir',
     'logdir': 'workdir',
@@ -15,16 +15,18 @@ _ALSO = {
 
 
 class UserError(Exception):
-    """A mistake that the user can mend. Its text is one line: the file or value, and what to do.
+    """A mistake that the user can correct.
 
-    The command line prints the text on stderr and exits with 2; no traceback is shown.
+    Its text is one line that names the file or value and says what to do. Commands print the text
+    on stderr, without a traceback, and exit with code 2.
     """
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Returns the entry of `known` that is spelt most like `name`, or None if none is close."""
+    """Returns the entry of `known` whose spelling is closest to `name`; None if none is close."""
     spelt = {_plain(entry): entry for entry in known}
     name = _plain(name)
+    # Prefer a known synonym to a similar spelling.
     if _ALSO.get(name) in spelt:
         return spelt[_ALSO[name]]
     matches = difflib.get_close_matches(name, list(spelt), n=1, cutoff=0.6)
@@ -32,11 +34,16 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
 
 
 def _plain(name: str) -> str:
+    """A name in lower case with underscores, for comparison."""
     return name.casefold().replace('-', '_')
 
 
 def meant(name: str, known: Iterable[str]) -> list[str]:
-    """The entries of `known`, as 'optimizer.lr', that a word may stand for: they end in it, or are spelt most like it."""
+    """Returns the dotted names in `known`, such as 'optimizer.lr', that a word may stand for.
+
+    They are the names whose last part is the word. If there are none, a similarly spelt name is
+    returned, or the names whose last part is spelt similarly.
+    """
     ends: dict[str, list[str]] = {}
     for entry in known:
         ends.setdefault(entry.rpartition('.')[2], []).append(entry)
@@ -47,7 +54,14 @@ def meant(name: str, known: Iterable[str]) -> list[str]:
 
 
 def unknown(kind: str, name: str, known: Iterable[str], elsewhere: Iterable[str] = ()) -> UserError:
-    """Returns the error for an unknown `kind` called `name`: the nearest name, here or elsewhere, and all known ones."""
+    """Returns the error for an unknown name, with a suggestion and all known names.
+
+    Args:
+      kind: what the name stands for: 'model', 'config key', ….
+      name: the unknown name.
+      known: the valid names.
+      elsewhere: dotted names to suggest from if no valid name is close.
+    """
     known = sorted(known)
     guess = nearest(str(name), known)
     guesses = [guess] if guess else meant(str(name), elsewhere)
@@ -56,7 +70,7 @@ def unknown(kind: str, name: str, known: Iterable[str], elsewhere: Iterable[str]
 
 
 def at_least_one(name: str, value: Any) -> int:
-    """Returns a whole number from 1 on; UserError for anything else."""
+    """Returns a value as a whole number of 1 or more; raises UserError for anything else."""
     try:
         count = operator.index(value)
     except TypeError:
@@ -67,19 +81,23 @@ def at_least_one(name: str, value: Any) -> int:
 
 
 def in_a_line(error: BaseException) -> str:
-    """Names an error of somebody's code: 'ValueError: no such thing (net.py, line 12)'."""
+    """Describes an exception of user-defined code in a line.
+
+    For example 'ValueError: no such thing (net.py, line 12)'.
+    """
     text = ' '.join(str(error).split())
     frames = [
         f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith('<frozen')
     ]
+    # Add the innermost line of code.
     where = ''
-    if frames and not isinstance(error, SyntaxError):  # which has it in its text
+    if frames and not isinstance(error, SyntaxError):  # a SyntaxError's text has the line already
         where = f' ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})'
     return f'{type(error).__name__}: {text[:300]}'.removesuffix(': ') + where
 
 
 class Stopped(Exception):
-    """A signal asked a run to stop, and its checkpoint was written.
+    """Raised after a signal has stopped a run and its checkpoint is written.
 
     Attributes:
       signum: SIGTERM or SIGINT; the process exits with 128 + signum.

@@ -1,19 +1,24 @@
-"""Names in figures, in whatever script: fonts that have their characters, and escapes where none has."""
+"""Fonts for text of any script in figures, and escapes for characters that no font has."""
 
 import functools
 from collections.abc import Iterable
 
-_DEFAULT = 'DejaVu Sans'  # Matplotlib's own
+_DEFAULT = 'DejaVu Sans'  # Matplotlib's default font
+# Fonts that show boxes for all characters, and bitmap fonts that Matplotlib cannot draw.
 _NO_LETTERS = (
     'last resort',
     'lastresort',
     'emoji',
-)  # fonts of boxes, and of bitmaps that cannot be drawn
+)
 
 
 def families_for(texts: Iterable[str]) -> list[str]:
-    """Installed fonts that have the characters of these texts, for `rc_context({'font.family': …})`; the default first."""
+    """Returns installed fonts that cover the characters of these texts, the default font first.
+
+    The result is for `matplotlib.rc_context({'font.family': …})`.
+    """
     chosen = [_DEFAULT]
+    # Add a font for each character that the fonts so far do not cover.
     for char in sorted({c for text in texts for c in text}):
         if char.isprintable() and not any(_has(family, char) for family in chosen):
             chosen += [family for family in _installed() if _has(family, char)][:1]
@@ -21,17 +26,18 @@ def families_for(texts: Iterable[str]) -> list[str]:
 
 
 def legible(text: str, families: Iterable[str] = (_DEFAULT,), length: int | None = None) -> str:
-    """The text, with '\\u732b' and the like for what none of the fonts has.
+    """Returns the text with escapes such as '\\u732b' for characters that none of the fonts has.
 
     Args:
       text: a name; line breaks and lone surrogates are escaped, too.
-      families: the fonts, as `families_for` returns them.
-      length: at most so many characters; the end is kept.
+      families: the fonts, from `families_for`.
+      length: maximum number of characters; a longer text is cut at its start.
     """
     families = list(families)
     shown = [
         c if c.isprintable() and any(_has(f, c) for f in families) else _escape(c) for c in text
     ]
+    # Drop characters from the start until the text fits, with an ellipsis.
     if length is not None and len(''.join(shown)) > length:
         while shown and len(''.join(shown)) > length - 1:
             shown.pop(0)
@@ -40,11 +46,12 @@ def legible(text: str, families: Iterable[str] = (_DEFAULT,), length: int | None
 
 
 def file_of(family: str = _DEFAULT) -> str:
-    """The file of a font."""
+    """The path of a font's file."""
     return _installed()[family]
 
 
 def _escape(char: str) -> str:
+    """The escape of a character; printable ASCII stays as it is."""
     if char == ' ':
         return char
     return (
@@ -56,11 +63,11 @@ def _escape(char: str) -> str:
 
 @functools.cache
 def _installed() -> dict[str, str]:
-    """Files of the installed fonts by family."""
+    """The files of the installed fonts by family."""
     from matplotlib.font_manager import fontManager
 
     upright = [font for font in fontManager.ttflist if font.style == 'normal']
-    # Of a family's weights the usual one comes last, and stays.
+    # Sort the regular weight of each family last, so that the dict below keeps it.
     upright.sort(key=lambda font: font.weight in (400, 'normal', 'regular'))
     fonts = {font.name: font.fname for font in upright}
     return {
@@ -76,7 +83,7 @@ def _has(family: str, char: str) -> bool:
 
 @functools.cache
 def _characters(family: str) -> frozenset[int]:
-    """The code points that a font has; none if it cannot be read."""
+    """The code points that a font covers; empty if its file cannot be read."""
     from matplotlib.font_manager import get_font
 
     try:

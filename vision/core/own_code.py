@@ -1,4 +1,8 @@
-"""A user's own modules that a config names ('package.module:Name'): kept in the workdir, found there again, and blamed."""
+"""User-defined modules that a config names as 'package.module:Name'.
+
+They are copied into the workdir, so that the run can be evaluated without the user's folder, and
+errors are traced to their lines.
+"""
 
 import importlib.util
 import shutil
@@ -14,16 +18,18 @@ _OURS = {'vision', 'experiments', 'benchmarks', 'configs', 'tests', '__main__'}
 
 
 def keep(workdir: Path, modules: Collection[str]) -> None:
-    """Copies modules, and what they import from the same folder, into the workdir.
+    """Copies modules, and the modules they import from the same folder, into the workdir.
 
     Args:
-      workdir: of the run.
-      modules: their names; ours and those of libraries are left out.
+      workdir: the run's folder.
+      modules: module names; modules of this project and of libraries are not copied.
     """
     for name in modules:
         root = _root(name)
+        # Skip modules that were imported from the copy in this workdir.
         if root in (None, (workdir / _FOLDER).resolve()):
             continue
+        # Copy all imported files below the module's root.
         for file in _imported_from(root):
             target = workdir / _FOLDER / file.relative_to(root)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -31,16 +37,16 @@ def keep(workdir: Path, modules: Collection[str]) -> None:
 
 
 def make_importable(workdir: Path) -> None:
-    """Lets imports find the kept modules where no other module of their name is found."""
+    """Makes the copied modules importable, after all other places where Python looks."""
     folder = str(workdir / _FOLDER)
     if folder not in sys.path and (workdir / _FOLDER).is_dir():
         sys.path.append(folder)
 
 
 def place_of(error: BaseException) -> str | None:
-    """The line of a user's own code that an error came from or passed through last; None if there is none.
+    """Returns the innermost line of user-defined code in an error's traceback.
 
-    It is as 'my_task.py, line 12, in Contrastive.loss'.
+    For example 'my_task.py, line 12, in Contrastive.loss'; None if no such code was involved.
     """
     frames = [
         (frame, line) for frame, line in traceback.walk_tb(error.__traceback__) if _is_own(frame)
@@ -53,10 +59,11 @@ def place_of(error: BaseException) -> str | None:
 
 
 def _is_own(frame: FrameType) -> bool:
-    """True if a frame's module is neither ours nor a library's."""
+    """True if a frame's module is neither of this project nor of a library."""
     module, path = frame.f_globals.get('__name__', ''), Path(frame.f_code.co_filename)
-    if module.split('.')[0] in _OURS or not path.is_file():  # what is generated has no file
+    if module.split('.')[0] in _OURS or not path.is_file():  # generated code has no file
         return False
+    # Standard library, then installed packages.
     libraries = {sysconfig.get_path(name) for name in ('stdlib', 'platstdlib')}
     return not {'site-packages', 'dist-packages'} & set(path.parts) and not any(
         path.is_relative_to(library) for library in libraries
@@ -64,7 +71,10 @@ def _is_own(frame: FrameType) -> bool:
 
 
 def _root(name: str) -> Path | None:
-    """The folder that a module is imported from; None for ours and for those that are no files."""
+    """Returns the folder on the import path that holds a module.
+
+    None for modules of this project, of libraries, and without a file.
+    """
     if name.split('.')[0] in _OURS:
         return None
     try:
@@ -73,13 +83,14 @@ def _root(name: str) -> Path | None:
         return None
     if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return None
+    # Go up one folder for each package in the name.
     depth = name.count('.') + (Path(spec.origin).name == '__init__.py')
     root = Path(spec.origin).resolve().parents[depth]
     return None if 'site-packages' in root.parts else root
 
 
 def _imported_from(root: Path) -> Iterator[Path]:
-    """The files of all modules that were imported from the folder, ours and libraries aside."""
+    """Yields the files of all modules imported from a folder, except ours and libraries."""
     for module_name, module in list(sys.modules.items()):
         file = getattr(module, '__file__', None)
         if module_name.split('.')[0] in _OURS or file is None or not file.endswith('.py'):

@@ -1,4 +1,4 @@
-"""Bars on stderr for what takes long; nothing at all where stderr is no terminal. In a notebook text below the cell."""
+"""Progress bars on stderr; nothing is shown if stderr is not a terminal. In a notebook: text below the cell."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -16,7 +16,7 @@ def in_notebook() -> bool:
 
 
 class Cell:
-    """The output of a notebook's cell: lines that stay, and below them one that is replaced."""
+    """Output of a notebook's cell: lines that stay, and a last line that is replaced."""
 
     def __init__(self) -> None:
         """Starts the output, empty."""
@@ -38,10 +38,13 @@ class Cell:
 
 @contextmanager
 def progress_bar(show: bool = True) -> Iterator[Callable[[str, int | None], Callable[[int], None]]]:
-    """Gives what starts a bar: called with a name and a total (None: not known), it returns what moves the bar.
+    """Context manager for progress bars.
+
+    Yields a function `start(name, total)` that adds a bar; a total of None is unknown. It returns a
+    function that sets the number of finished items.
 
     Args:
-      show: False where the answers themselves go to the same terminal meanwhile.
+      show: False shows no bar, for example while results are printed on the same terminal.
     """
     from rich.console import Console
     from rich.progress import (
@@ -52,15 +55,16 @@ def progress_bar(show: bool = True) -> Iterator[Callable[[str, int | None], Call
         TimeRemainingColumn,
     )
 
+    # Rich shows the bar only on a terminal, and removes it at the end.
     console = Console(stderr=True)
     bar = Progress(
-        TextColumn('{task.description}', markup=False),  # a name may have brackets
+        TextColumn('{task.description}', markup=False),  # a name may contain brackets
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        redirect_stdout=False,  # Rich would send it, a pipe perhaps, to this console
+        redirect_stdout=False,  # Rich would send stdout to this console even if it is a pipe
         disable=not (show and console.is_terminal),
     )
 
@@ -73,13 +77,13 @@ def progress_bar(show: bool = True) -> Iterator[Callable[[str, int | None], Call
 
 
 def track(items: Iterable[T], total: int, what: str, show: bool = True) -> Iterator[T]:
-    """Passes items on, and shows how many of them are through.
+    """Yields the items while a progress bar counts them.
 
     Args:
-      items: of whatever kind.
-      total: how many there will be.
-      what: is done to them, in a word: 'classifying'.
-      show: as `progress_bar` has it.
+      items: any iterable.
+      total: number of items.
+      what: description of the bar: 'classifying'.
+      show: as in `progress_bar`.
     """
     with progress_bar(show) as start:
         move = start(what, total)

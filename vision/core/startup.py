@@ -1,7 +1,8 @@
-"""The start of a process, with settings before JAX and TensorFlow are used, and its end on signals; importing `vision` sets nothing.
+"""Process start (settings of JAX and TensorFlow) and the end of a process on signals.
 
-Settings of a backend are registered here by the module that knows the backend (`vision/models/cpu/startup.py`). Commands
-apply them: `at_start` first of all, then `tune` and `use_compilation_cache`.
+Modules that know a backend register its settings here (`vision/models/cpu/startup.py`). Commands
+apply them: first `at_start`, then `tune` and `use_compilation_cache`. Importing `vision` changes no
+settings.
 """
 
 import functools
@@ -17,9 +18,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-_GRACE = 3.0  # seconds that the main thread has to leave after a signal
+_GRACE = 3.0  # seconds that the main thread has to end after a signal
 
-# Names the variables that `restart` has set.
+# The environment variable with the names of the variables that `restart` has set.
 _OURS = 'VISION_SET'
 
 _AT_START: list[Callable[[], None]] = []
@@ -30,7 +31,7 @@ def register(at_start: Callable[[], None], before_jax: Callable[[], None]) -> No
     """Registers the settings of a backend.
 
     Args:
-      at_start: called before anything else is done or imported; may `restart` the process.
+      at_start: called before any other work and import; may `restart` the process.
       before_jax: called before JAX has a backend; may set XLA_FLAGS.
     """
     _AT_START.append(at_start)
@@ -38,19 +39,19 @@ def register(at_start: Callable[[], None], before_jax: Callable[[], None]) -> No
 
 
 def at_start() -> None:
-    """Applies the registered settings that a process gets at its start; may start this process again."""
+    """Applies the registered settings for the start of a process; may restart this process."""
     for apply in _AT_START:
         apply()
 
 
 def leave_on_signals() -> None:
-    """Lets SIGTERM and SIGINT end the process without a word, until the command takes over: nothing has been done."""
+    """Makes SIGTERM and SIGINT end the process silently until the command sets its own handlers."""
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda signum, frame: os._exit(128 + signum))
 
 
 def let_go_of_stdout() -> None:
-    """Writes what is left to stdout; if nobody reads it any more (`| head`), lets go of it without a word."""
+    """Flushes stdout; if its reader has ended (`| head`), discards the rest without an error."""
     try:
         sys.stdout.flush()
     except BrokenPipeError:
@@ -60,12 +61,14 @@ def let_go_of_stdout() -> None:
 class Leaving:
     """Ends the process within seconds of SIGTERM or SIGINT, whatever it is doing.
 
-    The first signal raises SystemExit or KeyboardInterrupt in the main thread; a second one ends the process at once.
-    The main thread may be in code that does not come back for minutes, as XLA's while it compiles, or wait for threads
-    that do not: a thread gives it a few seconds, and then leaves; where Python drops the exception, the thread sends the
-    signal again. While modules are imported nothing is lost, and
-    extensions would print a traceback: the process ends at once. A part of a program that has handlers of its own, as
-    the training loop, leaves as it sees fit.
+    The first signal raises SystemExit or KeyboardInterrupt in the main thread; a second one ends
+    the process at once. During imports the first signal does so, too: no work is lost, and
+    extension modules would print a traceback.
+
+    The main thread may be in code that does not return for minutes, such as XLA's compiler, or may
+    wait for other threads. A watcher thread therefore ends the process after a few seconds. If
+    Python dropped the exception, the watcher sends the signal again. Code with its own signal
+    handlers, such as the training loop, decides itself when to end.
     """
 
     received: int | None = None
@@ -77,12 +80,14 @@ class Leaving:
         cls.received = None
         for signum in (signal.SIGTERM, signal.SIGINT):
             signal.signal(signum, cls._leave)
+        # Notice when Python drops the exception that a signal raised.
         sys.unraisablehook = cls._note_dropped
         cls.watch()
 
     @classmethod
     def watch(cls) -> None:
-        """Starts the thread that leaves where the main thread does not; a fork needs one of its own."""
+        """Starts the watcher thread; a forked process must call this again."""
+        # Python writes the number of each signal into this pipe.
         reading, writing = os.pipe()
         os.set_blocking(writing, False)
         signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
@@ -90,13 +95,15 @@ class Leaving:
 
     @classmethod
     def finish(cls) -> None:
-        """Ends the process if a signal came: threads of libraries, as a server's, would be waited for."""
+        """Ends the process if a signal came; a normal exit would wait for threads of libraries."""
         if cls.received is not None:
             sys.stderr.flush()
             os._exit(128 + cls.received)
 
     @classmethod
     def _leave(cls, signum: int, frame: types.FrameType | None) -> None:
+        """The signal handler."""
+        # Second signals, and signals during imports, end the process.
         if cls.received is not None or _is_importing(frame):
             os._exit(128 + signum)
         cls.received = signum
@@ -106,7 +113,7 @@ class Leaving:
 
     @classmethod
     def _note_dropped(cls, failed: Any) -> None:
-        """Notes that Python dropped what a signal raised, as it does in callbacks of the garbage collector."""
+        """Records that Python dropped a signal's exception, as it does in garbage collection."""
         if isinstance(failed.exc_value, Exception):
             sys.__unraisablehook__(failed)
         else:
@@ -114,23 +121,27 @@ class Leaving:
 
     @classmethod
     def _watch(cls, reading: int) -> None:
+        """Runs in the watcher thread; reads the numbers of the signals that Python received."""
         while received := os.read(reading, 1):
             signum = received[0]
             if signal.getsignal(signum) == cls._leave:
+                # Give the main thread some seconds to end.
                 end = time.monotonic() + _GRACE
                 while time.monotonic() < end:
                     time.sleep(_GRACE / 50)
+                    # Python dropped the exception: send the signal again.
                     if cls._dropped:
                         cls.received, cls._dropped = None, False
                         os.kill(os.getpid(), signum)
                 os._exit(128 + signum)
-            processes = sys.modules.get('vision.core.processes')  # which imports JAX
+            # Look the module up instead of importing it: it imports JAX.
+            processes = sys.modules.get('vision.core.processes')
             if processes is not None and processes.StopSignals.current is not None:
                 processes.StopSignals.current.leave(signum, _GRACE)
 
 
 def _is_importing(frame: types.FrameType | None) -> bool:
-    """True if a module is being imported where the main thread is."""
+    """True if a frame, or one that called it, imports a module."""
     while frame is not None:
         if frame.f_code.co_filename.startswith('<frozen importlib'):
             return True
@@ -139,31 +150,35 @@ def _is_importing(frame: types.FrameType | None) -> bool:
 
 
 def tune() -> None:
-    """Applies the registered settings of XLA; to be called before JAX has a backend."""
+    """Applies the registered settings of XLA; must be called before JAX has a backend."""
     for apply in _BEFORE_JAX:
         apply()
 
 
 def restart(**variables: str) -> None:
-    """Starts this process again with environment variables that are read at a process's start only.
+    """Restarts this process with environment variables that are read only at process start.
 
-    To be called before anything is done or imported, and only if a variable is not set yet.
+    Must be called before any other work and import, and only if a variable is not set yet.
     """
+    # Record the names, so that `shipped_environment` can remove them.
     environment = os.environ | variables | {_OURS: ' '.join(variables)}
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def shipped_environment() -> dict[str, str]:
-    """The environment without what `restart` has set: for a peer, as its users run it."""
+    """Returns the environment without the variables that `restart` has set.
+
+    Other frameworks are measured with it, as their users run them.
+    """
     ours = {_OURS, *os.environ.get(_OURS, '').split()}
     return {k: v for k, v in os.environ.items() if k not in ours}
 
 
 def use_compilation_cache() -> None:
-    """Keeps what XLA compiles in the user's cache folder, so that a second start is quick.
+    """Turns on JAX's persistent compilation cache, so that a second start is quick.
 
-    Where it is: JAX_COMPILATION_CACHE_DIR, if that is set (empty: nowhere), otherwise
-    `vision-jax` in XDG_CACHE_HOME or ~/.cache. The bits of a run do not depend on it.
+    The folder is JAX_COMPILATION_CACHE_DIR if that is set (empty turns the cache off), otherwise
+    `vision-jax` in XDG_CACHE_HOME or ~/.cache. The results of a run do not depend on the cache.
     """
     if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
         return
@@ -171,28 +186,32 @@ def use_compilation_cache() -> None:
     folder = Path(home) / 'vision-jax'
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # a home that cannot be written to: compile each time
+    except OSError:  # the home folder is read-only: go without a cache
         return
     os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
+    # JAX has read the variable already, so set its option as well.
     if 'jax' in sys.modules:
         sys.modules['jax'].config.update('jax_compilation_cache_dir', str(folder))
 
 
 @functools.cache
 def tf_cpu() -> ModuleType:
-    """Imports TensorFlow when it is first needed, silent, and returns it; it sees no accelerator: those belong to JAX.
+    """Imports TensorFlow on first use, silenced and limited to the CPU, and returns it.
+
+    Accelerators are left to JAX.
 
     Raises:
-      RuntimeError: TensorFlow was used before and holds an accelerator already.
+      RuntimeError: TensorFlow was used before and already holds an accelerator.
     """
-    # TensorFlow prints a traceback for each image that cannot be decoded, though it is caught. JAX
-    # has set the level to 1 for itself by now.
+    # TensorFlow prints a traceback for each image that cannot be decoded, even if the error is
+    # caught. JAX has set the level to 1 by now.
     if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':
         os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
-    # oneDNN announces itself on stderr, and its sums depend on the machine.
+    # oneDNN prints a notice on stderr, and the order of its sums depends on the machine.
     os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
     import tensorflow as tf
 
+    # Leave all accelerators to JAX.
     for kind in ('GPU', 'TPU'):
         tf.config.set_visible_devices([], kind)
     tf.get_logger().setLevel('ERROR')
@@ -200,6 +219,6 @@ def tf_cpu() -> ModuleType:
 
 
 def first_line(error: Exception) -> str:
-    """The text of an error, without TensorFlow's names of nodes and ops around it."""
+    """Returns the first line of an error's text without TensorFlow's names of nodes and ops."""
     text = (str(error) or type(error).__name__).strip().split('\n')[0].strip('\'"')
     return re.sub(r'\{\{.*?\}\}\s*|\s*\[(\[|Op).*', '', text)

@@ -1,4 +1,4 @@
-"""Text that others read and write: paths, JSON without NaN, CSV that reads back as it was written, tables for a terminal."""
+"""Paths, JSON without NaN, CSV that reads back as it was written, and tables for a terminal."""
 
 import csv
 import io
@@ -13,16 +13,16 @@ from typing import Any, TextIO
 from vision.core.errors import UserError
 
 AnyPath = str | bytes | os.PathLike
-PICTURES = ('.png', '.html')  # what pictures may be written to
+PICTURES = ('.png', '.html')  # file types that figures can be written to
 
 
 def as_list(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
-    """The paths as text. A single path is a list of one, not of its letters.
+    """Returns one or several paths as a list of text.
 
     Raises:
-      UserError: something that is no path.
+      UserError: a value is not a path.
     """
-    # An array of no axes and an open file can be iterated over, and are not several paths.
+    # Arrays without axes and open files are iterable, but are not several paths.
     one = getattr(paths, 'ndim', None) == 0 or hasattr(paths, 'read')
     if one or isinstance(paths, AnyPath) or not isinstance(paths, Iterable):
         return [os.fsdecode(_path(paths))]
@@ -30,26 +30,28 @@ def as_list(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
 
 
 def as_path(path: AnyPath) -> Path:
-    """One path, with ~ for the home folder; UserError for something else."""
-    # `~name` of a user that is not known is part of a name.
+    """Returns one path, with ~ expanded to the home folder; raises UserError for other values."""
+    # `expanduser` leaves `~name` as it is if there is no user of that name.
     return Path(os.path.expanduser(os.fsdecode(_path(path))))
 
 
 def output_file(flag: str, value: AnyPath, endings: Sequence[str] = ()) -> Path:
-    """The file that a flag, or an argument, says to write to.
+    """Checks and returns the path of an output file that a flag or argument names.
 
     Args:
-      flag: its name.
-      value: of the flag.
-      endings: that the file may have, with their dots; any if empty.
+      flag: name of the flag, for messages.
+      value: the path.
+      endings: allowed suffixes with their dots; empty allows any.
 
     Raises:
-      UserError: it has another ending, is a folder, or its folder is not there or is read only.
+      UserError: the suffix is not allowed, the path is a folder, or its folder does not exist or is
+        read-only.
     """
     path = as_path(value)
+    # Check the suffix, the path and its folder.
     folder = path.absolute().parent
     if endings and path.suffix.lower() not in endings:
-        raise UserError(f'--{flag}={path}: it must end in {" or ".join(endings)}')
+        raise UserError(f'--{flag}={path} must end in {" or ".join(endings)}')
     if os.path.isdir(path):
         raise UserError(f'--{flag}={path} is a folder; name a file')
     if not os.path.isdir(folder):
@@ -60,35 +62,38 @@ def output_file(flag: str, value: AnyPath, endings: Sequence[str] = ()) -> Path:
 
 
 def _path(value: Any) -> Any:
-    # Bytes with a NUL are an image's own.
+    """Returns the value if it is a path; raises UserError otherwise."""
+    # Bytes with a NUL are the contents of an image, not its path.
     if not isinstance(value, AnyPath) or (isinstance(value, bytes) and b'\0' in value):
-        raise UserError(f'{value!r:.80} is no path: give text, bytes or a pathlib.Path')
+        raise UserError(f'{value!r:.80} is not a path: give text, bytes or a pathlib.Path')
     return value
 
 
 def common_root(paths: Iterable[str]) -> str:
-    """The deepest folder that all files lie below; '' for no files."""
+    """Returns the deepest folder that contains all files; '' if there are no files."""
     folders = {os.path.dirname(os.path.abspath(path)) for path in paths}
     return os.path.commonpath(folders) if folders else ''
 
 
 def below(path: str, root: str) -> str:
-    """A file's path below a folder; as it is if it lies elsewhere."""
+    """Returns a file's path relative to a folder; unchanged if the file lies elsewhere."""
+    # Compare absolute paths, with a slash at the end of the folder.
     whole, start = os.path.abspath(path), root.rstrip(os.sep) + os.sep
     return whole.removeprefix(start) if root and whole.startswith(start) else path
 
 
 def json_text(value: Any, **options: Any) -> str:
-    """JSON as every parser reads it, without NaN and Infinity: a number that is not finite becomes null, with the reason beside it.
+    """Serialises a value as strict JSON, which has no NaN and Infinity.
 
-    The reason is in the object that holds the number, under the key `not_finite`:
-    `{"loss": NaN, "rates": [1.0, Infinity]}` is written as
+    A number that is not finite becomes null. The object that holds the number names the original
+    value under the key `not_finite`: `{"loss": NaN, "rates": [1.0, Infinity]}` is written as
     `{"loss": null, "rates": [1.0, null], "not_finite": {"loss": "NaN", "rates[1]": "Infinity"}}`.
 
     Args:
-      value: what `json.dumps` takes.
-      options: of `json.dumps`.
+      value: any value that `json.dumps` accepts.
+      options: keyword arguments of `json.dumps`.
     """
+    # Convert only if a number is not finite: that is rare, and takes time.
     try:
         return json.dumps(value, allow_nan=False, **options)
     except ValueError:
@@ -96,13 +101,20 @@ def json_text(value: Any, **options: Any) -> str:
 
 
 def without_nan(value: Any) -> Any:
-    """The value as `json_text` writes it: None for a float that is not finite, with the reason beside it."""
+    """Replaces floats that are not finite by None, in the form that `json_text` describes."""
     return _finite(value, '', {})
 
 
 def _finite(value: Any, name: str, reasons: dict[str, str]) -> Any:
-    """The value without such numbers; `reasons` gets theirs, by name in the object that holds them."""
+    """Implements `without_nan` recursively.
+
+    Args:
+      value: the value to convert.
+      name: its name within the enclosing object.
+      reasons: filled with the original values of that object, by name.
+    """
     if isinstance(value, Mapping):
+        # A dict collects the reasons of its own values.
         own: dict[str, str] = {}
         made = {key: _finite(v, str(key), own) for key, v in value.items()}
         return made | {'not_finite': own} if own else made
@@ -115,7 +127,10 @@ def _finite(value: Any, name: str, reasons: dict[str, str]) -> Any:
 
 
 def described(value: Any) -> str:
-    """A result of a user's own function in a few words: 'float32[8, 3]', 'dict (loss, top1)', 'tuple (float, int)'."""
+    """Describes a result of a user-defined function in a few words.
+
+    For example 'float32[8, 3]', 'dict (loss, top1)' or 'tuple (float, int)'.
+    """
     if hasattr(value, 'shape') and hasattr(value, 'dtype'):
         return f'{value.dtype}{[*value.shape]}'
     kind = type(value).__name__
@@ -126,42 +141,43 @@ def described(value: Any) -> str:
 
 
 def printable(text: str, file: TextIO) -> str:
-    """The text, with '\\udcff' and the like for what a file cannot take.
+    """Returns the text with escapes such as '\\udcff' for characters that a file cannot encode.
 
-    Bytes of a file's name that are not UTF-8 are such, and whatever an ASCII terminal lacks.
+    Such characters are bytes of a file name that are not UTF-8, and non-ASCII characters on an
+    ASCII terminal.
     """
     encoding = file.encoding or 'utf-8'
     return text.encode(encoding, 'backslashreplace').decode(encoding)
 
 
 def write_row(cells: Sequence[Any], file: TextIO) -> None:
-    """Writes a row of CSV that `csv` and pandas read back as one row with the same text.
+    """Writes a CSV row that `csv` and pandas read back as one row with the same text.
 
     Args:
-      cells: text with any characters, carriage returns and quotes too, or numbers.
-      file: of text; what its encoding lacks is escaped (`printable`).
+      cells: numbers, or text with any characters, including carriage returns and quotes.
+      file: a text file; characters that it cannot encode are escaped (`printable`).
 
     Raises:
-      UserError: a cell has a NUL, which pandas and spreadsheets take for its end.
+      UserError: a cell contains a NUL, at which pandas and spreadsheets would cut it off.
     """
     for cell in cells:
         if isinstance(cell, str) and '\0' in cell:
-            raise UserError(f'{cell!r} has a NUL character, which CSV cannot hold; write JSON')
+            raise UserError(f'{cell!r} has a NUL character, which CSV cannot hold; use JSON')
     line = io.StringIO()
-    # With lineterminator='\n' a carriage return would go without quotes (CPython issue 67230 and its kin).
+    # With lineterminator='\n' the writer would not quote carriage returns (CPython issue 67230).
     csv.writer(line, lineterminator='\r\n').writerow(cells)
     file.write(printable(line.getvalue().removesuffix('\r\n') + '\n', file))
 
 
 def read_rows(lines: Iterable[str], name: str) -> list[dict[str, str | None]]:
-    """Reads CSV with a header: a dict a row, with None for cells that a row lacks.
+    """Reads CSV with a header into a dict per row; missing cells are None.
 
     Args:
-      lines: a file that was opened with `newline=''`, or lines with their ends.
-      name: of the file, for messages.
+      lines: a file opened with `newline=''`, or lines with their line ends.
+      name: the file's name, for messages.
 
     Raises:
-      UserError: quotes that are not closed, a NUL, or a cell that is too long; the text names the line.
+      UserError: quotes are not closed, or a cell contains a NUL or is too long; names the line.
     """
     reader = csv.DictReader(lines, strict=True)
     try:
@@ -169,16 +185,17 @@ def read_rows(lines: Iterable[str], name: str) -> list[dict[str, str | None]]:
     except csv.Error as e:
         raise UserError(f'{name}, line {reader.line_num}: not CSV ({e})') from None
     for row in rows:
-        row.pop(None, None)  # type: ignore[call-overload]  # cells beyond the header's
+        row.pop(None, None)  # type: ignore[call-overload]  # cells beyond those of the header
     return rows
 
 
 def print_table(table: Any, file: TextIO | None = None) -> None:
-    """Prints a table of rich that breaks no path: columns that are not wrapped may make it wider than a terminal.
+    """Prints a Rich table without breaking paths; it may be wider than the terminal.
 
     Args:
-      table: its columns of paths have `no_wrap=True`; title and caption are lines of their own. Or text.
-      file: stdout unless it is given.
+      table: a table whose path columns have `no_wrap=True`, or text. Its title and caption are
+        printed as separate lines.
+      file: the output; stdout if None.
     """
     from rich.console import Console
     from rich.measure import Measurement
@@ -187,11 +204,13 @@ def print_table(table: Any, file: TextIO | None = None) -> None:
     if isinstance(table, str):
         print(table, file=file)
         return
+    # Widen the console to the table's minimum width, measured without a limit.
     console = Console(file=file)
     title, caption = table.title, table.caption
     table.title = table.caption = None
     wide = console.options.update(max_width=10**6)
     console.width = max(console.width, Measurement.get(console, wide, table).minimum)
+    # Print title and caption as plain lines, which may be wrapped.
     for part in filter(None, (title, table, caption)):
         console.print(part, crop=False, soft_wrap=part is not table, markup=False, highlight=False)
     table.title, table.caption = title, caption

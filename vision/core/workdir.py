@@ -1,15 +1,15 @@
-"""The workdir: all that a run is.
+"""The workdir of a run: its files, how they are written, and its lock.
 
-config.json        the config, resolved
-dataset.json       the data that the run was begun with: classes, shapes, number and digest of each split; written once
-examples.json.gz   what the digests are of: the examples of each split
+config.json        the resolved config
+dataset.json       the data at the start of the run: classes, shapes, size and digest of each split
+examples.json.gz   the examples of each split, from which the digests are computed
 environment.json   versions, devices, git commit, command
-changes.diff       what differed from that commit, if anything did
-modules/           a user's own modules that the config names
-metrics.jsonl      one record a line, each with its `step`
-events.out.*       the same for TensorBoard
-checkpoints/       Orbax's
-interrupted/       the state of a step in whose evaluation a signal came, until it is evaluated
+changes.diff       uncommitted changes of the code, if there are any
+modules/           user-defined modules that the config names
+metrics.jsonl      one record per line, each with its `step`
+events.out.*       the same records for TensorBoard
+checkpoints/       Orbax checkpoints
+interrupted/       the state of a step whose evaluation a signal stopped, until it is evaluated
 """
 
 import datetime
@@ -38,13 +38,15 @@ from vision.core.errors import UserError
 from vision.core.text import AnyPath, as_path, json_text
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorflow-cpu')
-_OWN_MODULES = re.compile(r'"([A-Za-z_][\w.]*):[A-Za-z_]\w*"')  # in config.json
+# A name 'package.module:Name' in config.json.
+_OWN_MODULES = re.compile(r'"([A-Za-z_][\w.]*):[A-Za-z_]\w*"')
 
 
 class Lock:
-    """Holds a workdir for one run, as a context manager.
+    """Context manager that reserves a workdir for one run.
 
-    A `flock`: whatever ends the process, kill -9 too, frees it. Process 0 holds it for all.
+    It holds a `flock`, which the kernel releases however the process ends, even by kill -9. Process
+    0 holds it for all processes.
     """
 
     def __init__(self, workdir: Path):
@@ -56,18 +58,22 @@ class Lock:
         return self
 
     def _acquire(self) -> None:
+        """Takes the lock and writes the holder's name into the file."""
         self._file = open(self._path, 'a+')  # noqa: SIM115 - closed by __exit__
         try:
+            # Try to get the lock without waiting.
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.seek(0)
             holder = self._file.read().strip() or 'another process'
             self._file.close()
             raise UserError(
-                f'{self._path.parent} is in use by {holder}; wait for it, or take another --workdir'
+                f'{self._path.parent} is in use by {holder}; wait for it, or choose another '
+                '--workdir'
             ) from None
         except OSError as e:
-            _go_on_without(e, self._path, 'two runs in this workdir would not see each other')
+            _go_on_without(e, self._path, 'two runs in this workdir would not notice each other')
+        # Write who holds the lock, for the message of another run.
         self._file.truncate(0)
         self._file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
         self._file.flush()
@@ -78,10 +84,10 @@ class Lock:
 
 
 def locate(workdir: AnyPath) -> Path:
-    """Returns the absolute path of a workdir, whether or not it is there.
+    """Returns the absolute path of a workdir, which need not exist.
 
     Raises:
-      UserError: the name is empty, or is not UTF-8, as JSON and the terminal need it.
+      UserError: the name is empty, or is not valid UTF-8, which JSON and terminals need.
     """
     if workdir in ('', b''):
         raise UserError('--workdir is empty; name a folder')
@@ -89,27 +95,33 @@ def locate(workdir: AnyPath) -> Path:
     try:
         str(path).encode()
     except UnicodeEncodeError:
-        raise UserError(f'--workdir={str(path)!r}: its name is not UTF-8; take another') from None
+        raise UserError(
+            f'--workdir={str(path)!r}: the name is not valid UTF-8; choose another'
+        ) from None
     return path
 
 
 def check_place(workdir: AnyPath) -> Path:
-    """Checks that a workdir can be made or written to, and leaves nothing; returns its absolute path.
+    """Checks that a workdir can be created or written to, without creating it.
+
+    Returns:
+      Its absolute path.
 
     Raises:
-      UserError: it is a file, or it or the folder that it will be made in cannot be written to.
+      UserError: it is a file, or it or the folder in which it would be created is not writable.
     """
     path = locate(workdir)
+    # Find the nearest existing folder and try to create something in it.
     for place in (path, *path.parents):
         try:
             if not os.path.lexists(place):
-                os.stat(place)  # a name that is too long, or a folder that cannot be looked into
+                os.stat(place)  # raises the reason: a name too long, or an unreadable folder
         except FileNotFoundError:
             continue
         except OSError as e:
             raise UserError(f'--workdir={path}: {e.strerror} ({place})') from None
         if not place.is_dir():
-            raise UserError(f'--workdir={path}: {place} is no folder')
+            raise UserError(f'--workdir={path}: {place} is not a folder')
         try:
             os.rmdir(tempfile.mkdtemp(prefix='.write-', dir=place))
         except OSError as e:
@@ -121,10 +133,10 @@ def check_place(workdir: AnyPath) -> Path:
 
 
 def create(workdir: AnyPath) -> Path:
-    """Makes the folder, with its parents, and returns its absolute path.
+    """Creates a workdir with its parents and returns its absolute path.
 
     Raises:
-      UserError: it cannot be made or written to, or not all processes see it.
+      UserError: it cannot be created or written to, or not all processes see it.
     """
     path = locate(workdir)
 
@@ -135,10 +147,12 @@ def create(workdir: AnyPath) -> Path:
         except OSError as e:
             raise UserError(f'--workdir={path}: {e.strerror} ({e.filename})') from None
 
+    # All processes must see the folder that process 0 created.
     def look() -> None:
         if not (path / '.lock').exists():
             raise UserError(
-                f'--workdir={path}: not here; it must be a folder that all machines share'
+                f'--workdir={path} is missing on this machine; it must be on a file system that '
+                'all machines share'
             )
 
     processes.on_first(make)
@@ -147,36 +161,38 @@ def create(workdir: AnyPath) -> Path:
 
 
 def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Checks that the run that is there, if any, was made with this config; for the first process.
-
-    The data may have moved, if the workdir has digests of them.
+    """Checks that the run in a workdir, if any, has this config; for process 0.
 
     Raises:
-      UserError: the workdir belongs to another config; says what differs.
+      UserError: the workdir belongs to another config; lists the differences.
     """
     if (workdir / 'config.json').exists():
+        # The paths of the data may differ if digests can tell that the data are the same.
         known = (workdir / 'dataset.json').exists() and read_json(workdir, 'dataset.json')
         may_differ: tuple[str, ...] = config_lib.MAY_DIFFER
         if known and 'identity' in known:
             may_differ += config_lib.PLACES
+        # Name the first differences.
         differ = config_lib.differences(read_config(workdir), config, may_differ)
         if differ:
             more = f' (and {len(differ) - 3} more)' if len(differ) > 3 else ''
             raise UserError(
                 f'{workdir} holds a run with another config: {"; ".join(differ[:3])}{more}. '
-                'Take another --workdir, or the same config'
+                'Choose another --workdir, or use the same config'
             )
 
 
 def describe(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Writes what the run and this process are."""
+    """Writes the config, user-defined modules, code changes and environment to the workdir."""
     if processes.is_first():
         text = config_lib.to_json(config)
         write_text(workdir / 'config.json', text)
+        # Copy user-defined modules that the config names.
         if modules := set(_OWN_MODULES.findall(text)):
             from vision.core import own_code
 
             own_code.keep(workdir, modules)
+        # Keep the uncommitted changes of the code.
         if changes := _git('diff', 'HEAD', '--', ':/*.py'):
             write_text(workdir / 'changes.diff', changes + '\n')
         else:
@@ -190,6 +206,7 @@ def read_config(workdir: Path) -> ConfigDict:
     Raises:
       UserError: the folder is not a workdir, or the file is damaged.
     """
+    # The config may name modules that were copied into the workdir.
     if (workdir / 'modules').is_dir():
         from vision.core import own_code
 
@@ -197,6 +214,7 @@ def read_config(workdir: Path) -> ConfigDict:
     values = read_json(workdir, 'config.json')
     try:
         config = config_lib.from_plain(values)
+        # Check the declared keys: the file may have been edited or damaged.
         whole = config.to_dict()
         for key in KEYS:
             key.check((whole[key.section] if key.section else whole)[key.leaf])
@@ -206,7 +224,7 @@ def read_config(workdir: Path) -> ConfigDict:
 
 
 def read_json(workdir: Path, name: str) -> dict[str, Any]:
-    """Reads one of the workdir's JSON files.
+    """Reads a JSON file of the workdir.
 
     Raises:
       UserError: the folder is not a workdir, or the file is damaged.
@@ -214,7 +232,7 @@ def read_json(workdir: Path, name: str) -> dict[str, Any]:
     try:
         value = json.loads(_read(workdir, name))
         if not isinstance(value, dict):
-            raise ValueError('it holds no object')
+            raise ValueError('it is not a JSON object')
         if name == 'dataset.json':
             _check_dataset(value)
         return value
@@ -223,16 +241,17 @@ def read_json(workdir: Path, name: str) -> dict[str, Any]:
 
 
 def _check_dataset(value: Mapping[str, Any]) -> None:
-    """Raises ValueError, KeyError or TypeError where something in `dataset.json` is of another type."""
+    """Raises ValueError, KeyError or TypeError if a value in `dataset.json` has a wrong type."""
     if not all(isinstance(name, str) for name in value['class_names']):
-        raise ValueError('class_names are not text')
+        raise ValueError('class_names must be text')
+    # Shapes are [H, W, C] or missing.
     for shape in (value.get('input_shape'), value.get('image_shape')):
         sound = isinstance(shape, list) and len(shape) == 3 and all(type(n) is int for n in shape)
         if not sound and shape is not None:
-            raise ValueError(f'{shape!r:.60} is no shape [H, W, C]')
+            raise ValueError(f'{shape!r:.60} is not a shape [H, W, C]')
     for name in ('mean', 'std'):
         if not all(isinstance(x, int | float) for x in value.get(name, ())):
-            raise ValueError(f'{name} is no list of numbers')
+            raise ValueError(f'{name} is not a list of numbers')
 
 
 def _first_line(error: Exception) -> str:
@@ -240,31 +259,33 @@ def _first_line(error: Exception) -> str:
 
 
 def read_records(workdir: Path) -> list[dict[str, Any]]:
-    """Returns the records of a run, oldest first; a half-written last line is left out.
+    """Returns the records in metrics.jsonl, oldest first; an incomplete last line is skipped.
 
     Raises:
-      UserError: another line is damaged.
+      UserError: any other line is damaged.
     """
     path = workdir / 'metrics.jsonl'
+    # Text after the last line feed is an incomplete line.
     lines = path.read_bytes().split(b'\n')[:-1] if path.exists() else []
     records = []
     for number, line in enumerate(lines, 1):
         try:
             records.append(json.loads(line))
-            int(records[-1]['step'])  # each has one
+            int(records[-1]['step'])  # every record has a step
         except (KeyError, TypeError, ValueError, RecursionError) as e:
             raise UserError(f'{path}, line {number}, is damaged: {_first_line(e)}') from None
     return records
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file, as UTF-8, whole or not at all, whenever the process is killed."""
-    # What is not UTF-8 in a file's name is written as JSON's own escape.
+    """Writes a UTF-8 file atomically: it is complete or absent even if the process is killed."""
+    # Bytes of file names that are not UTF-8 become escapes that are valid JSON.
     write_bytes(path, text.encode('utf-8', 'backslashreplace'))
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Writes a file whole or not at all, whenever the process is killed."""
+    """Writes a file atomically: it is complete or absent even if the process is killed."""
+    # Write another file completely, then rename it.
     temporary = path.with_name(path.name + '.tmp')
     with open(temporary, 'wb') as file:
         file.write(data)
@@ -273,7 +294,10 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def sync(file: IO) -> bool:
-    """Writes what was written to a file to the disk; returns False, and warns once, where the file system cannot."""
+    """Flushes a file to the disk.
+
+    Returns False, with one warning per run, if the file system cannot do it.
+    """
     file.flush()
     try:
         os.fsync(file.fileno())
@@ -281,18 +305,22 @@ def sync(file: IO) -> bool:
         _go_on_without(
             e,
             file.name,
-            'what is written may be lost in a power cut, and TensorBoard gets no events',
+            'a power cut may lose written data, and no TensorBoard events are written',
         )
         return False
     return True
 
 
 def replace(source: Path, target: Path) -> None:
-    """Gives a file the name of another, in one step; warns once where the file system cannot do it in one."""
+    """Renames a file over another one atomically.
+
+    If the file system cannot do it atomically, it warns once and does it in several steps.
+    """
     try:
         os.replace(source, target)
     except OSError as e:
         _go_on_without(e, target, 'a kill at the wrong moment may lose this file')
+        # Rename without replacing; as a last resort copy the bytes.
         target.unlink(missing_ok=True)
         try:
             os.rename(source, target)
@@ -301,16 +329,22 @@ def replace(source: Path, target: Path) -> None:
             source.unlink()
 
 
-# What calls raise that a file system does not have.
+# Errors of calls that a file system does not support.
 _NOT_THERE = {
-    errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EPERM, errno.EINVAL, errno.EEXIST, errno.ENOTTY,
-    errno.EXDEV,
+    errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK, errno.EPERM, errno.EINVAL,
+    errno.EEXIST, errno.ENOTTY, errno.EXDEV,
 }  # fmt: skip
 _told: set[str] = set()
 
 
 def _go_on_without(error: OSError, path: Any, consequence: str) -> None:
-    """Warns, once, of what a file system without some call does not protect; raises what is another failure."""
+    """Warns once that the file system lacks a call; raises any other error again.
+
+    Args:
+      error: the error of the call.
+      path: the file concerned.
+      consequence: the risk of working without the call.
+    """
     if error.errno not in _NOT_THERE:
         raise error
     if consequence not in _told:
@@ -319,9 +353,10 @@ def _go_on_without(error: OSError, path: Any, consequence: str) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """The environment of this process: versions, devices, git commit, command."""
+    """Returns the environment of this process: versions, devices, git commit and command."""
     import jax
 
+    # Versions of the packages that affect results.
     versions: dict[str, str | None] = {}
     for package in _PACKAGES:
         try:
@@ -348,7 +383,10 @@ def environment() -> dict[str, Any]:
 
 
 def git_commit() -> str | None:
-    """The commit of the code that runs, '+changes' behind it if it was edited; None outside git."""
+    """Returns the git commit of the running code, with '+changes' appended if it was edited.
+
+    None outside a git repository.
+    """
     commit, changes = (
         _git('rev-parse', 'HEAD'),
         _git('status', '--porcelain', '-uno', '--', ':/*.py'),
@@ -357,7 +395,7 @@ def git_commit() -> str | None:
 
 
 def _git(*args: str) -> str | None:
-    """The output of git in the folder of this code; None without git or a repository."""
+    """Returns the output of git in the folder of this code; None without git or a repository."""
     command = ['git', '-C', str(Path(__file__).parent), *args]
     try:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
@@ -366,12 +404,13 @@ def _git(*args: str) -> str | None:
 
 
 def _read(workdir: Path, name: str) -> str:
+    """Reads a file of a workdir as text; raises UserError if that fails."""
     try:
         return (workdir / name).read_text(encoding='utf-8')
     except FileNotFoundError:
         what = 'is not a workdir' if workdir.is_dir() else 'does not exist'
-        raise UserError(f'{workdir} {what}: there is no {name} in it') from None
+        raise UserError(f'{workdir} {what}: it has no {name}') from None
     except NotADirectoryError:
-        raise UserError(f'{workdir} is a file; a workdir is a folder') from None
+        raise UserError(f'{workdir} is a file, but a workdir must be a folder') from None
     except OSError as e:
         raise UserError(f'{workdir / name}: {e.strerror}') from None

@@ -1,4 +1,4 @@
-"""Arrays in files: the IDX files of MNIST and its like, and NumPy's `.npz`."""
+"""Sources that read arrays from files: IDX (MNIST, Fashion-MNIST) and NumPy's `.npz`."""
 
 import gzip
 import math
@@ -18,10 +18,11 @@ from vision.data.order import hold_out
 from vision.data.shares import warn_of_empty_classes
 from vision.data.source import ArraySource, NoSplitError
 
+# The start of the file names of each split.
 _IDX_PREFIX = {'train': 'train', 'test': 't10k'}
 
-# What NumPy raises for a file of another kind (an .npy has no names), a damaged one, or one that
-# claims to be enormous.
+# Exceptions of NumPy for a file of another kind (such as .npy, which has no names), a damaged file,
+# and a file that claims an enormous size.
 _NOT_NPZ = (
     OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile,
     zlib.error,
@@ -34,23 +35,27 @@ def idx(
     validation: int | float | str | None = None,
     class_names: Sequence[str] = (),
 ) -> ArraySource:
-    """The four IDX files of MNIST and its like, gzipped or not (LeCun's format).
+    """Opens one split of a data set in four IDX files, the format of MNIST (LeCun).
 
     Args:
       split: train, validation or test.
-      path: the folder that holds train-images-idx3-ubyte[.gz] and its three siblings.
-      validation: how many of the training examples are held out as validation split, stratified: a
-        number, or a share as '10%' or 0.1.
-      class_names: in the labels' order; empty for the numbers themselves.
+      path: the folder with train-images-idx3-ubyte, train-labels-idx1-ubyte and their t10k
+        counterparts, each possibly gzipped.
+      validation: part of the training split to use for validation, stratified by class: a number of
+        examples, or a share such as '10%' or 0.1.
+      class_names: names in the order of the labels; empty for the numbers as names.
 
     Returns:
-      Images uint8 [N, H, W, 1].
+      A source with images uint8 [N, H, W, 1].
 
     Raises:
-      UserError: a file is missing, damaged, or does not fit the others.
+      UserError: a file is missing or damaged, or images and labels do not match.
     """
     if not path:
-        raise UserError('data.path: name the folder with the four IDX files (--config.data.path=…)')
+        raise UserError(
+            'data.path is not set: give the folder with the four IDX files (--config.data.path=…)'
+        )
+    # Find and read the images and labels of the split.
     check_split('idx', split, ('train', 'validation', 'test'))
     prefix = _IDX_PREFIX['test' if split == 'test' else 'train']
     path = os.path.expanduser(path)
@@ -59,8 +64,9 @@ def idx(
     images, labels = read_idx(image_file), read_idx(label_file)
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
         raise UserError(
-            f'{image_file} and {label_file} do not fit: shapes {images.shape} and {labels.shape}'
+            f'{image_file} and {label_file} do not match: shapes {images.shape} and {labels.shape}'
         )
+    # Name the classes by the training labels: the test split may lack the last class.
     names = class_names or number_names(
         read_idx(_find_idx(Path(path), 'train-labels', 'idx1-ubyte'))
     )
@@ -74,38 +80,42 @@ def npz(
     validation: int | float | str | None = None,
     class_names: Sequence[str] = (),
 ) -> ArraySource:
-    """Arrays in a `.npz`, named x_train, y_train, … (Keras) or train_images, train_labels, ….
+    """Opens one split of a `.npz` file.
+
+    Its arrays are named x_train, y_train, … (Keras) or train_images, train_labels, ….
 
     Args:
-      split: train, validation or test. Without validation arrays it is held out of train.
-      path: the file; its arrays are uint8 [N, H, W] or [N, H, W, C], and integers [N] or [N, 1];
-        or floats 0 and 1 [N, K], where an image may have several.
+      split: train, validation or test. A validation split without arrays is taken from train.
+      path: the file, with images uint8 [N, H, W] or [N, H, W, C] and labels as integers [N] or
+        [N, 1], or as floats 0 and 1 [N, K] for images with several labels.
       validation: as in `idx`.
-      class_names: in the labels' order; empty for the numbers themselves.
+      class_names: names in the order of the labels; empty for the numbers as names.
 
     Raises:
-      UserError: no such file or arrays, or arrays of another type or shape.
+      UserError: the file or an array does not exist, or an array has the wrong dtype or shape.
     """
     if not path:
-        raise UserError('data.path: name the .npz file (--config.data.path=…)')
+        raise UserError('data.path is not set: give the .npz file (--config.data.path=…)')
     check_split('npz', split, ('train', 'validation', 'test'))
+    # Read the arrays of the split; `validation` falls back to the arrays of `train`.
     try:
         with np.load(os.path.expanduser(path), allow_pickle=False) as file:
             own = _npz_names(file.files, split)
             names = own or (_npz_names(file.files, 'train') if split == 'validation' else None)
             if names is None:
                 raise NoSplitError(
-                    f'{path} has no split {split!r}: it needs arrays x_{split} and y_{split} '
-                    f'(or {split}_images and {split}_labels), and has {", ".join(file.files)}'
+                    f'{path} has no split {split!r}: it needs the arrays x_{split} and y_{split} '
+                    f'(or {split}_images and {split}_labels), but has {", ".join(file.files)}'
                 )
             images, labels = file[names[0]], file[names[1]]
             has_validation = _npz_names(file.files, 'validation') is not None
-            # Of all splits: one of them may lack the last class.
+            # Count the classes by the training labels: another split may lack the last class.
             every_label = file[(_npz_names(file.files, 'train') or names)[1]]
     except FileNotFoundError:
         raise UserError(f'data.path={path}: there is no such file') from None
     except _NOT_NPZ as e:
         raise UserError(f'{path} is not a readable .npz file: {e}') from None
+    # Bring the arrays to [N], [N, K] and [N, H, W, C].
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     images = images[..., None] if images.ndim == 3 else images
     name = f'npz:{path}:{split}'
@@ -113,17 +123,19 @@ def npz(
         every_label = every_label[:, 0]
     check_labels(name, every_label)
     source = from_arrays(name, images, labels, class_names or number_names(every_label))
+    # A validation split without arrays is taken from train.
     if has_validation or split == 'test':
         return source
     return subset(source, split, validation)
 
 
 def subset(source: ArraySource, split: str, validation: int | float | str | None) -> ArraySource:
-    """The part of a training source that is `split`, 'train' or 'validation'."""
+    """Returns the part of a training source that belongs to `split`, 'train' or 'validation'."""
     validation = parse_share(validation, 'data.validation') or 0
     if split == 'validation' and not validation:
         raise NoSplitError(
-            f'{source.name}: there is no validation split; hold one out of train with data.validation'
+            f'{source.name}: there is no validation split; take one from train with '
+            "data.validation, for example '10%'"
         )
     train, held_out = hold_out(source.labels, validation)
     part = source.subset(held_out if split == 'validation' else train)
@@ -132,11 +144,15 @@ def subset(source: ArraySource, split: str, validation: int | float | str | None
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Reads one IDX file of unsigned bytes, gzipped or not: uint8, of the shape in its header.
+    """Reads an IDX file of unsigned bytes, gzipped or not.
+
+    Returns:
+      An array uint8 of the shape in the file's header.
 
     Raises:
-      UserError: it is not one, or shorter or longer than its header says.
+      UserError: the file has another format, or its length does not match its header.
     """
+    # Read the file, which may be gzipped under any name.
     try:
         with open(path, 'rb') as file:
             data = file.read()
@@ -146,30 +162,33 @@ def read_idx(path: Path) -> np.ndarray:
         raise UserError(f'{path} cannot be read: {e}') from None
     if len(data) < 4 or data[:3] != b'\0\0\x08':
         raise UserError(f'{path} is not an IDX file of unsigned bytes')
+    # The header: two zero bytes, a type, the number of axes, and a big-endian length per axis.
     ndim = data[3]
     header = 4 + 4 * ndim
     if len(data) < header:
         raise UserError(f'{path} is damaged: it ends inside its header')
     shape = struct.unpack(f'>{ndim}I', data[4:header])
+    # The data must have exactly the stated size.
     if len(data) - header != math.prod(shape):
         raise UserError(
-            f'{path} is damaged: its header says {math.prod(shape)} bytes of {list(shape)}, '
-            f'it has {len(data) - header}'
+            f'{path} is damaged: its header says {math.prod(shape)} bytes for {list(shape)}, '
+            f'but it has {len(data) - header}'
         )
     return np.frombuffer(data, np.uint8, offset=header).reshape(shape)
 
 
 def _find_idx(folder: Path, stem: str, kind: str) -> Path:
-    """The file under any of its usual names: with '-' or '.' between, gzipped or not."""
+    """Finds a file under its usual names: with '-' or '.' in the middle, gzipped or not."""
     names = [f'{stem}{dot}{kind}{gz}' for gz in ('', '.gz') for dot in ('-', '.')]
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    what = 'there is no such folder' if not folder.is_dir() else f'it holds no {names[0]}[.gz]'
+    what = 'there is no such folder' if not folder.is_dir() else f'it has no {names[0]}[.gz]'
     raise UserError(f'data.path={folder}: {what}')
 
 
 def _npz_names(files: Sequence[str], split: str) -> tuple[str, str] | None:
+    """Returns the names of a split's images and labels in an .npz file; None if it has none."""
     short = {'validation': ('validation', 'valid', 'val')}.get(split, (split,))
     for name in short:
         for pair in ((f'x_{name}', f'y_{name}'), (f'{name}_images', f'{name}_labels')):

@@ -1,4 +1,7 @@
-"""Sources that fit in memory: digits, synthetic, and those of arrays; `array_files` reads arrays from files."""
+"""Sources in memory: scikit-learn's digits, synthetic images, and any arrays.
+
+`array_files` has the sources that read arrays from files.
+"""
 
 import math
 from collections.abc import Sequence
@@ -13,17 +16,18 @@ _MOST_CLASSES = 1_000_000
 
 
 def digits(split: str) -> ArraySource:
-    """Scikit-learn's bundled digits: 1,797 scans of 8 × 8 (Alpaydin and Kaynak 1998).
+    """Opens one split of scikit-learn's digits, 1,797 scans of 8 × 8 (Alpaydin and Kaynak 1998).
 
-    One fixed split, stratified: train 1,077, validation 360, test 360.
+    The splits are fixed and stratified: train 1,077, validation 360, test 360.
 
     Returns:
-      Images uint8 [N, 8, 8, 1]; 0 is paper, 255 is ink.
+      A source with images uint8 [N, 8, 8, 1]; 0 is paper, 255 is ink.
     """
     from sklearn.datasets import load_digits
 
     data = load_digits()
     images = np.round(data.images * (255 / 16)).astype(np.uint8)[..., None]
+    # Hold out the test split first, then the validation split.
     rest, test = hold_out(data.target, 360)
     train, validation = hold_out(data.target[rest], 360)
     ids = {'train': rest[train], 'validation': rest[validation], 'test': test}
@@ -38,25 +42,28 @@ def synthetic(
     image_size: int = 224,
     channels: int = 3,
 ) -> ArraySource:
-    """Noise with a label that can be learned: a bright square whose place tells the class.
+    """Opens one split of synthetic images: noise and a bright square, whose place is the class.
 
-    For benchmarks and smoke runs. No two splits share an image.
+    It is meant for benchmarks and smoke tests. No two splits share an image.
 
     Returns:
-      Images uint8 [num_examples, image_size, image_size, channels].
+      A source with images uint8 [num_examples, image_size, image_size, channels].
     """
     splits = ('train', 'validation', 'test')
     check_split('synthetic', split, splits)
     for key, value in (('num_examples', num_examples), ('num_classes', num_classes)):
         if value < 1:
             raise UserError(f'data.{key}={value} must be at least 1')
+    # Divide the image into a grid with a cell for each class.
     side = math.ceil(math.sqrt(num_classes))
     cell = image_size // side
     if cell < 1:
         raise UserError(f'data.image_size={image_size} is too small for {num_classes} classes')
+    # Labels are hashes of the ids, so that classes are balanced on average.
     labels = (hash64(splits.index(split), np.arange(num_examples)) % np.uint64(num_classes)).astype(
         np.int32
     )
+    # Draw the noise, and brighten each image's cell.
     rng = np.random.default_rng(splits.index(split))
     shape = (num_examples, image_size, image_size, channels)
     images = rng.integers(0, 128, shape, dtype=np.uint8)
@@ -74,14 +81,15 @@ def from_arrays(
     """Checks arrays and makes a source of them.
 
     Args:
-      name: for messages.
+      name: the source's name, for messages.
       images: uint8 [N, H, W, C].
-      labels: integers [N]; or floats 0 and 1 [N, K], where an image may have several.
+      labels: integers [N]; or floats 0 and 1 [N, K] for images with several labels.
       class_names: K names; empty for '0' … the largest label.
 
     Raises:
-      UserError: another type or shape, no example, or a label that has no name.
+      UserError: an array has the wrong dtype or shape or no example, or a label has no name.
     """
+    # Check each array, then that they match each other and the class names.
     check_finite(name, 'images', images)
     if images.dtype != np.uint8 or images.ndim != 4:
         raise UserError(
@@ -96,7 +104,9 @@ def from_arrays(
         raise UserError(f'{name} has no examples')
     names = tuple(class_names) or number_names(labels)
     if labels.ndim == 2 and labels.shape[1] != len(names):
-        raise UserError(f'{name}: labels {list(labels.shape)} do not fit the {len(names)} classes')
+        raise UserError(
+            f'{name}: labels {list(labels.shape)} do not match the {len(names)} classes'
+        )
     if labels.ndim == 1 and (labels.min() < 0 or labels.max() >= len(names)):
         raise UserError(
             f'{name}: labels go from {labels.min()} to {labels.max()}, '
@@ -106,36 +116,39 @@ def from_arrays(
 
 
 def check_finite(name: str, what: str, values: np.ndarray) -> None:
-    """Raises UserError if one of the values is NaN or infinite."""
+    """Raises UserError if a value is NaN or infinite."""
     if values.dtype.kind in 'fc' and not (finite := np.isfinite(values)).all():
         first = np.argwhere(~finite)[0]
         raise UserError(
-            f'{name}: {finite.size - finite.sum():,} values of the {what} are not finite; the first is '
-            f'{values[tuple(first)]} in example {first[0] if first.size else 0}'
+            f'{name}: {finite.size - finite.sum():,} values of the {what} are not finite; the '
+            f'first is {values[tuple(first)]} in example {first[0] if first.size else 0}'
         )
 
 
 def check_labels(name: str, labels: np.ndarray) -> None:
-    """Raises UserError unless labels are integers [N], or 0 and 1 [N, K] as floats."""
+    """Raises UserError unless labels are integers [N], or floats or booleans 0 and 1 [N, K]."""
     check_finite(name, 'labels', labels)
     several = labels.ndim == 2 and labels.dtype.kind in 'bf' and np.isin(labels, (0, 1)).all()
     if not several and (labels.ndim != 1 or not np.issubdtype(labels.dtype, np.integer)):
         raise UserError(
-            f'{name}: labels must be integers [N], or floats 0 and 1 [N, K] where an image has '
-            f'several, not {labels.dtype} {list(labels.shape)}'
+            f'{name}: labels must be integers [N], or floats 0 and 1 [N, K] for several labels '
+            f'per image, not {labels.dtype} {list(labels.shape)}'
         )
 
 
 def number_names(labels: np.ndarray) -> tuple[str, ...]:
-    """The classes' names where they have none: '0' … the largest label."""
+    """Returns numbers as class names: '0' … the largest label."""
     if labels.ndim == 2:
         return tuple(map(str, range(labels.shape[1])))
     if labels.max(initial=0) >= _MOST_CLASSES:
-        raise UserError(f'a label of {labels.max()}: labels must be 0 … number of classes - 1')
+        raise UserError(
+            f'a label is {labels.max()}; labels must be 0 … number of classes - 1, '
+            f'below {_MOST_CLASSES:,}'
+        )
     return tuple(str(i) for i in range(int(labels.max(initial=0)) + 1))
 
 
 def check_split(source: str, split: str, known: Sequence[str] | dict) -> None:
-    """Raises UserError unless a source has a split of that name."""
+    """Raises UserError if a source has no split of that name."""
     if split not in known:
         raise unknown(f'split of {source}', split, known)

@@ -1,4 +1,4 @@
-"""Changes of data, in words: what differs between the data of a run as they were recorded and as they are."""
+"""Description of how a run's data have changed since they were recorded."""
 
 import gzip
 import json
@@ -10,40 +10,48 @@ from typing import Any
 from vision.core import workdir as workdir_lib
 from vision.data.identity import FILE, Examples, digest
 
+# Keys of dataset.json that are compared, beside the classes and the examples, and their messages.
 _COMPARED = {
     'image_shape': 'the images are {now}; they were {was}',
-    'input_shape': 'the model is fed {now}; it was fed {was}',
-    'rules': 'version {now} of the rules for order and splits; it was version {was}',
-}  # keys of dataset.json, beside the classes and the examples
+    'input_shape': 'the model input is {now}; it was {was}',
+    'rules': 'the rules for order and splits have version {now}; they had version {was}',
+}
 
 
 def difference(
     workdir: Path, about: Mapping[str, Any], examples: Mapping[str, Examples]
 ) -> str | None:
-    """Says in what data differ from those that a run has recorded, or returns None.
+    """Describes the first difference between the present data and the data that a run recorded.
 
     Args:
-      workdir: of the run.
-      about: entries of `dataset.json`, of the data as they are.
-      examples: of the splits that are compared.
+      workdir: the run's folder.
+      about: entries of `dataset.json` for the present data.
+      examples: present examples of the splits to compare.
+
+    Returns:
+      A phrase, or None if nothing differs.
     """
     recorded = workdir_lib.read_json(workdir, 'dataset.json')
     if differs := _classes(recorded['class_names'], about.get('class_names')):
         return differs
+    # Compare single entries of dataset.json, then the examples of each split.
     for key, text in _COMPARED.items():
         if key in recorded and key in about and recorded[key] != about[key]:
             return text.format(was=recorded[key], now=about[key])
     for split, found in examples.items():
         if differs := _split(workdir, recorded, split, found):
             return differs
+    # A recorded split may be absent now.
     kept = about.get('num_examples')
     gone = [s for s in recorded.get('num_examples', ()) if kept is not None and s not in kept]
     return f'there is no {gone[0]} split any more' if gone else None
 
 
 def _classes(was: list[str], now: list[str] | None) -> str | None:
+    """Describes how the class names differ, or returns None."""
     if now is None or list(now) == was:
         return None
+    # Name the first lost and the first new class.
     gone, new = ([n for n in a if n not in b] for a, b in ((was, now), (now, was)))
     parts = [
         f'{what} {names[0]!r}' + (f' and {len(names) - 1} more' if len(names) > 1 else '')
@@ -54,17 +62,20 @@ def _classes(was: list[str], now: list[str] | None) -> str | None:
 
 
 def _split(workdir: Path, recorded: Mapping[str, Any], split: str, now: Examples) -> str | None:
-    """Says in what a split differs from what was recorded of it, or None."""
+    """Describes how a split differs from its record, or returns None."""
+    # Compare digests first; runs of older versions recorded only the number of examples.
     counts, digests = recorded.get('num_examples', {}), recorded.get('identity', {})
     if counts and split not in counts:
         return f'there was no {split} split'
     if split in digests and digests[split] == digest(now):
         return None
+    # The digests differ: find out what has changed.
     before = _recorded_examples(workdir).get(split) if split in digests else None
     if before is None:
         if split not in digests and counts.get(split, len(now)) == len(now):
             return None
         return f'{split} had {counts.get(split):,} examples and has {len(now):,}'
+    # List removed, new and changed examples.
     were, are = dict(before), dict(now)
     changes = {
         'gone': [name for name in were if name not in are],
@@ -81,10 +92,10 @@ def _split(workdir: Path, recorded: Mapping[str, Any], split: str, now: Examples
 
 
 def _recorded_examples(workdir: Path) -> dict[str, Examples]:
+    """Reads the recorded examples of each split; {} if the file is missing or damaged."""
     try:
         with gzip.open(workdir / FILE) as file:
             found = json.load(file)
         return {s: [(str(name), str(mark)) for name, mark in pairs] for s, pairs in found.items()}
-    # Not there, or damaged.
     except (OSError, EOFError, ValueError, TypeError, AttributeError, RecursionError, zlib.error):
         return {}

@@ -1,8 +1,8 @@
-"""Image files: which formats are read, where they lie, and what is passed over.
+"""Listing of image files in folders and by patterns, and the formats that are read.
 
-One list of formats serves folders, patterns, prediction, search and preview: what the installed Pillow
-opens, with the plug-ins for HEIC, AVIF and JPEG XL where they are installed. A file that is named by
-itself is read whatever its name ends in.
+Folders, patterns, prediction, search and preview read the same formats: those that the installed
+Pillow opens, including HEIC, AVIF and JPEG XL if their plug-ins are installed. A file that is named
+explicitly is read whatever its suffix.
 """
 
 import collections
@@ -18,28 +18,33 @@ from typing import Any, NamedTuple
 from vision.core.errors import UserError
 from vision.core.progress import progress_bar
 
-# Formats of Pillow that are no pictures, that it recognises without reading them, or that need
-# Ghostscript, which would run what the file says.
+# Pillow formats that are not images, that Pillow recognises but cannot read, or that need
+# Ghostscript, which would execute code in the file.
 _NOT_READ = {'BUFR', 'GRIB', 'HDF5', 'MPEG', 'WMF', 'EPS', 'IPTC'}
-_OPENED_AS = {'MPO': 'JPEG'}  # formats that Pillow opens under another one's name
+_OPENED_AS = {'MPO': 'JPEG'}  # formats that Pillow opens with the reader of another format
 _PLUG_INS = ('pillow_heif', 'pi_heif', 'pillow_avif', 'pillow_jxl')
-_TELL_EVERY = 1000  # files between moves of the bar
+_TELL_EVERY = 1000  # files between updates of the progress bar
 
-_told = set[str]()  # warnings: the splits of a folder are opened, and list it, in turn
+# Warnings given so far: opening each split of a folder would repeat them.
+_told = set[str]()
 
 
 @functools.cache
 def pillow() -> Any:
-    """`PIL.Image`, whose own limit on pixels, which only warns at first, makes way for ours."""
+    """Returns `PIL.Image` with its plug-ins, and without its own limit on pixels.
+
+    Pillow's limit only warns at first; `vision.preprocess` has a strict limit.
+    """
     from PIL import Image
 
     Image.MAX_IMAGE_PIXELS = None
-    warnings.filterwarnings('ignore', module='PIL')  # damaged EXIF, of which millions exist
+    warnings.filterwarnings('ignore', module='PIL')  # damaged EXIF data is very common
     _register_plug_ins()
     return Image
 
 
 def _register_plug_ins() -> None:
+    """Imports the installed plug-ins; those for HEIF must also be registered."""
     for name in _PLUG_INS:
         try:
             register = getattr(importlib.import_module(name), 'register_heif_opener', None)
@@ -50,7 +55,7 @@ def _register_plug_ins() -> None:
 
 
 def endings() -> frozenset[str]:
-    """The endings of image files, in lower case: '.jpg', '.png', '.avif', …."""
+    """Returns the suffixes of readable image files in lower case: '.jpg', '.png', '.avif', …."""
     Image = pillow()
     _register_plug_ins()
     return frozenset(
@@ -64,9 +69,9 @@ class Listing(NamedTuple):
     """The images of a folder, at any depth.
 
     Attributes:
-      images: their paths relative to it, with '/' between the parts, sorted.
-      passed: how many files were passed over, by ending, or as 'hidden'.
-      folders: the modification time of each folder that was read, by path, in nanoseconds.
+      images: sorted paths relative to the folder, with '/' between the parts.
+      passed: number of skipped files by suffix, or under a word such as 'hidden'.
+      folders: modification time of each folder that was read, by path, in nanoseconds.
     """
 
     images: list[str]
@@ -75,13 +80,13 @@ class Listing(NamedTuple):
 
 
 def images_below(root: str) -> list[str]:
-    """Lists the images below a folder, and tells what was passed over.
+    """Lists the images below a folder, and warns of skipped files.
 
-    Hidden files and folders are passed over, and links that lead back to where one came from. Of
-    linked folders that lead to each other each is read once.
+    Hidden files and folders are skipped, and so are links to a parent folder. A folder that several
+    links lead to is read once.
 
     Returns:
-      Paths relative to the folder, with '/' between the parts, sorted.
+      Sorted paths relative to the folder, with '/' between the parts.
 
     Raises:
       UserError: a folder cannot be read.
@@ -92,25 +97,31 @@ def images_below(root: str) -> list[str]:
 
 
 def list_folder(root: str) -> Listing:
-    """As `images_below`, and with it what was passed over, untold."""
+    """Lists the images below a folder and counts skipped files, without a warning.
+
+    The rules are those of `images_below`.
+    """
+    # Walk the folders with a stack instead of recursion, which has a depth limit.
     known, found = endings(), Listing([], collections.Counter(), {})
     seen = set[tuple[int, int]]()
     with progress_bar() as start:
         move = start(f'listing {os.path.basename(root)}', None)
         waiting = [('', root)]
         while waiting:
+            # Read each folder once, however many links lead to it.
             prefix, folder = waiting.pop()
             about = _stat(folder)
             if (about.st_dev, about.st_ino) in seen:
                 continue
             seen.add((about.st_dev, about.st_ino))
             found.folders[folder] = about.st_mtime_ns
+            # Queue subfolders, keep images, and count the rest.
             for entry in _entries(folder):
                 name, ending = entry.name, _ending(entry.name)
                 if _is_folder(entry):
                     found.passed['hidden folder'] += name.startswith('.')
                     if _is_walked(entry, folder):
-                        # Links are read last: a folder goes by its own name if it is there twice.
+                        # Read links last, so that a folder is listed under its own name.
                         place = 0 if entry.is_symlink() else len(waiting)
                         waiting.insert(place, (f'{prefix}{name}/', entry.path))
                 elif name.startswith('.'):
@@ -128,19 +139,24 @@ def list_folder(root: str) -> Listing:
 
 
 def _ending(name: str) -> str:
+    """The suffix of a file name in lower case; '' if it has none."""
     dot = name.rfind('.')
     return name[dot:].lower() if dot > 0 else ''
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
+    """True for a folder or a link to one."""
     try:
         return entry.is_dir()
-    except OSError:  # a link to itself, or to where one may not look
+    except OSError:  # a link to itself, or into an unreadable folder
         return False
 
 
 def _is_file(entry: os.DirEntry) -> bool:
-    """True if this can be read like a file, or is a link that leads nowhere: a pipe would be waited for."""
+    """True for a file or a broken link, but not for a pipe, on which reading would block.
+
+    A broken link is reported later as an unreadable image.
+    """
     try:
         return entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
     except OSError:
@@ -148,11 +164,12 @@ def _is_file(entry: os.DirEntry) -> bool:
 
 
 def subfolders(root: str) -> list[str]:
-    """The names of the folders in a folder, sorted as text; without hidden ones."""
+    """Returns the names of the folders in a folder, sorted as text, without hidden ones."""
     return sorted(e.name for e in _entries(root) if _is_folder(e) and _is_walked(e, root))
 
 
 def _entries(folder: str) -> Iterator[os.DirEntry]:
+    """Yields the entries of a folder; raises UserError if it cannot be read."""
     try:
         with os.scandir(folder) as entries:
             yield from entries
@@ -161,7 +178,7 @@ def _entries(folder: str) -> Iterator[os.DirEntry]:
 
 
 def _is_walked(entry: os.DirEntry, folder: str) -> bool:
-    """True if a folder is neither hidden nor a link back to where one came from."""
+    """True if a folder is neither hidden nor a link to the folder it is in or to a parent of it."""
     if entry.name.startswith('.'):
         return False
     return not (entry.is_symlink() and _leads_back(entry.path, folder))
@@ -175,47 +192,52 @@ def _stat(folder: str) -> os.stat_result:
 
 
 def _leads_back(link: str, folder: str) -> bool:
+    """True if a link leads to a folder or to one of its parents."""
     target, here = os.path.realpath(link), os.path.realpath(folder)
     return here == target or here.startswith(target.rstrip(os.sep) + os.sep)
 
 
 def tell_passed(root: str, passed: collections.Counter[str]) -> None:
-    """Warns of files that were passed over: how many, by ending."""
+    """Warns how many files were skipped, by suffix."""
     if not passed.total():
         return
     kinds = ', '.join(f'{count:,} {kind}' for kind, count in passed.most_common(5) if count)
     more = ', …' if len(passed) > 5 else ''
     warn_once(
-        f'{root}: {passed.total():,} files are passed over, as they are no images ({kinds}{more})'
+        f'{root}: {passed.total():,} files are skipped, because they are not images ({kinds}{more})'
     )
 
 
 def warn_once(message: str) -> None:
-    """Warns, unless the same was said before."""
+    """Logs a warning, unless the same message was logged before."""
     if message not in _told:
         _told.add(message)
         logging.warning('%s', message)
 
 
 def expand(path: str) -> list[str]:
-    """The images that a path names: a file, a folder, or a pattern (`*.png`, `**/*.jpg`).
+    """Returns the images that a path stands for: a file, a folder, or a pattern such as `**/*.jpg`.
 
-    A file is kept whatever it is called and whether or not it exists, and the folders that a pattern begins
-    with are taken as they are called where they exist. What a folder or pattern gives is sorted.
+    A file is kept whatever its suffix, even if it does not exist. Images of a folder or pattern are
+    sorted. If the first folders of a pattern exist, their names are taken literally: brackets in
+    them match themselves.
 
     Raises:
-      UserError: a folder or pattern without images.
+      UserError: a folder or pattern has no images.
     """
     path = os.path.expanduser(path)
     if not is_path(path):
         return [path]
+    # A folder: take all its images.
     if os.path.isdir(path):
         below = [os.path.join(path, name) for name in images_below(path)]
         if not below:
             raise UserError(f'{path}: the folder has no images')
         return below
+    # A file, or a name without wildcards.
     if os.path.exists(path) or not globbing.has_magic(path):
         return [path]
+    # Escape the existing folders at the start of the pattern, then match the rest.
     known, passed = endings(), collections.Counter[str]()
     start = os.path.dirname(path)
     while not os.path.isdir(start or os.curdir):
@@ -235,7 +257,10 @@ def expand(path: str) -> list[str]:
 
 
 def is_path(name: str) -> bool:
-    """True if a file can have this path: TensorFlow would read one with a zero byte up to there."""
+    """True if a file can have this path.
+
+    TensorFlow would silently cut a path at a zero byte.
+    """
     try:
         return b'\0' not in os.fsencode(name)
     except UnicodeEncodeError:
@@ -243,7 +268,7 @@ def is_path(name: str) -> bool:
 
 
 def is_utf8(name: str) -> bool:
-    """True if a name can be written as UTF-8: a class's must be."""
+    """True if a name can be encoded as UTF-8, which class names require."""
     try:
         return bool(name.encode())
     except UnicodeEncodeError:

@@ -1,7 +1,7 @@
-"""The data that a run was trained on, recorded once and compared whenever it goes on or is evaluated.
+"""Record of a run's data, which is compared when the run is resumed or evaluated.
 
-The workdir has a digest of each split in `dataset.json`, and in `examples.json.gz` what the digest is of, which is read
-only to say what has changed (`vision.data.changes`).
+`dataset.json` in the workdir has a digest of each split. `examples.json.gz` has the examples that
+the digests are computed from; it is read only to describe a change (`vision.data.changes`).
 """
 
 import gzip
@@ -22,26 +22,27 @@ FILE = 'examples.json.gz'
 
 
 def examples_of(sources: Mapping[str, Source]) -> dict[str, Examples]:
-    """Lists the examples of each split, as `Source.identities` has them."""
+    """Lists the names and marks of each split's examples (`Source.identities`)."""
     return {split: list(source.identities()) for split, source in sources.items()}
 
 
 def digest(examples: Iterable[tuple[str, str]]) -> str:
-    """Returns the digest of a split's examples: 32 hexadecimal digits."""
+    """Returns the digest of a split's examples, 32 hexadecimal digits."""
     text = '\0'.join(part for example in examples for part in example)
     return hashlib.blake2b(text.encode('utf-8', 'surrogatepass'), digest_size=16).hexdigest()
 
 
 def record(workdir: Path, about: Mapping[str, Any], examples: Mapping[str, Examples]) -> None:
-    """Writes `dataset.json` and the examples that it is about, unless the run has them.
+    """Writes `dataset.json` and `examples.json.gz`, unless the run has them.
 
     Args:
-      workdir: of the run.
-      about: JSON, what prediction must know of the data.
-      examples: by split.
+      workdir: the run's folder.
+      about: JSON values that prediction needs, such as the class names.
+      examples: the examples of each split.
     """
     if (workdir / 'dataset.json').exists():
         return
+    # `dataset.json` is written last: its presence shows that the record is complete.
     packed = gzip.compress(json.dumps(examples).encode(), compresslevel=3, mtime=0)
     workdir_lib.write_bytes(workdir / FILE, packed)
     about = {**about, 'identity': {split: digest(found) for split, found in examples.items()}}
@@ -52,16 +53,18 @@ def record(workdir: Path, about: Mapping[str, Any], examples: Mapping[str, Examp
 def check_unchanged(
     workdir: Path, about: Mapping[str, Any], examples: Mapping[str, Examples], advice: str
 ) -> None:
-    """Compares data with those that a run was trained on; what older runs have not recorded is passed over.
+    """Compares the present data with the data that a run was trained on.
+
+    Entries that runs of older versions did not record are not compared.
 
     Args:
-      workdir: of the run; without `dataset.json` there is nothing to compare.
-      about: entries of `dataset.json`, of the data as they are.
-      examples: of the splits that are compared.
-      advice: what to do, for the message.
+      workdir: the run's folder; without `dataset.json` nothing is compared.
+      about: entries of `dataset.json` for the present data.
+      examples: present examples of the splits to compare.
+      advice: the end of the message, which tells the user what to do.
 
     Raises:
-      UserError: the data have changed; names what differs.
+      UserError: the data have changed; describes the difference.
     """
     if not (workdir / 'dataset.json').exists():
         return

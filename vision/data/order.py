@@ -1,13 +1,13 @@
-"""The order of the examples and their splits: functions of (seed, epoch, id), and of the id, and of nothing else.
+"""The order of training examples, which depends only on (seed, epoch, id), and stratified hold-out.
 
-Plain integer arithmetic, so the order is the same on every machine, Python and NumPy. Epochs
+Integer hashes decide the order, so it is the same on every machine and version of NumPy. Epochs
 follow one another without a gap: position p of the endless stream is example
 `epoch_order(seed, p // n, n)[p % n]`, and batch `step` holds the positions
-`step * B … (step + 1) * B − 1`. To resume is to compute, not to replay.
+`step * B … (step + 1) * B − 1`. A resumed run therefore computes its next batch directly.
 
 With repeated augmentation (Hoffer et al. 2019, arXiv:1901.09335; torchvision's recipe V2) each id
-stands in `repeats` positions that follow one another, and an epoch still has n of them: it shows the
-first n / repeats ids of its order.
+takes `repeats` consecutive positions. An epoch still has n positions, so it shows only the first
+n / repeats ids of its order.
 """
 
 import functools
@@ -17,13 +17,13 @@ import numpy as np
 from vision.core.errors import UserError
 
 _GAMMA = np.uint64(0x9E3779B97F4A7C15)
-_SALT = 0x5B11  # of splits
+_SALT = 0x5B11  # makes the hashes of `hold_out` independent of those of the order
 
 
 def hash64(*values: int | np.ndarray) -> np.ndarray:
-    """Hashes integers (scalars or arrays that broadcast) to uint64, elementwise.
+    """Hashes integers (scalars or broadcastable arrays) elementwise to uint64.
 
-    SplitMix64's finaliser (Steele et al. 2014) over the values in turn.
+    Applies SplitMix64's finaliser (Steele et al. 2014) to the values in turn.
     """
     state = np.zeros(np.broadcast_shapes(*(np.shape(v) for v in values)), np.uint64)
     with np.errstate(over='ignore'):
@@ -37,7 +37,7 @@ def hash64(*values: int | np.ndarray) -> np.ndarray:
 
 @functools.lru_cache(maxsize=4)
 def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
-    """Returns the ids 0 … n − 1 in the order of that epoch: int64 [n], read-only."""
+    """Returns the ids 0 … n − 1 in the order of an epoch, int64 [n], read-only."""
     order = np.argsort(hash64(seed, epoch, np.arange(n)), kind='stable')
     order.flags.writeable = False
     return order
@@ -46,24 +46,26 @@ def epoch_order(seed: int, epoch: int, n: int) -> np.ndarray:
 def batch_ids(
     seed: int, n: int, batch_size: int, step: int, repeats: int = 1
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what the global training batch of `step` holds.
+    """Returns the examples of a global training batch.
 
     Args:
-      seed: of the run.
+      seed: seed of the run.
       n: number of examples in the split.
-      batch_size: of the global batch, B.
-      step: counted from 0.
-      repeats: in how many positions of its epoch an id stands.
+      batch_size: size B of the global batch.
+      step: number of the step, from 0.
+      repeats: number of positions that each id takes in its epoch.
 
     Returns:
-      ids int64 [B] and, int64 [B], which view of its image each one is: no two positions of the
-      stream that hold an id share its view, which augmentation is keyed on. Without repeats it is
-      the epoch (a batch may lie across two epochs or more).
+      The ids, int64 [B], and the number of the view of each, int64 [B], which is part of its
+      augmentation key. An id never has the same view number twice. Without repeats the view number
+      is the epoch; a batch may span several epochs.
     """
     positions = step * batch_size + apart(batch_size, repeats)
     epochs, places = positions // n, positions % n
     ids = np.empty(batch_size, np.int64)
+    # The epochs that the batch touches.
     first, last = step * batch_size // n, ((step + 1) * batch_size - 1) // n
+    # Look up the ids epoch by epoch.
     for epoch in range(first, last + 1):
         here = epochs == epoch
         ids[here] = epoch_order(seed, epoch, n)[places[here] // repeats]
@@ -72,10 +74,10 @@ def batch_ids(
 
 @functools.lru_cache(maxsize=4)
 def apart(batch_size: int, repeats: int) -> np.ndarray:
-    """The positions within a batch, int64 [B], read-only, in the order in which its rows hold them.
+    """Returns the position within the batch of each row, int64 [B], read-only.
 
-    The views of an image lie far apart, as torchvision deals them out to different GPUs: mixup, which
-    mixes neighbours, would else mix an image with itself.
+    The views of an image lie far apart, because mixup would otherwise mix an image with itself in
+    the neighbouring row. torchvision similarly sends the views to different GPUs.
     """
     rows = np.concatenate([np.arange(first, batch_size, repeats) for first in range(repeats)])
     rows.flags.writeable = False
@@ -83,18 +85,22 @@ def apart(batch_size: int, repeats: int) -> np.ndarray:
 
 
 def eval_ids(n: int, batch_size: int, step: int, part: int = 0, parts: int = 1) -> np.ndarray:
-    """Returns one host's share of an evaluation batch: int64 [batch_size / parts], −1 for padding.
+    """Returns the ids in one host's share of an evaluation batch.
 
-    Batches hold the ids in order. What remains for the last one is shared among the hosts, so that
-    their shares of the split differ by one example at most.
+    Batches hold the ids in order. The examples of the last batch are divided among the hosts, so
+    that the hosts' shares of the split differ by at most one example.
 
     Args:
       n: number of examples in the split.
-      batch_size: of the global batch.
-      step: counted from 0.
-      part: which host, from 0.
-      parts: how many hosts there are.
+      batch_size: size of the global batch.
+      step: number of the batch, from 0.
+      part: number of the host, from 0.
+      parts: number of hosts.
+
+    Returns:
+      Ids int64 [batch_size / parts], with −1 for padding.
     """
+    # Divide what remains of the split among the hosts.
     remaining = min(batch_size, n - step * batch_size)
     share, extra = divmod(remaining, parts)
     count = share + (part < extra)
@@ -104,33 +110,34 @@ def eval_ids(n: int, batch_size: int, step: int, part: int = 0, parts: int = 1) 
 
 
 def view_counters(epochs: np.ndarray, views: int) -> np.ndarray:
-    """The numbers that augmentation is keyed on where each slot of a batch holds several views of its image.
+    """Returns the numbers for the augmentation keys of examples with several views of an image.
 
     Args:
-      epochs: int [B], as `batch_ids` returns them.
-      views: V, in how many draws each image comes.
+      epochs: the view numbers from `batch_ids`, int [B].
+      views: number V of views in an example.
 
     Returns:
-      int [B, V], no two of which are the same for an id: epoch · V + view. The epochs for V = 1.
+      epoch · V + view, int [B, V]; an id never has the same number twice.
     """
     return epochs[:, None] * views + np.arange(views)
 
 
 def hold_out(labels: np.ndarray, count: int | float) -> tuple[np.ndarray, np.ndarray]:
-    """Holds examples out of a split, each class in proportion.
+    """Holds out a part of a split, stratified by class.
 
     Args:
-      labels: int [N]; or 0 and 1 [N, K], where each set of labels that occurs counts as a class.
-      count: how many to hold out; below 1 it is a fraction of N.
+      labels: int [N]; or 0 and 1 [N, K], where each distinct set of labels counts as a class.
+      count: number of examples to hold out; a number below 1 is a fraction of N.
 
     Returns:
-      The ids that stay and the ids held out, each ascending: int64, disjoint, together 0 … N − 1.
-      A class of n examples loses n · count / N of them, rounded down or up so that the sum is
-      exactly `count`; down where it would lose all, as far as that can be.
+      The remaining ids and the held-out ids, int64, each in ascending order. A class of n examples
+      loses n · count / N of them, rounded down or up so that the sum is exactly `count`. Where
+      possible a class does not lose all its examples.
 
     Raises:
-      UserError: count is negative or leaves nothing.
+      UserError: `count` is negative or leaves no examples.
     """
+    # Give each class the rounded-down share of its size.
     n = len(labels)
     total = round(count * n) if 0 < count < 1 else int(count)
     if total < 0 or total >= n:
@@ -140,11 +147,13 @@ def hold_out(labels: np.ndarray, count: int | float) -> tuple[np.ndarray, np.nda
     )
     shares = sizes * total / n
     quota = np.floor(shares).astype(int)
-    # Of equal remainders the first class's; sets of labels, of which many are rare, in no order.
+    # Round up the largest remainders. Ties go to the first classes; among sets of labels, many of
+    # which are rare, a hash decides.
     ties = np.arange(len(sizes)) if labels.ndim == 1 else hash64(_SALT, first)
     all_of_it = (quota + 1 >= sizes) & (labels.ndim == 1)
     largest_remainders = np.lexsort((ties, quota - shares, all_of_it, quota == shares))
     quota[largest_remainders[: total - quota.sum()]] += 1
+    # Hold out the examples with the lowest hashes of each class.
     held = []
     for cls, take in enumerate(quota):
         ids = np.flatnonzero(classes.ravel() == cls)

@@ -1,7 +1,7 @@
-"""Splits and the order of classes of folders and lists: names, shares, folds, rules.
+"""Rules that split folders and lists of images, and that order their classes.
 
-Two versions of the rules are kept, so that a run that was begun under the older one keeps its splits:
-no image that it learned from is ever tested.
+There are two versions of the rules. A run that was started with the older version keeps its splits,
+so that it is never tested on an image that it was trained on.
 """
 
 import math
@@ -20,23 +20,24 @@ from vision.data.source import FileSource, NoSplitError, Source, as_labels
 
 SPLITS = ('train', 'validation', 'test')
 TRAIN, VALIDATION, TEST = range(3)
+# The names of each split in folders and lists, the preferred one first.
 _NAMES = {
     'train': ('train', 'training'),
     'validation': ('validation', 'val', 'valid'),
     'test': ('test', 'testing'),
-}  # what others call them
-_NAMED = 5  # classes that a message names
-_HELD_OUT = 0.1  # of each class, for validation and for test, where nothing else is said
-_RARE = 10  # sets of labels of fewer images are split together
+}
+_NAMED = 5  # number of classes that a message names
+_HELD_OUT = 0.1  # default share of each class for validation and for test
+_RARE = 10  # sets of labels with fewer images are split together
 
 Share = int | float | str | None
 
 
 class Shares:
-    """Shares, a fold and the version of the rules, for splits that are not given."""
+    """Shares, fold and version of the rules, which decide the splits of a folder or list."""
 
     def __init__(self, validation: Share, test: Share, fold: str | None, rules: int):
-        """Reads the keys of `config.data` that have these names."""
+        """Takes the keys of `config.data` with these names; raises UserError if one is invalid."""
         self.given = {'validation': validation, 'test': test, 'fold': fold}
         self.rules = rules
         self._shares = {
@@ -45,9 +46,9 @@ class Shares:
         }
         self._fold = None if fold is None else parse_fold(fold)
         if fold is not None and test is not None:
-            raise UserError('data.fold and data.test: give one of them; the fold is the test split')
+            raise UserError('give either data.fold or data.test: the fold is the test split')
         if rules == 1:
-            self.refuse('data.rules=1 has splits of its own', 'validation', 'test', 'fold')
+            self.refuse('data.rules=1 has fixed splits', 'validation', 'test', 'fold')
 
     def choose(
         self,
@@ -57,22 +58,22 @@ class Shares:
         images: Sequence[tuple[str, Any]],
         parts: np.ndarray,
     ) -> FileSource:
-        """The images of a split; warns of classes that have none in it.
+        """Returns the images of a split as a source; warns of classes that have none in it.
 
         Args:
-          name: of the folder or list.
-          split: of `SPLITS`.
+          name: the folder or list, for messages.
+          split: one of `SPLITS`.
           classes: K names.
-          images: whole paths, and labels.
-          parts: the split of each image, as `parts` returns them.
+          images: absolute paths and labels.
+          parts: the split of each image, from `parts`.
 
         Raises:
-          UserError: there are none.
+          UserError: the split is empty.
         """
         name = f'{name}:{split}'
         if self._shares.get(split) == 0:
             raise NoSplitError(
-                f'{name}: data.{split}={self.given[split]}, so there is no such split'
+                f'{name}: there is no such split, because data.{split}={self.given[split]}'
             )
         chosen = np.flatnonzero(parts == SPLITS.index(split)).tolist()
         source = source_of(name, classes, [images[i] for i in chosen])
@@ -80,7 +81,7 @@ class Shares:
         return source
 
     def refuse(self, why: str, *keys: str) -> None:
-        """Raises UserError if one of these keys is given, for it would have no effect."""
+        """Raises UserError if one of these keys is given, because it would have no effect."""
         for key in keys:
             if self.given[key] is not None:
                 raise UserError(f'data.{key}={self.given[key]}: {why}; leave it out')
@@ -88,20 +89,22 @@ class Shares:
     def parts(
         self, images: Sequence[tuple[str, Any]], made: Sequence[str] = ('validation', 'test')
     ) -> np.ndarray:
-        """The split of each image, as an index of SPLITS: int8 [N].
+        """Returns the split of each image as an index into SPLITS, int8 [N].
 
         Args:
-          images: normal paths, relative to the root, and labels, int or float [K]. A path that is
-            there several times has one split.
-          made: the splits that are taken from train.
+          images: normalised paths relative to the root, and labels, int or float [K]. A path that
+            occurs several times is in one split.
+          made: the splits to take from train.
 
         Raises:
-          UserError: they leave nothing for train.
+          UserError: no image is left for train.
         """
+        # Version 1 splits each image alone; unwanted splits go to train.
         if self.rules == 1:
             parts = _by_hash_alone([path for path, _ in images])
             parts[~np.isin(parts, [SPLITS.index(split) for split in made])] = TRAIN
             return parts
+        # Reduce the images to distinct paths, and turn the shares into fractions.
         names, first, inverse = _distinct([path for path, _ in images])
         labels = np.array([images[i][1] for i in first])
         validation, test = (
@@ -113,32 +116,34 @@ class Shares:
             raise UserError(
                 f'data.validation and data.test leave none of {len(names):,} images for train'
             )
+        # Split each class by the rank of the paths' hashes.
         hashes = hash64(np.array([_path_hash(name) for name in names], np.uint64))
         found = by_rank(hashes, _strata(labels), validation, test, fold)
+        # A class with few images may have none in train.
         if labels.ndim == 2:
             _leave_one_for_train(labels, found)
         return found[inverse]
 
 
 def check_split(split: str) -> None:
-    """Raises UserError unless it is one of `SPLITS`."""
+    """Raises UserError if a name is not one of `SPLITS`."""
     if split not in SPLITS:
         raise unknown('split', split, SPLITS)
 
 
 def split_named(text: str) -> str | None:
-    """The split that a folder's name or a cell of a list means, of `SPLITS`; None if it is no name of one."""
+    """Returns the split in `SPLITS` that a folder or a list's cell names, or None."""
     return next((split for split, names in _NAMES.items() if text.lower() in names), None)
 
 
 def preferred(names: Iterable[str]) -> list[str]:
-    """Names of one split, the one that is taken first: 'val' before 'valid'."""
+    """Sorts names of one split, the preferred one first: 'val' before 'valid'."""
     order = [name for names in _NAMES.values() for name in names]
     return sorted(names, key=lambda name: order.index(name.lower()))
 
 
 def source_of(name: str, classes: tuple[str, ...], images: Sequence[tuple[str, Any]]) -> FileSource:
-    """A source of images: whole paths, and labels; UserError if there are none."""
+    """Makes a source of images (absolute path, label); raises UserError if there are none."""
     if not images:
         raise UserError(f'{name}: the split has no examples')
     paths, labels = zip(*images, strict=True)
@@ -146,8 +151,9 @@ def source_of(name: str, classes: tuple[str, ...], images: Sequence[tuple[str, A
 
 
 def warn_of_empty_classes(source: Source) -> None:
-    """Warns of classes that have no image in a split."""
+    """Warns of classes without an image in a split."""
     labels, names = source.labels, source.class_names
+    # Count the images of each class.
     found = labels.sum(0) if source.multi_label else np.bincount(labels, minlength=len(names))
     if without := [names[i] for i in np.flatnonzero(found == 0)]:
         count = '1 class has' if len(without) == 1 else f'{len(without)} classes have'
@@ -155,7 +161,7 @@ def warn_of_empty_classes(source: Source) -> None:
 
 
 def some_of(names: Sequence[str]) -> str:
-    """The first few names, for a message, and how many more there are."""
+    """Returns the first few names and the number of further ones, for a message."""
     more = f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''
     return ', '.join(map(repr, names[:_NAMED])) + more
 
@@ -167,43 +173,48 @@ def by_rank(
     test: float,
     fold: tuple[int, int] | None = None,
 ) -> np.ndarray:
-    """Splits each class by the rank of its examples' hashes: stratified, and stable when examples are added.
+    """Splits each class by the rank of its examples' hashes.
 
-    Test has the lowest ranks of a class and validation the highest, so that few examples change sides
-    when others come in between, and none goes from one to the other. How many they have is what the
-    hashes alone would give them, as far as that is within one example of what was asked: when a tenth is
-    added, 1.3 to 2.9 % of the old images change sides in classes of 12 to 100, 0.6 % in those of 500.
+    The split is stratified, and stable when examples are added: test gets the lowest ranks of a
+    class and validation the highest, so that new examples move few old ones, and none from one of
+    the two to the other. The sizes of the splits follow the hashes, within one example of the
+    share. When 10 % of examples are added, 1.3 to 2.9 % of the old ones move in classes of 12 to
+    100 examples, and 0.6 % in classes of 500.
 
     Args:
-      hashes: uint64 [N], one for each example's name.
+      hashes: hash of each example's name, uint64 [N].
       classes: int [N]; the numbers may have gaps.
       validation: share of each class, in [0, 1).
-      test: likewise; together they are below 1.
-      fold: (k, n) for test being the k-th of n parts instead, k from 1. The n parts are disjoint and
-        together all examples, but for classes of one example, which train keeps.
+      test: share of each class; the sum of both is below 1.
+      fold: (k, n) makes test the k-th of n parts instead, counted from 1. The parts are disjoint
+        and cover all examples, except in classes of one example, which stay in train.
 
     Returns:
-      TRAIN, VALIDATION or TEST for each example, int8 [N]. Of a class each split has what was asked
-      within one example: at least one if that leaves one for train, which always has one.
+      TRAIN, VALIDATION or TEST for each example, int8 [N]. In each class every split has its share
+      within one example. Train has at least one example; the others do if there are enough.
     """
     parts = np.full(len(hashes), TRAIN, np.int8)
-    places = (hashes >> np.uint64(11)) * 2.0**-53  # in [0, 1)
+    # Map the hashes to [0, 1), and sort the examples by class and hash.
+    places = (hashes >> np.uint64(11)) * 2.0**-53
     order = np.lexsort((hashes, classes))
     _, starts, sizes = np.unique(classes[order], return_index=True, return_counts=True)
     for turn, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
         ranked = order[start : start + size]
+        # Find the size of each split: as asked for, and as the hashes alone would give it.
         if fold is None:
             asked = size * test, size * validation
             here = places[ranked]
             near = int((here < test).sum()), int((here >= 1 - validation).sum())
         else:
-            # Small classes do not fill every part: each begins with another one.
+            # A class with fewer examples than parts leaves some parts empty, so each class starts
+            # at a different part.
             part = (fold[0] - 1 + turn) % fold[1]
             first = part * size // fold[1]
             tests = min((part + 1) * size // fold[1] - first, size - 1)
             asked = tests, size * validation
             near = tests, math.floor(size * validation + 0.5)
             ranked = np.roll(ranked, -first)
+        # Test gets the lowest ranks, validation the highest.
         tested, validated = _counts(size, asked, near, fold is None, turn)
         parts[ranked[:tested]] = TEST
         parts[ranked[size - validated :]] = VALIDATION
@@ -213,15 +224,16 @@ def by_rank(
 def _counts(
     size: int, asked: tuple[float, float], near: tuple[int, int], both: bool, turn: int
 ) -> list[int]:
-    """The numbers of a class's examples for test and for validation; see `by_rank`.
+    """Returns the numbers of test and validation examples in a class (see `by_rank`).
 
     Args:
-      size: of the class.
-      asked: the share of each, in examples.
-      near: how many each would have, which is taken as far as it is within one of what was asked.
-      both: whether test may give way, too.
-      turn: which of two equal claims on the only example that can be spared has it: even or odd.
+      size: number of examples in the class.
+      asked: the shares of test and validation, in examples.
+      near: the preferred numbers, which are limited to within one example of `asked`.
+      both: True if the number of test examples may be adjusted, too.
+      turn: number of the class; its parity decides between equal claims to a single example.
     """
+    # Limit the preferred numbers, and give each split that is asked for at least one example.
     rounding = 1e-9
     counts = [
         max(1, min(max(n, math.ceil(a - 1 - rounding)), math.floor(a + 1 + rounding))) if a else 0
@@ -231,11 +243,13 @@ def _counts(
     def excess(i: int) -> float:
         return counts[i] - asked[i]
 
-    # Train, too, has its share within one example, and one at least.
+    # Train must also have its share within one example, and at least one example.
     least = math.ceil(sum(asked) - 1 - rounding)
     most = min(size - 1, math.floor(sum(asked) + 1 + rounding))
+    # Train has too many: give the split with the larger deficit one more.
     while sum(counts) < least:
         counts[0 if both and asked[0] and excess(0) <= excess(1) else 1] += 1
+    # Train has too few: take one from the split with the larger excess.
     while sum(counts) > most:
         gives = 1
         if both and counts[0] and (not counts[1] or excess(0) >= excess(1)):
@@ -245,17 +259,22 @@ def _counts(
 
 
 def _fraction(share: int | float | None, count: int, key: str) -> float:
+    """Returns a share of `count` images, given as a fraction or a number, as a fraction."""
     if share is None:
         return _HELD_OUT
     if share >= count and share >= 1:
-        raise UserError(f'{key}={share}: there are {count:,} images to hold it out of')
+        raise UserError(f'{key}={share} must be less than the number of images, {count:,}')
     return share / count if share >= 1 else float(share)
 
 
 def _distinct(names: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
-    """Distinct names, the index where each stands first, and of each name its place among them."""
+    """Returns distinct names, the index of each one's first occurrence, and each name's position.
+
+    The distinct names at the positions give the names again.
+    """
     if len(set(names)) == len(names):
         return names, np.arange(len(names)), np.arange(len(names))
+    # Number the names in the order of their first occurrence.
     place: dict[str, int] = {}
     inverse = np.array([place.setdefault(name, len(place)) for name in names], np.int64)
     _, first = np.unique(inverse, return_index=True)
@@ -263,7 +282,10 @@ def _distinct(names: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
 
 
 def _strata(labels: np.ndarray) -> np.ndarray:
-    """The groups that are split by themselves: each class; of several labels each set, rare ones together."""
+    """Returns the group of each example; every group is split separately.
+
+    A group is a class, or with several labels per image a set of labels. Rare sets form one group.
+    """
     if labels.ndim == 1:
         return labels
     _, sets, counts = np.unique(labels, axis=0, return_inverse=True, return_counts=True)
@@ -272,26 +294,29 @@ def _strata(labels: np.ndarray) -> np.ndarray:
 
 
 def _leave_one_for_train(labels: np.ndarray, parts: np.ndarray) -> None:
-    """Moves an image to train of each class that has none there."""
+    """Moves one image of each class that is missing in train to train."""
     for k in np.flatnonzero(labels.any(0) & ~labels[parts == TRAIN].any(0)):
         parts[np.flatnonzero(labels[:, k])[0]] = TRAIN
 
 
 def in_order(names: Iterable[str], rules: int, of_list: bool = False) -> tuple[str, ...]:
-    """The classes in the order of their labels.
+    """Sorts class names into the order of their labels.
 
     Args:
-      names: of the classes.
-      rules: under version 1 the classes of folders are sorted as text.
-      of_list: whether they are a list's, which had numbers before words then.
+      names: the class names.
+      rules: version 2 uses the natural order; version 1 sorts the classes of folders as text, and
+        those of lists with numbers before words.
+      of_list: True for the classes of a list.
     """
     if rules > 1:
         return tuple(sorted(names, key=natural))
+    # Version 1.
     return tuple(sorted(names, key=_numbers_first if of_list else None))
 
 
 def natural(name: str) -> tuple[list[tuple[str, int, str]], str]:
-    """The key of the natural order of names: 'class2' before 'class10', numbers before words."""
+    """Sort key of the natural order: 'class2' before 'class10', numbers before words."""
+    # Text and numbers alternate; compare numbers by length, then digit by digit.
     parts = re.split(r'(\d+)', name)
     numbers = [''.join(str(int(c)) for c in part).lstrip('0') for part in parts[1::2]] + ['']
     pairs = zip(parts[::2], numbers, strict=True)
@@ -299,12 +324,12 @@ def natural(name: str) -> tuple[list[tuple[str, int, str]], str]:
 
 
 def _numbers_first(label: str) -> tuple[bool, int, str]:
-    """The order of a list's classes under rules 1: '10' after '9' where labels are numbers."""
+    """Sort key of a list's classes under version 1: numbers in numerical order, then words."""
     return (not label.isdecimal(), int(label) if label.isdecimal() else 0, label)
 
 
 def _by_hash_alone(paths: Sequence[str]) -> np.ndarray:
-    """The splits of rules 1: each image's by itself, whatever other files there are."""
+    """Returns the splits of version 1, which depend only on the hash of each image's path."""
     low, high = _HELD_OUT, 2 * _HELD_OUT
     names = np.array([_path_hash(path) for path in paths], np.uint64)
     fractions = (hash64(names) >> np.uint64(11)) * 2.0**-53
@@ -314,5 +339,6 @@ def _by_hash_alone(paths: Sequence[str]) -> np.ndarray:
 
 
 def _path_hash(path: str) -> int:
+    """Hashes a path to 64 bits; must never change, because splits depend on it."""
     data = path.encode('utf-8', 'surrogateescape')
     return zlib.crc32(data) << 32 | zlib.adler32(data)

@@ -1,7 +1,7 @@
-"""Sources: one named split of labelled images each, which answers for itself.
+"""The interface of data sources, `Source`, and its implementations for arrays and image files.
 
-`Source` is the contract. Callers ask a source what it has and never what kind it is, so a class of a
-user's own works wherever these do (docs/extending.md).
+A source is one split of a data set. Callers use only the interface and never check a source's
+class, so a user-defined source works everywhere (docs/extending.md).
 """
 
 import dataclasses
@@ -17,46 +17,48 @@ import numpy as np
 
 from vision.core.errors import UserError
 
-_CHUNK = 256  # examples that are read at once where all are
-_MARKED = 1000  # examples that are read for their labels, to remember a source by
-_STATS = 16  # threads that ask for the sizes of files
-_STATED = 1024  # files of which one asks in turn
+_CHUNK = 256  # examples per chunk when all are read
+_MARKED = 1000  # examples that are read for their labels to identify a source
+_STATS = 16  # threads that read file sizes
+_STATED = 1024  # files per task of such a thread
 
 
 class NoSplitError(UserError):
-    """The source is in order, but it has no split of that name."""
+    """Raised when a source has no split of the requested name, but is otherwise valid."""
 
 
 class BadImage(ValueError):
-    """An image that cannot be read; its text says why, in a few words."""
+    """Raised for an image that cannot be read; the text is the reason in a few words."""
 
 
 # An encoded image, or pixels uint8 [H, W, C].
 Image = bytes | np.ndarray
 Images = Sequence[Image] | np.ndarray
-# Images, or in place of one the reason why there is none.
+# Images; an unreadable one is replaced by the reason.
 Found = Sequence[Image | BadImage] | np.ndarray
 # Ids int64 [b], their images, and their labels [b] or [b, K].
 Chunk = tuple[np.ndarray, Found, np.ndarray]
 
 
 class Source:
-    """One named split of labelled images; an example's id is its stable index, 0 … num_examples − 1.
+    """One split of a data set of labelled images.
 
-    A subclass sets `name`, `class_names` and `num_examples`, and has `read`; the rest follows from
-    them. One whose examples can only be read in order sets `indexed = False` and has `stream`.
+    An example's id is its stable index, 0 … num_examples − 1. A subclass sets `name`, `class_names`
+    and `num_examples`, and defines `read`. A subclass whose examples can only be read in order sets
+    `indexed = False` and defines `stream` instead.
 
     Attributes:
-      name: where the examples come from, for messages: 'digits:train'.
-      class_names: K names, in the order of the labels.
-      num_examples: the number of examples in the split, N.
-      multi_label: whether an image may have several labels, or none.
-      image_shape: (H, W, C) of every image, or None where each has its own.
-      encoded: whether images are bytes of an image file; if not they are pixels, uint8 of
+      name: origin of the examples, for messages: 'digits:train'.
+      class_names: K names in the order of the labels.
+      num_examples: number N of examples in the split.
+      multi_label: True if an image may have several labels, or none.
+      image_shape: (H, W, C) of every image, or None if the images differ in shape.
+      encoded: True if images are the bytes of image files; False if they are pixels, uint8 of
         `image_shape`.
-      indexed: whether examples can be read by their ids.
-      paths: N paths where the images are files, which are then read in parallel; else None.
-      images: uint8 [N, H, W, C] where all are in memory, and can be put on a device; else None.
+      indexed: True if examples can be read by their ids.
+      paths: N paths if the images are files, which are then read in parallel; otherwise None.
+      images: uint8 [N, H, W, C] if all images are in memory, from where they can be put on a
+        device; otherwise None.
     """
 
     name: str
@@ -71,35 +73,38 @@ class Source:
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        """int32 [N], each in 0 … K − 1; or float32 [N, K] of 0 and 1 with `multi_label`.
+        """Labels: int32 [N], each in 0 … K − 1, or with `multi_label` float32 [N, K] of 0 and 1.
 
-        By default every example is read for them, once.
+        By default they are found by reading every example once.
         """
+        # Read every example. Sources that know their labels override this.
         return as_labels(np.concatenate([labels for _, _, labels in self.stream()]))
 
     def read(self, ids: Sequence[int]) -> tuple[Images, np.ndarray]:
         """Reads examples.
 
         Args:
-          ids: b of them, each in 0 … N − 1.
+          ids: b ids, each in 0 … N − 1.
 
         Returns:
-          Their images, encoded or as pixels (see `encoded`), and labels [b] or [b, K].
+          The images, encoded or as pixels (see `encoded`), and labels [b] or [b, K].
 
         Raises:
-          BadImage: one of them cannot be read; the text says why. The others are then read alone.
-            Any other exception but UserError counts as the same.
+          BadImage: an image cannot be read; the text is the reason. The caller then reads the
+            examples one by one. Exceptions other than UserError are treated in the same way.
         """
         raise NotImplementedError
 
     def stream(self, order: int | None = None, part: int = 0, parts: int = 1) -> Iterator[Chunk]:
-        """Yields the examples one after another, in chunks of any size.
+        """Yields all examples in chunks of any size.
+
+        The arguments other than the defaults are used only for sources that are not `indexed`.
 
         Args:
-          order: None for the order of the ids; else a number that decides how they are shuffled.
-            Only sources that are not `indexed` are asked for it, or for a part.
-          part: which of the parts, from 0: one for each host.
-          parts: contiguous ranges of ids that differ by one example at most, the longer ones first.
+          order: seed of the shuffled order; None for the order of the ids.
+          part: number of the part to read, from 0; each host reads one.
+          parts: number of parts, which are contiguous ranges of ids. Their sizes differ by at most
+            one example, the larger ones first.
 
         Raises:
           UserError: the data are damaged.
@@ -109,21 +114,24 @@ class Source:
             yield ids, *read_each(self, ids)
 
     def name_of(self, example: int) -> str:
-        """The name of an example in messages: its path if it has one."""
+        """Returns the name of an example for messages: its path if it has one."""
         return self.paths[example] if self.paths else f'{self.name}, example {example}'
 
     def identities(self) -> Iterator[tuple[str, str]]:
-        """Yields what a run remembers its data by: for each example a name, and a mark that changes when it does.
+        """Yields a name and a mark for each example, by which a run recognises its data.
 
-        By default the names, without the folder that all paths share, and the labels; of a source that tells labels only
-        by reading its examples, those of at most 1,000. A pair may stand for all examples, as a version does.
+        A mark changes when its example changes. By default the names are paths relative to their
+        common folder, and the marks are labels. If labels are known only by reading examples, at
+        most 1,000 are read. A single pair, such as a version, may stand for all examples.
         """
+        # Collect the labels that serve as marks.
         marks: dict[int, str] = {}
         if 'labels' in vars(self) or type(self).labels is not Source.labels:
             marks = dict(enumerate(map(_mark, self.labels)))
         elif self.indexed:
             some = np.unique(np.linspace(0, self.num_examples - 1, _MARKED).astype(int)).tolist()
             marks = dict(zip(some, map(_mark, read_each(self, some)[1]), strict=True))
+        # Combine them with the names.
         own_names = type(self).name_of is not Source.name_of
         names = _below(self.paths) if self.paths else None
         for i in range(self.num_examples):
@@ -131,17 +139,17 @@ class Source:
             yield name, f'label {marks[i]}' if i in marks else ''
 
     def subset(self, ids: Sequence[int] | np.ndarray) -> 'Source':
-        """Some of the examples as a source, in that order."""
+        """Returns a source of some of the examples, in the order of `ids`."""
         return _Subset(self, np.asarray(ids, np.int64))
 
 
 @dataclasses.dataclass(eq=False)
 class ArraySource(Source):
-    """Images that are in memory, all of one size: digits, IDX files, `.npz`, synthetic.
+    """Images of one size in memory: digits, IDX files, `.npz`, synthetic.
 
     Attributes:
-      name: where the examples come from.
-      class_names: K names, in the order of the labels.
+      name: origin of the examples.
+      class_names: K names in the order of the labels.
       images: uint8 [N, H, W, C].
       labels: int32 [N], or float32 [N, K].
     """
@@ -157,30 +165,30 @@ class ArraySource(Source):
         self.multi_label = self.labels.ndim == 2
 
     def read(self, ids: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
-        """Pixels uint8 [b, H, W, C], and labels."""
+        """Returns pixels uint8 [b, H, W, C] and labels."""
         return self.images[ids], self.labels[ids]
 
     def identities(self) -> Iterator[tuple[str, str]]:
-        """Yields the number of each example, and a digest of its pixels and label."""
+        """Yields the number of each example and a digest of its pixels and label."""
         for i, (image, label) in enumerate(zip(self.images, self.labels, strict=True)):
             found = hashlib.blake2b(np.ascontiguousarray(image).data, digest_size=8)
             found.update(label.tobytes())
             yield f'example {i}', found.hexdigest()
 
     def subset(self, ids: Sequence[int] | np.ndarray) -> 'ArraySource':
-        """Some of the examples, in memory."""
+        """Returns a source of some of the examples."""
         return dataclasses.replace(self, images=self.images[ids], labels=self.labels[ids])
 
 
 @dataclasses.dataclass(eq=False)
 class FileSource(Source):
-    """Encoded images on disk, of any size: folders and lists of files.
+    """Image files of any size: folders and lists.
 
     Attributes:
-      name: where the examples come from.
-      class_names: K names, in the order of the labels.
-      paths: N paths; absolute for a data set, as they were given for prediction.
-      labels: int32 [N], or float32 [N, K]; −1 where there is no label (prediction).
+      name: origin of the examples.
+      class_names: K names in the order of the labels.
+      paths: N paths, absolute for a data set; for prediction they are the caller's.
+      labels: int32 [N], or float32 [N, K]; −1 in prediction, where labels are unknown.
     """
 
     name: str
@@ -192,13 +200,13 @@ class FileSource(Source):
         self.num_examples, self.multi_label = len(self.paths), self.labels.ndim == 2
 
     def read(self, ids: Sequence[int]) -> tuple[list[bytes], np.ndarray]:
-        """The files' bytes, and labels."""
+        """Returns the bytes of the files and the labels."""
         return [read_file(self.paths[i]) for i in ids], self.labels[ids]
 
     def identities(self) -> Iterator[tuple[str, str]]:
-        """Yields the path of each file below the folder that all share, with its size and its label.
+        """Yields the path of each file, with its size and label as the mark.
 
-        So a folder may be moved.
+        Paths are relative to the files' common folder, so a data set may be moved.
         """
         chunks = [self.paths[i : i + _STATED] for i in range(0, len(self.paths), _STATED)]
         labels = map(_mark, self.labels) if self.multi_label else map(str, self.labels.tolist())
@@ -208,7 +216,7 @@ class FileSource(Source):
                 yield name, f'{size} bytes, label {label}'
 
     def subset(self, ids: Sequence[int] | np.ndarray) -> 'FileSource':
-        """Some of the files."""
+        """Returns a source of some of the files."""
         return dataclasses.replace(
             self, paths=tuple(self.paths[i] for i in ids), labels=self.labels[ids]
         )
@@ -216,7 +224,7 @@ class FileSource(Source):
 
 @dataclasses.dataclass(eq=False)
 class _Subset(Source):
-    """Some examples of a source, which go by their names there."""
+    """Some examples of another source, which keep their names."""
 
     source: Source
     ids: np.ndarray
@@ -238,6 +246,7 @@ class _Subset(Source):
         return self.source.name_of(int(self.ids[example]))
 
     def identities(self) -> Iterator[tuple[str, str]]:
+        # If one pair stands for the whole source, add a digest of the ids.
         every = list(self.source.identities())
         if len(every) == self.source.num_examples:
             yield from (every[i] for i in self.ids)
@@ -247,14 +256,15 @@ class _Subset(Source):
 
 
 def _below(paths: Sequence[str]) -> list[str]:
-    """The paths below the folder that all are in."""
+    """Returns the paths relative to their common folder."""
     prefix = os.path.commonprefix([min(paths), max(paths)])  # noqa: RUF071 - cut at a slash below
+    # Cut the common prefix after its last slash.
     start = prefix.rfind('/') + 1
     return [path[start:] for path in paths]
 
 
 def _sizes(paths: Sequence[str]) -> list[int]:
-    """The sizes of files in bytes, −1 of one that is not there."""
+    """Returns the sizes of files in bytes, −1 for a missing file."""
     sizes = []
     for path in paths:
         try:
@@ -265,20 +275,21 @@ def _sizes(paths: Sequence[str]) -> list[int]:
 
 
 def _mark(label: Any) -> str:
+    """The classes of an example as text: '3', or '0 5'."""
     return ' '.join(map(str, label_indices(label)))
 
 
 def read_file(path: str) -> bytes:
-    """Reads a file.
+    """Reads the bytes of a file.
 
     Raises:
-      BadImage: it cannot be read; the text says why.
+      BadImage: the file cannot be read; the text is the reason.
     """
     try:
         with open(path, 'rb') as file:
             return file.read()
     except FileNotFoundError:
-        url = '; a URL is not fetched: download it' if '://' in path else ''
+        url = '; URLs are not fetched, download the image first' if '://' in path else ''
         raise BadImage(f'no such file{url}') from None
     except PermissionError:
         raise BadImage('permission denied') from None
@@ -286,15 +297,16 @@ def read_file(path: str) -> bytes:
         raise BadImage('is a folder') from None
     except OSError as e:
         raise BadImage(e.strerror or 'cannot be read') from None
-    except ValueError:  # a path that no file can have: with a zero byte in it
+    except ValueError:  # the path has a zero byte
         raise BadImage('no such file') from None
 
 
 def read_each(source: Source, ids: Sequence[int] | np.ndarray) -> tuple[Found, np.ndarray]:
-    """`source.read(ids)`, with the reason in place of each image that cannot be read.
+    """Reads examples, with a BadImage in place of each image that cannot be read.
 
-    The label of such an image is 0, unless the source knows its labels without reading.
+    The label of an unreadable image is 0, unless the source knows its labels without reading.
     """
+    # Try to read all examples at once.
     ids = [int(i) for i in ids]
     if not ids:
         return [], no_labels(source, 0)
@@ -305,8 +317,9 @@ def read_each(source: Source, ids: Sequence[int] | np.ndarray) -> tuple[Found, n
                 return list(images), as_labels(labels)
         except UserError:
             raise
-        except Exception:  # whatever a damaged file leads the reader to: see which one it is
+        except Exception:  # some image is damaged: find out which one below
             pass
+    # Read the examples one by one, and catch the errors of each.
     found: list[Image | BadImage] = []
     known = 'labels' in vars(source)
     every = source.labels[ids] if known else no_labels(source, len(ids))
@@ -327,15 +340,16 @@ def read_each(source: Source, ids: Sequence[int] | np.ndarray) -> tuple[Found, n
 def read_some(
     source: Source, ids: Iterable[int]
 ) -> Iterator[tuple[int, Image | BadImage, np.ndarray]]:
-    """Yields some examples: id, image or why there is none, label.
+    """Yields some examples as (id, image or BadImage, label).
 
-    A source that is not indexed is read through, in the order of its ids, up to the last of them.
+    A source that is not indexed is read from the start up to the last of the ids, in their order.
     """
     if source.indexed:
         for example in ids:
             (image,), (label,) = read_each(source, [example])
             yield example, image, label
         return
+    # Read the stream until all ids are found.
     wanted = set(ids)
     for chunk in source.stream() if wanted else ():
         for example, image, label in zip(*chunk, strict=True):
@@ -347,29 +361,30 @@ def read_some(
 
 
 def as_labels(labels: np.ndarray) -> np.ndarray:
-    """Labels in their type: int32 [N], or float32 [N, K].
+    """Converts labels to int32 [N], or float32 [N, K].
 
     Raises:
-      UserError: one of them is NaN or infinite.
+      UserError: a label is NaN or infinite.
     """
     labels = np.asarray(labels)
     if labels.dtype.kind == 'f' and not np.isfinite(labels).all():
         wrong = labels[~np.isfinite(labels)][0]
         raise UserError(
-            f'a label is {wrong}: labels must be numbers of classes, or 0 and 1 for each'
+            f'a label is {wrong}; labels must be class numbers, or 0 and 1 for each class'
         )
+    # Multi-label rows are float, class numbers int.
     return labels.astype(np.float32 if labels.ndim == 2 else np.int32)
 
 
 def no_labels(source: Source, count: int) -> np.ndarray:
-    """The labels of padding: zeros int32 [count], or float32 [count, K]."""
+    """Returns labels for padding: zeros, int32 [count] or float32 [count, K]."""
     if source.multi_label:
         return np.zeros((count, len(source.class_names)), np.float32)
     return np.zeros(count, np.int32)
 
 
 def multi_hot(labels: Sequence[Iterable[int]], num_classes: int) -> np.ndarray:
-    """The classes of each of N images as float32 [N, num_classes], 1 where it has the class."""
+    """Encodes the classes of N images as float32 [N, num_classes] of 0 and 1."""
     rows = np.zeros((len(labels), num_classes), np.float32)
     for row, classes in zip(rows, labels, strict=True):
         row[list(classes)] = 1
@@ -377,17 +392,17 @@ def multi_hot(labels: Sequence[Iterable[int]], num_classes: int) -> np.ndarray:
 
 
 def label_indices(label: Any) -> list[int]:
-    """The classes of one example: of an int32 scalar, or of a multi-label row [K]."""
+    """Returns the classes of one example from an int32 scalar or a multi-label row [K]."""
     return np.flatnonzero(label).tolist() if np.ndim(label) else [int(label)]
 
 
 def label_text(class_names: Sequence[str], label: Any) -> str:
-    """The names of an example's classes: 'cat', or 'cat, dog'; '' where it has none."""
+    """Returns the names of an example's classes: 'cat', 'cat, dog', or '' for none."""
     return ', '.join(class_names[i] for i in label_indices(label) if 0 <= i < len(class_names))
 
 
 def count_named(source: Source, names: Collection[str]) -> int:
-    """The number of examples that have one of these names: a list may repeat a file."""
+    """Counts the examples that have one of these names; a list may name a file repeatedly."""
     if source.paths is None or not names:
         return len(names)
     return sum(path in names for path in source.paths)

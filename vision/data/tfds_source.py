@@ -1,12 +1,11 @@
-"""TensorFlow Datasets: any image classification data set by name, of one label an image or several.
+"""Sources of TensorFlow Datasets: image classification data sets with one or several labels.
 
-Data sets prepared as ArrayRecord are read by index, like folders: fully shuffled. TFRecord files,
-which is what TFDS writes unless told otherwise, cannot be indexed, so a full shuffle is not to be
-had. Each epoch, each host reads its own contiguous part of the split (the parts differ by at most
-one example): its shards in a new order, several at a time, through a window of
-`SHUFFLE_WINDOW` examples. The order is a function of (seed, epoch, host, number of hosts):
-the same in every run with as many hosts, another with more. Resuming reads the records of the
-begun epoch again, without decoding them; whole epochs are not read.
+Data sets prepared as ArrayRecord are read by index and shuffled fully. TFRecord files, which TFDS
+writes by default, have no index, so they are shuffled approximately. In each epoch every host reads
+its own contiguous part of the split (the parts differ by at most one example). It reads the shards
+in a new order, several at a time, and shuffles within a window of `SHUFFLE_WINDOW` examples. The
+order depends on seed, epoch, host and number of hosts. A resumed run reads the records of the
+current epoch again from its start, without decoding them, but no earlier epochs.
 """
 
 import dataclasses
@@ -21,24 +20,24 @@ from vision.core.errors import UserError, nearest
 from vision.core.startup import first_line, tf_cpu
 from vision.data.source import ArraySource, BadImage, Chunk, Source, as_labels, multi_hot
 
-SHUFFLE_WINDOW = 16_384  # encoded examples in memory: 1.8 GB of ImageNet's
-_CHUNK = 64  # examples that are handed on at once
-_RETRIES = 3  # of a download; TFDS's own 10 take minutes to find that there is no connection
+SHUFFLE_WINDOW = 16_384  # encoded examples in memory; 1.8 GB for ImageNet
+_CHUNK = 64  # examples per chunk
+_RETRIES = 3  # per download; TFDS's default, 10, takes minutes if there is no connection
 
 
 @dataclasses.dataclass(eq=False)
 class TFDSSource(Source):
-    """A split of a TensorFlow data set in files that are read in sequence.
+    """A split of a TFDS data set in files that can only be read in sequence.
 
     Attributes:
       name: 'mnist:train[:55000]'.
-      class_names: K names, in the order of the labels.
-      builder: the `tfds.core.DatasetBuilder`, prepared.
-      split: TFDS's name of the split, slices included.
-      num_examples: the number of examples in the split.
-      image_shape: (H, W, C) of every image, or None where each has its own.
-      label_key: of the feature that is the label.
-      multi_label: whether that feature is a sequence.
+      class_names: K names in the order of the labels.
+      builder: the prepared `tfds.core.DatasetBuilder`.
+      split: TFDS name of the split, possibly with slices.
+      num_examples: number of examples in the split.
+      image_shape: (H, W, C) of every image, or None if the images differ in shape.
+      label_key: name of the feature with the label.
+      multi_label: True if that feature is a sequence.
     """
 
     name: str
@@ -52,12 +51,12 @@ class TFDSSource(Source):
     indexed = False
 
     def identities(self) -> Iterator[tuple[str, str]]:
-        """Yields the data set's name, version, split and number of examples, which stand for all of them."""
+        """Yields a single pair for all examples: name, version, split and number of examples."""
         version = self.builder.info.version
         yield f'{self.name}, version {version}, {self.num_examples} examples', ''
 
     def stream(self, order: int | None = None, part: int = 0, parts: int = 1) -> Iterator[Chunk]:
-        """Records of a part of the split, in order or shuffled through a window; see `Source`.
+        """Yields a part of the split, in order or shuffled within a window (see `Source`).
 
         Raises:
           UserError: the files are damaged.
@@ -75,23 +74,26 @@ class TFDSSource(Source):
             ) from None
 
     def subset(self, ids: Sequence[int] | np.ndarray) -> Source:
-        """Raises UserError: single examples cannot be had."""
-        raise UserError(f'{self.name} is read in sequence only; set data.in_memory, or name files')
+        """Raises UserError, because single examples cannot be read."""
+        raise UserError(
+            f'{self.name} can only be read in sequence; set data.in_memory, or name files'
+        )
 
 
 @dataclasses.dataclass(eq=False)
 class RecordSource(Source):
-    """Encoded images that are read by their index: a TensorFlow data set in ArrayRecord files.
+    """Encoded images that can be read by index, such as a TFDS data set in ArrayRecord files.
 
     Attributes:
       name: 'imagenet2012:train'.
-      class_names: K names, in the order of the labels.
-      records: N dicts `{'image': bytes, label_key: int}`, with `__getitem__`; `__getitems__`, where
-        there is one, reads faster.
-      image_shape: (H, W, C) of every image, or None where each has its own.
-      label_key: of a record's label.
-      multi_label: whether a record has a sequence of labels.
-      version: of the data set, which stands for all its examples; None where each counts.
+      class_names: K names in the order of the labels.
+      records: N dicts `{'image': bytes, label_key: int}`, read by `__getitem__`, or faster by
+        `__getitems__` if it exists.
+      image_shape: (H, W, C) of every image, or None if the images differ in shape.
+      label_key: name of a record's label.
+      multi_label: True if a record has a sequence of labels.
+      version: version of the data set, which identifies all its examples; None identifies each
+        example by its name and label.
     """
 
     name: str
@@ -106,53 +108,63 @@ class RecordSource(Source):
         self.num_examples = len(self.records)
 
     def identities(self) -> Iterator[tuple[str, str]]:
-        """Yields the name, version and number of examples of the split; of a set without a version, each."""
+        """Yields a single pair with name, version and size; without a version one per example."""
         if self.version is None:
             return super().identities()
         return iter([(f'{self.name}, version {self.version}, {self.num_examples} examples', '')])
 
     def read(self, ids: Sequence[int]) -> tuple[list[bytes], np.ndarray]:
-        """The encoded images, and labels int64 [b] or float32 [b, K]."""
+        """Returns the encoded images, and labels int64 [b] or float32 [b, K]."""
         together = getattr(self.records, '__getitems__', None)
         found = list(together(ids) if together else map(self.records.__getitem__, ids))
+        # ArrayRecord returns empty parts for a file that was cut off.
         if any(None in record.values() for record in found):
-            raise BadImage('a record without its parts: its file was cut off')
+            raise BadImage('an incomplete record: its file was cut off')
         labels = [record[self.label_key] for record in found]
         several = self.multi_label
+        # Encode several labels as a multi-hot row.
         of_each = multi_hot(labels, len(self.class_names)) if several else np.array(labels)
         _check_labelled(self.name, of_each)
         return [record['image'] for record in found], of_each
 
 
 def _check_labelled(name: str, labels: np.ndarray) -> None:
-    """Raises UserError if an example has the label −1, as those of which TFDS does not know it do (its issue 1218)."""
+    """Raises UserError if an example has the label −1, which TFDS uses for unknown labels.
+
+    See TFDS issue 1218.
+    """
     if (labels < 0).any():
-        raise UserError(f'{name}: its examples have no labels (they are -1); take another split')
+        raise UserError(f'{name}: the examples have no labels (they are -1); use another split')
 
 
 def tfds(split: str, name: str, data_dir: str | None = None) -> TFDSSource | RecordSource:
-    """Opens a split of a data set, downloading and preparing it where that was not done.
+    """Opens a split of a TFDS data set; downloads and prepares the data set if necessary.
 
     Args:
-      split: TFDS's name of the split, slices included: 'train[:90%]', 'train+test'.
+      split: TFDS name of the split, possibly with slices: 'train[:90%]', 'train+test'.
       name: 'mnist', 'imagenet2012', 'cifar10:3.0.2', ….
-      data_dir: where TFDS keeps its data; its own default unless given.
+      data_dir: folder of the prepared data sets; None is TFDS's default.
 
     Raises:
-      UserError: no such data set or split, or one that has no images with labels.
+      UserError: there is no such data set or split, it has no labelled images, or it cannot be
+        downloaded.
     """
     tf_cpu()
     builder = _builder(name, data_dir)
+    # Find the features with the image and the label.
     features = builder.info.features
     key = next((k for k in ('label', 'labels') if k in (features or ())), None)
     if features is None or 'image' not in features or key is None:
         raise UserError(
             f'TFDS {name!r} has no image and label; it has {", ".join(features or ["nothing"])}'
         )
-    several = hasattr(features[key], 'feature')  # a sequence, which passes on what its feature has
+    several = hasattr(features[key], 'feature')  # a sequence of labels
     label = features[key].feature if several else features[key]
     if not hasattr(label, 'names'):
-        raise UserError(f'TFDS {name!r} is no classification data set: its {key} is no class')
+        raise UserError(
+            f'TFDS {name!r} is not a classification data set: its {key} is not a class label'
+        )
+    # Choose the source by the format of the files.
     count = _num_examples(builder, name, split)
     if count == 0:
         raise UserError(f'TFDS {name!r}: the split {split!r} has no examples')
@@ -166,13 +178,13 @@ def tfds(split: str, name: str, data_dir: str | None = None) -> TFDSSource | Rec
 
 
 def _by_index(builder: Any, split: str) -> Any:
-    """The split's records as TFDS reads them at random, with the images left encoded."""
+    """Returns the split's records for random access, with encoded images."""
     import tensorflow_datasets as tfds_lib
 
     decoders = {'image': tfds_lib.decode.SkipDecoding()}
     try:
         return builder.as_data_source(split, decoders=decoders)
-    except ImportError:  # tensorflow-datasets brings it along on Linux only
+    except ImportError:  # tensorflow-datasets depends on array_record on Linux only
         raise UserError(
             f'{builder.info.name} was prepared as ArrayRecord: pip install array_record, '
             "or prepare it with file_format='tfrecord'"
@@ -180,12 +192,14 @@ def _by_index(builder: Any, split: str) -> Any:
 
 
 def _builder(name: str, data_dir: str | None) -> Any:
+    """Returns the prepared builder of a data set; raises UserError if there is none."""
     import tensorflow_datasets as tfds_lib
 
     data_dir = os.path.expanduser(data_dir) if data_dir else None
     try:
         builder = tfds_lib.builder(name, data_dir=data_dir)
     except tfds_lib.core.registered.DatasetNotFoundError:
+        # Suggest a data set with a similar name.
         guess = nearest(name.split(':')[0], tfds_lib.list_builders(with_community_datasets=False))
         hint = f' Did you mean {guess!r}?' if guess else ''
         raise UserError(f'TFDS has no data set {name!r}.{hint}') from None
@@ -196,22 +210,23 @@ def _builder(name: str, data_dir: str | None) -> Any:
 
 
 def _prepare(builder: Any, name: str) -> None:
-    """Downloads and prepares a data set, unless that was done."""
+    """Downloads and prepares a data set, unless it is prepared already."""
     import requests
     from tensorflow_datasets.core.download import downloader
 
+    # Shorten the retries of TFDS, and silence them.
     downloader.MAX_RETRIES = _RETRIES
-    logging.getLogger('urllib3').setLevel(logging.ERROR)  # it tells every retry
+    logging.getLogger('urllib3').setLevel(logging.ERROR)  # it logs every retry
     try:
         builder.download_and_prepare()
     except requests.exceptions.ConnectionError as e:
         host = getattr(getattr(e.args[0], 'pool', None), 'host', 'its server') if e.args else ''
         raise UserError(
-            f'TFDS could not download {name!r}: no connection to {host}. Offline, point '
-            'data.data_dir at a folder where it is prepared, or take files that are here: '
-            'data.source=idx (MNIST and its like), npz or folder, and data.path'
+            f'TFDS could not download {name!r}: no connection to {host}. Offline, set '
+            'data.data_dir to a folder where it is prepared, or use local files: set data.path and '
+            'data.source to idx (the format of MNIST), npz or folder'
         ) from None
-    except Exception as e:  # whatever a download can raise: there is no common class
+    except Exception as e:  # the errors of downloads have no common class
         raise UserError(
             f'TFDS could not prepare {name!r} in {builder.data_dir}: {first_line(e)}. '
             'If it must be downloaded by hand, see its page on tensorflow.org/datasets.'
@@ -219,8 +234,9 @@ def _prepare(builder: Any, name: str) -> None:
 
 
 def _num_examples(builder: Any, name: str, split: str) -> int:
+    """Returns the number of examples of a split; raises UserError if there is no such split."""
     try:
-        if not builder.info.splits:  # a data set without statistics, as TFDS's own mocks are
+        if not builder.info.splits:  # a data set without statistics, such as TFDS's mock data
             return int(builder.as_dataset(split=split).cardinality())
         return builder.info.splits[split].num_examples
     except (KeyError, ValueError, AssertionError) as e:
@@ -231,7 +247,7 @@ def _num_examples(builder: Any, name: str, split: str) -> int:
 
 
 def as_arrays(source: Source) -> ArraySource | None:
-    """Reads a whole split into memory, or returns None if its images are not of one known size.
+    """Reads a whole split into memory; returns None if its images do not all have one known size.
 
     Small data sets (MNIST, CIFAR) can then be kept on the device.
     """
@@ -240,6 +256,7 @@ def as_arrays(source: Source) -> ArraySource | None:
     tf = tf_cpu()
     images = np.empty((source.num_examples, *source.image_shape), np.uint8)
     read, labels = 0, []
+    # Decode the images one after another into one array.
     for _, encoded, of_these in source.stream():
         labels.append(of_these)
         for data in encoded:
@@ -250,12 +267,17 @@ def as_arrays(source: Source) -> ArraySource | None:
             except tf.errors.OpError as e:
                 raise _unreadable(source, read, first_line(e)) from None
             read += 1
+    # The stream may end early if files are damaged.
     if read != source.num_examples:
-        raise UserError(f'{source.name}: {read} examples, not {source.num_examples}')
+        raise UserError(
+            f'{source.name} has {read} examples instead of {source.num_examples}; '
+            'remove the data set and prepare it again'
+        )
     return ArraySource(source.name, source.class_names, images, np.concatenate(labels))
 
 
 def _unreadable(source: Source, example: int, reason: str) -> UserError:
+    """Returns the error for an example that cannot be read."""
     return UserError(
         f'{source.name}: example {example} cannot be read ({reason}); '
         'remove the data set and prepare it again'
@@ -263,11 +285,20 @@ def _unreadable(source: Source, example: int, reason: str) -> UserError:
 
 
 def _records(source: TFDSSource, order: int | None, index: int, count: int) -> Any:
-    """A data set of (id, encoded image, label): part `index` of `count` of the split, as `stream`."""
+    """Returns a tf.data.Dataset of (id, encoded image, label) for a part of the split.
+
+    Args:
+      source: the split.
+      order: seed of the shuffled order, or None.
+      index: number of the part, from 0.
+      count: number of parts.
+    """
     import tensorflow_datasets as tfds_lib
 
     tf = tf_cpu()
+    # Take this host's part of the split.
     part = tfds_lib.even_splits(source.split, n=count)[index] if count > 1 else source.split
+    # Find the id of the part's first example, and a table of where each shard begins.
     share, extra = divmod(source.num_examples, count)
     first = index * share + min(index, extra)
     begins = _shard_begins(source.builder, part) or [('', 0)]
@@ -280,10 +311,12 @@ def _records(source: TFDSSource, order: int | None, index: int, count: int) -> A
     )
 
     def record(example: dict[str, Any]) -> tuple[Any, ...]:
+        # TFDS identifies an example by its shard and its index in the shard.
         shard = tf.strings.regex_replace(example['tfds_id'], r'__\d+$', '')
         index = tf.strings.regex_replace(example['tfds_id'], r'^.*__', '')
         place = table.lookup(shard) + tf.strings.to_number(index, tf.int64)
         label = tf.cast(example[source.label_key], tf.int64)
+        # Encode several labels as a multi-hot row.
         if source.multi_label:
             of_classes = tf.one_hot(label, len(source.class_names), True, False)
             label = tf.cast(tf.reduce_any(of_classes, axis=0), tf.float32)
@@ -291,22 +324,25 @@ def _records(source: TFDSSource, order: int | None, index: int, count: int) -> A
 
     dataset = _dataset(source.builder, part, order).map(record)
     if order is not None:
+        # Shuffle within a window, in the same way in every run.
         size = min(SHUFFLE_WINDOW, source.num_examples)
         dataset = dataset.shuffle(size, seed=order, reshuffle_each_iteration=False)
     return dataset
 
 
 def _shard_begins(builder: Any, part: Any) -> list[tuple[str, int]]:
-    """The offset from an example's index in its shard to its index in the part."""
+    """Returns for each shard the offset from an index in the shard to the index in the part."""
     begins, before = [], 0
     for instruction in _instructions(builder, part):
         begins.append((os.path.basename(instruction.filename), before - instruction.skip))
+        # A take of −1 stands for the rest of the shard.
         all_of_it = instruction.examples_in_shard - instruction.skip
         before += all_of_it if instruction.take == -1 else instruction.take
     return begins
 
 
 def _instructions(builder: Any, part: Any) -> list[Any]:
+    """Returns TFDS's instructions for reading the shards of a part; [] if it has none."""
     try:
         return builder.info.splits[part].file_instructions
     except (KeyError, ValueError):
@@ -314,9 +350,11 @@ def _instructions(builder: Any, part: Any) -> list[Any]:
 
 
 def _dataset(builder: Any, part: Any, order: int | None) -> Any:
+    """Returns TFDS's dataset of a part, with encoded images and the ids of the examples."""
     import tensorflow_datasets as tfds_lib
 
     tf = tf_cpu()
+    # The order must be reproducible; without a seed the shards are read one after another.
     options = tf.data.Options()
     options.deterministic = True
     config = tfds_lib.ReadConfig(

@@ -1,4 +1,4 @@
-"""Keeping a split's images in the host's memory, encoded or decoded, from their first use on."""
+"""Caches of a split's images in host memory, encoded or decoded, filled at first use."""
 
 import io
 import os
@@ -12,29 +12,33 @@ from vision.core.startup import tf_cpu
 from vision.data.source import Source, read_some
 from vision.preprocess.decode import MAX_PIXELS
 
-_SAMPLE = 200  # images looked at for the estimate
+_SAMPLE = 200  # images that are examined to estimate the size of a cache
 
 
 def check(cache: str, source: Source) -> None:
-    """Raises UserError unless this source can be cached that way."""
+    """Raises UserError if a source cannot be cached in this form."""
     if cache == 'raw' and source.paths is None:
-        raise UserError(f"data.cache='raw' is for files, not for {source.name}; use 'decoded'")
+        raise UserError(
+            f"data.cache='raw' is for image files, not for {source.name}; use 'decoded'"
+        )
 
 
 def report(source: Source, channels: int, cache: str) -> str:
-    """Says how much memory a cache of the whole split will take.
+    """Describes how much memory a cache of the whole split will take.
 
     Args:
-      source: the split; where its images have several sizes, some of them are looked at.
-      channels: of the decoded images.
+      source: the split; if its images differ in size, a sample is examined.
+      channels: number of channels of the decoded images.
       cache: raw or decoded.
     """
+    # Estimate the mean number of bytes of an image.
     if source.image_shape is not None:
         mean = float(np.prod(source.image_shape[:2])) * channels
     elif cache == 'raw':
         mean = float(np.mean([_size(path) for path in _spread(source.paths or ())]))
     else:
         mean = float(np.mean([_pixels(head) for head in _heads(source)])) * channels
+    # Compare the total with the free memory.
     total = mean * source.num_examples
     free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
     return (
@@ -44,12 +48,15 @@ def report(source: Source, channels: int, cache: str) -> str:
 
 
 def _spread(examples: Sequence) -> Sequence:
-    """Some of them, evenly spread."""
+    """Returns an evenly spread sample of examples."""
     return examples[:: max(1, len(examples) // _SAMPLE)]
 
 
 def _heads(source: Source) -> Iterator[bytes]:
-    """Yields what encoded images begin with; of the first ones where they are read in sequence."""
+    """Yields the first bytes of a sample of encoded images.
+
+    If the source can only be read in sequence, the sample is its first images.
+    """
     if source.paths is not None:
         yield from map(_head, _spread(source.paths))
         return
@@ -60,6 +67,7 @@ def _heads(source: Source) -> Iterator[bytes]:
 
 
 def _head(path: str) -> bytes:
+    """Reads the first 64 KiB of a file; empty if it cannot be read."""
     try:
         with open(path, 'rb') as file:
             return file.read(1 << 16)
@@ -68,6 +76,7 @@ def _head(path: str) -> bytes:
 
 
 def _size(path: str) -> int:
+    """The size of a file in bytes; 0 if it cannot be read."""
     try:
         return os.path.getsize(path)
     except (OSError, ValueError):
@@ -75,29 +84,32 @@ def _size(path: str) -> int:
 
 
 def _pixels(head: bytes) -> int:
-    """The number of pixels of an image; 0 if it cannot be read."""
+    """The number of pixels that an image's header states; 0 if it cannot be read."""
     from PIL import Image
 
     try:
         width, height = Image.open(io.BytesIO(head)).size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return 0
+    # Images above the limit are refused, so they need no memory.
     return width * height if width * height <= MAX_PIXELS else 0
 
 
 class RawCache:
-    """The files' bytes, by the example's id."""
+    """Cache of the bytes of image files, by example id."""
 
     def __init__(self, paths: tuple[str, ...]):
-        """Takes the split's files; reads none of them yet."""
+        """Takes the paths of the split's files; reads none of them yet."""
         self._paths, self._bytes = paths, dict[int, bytes]()
 
     def read(self, example: Any) -> Any:
-        """The file's bytes, in the graph: int64 scalar → string scalar."""
+        """TensorFlow op that returns a file's bytes: example id, int64 [] → string []."""
         tf = tf_cpu()
+        # numpy_function loses the shape.
         return tf.ensure_shape(tf.numpy_function(self._read, [example], tf.string), [])
 
     def _read(self, example: np.int64) -> bytes:
+        """Returns a file's bytes from the cache, or reads and caches them."""
         data = self._bytes.get(int(example))
         if data is None:
             with open(self._paths[int(example)], 'rb') as file:
@@ -106,16 +118,22 @@ class RawCache:
 
 
 class DecodedCache:
-    """Decoded images, by the example's id."""
+    """Cache of decoded images, by example id."""
 
     def __init__(self, channels: int):
-        """Starts empty."""
+        """Makes an empty cache for images with a number of channels."""
         self._images, self._channels = dict[int, np.ndarray](), channels
         self._none = np.empty((0, 0, channels), np.uint8)
 
     def get(self, example: Any, decode: Any) -> Any:
-        """The image, in the graph; `decode()` makes it the first time: uint8 [H, W, C]."""
+        """TensorFlow op that returns an image, uint8 [H, W, C].
+
+        Args:
+          example: the id, int64 [].
+          decode: function without arguments that decodes the image; called at its first use.
+        """
         tf = tf_cpu()
+        # An image that is not in the cache is represented by one of height 0.
         shape = [None, None, self._channels]
         kept = tf.numpy_function(
             lambda i: self._images.get(int(i), self._none), [example], tf.uint8
@@ -126,9 +144,11 @@ class DecodedCache:
             image = tf.numpy_function(self._put, [example, decode()], tf.uint8)
             return tf.ensure_shape(image, shape)
 
+        # Return the cached image, or decode and cache it.
         return tf.cond(tf.shape(kept)[0] > 0, lambda: kept, put)
 
     def _put(self, example: np.int64, image: np.ndarray) -> np.ndarray:
-        # A copy: the array that TensorFlow passes is only lent.
+        """Stores an image and returns it."""
+        # Copy the array, because TensorFlow reuses its memory.
         self._images[int(example)] = image.copy()
         return image

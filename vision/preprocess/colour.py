@@ -1,4 +1,4 @@
-"""Tags of a file about the values of its pixels: bits, sign, gamma, profile, transparency."""
+"""Conversion of pixel values by a file's tags: bit depth, sign, gamma, profile, transparency."""
 
 import functools
 import io
@@ -10,13 +10,14 @@ import numpy as np
 
 from vision.data.source import BadImage
 
-# Tags of TIFF, and values of theirs.
+# Numbers of TIFF tags, and values of these tags.
 _BITS, _PHOTOMETRIC, _PLANES, _SAMPLE_FORMAT = 258, 262, 284, 339
 _WHITE_IS_ZERO, _YCBCR, _APART, _SIGNED = 0, 6, 2, 2
 _SRGB_GAMMA = 1 / 2.2
-_SAME = 1  # of 255: a profile whose colours differ by no more is sRGB itself
+# A profile whose colours differ from sRGB by at most this much, out of 255, counts as sRGB.
+_SAME = 1
 
-# Code points of ITU-T H.273. Table 2: x and y of the white, red, green and blue of a display.
+# Code points of ITU-T H.273, table 2: x and y of the white, red, green and blue of a display.
 _D65 = (0.3127, 0.329)
 _PRIMARIES = {
     1: (*_D65, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06),  # BT.709 and sRGB
@@ -26,9 +27,10 @@ _PRIMARIES = {
     11: (0.314, 0.351, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),  # DCI-P3
     12: (*_D65, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),  # Display P3
 }
-# Table 3: the gamma of the display, by ITU-R BT.1886 for video; None is sRGB's curve. HDR is left out.
+# Code points of table 3: the gamma of the display (for video by ITU-R BT.1886), None for the curve of sRGB. HDR images are
+# not converted.
 _GAMMAS = {1: 2.4, 4: 2.2, 5: 2.8, 6: 2.4, 8: 1.0, 13: None, 14: 2.4, 15: 2.4}
-# The white of ICC profiles, and the cone responses in which whites are adapted to it (ICC.1:2022, annex E).
+# The white of ICC profiles, and the matrix to the cone responses in which a white is adapted to it (ICC.1:2022, annex E).
 _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
@@ -36,19 +38,22 @@ _BRADFORD = np.array(
 
 
 def check_tiff(image: Any) -> None:
-    """Raises BadImage for a TIFF that Pillow 12 opens and reads as other pixels, without a word."""
+    """Raises BadImage for kinds of TIFF that Pillow 12 silently reads with wrong pixels."""
+    # Planar files of 16 bits, and YCbCr without compression.
     tags = image.tag_v2
     if tags.get(_PLANES) == _APART and max(tags.get(_BITS, (8,))) > 8:
-        raise BadImage('is a TIFF of more than 8 bits whose channels lie apart, which is not read')
+        raise BadImage('is a planar TIFF of more than 8 bits, which is not supported')
     if tags.get(_PHOTOMETRIC) == _YCBCR and image.info.get('compression') == 'raw':
-        raise BadImage('is a TIFF of YCbCr without compression, which is not read')
+        raise BadImage('is an uncompressed YCbCr TIFF, which is not supported')
 
 
 def to_8_bit(image: Any) -> Any:
-    """Scales grey of more bits (modes I;16, I and F), and what is signed, to 8; Pillow's own conversion clips at 255.
+    """Scales grey images of more than 8 bits (modes I;16, I and F) and signed ones to 8 bits.
+
+    Pillow's own conversion would clip the values at 255.
 
     Args:
-      image: grey; what has 8 bits without a sign is returned as it is.
+      image: a grey image; one with 8 unsigned bits is returned unchanged.
 
     Raises:
       BadImage: a pixel is NaN or infinite.
@@ -58,10 +63,12 @@ def to_8_bit(image: Any) -> Any:
     tags = getattr(image, 'tag_v2', {})
     raw = np.asarray(image)
     bits, signed = tags.get(_BITS, (16,))[0], _SIGNED in tags.get(_SAMPLE_FORMAT, ())
+    # 8 bits: only signed images are converted.
     if image.mode == 'L':
         if not signed:
             return image
         raw = raw.view(np.int8)
+    # Collect possible values of white, the smallest first: the file's tags do not always tell it.
     values = raw.astype(np.float64)
     tops = [2.0 ** (bits - signed * (bits != 12)) - 1]
     if image.mode == 'F':
@@ -69,13 +76,15 @@ def to_8_bit(image: Any) -> Any:
             raise BadImage('has pixels that are not finite')
         tops = [1.0, 255.0, 65535.0]
     elif bits == 32:
-        tops = [255.0, 65535.0, *tops]  # whole numbers of 32 bits mostly hold fewer
-        values = values if signed else values % 2.0**32  # Pillow has no unsigned mode of 32 bits
+        tops = [255.0, 65535.0, *tops]  # files with 32 bits mostly use only 8 or 16 of them
+        values = values if signed else values % 2.0**32  # Pillow has no unsigned 32-bit mode
+    # Scale by the smallest white that no pixel exceeds.
     top = next((top for top in tops if values.max(initial=0) <= top), tops[-1])
     values = values * 255 / top
-    # Pillow inverts what has up to 8 bits.
+    # Invert images whose 0 is white. Pillow does so only for up to 8 bits.
     if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = 255 - values
+    # Make transparent pixels white, and drop the transparency.
     transparency = image.info.get('transparency')
     if transparency is not None:
         values[raw == transparency] = 255
@@ -85,10 +94,19 @@ def to_8_bit(image: Any) -> Any:
 
 
 def mend_transparency(image: Any, data: bytes) -> Any:
-    """Makes what the frame of a GIF leaves out transparent, and brings the colour that a PNG calls so to 8 bits, as its pixels."""
+    """Corrects the transparency that Pillow reports for GIF and PNG files.
+
+    The part of a GIF that its first frame does not cover becomes transparent. The transparent
+    colour of a PNG is scaled to 8 bits, in the same way as its pixels.
+
+    Args:
+      image: the loaded image.
+      data: the bytes of its file, if available; needed for a PNG.
+    """
     from PIL import Image
 
     transparent = image.info.get('transparency')
+    # Paste the frame into a transparent canvas.
     if image.format == 'GIF' and image.dispose_extent != (0, 0, *image.size):
         whole, box = image.convert('RGBA'), image.dispose_extent
         image = Image.new('RGBA', whole.size)
@@ -96,11 +114,13 @@ def mend_transparency(image: Any, data: bytes) -> Any:
         return image
     if image.format != 'PNG' or transparent is None or image.mode not in ('L', 'RGB') or not data:
         return image
-    depth = data[24]
+    depth = data[24]  # the bit depth in the PNG header
+    # Scale the transparent colour as Pillow scales the pixels.
     if depth < 8:
         image.info['transparency'] = transparent * 255 // (2**depth - 1)
     elif depth == 16:
-        # Pillow keeps the upper bytes; the lower ones are had as if they were the upper ones.
+        # Pillow keeps only the upper bytes of the pixels. Read the image again with the lower bytes
+        # as the upper ones, and compare both with the transparent colour.
         lower = Image.open(io.BytesIO(data))
         lower.tile = [tile._replace(args='RGB;16L') for tile in lower.tile]
         upper, colour = np.asarray(image).astype(np.uint16), np.array(transparent)
@@ -111,26 +131,29 @@ def mend_transparency(image: Any, data: bytes) -> Any:
 
 
 def to_srgb(image: Any, grey: bool, data: bytes = b'') -> Any:
-    """Converts colours to sRGB where the file says that they are of another space.
+    """Converts an image to sRGB if its file has another colour space or a gamma value.
 
-    A file says so by an embedded profile, by code points (a PNG's chunk cICP, the box nclx of AVIF and HEIC), or, of a
-    PNG, by chromaticities and a gamma (cHRM, gAMA).
+    The colour space is that of an embedded profile, of code points (the chunk cICP of PNG, the box nclx of AVIF and
+    HEIC), or of the chromaticities and the gamma of a PNG (cHRM, gAMA).
 
     Args:
-      image: L, RGB, RGBA, CMYK, LAB or P; transparency is kept.
-      grey: whether the file is grey: its profile, too, must be.
-      data: the file; b'' where it is not at hand.
+      image: an image of mode L, RGB, RGBA, CMYK, LAB or P; transparency is kept.
+      grey: True if the file is grey; its profile must then be grey, too.
+      data: the bytes of the file; b'' if they are not at hand.
 
     Returns:
-      The image itself where nothing is to be done, else RGB or RGBA; grey with a gamma stays grey.
+      The same image if nothing has to be converted, otherwise RGB or RGBA. A grey image with a
+      gamma value stays grey.
     """
     from PIL import ImageCms
 
     profile, gamma = image.info.get('icc_profile'), image.info.get('gamma')
     if not grey:
-        profile = _described(image.info, data) or profile
+        profile = _described_profile(image.info, data) or profile
+    # Lab has no profile of its own.
     if image.mode == 'LAB':
         return ImageCms.applyTransform(image, _from_lab())
+    # Convert the colours by the profile, and keep alpha.
     if profile:
         mode = 'CMYK' if image.mode == 'CMYK' else 'L' if grey else 'RGB'
         if (transform := _transform(profile, mode)) is None:
@@ -140,6 +163,7 @@ def to_srgb(image: Any, grey: bool, data: bytes = b'') -> Any:
         if image.mode == 'RGBA':
             converted.putalpha(image.getchannel('A'))
         return converted
+    # Apply the gamma of a PNG by a lookup table of 256 values per channel.
     if gamma and 'srgb' not in image.info and _says_something(gamma) and image.mode != '1':
         image = image.convert('RGB') if image.mode == 'P' else image
         values = np.arange(256) / 255
@@ -150,11 +174,12 @@ def to_srgb(image: Any, grey: bool, data: bytes = b'') -> Any:
 
 
 def _says_something(gamma: float) -> bool:
+    """True if a gamma value is plausible and differs from sRGB's."""
     return 0.1 < gamma < 5 and abs(gamma - _SRGB_GAMMA) > 0.02
 
 
-def _described(info: dict[Any, Any], data: bytes) -> bytes | None:
-    """A profile of the colours that a file describes in other ways, where these have precedence over its own profile."""
+def _described_profile(info: dict[Any, Any], data: bytes) -> bytes | None:
+    """Makes a profile of a colour space that a file gives by numbers; None if its own profile, or none, applies."""
     if points := _code_points(data, bool(info.get('icc_profile'))):
         primaries, transfer = points
         if primaries in _PRIMARIES and transfer in _GAMMAS:
@@ -167,7 +192,10 @@ def _described(info: dict[Any, Any], data: bytes) -> bytes | None:
 
 
 def _code_points(data: bytes, has_profile: bool) -> tuple[int, int] | None:
-    """The code points of a file's primaries and transfer: a PNG's before any profile, AVIF's where there is none."""
+    """The code points of the primaries and the transfer function of a PNG, AVIF or HEIC file.
+
+    In a PNG they have precedence over an embedded profile, in AVIF and HEIC the profile has.
+    """
     if data.startswith(b'\x89PNG'):
         at = data.find(b'\0\0\0\x04cICP', 0, data.find(b'IDAT'))
         return None if at < 0 else (data[at + 8], data[at + 9])
@@ -177,14 +205,14 @@ def _code_points(data: bytes, has_profile: bool) -> tuple[int, int] | None:
 
 @functools.lru_cache(maxsize=64)
 def _make_profile(chromaticities: Sequence[float], gamma: float | None) -> bytes | None:
-    """An ICC profile (ICC.1:2022) of a display.
+    """Makes an ICC profile (ICC.1:2022) of a display.
 
     Args:
       chromaticities: x and y of its white, red, green and blue.
-      gamma: of its curve; None for sRGB's.
+      gamma: the exponent of its transfer function; None for that of sRGB.
 
     Returns:
-      The profile; None where the chromaticities are those of no display.
+      The profile; None if no display can have these chromaticities.
     """
     if len(chromaticities) != 8 or max(chromaticities) > 1:
         return None
@@ -193,7 +221,7 @@ def _make_profile(chromaticities: Sequence[float], gamma: float | None) -> bytes
     matrix = np.transpose(colours)
     if white[1] < 0.1 or abs(np.linalg.det(matrix)) < 0.01:  # the triangle of sRGB has 0.22
         return None
-    # The columns add up to the white, and are adapted to that of the profile.
+    # Scale the columns so that they add up to the white, and adapt them to the white of profiles.
     white = white / white[1]
     matrix = matrix * np.linalg.solve(matrix, white)
     scale = (_BRADFORD @ _D50) / (_BRADFORD @ white)
@@ -202,6 +230,7 @@ def _make_profile(chromaticities: Sequence[float], gamma: float | None) -> bytes
     def fixed(values: Sequence[float] | np.ndarray) -> bytes:
         return np.rint(65536 * np.asarray(values)).astype('>i4').tobytes()
 
+    # Write the tags: primaries, white, and one curve for all three channels.
     names = (b'rXYZ', b'gXYZ', b'bXYZ', b'wtpt')
     columns = zip(names, (*matrix.T, _D50), strict=True)
     tags = {name: b'XYZ \0\0\0\0' + fixed(column) for name, column in columns}
@@ -218,16 +247,20 @@ def _make_profile(chromaticities: Sequence[float], gamma: float | None) -> bytes
 
 
 def is_srgb(image: Any) -> bool:
-    """True if an image's values are meant as they are: it has no profile, or sRGB's."""
+    """True if an image needs no conversion: it has no profile, or the profile of sRGB."""
     profile = image.info.get('icc_profile')
     return not profile or _transform(profile, image.mode) is None
 
 
 @functools.lru_cache(maxsize=64)
 def _transform(profile: bytes, mode: str) -> Any:
-    """From a profile to sRGB; None where the profile is sRGB's, damaged, or of another mode."""
+    """Returns the transform from a profile to sRGB.
+
+    None if the profile is that of sRGB, is damaged, or is for another mode.
+    """
     from PIL import Image, ImageCms
 
+    # Build the transform; damaged profiles are ignored.
     try:
         opened = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = {'GRAY': 'L'}.get(opened.profile.xcolor_space.strip(), mode)
@@ -238,6 +271,7 @@ def _transform(profile: bytes, mode: str) -> Any:
         return None
     if mode == 'CMYK':
         return transform
+    # Compare the transform with the identity on a grid of colours.
     levels = np.arange(0, 256, 15, dtype=np.uint8)
     if mode == 'L':
         colours = levels[None]
@@ -251,6 +285,7 @@ def _transform(profile: bytes, mode: str) -> Any:
 
 @functools.cache
 def _from_lab() -> Any:
+    """Returns the transform from CIE L*a*b* to sRGB."""
     from PIL import ImageCms
 
     lab, srgb = ImageCms.createProfile('LAB'), ImageCms.createProfile('sRGB')

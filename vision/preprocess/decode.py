@@ -1,21 +1,22 @@
-"""Any image file → uint8 [H, W, C], with Pillow, as people expect to see the picture.
+"""Decoding of any image file with Pillow to uint8 [H, W, C].
 
-The op `decode` reads plain JPEGs faster, with TensorFlow (`vision.preprocess.ops.decode`), and
-everything else as `read` does:
+The op `decode` reads plain JPEGs faster, with TensorFlow (`vision.preprocess.ops.decode`). It reads
+all other files with `read` below:
 
-* CMYK is converted to RGB, grey is repeated, grey of more than 8 bits is scaled to 8, by the file's own tags
-  (`vision.preprocess.colour`);
-* colours of another space, as Adobe RGB and Display P3, are converted to sRGB, by an embedded profile, by the code points
-  of PNG, AVIF and HEIC, or by a PNG's chromaticities;
-* what is transparent is laid on white, as a browser does: dropping the alpha channel would show
-  colours that nobody was meant to see;
-* the first frame of an animation is taken; EXIF's orientation is applied, and no other tag matters: what
-  is damaged beside the pixels refuses no photo.
+* CMYK is converted to RGB and grey is repeated. Grey of more than 8 bits is scaled to 8 bits by the
+  file's tags (`vision.preprocess.colour`).
+* Colours of another space, such as Adobe RGB or Display P3, are converted to sRGB. The space is given by an embedded
+  profile, by the code points of PNG, AVIF and HEIC, or by the chromaticities of a PNG.
+* Transparent pixels are composed on white, as in a browser. Dropping the alpha channel would show
+  colours that are not meant to be seen.
+* The first frame of an animation is used. The EXIF orientation is applied, and all other tags are
+  ignored: damaged metadata does not make an image unreadable.
 
-A JPEG that ends before its end marker is refused, though part of the picture is there. One that is
-damaged inside and does have its end marker is read as browsers read it: what comes before the
-damage is intact, libjpeg goes on behind it as best it can, and neither TensorFlow nor Pillow can
-tell that it did (JPEG has no checksum; libjpeg's warning goes to stderr). What libjpeg refuses is refused.
+A JPEG that ends before its end marker is refused, even if a part of the image is there. A JPEG with
+an end marker and damage inside is read as browsers read it: the part before the damage is intact,
+and libjpeg continues after it as well as it can. Neither TensorFlow nor Pillow reports such damage,
+because JPEG has no checksum; libjpeg prints a warning on stderr. Files that libjpeg refuses are
+refused.
 """
 
 import io
@@ -31,13 +32,14 @@ from vision.data.files import pillow
 from vision.data.source import BadImage
 from vision.preprocess import colour
 
-MAX_PIXELS = 200_000_000  # the largest phone cameras; 600 MB as RGB
-# Longer side over shorter: resized by its shorter side, a strip of pixels would fill the memory.
+MAX_PIXELS = 200_000_000  # as many as the largest phone cameras have; 600 MB as RGB
+# Limit on longer side / shorter side. Resizing a narrow strip by its shorter side would need too
+# much memory.
 MAX_ASPECT = 100
 
 _ORIENTATION = 0x0112
 _PNG = b'\x89PNG\r\n\x1a\n'
-# Chunks of a PNG that may be absent, and that say what its pixels mean.
+# Optional chunks of a PNG that affect how its pixels are interpreted.
 _CHUNKS = (b'tRNS', b'iCCP', b'cICP', b'cHRM', b'gAMA', b'sRGB', b'eXIf')
 
 
@@ -52,7 +54,8 @@ def read(data: bytes, channels: int = 3) -> np.ndarray:
       uint8 [H, W, channels].
 
     Raises:
-      BadImage: it is no image, is cut off, claims more than MAX_PIXELS, or is a mere strip.
+      BadImage: the data are not an image or are cut off, or the size exceeds MAX_PIXELS or
+        MAX_ASPECT.
     """
     if not data:
         raise BadImage('empty file')
@@ -60,7 +63,7 @@ def read(data: bytes, channels: int = 3) -> np.ndarray:
         return _read(data, channels)
     except BadImage as e:
         why = e
-    # Once more without what is beside the pixels, which may be all that is damaged.
+    # Try again without the metadata, which may be the only damaged part.
     for bare, orientation in _without_metadata(data):
         try:
             return _read(bare, channels, orientation)
@@ -70,16 +73,15 @@ def read(data: bytes, channels: int = 3) -> np.ndarray:
 
 
 def _read(data: bytes, channels: int, orientation: int | None = None) -> np.ndarray:
+    """Reads an image once; `orientation` replaces the one in its metadata."""
     from PIL import UnidentifiedImageError
 
     try:
         image = pillow().open(io.BytesIO(data))
     except UnidentifiedImageError:
         known = data.startswith((b'II*\0', b'MM\0*'))
-        raise BadImage(
-            'a damaged TIFF, or of a kind that is not read' if known else 'not an image'
-        ) from None
-    except Exception as e:  # Pillow's plugins raise whatever the damage leads them to
+        raise BadImage('a damaged or unsupported TIFF' if known else 'not an image') from None
+    except Exception as e:  # Pillow's plug-ins raise any exception for damaged files
         raise BadImage(f'damaged header ({e})') from None
     return pixels(image, channels, data, orientation)
 
@@ -87,35 +89,37 @@ def _read(data: bytes, channels: int, orientation: int | None = None) -> np.ndar
 def pixels(
     image: Any, channels: int = 3, data: bytes = b'', orientation: int | None = None
 ) -> np.ndarray:
-    """The pixels of a `PIL.Image`, whose file may not have been read through yet; see `read`.
+    """Loads a `PIL.Image` and returns its pixels in the form that `read` describes.
 
     Args:
-      image: a `PIL.Image`.
+      image: a `PIL.Image` that may not be loaded yet.
       channels: 3 for RGB, 1 for grey.
-      data: its file, where that is at hand: of a PNG it says which colour is transparent to the bit.
-      orientation: EXIF's, 1 … 8; by default the image's own.
+      data: the bytes of its file, if available; a PNG with 16 bits needs them for its transparent
+        colour.
+      orientation: EXIF orientation, 1 … 8; by default that of the image.
 
     Raises:
-      BadImage: the rest of its file is damaged, or its size is refused.
+      BadImage: the rest of the file is damaged, or the size exceeds a limit.
     """
     _check_size(*image.size)
     try:
         data = data or _file_of(image)
+        # TIFF needs checks before its pixels are loaded.
         if image.format == 'TIFF':
             colour.check_tiff(image)
-            image.load_end = lambda: None  # it would read every tag
+            image.load_end = lambda: None  # it would read all tags, which may be damaged
         image.load()
         return _to_array(image, data, channels, orientation or _orientation(image))
     except BadImage:
         raise
-    except Exception as e:
+    except Exception as e:  # word the error by the text of Pillow's exception
         name = image.format or 'image'
         cut = any(sign in str(e).lower() for sign in ('truncated', 'not enough image data'))
         raise BadImage(f'truncated {name}' if cut else f'damaged {name} ({e})') from None
 
 
 def _file_of(image: Any) -> bytes:
-    """The file of an image that is not read yet, of a format whose file says more than Pillow tells; else b''."""
+    """Reads the file of an opened PNG or AVIF image, because Pillow passes not all of its tags on; otherwise b''."""
     file = getattr(image, 'fp', None)
     if image.format not in ('PNG', 'AVIF') or file is None:
         return b''
@@ -126,6 +130,7 @@ def _file_of(image: Any) -> bytes:
 
 
 def _check_size(width: int, height: int) -> None:
+    """Raises BadImage if an image has too many pixels or is too narrow."""
     if width * height > MAX_PIXELS:
         raise BadImage(
             f'claims {width}x{height} pixels; the limit is {MAX_PIXELS // 1_000_000} million'
@@ -135,25 +140,30 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _to_array(image: Any, data: bytes, channels: int, orientation: int) -> np.ndarray:
+    """Converts a loaded image to upright 8-bit sRGB or grey pixels on white."""
     from PIL import Image
 
+    # Bring the values to 8 bits and sRGB.
     grey = image.mode[0] in '1LIF' and image.mode != 'LAB'
     if image.mode == 'L' or image.mode[0] in 'IF':
         image = colour.to_8_bit(image)
     image = colour.mend_transparency(image, data)
     transparent = image.has_transparency_data
     image = colour.to_srgb(image.convert('RGBA') if transparent else image, grey, data)
+    # Compose transparent pixels on white, then turn the image upright.
     if transparent:
         white = Image.new('RGBA', image.size, (255, 255, 255, 255))
         image = Image.alpha_composite(white, image)
     image = image.convert('RGB' if channels == 3 else 'L')
     if orientation != 1:
         image = image.transpose(_upright()[orientation])
+    # Grey images get an axis for the channel.
     array = np.asarray(image)
     return array if channels == 3 else array[:, :, None]
 
 
 def _upright() -> dict[int, Any]:
+    """Returns the transposition that undoes each EXIF orientation."""
     from PIL.Image import Transpose
 
     return {
@@ -168,19 +178,24 @@ def _upright() -> dict[int, Any]:
 
 
 def _orientation(image: Any) -> int:
-    """EXIF's orientation, 1 … 8, from that tag alone; 1 where it says nothing that makes sense."""
+    """Returns the EXIF orientation, 1 … 8; 1 if the tag is missing, invalid or damaged.
+
+    No other tag is read.
+    """
     try:
+        # TIFF has the orientation in its own tags.
         if image.format == 'TIFF':
             value = image.tag_v2.get(_ORIENTATION)
         else:
             value = image.getexif().get(_ORIENTATION)
-    except Exception:  # the tags are damaged, in whatever way
+    except Exception:  # Pillow raises any exception for damaged tags
         return 1
     return int(value) if value in range(1, 9) else 1
 
 
 def _orientation_in(data: bytes) -> int:
-    """The orientation in the bytes of a JPEG whose header Pillow cannot read."""
+    """Returns the EXIF orientation of a JPEG whose header Pillow cannot read."""
+    # Search the first 64 KiB for the EXIF segment.
     at = data.find(b'Exif\0\0', 0, 1 << 16)
     exif = pillow().Exif()
     try:
@@ -192,24 +207,32 @@ def _orientation_in(data: bytes) -> int:
 
 
 def _without_metadata(data: bytes) -> Iterator[tuple[bytes, int | None]]:
-    """Yields an image without its tags, and the orientation that was among them; a PNG first with those that matter."""
+    """Yields copies of an image without metadata, each with the EXIF orientation that was removed.
+
+    For a PNG the first copy keeps the chunks that affect its pixels. For AVIF the orientation is no
+    EXIF tag; only EXIF is disabled, because libavif refuses damaged EXIF (libavif issue 3306).
+    """
     if data.startswith(b'\xff\xd8\xff'):
         yield _bare_jpeg(data), _orientation_in(data)
     elif data.startswith(_PNG):
         yield _bare_png(data, _CHUNKS), None
         yield _bare_png(data, ()), None
-    elif (
-        data[4:11] == b'ftypavi'
-    ):  # whose orientation is no tag; libavif refuses damaged EXIF (its issue 3306)
+    elif data[4:11] == b'ftypavi':
+        # Rename the item type Exif, without changing any length.
         yield re.sub(rb'(infe.{8,10}?)Exif', rb'\1none', data, flags=re.DOTALL), None
 
 
 def _bare_jpeg(data: bytes) -> bytes:
-    """A JPEG with the segments that decode it, JFIF's, Adobe's and the profile's."""
+    """Returns a JPEG without metadata.
+
+    It keeps the segments that are needed to decode it, and those of JFIF, Adobe and the profile.
+    """
+    # Walk the segments up to the start of the scan (marker 0xDA).
     parts, at = [data[:2]], 2
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
         end = at + 2 + struct.unpack_from('>H', data, at + 2)[0]
         marker, segment = data[at + 1], data[at:end]
+        # Application segments and comments are metadata.
         tag = 0xE0 <= marker <= 0xEF or marker == 0xFE
         profile = marker == 0xE2 and segment[4:].startswith(b'ICC_PROFILE')
         if not tag or marker in (0xE0, 0xEE) or profile:
@@ -219,11 +242,13 @@ def _bare_jpeg(data: bytes) -> bytes:
 
 
 def _bare_png(data: bytes, optional: Sequence[bytes]) -> bytes:
-    """A PNG with the chunks that it must have, and these of the others as far as they are whole."""
+    """Returns a PNG with only its critical chunks and those optional chunks that are intact."""
     parts, at = [_PNG], len(_PNG)
     while at + 12 <= len(data):
         size, name = struct.unpack_from('>I4s', data, at)
+        # The name of a critical chunk begins with a capital letter.
         chunk = data[at : at + 12 + size]
+        # The checksum of an intact chunk matches.
         whole = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], 'big')
         if name[:1].isupper() or (name in optional and whole):
             parts.append(chunk)
@@ -232,7 +257,7 @@ def _bare_png(data: bytes, optional: Sequence[bytes]) -> bytes:
 
 
 def jpeg_needs_pillow(data: bytes) -> bool:
-    """True if a JPEG's header has an orientation or a profile, or is not as it should be."""
+    """True if a JPEG has an orientation or a profile other than sRGB, or a damaged header."""
     try:
         image = pillow().open(io.BytesIO(data))
         _check_size(*image.size)

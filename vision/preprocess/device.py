@@ -1,10 +1,11 @@
-"""Preprocessing on the device: images in its memory, gathered and augmented under jit.
+"""Preprocessing on the device: images stay in device memory and are augmented under jit.
 
-For what fits (digits, MNIST, CIFAR): no TensorFlow, and the bus carries ids instead of pixels.
+It is used for data that fit there (digits, MNIST, CIFAR). It needs no TensorFlow, and each step
+transfers ids instead of pixels.
 
-Each step is a call of its own. Several in one `lax.scan` cost four times the CPU time a step here
-(LeNet-5 at batch 64 on two cores, JAX 0.10.2: 17 ms against 65 ms of CPU time): XLA's CPU backend
-runs convolutions inside a loop on its slow path. On accelerators it was not measured.
+Each batch is a separate call. Several steps in one `lax.scan` take about four times the CPU time
+per step (LeNet-5, batch size 64, two cores, JAX 0.10.2: 17 → 65 ms), because XLA's CPU backend runs
+convolutions inside loops on a slow path. Accelerators were not measured.
 """
 
 import functools
@@ -30,72 +31,75 @@ Batch = dict[str, jax.Array]
 
 
 def apply_ops(ops: tuple[opstring.Op, ...], image: jax.Array, key: jax.Array) -> jax.Array:
-    """Runs ops on one image.
+    """Applies ops to one image.
 
     Args:
-      ops: as `ops.parse` returns them for the device.
+      ops: ops with a form for the device, from `ops.parse`.
       image: uint8 or float32 [H, W, C] in 0 … 255.
-      key: of this image.
+      key: PRNG key of this image.
 
     Returns:
-      float32 [H', W', C'] in 0 … 255; the image as it came if there are no ops.
+      float32 [H', W', C'] in 0 … 255; without ops the image is returned unchanged.
     """
     image = image.astype(jnp.float32) if ops else image
     for i, op in enumerate(ops):
         entry = ops_lib.find(op.name)
         form = entry.form(ops_lib.DEVICE)
-        assert form is not None  # `ops.parse` saw to it
+        assert form is not None  # `ops.parse` has checked it
+        # Only random ops take random numbers; each op has its own.
         rng = [DeviceRng(key, i)] if entry.draws() else []
         image = form(image, *rng, *op.args, **op.kwargs)
     return image
 
 
 def normalise(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """Pixels to what the model is fed: (images / 255 − mean) / std.
+    """Normalises pixels for the model: (images / 255 − mean) / std.
 
     Args:
       images: uint8 or float32 [B, H, W, C] in 0 … 255.
-      mean: per channel, or one for all, of pixels scaled to 0 … 1.
-      std: likewise.
+      mean: mean of pixels scaled to 0 … 1, one value for all channels or one per channel.
+      std: standard deviation, in the same form.
 
     Returns:
       float32 [B, H, W, C].
 
     Raises:
-      UserError: neither one value nor one per channel.
+      UserError: the number of values is neither 1 nor C.
     """
     check_channels(mean, std, images.shape[-1])
+    # Fold the constants into one multiplication and one subtraction.
     scale = 1.0 / (255.0 * np.asarray(std, np.float32))
     shift = np.asarray(mean, np.float32) / np.asarray(std, np.float32)
     return images.astype(jnp.float32) * scale - shift
 
 
 def check_channels(mean: tuple[float, ...], std: tuple[float, ...], channels: int) -> None:
-    """Raises UserError unless there is one mean and one deviation, or one for each channel."""
+    """Raises UserError unless mean and std each have one value, or one per channel."""
     for name, values in (('mean', mean), ('std', std)):
         if len(values) not in (1, channels):
             raise UserError(f'preprocess.{name} has {len(values)} values for {channels} channels')
 
 
 class DeviceSplit:
-    """A split whose images lie on every device of the mesh as uint8."""
+    """A split whose images are copied to every device of the mesh as uint8."""
 
     def __init__(self, source: Source, ops: str, seed: int, mesh: Mesh):
-        """Puts the images there.
+        """Copies the images to the devices.
 
         Args:
-          source: with `images` in memory.
+          source: a source with `images` in memory.
           ops: an op string whose ops have a form for the device.
-          seed: of the augmentation.
-          mesh: of all devices.
+          seed: seed of the augmentation.
+          mesh: the mesh of all devices.
 
         Raises:
-          UserError: an op that does not exist, or does not run on the device.
+          UserError: an op does not exist or does not run on the device.
         """
-        ops_lib.parse(ops, ops_lib.DEVICE)  # to check them
+        ops_lib.parse(ops, ops_lib.DEVICE)  # only to check them
         self.source, self._mesh = source, mesh
         self._images = mesh_lib.put_replicated(source.images, mesh)
         self._labels = mesh_lib.put_replicated(as_labels(source.labels), mesh)
+        # Splits share the compiled function.
         self._gather = _compiled(ops, seed, mesh)
 
     def batch(self, ids: np.ndarray, epochs: np.ndarray) -> Batch:
@@ -103,21 +107,23 @@ class DeviceSplit:
 
         Args:
           ids: int [B]; −1 is padding.
-          epochs: int [B], or what `order.batch_ids` counts instead; with the seed and the id, it
-            decides the augmentation. int [B, V] for V views of each image, [B, V, H, W, C].
+          epochs: the epoch of each example, or the view number from `order.batch_ids`, int [B].
+            Together with the seed and the id it decides the augmentation. For V views of each image
+            int [B, V]; the images are then [B, V, H, W, C].
         """
+        # Each process passes only its own rows.
         rows = _own_rows(len(ids))
         index: Any = {'id': ids[rows].astype(np.int32), 'epoch': epochs[rows].astype(np.int32)}
         if jax.process_count() > 1:
             index = mesh_lib.put_batch(index, self._mesh)
-        # Otherwise the call puts them there itself, in a third of the time.
+        # With one process jit transfers the index itself, in a third of the time.
         with jax.transfer_guard_host_to_device('allow'):
             return self._gather(self._images, self._labels, index)
 
     def train_batches(
         self, batch_size: int, seed: int, start_step: int, repeats: int = 1, views: int = 1
     ) -> Iterator[Batch]:
-        """Yields the global batches of step `start_step`, `start_step` + 1, … without end."""
+        """Yields the global batches of steps `start_step`, `start_step` + 1, … without end."""
         for step in itertools.count(start_step):
             ids, epochs = batch_ids(seed, self.source.num_examples, batch_size, step, repeats)
             yield self.batch(ids, epochs if views == 1 else view_counters(epochs, views))
@@ -126,13 +132,14 @@ class DeviceSplit:
         """Yields every example once, in order; the last batch is padded."""
         for start in range(0, self.source.num_examples, batch_size):
             ids = np.arange(start, start + batch_size)
+            # Pad the last batch.
             ids[ids >= self.source.num_examples] = -1
             yield self.batch(ids, np.zeros_like(ids))
 
 
 @functools.cache
 def _compiled(ops: str, seed: int, mesh: Mesh) -> Callable[..., Batch]:
-    """`_gather` under jit; splits of one shape share what is compiled."""
+    """Returns `_gather` under jit; splits of one shape share a compiled program."""
     gather = functools.partial(_gather, ops=opstring.parse(ops), seed=seed)
     whole, split = mesh_lib.replicated(mesh), mesh_lib.split_batch(mesh)
     return jax.jit(gather, in_shardings=(whole, whole, split), out_shardings=split)
@@ -145,7 +152,11 @@ def _gather(
     ops: tuple[opstring.Op, ...],
     seed: int,
 ) -> Batch:
-    """One batch out of the split, augmented: keyed on (seed, epoch, id)."""
+    """Gathers and augments one batch of a split.
+
+    The augmentation of an example depends only on seed, epoch and id.
+    """
+    # Padding, with id −1, reads row 0 and is masked below.
     ids, epochs = index['id'], index['epoch']
     real = ids >= 0
     rows = jnp.where(real, ids, 0)
@@ -153,7 +164,9 @@ def _gather(
     def one(image: jax.Array, epoch: jax.Array, row: jax.Array) -> jax.Array:
         return apply_ops(ops, image, image_key(seed, epoch, row))
 
-    each = one if epochs.ndim == 1 else jax.vmap(one, in_axes=(None, 0, None))  # of its views
+    # With several views per image, `epochs` has a second axis.
+    each = one if epochs.ndim == 1 else jax.vmap(one, in_axes=(None, 0, None))
+    # Multi-label rows need an axis for the classes.
     is_real = real[:, None] if labels.ndim == 2 else real
     return {
         'image': jax.vmap(each)(images[rows], epochs, rows),
@@ -164,6 +177,6 @@ def _gather(
 
 
 def _own_rows(batch_size: int) -> slice:
-    """This process's rows of a global batch."""
+    """Returns the slice of a global batch that belongs to this process."""
     share = batch_size // jax.process_count()
     return slice(jax.process_index() * share, (jax.process_index() + 1) * share)

@@ -1,8 +1,9 @@
-"""The host's tf.data graph: rows in, images out, in parallel; and what to do about a bad one.
+"""The host's tf.data graph, which preprocesses images in parallel, and its handling of failures.
 
-A row is one slot of one batch. After the rows of each batch comes a tick, a row without an image.
-Images that fail drop out of the stream; the ticks say where, so the others stay in their places and
-no example pays for the possibility.
+The input of the graph is a stream of rows. A row is one slot of one batch. After the rows of each
+batch comes a tick, a row without an image. A row whose image fails is dropped from the stream. Slot
+numbers and ticks tell which one it was, so other images keep their slots, and examples that do not
+fail cost nothing extra.
 """
 
 import collections
@@ -26,16 +27,16 @@ from vision.preprocess.example import Example
 from vision.preprocess.ops import on_host
 from vision.preprocess.ops import registry as ops_lib
 
-_AHEAD = 2  # batches prepared while one is used
-_FOREVER = 1 << 62  # batches
+_AHEAD = 2  # batches that are prepared in advance
+_FOREVER = 1 << 62  # batches: more than any run has
 
 
 class Plan(NamedTuple):
-    """The examples of one host's part of a batch; −1 in `ids` is padding.
+    """The examples in one host's part of a batch.
 
     Attributes:
-      ids: int64 [b].
-      epochs: int64 [b]; with repeated augmentation what `order.batch_ids` counts instead.
+      ids: int64 [b]; −1 for padding.
+      epochs: int64 [b]; with repeated augmentation the view numbers from `order.batch_ids`.
       labels: int32 [b], or float32 [b, K]; 0 for padding.
     """
 
@@ -45,9 +46,9 @@ class Plan(NamedTuple):
 
 
 class Planned(NamedTuple):
-    """A batch on its way into the graph: its plan, and of each slot the image.
+    """A batch before preprocessing: its plan and the image of each slot.
 
-    A path, encoded bytes or pixels; a `BadImage` or None where there is no image.
+    An image is a path, encoded bytes or pixels. A slot without an image has a `BadImage` or None.
     """
 
     plan: Plan
@@ -55,23 +56,26 @@ class Planned(NamedTuple):
 
 
 def padding(source: Source, count: int) -> Plan:
-    """The plan of a batch of nothing."""
+    """Returns the plan of a batch that is all padding."""
     return Plan(np.full(count, -1), np.zeros(count, np.int64), no_labels(source, count))
 
 
 def look_up(source: Source, batches: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[Planned]:
-    """Reads the images of batches from an indexed source; files are named only, and read in the graph.
+    """Reads the images of batches from an indexed source.
+
+    Files are given by their paths, and read in the graph.
 
     Args:
-      source: of the examples.
-      batches: the ids and the epochs of each, int64 [b].
+      source: the source of the examples.
+      batches: ids and epochs of each batch, int64 [b].
     """
     for ids, epochs in batches:
         real = np.flatnonzero(ids >= 0)
+        # Slots with id −1 stay empty.
         plan = padding(source, len(ids))._replace(ids=ids, epochs=epochs)
         images: list[Any] = [None] * len(ids)
         if source.paths is not None:
-            # TensorFlow would ask the network for what is called gs://ours.
+            # './' before a path keeps TensorFlow from taking a name such as gs://… for a URL.
             paths = [os.path.join(os.curdir, source.paths[i]) for i in ids[real]]
             found: Any = [p if is_path(p) else BadImage('no such file') for p in paths]
             labels = source.labels[ids[real]]
@@ -84,24 +88,25 @@ def look_up(source: Source, batches: Iterable[tuple[np.ndarray, np.ndarray]]) ->
 
 
 class Preprocess:
-    """Runs an op string over batches, and says what was wrong with the images that dropped out."""
+    """Applies an op string to batches, and finds the reasons for images that fail."""
 
     def __init__(
         self, source: Source, text: str, local: int, seed: int, cache: str = 'none', views: int = 1
     ):
-        """Checks that the ops fit the source.
+        """Checks that the ops and the cache suit the source.
 
         Args:
-          source: of the images.
+          source: the source of the images.
           text: the op string.
-          local: this host's share of a batch, b.
-          seed: of the augmentation.
-          cache: what is kept of each image, as `data.cache` says.
-          views: in how many draws each image comes; with several, images are [b, V, H, W, C].
+          local: number b of examples in this host's part of a batch.
+          seed: seed of the augmentation.
+          cache: value of `data.cache`.
+          views: number V of views of each image; with V > 1 images are [b, V, H, W, C].
 
         Raises:
-          UserError: a cache or an op string that this source cannot have.
+          UserError: the cache or the op string does not suit the source.
         """
+        # Check the cache and the op string before any image is read.
         cache_lib.check(cache, source)
         self._ops = parse(source, text)
         self._source, self._text, self._local, self._seed = source, text, local, seed
@@ -122,27 +127,29 @@ class Preprocess:
     def batches(
         self, planned: Iterable[Planned]
     ) -> Generator[tuple[Plan, np.ndarray, np.ndarray], None, None]:
-        """Preprocesses batches, from now on and some batches ahead.
+        """Preprocesses batches with tf.data, some batches in advance.
 
-        Returns:
-          A generator of each batch's plan, the slots whose images are there (int64 [m], ascending,
-          m ≤ b) and the images uint8 [m, H, W, C]. It raises what `planned` raises.
+        Yields:
+          The plan of each batch, the slots whose images did not fail (int64 [m], ascending, m ≤ b),
+          and these images, uint8 [m, H, W, C]. Exceptions of `planned` are raised again.
         """
         plans = collections.deque[Plan]()
         errors: list[Exception] = []
 
+        # Feed the graph with the rows of each batch, and remember its plan.
         def rows() -> Iterator[tuple[np.ndarray, ...]]:
             try:
                 for plan, images in planned:
                     plans.append(plan)
                     yield self._rows(plan, images)
-            except Exception as e:  # inside the data set it would be skipped like a bad image
+            except Exception as e:  # tf.data would skip it like a failed image
                 errors.append(e)
 
         def aligned(chunks: Iterator[dict[str, np.ndarray]]) -> Generator:
-            """Cuts the stream of rows, some of which dropped out, at its ticks."""
+            """Cuts the stream of rows into batches at the ticks."""
             held: dict[str, np.ndarray] | None = None
             for chunk in chunks:
+                # Join the rows that are left from the previous chunk.
                 if held is not None and len(held['slot']):
                     chunk = {k: np.concatenate([held[k], chunk[k]]) for k in chunk}
                 held = chunk
@@ -150,6 +157,7 @@ class Preprocess:
                     end = ticks[0]
                     yield plans.popleft(), held['slot'][:end], held['image'][:end]
                     held = {k: v[end + 1 :] for k, v in held.items()}
+            # The stream ended because the input failed.
             if errors:
                 raise errors[0]
 
@@ -158,108 +166,136 @@ class Preprocess:
     def direct(
         self, planned: Iterable[Planned]
     ) -> Generator[tuple[Plan, np.ndarray, np.ndarray], None, None]:
-        """`batches`, and the same pixels, without a data set of tf.data's.
+        """Preprocesses batches without tf.data; the result is that of `batches`, bit for bit.
 
-        TensorFlow builds the graph of a data set anew each time, which takes a third of a second of
-        CPU time: too much for a few images. The images of a batch may also be of different kinds,
-        encoded or pixels uint8 [H, W, channels].
+        TensorFlow builds the graph of each tf.data dataset anew, which takes a third of a second of
+        CPU time, too much for a few images. Here a batch may also mix encoded images and pixels
+        uint8 [H, W, channels].
         """
         for plan, images in planned:
+            # Preprocess the images in threads, and leave out those that fail.
             draws = self._draws(plan)
             there = [i for i, image in enumerate(images) if not isinstance(image, BadImage | None)]
             made = _in_threads(self._one, [(plan.ids[i], images[i], draws[i]) for i in there])
             found = {i: image for i, image in zip(there, made, strict=True) if image is not None}
+            # All images of a batch have one shape.
             stacked = np.stack([*found.values()]) if found else np.empty(0, np.uint8)
             yield plan, np.array([*found], np.int64), stacked
 
     def _one(self, example: int, image: str | Image, draws: np.ndarray) -> np.ndarray | None:
-        """One image, preprocessed; None where that fails: `fill` finds out why."""
+        """Preprocesses one image; returns None if that fails, and `fill` finds the reason."""
         tf = tf_cpu()
         data = image if isinstance(image, np.ndarray) else os.fsencode(image)
+        # Images of the other kind need a function of their own.
         kind, encoded = self._example, isinstance(data, bytes)
         if encoded != kind.encoded:
             kind = dataclasses.replace(kind, encoded=encoded)
         self._function = function = kind.function()
         try:
             return function(tf.constant(example), tf.constant(data), tf.constant(draws)).numpy()
-        # Of a name that is not UTF-8 TensorFlow's error cannot even be made.
+        # TensorFlow cannot construct its error for a file name that is not UTF-8.
         except (tf.errors.OpError, UnicodeDecodeError):
             return None
 
     def fill(
         self, plan: Plan, slots: np.ndarray, images: np.ndarray, corrupt: dict[str, str]
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Puts images in their slots, tries what is missing once more, notes what stays so.
+        """Puts images into their slots, and tries those that failed again with Pillow.
+
+        Args:
+          plan: the plan of the batch.
+          slots: the slots of `images`, int64 [m].
+          images: uint8 [m, H, W, C].
+          corrupt: names and reasons; images that fail again are added.
 
         Returns:
-          Images [b, H, W, C], zeros where there is none, and the mask [b].
+          Images uint8 [b, H, W, C], zeros in empty slots, and the mask float32 [b].
         """
         filled = np.zeros((self._local, *self._image_shape()), np.uint8)
         mask = np.zeros(self._local, np.float32)
         if len(slots):
             filled[slots], mask[slots] = images, 1
         draws = self._draws(plan)
+        # Try the missing images again, one by one.
         for slot in np.setdiff1d(np.flatnonzero(plan.ids >= 0), slots):
             name = self._source.name_of(int(plan.ids[slot]))
             try:
                 filled[slot] = self._again(int(plan.ids[slot]), draws[slot], name)
                 mask[slot] = 1
             except BadImage as e:
-                if name not in corrupt:
+                if name not in corrupt:  # warn once for each image
                     shown = name[:1000].encode('utf-8', 'backslashreplace').decode()
                     logging.warning('%s: %s', shown, e)
                 corrupt[name] = str(e)
         return filled, mask
 
     def _again(self, example: int, draws: np.ndarray, name: str) -> np.ndarray:
-        """Reads an image with Pillow alone: either it says why it cannot, or here is the image."""
+        """Reads and preprocesses an image with Pillow.
+
+        Raises:
+          BadImage: the image cannot be read.
+          UserError: the image can be read, but an op fails on it.
+        """
         tf = tf_cpu()
         if not self._source.indexed:
-            raise BadImage('cannot be decoded, or is too small for the ops')
+            raise BadImage('cannot be decoded, or an op fails on it')
         image = decoded(read_each(self._source, [example])[0][0], self._example.channels)
         try:
             return self._example.apply(tf.constant(image), draws, decoded=True).numpy()
         except (tf.errors.OpError, ValueError) as e:
-            raise UserError(f'{name}: {self._text!r} does not fit it: {first_line(e)}') from None
+            raise UserError(
+                f'{name}: {self._text!r} cannot be applied to it: {first_line(e)}'
+            ) from None
 
     def _draws(self, plan: Plan) -> np.ndarray:
-        """The random numbers of a batch: float64 [b, ops, PER_OP], or [b, V, ops, PER_OP]."""
+        """Returns a batch's random numbers, float64 [b, ops, PER_OP] or [b, V, ops, PER_OP]."""
         counters = view_counters(plan.epochs, self._example.views)
         ids = np.repeat(plan.ids, self._example.views)
         every = on_host.draw(self._seed, counters.ravel(), ids, self._example.draw_shape[-2])
         return every.reshape(len(counters), *self._example.draw_shape)
 
     def _rows(self, plan: Plan, images: Sequence) -> tuple[np.ndarray, ...]:
-        """The rows of a batch whose images are there, and its tick: slot, id, draws, data."""
+        """Returns the rows of a batch, then its tick, as arrays of slot, id, draws and data.
+
+        Slots without an image have no row.
+        """
         there = [i for i, image in enumerate(images) if not isinstance(image, BadImage | None)]
         slots = np.append(there, self._local).astype(np.int64)
         found = [images[i] for i in there]
+        # Strings need an object array; pixels are stacked.
         if self._source.encoded:
             data = np.empty(len(slots), object)
             data[:] = [*(os.fsencode(i) if isinstance(i, str) else i for i in found), b'']
         else:
             data = np.stack([*found, np.zeros(self._source.image_shape or (), np.uint8)])
+        # The tick has no random numbers; zeros keep the shape.
         draws = np.zeros((len(slots), *self._example.draw_shape))
         draws[:-1] = self._draws(plan)[there]
         return slots, np.append(plan.ids[there], -1), draws, data
 
     def _dataset(self, rows: Iterator[tuple[np.ndarray, ...]]) -> Any:
-        """Single rows {slot, id, draws, data} of what yields those of a batch at once."""
+        """Returns a tf.data.Dataset of single rows {slot, id, draws, data}.
+
+        Args:
+          rows: yields the rows of a batch at once.
+        """
         tf = tf_cpu()
         data = self._example.data_spec()
+        # dtype and shape of each column.
         columns: dict[str, tuple[Any, tuple[int, ...]]] = {
             'slot': (tf.int64, ()),
             'id': (tf.int64, ()),
             'draws': (tf.float64, self._example.draw_shape),
             'data': (data.dtype, tuple(data.shape)),
         }
+        # Empty columns mark the end of the stream.
         end = [
             np.empty((0, *shape), object if kind == tf.string else kind.as_numpy_dtype)
             for kind, shape in columns.values()
         ]
 
         def batch_of_rows(_: Any) -> dict[str, Any]:
-            # No `from_generator`: with it the ops on an image take twice the time.
+            # `from_generator` would double the time of the image ops.
             kinds = [kind for kind, _ in columns.values()]
             values = tf.numpy_function(lambda: list(next(rows, end)), [], kinds)
             return {
@@ -271,16 +307,18 @@ class Preprocess:
         return batches.take_while(lambda row: tf.size(row['slot']) > 0).prefetch(1).unbatch()
 
     def _image_shape(self) -> tuple[int, ...]:
+        """The shape of a preprocessed image."""
         function = self._function or self._example.function()
         return tuple(function.output_shapes)
 
     def _run(self, dataset: Any) -> Iterator[dict[str, np.ndarray]]:
-        """Preprocesses rows in parallel; those that fail drop out."""
+        """Preprocesses the rows of a dataset in parallel, and drops rows that fail."""
         tf = tf_cpu()
         threads = _threads()
         self._function = self._example.function()
 
         def preprocess(row: dict[str, Any]) -> dict[str, Any]:
+            # A tick passes through with an empty image.
             image = tf.cond(
                 row['slot'] == self._local,
                 lambda: tf.zeros(self._image_shape(), tf.uint8),
@@ -288,44 +326,48 @@ class Preprocess:
             )
             return {'slot': row['slot'], 'image': image}
 
+        # Keep the order of the rows, and set all parallelism here instead of by autotuning.
         options = tf.data.Options()
         options.deterministic = True
         options.autotune.enabled = False
         options.threading.private_threadpool_size = threads
         dataset = dataset.map(preprocess, num_parallel_calls=threads, deterministic=True)
+        # A chunk has the size of a batch and its tick.
         dataset = dataset.ignore_errors().batch(self._local + 1).prefetch(_AHEAD)
         return dataset.with_options(options).as_numpy_iterator()
 
 
 def _in_threads(function: Callable, arguments: Sequence[tuple]) -> list[Any]:
-    """Calls a function with each of the arguments; a single call needs no thread of its own."""
+    """Calls a function with each tuple of arguments, in threads if there are several."""
     if len(arguments) < 2:
         return [function(*a) for a in arguments]
+    # TensorFlow releases the GIL, so threads run in parallel.
     with concurrent.futures.ThreadPoolExecutor(min(len(arguments), _threads())) as pool:
         return list(pool.map(lambda a: function(*a), arguments))
 
 
 def _threads() -> int:
+    """The number of threads: one per CPU core, at least two."""
     return max(2, len(os.sched_getaffinity(0)))
 
 
 def parse(source: Source, text: str) -> tuple[Any, ...]:
-    """Reads an op string for the images of a source.
+    """Parses an op string for the images of a source.
 
     Raises:
-      UserError: it is misspelt, or does not begin with decode where images are encoded.
+      UserError: the op string is invalid, or does not begin with decode for encoded images.
     """
     ops = ops_lib.parse(text)
     if source.encoded and (not ops or ops[0].name != 'decode'):
-        raise UserError(f'{source.name} holds encoded images: {text!r} must begin with decode')
+        raise UserError(f'{source.name} has encoded images: {text!r} must begin with decode')
     return ops
 
 
 def decoded(image: Image | BadImage, channels: int = 3) -> np.ndarray:
-    """The image that a source gives for an example, as pixels: uint8 [H, W, C].
+    """Returns an image from a source as pixels, uint8 [H, W, C].
 
     Raises:
-      BadImage: it cannot be read.
+      BadImage: the image cannot be read.
     """
     if isinstance(image, BadImage):
         raise image

@@ -1,11 +1,14 @@
-"""The loader: batches on the mesh, by whichever route a source and its op string allow.
+"""The loader, which puts batches on the device mesh.
 
-Images in memory whose ops all run on the device go that way and need no TensorFlow
-(`vision.preprocess.device`); everything else goes through tf.data (`vision.preprocess.pipeline`).
+Images in memory are preprocessed on the device if all ops can run there; this needs no TensorFlow
+(`vision.preprocess.device`). All other sources use tf.data (`vision.preprocess.pipeline`).
 
-A batch is `{'image', 'label', 'id', 'mask'}`: uint8 or float32 [B, H, W, C], and [B, V, H, W, C] where
-`data.views` = V > 1; int32 [B], or float32 [B, K] where an image may have several labels; int32 [B];
-float32 [B], 1 for an example and 0 (with id −1 and label 0) for padding.
+A batch is a dict with
+
+* `image`: uint8 or float32 [B, H, W, C], or [B, V, H, W, C] if `data.views` = V > 1;
+* `label`: int32 [B], or float32 [B, K] if an image may have several labels;
+* `id`: int32 [B];
+* `mask`: float32 [B], 1 for an example and 0 for padding, whose id is −1 and whose label is 0.
 """
 
 import dataclasses
@@ -27,22 +30,22 @@ if TYPE_CHECKING:
 
 
 def on_device(source: Source, ops: str) -> bool:
-    """True if this source is preprocessed on the device."""
+    """True if a source is preprocessed on the device with these ops."""
     return ops_lib.place(ops, source.images is not None) == ops_lib.DEVICE
 
 
 @dataclasses.dataclass(frozen=True)
 class Loading:
-    """The settings by which a training split is fed.
+    """Settings of the training loader.
 
     Attributes:
       ops: an op string.
-      batch_size: of the global batch.
-      seed: of the order and the augmentation.
-      repeats: views of an image in an epoch, which then shows fewer images.
-      views: of an image in an example.
+      batch_size: size of the global batch.
+      seed: seed of the order and the augmentation.
+      repeats: number of views of an image in an epoch, which then shows fewer images.
+      views: number of views of an image in an example.
       cache: none, raw or decoded.
-      max_corrupt: the fraction of the examples that may be unreadable.
+      max_corrupt: fraction of the examples that may be unreadable.
     """
 
     ops: str
@@ -55,19 +58,19 @@ class Loading:
 
 
 class TrainBatches:
-    """The global batches of steps `start_step`, `start_step` + 1, …, without end."""
+    """Endless iterator of the global batches of steps `start_step`, `start_step` + 1, …."""
 
     def __init__(self, source: Source, loading: Loading, mesh: Mesh, start_step: int):
-        """Opens the data at that step; seeking costs no decoding.
+        """Opens the data at a step; no earlier images are decoded.
 
         Args:
           source: the training split.
-          loading: how it is fed.
-          mesh: of all devices.
-          start_step: how many steps were done.
+          loading: settings of the loader.
+          mesh: the mesh of all devices.
+          start_step: number of finished steps.
 
         Raises:
-          UserError: an op that is unknown or does not fit.
+          UserError: an op is unknown or cannot be applied to the images.
         """
         self._host: HostBatches | None = None
         if on_device(source, loading.ops):
@@ -96,33 +99,34 @@ class TrainBatches:
         """Returns the next batch.
 
         Raises:
-          UserError: too many images that cannot be read; with several processes `check` says so.
+          UserError: too many images cannot be read. With several processes `check` raises it.
         """
         return next(self._batches)
 
     def check(self) -> None:
-        """Raises UserError, on all processes, if one of them could not read its data."""
+        """Raises UserError on all processes if one of them could not read its data."""
         if self._host is not None:
             self._host.check()
 
 
 def report(source: Source, loading: Loading) -> str:
-    """Says where the training op string runs, and how much of the host's memory `data.cache` will take."""
+    """Describes where the training ops run, and how much host memory `data.cache` will take."""
     place = f'preprocessing {ops_lib.describe_place(loading.ops, source.images is not None)}'
     if on_device(source, loading.ops) or loading.cache == 'none':
         return place
     from vision.preprocess import cache
 
+    # Check the cache and estimate its size.
     cache.check(loading.cache, source)
     channels = ops_lib.channels(ops_lib.parse(loading.ops))
     return f'{place}; {cache.report(source, channels, loading.cache)}'
 
 
 class EvalBatches:
-    """Every example of a split once, in order, on the mesh; as often as it is iterated over.
+    """Every example of a split once, in order, in batches on the mesh; can be iterated repeatedly.
 
     Attributes:
-      corrupt: the images that could not be read in the last pass, by name, with the reason.
+      corrupt: reasons for the images that could not be read in the last pass, by name.
     """
 
     def __init__(
@@ -139,11 +143,11 @@ class EvalBatches:
         Args:
           source: the split.
           ops: an op string.
-          batch_size: for each device, so that what a device computes is the same however many
-            there are; the last batch is padded.
-          mesh: of all devices.
+          batch_size: examples per device, so that each device computes the same for any number of
+            devices; the last batch is padded.
+          mesh: the mesh of all devices.
           skip_corrupt: mask images that cannot be read, instead of raising UserError.
-          max_corrupt: mask them up to that fraction of the split.
+          max_corrupt: fraction of the split up to which such images are masked.
         """
         self.source, self.corrupt = source, dict[str, str]()
         self._ops, self._mesh = ops, mesh
@@ -152,7 +156,7 @@ class EvalBatches:
         self._split = DeviceSplit(source, ops, 0, mesh) if on_device(source, ops) else None
 
     def __iter__(self) -> Iterator[Batch]:
-        self.corrupt.clear()  # one dict for all passes: whoever holds it sees what is added
+        self.corrupt.clear()  # keep the same dict, which callers may hold
         if self._split is not None:
             yield from self._split.eval_batches(self._batch_size)
             return
@@ -166,12 +170,14 @@ class EvalBatches:
             process_count=jax.process_count(),
             max_corrupt=self._max_corrupt,
         )
+        # The pipeline fills this object's dict.
         batches.corrupt = self.corrupt
         read = host.HostBatches(batches, len(batches))
         yield from host.prefetch(read, self._mesh)
         read.check()
-        for theirs in processes.share(self.corrupt):
-            self.corrupt.update(theirs)
+        # Each process has read a part of the split: merge their findings.
+        for found in processes.share(self.corrupt):
+            self.corrupt.update(found)
 
     def skipped(self) -> int:
         """The number of examples of the last pass that could not be read."""
@@ -179,33 +185,35 @@ class EvalBatches:
 
 
 def check(source: Source, ops: str) -> None:
-    """Raises UserError if an op string is misspelt, or its ops do not exist or do not fit."""
+    """Raises UserError if an op string is invalid, or an op cannot be used for the source."""
     ops_lib.parse(ops, ops_lib.place(ops, source.images is not None))
 
 
 def input_shape(source: Source, ops: str) -> tuple[int, int, int]:
-    """Returns (H, W, C) of what the model is fed; reads one example where it must."""
+    """Returns the shape (H, W, C) of the model's input; may read one example."""
     if source.images is not None and on_device(source, ops):
         parsed = opstring.parse(ops)
+        # Trace the ops without computing them.
         image = jax.eval_shape(
             lambda x: device.apply_ops(parsed, x, jax.random.key(0)), source.images[0]
         )
         return image.shape
     from vision.preprocess import pipeline
 
+    # tf.data must preprocess one example.
     batch = next(iter(pipeline.eval_batches(source, ops, batch_size=1, skip_corrupt=True)))
     return tuple(batch['image'].shape[1:])
 
 
 def examples(source: Source, ids: Collection[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Reads some examples of a split; what is not there or cannot be read is left out.
+    """Reads some examples of a split, and skips those that do not exist or cannot be read.
 
     Args:
-      source: the split.
-      ids: of the examples. A source that is not indexed is read through for them, undecoded.
+      source: the split. If it is not indexed, it is read from its start, without decoding.
+      ids: ids of the examples.
 
     Yields:
-      Each id and its image, uint8 [H, W, C], as it is in the source.
+      Each id and its original image, uint8 [H, W, C].
     """
     from vision.preprocess.decode import read
 

@@ -1,6 +1,6 @@
-"""Op strings: `'decode|random_resized_crop(224)|my_ops:blur(sigma=2)'`, read into named calls.
+"""Parser of op strings such as `'decode|random_resized_crop(224)|my_ops:blur(sigma=2)'`.
 
-Arguments are Python literals, positional or by keyword; nothing is evaluated.
+Arguments are Python literals, positional or by keyword. No code in an op string is executed.
 """
 
 import ast
@@ -16,7 +16,13 @@ from vision.core.errors import UserError, unknown
 
 
 class Op(NamedTuple):
-    """One op of an op string: its name ('package.module:function' for a user's own) and its literal arguments."""
+    """One op of an op string.
+
+    Attributes:
+      name: name in the registry, or 'package.module:function' for a user-defined op.
+      args: positional literal arguments.
+      kwargs: keyword literal arguments.
+    """
 
     name: str
     args: tuple[Any, ...]
@@ -27,15 +33,15 @@ class Op(NamedTuple):
         return f'{self.name}({", ".join(parts)})' if parts else self.name
 
 
-# In Python 3.11 two threads that parse at once may end in a SystemError (CPython issue 106905).
+# In Python 3.11 `ast.parse` in two threads may raise a SystemError (CPython issue 106905).
 _PARSING = threading.Lock()
 
 
 def parse(text: str) -> tuple[Op, ...]:
-    """Reads an op string, ops with bars between; the empty string has none.
+    """Parses an op string, whose ops are separated by bars; the empty string has no ops.
 
     Raises:
-      UserError: what stands between two bars is not `name` or `name(literal, …, key=literal)`.
+      UserError: an op is not of the form `name` or `name(literal, …, key=literal)`.
     """
     with _PARSING:
         return _parse(text)
@@ -47,7 +53,7 @@ def _parse(text: str) -> tuple[Op, ...]:
 
 
 def arguments(op: Op, function: Callable) -> dict[str, Any]:
-    """The arguments that an op gives its function, defaults filled in; without its image and random numbers."""
+    """Returns the arguments of an op with defaults, except its image and random numbers."""
     signature = inspect.signature(function)
     own = [p for p in signature.parameters.values() if p.name not in ('image', 'rng')]
     bound = signature.replace(parameters=own).bind(*op.args, **op.kwargs)
@@ -56,15 +62,16 @@ def arguments(op: Op, function: Callable) -> dict[str, Any]:
 
 
 def check(ops: tuple[Op, ...], registry: Mapping[str, Callable], skip: int = 1) -> None:
-    """Checks every op's name and arguments against a registry of functions.
+    """Checks the names and arguments of all ops against a registry of functions.
 
     Args:
-      ops: as `parse` returns them.
-      registry: by name; a function's first `skip` parameters are the image and its like.
-      skip: how many parameters do not come from the op string.
+      ops: parsed ops.
+      registry: functions by name.
+      skip: number of first parameters of a function that do not come from the op string, such as
+        the image.
 
     Raises:
-      UserError: an unknown op, a missing, surplus or unknown argument, or one that makes no sense.
+      UserError: an op is unknown, or an argument is missing, surplus, unknown or invalid.
     """
     for op in ops:
         if op.name not in registry:
@@ -73,45 +80,53 @@ def check(ops: tuple[Op, ...], registry: Mapping[str, Callable], skip: int = 1) 
 
 
 def check_arguments(op: Op, function: Callable, skip: int) -> None:
-    """Checks an op's arguments against its function, whose first `skip` parameters come from elsewhere.
+    """Checks an op's arguments against its function, without the first `skip` parameters.
 
     Raises:
-      UserError: a missing, surplus or unknown argument, or one that makes no sense.
+      UserError: an argument is missing, surplus, unknown or invalid.
     """
     signature = inspect.signature(function)
     own = list(signature.parameters.values())[skip:]
+    # Let Python bind the arguments, for its error messages.
     try:
         bound = signature.replace(parameters=own).bind(*op.args, **op.kwargs)
     except TypeError as e:
         usage = f'{op.name}({", ".join(str(p) for p in own)})'
-        raise UserError(f'op {str(op)!r}: {e}. It is {usage}.') from None
+        raise UserError(f'op {str(op)!r}: {e}. Write it as {usage}.') from None
     defaults = {p.name: p.default for p in own if p.default is not p.empty}
     _check_values(str(op), defaults | bound.arguments)
 
 
 def _check_values(op: str, arguments: dict[str, Any]) -> None:
-    """Raises UserError if a value breaks its rule; None and arguments without a rule are the op's own business."""
+    """Raises UserError if a value violates its rule in `RULES`.
+
+    None, and arguments without a rule, are left to the op.
+    """
     for name, value in arguments.items():
         fits, what = RULES.get(name, (lambda v: True, ''))
         if value is not None and not fits(value):
             raise UserError(f'op {op!r}: {name}={value!r} must be {what}')
+    # Bounds that are both integers are pixels, others are factors.
     if {'low', 'high'} <= set(arguments):
         low, high = arguments['low'], arguments['high']
         both = _whole(1) if isinstance(low, int) and isinstance(high, int) else _number(0, _LARGEST)
         if not (both(low) and both(high) and 0 < low <= high):
-            raise UserError(f'op {op!r}: low={low!r} and high={high!r} must be above 0, low first')
+            raise UserError(
+                f'op {op!r}: low={low!r} and high={high!r} must be above 0, and low at most high'
+            )
 
 
 def check_choice(op: str, argument: str, value: str, known: tuple[str, ...]) -> None:
-    """Raises UserError unless the argument's value is one of those known."""
+    """Raises UserError if an argument's value is not one of the known choices."""
     if value not in known:
         raise unknown(f'{argument} of {op}', value, known)
 
 
 def _split(text: str) -> list[str]:
-    """Splits at the bars that are not inside quotes: an argument may be a string with a bar."""
+    """Splits an op string at the bars that are not inside quotes."""
     parts, quote = [''], ''
     for char in text:
+        # Quotes of the other kind inside quotes are plain characters.
         if char in '\'"':
             quote = '' if quote == char else quote or char
         if char == '|' and not quote:
@@ -122,6 +137,7 @@ def _split(text: str) -> list[str]:
 
 
 def _parse_op(part: str, text: str) -> Op:
+    """Parses one op; `text` is the whole op string, for messages."""
     part = part.strip()
 
     def fail(why: str) -> UserError:
@@ -129,12 +145,14 @@ def _parse_op(part: str, text: str) -> Op:
             f'op string {text!r}: {part!r} {why}; write name or name(literal, key=literal)'
         )
 
+    # Take off the module of a user-defined op; the rest is a Python expression.
     own = re.match(r'(\w+\.)*\w+:', part)
     module = own[0] if own else ''
     try:
         node = ast.parse(part[len(module) :], mode='eval').body
     except (SyntaxError, ValueError):
         raise fail('is not an op') from None
+    # An op without arguments.
     if isinstance(node, ast.Name):
         return Op(module + node.id, (), {})
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
@@ -142,6 +160,7 @@ def _parse_op(part: str, text: str) -> Op:
     if any(k.arg is None for k in node.keywords):
         raise fail('has ** arguments')
     try:
+        # Arguments must be literals, which are evaluated without running code.
         args = tuple(ast.literal_eval(a) for a in node.args)
         kwargs = {str(k.arg): ast.literal_eval(k.value) for k in node.keywords}
     except (ValueError, TypeError, SyntaxError):
@@ -150,6 +169,9 @@ def _parse_op(part: str, text: str) -> Op:
 
 
 _LARGEST = 10_000  # pixels on a side
+
+
+# Each of the functions below returns a test of a value.
 
 
 def _number(low: float, high: float = math.inf) -> Callable[[Any], bool]:
@@ -180,7 +202,7 @@ _SIDE = (_whole(1), f'a whole number of pixels, 1 … {_LARGEST}')
 _NOT_NEGATIVE = (_number(0, 1e6), 'a number, at least 0')
 _PIXEL = (_number(0, 255), 'a number in 0 … 255')
 
-# What arguments may be, by their names, which mean the same in every op.
+# The test and the description of each argument; a name means the same in every op.
 RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     'height': _SIDE,
     'width': _SIDE,

@@ -1,4 +1,4 @@
-"""Images as people look at them: small, in colour, and in a form that a page or a figure can hold."""
+"""Conversion of images for display: RGB, thumbnails, `data:` URIs, and figures of several images."""
 
 import base64
 import io
@@ -20,9 +20,9 @@ class Picture(NamedTuple):
     """A picture of a page or a figure.
 
     Attributes:
-      image: uint8 [H, W, C], or None where there is none.
-      caption: beside it.
-      mark: what sets it apart from the first of its row, 'another class'; '' if nothing does.
+      image: uint8 [H, W, C], or None if there is no image.
+      caption: a text beside it.
+      mark: how it differs from the first picture of its row, as 'another class'; '' if it does not.
     """
 
     image: np.ndarray | None
@@ -31,12 +31,15 @@ class Picture(NamedTuple):
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, C] → [H, W, 3]: grey is repeated, channels beyond the third are left out."""
+    """Converts uint8 [H, W, C] to [H, W, 3]; repeats grey, and drops channels after the third."""
     return np.repeat(image[..., :1], 3, axis=-1) if image.shape[-1] < 3 else image[..., :3]
 
 
 def thumbnail(image: np.ndarray, side: int = THUMBNAIL) -> Any:
-    """A PIL image of uint8 [H, W, C], its longer side at most `side` pixels; never enlarged."""
+    """Returns uint8 [H, W, C] as a PIL image whose longer side has at most `side` pixels.
+
+    Smaller images are not enlarged.
+    """
     from PIL import Image
 
     picture = Image.fromarray(to_rgb(image))
@@ -45,8 +48,9 @@ def thumbnail(image: np.ndarray, side: int = THUMBNAIL) -> Any:
 
 
 def data_uri(image: np.ndarray, side: int = THUMBNAIL) -> str:
-    """The thumbnail as a `data:` URI that a page can hold: PNG if tiny, JPEG if a photo."""
+    """Returns the thumbnail as a `data:` URI: PNG up to 64 × 64 pixels, otherwise JPEG."""
     picture, buffer = thumbnail(image, side), io.BytesIO()
+    # Small images stay sharp as PNG, large ones stay small as JPEG.
     kind = 'png' if picture.width * picture.height <= 64 * 64 else 'jpeg'
     picture.save(buffer, kind, quality=80, optimize=True)
     return f'data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}'

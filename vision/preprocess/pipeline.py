@@ -1,9 +1,9 @@
-"""The tf.data pipeline: from a source and an op string to batches of NumPy arrays on this host.
+"""The tf.data pipeline, which makes batches of NumPy arrays on this host.
 
-What a training batch holds and how its images are augmented are functions of (seed, step): see
-`vision.data.order` and `vision.preprocess.ops`. Sources that are not indexed (TFRecord data sets)
-are read in sequence; their order is described in `vision.data.tfds_source`. Training, evaluation and
-prediction run the same code on an image.
+The examples of a training batch and their augmentation depend only on seed and step
+(`vision.data.order`, `vision.preprocess.ops`). Sources that are not indexed (TFRecord data sets)
+are read in sequence, in the order that `vision.data.tfds_source` describes. Training, evaluation
+and prediction preprocess an image with the same code.
 """
 
 import itertools
@@ -21,17 +21,17 @@ from vision.preprocess.unreadable import check_corrupt
 
 Batch = dict[str, np.ndarray]
 
-_FEW = 64  # images, for which a data set of tf.data's does not pay
+_FEW = 64  # images; for no more than these, building a tf.data dataset costs more than it saves
 
-# Of an example: id, epoch or what `order.batch_ids` counts instead, image, label.
+# An example: id, epoch or view number from `order.batch_ids`, image, label.
 _Read = tuple[int, int, Image | BadImage, np.ndarray]
 
 
 class TrainBatches:
-    """An endless iterator of this host's part of each training batch.
+    """Endless iterator of this host's part of each training batch.
 
     Attributes:
-      corrupt: the examples that could not be read so far: name → reason.
+      corrupt: reasons for the examples that could not be read so far, by name.
     """
 
     def __init__(
@@ -49,11 +49,12 @@ class TrainBatches:
         repeats: int = 1,
         views: int = 1,
     ):
-        """See `train_batches`."""
+        """Takes the arguments of `train_batches`."""
         local = _local_size(batch_size, process_count)
         self._preprocess = Preprocess(source, ops, local, seed, cache, views)
         self._source, self._max_corrupt = source, max_corrupt
         self.corrupt: dict[str, str] = {}
+        # Plan the batches: by computed ids, or by reading the stream from the current epoch on.
         if source.indexed:
             own = slice(process_index * local, (process_index + 1) * local)
             steps = itertools.count(start_step)
@@ -63,6 +64,7 @@ class TrainBatches:
             part = (process_index, process_count)
             examples = _endless(source, seed, start_step * local, *part, repeats)
             planned = _in_batches(source, examples, local, repeats)
+        # Preprocess the planned batches in the background.
         self._steps = self._preprocess.batches(planned)
 
     def __iter__(self) -> 'TrainBatches':
@@ -73,9 +75,11 @@ class TrainBatches:
             return self._next()
 
     def _next(self) -> Batch:
+        # The usual case: all images are valid.
         plan, slots, images = next(self._steps)
         if len(slots) == len(plan.ids):
             return _batch(plan, images, np.ones(len(slots), np.float32))
+        # Some images failed. Replace each by a copy of another one of the batch, with mask 0.
         filled, mask = self._preprocess.fill(plan, slots, images, self.corrupt)
         check_corrupt(self.corrupt, self._source, self._max_corrupt)
         there = np.flatnonzero(mask)
@@ -87,10 +91,10 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """A finite iterator of this host's part of each evaluation batch, every example once.
+    """Iterator of this host's part of each evaluation batch, with every example once.
 
     Attributes:
-      corrupt: the examples that could not be read so far: name → reason.
+      corrupt: reasons for the examples that could not be read so far, by name.
     """
 
     def __init__(
@@ -104,13 +108,14 @@ class EvalBatches:
         skip_corrupt: bool = False,
         max_corrupt: float = 0.0,
     ):
-        """See `eval_batches`."""
+        """Takes the arguments of `eval_batches`."""
         local = _local_size(batch_size, process_count)
         self._preprocess = Preprocess(source, ops, local, seed=0)
         self._source, self._local = source, local
         self._max_corrupt = 1.0 if skip_corrupt else max_corrupt
         self.corrupt: dict[str, str] = {}
         part = (process_index, process_count)
+        # Plan the batches, each host for its own slots.
         if source.indexed:
             self._num_batches = -(-source.num_examples // batch_size)
             steps, epochs = range(self._num_batches), np.zeros(local, int)
@@ -119,6 +124,7 @@ class EvalBatches:
         else:
             self._num_batches = -(-_share(source, 0, process_count) // local)
             planned = _in_batches(source, _pass(source, None, 0, *part), local)
+        # For few images, or if encoded images and pixels are mixed, do without tf.data.
         several_kinds = not source.encoded and source.image_shape is None
         few = several_kinds or source.num_examples <= _FEW
         self._steps = (self._preprocess.direct if few else self._preprocess.batches)(planned)
@@ -138,6 +144,7 @@ class EvalBatches:
             return self._next()
 
     def _next(self) -> Batch:
+        # A host whose examples end early continues with padding.
         nothing = padding(self._source, self._local), np.empty(0, int), np.empty(0, np.uint8)
         plan, slots, images = next(self._steps, nothing)
         if len(slots) == len(plan.ids):
@@ -146,8 +153,8 @@ class EvalBatches:
         if self.corrupt and not self._max_corrupt:
             name, reason = next(iter(self.corrupt.items()))
             raise UserError(
-                f'{name}: {reason}. Leave such images out with --skip_corrupt; or mend or remove it, where no run was '
-                'trained on this data.'
+                f'{name}: {reason}. Skip such images with --skip_corrupt, or repair or remove the '
+                'image if no run was trained on these data.'
             )
         check_corrupt(self.corrupt, self._source, self._max_corrupt)
         return _batch(plan, filled, mask)
@@ -158,57 +165,63 @@ def train_batches(source: Source, ops: str, **kwargs: Any) -> TrainBatches:
 
     Args:
       source: the training split.
-      ops: an op string that ends in images of one size.
-      **kwargs: batch_size (global); seed; start_step: reached without decoding; process_index and
-        process_count; cache: none, raw or decoded; max_corrupt: the fraction of the examples that
-        may be unreadable; repeats: in how many slots of an epoch an example comes; views: in how
-        many draws each slot's image comes.
+      ops: an op string whose images have one size.
+      **kwargs: `batch_size` (global); `seed`; `start_step` (no earlier images are decoded);
+        `process_index` and `process_count`; `cache` (none, raw or decoded); `max_corrupt`, the
+        fraction of the examples that may be unreadable; `repeats`, the number of views of an
+        example in an epoch; `views`, the number V of views of an image in an example.
 
     Returns:
       An iterator of `{'image': uint8 [b, H, W, C], 'label': int32 [b], 'id': int32 [b],
-      'mask': float32 [b]}` with b = batch_size / process_count; with several labels an image the
-      label is float32 [b, K], with V > 1 views the image uint8 [b, V, H, W, C]. The ids are those of
-      `order.batch_ids`, of which host h has rows h·b … (h + 1)·b − 1. An image that cannot be
-      read keeps its slot and id, with another one's pixels and label and mask 0.
+      'mask': float32 [b]}` with b = batch_size / process_count. With several labels per image the
+      labels are float32 [b, K]; with V > 1 views the images are uint8 [b, V, H, W, C]. The ids are
+      those of `order.batch_ids`; host h gets rows h·b … (h + 1)·b − 1. An image that cannot be read
+      keeps its slot and id, with the pixels and label of another example and mask 0.
 
     Raises:
-      UserError: the op string does not fit; while iterating, more images than max_corrupt.
+      UserError: the op string cannot be applied; while iterating, more images than `max_corrupt`
+        cannot be read.
     """
     return TrainBatches(source, ops, **kwargs)
 
 
 def eval_batches(source: Source, ops: str, **kwargs: Any) -> EvalBatches:
-    """Yields this host's part of every example, once, in the order of the ids.
+    """Yields this host's part of the evaluation batches, each example once, in order of the ids.
 
     Args:
       source: the split.
-      ops: an op string that ends in images of one size.
-      **kwargs: batch_size (global); process_index and process_count; skip_corrupt: give an image
-        that cannot be read mask 0 and an entry in `corrupt`; max_corrupt: do so up to that
+      ops: an op string whose images have one size.
+      **kwargs: `batch_size` (global); `process_index` and `process_count`; `skip_corrupt` gives
+        unreadable images mask 0 and an entry in `corrupt`; `max_corrupt` does so up to that
         fraction of the examples.
 
     Returns:
-      An iterator as that of `train_batches`, of the same length on every host. Padding has id −1,
+      An iterator like that of `train_batches`, of the same length on every host. Padding has id −1,
       label 0 and mask 0.
 
     Raises:
-      UserError: the op string does not fit; while iterating, more images than that cannot be read.
+      UserError: the op string cannot be applied; while iterating, more images than allowed cannot
+        be read.
     """
     return EvalBatches(source, ops, **kwargs)
 
 
 def _local_size(batch_size: int, process_count: int) -> int:
+    """Returns the number of examples in a host's part of a batch."""
     if batch_size <= 0 or batch_size % process_count:
-        raise UserError(f'batch size {batch_size} cannot be shared by {process_count} hosts')
+        raise UserError(
+            f'batch size {batch_size} cannot be shared equally by {process_count} hosts; '
+            f'use a multiple of {process_count}'
+        )
     return batch_size // process_count
 
 
 @contextmanager
 def _ended_by_error(steps: Generator) -> Iterator[None]:
-    """Lets go of TensorFlow's iterator when its user is told of an error.
+    """Closes TensorFlow's iterator when a UserError is raised.
 
-    The error's traceback would keep it until Python collects garbage. If that happens on one of the
-    iterator's own threads, which run Python too, it waits for itself for ever.
+    The error's traceback would otherwise keep the iterator alive until Python collects garbage. If
+    that happens in one of the iterator's own threads, it waits for itself forever.
     """
     try:
         yield
@@ -218,54 +231,61 @@ def _ended_by_error(steps: Generator) -> Iterator[None]:
 
 
 def _share(source: Source, part: int, parts: int) -> int:
-    """The number of examples that a host has of a source that is read in sequence."""
+    """Returns the number of examples in a host's part of a source that is read in sequence."""
     return source.num_examples // parts + (part < source.num_examples % parts)
 
 
 def _pass(source: Source, order: int | None, epoch: int, part: int, parts: int) -> Iterator[_Read]:
-    """Yields a host's part of the split once; UserError if some of it is missing."""
+    """Yields a host's part of the split once; raises UserError if examples are missing."""
     count = 0
     for chunk in source.stream(order, part, parts):
         for example, image, label in zip(*chunk, strict=True):
             yield int(example), epoch, image, label
             count += 1
+    # Damaged files may end the stream early.
     if count != (size := _share(source, part, parts)):
-        raise UserError(f'{source.name}: {count} examples could be read, not {size}')
+        raise UserError(f'{source.name}: only {count} of {size} examples could be read')
 
 
 def _endless(
     source: Source, seed: int, position: int, part: int, parts: int, repeats: int
 ) -> Iterator[_Read]:
-    """Yields a host's examples epoch after epoch, from a position on; without end.
+    """Yields a host's examples epoch after epoch without end, starting at a position.
 
     Args:
       source: the split, which is not indexed.
-      seed: of the run.
-      position: how many were yielded before; those of the begun epoch are read again.
-      part: this host.
-      parts: how many hosts there are.
-      repeats: how often each example comes in its epoch, which then shows fewer of them.
+      seed: seed of the run.
+      position: number of examples before the first one; those of its epoch are read and skipped.
+      part: number of this host.
+      parts: number of hosts.
+      repeats: number of repetitions of an example in an epoch, which then shows fewer examples.
     """
     size = _share(source, part, parts)
     if size == 0:
         raise UserError(f'{source.name} has fewer examples than there are hosts')
     for epoch in itertools.count(position // size):
+        # Each epoch and host has its own order.
         order = int(hash64(seed, epoch, part, parts) >> np.uint64(33))
         repeated = (
             (example, epoch * repeats + again, image, label)
             for example, _, image, label in _pass(source, order, epoch, part, parts)
             for again in range(repeats)
         )
+        # Skip examples before the position in the first epoch.
         yield from itertools.islice(repeated, max(position - epoch * size, 0), size)
 
 
 def _in_batches(
     source: Source, examples: Iterator[_Read], local: int, repeats: int = 1
 ) -> Iterator[Planned]:
-    """Batches of what is read in sequence, the last one padded; repeats of an example lie apart."""
+    """Groups a stream of examples into batches, and pads the last one.
+
+    Repeats of an example are spread over the batch (`order.apart`).
+    """
     while batch := list(itertools.islice(examples, local)):
         batch = [batch[i] for i in apart(len(batch), repeats)]
         ids, epochs, images, labels = zip(*batch, strict=True)
+        # Fill the slots, and leave the rest as padding.
         plan, missing = padding(source, local), local - len(batch)
         plan.ids[: len(batch)], plan.epochs[: len(batch)] = ids, epochs
         plan.labels[: len(batch)] = as_labels(np.stack(labels))
@@ -273,6 +293,7 @@ def _in_batches(
 
 
 def _batch(plan: Plan, images: np.ndarray, mask: np.ndarray) -> Batch:
+    """Returns a batch as a dict of arrays."""
     return {
         'image': images,
         'label': plan.labels,

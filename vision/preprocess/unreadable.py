@@ -1,4 +1,4 @@
-"""Images that cannot be read: found before a run begins where that is cheap, and how many are too many."""
+"""Search for unreadable images before a run starts, and the limit on their number."""
 
 import functools
 import io
@@ -18,19 +18,21 @@ from vision.data.files import pillow
 from vision.data.source import BadImage, Source, read_file
 from vision.preprocess.decode import read
 
-_SECONDS = 10.0  # for the files of a split
-_PASSES = 16  # files are looked at in so many passes, spread over the split, should time run out
+_SECONDS = 10.0  # time limit for checking the files of a split
+# The files are checked in this number of passes, each spread over the whole split, so that a check
+# that runs out of time has seen files of all parts.
+_PASSES = 16
 _THREADS, _CHUNK = 8, 256
-_NAMED = 5  # files that a warning names
+_NAMED = 5  # number of files that a warning names
 _END_OF_PNG = b'\0\0\0\0IEND\xaeB`\x82'
 
 
 class Found(NamedTuple):
-    """The outcome of a look at a split.
+    """Result of checking the files of a split.
 
     Attributes:
-      corrupt: path → the reason why it cannot be read.
-      looked: at how many files.
+      corrupt: reasons for the files that cannot be read, by path.
+      looked: number of files that were checked.
     """
 
     corrupt: dict[str, str]
@@ -38,16 +40,18 @@ class Found(NamedTuple):
 
 
 def find_unreadable(source: Source, seconds: float = _SECONDS) -> Found:
-    """Looks at how the files of a split begin and end, and decodes those that look damaged.
+    """Checks the first and last bytes of a split's files, and decodes those that look damaged.
 
-    Finds what is missing, empty, cut off, no image, or no file; damage inside a file is found when it is
-    decoded. 27,000 JPEGs a second from the page cache, on two shared cores.
+    It finds files that are missing, empty, cut off, no regular files or no images. Damage inside a
+    file is found only when the file is decoded. The check reads 27,000 JPEGs per second from the
+    page cache on two shared cores.
 
     Args:
-      source: the split; one without files has nothing to look at.
-      seconds: when to stop; what was not looked at then is spread evenly over the split.
+      source: the split; without files nothing is checked.
+      seconds: time limit; files that were not checked by then are spread evenly over the split.
     """
     paths = source.paths or ()
+    # Order the files by passes, and cut them into chunks for the threads.
     end, corrupt, looked = time.monotonic() + seconds, dict[str, str](), 0
     passes = (paths[start::_PASSES] for start in range(_PASSES))
     chunks = _chunks(itertools.chain.from_iterable(passes))
@@ -62,15 +66,16 @@ def find_unreadable(source: Source, seconds: float = _SECONDS) -> Found:
                 reasons[path] = reason
         return done, reasons
 
+    # Reading is mostly waiting, so threads help even on one core.
     with progress_bar() as start, ThreadPoolExecutor(_THREADS) as threads:
-        move = start('looking at files', len(paths))
+        move = start('checking files', len(paths))
         try:
             for done, reasons in threads.map(look, chunks):
                 looked += done
                 corrupt |= reasons
                 move(looked)
         finally:
-            end = 0.0  # an interrupted look ends at once
+            end = 0.0  # after an interruption the threads stop at once
     return Found(corrupt, looked)
 
 
@@ -81,16 +86,20 @@ def _chunks(paths: Iterable[str]) -> Iterator[tuple[str, ...]]:
 
 
 def why_unreadable(path: str) -> str | None:
-    """The reason why a file cannot be read as an image, as far as its beginning and end tell; else None."""
+    """Returns the reason why a file cannot be read as an image, or None.
+
+    Only the first and last bytes are checked, unless they look damaged.
+    """
     try:
-        # Without waiting: a pipe has no end.
+        # Open without blocking, because reading a pipe would wait forever.
         with open(path, 'rb', buffering=0, opener=_open_at_once) as file:
             about = os.fstat(file.fileno())
             if not stat.S_ISREG(about.st_mode):
-                return 'is no file'
+                return 'is not a regular file'
             head = file.read(32)
             if not head:
                 return 'empty file'
+            # Compare the end with the format's end marker.
             end = os.pread(
                 file.fileno(), len(_END_OF_PNG), max(0, about.st_size - len(_END_OF_PNG))
             )
@@ -99,12 +108,13 @@ def why_unreadable(path: str) -> str | None:
             data = head + file.readall()
     except (OSError, ValueError):
         try:
-            data = read_file(path)  # which says why in our words
+            data = read_file(path)  # raises the reason in plain words
         except BadImage as e:
             return str(e)
     try:
+        # The file looks damaged: decode it to find the reason.
         if _ending_of(data) is None and _is_opened(data):
-            return None  # of a kind that has no signature: its pixels are not decoded for this
+            return None  # the format has no end marker, and decoding all such files takes too long
         read(data)
     except BadImage as e:
         return str(e)
@@ -112,11 +122,16 @@ def why_unreadable(path: str) -> str | None:
 
 
 def _open_at_once(path: str, flags: int) -> int:
+    """Opener that does not wait for the other end of a pipe."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _ending_of(head: bytes) -> Callable[[bytes, int], bool] | None:
-    """Of a format that tells whether a file is whole: the test, of its last bytes and its size."""
+    """Returns a test of a file's last bytes and size that tells whether the file is complete.
+
+    None for formats that do not tell.
+    """
+    # JPEG, PNG and GIF have end markers; WebP and BMP state their size.
     if head.startswith(b'\xff\xd8\xff'):
         return lambda end, size: end.endswith(b'\xff\xd9')
     if head.startswith(b'\x89PNG\r\n\x1a\n'):
@@ -131,6 +146,7 @@ def _ending_of(head: bytes) -> Callable[[bytes, int], bool] | None:
 
 
 def _looks_whole(head: bytes, end: bytes, size: int) -> bool:
+    """True if a file of a known format looks complete (HEIF, AVIF and TIFF always do)."""
     is_whole = _ending_of(head)
     if is_whole is not None:
         return is_whole(end, size)
@@ -138,9 +154,10 @@ def _looks_whole(head: bytes, end: bytes, size: int) -> bool:
 
 
 def _is_opened(data: bytes) -> bool:
+    """True if Pillow recognises the data as an image."""
     try:
         pillow().open(io.BytesIO(data))
-    except Exception:  # Pillow's plugins raise whatever the damage leads them to
+    except Exception:  # Pillow's plug-ins raise any exception for damaged files
         return False
     return True
 
@@ -148,21 +165,23 @@ def _is_opened(data: bytes) -> bool:
 def look_before_training(
     train: Source, validation: Source | None, test: Source | None, max_corrupt: float
 ) -> None:
-    """Warns of images that cannot be read, before anything is computed or written.
+    """Warns of unreadable images before any computation.
 
-    Of the test split more than `max_corrupt` may be: its figures come with both counts.
+    In the test split their fraction may exceed `max_corrupt`, because test results report the
+    number of skipped images.
 
     Raises:
-      UserError: of train or validation more than `max_corrupt` cannot be read.
+      UserError: more than `max_corrupt` of train or validation cannot be read.
     """
     looked: dict[tuple[str, ...], dict[str, str]] = {}
     for source in (train, validation, test):
         if source is None or source.paths is None:
             continue
-        if source.paths not in looked:  # validation may be test
+        if source.paths not in looked:  # validation and test may be the same files
             looked[source.paths] = processes.on_first(functools.partial(_corrupt_in, source))
         corrupt = looked[source.paths]
         if corrupt:
+            # Name the first few.
             some = '; '.join(
                 f'{path}: {why}' for path, why in itertools.islice(corrupt.items(), _NAMED)
             )
@@ -175,16 +194,17 @@ def look_before_training(
 
 
 def _corrupt_in(source: Source) -> dict[str, str]:
+    """Returns the reasons for a split's unreadable files, by path."""
     return find_unreadable(source).corrupt
 
 
 def check_corrupt(corrupt: dict[str, str], source: Source, max_corrupt: float) -> None:
-    """Raises UserError if more than that fraction of a split's examples could not be read."""
+    """Raises UserError if more than `max_corrupt` of a split's examples could not be read."""
     if len(corrupt) > max_corrupt * source.num_examples:
         name, reason = next(iter(corrupt.items()))
         raise UserError(
             f'{source.name}: {len(corrupt)} images of {source.num_examples:,} could not be read so '
             f'far, more than data.max_corrupt={max_corrupt:g} allows; the first is {name}: '
-            f'{reason}. Mend or remove them, or raise data.max_corrupt; a run that has begun '
-            'goes on with the latter alone.'
+            f'{reason}. Repair or remove them, or raise data.max_corrupt. A run that has started '
+            'can only be resumed with the same files, so raise data.max_corrupt.'
         )

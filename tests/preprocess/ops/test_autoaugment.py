@@ -1,4 +1,4 @@
-"""AutoAugment's transformations against Pillow, and the choices against the papers' tables."""
+"""AutoAugment's transformations against Pillow, and its choices against the papers' tables."""
 
 import numpy as np
 import pytest
@@ -59,7 +59,7 @@ def test_transformations_are_pillows(photos, name):
             ours = apply(photo, name, magnitude)
             theirs = np.asarray(PILLOW[name](Image.fromarray(photo), magnitude))
             difference = np.abs(ours.astype(int) - theirs)
-            # Nearest neighbours on a tie, and the borders, are a matter of rounding.
+            # Rounding decides between equally near neighbours, and at the borders.
             moved = name in ('ShearX', 'ShearY', 'Rotate')
             assert (difference > 1).mean() <= (0.01 if moved else 0), (name, magnitude)
 
@@ -76,7 +76,7 @@ def test_the_smallest_images_are_transformed_as_pillow_does(size):
     for name in NAMES:
         magnitude = MAGNITUDES.get(name, (0.0,))[0]
         ours = apply(image, name, magnitude)
-        if name not in ('ShearX', 'ShearY', 'Rotate'):  # nearest neighbours on a tie
+        if name not in ('ShearX', 'ShearY', 'Rotate'):  # they have equally near neighbours
             theirs = np.asarray(PILLOW[name](Image.fromarray(image), magnitude))
             assert np.abs(ours.astype(int) - theirs).max() <= 1, name
 
@@ -86,7 +86,7 @@ def test_smoothing_kernel_is_pillows():
 
 
 def chosen(monkeypatch, text, count, side=331):
-    """The (name, magnitude) pairs that an op chooses for ids 0 … count − 1."""
+    """Returns the (name, magnitude) pairs that an op chooses for ids 0 … count − 1."""
     seen = []
 
     def record(image, index, magnitude):

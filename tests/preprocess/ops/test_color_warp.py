@@ -1,4 +1,4 @@
-"""Colours, positions and erasing against Pillow, scikit-image and the papers' definitions."""
+"""Colour, geometric and erasing ops against Pillow, scikit-image and the papers' definitions."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from vision.preprocess.ops.on_host import draw
 
 
 class Fixed:
-    """An Rng that gives the numbers it is told, as fractions of the range that is asked for."""
+    """An Rng that returns given numbers, as fractions of the requested range."""
 
     def __init__(self, *fractions):
         self._fractions = list(fractions)
@@ -28,7 +28,7 @@ class Fixed:
 
 
 def close(ours, theirs, largest=1, share=0.0):
-    """At most `share` of the values differ by more than `largest`."""
+    """Asserts that at most a fraction `share` of the values differ by more than `largest`."""
     difference = np.abs(np.asarray(ours).astype(int) - np.asarray(theirs).astype(int))
     assert (difference > largest).mean() <= share
 
@@ -66,7 +66,7 @@ def test_grayscale_is_pillows(photo, run_op):
 
 
 def test_pca_noise_is_alexnets():
-    """The shift of a grey image, over many draws, has the paper's covariance."""
+    """Over many draws the shift of a grey image has the covariance of the paper."""
     grey = np.full((2, 2, 3), 128, np.uint8)
     draws = np.stack([d[0] for d in draw(0, np.zeros(3000, int), np.arange(3000), 1)])
     shift = tf.function(lambda d: color.pca_noise(tf.constant(grey), color.Rng(d), 1.0)[0, 0])
@@ -105,7 +105,7 @@ def test_shear_is_scikit_images(photo, degrees):
 
 
 def affine(image, matrix, shift=(0, 0)):
-    """The forward map (x, y) → matrix · (x, y) + shift about the centre, by scikit-image."""
+    """Applies the forward map (x, y) → matrix · (x, y) + shift about the centre by scikit-image."""
     centre = np.array([image.shape[1] - 1, image.shape[0] - 1]) / 2
     whole = np.eye(3)
     whole[:2, :2] = matrix
@@ -122,7 +122,7 @@ def test_affine_composes_rotation_squeeze_and_shift(photo):
     )
     turn, sx, sy, lean, dx, dy = (2 * v - 1 for v in (turn, sx, sy, lean, dx, dy))
     angle = np.deg2rad(20 * turn)
-    # Counter-clockwise as one sees it: y points down.
+    # Counter-clockwise on the screen, where y points down.
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
     squeeze = np.array([[1 + 0.2 * sx, 0.3 * lean], [0, 1 + 0.2 * sy]])
     theirs = affine(photo, rotation @ squeeze, 10 * np.array([dx, dy]))

@@ -17,15 +17,15 @@ sizes = st.integers(1, 40)
 
 
 def run(name, image, *args, key=KEY, **kwargs):
-    """The op on the device, with the random numbers of a key if it draws any."""
+    """Applies an op on the device, with the random numbers of a key if it needs any."""
     rng = [DeviceRng(key)] if OPS[name].draws() else []
     return OPS[name].form(DEVICE)(jnp.asarray(image), *rng, *args, **kwargs)
 
 
 def draws(name, n=64, image=PHOTO, **kwargs):
-    """The op's results for n keys."""
+    """Returns the op's results for n keys."""
     keys = jax.random.split(jax.random.key(1), n)
-    # One program: by itself, each operation would be compiled too.
+    # Use one program: without jit each operation would be compiled separately.
     return np.asarray(jax.jit(jax.vmap(lambda key: run(name, image, key=key, **kwargs)))(keys))
 
 
@@ -77,7 +77,7 @@ def test_affine_of_nothing_is_the_image():
 
 
 def test_affine_is_scikit_images_warp():
-    """A drawn map is recovered from where it moves three points of a smooth image."""
+    """Recovers the drawn map from three points of a smooth image, for scikit-image."""
     from skimage.transform import AffineTransform, warp
 
     y, x = np.mgrid[:32, :32].astype(np.float32)
@@ -100,7 +100,7 @@ def test_affine_is_scikit_images_warp():
 
 def test_affine_draws_stay_in_their_ranges():
     spot = np.zeros((41, 41, 1), np.float32)
-    spot[20, 20] = 1  # the centre does not turn; it only shifts
+    spot[20, 20] = 1  # the centre is shifted, but not rotated
     moved = draws('affine', 300, spot, degrees=15, scale=0.1, shear=0.1, shift=3.0)
     y, x = np.mgrid[:41, :41]
     weight = moved[..., 0].sum((1, 2))
@@ -145,12 +145,12 @@ def test_rgb_repeats_grey():
 
 @given(sizes, sizes, st.integers(1, 40), st.integers(1, 40))
 def test_crops_that_do_not_fit_are_refused(h, w, height, width):
-    def cut():  # shapes decide, so nothing is compiled
+    def cut():  # only shapes matter, so nothing is compiled
         image = jax.ShapeDtypeStruct((h, w, 1), jnp.float32)
         return jax.eval_shape(lambda x: run('central_crop', x, height, width), image)
 
     if height > h or width > w:
-        with pytest.raises(UserError, match='cannot cut'):
+        with pytest.raises(UserError, match='cannot crop'):
             cut()
     else:
         assert cut().shape == (height, width, 1)

@@ -1,4 +1,4 @@
-"""Sizes, crops, flips and views against NumPy, Pillow and the papers' definitions."""
+"""Resize, crop, flip and view ops against NumPy, Pillow and the papers' definitions."""
 
 import hashlib
 import io
@@ -26,7 +26,7 @@ def pixels(rng_seed, height, width):
 
 
 def numbered(height, width):
-    """An image whose pixels say where they are: channels y, x, 1."""
+    """An image whose pixels hold their position: the channels are y, x and 1."""
     y, x = np.mgrid[:height, :width]
     return np.stack([y, x, np.ones_like(y)], -1).astype(np.uint8)
 
@@ -47,7 +47,7 @@ def test_area_averages_blocks(run_op, photo, size):
 
 
 def keys_bicubic(image, size, a=-0.5):
-    """Keys' cubic convolution, separable, widened where it shrinks (antialias), as published."""
+    """Keys' cubic convolution as published, separable, and widened when shrinking (antialias)."""
 
     def kernel(x):
         x = np.abs(x)
@@ -70,7 +70,7 @@ def keys_bicubic(image, size, a=-0.5):
 def test_bicubic_is_keys(run_op, photo, size):
     ours = run_op(f'resize{(*size, "bicubic")}', photo)
     difference = np.abs(ours - keys_bicubic(photo, size))
-    # Where the kernel leaves the image, implementations differ.
+    # Implementations differ where the kernel extends beyond the image.
     assert difference[5:-5, 5:-5].max() <= 1
 
 
@@ -144,7 +144,7 @@ def test_random_box_lies_inside_with_area_and_aspect_in_range(height, width, id)
     draws = draw(0, np.zeros(1, int), np.array([id]), 1)[0, 0]
     top, left, h, w = crops.random_box(height, width, Rng(draws)).numpy()
     assert 0 <= top <= top + h <= height and 0 <= left <= left + w <= width and h > 0 and w > 0
-    # Rounding to whole pixels: the sides are within half a pixel of the ideal.
+    # The sides are rounded, so they are within half a pixel of the exact value.
     is_fallback = h == height or w == width
     assert (h + 0.5) * (w + 0.5) >= 0.08 * height * width or is_fallback
     assert (
@@ -153,7 +153,7 @@ def test_random_box_lies_inside_with_area_and_aspect_in_range(height, width, id)
 
 
 def test_random_box_follows_the_published_distribution():
-    """Of a square large image: area uniform in 8 … 100 %, the logarithm of the aspect uniform."""
+    """In a large square image the area, 8 … 100 %, and the log aspect ratio are uniform."""
     box = tf.function(lambda d: crops.random_box(4000, 4000, Rng(d), (0.08, 0.5)))
     boxes = np.array([box(d[0]).numpy() for d in draw(0, np.zeros(1500, int), np.arange(1500), 1)])
     areas = boxes[:, 2] * boxes[:, 3] / 16e6
@@ -161,7 +161,7 @@ def test_random_box_follows_the_published_distribution():
     for values, low, high in ((areas, 0.08, 0.5), (aspects, np.log(3 / 4), np.log(4 / 3))):
         uniform = np.sort((values - low) / (high - low))
         distance = np.abs(uniform - (np.arange(1500) + 0.5) / 1500).max()
-        assert distance < 1.63 / np.sqrt(1500)  # Kolmogorov and Smirnov at 1 %
+        assert distance < 1.63 / np.sqrt(1500)  # Kolmogorov-Smirnov test at 1 %
     positions = np.sort(boxes[:, 0] / (4000 - boxes[:, 2]))
     assert np.abs(positions - (np.arange(1500) + 0.5) / 1500).max() < 1.63 / np.sqrt(1500)
 
@@ -176,7 +176,7 @@ def test_random_resized_crop_is_the_box_resized(run_op, photo):
 
 
 def test_decoding_a_crop_is_cropping_the_decoded(run_op, photo, encode):
-    """Up to the fast DCT, simple chroma and the scaled decoding."""
+    """Differences come only from the fast DCT, simple chroma upsampling and scaled decoding."""
     data = encode(photo, quality=95, subsampling=0)
     decoded = np.asarray(Image.open(io.BytesIO(data)))
     for size in (32, 200):
@@ -184,13 +184,13 @@ def test_decoding_a_crop_is_cropping_the_decoded(run_op, photo, encode):
             apart = run_op(f'pad(0)|random_resized_crop({size})', decoded, id=id)
             fused = run_op(f'decode|random_resized_crop({size})', data, id=id)
             error = np.abs(fused.astype(int) - apart).mean()
-            # At a reduced scale pixels are averaged, without they are sampled.
+            # Decoding at reduced scale averages pixels; at full scale they are sampled.
             assert error < (12 if size == 32 else 2)
 
 
 @pytest.mark.parametrize('scale', [2, 4, 8])
 def test_reduced_scale_keeps_the_place(run_op, encode, scale):
-    """A smooth picture looks the same whatever the scale it was decoded at."""
+    """A smooth image is the same at every scale of decoding."""
     y, x = np.mgrid[:800, :800] / 800
     image = (np.stack([y, x, (x + y) / 2], -1) * 255).astype(np.uint8)
     data = encode(image, quality=95, subsampling=0)
@@ -240,7 +240,7 @@ def test_views_go_through_the_pipeline(jpegs):
 
 
 def test_random_numbers_are_the_same_on_every_machine():
-    """Order, crop boxes and choices: whoever changes them changes everyone's experiments."""
+    """Golden values of order, crop boxes and choices: a change would change all experiments."""
     draws = draw(7, np.array([0, 0, 3]), np.array([0, 5, 123456]), 4)
     assert draws.shape == (3, 4, PER_OP) and draws.min() >= 0 and draws.max() < 1
     assert hashlib.sha256(draws.tobytes()).hexdigest()[:16] == GOLDEN_DRAWS
@@ -293,8 +293,8 @@ def test_a_crop_after_a_resize_is_what_the_two_give_one_after_the_other(
     for op, numbers in zip(ops, draws, strict=True):
         image = apply((op,), image, numbers[None])
     difference = np.abs(together - image.numpy())
-    assert difference.max() <= 1  # a half that is rounded the other way
-    assert (difference > 0).mean() < 0.02  # most where the scale is a simple fraction
+    assert difference.max() <= 1  # halves may be rounded the other way
+    assert (difference > 0).mean() < 0.02  # largest if the scale is a simple fraction
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The registry: which forms an op has, that both mean the same, and where a string runs."""
+"""The registry of ops: their forms, agreement of host and device, and where an op string runs."""
 
 import importlib
 import inspect
@@ -17,8 +17,8 @@ from vision.preprocess.ops import DEVICE, HOST, OPS, PER_OP, DeviceRng, Rng
 from vision.preprocess.pipeline import eval_batches
 
 BOTH = [name for name, entry in OPS.items() if set(entry.places) == {HOST, DEVICE}]
-INTERPOLATING = {'resize', 'affine', 'elastic'}  # the others give the same pixels
-# A value for each parameter, by its name.
+INTERPOLATING = {'resize', 'affine', 'elastic'}  # all other ops give identical pixels
+# A value for each parameter name.
 ARGUMENTS = {
     'height': 6, 'width': 5, 'padding': 2, 'pixels': 2, 'size': 3, 'value': 9, 'degrees': 25.0,
     'scale': 0.2, 'shear': 0.3, 'shift': 2.0, 'alpha': 30.0, 'sigma': 3.0,
@@ -33,7 +33,7 @@ MORE = [
 
 
 def arguments_of(name):
-    """Those of the op's device form, by the table above; other parameters have their defaults."""
+    """Returns arguments for an op's device form from the table above, or the defaults."""
     parameters = inspect.signature(OPS[name].form(DEVICE)).parameters
     return {p: ARGUMENTS[p] for p in parameters if p in ARGUMENTS}
 
@@ -43,7 +43,7 @@ def noise(shape, low, high):
 
 
 class HostRng(Rng):
-    """Gives the numbers of one row, and notes what was asked for."""
+    """An Rng that returns the numbers of one row and records the requests."""
 
     def __init__(self, numbers):
         super().__init__(tf.constant(numbers))
@@ -59,7 +59,7 @@ class HostRng(Rng):
 
 
 class FixedDeviceRng(DeviceRng):
-    """The same for the device."""
+    """The device form of `HostRng`."""
 
     def __init__(self, numbers):
         self._numbers = list(numbers)

@@ -1,8 +1,8 @@
-"""AutoAugment, RandAugment and TrivialAugmentWide: which transformation, how strong, how likely.
+"""The augmentation policies AutoAugment, RandAugment and TrivialAugmentWide.
 
-The transformations are in `vision.preprocess.ops.enhance`. Magnitudes are torchvision's, which are
-those of the papers' code but for RandAugment's scale: 30 is the strongest here, as in the paper's
-text. All three keep the size: uint8 [H, W, 3] in and out.
+The transformations are in `vision.preprocess.ops.enhance`. Magnitudes are torchvision's. They agree
+with the papers' code, except that RandAugment's strongest magnitude is 30, as in the paper's text.
+All three policies take and return uint8 [H, W, 3].
 """
 
 from typing import Any
@@ -14,23 +14,26 @@ from vision.preprocess.ops.enhance import NAMES, apply_one
 from vision.preprocess.ops.registry import Rng
 from vision.preprocess.opstring import check_choice
 
+# Transformations whose magnitude gets a random sign.
 _SIGNED = {
     'ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate',
     'Brightness', 'Color', 'Contrast', 'Sharpness',
 }  # fmt: skip
-_TRANSLATION = 150 / 331  # of the side, at most (AutoAugment's code, for 331 pixels)
+# Largest translation as a fraction of the side (150 of 331 pixels in AutoAugment's code).
+_TRANSLATION = 150 / 331
 
 
 def _magnitudes(bins: int, wide: bool) -> np.ndarray:
-    """The magnitude of each level of each transformation: float64 [len(NAMES), bins].
+    """Returns the magnitude of each transformation at each level, float64 [len(NAMES), bins].
 
-    Translations are in pixels if wide, else in fractions of the image's side.
+    Translations are in pixels if `wide` is true, otherwise in fractions of the image's side.
     """
     geometric = {'Shear': 0.99, 'Translate': 32.0, 'Rotate': 135.0}
     if not wide:
         geometric = {'Shear': 0.3, 'Translate': _TRANSLATION, 'Rotate': 30.0}
     levels = np.arange(bins) / (bins - 1)
     table = np.zeros((len(NAMES), bins))
+    # The magnitude grows with the level, except where a smaller value is stronger.
     for row, name in zip(table, NAMES, strict=True):
         if name.rstrip('XY') in geometric:
             row[:] = levels * geometric[name.rstrip('XY')]
@@ -44,7 +47,7 @@ def _magnitudes(bins: int, wide: bool) -> np.ndarray:
 
 
 def _pixels(image: Any, wide: bool) -> Any:
-    """By what to multiply each transformation's magnitude: the side, for fractions of it."""
+    """Returns factors that convert each transformation's magnitude from fractions to pixels."""
     tf = tf_cpu()
     height, width = (tf.cast(s, tf.float64) for s in tf.unstack(tf.shape(image)[:2]))
     one = tf.constant(1.0, tf.float64)
@@ -53,9 +56,11 @@ def _pixels(image: Any, wide: bool) -> Any:
 
 
 def _index(names: tuple[str, ...]) -> np.ndarray:
+    """Returns the indices of transformations in NAMES."""
     return np.array([NAMES.index(name) for name in names], np.int32)
 
 
+# The transformations of RandAugment and TrivialAugmentWide.
 _RANDAUGMENT = (
     'Identity', 'ShearX', 'ShearY', 'TranslateX', 'TranslateY', 'Rotate', 'Brightness', 'Color',
     'Contrast', 'Sharpness', 'Posterize', 'Solarize', 'AutoContrast', 'Equalize',
@@ -63,11 +68,11 @@ _RANDAUGMENT = (
 
 
 def randaugment(image: Any, rng: Rng, num_layers: int = 2, magnitude: int = 9) -> Any:
-    """Some transformations of 14, each equally likely, all of one magnitude (arXiv:1909.13719).
+    """Applies N of 14 equally likely transformations with one magnitude (arXiv:1909.13719).
 
     Args:
-      num_layers: how many follow one another, N, at most 16.
-      magnitude: 0 … 30, M.
+      num_layers: number N of transformations, at most 16.
+      magnitude: magnitude M, 0 … 30.
 
     Returns:
       uint8 [H, W, 3].
@@ -75,6 +80,7 @@ def randaugment(image: Any, rng: Rng, num_layers: int = 2, magnitude: int = 9) -
     tf = tf_cpu()
     values = tf.constant(_magnitudes(31, wide=False)[:, magnitude]) * _pixels(image, wide=False)
     choices = tf.constant(_index(_RANDAUGMENT))
+    # The transformations are drawn with replacement.
     for _ in range(num_layers):
         chosen = choices[rng.below(len(_RANDAUGMENT))]
         image = apply_one(image, chosen, _signed(rng, chosen, values[chosen]))
@@ -82,7 +88,9 @@ def randaugment(image: Any, rng: Rng, num_layers: int = 2, magnitude: int = 9) -
 
 
 def trivialaugment_wide(image: Any, rng: Rng) -> Any:
-    """One transformation of 14, of a random strength, wide range (arXiv:2103.10158, section 3).
+    """Applies one of 14 transformations with a random magnitude from a wide range.
+
+    Implements TrivialAugment with the wide augmentation space (arXiv:2103.10158, section 3).
 
     Returns:
       uint8 [H, W, 3].
@@ -94,7 +102,7 @@ def trivialaugment_wide(image: Any, rng: Rng) -> Any:
 
 
 def autoaugment(image: Any, rng: Rng, policy: str = 'imagenet') -> Any:
-    """One of 25 learned pairs of transformations (arXiv:1805.09501, tables 7 and 9).
+    """Applies one of 25 learned pairs of transformations (arXiv:1805.09501, tables 7 and 9).
 
     Args:
       policy: 'imagenet' or 'cifar10'.
@@ -106,10 +114,12 @@ def autoaugment(image: Any, rng: Rng, policy: str = 'imagenet') -> Any:
     check_choice('autoaugment', 'policy', policy, tuple(POLICIES))
     indices, probabilities, levels = _policy_arrays(policy)
     values = tf.constant(_magnitudes(10, wide=False)) * _pixels(image, wide=False)[:, None]
+    # Choose a pair, and apply each of its two transformations with its own probability.
     pair = rng.below(len(indices))
     for place in range(2):
         chosen = tf.constant(indices)[pair, place]
         value = values[chosen, tf.constant(levels)[pair, place]]
+        # A transformation that is not applied is replaced by Identity.
         happens = rng.uniform() < tf.constant(probabilities)[pair, place]
         signed = _signed(rng, chosen, value)
         chosen = tf.where(happens, chosen, NAMES.index('Identity'))
@@ -118,13 +128,14 @@ def autoaugment(image: Any, rng: Rng, policy: str = 'imagenet') -> Any:
 
 
 def _signed(rng: Rng, chosen: Any, value: Any) -> Any:
-    """Turns the sign of a magnitude with probability one half, where it has one."""
+    """Negates a magnitude with probability 0.5, if the transformation has a signed one."""
     tf = tf_cpu()
     signed = tf.constant([name in _SIGNED for name in NAMES])[chosen]
     return tf.where(signed & rng.chance(0.5), -value, value)
 
 
 def _policy_arrays(policy: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Returns the indices, probabilities and levels of a policy, each [25, 2]."""
     parts = [[part.split() for part in line.split(',')] for line in POLICIES[policy]]
     indices = np.array([[NAMES.index(name) for name, _, _ in pair] for pair in parts], np.int32)
     probabilities = np.array([[float(p) for _, p, _ in pair] for pair in parts])
@@ -132,7 +143,8 @@ def _policy_arrays(policy: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return indices, probabilities, levels
 
 
-# Name, probability, level of 0 … 9 (0 where the transformation has no strength).
+# Each entry has the name, the probability and the level, 0 … 9, of two transformations. The level
+# is 0 for transformations without a magnitude.
 POLICIES = {
     'imagenet': (
         'Posterize 0.4 8, Rotate 0.6 9',

@@ -1,4 +1,4 @@
-"""Ops on colours: uint8 [H, W, C] in and out. Factors and their order follow Pillow's enhancers."""
+"""Colour ops, which take and return uint8 [H, W, C]; they follow Pillow's ImageEnhance."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from vision.core.startup import tf_cpu
 from vision.preprocess.ops.registry import Rng
 from vision.preprocess.ops.resampling import to_uint8
 
-# ITU-R 601 (0.299, 0.587, 0.114) in 16 bits, as Pillow has it.
+# Weights of ITU-R 601 luma (0.299, 0.587, 0.114), rounded to 16 bits as in Pillow.
 _GREY = (19595 / 65536, 38470 / 65536, 7471 / 65536)
 
 # Principal components of ImageNet's RGB values in 0 … 1, as published with AlexNet's reproductions
@@ -24,12 +24,13 @@ _PCA_VECTORS = (
 
 
 def _float(image: Any) -> Any:
+    """Casts to float32."""
     tf = tf_cpu()
     return tf.cast(image, tf.float32)
 
 
 def grey(image: Any) -> Any:
-    """Luma of ITU-R 601: [H, W, 3] → float32 [H, W, 1]; one channel stays."""
+    """Computes the ITU-R 601 luma: [H, W, 3] → float32 [H, W, 1]; grey images are only cast."""
     tf = tf_cpu()
     values = _float(image)
     if image.shape[-1] == 1:
@@ -38,20 +39,31 @@ def grey(image: Any) -> Any:
 
 
 def blend(other: Any, image: Any, factor: Any) -> Any:
-    """Between another picture (factor 0) and the image (1), or beyond it: float32 in, uint8 out."""
+    """Interpolates between another image (factor 0) and the image (factor 1), or extrapolates.
+
+    Args:
+      other: float32, broadcastable to the image.
+      image: [H, W, C].
+      factor: scalar.
+
+    Returns:
+      uint8 [H, W, C].
+    """
     tf = tf_cpu()
     factor = tf.cast(factor, tf.float32)
     return to_uint8(other + factor * (_float(image) - other))
 
 
 def _factor(rng: Rng, strength: float) -> Any:
+    """Draws a factor uniformly from max(0, 1 − strength) … 1 + strength."""
     return rng.uniform(max(0.0, 1 - strength), 1 + strength)
 
 
 def brightness(image: Any, rng: Rng, strength: float) -> Any:
-    """Multiplies by a factor uniform in max(0, 1 − strength) … 1 + strength.
+    """Multiplies by a factor drawn uniformly from max(0, 1 − strength) … 1 + strength.
 
-    As in the colour jitter of Howard (arXiv:1312.5402), who takes 0.5; ResNet's variants take 0.4.
+    Part of the colour jitter of Howard (arXiv:1312.5402), with strength 0.5; ResNet variants use
+    0.4.
 
     Args:
       strength: 0 changes nothing.
@@ -63,7 +75,7 @@ def brightness(image: Any, rng: Rng, strength: float) -> Any:
 
 
 def contrast(image: Any, rng: Rng, strength: float) -> Any:
-    """Blends with the image's mean grey, by a factor as in `brightness` (arXiv:1312.5402).
+    """Blends with the image's mean grey by a factor drawn as in `brightness` (arXiv:1312.5402).
 
     Args:
       strength: 0 changes nothing.
@@ -75,17 +87,17 @@ def contrast(image: Any, rng: Rng, strength: float) -> Any:
 
 
 def mean_grey(image: Any) -> Any:
-    """The mean of the luma, rounded as Pillow's ImageEnhance.Contrast does: float32 scalar."""
+    """Computes the mean luma, float32 scalar, rounded as in Pillow's ImageEnhance.Contrast."""
     tf = tf_cpu()
     luma = tf.floor(grey(image) + 0.5)
     return tf.floor(tf.cast(tf.reduce_mean(tf.cast(luma, tf.float64)), tf.float32) + 0.5)
 
 
 def saturation(image: Any, rng: Rng, strength: float) -> Any:
-    """Blends with the grey image, by a factor as in `brightness` (arXiv:1312.5402).
+    """Blends with the grey image by a factor drawn as in `brightness` (arXiv:1312.5402).
 
     Args:
-      image: uint8 [H, W, C]; one channel has no saturation and stays.
+      image: uint8 [H, W, C]; a grey image does not change.
       strength: 0 changes nothing.
 
     Returns:
@@ -95,10 +107,10 @@ def saturation(image: Any, rng: Rng, strength: float) -> Any:
 
 
 def hue(image: Any, rng: Rng, strength: float) -> Any:
-    """Turns the hue by a fraction of the circle uniform in ± strength (in HSV).
+    """Rotates the hue in HSV by a fraction of the circle drawn uniformly from ± strength.
 
     Args:
-      strength: 0 … 0.5; 0.5 reaches every hue.
+      strength: 0 … 0.5; with 0.5 every hue can result.
 
     Returns:
       uint8 [H, W, 3].
@@ -106,15 +118,16 @@ def hue(image: Any, rng: Rng, strength: float) -> Any:
     tf = tf_cpu()
     turn = tf.cast(rng.uniform(-strength, strength), tf.float32)
     hsv = tf.image.rgb_to_hsv(_float(image) / 255)
+    # The hue is the first channel, in 0 … 1.
     turned = tf.concat([tf.math.floormod(hsv[..., :1] + turn, 1.0), hsv[..., 1:]], -1)
     return to_uint8(tf.image.hsv_to_rgb(turned) * 255)
 
 
 def grayscale(image: Any, rng: Rng, probability: float = 1.0) -> Any:
-    """With that probability, the luma in every channel (SimCLR, arXiv:2002.05709, A, takes 0.2).
+    """Replaces all channels by the luma with a probability (SimCLR, arXiv:2002.05709, appendix A).
 
     Args:
-      probability: 0 … 1.
+      probability: 0 … 1; SimCLR uses 0.2.
 
     Returns:
       uint8 [H, W, C].
@@ -129,24 +142,24 @@ def grayscale(image: Any, rng: Rng, probability: float = 1.0) -> Any:
 
 
 def rgb(image: Any) -> Any:
-    """Grey to three equal channels: uint8 [H, W, 1 or 3] → [H, W, 3]."""
+    """Converts grey to three equal channels: uint8 [H, W, 1 or 3] → [H, W, 3]."""
     tf = tf_cpu()
     return image if image.shape[-1] == 3 else tf.image.grayscale_to_rgb(image)
 
 
 def rgb_on_device(image: jax.Array) -> jax.Array:
-    """`rgb`."""
+    """Device form of `rgb`."""
     return jnp.broadcast_to(image, (*image.shape[:2], 3))
 
 
 def pca_noise(image: Any, rng: Rng, std: float = 0.1) -> Any:
-    """AlexNet's colour noise (NIPS 2012, section 4.1): shifts along the principal components.
+    """Adds AlexNet's colour noise along the principal components (NIPS 2012, section 4.1).
 
-    Adds Σ pᵢ αᵢ λᵢ to every pixel, with pᵢ and λᵢ ImageNet's eigenvectors and eigenvalues and αᵢ
-    normal with that standard deviation, drawn once for the image.
+    Adds Σ pᵢ αᵢ λᵢ to every pixel. pᵢ and λᵢ are the eigenvectors and eigenvalues of ImageNet's
+    colours, and αᵢ is normally distributed and drawn once for the image.
 
     Args:
-      std: of αᵢ; the paper's is 0.1.
+      std: standard deviation of αᵢ; 0.1 in the paper.
 
     Returns:
       uint8 [H, W, 3].
@@ -154,9 +167,11 @@ def pca_noise(image: Any, rng: Rng, std: float = 0.1) -> Any:
     tf = tf_cpu()
     if image.shape[-1] != 3:
         raise ValueError(f'pca_noise is for 3 channels, not {image.shape[-1]}')
-    # Box and Muller: the same numbers everywhere, unlike a library's normal generator.
+    # Box-Muller transform: unlike a library's normal generator, it gives the same numbers
+    # everywhere.
     radius = tf.sqrt(-2 * tf.math.log(1 - rng.uniform(shape=(3,))))
     alpha = std * radius * tf.cos(rng.uniform(0, 2 * np.pi, shape=(3,)))
+    # Project the noise on the eigenvectors, in the scale 0 … 255.
     weights = tf.constant(_PCA_VECTORS, tf.float64) * tf.constant(_PCA_VALUES, tf.float64)
     shift = 255 * tf.linalg.matvec(weights, alpha)
     return to_uint8(_float(image) + tf.cast(shift, tf.float32))

@@ -1,4 +1,4 @@
-"""Ops that say which part of an image the model sees, and where: crops, borders, shifts, mirror images."""
+"""Crop, pad, translate and flip ops."""
 
 from typing import Any
 
@@ -12,12 +12,13 @@ from vision.preprocess.ops.resampling import resize_bilinear_fast
 
 
 def central_crop(image: Any, height: int, width: int | None = None) -> Any:
-    """Cuts out the middle.
+    """Crops the centre of an image.
 
     Args:
-      image: uint8 [H, W, C], at least that large; an odd margin's larger half is at the end.
-      height: in pixels.
-      width: the same as height, unless given.
+      image: uint8 [H, W, C], at least as large as the crop. If a margin is odd, its larger half is
+        at the bottom or right.
+      height: of the crop, in pixels.
+      width: equal to height by default.
 
     Returns:
       uint8 [height, width, C].
@@ -28,7 +29,7 @@ def central_crop(image: Any, height: int, width: int | None = None) -> Any:
 
 
 def central_crop_on_device(image: jax.Array, height: int, width: int | None = None) -> jax.Array:
-    """`central_crop`; raises UserError if the image is smaller."""
+    """Device form of `central_crop`; raises UserError if the image is too small."""
     size = (height, width or height)
     _check_fits_on_device(image, size)
     top, left = (central_corner(n, side) for n, side in zip(image.shape, size))
@@ -36,21 +37,21 @@ def central_crop_on_device(image: jax.Array, height: int, width: int | None = No
 
 
 def central_corner(whole: Any, size: Any) -> Any:
-    """Where a window of that size begins in the middle of `whole`, along one axis or two: integers."""
+    """Returns the start of a centred window, for one axis or for two: integers."""
     return (whole - size) // 2
 
 
 def random_crop(
     image: Any, rng: Rng, height: int, width: int | None = None, padding: int = 0
 ) -> Any:
-    """Cuts out a part of the image at random, after padding it with zeros.
+    """Pads an image with zeros and crops it at a random position.
 
-    `random_crop(32, padding=4)` is CIFAR's (ResNet, arXiv:1512.03385, 4.2).
+    `random_crop(32, padding=4)` is the usual augmentation of CIFAR (ResNet, arXiv:1512.03385, 4.2).
 
     Args:
-      height: in pixels.
-      width: the same as height, unless given.
-      padding: rows and columns of zeros on each side.
+      height: of the crop, in pixels.
+      width: equal to height by default.
+      padding: number of rows and columns of zeros on each side.
 
     Returns:
       uint8 [height, width, C]; every position is equally likely.
@@ -64,7 +65,7 @@ def random_crop(
 def random_crop_on_device(
     image: jax.Array, rng: DeviceRng, height: int, width: int | None = None, padding: int = 0
 ) -> jax.Array:
-    """`random_crop`; raises UserError if the padded image is smaller."""
+    """Device form of `random_crop`; raises UserError if the padded image is too small."""
     size = (height, width or height)
     image = pad_on_device(image, padding)
     _check_fits_on_device(image, size)
@@ -73,12 +74,12 @@ def random_crop_on_device(
 
 
 def random_corner(whole: Any, size: Any, rng: Rng | DeviceRng) -> Any:
-    """Top and left of a window of that size in `whole`, every place equally likely: int32 [2]."""
+    """Draws the top and left of a window, int32 [2]; every position is equally likely."""
     return rng.below(whole - size + 1)
 
 
 def _window(image: Any, corner: Any, size: tuple[int, int]) -> Any:
-    """Cuts [*size, C] out of the image, with its upper left corner there: int32 [2]."""
+    """Crops a window [*size, C] whose upper left corner is `corner`, int32 [2]."""
     tf = tf_cpu()
     top, left = tf.unstack(corner)
     window = image[top : top + size[0], left : left + size[1]]
@@ -86,6 +87,7 @@ def _window(image: Any, corner: Any, size: tuple[int, int]) -> Any:
 
 
 def _check_fits(image: Any, size: tuple[int, int], op: str) -> None:
+    """Checks that a window fits in an image: at tracing if its shape is known, and in the graph."""
     for side, known in zip(size, image.shape[:2], strict=True):
         if known is not None and known < side:
             raise ValueError(_too_small(size, op))
@@ -93,19 +95,22 @@ def _check_fits(image: Any, size: tuple[int, int], op: str) -> None:
 
 
 def assert_fits(whole: Any, size: tuple[int, int], op: str) -> None:
-    """Fails, where the graph runs, unless a window of that size fits in `whole`: int32 [2]."""
+    """Adds a check to the graph that a window fits in an image of size `whole`, int32 [2]."""
     tf = tf_cpu()
     tf.debugging.assert_greater_equal(whole, size, message=_too_small(size, op))
 
 
 def _too_small(size: tuple[int, int], op: str) -> str:
+    """Returns the message for an image that is smaller than the window."""
     return f'{op}{size}: the image is smaller; resize it first'
 
 
 def _check_fits_on_device(image: jax.Array, size: tuple[int, int]) -> None:
+    """Raises UserError if a window does not fit in an image."""
     if size[0] > image.shape[0] or size[1] > image.shape[1]:
         raise UserError(
-            f'cannot cut {size[0]} x {size[1]} out of an image of {image.shape[0]} x {image.shape[1]}'
+            f'cannot crop {size[0]} x {size[1]} from an image of '
+            f'{image.shape[0]} x {image.shape[1]}; resize it first'
         )
 
 
@@ -116,20 +121,23 @@ def random_box(
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Any:
-    """Chooses Inception's random crop (GoogLeNet, arXiv:1409.4842, section 6).
+    """Draws the box of Inception's random crop (GoogLeNet, arXiv:1409.4842, section 6).
 
-    Ten attempts: area uniform, aspect (width over height) uniform in its logarithm, position
-    uniform. If none lies inside the image, the largest central box of an allowed aspect.
+    Ten boxes are drawn, with uniform area, log-uniform aspect ratio (width / height) and uniform
+    position. The first that lies inside the image is returned. If none does, the result is the
+    largest central box with an allowed aspect ratio.
 
     Returns:
       top, left, height, width: int32 [4].
     """
     tf = tf_cpu()
     h, w = tf.cast(height, tf.float64), tf.cast(width, tf.float64)
+    # Draw ten boxes and their positions.
     areas = h * w * rng.uniform(*area, shape=(10,))
     low, high = tf.unstack(tf.math.log(tf.constant(ratio, tf.float64)))
     aspects = tf.exp(low + (high - low) * rng.uniform(shape=(10,)))
     boxes_h, boxes_w = tf.round(tf.sqrt(areas / aspects)), tf.round(tf.sqrt(areas * aspects))
+    # Take the first box that lies inside the image.
     fits = (boxes_h >= 1) & (boxes_w >= 1) & (boxes_h <= h) & (boxes_w <= w)
     tops = tf.floor(rng.uniform(shape=(10,)) * (h - boxes_h + 1))
     lefts = tf.floor(rng.uniform(shape=(10,)) * (w - boxes_w + 1))
@@ -141,7 +149,9 @@ def random_box(
 
 
 def _central_box(h: Any, w: Any, ratio: tuple[float, float]) -> Any:
+    """Returns the largest central box with an allowed aspect ratio: top, left, height, width."""
     tf = tf_cpu()
+    # Limit the height by the smallest ratio, and the width by the largest.
     box_h = tf.maximum(tf.minimum(h, tf.round(w / ratio[0])), 1)
     box_w = tf.maximum(tf.minimum(w, tf.round(h * ratio[1])), 1)
     return tf.stack([(h - box_h) // 2, (w - box_w) // 2, box_h, box_w])
@@ -155,16 +165,17 @@ def random_resized_crop(
     area: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Any:
-    """Inception's crop (`random_box`), resized bilinearly (GoogLeNet, arXiv:1409.4842, section 6).
+    """Crops a random box and resizes it bilinearly (GoogLeNet, arXiv:1409.4842, section 6).
 
-    After `decode`, the two are done in one: only the box is decoded, at a half, a quarter or an
-    eighth of its resolution where that still has as many pixels as are asked for, and with the fast DCT.
+    The box is that of `random_box`. Directly after `decode` the two ops run as one: only the box is
+    decoded, with the fast DCT, and at 1/2, 1/4 or 1/8 of its resolution if that still has enough
+    pixels.
 
     Args:
       height: of the output, in pixels.
-      width: the same as height, unless given.
-      area: of the box, as a fraction of the image's, least and greatest.
-      ratio: the box's width over its height, least and greatest.
+      width: equal to height by default.
+      area: least and greatest area of the box, as a fraction of the image.
+      ratio: least and greatest width / height of the box.
 
     Returns:
       uint8 [height, width, C].
@@ -178,32 +189,35 @@ def random_resized_crop(
 
 
 def translate(image: Any, rng: Rng, pixels: int) -> Any:
-    """Shifts by whole pixels, each way uniform in ± pixels; zeros come in.
+    """Shifts an image along each axis by a whole number drawn uniformly from ± pixels.
+
+    Uncovered pixels become zero.
 
     Args:
-      pixels: the greatest shift.
+      pixels: largest shift.
 
     Returns:
       uint8 [H, W, C].
     """
     tf = tf_cpu()
     height, width = tf.unstack(tf.shape(image)[:2])
+    # Crop from the padded image.
     top, left = tf.unstack(rng.below([2 * pixels + 1] * 2))
     shifted = pad(image, pixels)[top : top + height, left : left + width]
     return tf.ensure_shape(shifted, image.shape)
 
 
 def translate_on_device(image: jax.Array, rng: DeviceRng, pixels: int) -> jax.Array:
-    """`translate`."""
+    """Device form of `translate`."""
     height, width, _ = image.shape
     return random_crop_on_device(image, rng, height, width, padding=pixels)
 
 
 def pad(image: Any, pixels: int, value: float = 0.0) -> Any:
-    """Adds a border of that many pixels and that value on each side.
+    """Adds a border of constant value on each side.
 
     Args:
-      pixels: the border's width.
+      pixels: width of the border.
       value: 0 … 255.
 
     Returns:
@@ -215,12 +229,12 @@ def pad(image: Any, pixels: int, value: float = 0.0) -> Any:
 
 
 def pad_on_device(image: jax.Array, pixels: int, value: float = 0.0) -> jax.Array:
-    """`pad`; a fraction of `value` is kept."""
+    """Device form of `pad`; does not round `value`."""
     return jnp.pad(image, [(pixels, pixels), (pixels, pixels), (0, 0)], constant_values=value)
 
 
 def flip_lr(image: Any, rng: Rng) -> Any:
-    """Mirrors left and right with probability one half (AlexNet, NIPS 2012, section 4.1).
+    """Flips left and right with probability 0.5 (AlexNet, NIPS 2012, section 4.1).
 
     Returns:
       uint8 [H, W, C].
@@ -229,15 +243,16 @@ def flip_lr(image: Any, rng: Rng) -> Any:
 
 
 def flip_lr_on_device(image: jax.Array, rng: DeviceRng) -> jax.Array:
-    """`flip_lr`."""
+    """Device form of `flip_lr`."""
     return jnp.where(rng.chance(0.5), image[:, ::-1], image)
 
 
 def flip_ud(image: Any, rng: Rng) -> Any:
-    """Mirrors top and bottom with probability one half: uint8 [H, W, C] → the same."""
+    """Flips top and bottom with probability 0.5: uint8 [H, W, C] → uint8 [H, W, C]."""
     return _flip(image, rng, axis=0)
 
 
 def _flip(image: Any, rng: Rng, axis: int) -> Any:
+    """Reverses an axis with probability 0.5."""
     tf = tf_cpu()
     return tf.cond(rng.chance(0.5), lambda: tf.reverse(image, [axis]), lambda: image)

@@ -1,8 +1,8 @@
-"""Decoding in the graph: encoded bytes → uint8 [H, W, C], by TensorFlow or by Pillow.
+"""The op `decode`, which decodes images in the TensorFlow graph to uint8 [H, W, C].
 
-Plain JPEGs, which is nearly all of every large data set, are decoded by TensorFlow. Whatever it
-would get wrong or cannot read (EXIF rotation, profiles of colour, CMYK, 16 bit, alpha, palettes, WebP, BMP, GIF,
-anything with an unusual header) is read by Pillow, in `vision.preprocess.decode.read`.
+TensorFlow decodes plain JPEGs, nearly all images of large data sets. Pillow decodes all images that
+TensorFlow would read wrongly or not at all: EXIF rotation, colour profiles, CMYK, 16 bits, alpha,
+palettes, WebP, BMP, GIF, and unusual headers (`vision.preprocess.decode.read`).
 """
 
 from typing import Any
@@ -12,16 +12,16 @@ import numpy as np
 from vision.core.startup import tf_cpu
 from vision.preprocess.decode import MAX_ASPECT, MAX_PIXELS, jpeg_needs_pillow, read
 
-_HEADER = 1024  # bytes: without tags a JPEG's tables take some 600
+_HEADER = 1024  # bytes to search for tags; the tables of a JPEG without tags take about 600
 _TAGS = r'\C*(Exif\x00|ICC_PROFILE)\C*'
 
 
 def is_plain_jpeg(data: Any) -> Any:
-    """True if TensorFlow reads these bytes as Pillow does: a boolean scalar, in the graph.
+    """True if TensorFlow decodes these bytes as Pillow does; a boolean scalar in the graph.
 
-    A JPEG that ends with its end marker (so that it is not cut off), of one or three components,
-    no more than MAX_PIXELS and no strip, that is upright and in sRGB. A file that begins with EXIF or some other
-    application's data is looked at in Python; the others, by far the most, are not.
+    Such a file is a JPEG with an end marker (so it is not cut off), one or three components, a size
+    within MAX_PIXELS and MAX_ASPECT, upright and in sRGB. The headers of files with EXIF or other
+    application data are checked in Python; most files have none.
     """
     tf = tf_cpu()
     head = tf.strings.substr(data, 0, 4)
@@ -29,9 +29,10 @@ def is_plain_jpeg(data: Any) -> Any:
     is_whole = tf.strings.substr(data, -2, 2) == b'\xff\xd9'
 
     def look() -> Any:
+        # A file whose tables directly follow the start, and that has no tags, needs no Pillow.
         second = _marker_after_jfif(data, head)
         tables = tf.reduce_any(second == tf.constant([b'\xff\xdb', b'\xff\xc0', b'\xff\xc4']))
-        # Tags may follow the tables, too.
+        # Tags may also follow the tables.
         tagged = tf.strings.regex_full_match(tf.strings.substr(data, 0, _HEADER), _TAGS)
         plain = tf.logical_and(tables, tf.logical_not(tagged))
         upright = tf.cond(plain, lambda: True, lambda: tf.logical_not(_ask_pillow(data)))
@@ -41,9 +42,10 @@ def is_plain_jpeg(data: Any) -> Any:
 
 
 def _marker_after_jfif(data: Any, head: Any) -> Any:
-    """The first marker that is not JFIF's own segment."""
+    """Returns the first JPEG marker after the JFIF segment, if there is one."""
     tf = tf_cpu()
     marker = tf.strings.substr(head, 2, 2)
+    # The length of the JFIF segment, big-endian.
     sizes = tf.cast(tf.io.decode_raw(tf.strings.substr(data, 4, 2), tf.uint8), tf.int32)
 
     def skip() -> Any:
@@ -58,12 +60,14 @@ def _marker_after_jfif(data: Any, head: Any) -> Any:
 
 
 def _ask_pillow(data: Any) -> Any:
+    """TensorFlow op for `jpeg_needs_pillow`."""
     tf = tf_cpu()
     answer = tf.numpy_function(lambda d: np.bool_(jpeg_needs_pillow(d)), [data], tf.bool)
     return tf.ensure_shape(answer, [])
 
 
 def _shape_is_plain(data: Any) -> Any:
+    """True if a JPEG has one or three components and a size within the limits."""
     tf = tf_cpu()
     shape = tf.io.extract_jpeg_shape(data, output_type=tf.int32)
     height, width = tf.cast(shape[0], tf.int64), tf.cast(shape[1], tf.int64)
@@ -74,17 +78,17 @@ def _shape_is_plain(data: Any) -> Any:
 
 
 def read_in_graph(data: Any, channels: int) -> Any:
-    """`read` as a TensorFlow op: bytes → uint8 [H, W, channels]."""
+    """TensorFlow op for `read`: bytes → uint8 [H, W, channels]."""
     tf = tf_cpu()
     image = tf.numpy_function(lambda d: read(d, channels), [data], tf.uint8, stateful=False)
     return tf.ensure_shape(image, [None, None, channels])
 
 
 def decode(image: Any, channels: int = 3) -> Any:
-    """Decodes an image, upright and with that many channels; see `vision.preprocess.decode`.
+    """Decodes an image upright, with a given number of channels (see `vision.preprocess.decode`).
 
     Args:
-      image: encoded bytes, a string scalar. An image that is decoded already is passed on.
+      image: encoded bytes, a string scalar; for a decoded image only the channels are converted.
       channels: 3 for RGB, 1 for grey.
 
     Returns:
@@ -93,6 +97,7 @@ def decode(image: Any, channels: int = 3) -> Any:
     tf = tf_cpu()
     if image.dtype != tf.string:
         return to_channels(image, channels)
+    # TensorFlow for plain JPEGs, Pillow for everything else.
     return tf.cond(
         is_plain_jpeg(image),
         lambda: tf.io.decode_jpeg(image, channels, dct_method='INTEGER_ACCURATE'),
@@ -101,7 +106,7 @@ def decode(image: Any, channels: int = 3) -> Any:
 
 
 def to_channels(image: Any, channels: int) -> Any:
-    """Converts a decoded image to that many channels: uint8 [H, W, 1 or 3] → [H, W, channels]."""
+    """Converts a decoded image between grey and RGB: uint8 [H, W, 1 or 3] → [H, W, channels]."""
     tf = tf_cpu()
     if image.shape[-1] == channels:
         return image

@@ -1,7 +1,7 @@
-"""The transformations that AutoAugment and its kin choose from, with Pillow's arithmetic.
+"""The transformations of AutoAugment, RandAugment and TrivialAugment, with Pillow's arithmetic.
 
-Each takes uint8 [H, W, C] and a magnitude (a scalar, unused by some) and returns uint8 [H, W, C].
-Positions are resampled to the nearest pixel and black comes in, as in torchvision.
+Each takes uint8 [H, W, C] and a magnitude (a scalar, which some do not use) and returns uint8 [H,
+W, C]. Geometric ones resample to the nearest pixel and fill with black, as in torchvision.
 """
 
 import math
@@ -18,13 +18,14 @@ def _identity(image: Any, _: Any) -> Any:
 
 
 def _shear_x(image: Any, lean: Any) -> Any:
-    """Shears about the upper left corner, as Pillow's affine transform does."""
+    """Shears horizontally about the upper left corner, as Pillow's affine transform does."""
     tf = tf_cpu()
     height = tf.cast(tf.shape(image)[0], tf.float64)
     return _warp(image, [[1.0, lean, lean * height / 2], [0.0, 1.0, 0.0]])
 
 
 def _shear_y(image: Any, lean: Any) -> Any:
+    """Shears vertically about the upper left corner."""
     tf = tf_cpu()
     width = tf.cast(tf.shape(image)[1], tf.float64)
     return _warp(image, [[1.0, 0.0, 0.0], [lean, 1.0, lean * width / 2]])
@@ -39,11 +40,12 @@ def _translate_y(image: Any, pixels: Any) -> Any:
 
 
 def _shift(image: Any, pixels: Any, axis: int) -> Any:
-    """Moves by whole pixels, towards zero if there is a fraction; black comes in."""
+    """Shifts an axis by whole pixels, rounded towards zero, and fills with black."""
     tf = tf_cpu()
     pixels = tf.cast(pixels, tf.int32)
     size = tf.shape(image)[axis]
     pixels = tf.clip_by_value(pixels, -size, size)
+    # Roll the axis, and blank what was rolled around.
     rolled = tf.roll(image, pixels, axis)
     place = tf.range(size) - pixels
     inside = (place >= 0) & (place < size)
@@ -56,6 +58,7 @@ def _rotate(image: Any, degrees: Any) -> Any:
 
 
 def _warp(image: Any, rows: list[list[Any]]) -> Any:
+    """Applies an inverse affine map, given by the rows of its matrix [2, 3]."""
     tf = tf_cpu()
     matrix = tf.stack([tf.stack([tf.cast(v, tf.float64) for v in row]) for row in rows])
     return transform(image, matrix, nearest=True)
@@ -74,37 +77,40 @@ def _contrast(image: Any, change: Any) -> Any:
 
 
 def _whole(values: Any) -> Any:
+    """Rounds to whole numbers, halves up."""
     tf = tf_cpu()
     return tf.floor(values + 0.5)
 
 
 def _sharpness(image: Any, change: Any) -> Any:
-    """Blends with a smoothed picture (Pillow's SMOOTH; the border is not smoothed)."""
+    """Blends with the image smoothed by Pillow's SMOOTH filter; its border is not smoothed."""
     tf = tf_cpu()
     values = tf.cast(image, tf.float32)
+    # Treat the channels as a batch of grey images.
     columns = tf.transpose(values, [2, 0, 1])[..., None]
     kernel = tf.constant([[1, 1, 1], [1, 5, 1], [1, 1, 1]], tf.float32) / 13
-    # An image of one or two rows or columns is border only; the kernel needs three.
+    # Pad images of one or two rows or columns for the 3 × 3 kernel; they consist of border only.
     height, width = tf.shape(image)[0], tf.shape(image)[1]
     missing = [[0, 0], [0, tf.maximum(3 - height, 0)], [0, tf.maximum(3 - width, 0)], [0, 0]]
     columns = tf.pad(columns, missing)
     smooth = tf.nn.conv2d(columns, kernel[:, :, None, None], 1, 'VALID')
     smooth = _whole(tf.transpose(smooth[..., 0], [1, 2, 0]))
     inner = tf.pad(tf.ones_like(smooth, tf.bool), [[1, 1], [1, 1], [0, 0]])
+    # Keep the original border.
     smooth = tf.pad(smooth, [[1, 1], [1, 1], [0, 0]])[:height, :width]
     inner = inner[:height, :width] & (height > 2) & (width > 2)
     return blend(tf.where(inner, smooth, values), image, 1 + change)
 
 
 def _posterize(image: Any, bits: Any) -> Any:
-    """Keeps that many of each value's leading bits."""
+    """Keeps only the leading bits of each value."""
     tf = tf_cpu()
     shift = tf.cast(8 - tf.cast(bits, tf.int32), tf.uint8)
     return tf.bitwise.left_shift(tf.bitwise.right_shift(image, shift), shift)
 
 
 def _solarize(image: Any, threshold: Any) -> Any:
-    """Inverts what is at least the threshold."""
+    """Inverts values at or above the threshold."""
     tf = tf_cpu()
     return tf.where(
         tf.cast(image, tf.float64) >= tf.cast(threshold, tf.float64), 255 - image, image
@@ -112,28 +118,30 @@ def _solarize(image: Any, threshold: Any) -> Any:
 
 
 def _autocontrast(image: Any, _: Any) -> Any:
-    """Stretches each channel to 0 … 255; a channel of one value stays."""
+    """Stretches each channel to 0 … 255; a constant channel does not change."""
     tf = tf_cpu()
     values = tf.cast(image, tf.float64)
     low = tf.reduce_min(values, [0, 1], keepdims=True)
     high = tf.reduce_max(values, [0, 1], keepdims=True)
     scale = 255 / tf.maximum(high - low, 1)
-    # Pillow computes ix · scale − low · scale and truncates; the order of operations matters.
+    # Pillow computes ix · scale − low · scale and truncates. Another order would round differently.
     stretched = tf.floor(tf.clip_by_value(values * scale - low * scale, 0, 255))
     return tf.where(high > low, tf.cast(stretched, tf.uint8), image)
 
 
 def _equalize(image: Any, _: Any) -> Any:
-    """Equalises each channel's histogram."""
+    """Equalises the histogram of each channel."""
     tf = tf_cpu()
     return tf.stack([_equalize_channel(c) for c in tf.unstack(image, axis=-1)], -1)
 
 
 def _equalize_channel(channel: Any) -> Any:
+    """Equalises one channel with Pillow's integer arithmetic (ImageOps.equalize)."""
     tf = tf_cpu()
     index = tf.cast(channel, tf.int32)
     histogram = tf.math.bincount(tf.reshape(index, [-1]), minlength=256, maxlength=256)
     last = tf.reduce_max(tf.where(histogram > 0, tf.range(256), 0))
+    # Build the lookup table as Pillow does.
     step = (tf.reduce_sum(histogram) - histogram[last]) // 255
     lookup = (tf.cumsum(histogram, exclusive=True) + step // 2) // tf.maximum(step, 1)
     equal = tf.cast(tf.gather(tf.minimum(lookup, 255), index), tf.uint8)
@@ -165,8 +173,9 @@ NAMES = tuple(_FUNCTIONS)
 
 
 def apply_one(image: Any, index: Any, magnitude: Any) -> Any:
-    """Applies the transformation NAMES[index]: an int32 scalar tensor."""
+    """Applies the transformation NAMES[index]; `index` is an int32 scalar tensor."""
     tf = tf_cpu()
     functions = _FUNCTIONS.values()
+    # The default argument binds each function to its own branch.
     result = tf.switch_case(index, [lambda f=f: f(image, magnitude) for f in functions])
     return tf.ensure_shape(result, image.shape)

@@ -1,4 +1,4 @@
-"""Ops that blank a part of an image."""
+"""Ops that erase a part of an image: Cutout and Random Erasing."""
 
 from typing import Any
 
@@ -10,11 +10,11 @@ from vision.preprocess.ops.registry import DeviceRng, Rng
 
 
 def cutout(image: Any, rng: Rng, size: int, value: float = 0.0) -> Any:
-    """Blanks a square about a random centre, cut off at the border (Cutout, arXiv:1708.04552, 3.2).
+    """Fills a square around a random centre, cut off at the border (Cutout, arXiv:1708.04552, 3.2).
 
     Args:
-      size: of the square's side; the paper's is 16 for CIFAR-10.
-      value: what it is filled with, 0 … 255.
+      size: side of the square in pixels; the paper uses 16 for CIFAR-10.
+      value: fill value, 0 … 255.
 
     Returns:
       uint8 [H, W, C].
@@ -25,8 +25,9 @@ def cutout(image: Any, rng: Rng, size: int, value: float = 0.0) -> Any:
 
 
 def cutout_on_device(image: jax.Array, rng: DeviceRng, size: int, value: float = 0.0) -> jax.Array:
-    """`cutout`; a fraction of `value` is kept."""
+    """Device form of `cutout`; does not round `value`."""
     corner = rng.below(image.shape[:2]) - size // 2
+    # Mark rows and columns, and combine them to a box.
     inside = [
         (begin <= pixels) & (pixels < begin + size)
         for begin, pixels in zip(corner, map(jnp.arange, image.shape[:2]))
@@ -44,15 +45,16 @@ def random_erasing(
     """Fills a random box with random pixels (Random Erasing, arXiv:1708.04896, algorithm 1).
 
     Args:
-      probability: of doing anything.
-      area: of the box, as a fraction of the image's; uniform.
-      ratio: of the box's height over its width; uniform, as in the paper.
+      probability: probability that the image is changed.
+      area: range of the box's area as a fraction of the image; drawn uniformly.
+      ratio: range of the box's height / width; drawn uniformly, as in the paper.
 
     Returns:
-      uint8 [H, W, C]. Ten boxes are tried; if none lies inside, the image stays as it is.
+      uint8 [H, W, C]. Ten boxes are tried; if none lies inside the image, it is not changed.
     """
     tf = tf_cpu()
     h, w = (tf.cast(side, tf.float64) for side in tf.unstack(tf.shape(image)[:2]))
+    # Draw ten boxes, and take the first that lies inside the image.
     areas = h * w * rng.uniform(*area, shape=(10,))
     ratios = rng.uniform(*ratio, shape=(10,))
     heights, widths = tf.floor(tf.sqrt(areas * ratios)), tf.floor(tf.sqrt(areas / ratios))
@@ -71,6 +73,7 @@ def random_erasing(
 
 
 def _fill_box(image: Any, box: Any, value: Any) -> Any:
+    """Replaces a box (top, left, height, width) by a value or by the pixels of an array."""
     tf = tf_cpu()
     top, left, height, width = box
     rows, columns = tf.range(tf.shape(image)[0]), tf.range(tf.shape(image)[1])

@@ -1,9 +1,11 @@
-"""Pairs of ops that are done in one, so that only what is kept of a picture is computed.
+"""Fused pairs of ops, which compute only the pixels that the second op keeps.
 
-`decode|random_resized_crop` decodes the box alone, at reduced scale where that is enough. A crop that follows a resize of
-the shorter side computes the crop's pixels alone: `decode|resize_small(256)|central_crop(224)` of a 500 × 375 JPEG takes 4 ms in
-place of 6, and `scale_jitter(256, 480)|random_crop(224)` saves more. Its sampling points are rounded in another order, so that a
-few pixels in a hundred thousand (in a thousand, at scales such as 6/5) differ by one from what the two ops give in turn.
+`decode|random_resized_crop` decodes only the box, at reduced resolution if that is enough. A crop
+after a resize of the shorter side computes only the pixels of the crop:
+`decode|resize_small(256)|central_crop(224)` of a 500 × 375 JPEG takes 6 → 4 ms, and
+`scale_jitter(256, 480)|random_crop(224)` gains more. The sampling points are rounded in another
+order. A few pixels in 100,000 (in 1,000 at scales such as 6/5) therefore differ by one from the
+result of the two separate ops.
 """
 
 from typing import Any
@@ -14,19 +16,21 @@ from vision.preprocess.ops import crops, resampling
 from vision.preprocess.ops.decode import decode, is_plain_jpeg, read_in_graph
 from vision.preprocess.ops.registry import Rng
 
-Rngs = tuple[Any, Any]  # each op's `Rng`; None of one that draws nothing
+Rngs = tuple[Any, Any]  # the `Rng` of each op; None for an op without random numbers
 
-# tf.image.resize's names of the methods that can begin anywhere, and of their kernels.
+# Methods of tf.image.resize for which a part of the result can be computed alone, and the names of
+# their kernels.
 _KERNELS = {'bilinear': 'triangle', 'bicubic': 'keyscubic'}
 
 
 def can_fuse(first: opstring.Op, second: opstring.Op) -> bool:
-    """True if `apply` does these two ops, which follow each other."""
+    """True if `apply` supports these two consecutive ops."""
     if (first.name, second.name) == ('decode', 'random_resized_crop'):
         return True
     if first.name not in ('resize_small', 'scale_jitter'):
         return False
     resize = opstring.arguments(first, getattr(resampling, first.name))
+    # Only kernels with antialiasing can start anywhere.
     plain = resize.get('method', 'bilinear') in _KERNELS and resize.get('antialias', True)
     if second.name == 'random_crop':
         return plain and not opstring.arguments(second, crops.random_crop)['padding']
@@ -34,13 +38,13 @@ def can_fuse(first: opstring.Op, second: opstring.Op) -> bool:
 
 
 def apply(first: opstring.Op, second: opstring.Op, image: Any, rngs: Rngs) -> Any:
-    """Does two ops in one.
+    """Applies two ops as one.
 
     Args:
-      first: an op.
-      second: the op after it; `can_fuse(first, second)`.
-      image: what the first one takes: encoded bytes, or uint8 [H, W, C].
-      rngs: each op's random numbers; None of one that draws none.
+      first: the first op.
+      second: the op after it; `can_fuse(first, second)` must be true.
+      image: the input of the first op: encoded bytes, or uint8 [H, W, C].
+      rngs: the random numbers of each op; None for an op without them.
 
     Returns:
       uint8 [H', W', C].
@@ -49,13 +53,16 @@ def apply(first: opstring.Op, second: opstring.Op, image: Any, rngs: Rngs) -> An
         return _resize_and_crop(first, second, image, rngs)
     channels = opstring.arguments(first, decode)['channels']
     arguments = opstring.arguments(second, crops.random_resized_crop)
+    # An image that is decoded already is only cropped and resized.
     if image.dtype != 'string':
         return crops.random_resized_crop(decode(image, channels), rngs[1], **arguments)
     return _decode_random_resized_crop(image, rngs[1], channels, **arguments)
 
 
 def _resize_and_crop(first: opstring.Op, second: opstring.Op, image: Any, rngs: Rngs) -> Any:
+    """Applies `resize_small` or `scale_jitter`, then `central_crop` or `random_crop`."""
     tf = tf_cpu()
+    # Find the size of the resized image, and the corner of the crop in it.
     resize = opstring.arguments(first, getattr(resampling, first.name))
     crop = opstring.arguments(second, getattr(crops, second.name))
     size = (crop['height'], crop['width'] or crop['height'])
@@ -68,6 +75,7 @@ def _resize_and_crop(first: opstring.Op, second: opstring.Op, image: Any, rngs: 
         corner = crops.central_corner(whole, size)
     else:
         corner = crops.random_corner(whole, size, rngs[1])
+    # Compute only the pixels of the crop.
     values = tf.raw_ops.ScaleAndTranslate(
         images=image[None],
         size=size,
@@ -88,11 +96,12 @@ def _decode_random_resized_crop(
     area: tuple[float, float],
     ratio: tuple[float, float],
 ) -> Any:
-    """`decode(channels)` and `random_resized_crop(…)` in one: bytes → uint8 [height, width, C]."""
+    """Applies `decode(channels)` and `random_resized_crop(…)`: bytes → uint8 [height, width, C]."""
     tf = tf_cpu()
     size = (height, width or height)
 
     def fused() -> Any:
+        # The header tells the size without decoding.
         shape = tf.io.extract_jpeg_shape(data)
         window = crops.random_box(shape[0], shape[1], rng, area, ratio)
         return resampling.resize_bilinear_fast(_decode_window(data, window, channels, size), size)
@@ -105,12 +114,17 @@ def _decode_random_resized_crop(
 
 
 def _decode_window(data: Any, window: Any, channels: int, size: tuple[int, int]) -> Any:
-    """Decodes a window of a JPEG, at the least of the scales 1/8 … 1 that keeps `size` pixels, less one for rounding."""
+    """Decodes a window of a JPEG at reduced resolution.
+
+    The scale is the smallest of 1/8, 1/4, 1/2 and 1 that still gives `size` pixels (one less after
+    rounding).
+    """
     tf = tf_cpu()
+    # How many times larger the window is than the output.
     spare = tf.minimum(window[2] // size[0], window[3] // size[1])
 
     def at(scale: int) -> Any:
-        # Inwards, so that the window never leaves the scaled picture.
+        # Round inwards, so that the window stays inside the scaled image.
         begin = -(-window[:2] // scale)
         end = (window[:2] + window[2:]) // scale
         image = tf.raw_ops.DecodeAndCropJpeg(

@@ -1,4 +1,4 @@
-"""Op strings on the host: the random numbers of their ops, and running them on an image."""
+"""Application of ops to an image on the host, and their random numbers."""
 
 from typing import Any
 
@@ -11,17 +11,18 @@ from vision.preprocess.ops.registry import HOST, PER_OP, Rng, find
 
 
 def draw(seed: int, epochs: np.ndarray, ids: np.ndarray, num_ops: int) -> np.ndarray:
-    """Draws what the ops of an op string need on the host.
+    """Draws the random numbers of an op string for a batch.
 
     Args:
-      seed: of the run.
+      seed: seed of the run.
       epochs: int [B].
       ids: int [B].
-      num_ops: how many ops the string has.
+      num_ops: number of ops in the op string.
 
     Returns:
-      Uniform in [0, 1): float64 [B, num_ops, PER_OP].
+      Numbers uniform in [0, 1), float64 [B, num_ops, PER_OP].
     """
+    # Every number has its own hash, so no random state has to be kept.
     bits = hash64(
         seed,
         epochs[:, None, None],
@@ -33,17 +34,20 @@ def draw(seed: int, epochs: np.ndarray, ids: np.ndarray, num_ops: int) -> np.nda
 
 
 def apply(ops: tuple[opstring.Op, ...], image: Any, draws: Any, decoded: bool = False) -> Any:
-    """Runs ops on one image, on the host; `vision.preprocess.device.apply_ops` does on the device.
+    """Applies ops to one image on the host.
+
+    `vision.preprocess.device.apply_ops` does it on the device.
 
     Args:
-      ops: as `parse` returns them.
+      ops: parsed ops.
       image: encoded bytes (a string scalar), or uint8 [H, W, C].
-      draws: the image's random numbers (`draw`): float64 [len(ops), PER_OP].
-      decoded: the image is what the leading `decode` would return.
+      draws: random numbers of the image from `draw`, float64 [len(ops), PER_OP].
+      decoded: True if the image is already decoded; a leading `decode` is then skipped.
 
     Returns:
-      uint8 [H', W', C'], or [V, H', W', C'] where the last op makes views.
+      uint8 [H', W', C'], or [V, H', W', C'] if the last op makes V views.
     """
+    # Consecutive ops that can be fused are applied together.
     position = 0
     while position < len(ops):
         op, rest = ops[position], ops[position + 1 :]
@@ -55,11 +59,12 @@ def apply(ops: tuple[opstring.Op, ...], image: Any, draws: Any, decoded: bool = 
             position += 2
         else:
             rng, form = _rng(op, draws, position), find(op.name).form(HOST)
-            assert form is not None  # `parse` saw to it
+            assert form is not None  # `parse` has checked it
             image = form(image, *([rng] if rng else []), *op.args, **op.kwargs)
             position += 1
     return image
 
 
 def _rng(op: opstring.Op, draws: Any, position: int) -> Rng | None:
+    """Returns the random numbers of the op at a position; None for an op without them."""
     return Rng(draws[position]) if find(op.name).draws() else None

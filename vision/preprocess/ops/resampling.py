@@ -1,4 +1,4 @@
-"""Ops that resample an image: at another size, or at other places, as rotations, zooms, shears and elastic distortions do."""
+"""Ops that resample an image: resizing, rotation, zoom, shear, affine and elastic distortion."""
 
 import math
 from typing import Any
@@ -13,7 +13,7 @@ from vision.preprocess.opstring import check_choice
 
 
 def to_uint8(values: Any) -> Any:
-    """Rounds to the nearest, halves up, and clips: any float → uint8."""
+    """Rounds floats to the nearest integer (halves up), and clips them to uint8."""
     tf = tf_cpu()
     return tf.cast(tf.clip_by_value(tf.floor(values + 0.5), 0, 255), tf.uint8)
 
@@ -25,13 +25,15 @@ def resize(
     method: str = 'bilinear',
     antialias: bool = True,
 ) -> Any:
-    """Resizes to exactly this size, whatever the aspect; pixel centres are at half integers, as in Pillow.
+    """Resizes to an exact size, without keeping the aspect ratio.
+
+    Pixel centres are at half integers, as in Pillow.
 
     Args:
-      height: in pixels.
-      width: the same as height, unless given.
-      method: bilinear, bicubic (Keys' with a = −0.5) or area.
-      antialias: widens the filter when shrinking, as Pillow does; area averages in any case.
+      height: of the output, in pixels.
+      width: equal to height by default.
+      method: bilinear, bicubic (Keys' kernel with a = −0.5) or area.
+      antialias: widens the filter when shrinking, as in Pillow; the method area always averages.
 
     Returns:
       uint8 [height, width, C].
@@ -46,7 +48,7 @@ def resize(
 
 
 def resize_on_device(image: jax.Array, height: int, width: int | None = None) -> jax.Array:
-    """`resize` by its default method, bilinear with antialiasing; it has no other."""
+    """Device form of `resize`, with only the default method, bilinear with antialiasing."""
     shape = (height, width or height, image.shape[2])
     if image.shape == shape:
         return image
@@ -54,21 +56,21 @@ def resize_on_device(image: jax.Array, height: int, width: int | None = None) ->
 
 
 def resize_bilinear_fast(image: Any, size: tuple[int, int]) -> Any:
-    """Resizes with four pixels for each: uint8 [H, W, C] → uint8 [*size, C]."""
+    """Resizes bilinearly without antialiasing: uint8 [H, W, C] → uint8 [*size, C]."""
     tf = tf_cpu()
-    # The kernel is a third faster on float32 than on uint8, and gives the same bits.
+    # The kernel is a third faster on float32 than on uint8, with bit-identical results.
     pixels = tf.cast(image, tf.float32)[None]
     values = tf.raw_ops.ResizeBilinear(images=pixels, size=size, half_pixel_centers=True)[0]
     return tf.ensure_shape(tf.cast(values + 0.5, tf.uint8), [*size, image.shape[-1]])
 
 
 def resize_small(image: Any, size: Any, method: str = 'bilinear', antialias: bool = True) -> Any:
-    """Resizes so that the shorter side is `size`, keeping the aspect (VGG, arXiv:1409.1556, 3.1).
+    """Resizes the shorter side to `size`, keeping the aspect ratio (VGG, arXiv:1409.1556, 3.1).
 
     Args:
-      size: of the shorter side, in pixels; the longer side is rounded down, at least `size`.
-      method: as for `resize`.
-      antialias: as for `resize`.
+      size: length of the shorter side in pixels; the longer side is rounded down.
+      method: as in `resize`.
+      antialias: as in `resize`.
 
     Returns:
       uint8 [H', W', C], min(H', W') == size.
@@ -79,7 +81,7 @@ def resize_small(image: Any, size: Any, method: str = 'bilinear', antialias: boo
 
 
 def short_side_to(image: Any, size: Any) -> Any:
-    """The height and width of an image [H, W, C] resized to that shorter side: int32 [2]."""
+    """Returns the height and width of an image resized to a shorter side `size`: int32 [2]."""
     tf = tf_cpu()
     height, width = tf.unstack(tf.shape(image)[:2])
     short = tf.minimum(height, width)
@@ -87,13 +89,13 @@ def short_side_to(image: Any, size: Any) -> Any:
 
 
 def scale_jitter(image: Any, rng: Rng, low: int = 256, high: int = 512) -> Any:
-    """Resizes the shorter side to a random length, as VGG (arXiv:1409.1556, 3.1.1) and ResNet do.
+    """Resizes the shorter side to a random length, as in VGG (arXiv:1409.1556, 3.1.1) and ResNet.
 
-    Follow it with `random_crop(224)`. ResNet (arXiv:1512.03385, 3.4) takes [256, 480].
+    `random_crop(224)` usually follows. ResNet (arXiv:1512.03385, 3.4) uses [256, 480].
 
     Args:
-      low: the least length, in pixels.
-      high: the greatest.
+      low: smallest length in pixels.
+      high: largest length in pixels.
 
     Returns:
       uint8 [H', W', C], low ≤ min(H', W') ≤ high, every length equally likely.
@@ -102,18 +104,18 @@ def scale_jitter(image: Any, rng: Rng, low: int = 256, high: int = 512) -> Any:
 
 
 def jittered(rng: Rng, low: int, high: int) -> Any:
-    """The shorter side that `scale_jitter` chooses: an int32 scalar."""
+    """Draws the shorter side for `scale_jitter`, an int32 scalar."""
     return low + rng.below(high - low + 1)
 
 
 def transform(image: Any, inverse: Any, fill: float = 0.0, nearest: bool = False) -> Any:
-    """Resamples the image about its centre.
+    """Applies an affine map about the centre of an image.
 
     Args:
-      inverse: float [2, 3], from (x, y, 1) of the result to (x, y) of the image, both measured
-        from the centre, in pixels.
-      fill: what comes in from outside, 0 … 255.
-      nearest: takes the nearest pixel; else bilinear.
+      inverse: the inverse map, float [2, 3], from (x, y, 1) in the result to (x, y) in the image,
+        in pixels from the centre.
+      fill: value of pixels from outside the image, 0 … 255.
+      nearest: True takes the nearest pixel; False interpolates bilinearly.
 
     Returns:
       uint8 [H, W, C].
@@ -123,8 +125,9 @@ def transform(image: Any, inverse: Any, fill: float = 0.0, nearest: bool = False
     size = tf.cast(tf.shape(image)[:2], tf.float32)
     cy, cx = (size[0] - 1) / 2, (size[1] - 1) / 2
     (a, b, c), (d, e, f) = (tf.unstack(row) for row in tf.unstack(inverse))
-    # From the corner instead of the centre, as the kernel wants it.
+    # TensorFlow's kernel measures positions from the corner instead of the centre.
     matrix = [a, b, c + cx - a * cx - b * cy, d, e, f + cy - d * cx - e * cy, 0.0, 0.0]
+    # Nearest pixels need no rounding.
     result = tf.raw_ops.ImageProjectiveTransformV3(
         images=image[None] if nearest else tf.cast(image, tf.float32)[None],
         transforms=tf.stack(matrix)[None],
@@ -137,16 +140,17 @@ def transform(image: Any, inverse: Any, fill: float = 0.0, nearest: bool = False
 
 
 def _matrix(rows: list[list[Any]]) -> Any:
+    """Stacks rows of numbers or scalar tensors to a float64 matrix."""
     tf = tf_cpu()
     return tf.stack([tf.stack([tf.cast(v, tf.float64) for v in row]) for row in rows])
 
 
 def rotate(image: Any, rng: Rng, degrees: float, fill: float = 0.0) -> Any:
-    """Rotates about the centre by an angle uniform in ± degrees, bilinear.
+    """Rotates about the centre by an angle drawn uniformly from ± degrees, bilinear.
 
     Args:
-      degrees: counter-clockwise is positive.
-      fill: what comes in from outside, 0 … 255.
+      degrees: largest angle; positive angles are counter-clockwise.
+      fill: value of pixels from outside the image, 0 … 255.
 
     Returns:
       uint8 [H, W, C].
@@ -156,19 +160,19 @@ def rotate(image: Any, rng: Rng, degrees: float, fill: float = 0.0) -> Any:
 
 
 def rotation(radians: Any) -> Any:
-    """The inverse map of a counter-clockwise rotation, y pointing down: float64 [2, 3]."""
+    """Returns the inverse map of a counter-clockwise rotation, float64 [2, 3]; y points down."""
     tf = tf_cpu()
     cos, sin = tf.cos(radians), tf.sin(radians)
     return _matrix([[cos, -sin, 0.0], [sin, cos, 0.0]])
 
 
 def zoom(image: Any, rng: Rng, low: float, high: float, fill: float = 0.0) -> Any:
-    """Magnifies about the centre by a factor uniform in low … high, bilinear.
+    """Magnifies about the centre by a factor drawn uniformly from low … high, bilinear.
 
     Args:
-      low: above 0; below 1 the picture becomes smaller and its border is filled.
-      high: at least low.
-      fill: what comes in from outside, 0 … 255.
+      low: smallest factor, above 0; factors below 1 shrink the image and fill its border.
+      high: largest factor.
+      fill: value of pixels from outside the image, 0 … 255.
 
     Returns:
       uint8 [H, W, C].
@@ -178,11 +182,11 @@ def zoom(image: Any, rng: Rng, low: float, high: float, fill: float = 0.0) -> An
 
 
 def shear(image: Any, rng: Rng, degrees: float, fill: float = 0.0) -> Any:
-    """Shears horizontally by an angle uniform in ± degrees, bilinear.
+    """Shears horizontally by an angle drawn uniformly from ± degrees, bilinear.
 
     Args:
-      degrees: of the angle by which vertical lines lean.
-      fill: what comes in from outside, 0 … 255.
+      degrees: largest angle between vertical lines and their images.
+      fill: value of pixels from outside the image, 0 … 255.
 
     Returns:
       uint8 [H, W, C].
@@ -200,22 +204,23 @@ def affine(
     shear: float = 0.0,
     shift: float = 0.0,
 ) -> Any:
-    """A random affine map about the centre, bilinear, zeros outside.
+    """Applies a random affine map about the centre, bilinear, with zeros outside the image.
 
-    The planar distortions of LeNet (LeCun et al. 1998, III.B): translation, scaling, squeezing,
-    horizontal shearing.
+    These are the planar distortions of LeNet (LeCun et al. 1998, III.B): translation, scaling,
+    squeezing and horizontal shearing. All parameters are drawn uniformly.
 
     Args:
-      degrees: rotation is uniform in ± degrees.
-      scale: each axis is scaled by its own factor, uniform in 1 ± scale.
-      shear: horizontal shear is uniform in ± shear (tangent of the angle).
-      shift: translation of each axis is uniform in ± shift pixels.
+      degrees: the rotation is in ± degrees.
+      scale: each axis is scaled by its own factor, in 1 ± scale.
+      shear: the tangent of the horizontal shear is in ± shear.
+      shift: the translation of each axis is in ± shift pixels.
 
     Returns:
       uint8 [H, W, C].
     """
     tf = tf_cpu()
     turn, scale_x, scale_y, lean, dx, dy = tf.unstack(rng.uniform(-1, 1, shape=(6,)))
+    # Compose the inverse map, which undoes the shift, then the rotation, then shear and scale.
     turned = rotation(turn * (degrees * math.pi / 180))[:, :2]
     squeeze = _matrix([[1 + scale * scale_x, shear * lean], [0.0, 1 + scale * scale_y]])
     inverse = tf.linalg.inv(squeeze) @ turned
@@ -231,14 +236,14 @@ def affine_on_device(
     shear: float = 0.0,
     shift: float = 0.0,
 ) -> jax.Array:
-    """`affine`."""
+    """Device form of `affine`."""
     turn, scale_x, scale_y, lean, dx, dy = rng.uniform(-1.0, 1.0, shape=(6,))
     angle = jnp.deg2rad(degrees) * turn
     cos, sin = jnp.cos(angle), jnp.sin(angle)
-    # Matrices of (y, x).
+    # These matrices act on (y, x).
     turned = jnp.array([[cos, -sin], [sin, cos]])
     squeeze = jnp.array([[1 + scale * scale_y, 0.0], [shear * lean, 1 + scale * scale_x]])
-    # The inverse map, as sampling needs it: from a pixel of the result to one of the image.
+    # Sampling needs the inverse map, from a pixel of the result to one of the image.
     inverse = jnp.linalg.inv(turned @ squeeze)
     centre = (jnp.array(image.shape[:2]) - 1) / 2
     offset = _grid(image) - (centre + shift * jnp.array([dy, dx]))[:, None, None]
@@ -246,12 +251,14 @@ def affine_on_device(
 
 
 def elastic(image: Any, rng: Rng, alpha: float, sigma: float) -> Any:
-    """Elastic distortion (Simard, Steinkraus and Platt 2003, section 2), bilinear, zeros outside.
+    """Applies an elastic distortion (Simard, Steinkraus and Platt 2003, section 2), bilinear.
+
+    Pixels from outside the image are zero. The displacements are noise drawn uniformly from ± 1,
+    smoothed by a Gaussian, times alpha. There is no noise outside the image.
 
     Args:
-      alpha: the displacements are uniform noise in ± 1, smoothed, times alpha pixels.
-      sigma: standard deviation in pixels of the Gaussian that smooths them, which is cut at 4 sigma;
-        outside the image there is no noise.
+      alpha: scale of the displacements, in pixels.
+      sigma: standard deviation of the Gaussian in pixels; it is cut off at 4 sigma.
 
     Returns:
       uint8 [H, W, C].
@@ -262,34 +269,43 @@ def elastic(image: Any, rng: Rng, alpha: float, sigma: float) -> Any:
 
 
 def elastic_on_device(image: jax.Array, rng: DeviceRng, alpha: float, sigma: float) -> jax.Array:
-    """`elastic`."""
+    """Device form of `elastic`."""
     noise = rng.field((*image.shape[:2], 2), -1.0, 1.0)
     smooth_y, smooth_x = (_blur_matrix(n, sigma) for n in image.shape[:2])
+    # Smooth rows and columns by matrices.
     field = jnp.einsum('ij,jkc,lk->cil', smooth_y, noise, smooth_x)
     return _sample(image, _grid(image) + alpha * field)
 
 
 def gaussian_blur(field: Any, sigma: float) -> Any:
-    """Smooths a field, zeros outside, kernel cut at 4 sigma: float32 [H, W, D] → the same."""
+    """Smooths a field float32 [H, W, D] by a Gaussian cut off at 4 sigma, with zeros outside."""
     tf = tf_cpu()
     radius = math.ceil(4 * sigma)
     kernel = tf.exp(-0.5 * (tf.range(-radius, radius + 1, dtype=tf.float32) / sigma) ** 2)
     kernel = kernel / tf.reduce_sum(kernel)
     columns = tf.transpose(field, [2, 0, 1])[..., None]
+    # The Gaussian is separable: smooth columns, then rows.
     columns = tf.nn.conv2d(columns, kernel[:, None, None, None], 1, 'SAME')
     columns = tf.nn.conv2d(columns, kernel[None, :, None, None], 1, 'SAME')
     return tf.transpose(columns[..., 0], [1, 2, 0])
 
 
 def displace(image: Any, displacement: Any) -> Any:
-    """Takes each pixel from (y, x) + displacement: uint8 [H, W, C], float32 [H, W, 2]."""
+    """Takes each pixel from (y, x) + displacement, bilinear, with zeros outside.
+
+    Args:
+      image: uint8 [H, W, C].
+      displacement: float32 [H, W, 2], as (y, x).
+    """
     tf = tf_cpu()
     height, width = tf.unstack(tf.shape(image)[:2])
     y, x = tf.meshgrid(tf.range(height), tf.range(width), indexing='ij')
     position = tf.cast(tf.stack([y, x], -1), tf.float32) + displacement
+    # The four neighbouring pixels and their weights.
     low = tf.floor(position)
     weight = position - low
     low = tf.cast(low, tf.int32)
+    # A border of zeros stands for everything outside the image.
     padded = tf.pad(tf.cast(image, tf.float32), [[1, 1], [1, 1], [0, 0]])
     limit = tf.stack([height + 1, width + 1])
 
@@ -304,8 +320,9 @@ def displace(image: Any, displacement: Any) -> Any:
 
 
 def _blur_matrix(n: int, sigma: float) -> np.ndarray:
-    """`gaussian_blur` of n values in a row, as a matrix: float32 [n, n]."""
+    """Returns the matrix that applies `gaussian_blur` along an axis of length n, float32 [n, n]."""
     radius = math.ceil(4 * sigma)
+    # Normalise by the whole kernel, because there is no noise outside the image.
     total = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2).sum()
     distance = np.abs(np.arange(n)[:, None] - np.arange(n)[None, :])
     weights = np.exp(-0.5 * (distance / sigma) ** 2) / total
@@ -313,13 +330,13 @@ def _blur_matrix(n: int, sigma: float) -> np.ndarray:
 
 
 def _grid(image: jax.Array) -> jax.Array:
-    """The row and the column of each pixel: float32 [2, H, W]."""
+    """Returns the row and the column of each pixel, float32 [2, H, W]."""
     rows, columns = (jnp.arange(n, dtype=jnp.float32) for n in image.shape[:2])
     return jnp.stack(jnp.meshgrid(rows, columns, indexing='ij'))
 
 
 def _sample(image: jax.Array, coordinates: jax.Array) -> jax.Array:
-    """The image at float coordinates [2, H, W], bilinear, zeros outside."""
+    """Samples an image at float coordinates [2, H, W], bilinear, with zeros outside."""
     channels = [
         jax.scipy.ndimage.map_coordinates(image[..., c], list(coordinates), order=1)
         for c in range(image.shape[2])

@@ -1,6 +1,6 @@
-"""Several views of one image for testing: uint8 [H, W, C] → [V, h, w, C].
+"""Ops that make several views of an image for evaluation: uint8 [H, W, C] → [V, h, w, C].
 
-The model is fed all views of an example and its answers are averaged.
+The model is applied to all views of an example, and its outputs are averaged.
 """
 
 from typing import Any
@@ -11,15 +11,15 @@ from vision.preprocess.ops.resampling import resize_small
 
 
 def ten_crop(image: Any, size: int) -> Any:
-    """The four corners and the centre, and their mirror images (AlexNet, NIPS 2012, section 4.1).
+    """Crops the four corners and the centre, and flips them (AlexNet, NIPS 2012, section 4.1).
 
     Args:
       image: uint8 [H, W, C], at least `size` on each side.
-      size: of the crops.
+      size: side of the crops in pixels.
 
     Returns:
-      uint8 [10, size, size, C]: upper left, upper right, lower left, lower right, centre; then
-      these, mirrored.
+      uint8 [10, size, size, C]: upper left, upper right, lower left, lower right and centre, then
+      the same five flipped.
     """
     tf = tf_cpu()
     centre = central_crop(image, size)
@@ -32,16 +32,19 @@ def ten_crop(image: Any, size: int) -> Any:
             centre,
         ]
     )
+    # Append the flipped crops.
     crops = tf.concat([crops, tf.reverse(crops, [2])], 0)
     return tf.ensure_shape(crops, [10, size, size, image.shape[-1]])
 
 
 def multi_scale_crops(image: Any, size: int, scales: tuple[int, ...]) -> Any:
-    """`ten_crop` at several scales (ResNet, arXiv:1512.03385, 3.4; VGG, arXiv:1409.1556, 3.2).
+    """Applies `ten_crop` at several scales.
+
+    As in ResNet (arXiv:1512.03385, 3.4) and VGG (arXiv:1409.1556, 3.2).
 
     Args:
-      size: of the crops.
-      scales: lengths of the shorter side; ResNet's are 224, 256, 384, 480, 640.
+      size: side of the crops in pixels.
+      scales: lengths of the shorter side; ResNet uses 224, 256, 384, 480, 640.
 
     Returns:
       uint8 [10 · len(scales), size, size, C], scale by scale.
@@ -51,13 +54,14 @@ def multi_scale_crops(image: Any, size: int, scales: tuple[int, ...]) -> Any:
 
 
 def inception_crops(image: Any, size: int, scales: tuple[int, ...] = (256, 288, 320, 352)) -> Any:
-    """GoogLeNet's 144 crops (arXiv:1409.4842, section 7), for the default four scales.
+    """Makes the 144 crops of GoogLeNet with the default four scales (arXiv:1409.4842, section 7).
 
-    At each scale three squares (left, centre, right; or top, centre, bottom); of each its four
-    corners and centre, and the square itself resized; and the mirror images of all.
+    Each scale has three squares (left, centre, right; or top, centre, bottom). The views of a
+    square are its four corners, its centre, the whole square resized, and the flipped images of
+    all.
 
     Args:
-      size: of the crops.
+      size: side of the crops in pixels.
       scales: lengths of the shorter side.
 
     Returns:
@@ -68,6 +72,7 @@ def inception_crops(image: Any, size: int, scales: tuple[int, ...] = (256, 288, 
     for scale in scales:
         resized = resize_small(image, scale)
         room = tf.shape(resized)[:2] - scale
+        # Cut the three squares along the longer side.
         for begin in (room * 0, room // 2, room):
             square = resized[begin[0] : begin[0] + scale, begin[1] : begin[1] + scale]
             square = tf.ensure_shape(square, [scale, scale, image.shape[-1]])

@@ -1,35 +1,28 @@
-"""Measures speed, here and in a peer, in turn.
+"""Measures speed, here and in another library (the peer), in alternation.
 
-    python -m benchmarks throughput [train|infer] [--models=resnet50,…] [--dtypes=float32,bfloat16]
-        [--peer=torchvision|onnxruntime --peer_python=PATH] [--rounds=3] [--format=json]
-    python -m benchmarks race [--mnist=FOLDER] [--peer=torchvision --peer_python=PATH]
-    python -m benchmarks input [--peer=torchvision --peer_python=PATH]
-    python -m benchmarks end_to_end
-    python -m benchmarks predict [--models=resnet18,…]
-    python -m benchmarks startup
-    python -m benchmarks loop
-    python -m benchmarks scaling
-    python -m benchmarks search
-    python -m benchmarks gpu [--peer=torchvision --peer_python=PATH] [--batch_size=256] [--tiny]
+    python -m benchmarks NAME [--rounds=3] [--format=json]
 
-throughput: a training step, inference, or without a word both, of each model on a batch that is on the
-device, ours and the peer's in alternating processes, images per second. ONNX Runtime only infers. The
-peer's Python: `python -m venv peer && peer/bin/pip install torch torchvision` (and `onnx onnxscript
-onnxruntime`), then `--peer_python=peer/bin/python`.
-race: seconds from the start of a process to 99 % on MNIST's test set, LeNet-5, ours and plain
-PyTorch. MNIST is TFDS's, or the four IDX files in FOLDER.
-input: training batches from JPEGs, images per second.
-end_to_end: training ResNet-18 from JPEG files and on synthetic images, images per second.
-predict: classifying JPEG files (500×375, models of 224 pixels), the decoder alone and the model alone, images per second.
-startup: seconds from the start of a process to the first step of LeNet-5 and of ResNet-50, with an
-empty compilation cache and again.
-loop: the loop against its bare jitted step, ResNet-20 on synthetic images, images per second.
-scaling: images per second by batch size, memory by depth with and without recomputing, and XLA's
-count of a ResNet-50 step.
-search: 100,000 clustered vectors of 512 floats, recall@10 of the graph and milliseconds a query.
-gpu: all measurements for a GPU, each once: ResNet-50's training step and inference with MFU, epochs
-of LeNet-5 and ResNet-20, in bfloat16 and float32. Meant to take less than eight minutes, most of them
-for compilation. --tiny tries it on any machine, at sizes whose figures mean nothing.
+    throughput [train|infer]   training steps and inference of each model, on a batch on the device
+    race         seconds from the start of a process to 99 % on MNIST's test set, with LeNet-5
+    input        training batches from JPEGs, images per second
+    end_to_end   training ResNet-18 from JPEG files and on synthetic images, images per second
+    predict      classifying JPEG files (500×375, for 224 pixels); the decoder and the model alone
+    startup      seconds from the start of a process to the first step of LeNet-5 and of ResNet-50,
+                 with an empty compilation cache and again
+    loop         the training loop and its bare jitted step, ResNet-20 on synthetic images
+    scaling      images per second by batch size, memory by depth with and without recomputing, and
+                 XLA's count of a ResNet-50 step
+    search       100,000 clustered vectors of 512 floats: recall@10 of the graph, ms a query
+    gpu          all measurements for a GPU, each once, in less than eight minutes: ResNet-50's
+                 training step and inference with MFU, epochs of LeNet-5 and ResNet-20, in
+                 bfloat16 and float32
+
+Examples:
+    python -m benchmarks throughput infer --models=resnet50,vgg16 --dtypes=float32,bfloat16
+    python -m benchmarks race --mnist=FOLDER --peer=torchvision --peer_python=peer/bin/python
+
+A peer needs a Python of its own: `python -m venv peer && peer/bin/pip install torch torchvision`
+(for onnxruntime also `onnx onnxscript onnxruntime`).
 """
 
 from collections.abc import Callable
@@ -41,21 +34,25 @@ from vision.core import cli, startup
 from vision.core.errors import UserError, unknown
 from vision.core.text import json_text
 
-MODELS = flags.DEFINE_list(
-    'models', None, 'of throughput and predict; all that are known (predict: resnet18)'
-)
-DTYPES = flags.DEFINE_list('dtypes', ['float32'], 'of throughput: float32, bfloat16')
+ROUNDS = flags.DEFINE_integer('rounds', 3, 'How often each is measured (gpu: once).', 1)
+FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the figures are printed.')
+cli.heading('The peer, in throughput, race, input and gpu')
 PEER = flags.DEFINE_string(
-    'peer', None, 'torchvision, or onnxruntime of throughput infer: to compare with it'
+    'peer', None, 'torchvision, or onnxruntime in throughput infer, to be measured in turn.'
 )
-PEER_PYTHON = flags.DEFINE_string('peer_python', None, 'the Python that has the peer')
-ROUNDS = flags.DEFINE_integer('rounds', 3, 'how often each is measured (gpu: once)', 1)
-MNIST = flags.DEFINE_string('mnist', None, "of race: the folder of MNIST's IDX files; else TFDS")
-BATCH_SIZE = flags.DEFINE_integer('batch_size', 256, "of gpu: ResNet-50's", 1)
-TINY = flags.DEFINE_bool('tiny', False, 'of gpu: small sizes, to see that it runs')
-FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print')
+PEER_PYTHON = flags.DEFINE_string('peer_python', None, 'Python that has the peer.')
+cli.heading('Single benchmarks')
+MODELS = flags.DEFINE_list(
+    'models', None, 'throughput, predict: models (default: all; in predict resnet18).'
+)
+DTYPES = flags.DEFINE_list('dtypes', ['float32'], 'throughput: float32, bfloat16 or both.')
+MNIST = flags.DEFINE_string('mnist', None, "race: folder of MNIST's IDX files (default: TFDS's).")
+BATCH_SIZE = flags.DEFINE_integer('batch_size', 256, 'gpu: batch size of ResNet-50.', 1)
+TINY = flags.DEFINE_bool(
+    'tiny', False, 'gpu: small sizes, to see that it runs; figures mean nothing.'
+)
 
-MODES: tuple[Literal['train', 'infer'], ...] = ('train', 'infer')  # of throughput
+MODES: tuple[Literal['train', 'infer'], ...] = ('train', 'infer')
 
 
 def _throughput(*words: str) -> list[dict[str, Any]]:
@@ -65,6 +62,7 @@ def _throughput(*words: str) -> list[dict[str, Any]]:
         if word not in MODES:
             raise unknown('mode of throughput', word, MODES)
     models = list(throughput.SIZES) if MODELS.value is None else MODELS.value
+    # Peers start with the environment of the shell, without the settings that we tune.
     peer = PEER.value, PEER_PYTHON.value
     environment = startup.shipped_environment()
     rows = []
@@ -127,7 +125,7 @@ def _gpu() -> list[dict[str, Any]]:
     from benchmarks.gpu import gpu
 
     if PEER.value not in (None, 'torchvision'):
-        raise UserError(f'--peer={PEER.value}: gpu is compared with torchvision only')
+        raise UserError(f'--peer={PEER.value}: gpu can only be compared with torchvision')
     peer = throughput.peer_command(PEER.value, PEER_PYTHON.value) if PEER.value else None
     return gpu(BATCH_SIZE.value, TINY.value, peer, startup.shipped_environment())
 
@@ -150,6 +148,7 @@ def main(argv: list[str]) -> None:
     """Runs one benchmark and prints its figures."""
     if len(argv) < 2:
         raise UserError(f'name one benchmark: {", ".join(BENCHMARKS)}')
+    # Only throughput takes a second word, its mode.
     name, *words = argv[1:]
     if name not in BENCHMARKS:
         raise unknown('benchmark', name, BENCHMARKS)
@@ -163,11 +162,13 @@ def main(argv: list[str]) -> None:
 
 
 def _text(result: Any) -> str:
-    """A table of rows; of a dict a line for each figure, and its tables."""
+    """Returns a list of rows as a table, and a dict as a line for each entry."""
     if isinstance(result, list):
+        # The single readings are only part of the JSON.
         names = [name for name in result[0] if name != 'rounds']
         rows = [{name: name for name in names}, *result]
         return '\n'.join('  '.join(f'{_show(row[name]):>12}' for name in names) for row in rows)
+    # A list of rows inside a dict becomes a table below its name.
     parts = []
     for name, value in result.items():
         is_table = isinstance(value, list) and value and isinstance(value[0], dict)

@@ -1,4 +1,7 @@
-"""All measurements for a GPU in one command: ResNet-50 with MFU, epochs of small models. Needs no TensorFlow."""
+"""Benchmark of a GPU in one command: ResNet-50 with MFU, and epochs of small models.
+
+It needs no TensorFlow.
+"""
 
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -22,21 +25,23 @@ def gpu(
 ) -> list[dict[str, Any]]:
     """Measures ResNet-50's training step and inference, and epochs of LeNet-5 and ResNet-20.
 
-    Each in a process of its own, once. The epochs are of MNIST's and CIFAR-10's sizes, synthetic
-    images in the device's memory, through the loop that every experiment uses.
+    Each measurement runs once, in its own process. The epochs have the sizes of MNIST and CIFAR-10.
+    They run the usual training loop on synthetic images in device memory.
 
     Args:
-      batch_size: of ResNet-50; fewer where memory does not suffice.
-      tiny: small images, batches and epochs instead, to see on any machine that it runs.
-      peer: the command line of one that is measured right after our ResNet-50 (`throughput.peer_command`).
-      peer_env: the environment of the peer; this process's if None.
+      batch_size: the batch size of ResNet-50; reduce it if memory does not suffice.
+      tiny: use small images, batches and epochs, to check on any machine that it runs.
+      peer: the peer's command line (`throughput.peer_command`), which is measured right after each
+        measurement of our ResNet-50.
+      peer_env: the environment variables of the peer; None for those of this process.
 
     Returns:
-      For each `rate`, images per second, `peer`, the peer's, and their `ratio`; `seconds` an epoch;
-      `mfu` (the model's FLOPs over the device's peak in bfloat16, float32's too; None where the peak
-      is not known), and the `device`.
+      One row for each measurement: `rate` and `peer` (images/s of ours and the peer), their
+      `ratio`, `seconds` of an epoch, `mfu` (the model's FLOP/s over the device's bfloat16 peak,
+      also in float32; None if the peak is unknown), and `device`.
     """
     size, batch, divisor = (64, 2, 100) if tiny else (224, batch_size, 1)
+    # ResNet-50, each measurement followed by the peer's.
     rows = []
     for mode in ('train', 'infer'):
         for dtype in DTYPES:
@@ -46,6 +51,7 @@ def gpu(
             if peer:
                 shares['peer'] = measure(peer=peer, env=peer_env)['rate']
             rows.append(_row('resnet50', mode, dtype, size, batch, reading, shares))
+    # Epochs of small models, which show the cost of the loop.
     for model, pixels, channels, examples in (
         ('lenet5', 28, 1, 60_000 // divisor),
         ('resnet20', 32, 3, 50_000 // divisor),
@@ -68,6 +74,7 @@ def _row(
     reading: dict[str, Any],
     shares: dict[str, float | None],
 ) -> dict[str, Any]:
+    # All rows have the same columns; those that do not apply are None.
     peer = shares.get('peer')
     return {
         'model': model,

@@ -1,6 +1,7 @@
-"""The throughput of training input from JPEGs, here and in torchvision, measured in turn.
+"""Throughput of training input from JPEG files, in turn with torchvision.
 
-The work: 500×375 JPEGs of 60 to 100 KB → random_resized_crop(224), flip → uint8 batches of 100.
+JPEGs of 500×375 pixels and 60 to 100 KB are decoded, cropped at random to 224 pixels and flipped,
+into uint8 batches of 100.
 """
 
 import functools
@@ -22,10 +23,10 @@ from vision.data.source import FileSource
 OPS = 'decode|random_resized_crop(224)|flip_lr'
 _BATCH = 100
 _FILES = 400
-_WARM_UP = 4  # batches
-_TIMED = 30
+_WARM_UP = 4  # batches before the timing
+_TIMED = 30  # batches that are timed
 
-# Both run in the peer's Python, which has none of this project's packages.
+# This program runs in the peer's Python, which has none of this project's packages.
 _PEER = """
 import sys, time, torch, torchvision
 from torchvision import transforms as T
@@ -49,20 +50,21 @@ def input_speed(peer: str | None, peer_python: str | None, rounds: int) -> dict[
 
     Args:
       peer: 'torchvision' or None.
-      peer_python: the Python that has torchvision.
-      rounds: how often the candidates are measured, one after the other.
+      peer_python: the Python in which torchvision is installed.
+      rounds: the number of measurements of each candidate, in turn.
 
     Returns:
-      `{'ours': …, 'simplejpeg': … or None, 'peer': … or None, 'ratio': … or None}`, images per
-      second, the median of the rounds, and every reading under 'rounds'. simplejpeg, where it is
-      installed, is libjpeg-turbo alone, decoding whole images at the least of its scales that has
-      224 pixels on each side, with the fast DCT, on as many threads as there are cores.
+      `ours`, `simplejpeg` and `peer`: images/s, medians over the rounds, or None. `ratio`: ours
+      over the peer's. `rounds`: all readings. simplejpeg is measured if it is installed, as the
+      speed of libjpeg-turbo alone: it decodes whole images at the smallest scale with at least 224
+      pixels on each side, with the fast DCT, on as many threads as there are cores.
 
     Raises:
-      UserError: an unknown peer, or one that does not run.
+      UserError: the peer is unknown, or fails.
     """
     if peer not in (None, 'torchvision'):
         raise UserError(f'--peer={peer}: the only peer is torchvision')
+    # Measure ours, the bare decoder and the peer on the same files, in turn.
     with tempfile.TemporaryDirectory() as folder:
         source = make_jpegs(Path(folder))
         cores = len(os.sched_getaffinity(0))
@@ -79,7 +81,7 @@ def input_speed(peer: str | None, peer_python: str | None, rounds: int) -> dict[
 
 
 def make_jpegs(folder: Path, count: int = _FILES) -> FileSource:
-    """Cuts JPEGs of 500×375 and 60 to 100 KB from scikit-learn's photographs, in two classes."""
+    """Makes JPEGs (500×375 pixels, 60 to 100 KB) from scikit-learn's photos, in two classes."""
     from PIL import Image
     from sklearn.datasets import load_sample_images
 
@@ -87,6 +89,7 @@ def make_jpegs(folder: Path, count: int = _FILES) -> FileSource:
     rng = np.random.default_rng(0)
     paths = []
     for i in range(count):
+        # A random crop with some noise, so that the file has the size of a real photograph.
         photo = photos[i % len(photos)]
         side = rng.integers(300, 420)
         y, x = (rng.integers(limit) for limit in (427 - side, 640 - side * 4 // 3))
@@ -102,7 +105,8 @@ def make_jpegs(folder: Path, count: int = _FILES) -> FileSource:
 
 
 def _encode(image: Any) -> bytes:
-    """The JPEG of the highest quality below 95 KB."""
+    """Returns a JPEG of the highest quality that gives less than 95 KB."""
+    # Lower the quality until the file is small enough.
     for quality in range(95, 30, -3):
         buffer = io.BytesIO()
         image.save(buffer, 'JPEG', quality=quality)
@@ -118,6 +122,7 @@ def _ours(source: FileSource) -> float:
 
 
 def _rate(batches: Iterator[Any]) -> float:
+    """Returns the images/s of an iterator over batches, after a warm-up."""
     for _ in range(_WARM_UP):
         next(batches)
     begin = time.perf_counter()
@@ -133,6 +138,7 @@ def _has_simplejpeg() -> bool:
 
 
 def _simplejpeg(source: FileSource, threads: int) -> float:
+    """Returns the images/s of decoding alone."""
     import concurrent.futures
 
     import simplejpeg
@@ -140,6 +146,7 @@ def _simplejpeg(source: FileSource, threads: int) -> float:
     decode = functools.partial(
         simplejpeg.decode_jpeg, fastdct=True, fastupsample=True, min_height=224, min_width=224
     )
+    # Decoding releases the GIL, so threads use all cores.
     data = [Path(path).read_bytes() for path in source.paths] * 4
     with concurrent.futures.ThreadPoolExecutor(threads) as pool:
         begin = time.perf_counter()

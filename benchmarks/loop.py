@@ -1,10 +1,11 @@
-"""The throughput of the training loop beside that of its bare jitted step, and from files beside synthetic images.
+"""Throughput of the training loop: against its bare jitted step, and from files.
 
-Other benchmarks time the loop with `synthetic_config` and `loop_rate` too.
+Other benchmarks also use `synthetic_config` and `loop_rate`.
 """
 
 import tempfile
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,24 +23,25 @@ from vision.training.loop import train
 from vision.training.setup import Recipe, make_recipe, setup
 from vision.training.step import init_state, make_train_step
 
-_TIMED = 40  # steps of a round
+_TIMED = 40  # timed steps of a round
 
 
 def synthetic_config(model: str, image_size: int, batch_size: int) -> ConfigDict:
-    """A run on synthetic images, without an evaluation within its first steps."""
+    """Returns the config of a run on synthetic images that is too short to evaluate or save."""
     config = default_config()
     config.model.name = model
     config.data.source = 'synthetic'
     config.data.num_examples, config.data.image_size = 512, image_size
     config.preprocess.mean, config.preprocess.std = (0.3,), (0.2,)
     config.training.batch_size = batch_size
+    # No measurement is long enough for an evaluation or a checkpoint.
     config.training.duration = '1000000 steps'
     config.training.eval_every = config.training.checkpoint_every = '1000000 steps'
     return config
 
 
 def plain_recipe(config: ConfigDict, model: nn.Module) -> Recipe:
-    """The config's training step with SGD, momentum and L2 on every parameter, at a constant rate."""
+    """Returns a recipe with SGD, momentum, a constant learning rate and L2 on all parameters."""
     config = config.copy_and_resolve_references()
     config.schedule.name, config.optimizer.lr = 'constant', 1e-3
     config.weight_decay, config.weight_decay_pattern = 1e-4, ''
@@ -50,19 +52,15 @@ def plain_recipe(config: ConfigDict, model: nn.Module) -> Recipe:
 def loop_speed(
     model: str = 'resnet20', image_size: int = 32, batch_size: int = 16, rounds: int = 3
 ) -> dict[str, Any]:
-    """Measures the loop and the bare jitted step in turn, in one process.
+    """Measures the training loop and its bare jitted step in turn, in one process.
 
-    Args:
-      model: in the registry.
-      image_size: pixels.
-      batch_size: of the global batch.
-      rounds: how often each is measured.
+    The bare step reuses one batch on the device. The loop also makes batches, accumulates metrics,
+    writes records and shows progress.
 
     Returns:
-      `step` and `loop`, images per second (the median of the rounds), and `ratio`, the median of the
-      rounds' ratios. The bare step has its batch on the device; the loop makes, counts, records and
-      shows.
+      `step` and `loop`, see `_compare`; `ratio` is that of the loop to the step.
     """
+    # The state and the batch of the bare step; the loop makes its own.
     config = synthetic_config(model, image_size, batch_size)
     run = setup(config)
     state = init_state(run.recipe, run.input_shape, run.mesh)
@@ -71,6 +69,7 @@ def loop_speed(
 
     def bare() -> float:
         nonlocal state
+        # Two steps to warm up, then the timed ones.
         for timed in (False, True):
             began = time.perf_counter()
             for _ in range(_TIMED if timed else 2):
@@ -78,27 +77,23 @@ def loop_speed(
             jax.block_until_ready(metrics)
         return _TIMED * batch_size / (time.perf_counter() - began)
 
-    readings = in_turn({'step': bare, 'loop': lambda: loop_rate(config, _TIMED)}, rounds)
-    return {'model': model, **medians(readings), 'ratio': median_ratio(readings, 'loop', 'step')}
+    measures = {'loop': lambda: loop_rate(config, _TIMED), 'step': bare}
+    return _compare(model, measures, rounds)
 
 
 def end_to_end(
     model: str = 'resnet18', image_size: int = 224, batch_size: int = 16, rounds: int = 3
 ) -> dict[str, Any]:
-    """Measures the loop on JPEG files and on synthetic images in memory, in turn, in one process.
+    """Measures the training loop on JPEG files and on synthetic images, in turn, in one process.
 
-    Args:
-      model: in the registry.
-      image_size: pixels.
-      batch_size: of the global batch.
-      rounds: how often each is measured.
+    The files are those of `benchmarks.input` (500×375 pixels, 60 to 100 KB). They are decoded,
+    cropped at random and flipped. The synthetic images are in memory.
 
     Returns:
-      `files` and `synthetic`, images per second (the medians of the rounds), `ratio`, the median of
-      the rounds' ratios, and all readings under 'rounds'. The files are those of
-      `benchmarks.input`: 500×375, 60 to 100 KB, decoded, cropped at random and flipped.
+      `files` and `synthetic`, see `_compare`; `ratio` is that of the files to the synthetic images.
     """
     with tempfile.TemporaryDirectory() as folder:
+        # The two runs differ only in their data and its preprocessing.
         make_jpegs(Path(folder))
         synthetic = synthetic_config(model, image_size, batch_size)
         synthetic.data.num_classes = 2
@@ -107,49 +102,61 @@ def end_to_end(
         files.preprocess.train = f'decode|random_resized_crop({image_size})|flip_lr'
         files.preprocess.eval = f'decode|resize({image_size})'
         configs = {'files': files, 'synthetic': synthetic}
-        rates = {name: partial(loop_rate, config, _TIMED) for name, config in configs.items()}
-        readings = in_turn(rates, rounds)
-    ratio = median_ratio(readings, 'files', 'synthetic')
+        measures = {name: partial(loop_rate, config, _TIMED) for name, config in configs.items()}
+        return _compare(model, measures, rounds)
+
+
+def _compare(
+    model: str, measures: Mapping[str, Callable[[], float]], rounds: int
+) -> dict[str, Any]:
+    """Measures two forms of training in turn.
+
+    Returns:
+      `model`; images/s of each form by its name, the median over the rounds; `ratio`, the median of
+      the rounds' ratios of the first form to the second; `rounds`, all readings.
+    """
+    readings = in_turn(measures, rounds)
+    ratio = median_ratio(readings, *measures)
     return {'model': model, **medians(readings), 'ratio': ratio, 'rounds': readings}
 
 
 def epoch_speed(
     model: str, dtype: str, image_size: int, channels: int, batch_size: int, examples: int
 ) -> dict[str, Any]:
-    """Measures the loop's second epoch on images in the device's memory.
+    """Measures the second epoch of a training loop on images in device memory.
 
     Args:
-      model: in the registry.
-      dtype: it computes in.
-      image_size: pixels; 28 with one channel is MNIST's form.
-      channels: of the images.
-      batch_size: of the global batch.
-      examples: of an epoch.
+      model: the model's name in the registry.
+      dtype: the dtype of the computation.
+      image_size: pixels; 28 with one channel is MNIST's format.
+      channels: the number of channels.
+      batch_size: the global batch size.
+      examples: the number of examples of an epoch.
 
     Returns:
-      `rate`, images per second, and `device`.
+      `rate` in images/s, and `device`.
     """
     config = synthetic_config(model, image_size, batch_size)
     config.data.num_examples, config.data.channels = examples, channels
     config.model.dtype = dtype
+    # LeNet-5 expects 32 pixels: pad MNIST's 28 inside the model.
     if model == 'lenet5' and image_size == 28:
         config.model.padding = 2
+    # The first epoch includes compilation, so it is the warm-up.
     steps = -(-examples // batch_size)
     rate = loop_rate(config, steps, warm_up=steps)
     return {'rate': rate, 'device': jax.devices()[0].device_kind}
 
 
 def loop_rate(config: ConfigDict, steps: int, warm_up: int = 6) -> float:
-    """Trains in a new workdir and returns the throughput of the loop, log records included.
+    """Trains in a temporary workdir and returns the throughput of the loop in images/s.
 
     Args:
-      config: of the run.
-      steps: how many are timed.
-      warm_up: steps before them, which are not timed.
-
-    Returns:
-      Images per second.
+      config: the config of the run; its length is replaced.
+      steps: the number of timed steps; two log records are written meanwhile.
+      warm_up: the number of steps before them.
     """
+    # Stop after the timed steps; the schedule still spans the whole duration.
     config = config.copy_and_resolve_references()
     config.training.stop_after = f'{steps + warm_up} steps'
     config.training.log_every = f'{max(steps // 2, 1)} steps'
@@ -160,12 +167,13 @@ def loop_rate(config: ConfigDict, steps: int, warm_up: int = 6) -> float:
 
 
 class _Rate(Hook):
-    """Times the loop from one step to another, log records and all."""
+    """Hook that times the loop between two steps."""
 
     def __init__(self, first: int, last: int):
         self._first, self._last = first, last
 
     def after_step(self, step: int, batch: Any, metrics: Any) -> None:
+        # Wait for the device at both ends only.
         if step == self._first:
             jax.block_until_ready(metrics)
             self.began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The throughput of classifying files, beside that of the decoder alone and of the model alone."""
+"""Throughput of classifying files, compared with the decoder alone and the model alone."""
 
 import tempfile
 import time
@@ -25,23 +25,24 @@ from vision.task import task_of
 
 
 def predict_speed(name: str, rounds: int, images: int = 1000) -> dict[str, Any]:
-    """Classifies 500×375 JPEGs with a model of random weights, and times its two halves alone.
+    """Measures the classification of 500×375 JPEGs by a model with random weights.
 
     Args:
-      name: of a model that is fed 224 pixels, 1,000 classes.
-      rounds: how often each is measured, in turn.
-      images: how many files are classified.
+      name: a model with inputs of 224 pixels; it gets 1,000 classes.
+      rounds: the number of measurements of each, in turn.
+      images: the number of files.
 
     Returns:
-      `{'model', 'predict', 'decoder', 'bare_model'}`, images per second, medians;
-      `of_slower`, predict over the slower of the two; `of_bound`, predict over
-      1 / (1 / decoder + 1 / bare_model), all that is left where both share the same cores;
-      `one_image_cpu_ms` and `one_image_cpu_ms_8_threads`, the CPU time of a call with one file, beyond that
-      of the model, by one thread and by eight at once.
+      `predict`, `decoder` and `bare_model`: images/s, medians over the rounds. `of_slower`: predict
+      over the slower of the other two. `of_bound`: predict over 1 / (1 / decoder + 1 / bare_model),
+      the upper bound if decoder and model share the same cores. `one_image_cpu_ms` and
+      `one_image_cpu_ms_8_threads`: the CPU time of a call with one file minus that of the model,
+      called by one thread and by eight threads at once.
 
     Raises:
-      UserError: an unknown model, or one that cannot be fed 224 pixels.
+      UserError: the model is unknown, or does not accept 224 pixels.
     """
+    # The speed does not depend on the weights, so random ones will do.
     run = _random_run(name)
     classifier, feed = Classifier(run), Feed(run)
     with tempfile.TemporaryDirectory() as folder:
@@ -50,6 +51,7 @@ def predict_speed(name: str, rounds: int, images: int = 1000) -> dict[str, Any]:
         batch = next(iter(feed.source(source).batches))['image']
         model = jax.jit(classifier.probabilities)
 
+        # Each function returns the number of images that it processed.
         def classify() -> int:
             return sum(1 for _ in classifier.classify_source(source))
 
@@ -65,11 +67,13 @@ def predict_speed(name: str, rounds: int, images: int = 1000) -> dict[str, Any]:
             return calls * len(batch)
 
         works = {'predict': classify, 'decoder': decode, 'bare_model': compute}
-        list(classifier.classify_source(_repeated(few, 2 * len(batch))))  # compiles
+        # Compile everything before the timing.
+        list(classifier.classify_source(_repeated(few, 2 * len(batch))))
         jax.block_until_ready(model(classifier.variables, batch))
         rates = {name: partial(_rate, work) for name, work in works.items()}
         median = medians(in_turn(rates, rounds))
         one, eight = (_one_image(classifier, few.paths[0], threads) for threads in (1, 8))
+    # With separate cores the slower half sets the limit; with shared cores their times add up.
     slower = min(median['decoder'], median['bare_model'])
     bound = 1 / (1 / median['decoder'] + 1 / median['bare_model'])
     predict = median['predict']
@@ -84,17 +88,18 @@ def predict_speed(name: str, rounds: int, images: int = 1000) -> dict[str, Any]:
 
 
 def _one_image(classifier: Classifier, path: str, threads: int, calls: int = 64) -> float:
-    """The CPU time of a call with one file beyond that of the model alone, milliseconds."""
+    """Returns the CPU time of a call with one file minus that of the model alone, in ms."""
     model = jax.jit(classifier.probabilities)
     fed = np.zeros((1, *classifier.run.input_shape), np.uint8)
 
     def bare(_: int) -> Any:
         return jax.block_until_ready(model(classifier.variables, fed))
 
+    # CPU time, unlike wall time, does not depend on the load of the machine.
     taken = []
     with ThreadPoolExecutor(threads) as pool:
         for work in (lambda _: classifier(path), bare):
-            work(0)  # compiles
+            work(0)  # compile first
             begin = time.process_time()
             list(pool.map(work, range(calls)))
             taken.append(time.process_time() - begin)
@@ -102,12 +107,13 @@ def _one_image(classifier: Classifier, path: str, threads: int, calls: int = 64)
 
 
 def _rate(work: Callable[[], int]) -> float:
-    """Images per second of a function that returns how many images it went through."""
+    """Returns the images/s of a function that returns the number of images it processed."""
     begin = time.perf_counter()
     return work() / (time.perf_counter() - begin)
 
 
 def _random_run(name: str) -> Run:
+    """Returns a run of a model with random weights, as if it had been loaded from a workdir."""
     config = default_config()
     config.preprocess.eval = 'decode|resize_small(256)|central_crop(224)'
     config.evaluation.batch_size = 32

@@ -1,9 +1,9 @@
-"""A race: seconds from the start of a process to 99 % on MNIST's test set, here and in plain PyTorch.
+"""Race to 99 % accuracy on the MNIST test set, between this project and plain PyTorch.
 
-One recipe for both: LeNet-5, batches of 100 (600 steps an epoch), SGD, one warm-up and a cosine, no
-augmentation; after each epoch the test set is evaluated, and the first time that 99 % of it are
-right is the end. So the test set is selected on: that is what a race to an accuracy is, and no way to
-report one.
+The race measures the seconds from the start of a process. Both sides use the same recipe: LeNet-5,
+batches of 100 (600 steps per epoch), SGD with warm-up and a cosine schedule, no augmentation. The
+test set is evaluated after each epoch, and the race ends once the accuracy is reached. The test set
+therefore decides when to stop, so the accuracy of a race must not be reported as a result.
 """
 
 import json
@@ -24,7 +24,8 @@ from vision.core.errors import unknown
 from vision.data.source import ArraySource
 from vision.training.hooks import Hook
 
-# Momentum is Nesterov's; weight decay is L2 on kernels; the warm-up and the cosine go by steps.
+# The recipe of both sides. Momentum is Nesterov's, weight decay is L2 on kernels, and the learning
+# rate changes with every step.
 RECIPE: dict[str, Any] = {
     'accuracy': 0.99,
     'epochs': 5,
@@ -52,30 +53,33 @@ def race(
     rounds: int,
     peer_env: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Starts ours and the peer alternately, each time with another seed.
+    """Runs our process and the peer's in turn; each round has another seed.
 
     Args:
-      mnist: the folder of the four IDX files; None for TFDS's copy.
-      peer: 'torchvision' (of which only PyTorch is used) or None.
-      peer_python: the Python that has it.
-      rounds: processes of each.
-      peer_env: the environment of the peer; this process's if None.
+      mnist: the folder of the four IDX files; None to read MNIST from TFDS.
+      peer: 'torchvision' (only PyTorch is used) or None.
+      peer_python: the Python in which the peer is installed.
+      rounds: the number of processes of each.
+      peer_env: the environment variables of the peer; None for those of this process.
 
     Returns:
-      `ours` and `peer`: `seconds` to the accuracy, of them `import`, `data` (read, and put where it
-      is used), `compile`, `train` and `eval`, and the `epochs` that it took, medians of the rounds
-      that reached it (None where none did), and how many `reached` it. `ratio`: how many times as fast
-      ours is. Every reading under 'rounds'.
+      `ours` and `peer`: medians over the rounds that reached the accuracy (None if no round did) of
+      the `seconds` in total, the seconds by phase (`import`, `data`, `compile`, `train`, `eval`)
+      and the number of `epochs`; and `reached`, the number of those rounds. `data` is the time to
+      read the data and to copy it to the device. `ratio`: the peer's seconds over ours. `rounds`:
+      all readings.
 
     Raises:
-      UserError: an unknown peer, data that cannot be had, or a process that fails.
+      UserError: the peer is unknown, the data cannot be read, or a process failed.
     """
     if peer not in (None, 'torchvision'):
         raise unknown('peer', peer, ['torchvision'])
+    # Both sides read the same arrays and get the same recipe and seed.
     readings: dict[str, list[dict[str, Any]]] = {'ours': [], 'peer': []}
     with tempfile.TemporaryDirectory() as folder:
         file = write_arrays(mnist, Path(folder))
         for seed in range(rounds):
+            # Import time counts, so the process gets the time at which it was started.
             words = [str(file), json.dumps(RECIPE), str(seed)]
             for name, command, env in (
                 ('ours', python(_OURS), None),
@@ -85,25 +89,26 @@ def race(
                     started = str(time.time())
                     readings[name].append(run_process([*command, *words, started], env))
     ours = _medians(readings['ours'])
-    theirs = _medians(readings['peer']) if peer else None
-    finished = theirs and ours['seconds'] and theirs['seconds']
+    peers = _medians(readings['peer']) if peer else None
+    finished = peers and ours['seconds'] and peers['seconds']
     return {
         'ours': ours,
-        'peer': theirs,
-        'ratio': theirs['seconds'] / ours['seconds'] if theirs and finished else None,
+        'peer': peers,
+        'ratio': peers['seconds'] / ours['seconds'] if peers and finished else None,
         'rounds': readings,
     }
 
 
 def write_arrays(mnist: str | None, folder: Path) -> Path:
-    """Writes MNIST into one .npz, not compressed, which both sides read with NumPy.
+    """Writes MNIST to one uncompressed `mnist.npz`, which both sides read with NumPy.
 
-    What a run evaluates as it goes is its validation split: the file has the test set under both names.
+    Training evaluates the validation split, so the file has the test set under both names.
 
     Args:
-      mnist: the folder of the IDX files; None for TFDS.
-      folder: where the file is written.
+      mnist: the folder of the IDX files; None to read MNIST from TFDS.
+      folder: the folder of the new file.
     """
+    # Read MNIST from TFDS, or from the IDX files if a folder is given.
     config = ConfigDict({'source': 'tfds', 'name': 'mnist', 'in_memory': True})
     if mnist is not None:
         config = ConfigDict({'source': 'idx', 'path': mnist})
@@ -117,6 +122,7 @@ def write_arrays(mnist: str | None, folder: Path) -> Path:
 
 
 def _medians(readings: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the medians over the readings that reached the accuracy, and their number."""
     reached = [reading for reading in readings if reading['seconds'] is not None]
     return {
         **{
@@ -128,16 +134,17 @@ def _medians(readings: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def run(file: str, recipe: str, seed: str, started: str) -> str:
-    """Ours, in this process: the loop that every experiment uses, checkpoints, records and all.
+    """Trains in this process with the usual training loop, including checkpoints and records.
 
     Args:
-      file: as `write_arrays` writes it.
-      recipe: as `RECIPE`, JSON.
-      seed: of the run.
-      started: when the process was, in seconds since 1970.
+      file: the file of `write_arrays`.
+      recipe: `RECIPE` as JSON.
+      seed: the run's seed.
+      started: the start of the process, in seconds since 1970.
 
     Returns:
-      JSON: `seconds` to the accuracy or None, seconds by phase, `epochs`, and `top1` by epoch.
+      JSON with the `seconds` to the accuracy (or null), the seconds by phase, `epochs`, and the
+      `top1` of each epoch.
     """
     from vision.training.loop import train
 
@@ -151,6 +158,7 @@ def run(file: str, recipe: str, seed: str, started: str) -> str:
 
 def _config(file: str, recipe: dict[str, Any], seed: int) -> ConfigDict:
     config = default_config()
+    # The same values as in the peer's program, in the keys of our config.
     config.seed = seed
     config.model = ConfigDict({'name': 'lenet5', 'padding': 2})
     config.data.source, config.data.path = 'npz', file
@@ -162,20 +170,21 @@ def _config(file: str, recipe: dict[str, Any], seed: int) -> ConfigDict:
     config.schedule.warmup = f'{recipe["warmup_epochs"]} epochs'
     config.training.batch_size = recipe['batch_size']
     config.training.duration = f'{recipe["epochs"]} epochs'
-    config.training.log_every = config.training.eval_every  # the stopwatch goes by both
+    # The stopwatch takes the time at log records and evaluations: both at the end of an epoch.
+    config.training.log_every = config.training.eval_every
     config.evaluation.batch_size = 1000
     return config
 
 
 class Stopwatch(Hook):
-    """Says what the seconds of a process went to, until validation is accurate enough; ends the run then."""
+    """Hook that splits the run's time into phases, and stops the run at a validation accuracy."""
 
     def __init__(self, started: float, accuracy: float):
-        """Counts what is past as import.
+        """Counts the time so far as import.
 
         Args:
-          started: when the process was, in seconds since 1970.
-          accuracy: to be reached.
+          started: the start of the process, in seconds since 1970.
+          accuracy: the validation top-1 accuracy at which the run stops.
         """
         self._started = self._last = started
         self._accuracy = accuracy
@@ -186,31 +195,32 @@ class Stopwatch(Hook):
         self._mark('import')
 
     def _mark(self, phase: str) -> None:
-        """The time since the last mark, but for compilation, went to `phase`."""
+        """Adds the time since the last mark to `phase`, except for the time of compilation."""
+        # JAX compiles inside the phases 'train' and 'eval': subtract that time.
         now, compiling = time.time(), self._compilations.take()
         self._seconds['compile'] += compiling
         self._seconds[phase] += now - self._last - compiling
         self._last = now
 
     def start(self, step: int) -> None:
-        """All is ready."""
+        """Ends the phase 'data': training is about to start."""
         self._mark('data')
 
     def after_log(self, step: int, record: dict[str, Any], seconds_left: float) -> None:
-        """An epoch is over: its record was read off the device."""
+        """Ends the phase 'train': the epoch's metrics were read from the device."""
         self._mark('train')
 
     def after_evaluation(self, step: int, scores: dict[str, Any]) -> str | None:
-        """Is it accurate enough?"""
+        """Ends the phase 'eval'; stops the run if the accuracy is reached."""
         self._mark('eval')
         self._top1.append(scores['top1'])
         if scores['top1'] < self._accuracy:
             return None
         self._total = self._last - self._started
-        return 'accurate enough'
+        return 'the accuracy is reached'
 
     def reading(self) -> dict[str, Any]:
-        """What came of it, for JSON."""
+        """Returns the seconds in total and by phase, and the accuracies, for JSON."""
         return {
             'seconds': self._total,
             **self._seconds,
@@ -220,26 +230,28 @@ class Stopwatch(Hook):
 
 
 class Compilations:
-    """Adds up the time in which JAX traces, lowers, compiles or fetches what it has compiled."""
+    """Sums the time in which JAX traces, lowers and compiles, or reads its compilation cache."""
 
     def __init__(self) -> None:
-        """Listens from now on."""
+        """Starts to listen to JAX's events."""
         import jax
 
-        self._spans: list[tuple[float, float]] = []  # apart, in order
+        self._spans: list[tuple[float, float]] = []  # disjoint, in order
         jax.monitoring.register_event_duration_secs_listener(self._add)
 
     def _add(self, event: str, duration_secs: float, **_: Any) -> None:
+        # An event reports only its duration, and arrives at its end.
         if not event.startswith('/jax/core/compile'):
             return
         end = time.perf_counter()
         begin = end - duration_secs
-        while self._spans and self._spans[-1][0] >= begin:  # it was a part of this one
+        # Events are nested: an event replaces those that it contains.
+        while self._spans and self._spans[-1][0] >= begin:
             self._spans.pop()
         self._spans.append((begin, end))
 
     def take(self) -> float:
-        """Returns the seconds since the last call."""
+        """Returns the seconds of compilation since the last call."""
         seconds = sum(end - begin for begin, end in self._spans)
         self._spans.clear()
         return seconds

@@ -1,4 +1,4 @@
-"""Throughput by batch size, memory by depth, and the cost of a ResNet-50 step as XLA counts it."""
+"""Throughput by batch size, memory by depth, and the cost of a ResNet-50 step counted by XLA."""
 
 import os
 import sys
@@ -19,7 +19,7 @@ from vision.training.step import make_train_step
 BATCHES = (16, 32, 64, 128, 256)
 DEPTHS = (20, 56, 110)
 
-_OF_XLA = """
+_ANALYSIS = """
 import json
 from vision.models.layers import xla_only
 from benchmarks import scaling
@@ -29,41 +29,44 @@ with xla_only():
 
 
 def scaling() -> dict[str, Any]:
-    """Measures `batches`, each in a process of its own, and asks XLA for `depths` and `cost` in another.
+    """Returns `batches` (`by_batch`), `depths` (`by_depth`) and `cost` (`step_cost`).
 
-    XLA is asked about its own forms, without the fast ones and without oneDNN, whose calls hold and
-    count nothing that it knows of.
+    Every measurement runs in its own process. XLA cannot see the memory and operations of oneDNN
+    calls, so `depths` and `cost` are without oneDNN and without the kernels of `vision.models.cpu`.
     """
+    # `vision.models.cpu.startup` turns oneDNN on by default: turn it off for the analysis.
     flags = os.environ.get('XLA_FLAGS', '').replace(
         'onednn_custom_call=true', 'onednn_custom_call=false'
     )
-    told = throughput.run_process(
-        [sys.executable, '-c', _OF_XLA], os.environ | {'XLA_FLAGS': flags}
+    analysis = throughput.run_process(
+        [sys.executable, '-c', _ANALYSIS], os.environ | {'XLA_FLAGS': flags}
     )
-    return {'batches': by_batch(), **told}
+    return {'batches': by_batch(), **analysis}
 
 
 def by_batch(batches: tuple[int, ...] = BATCHES) -> list[dict[str, Any]]:
-    """Measures training steps of ResNet-20 on 32 pixels, images per second for each batch size."""
+    """Measures the images/s of training steps of ResNet-20 on 32 pixels for each batch size."""
     rows = []
     for batch in batches:
+        # A new process for each batch size, so that no memory is left from the previous one.
         reading = throughput.measure_apart('train', 'resnet20', 'float32', 32, 3, batch)
         rows.append({'model': 'resnet20', 'batch': batch, 'rate': reading['rate']})
     return rows
 
 
 def by_depth(depths: tuple[int, ...] = DEPTHS, batch: int = 128) -> list[dict[str, Any]]:
-    """Reads from compiled training steps of CIFAR's ResNets what they hold besides their arguments.
+    """Reads the temporary memory of compiled training steps of the CIFAR ResNets.
 
-    Nothing runs: `temp_mib` is XLA's own figure for this machine's backend, exact, and has all that
-    lives between the forward and the backward pass.
+    Nothing is computed. `temp_mib` is XLA's exact figure for this machine's backend. It includes
+    all activations that are kept between the forward and the backward pass.
 
     Args:
-      depths: n of `resnet<n>`.
-      batch: images of 32×32×3, float32.
+      depths: the depths n of the models `resnet<n>`.
+      batch: the batch size; images are float32 32×32×3.
     """
     rows = []
     for depth in depths:
+        # Compile each model twice, without and with rematerialisation.
         sizes = [
             compile_step(f'resnet{depth}', 32, batch, remat=remat).memory_analysis()
             for remat in (False, True)
@@ -82,11 +85,11 @@ def by_depth(depths: tuple[int, ...] = DEPTHS, batch: int = 128) -> list[dict[st
 
 
 def step_cost(model: str = 'resnet50', size: int = 224, batch: int = 8) -> dict[str, Any]:
-    """XLA's count of a training step, each image's share; float32, compiled for this machine.
+    """Returns XLA's cost per image of a float32 training step, compiled for this machine.
 
     Returns:
-      `gflop` and `gflop_by_hand` (two for each multiplication of the forward pass, three times),
-      and `mb_accessed`, what its fused operations read and write, in 1e6 bytes.
+      `gflop`: XLA's count, in 1e9. `gflop_by_hand`: three forward passes with two FLOPs for each
+      multiply-add. `mb_accessed`: 1e6 bytes that the fused operations read and write.
     """
     cost = compile_step(model, size, batch).cost_analysis()
     network = create_model(model, num_classes=throughput.classes(size))
@@ -100,14 +103,17 @@ def step_cost(model: str = 'resnet50', size: int = 224, batch: int = 8) -> dict[
 
 
 def compile_step(model: str, size: int, batch: int, **arguments: Any) -> Any:
-    """Compiles a training step, SGD with momentum, for images [batch, size, size, 3]; computes nothing.
+    """Compiles a training step of SGD with momentum, for images [batch, size, size, 3].
+
+    Nothing is computed.
 
     Args:
-      model: in the registry.
+      model: the model's name in the registry.
       size: pixels.
-      batch: of the global batch.
-      **arguments: the model's.
+      batch: the global batch size.
+      **arguments: arguments of the model.
     """
+    # Shapes stand for the state and the batch, so that no memory is needed.
     network = create_model(model, num_classes=throughput.classes(size), **arguments)
     mesh = mesh_lib.make_mesh()
     recipe = plain_recipe(synthetic_config(model, size, batch), network)
@@ -121,6 +127,7 @@ def compile_step(model: str, size: int, batch: int, **arguments: Any) -> Any:
         ema_batch_stats=None,
         rng=jax.eval_shape(jax.random.key, 0),
     )
+    # The batch as the loader would make it.
     examples = {
         'image': jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
         'label': jax.ShapeDtypeStruct((batch,), jnp.int32),

@@ -1,4 +1,7 @@
-"""The throughput of training and inference by model, beside a peer: each in processes of its own, in turn."""
+"""Throughput of training and inference by model, in turn with a peer library.
+
+Each measurement runs in its own process.
+"""
 
 import json
 import statistics
@@ -13,7 +16,7 @@ from vision.core.errors import UserError
 
 Mode = Literal['train', 'infer']
 
-# Pixels, channels and images a batch: what the figures of `docs/performance.md` are for.
+# Pixels, channels and batch size of each model, as in the tables of `docs/performance.md`.
 SIZES = {
     'resnet50': (224, 3, 16),
     'resnet18': (224, 3, 16),
@@ -31,10 +34,10 @@ _OURS = """
 from benchmarks.throughput import measure
 print(measure(*sys.argv[1:4], *map(int, sys.argv[4:])))
 """
-# Peak of dense products in bfloat16, FLOP/s, by a part of the device's kind: the makers' data sheets.
+# Peak FLOP/s of dense bfloat16 products by a part of the device's name, from the data sheets.
 PEAKS = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12, 'L4': 121e12, 'TPU v4': 275e12}
-_SECONDS = 6.0  # of steps that are timed, and at least so many:
-_STEPS = 5
+_SECONDS = 6.0  # steps are timed for at least this long,
+_STEPS = 5  # and at least this number of steps
 
 
 def compare(
@@ -46,27 +49,29 @@ def compare(
     rounds: int,
     peer_env: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
-    """Measures each model and its peer alternately.
+    """Measures each model of this project and of the peer in turn.
 
     Args:
-      mode: one update of the parameters, or probabilities with BatchNorm folded.
-      models: of `SIZES`.
-      dtypes: 'float32' and 'bfloat16' (the peer's autocast).
-      peer: 'torchvision', or 'onnxruntime' in inference, or None.
-      peer_python: the Python that has it.
-      rounds: processes of each.
-      peer_env: the environment of the peer; this process's if None.
+      mode: 'train' (one update of the parameters) or 'infer' (probabilities, with BatchNorm
+        folded).
+      models: some of `SIZES`.
+      dtypes: 'float32' and 'bfloat16' (autocast in PyTorch).
+      peer: 'torchvision', 'onnxruntime' (inference only) or None.
+      peer_python: the Python in which the peer is installed.
+      rounds: the number of processes of each.
+      peer_env: the environment variables of the peer; None for those of this process.
 
     Returns:
-      For each model and type `ours` and `peer`, images per second, the medians of the rounds;
-      `ratio` of them; `spread`, the largest of ours over the smallest; `mfu`, the model's FLOPs over
-      the peak of the device, where it is known; all readings under 'rounds'.
+      One row for each model and dtype: `ours` and `peer` (images/s, medians over the rounds), their
+      `ratio`, `spread` (the largest of our readings over the smallest), `mfu` (the model's FLOP/s
+      over the device's peak; None if the peak is unknown), and all readings under `rounds`.
 
     Raises:
-      UserError: an unknown model, type or peer, or a process that fails.
+      UserError: a model, dtype or peer is unknown, or a process failed.
     """
+    # Check all words before the first measurement.
     if not models or not dtypes:
-        raise UserError('--models or --dtypes is empty')
+        raise UserError('--models or --dtypes is empty; name at least one')
     for name, values, known in [
         ('models', models, SIZES),
         ('dtypes', dtypes, ('float32', 'bfloat16')),
@@ -74,9 +79,11 @@ def compare(
     ]:
         for value in values:
             if value not in known:
-                raise UserError(f'--{name}: no {value!r} in {mode}; there are {", ".join(known)}')
+                raise UserError(
+                    f'--{name}: {value!r} is unknown in {mode}; known: {", ".join(known)}'
+                )
     if peer == 'onnxruntime' and 'bfloat16' in dtypes:
-        raise UserError('--dtypes: ONNX Runtime is measured in float32 only')
+        raise UserError('--dtypes: ONNX Runtime can only be measured in float32')
     command = peer_command(peer, peer_python) if peer else None
     return [
         _compare(mode, model, dtype, command, rounds, peer_env)
@@ -86,7 +93,7 @@ def compare(
 
 
 def peer_command(peer: str, python: str | None) -> list[str]:
-    """The command line that measures a peer, before mode, model, type, pixels, channels and batch."""
+    """Returns the command line of a peer; the arguments of `measure` must be appended to it."""
     return [python or 'python', str(_PEER), peer]
 
 
@@ -98,12 +105,15 @@ def _compare(
     rounds: int,
     peer_env: Mapping[str, str] | None,
 ) -> dict[str, Any]:
+    """Returns the row of one model and dtype."""
+    # Ours and the peer's in turn, so that drifts of the machine concern both.
     readings: dict[str, list[Any]] = {'ours': [], 'peer': []}
     for _ in range(rounds):
         words = mode, model, dtype, *SIZES[model]
         readings['ours'].append(measure_apart(*words))
         if peer:
             readings['peer'].append(measure_apart(*words, peer=peer, env=peer_env))
+    # Medians over the rounds, and how much our readings vary.
     ours = [reading['rate'] for reading in readings['ours']]
     peers = [reading['rate'] for reading in readings['peer']]
     medians = statistics.median(ours), statistics.median(peers) if peers else None
@@ -123,13 +133,13 @@ def _compare(
 
 
 def show(who: str, mode: str, model: str, dtype: str, reading: Mapping[str, Any]) -> None:
-    """Tells the terminal of a reading while others are still to come."""
-    rate = f'{reading["rate"]:,.2f} images/s'
-    print(f'{model}, {mode}, {dtype}: {who} {rate}', file=sys.stderr, flush=True)
+    """Prints one reading on stderr as soon as it is there."""
+    speed = f'{reading["rate"]:,.2f} images/s'
+    print(f'{model}, {mode}, {dtype}: {who} {speed}', file=sys.stderr, flush=True)
 
 
 def mfu(reading: Mapping[str, Any], rate: float) -> float | None:
-    """The model's FLOPs at `rate` images per second over the device's peak in bfloat16, if it is known."""
+    """Returns the FLOP/s at `rate` images/s over the device's bfloat16 peak, or None if unknown."""
     return reading['flops_per_image'] * rate / reading['peak'] if reading['peak'] else None
 
 
@@ -143,7 +153,7 @@ def measure_apart(
     peer: Sequence[str] | None = None,
     env: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What `measure` returns, or what a peer (`peer_command`) prints, from a process of its own in `env`."""
+    """Runs `measure`, or the command of a peer, in its own process with the environment `env`."""
     command = peer or python(_OURS)
     reading = run_process([*command, mode, model, dtype, *map(str, (size, channels, batch))], env)
     show('peer' if peer else 'ours', mode, model, dtype, reading)
@@ -154,14 +164,16 @@ def measure(mode: Mode, model: str, dtype: str, size: int, channels: int, batch:
     """Measures one model in this process.
 
     Returns:
-      JSON: `rate`, images per second by the median step, `device`, its `peak` in FLOP/s or null, and
-      `flops_per_image`: two for each multiplication of the forward pass, three times that in training.
+      JSON with `rate` (images/s, from the median time of a step), `device`, `peak` (the device's
+      FLOP/s or null) and `flops_per_image` (two for each multiply-add of the forward pass; three
+      times as many in training).
     """
     import jax
 
     from vision.models.summary import count
 
     make = {'train': _training, 'infer': _inference}[mode]
+    # Two steps to compile and warm up, then wait for the device after each step.
     step = make(model, dtype, size, channels, batch)
     jax.block_until_ready(step())
     jax.block_until_ready(step())
@@ -170,7 +182,9 @@ def measure(mode: Mode, model: str, dtype: str, size: int, channels: int, batch:
         began = time.perf_counter()
         jax.block_until_ready(step())
         seconds.append(time.perf_counter() - began)
+    # FLOPs are counted by hand from the layers' shapes, whatever kernels run.
     macs = count(model, _network(model, 'float32', size), (size, size, channels)).macs
+    # The parent process reads this JSON from stdout.
     kind = jax.devices()[0].device_kind
     return json.dumps(
         {
@@ -183,7 +197,7 @@ def measure(mode: Mode, model: str, dtype: str, size: int, channels: int, batch:
 
 
 def classes(size: int) -> int:
-    """How many classes are told apart in images of that size: ImageNet's, or MNIST's and CIFAR-10's."""
+    """Returns the number of classes for an image size: 1,000 (ImageNet), or 10 if it is small."""
     return 1000 if size > 32 else 10
 
 
@@ -195,7 +209,7 @@ def _network(model: str, dtype: str, size: int) -> Any:
 
 
 def _training(model: str, dtype: str, size: int, channels: int, batch: int) -> Callable[[], Any]:
-    """One update of the parameters, the batch on the device."""
+    """Returns a function that takes one training step, with the batch already on the device."""
     import numpy as np
 
     from benchmarks.loop import plain_recipe, synthetic_config
@@ -206,6 +220,7 @@ def _training(model: str, dtype: str, size: int, channels: int, batch: int) -> C
     recipe = plain_recipe(synthetic_config(model, size, batch), _network(model, dtype, size))
     state = init_state(recipe, (size, size, channels), mesh)
     train_step = make_train_step(recipe, mesh)
+    # One random batch, as the loader would put it on the device.
     rng = np.random.default_rng(0)
     batches = {
         'image': rng.integers(0, 256, (batch, size, size, channels), np.uint8),
@@ -224,13 +239,17 @@ def _training(model: str, dtype: str, size: int, channels: int, batch: int) -> C
 
 
 def _inference(model: str, dtype: str, size: int, channels: int, batch: int) -> Callable[[], Any]:
-    """Probabilities of images on the device, by the form that predicts."""
+    """Returns a function that computes the probabilities of a batch that is on the device.
+
+    It uses the form of the model that predicts, with BatchNorm folded.
+    """
     import jax
     import jax.numpy as jnp
 
     from vision.models.base import init_variables, run_once
     from vision.models.weights.fold import fold_batch_norm
 
+    # The same folding as in `Classifier`.
     network = _network(model, dtype, size)
     shape = (size, size, channels)
     variables = run_once(lambda: init_variables(network, shape, jax.random.key(0)))

@@ -1,8 +1,8 @@
-"""The peer's side of `benchmarks.race`: a plain PyTorch loop over tensors in memory.
+"""The PyTorch side of `benchmarks.race`: a plain training loop over tensors in memory.
 
     python torch_race.py FILE.npz RECIPE SEED STARTED
 
-It imports nothing of this project but the network, from the file beside it.
+It imports nothing from this project except the network in `torch_throughput.py`.
 """
 
 import json
@@ -12,7 +12,7 @@ import time
 
 
 def main(file, recipe, seed, started):
-    """Prints JSON: seconds from `started` to the accuracy (None: not reached), by phase, and accuracies."""
+    """Trains until the accuracy is reached, and prints the same JSON as `benchmarks.race.run`."""
     import numpy as np
     import torch
     from torch_throughput import lenet5
@@ -26,6 +26,7 @@ def main(file, recipe, seed, started):
         seconds[phase] += now - last
         last = now
 
+    # Read the data and put it on the device.
     mark('import')
     torch.manual_seed(int(seed))
     device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -39,10 +40,12 @@ def main(file, recipe, seed, started):
     model = lenet5(10).to(device)
     optimizer, schedule = _optimizer(model, recipe, len(labels['train']))
     loss = torch.nn.CrossEntropyLoss(label_smoothing=recipe['label_smoothing'])
-    mark('data')  # nothing is compiled
+    mark('data')
+    # Train epoch by epoch; eager PyTorch compiles nothing.
     top1 = []
     for _ in range(recipe['epochs']):
         model.train()
+        # All images are on the device, so an epoch is a permutation of their indices.
         order = torch.randperm(len(labels['train']), device=device)
         for rows in order.split(recipe['batch_size']):
             optimizer.zero_grad()
@@ -56,6 +59,7 @@ def main(file, recipe, seed, started):
             correct = sum((model(x).argmax(1) == y).sum() for x, y in parts).item()
         top1.append(correct / len(labels['test']))
         mark('eval')
+        # As in our loop, the race ends after the first evaluation that reaches the accuracy.
         if top1[-1] >= recipe['accuracy']:
             break
     total = last - float(started) if top1[-1] >= recipe['accuracy'] else None
@@ -63,15 +67,17 @@ def main(file, recipe, seed, started):
 
 
 def _optimizer(model, recipe, examples):
-    """SGD and the rate by step: ours, and our network's first values (Glorot's, biases 0)."""
+    """Initialises the model and returns the optimizer and learning rate schedule of our recipe."""
     import torch
 
+    # Our initialisation: Glorot uniform kernels, biases 0.
     kernels = [p for p in model.parameters() if p.ndim > 1]
     biases = [p for p in model.parameters() if p.ndim == 1]
     for parameter in kernels:
         torch.nn.init.xavier_uniform_(parameter)
     for parameter in biases:
         torch.nn.init.zeros_(parameter)
+    # Weight decay on kernels only; the schedule changes with every step.
     groups = [{'params': kernels, 'weight_decay': recipe['weight_decay']}, {'params': biases}]
     optimizer = torch.optim.SGD(groups, recipe['lr'], momentum=recipe['momentum'], nesterov=True)
     epoch = examples / recipe['batch_size']
@@ -84,7 +90,7 @@ def _optimizer(model, recipe, examples):
 
 
 def rate_factor(step, warmup, total):
-    """The rate of a step (from 0) over the highest: a straight line up, half a cosine down."""
+    """Returns a step's learning rate as a fraction of the peak: linear warm-up, then cosine."""
     if step < warmup:
         return step / warmup
     return 0.5 * (1 + math.cos(math.pi * min((step - warmup) / (total - warmup), 1)))

@@ -1,9 +1,9 @@
-"""The peer's side of `benchmarks.throughput`, run by a Python that has PyTorch and torchvision.
+"""The peer's side of `benchmarks.throughput`, for a Python with PyTorch and torchvision.
 
     python torch_throughput.py torchvision train|infer MODEL float32|bfloat16 PIXELS CHANNELS BATCH
     python torch_throughput.py onnxruntime infer MODEL float32 PIXELS CHANNELS BATCH
 
-It imports nothing of this project. ONNX Runtime gets torchvision's model, exported by PyTorch.
+It imports nothing from this project. ONNX Runtime runs torchvision's model, exported by PyTorch.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ _STEPS = 5
 
 
 def main(peer, mode, name, dtype, size, channels, batch):
-    """Prints JSON with `rate`, images per second by the median step, eager, as its users would run it."""
+    """Measures a model in eager mode, and prints JSON with its `rate` in images/s (median step)."""
     import torch
 
     on_gpu = torch.cuda.is_available() and peer == 'torchvision'
@@ -26,7 +26,8 @@ def main(peer, mode, name, dtype, size, channels, batch):
     classes = 1000 if channels == 3 else 10
     model = _make(name, classes).to(device)
     images = torch.randn(batch, channels, size, size, device=device)
-    if on_gpu:  # what PyTorch's guides advise for convolutional nets
+    # The settings that PyTorch's performance guide recommends for convolutional networks.
+    if on_gpu:
         torch.backends.cudnn.benchmark = True
         model = model.to(memory_format=torch.channels_last)
         images = images.to(memory_format=torch.channels_last)
@@ -34,12 +35,14 @@ def main(peer, mode, name, dtype, size, channels, batch):
     autocast = torch.autocast(device, torch.bfloat16) if dtype == 'bfloat16' else None
     optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4)
 
+    # One step of training or inference on the same batch.
     def train():
         optimizer.zero_grad()
         with autocast or contextlib.nullcontext():
             outputs = model(images)
             heads = [(outputs, 1.0)]
-            if isinstance(outputs, tuple):  # GoogLeNet's auxiliary logits
+            # GoogLeNet also returns auxiliary logits.
+            if isinstance(outputs, tuple):
                 weights = 1.0, 0.3, 0.3
                 heads = list(zip(outputs, weights, strict=True))
             loss = sum(w * torch.nn.functional.cross_entropy(o, labels) for o, w in heads)
@@ -54,8 +57,10 @@ def main(peer, mode, name, dtype, size, channels, batch):
     step = train if mode == 'train' else infer
     if peer == 'onnxruntime':
         step = _onnx_step(model, images)
+    # The first two steps are the warm-up.
     seconds = []
     for i in range(10**9):
+        # CUDA runs asynchronously: wait for the end of the step.
         began = time.perf_counter()
         step()
         if device == 'cuda':
@@ -68,7 +73,7 @@ def main(peer, mode, name, dtype, size, channels, batch):
 
 
 def _onnx_step(model, images):
-    """Probabilities by ONNX Runtime on CPU, which folds BatchNorm itself."""
+    """Returns a function that computes probabilities with ONNX Runtime, which folds BatchNorm."""
     import onnxruntime
     import torch
 
@@ -76,6 +81,7 @@ def _onnx_step(model, images):
     with tempfile.NamedTemporaryFile(suffix='.onnx') as file, contextlib.redirect_stdout(None):
         torch.onnx.export(probabilities, (images,), file.name, dynamo=True, external_data=False)
         session = onnxruntime.InferenceSession(file.name, providers=['CPUExecutionProvider'])
+    # The session is in memory, so the file may go.
     feed = {session.get_inputs()[0].name: images.numpy()}
     return lambda: session.run(None, feed)
 
@@ -90,7 +96,7 @@ def _make(name, classes):
 
 
 def lenet5(classes):
-    """LeNet-5 for images of 28 x 28, which torchvision has not."""
+    """Returns LeNet-5 for images of 28 x 28; torchvision does not have it."""
     from torch import nn
 
     return nn.Sequential(

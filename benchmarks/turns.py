@@ -1,4 +1,4 @@
-"""Readings that are taken in turn, in this process or in processes of their own: what the benchmarks share."""
+"""Measurements in turn, in this process or in separate ones; shared by all benchmarks."""
 
 import json
 import statistics
@@ -20,44 +20,50 @@ startup.use_compilation_cache()
 
 
 def in_turn(measures: Mapping[str, Callable[[], float]], rounds: int) -> Readings:
-    """Takes a reading of each in every round; returns them by name, in the order of the rounds."""
+    """Takes one reading of each measure per round and prints it; returns the readings by name.
+
+    Measuring in turn spreads slow drifts of the machine evenly over all measures.
+    """
     readings: Readings = {name: [] for name in measures}
-    for _ in range(rounds):
+    for i in range(1, rounds + 1):
         for name, measure in measures.items():
             readings[name].append(measure())
+            print(f'round {i}/{rounds}, {name}: {readings[name][-1]:,.1f}', file=sys.stderr)
     return readings
 
 
 def medians(readings: Mapping[str, Sequence[float]]) -> dict[str, float]:
-    """The median of each, over the rounds."""
+    """Returns the median over the rounds of each measure."""
     return {name: statistics.median(values) for name, values in readings.items()}
 
 
 def median_ratio(readings: Readings, ours: str, other: str) -> float:
-    """The median of the rounds' ratios, `ours` over `other`."""
+    """Returns the median over the rounds of the ratio of `ours` to `other`."""
+    # The ratio within a round is less noisy than the ratio of the medians.
     rounds = zip(readings[ours], readings[other], strict=True)
     return statistics.median(a / b for a, b in rounds)
 
 
 def python(code: str) -> list[str]:
-    """The command line of a new process that starts as commands do, and then runs code of ours.
+    """Returns the command line of a Python process that is set up like a command and runs `code`.
 
     Args:
-      code: finds its words in `sys.argv[1:]`; `json` is imported.
+      code: Python code. Its arguments are in `sys.argv[1:]`, and `json` and `sys` are imported.
     """
     return [sys.executable, '-c', _START + code]
 
 
 def run_process(words: Sequence[str], env: Mapping[str, str] | None = None) -> Any:
-    """Runs a measurement in a process of its own and returns the JSON of its last line.
+    """Runs a command and returns the JSON of the last line that it prints.
 
     Args:
-      words: of its command line.
-      env: its environment; this process's if None.
+      words: the command line.
+      env: the environment variables; None for those of this process.
 
     Raises:
-      UserError: it cannot be started, or fails; with the last line of what it says.
+      UserError: the command cannot be started, or fails. The message is its last line on stderr.
     """
+    # Libraries may print to stdout as well, so only the last line counts.
     try:
         done = subprocess.run(words, capture_output=True, text=True, check=True, env=env)
     except (OSError, subprocess.CalledProcessError) as e:

@@ -1,7 +1,7 @@
-"""A page opened in the system's headless Chromium, and what it loaded on the way.
+"""Pages in the system's headless Chromium, and the requests that they make.
 
-Debian: `apt-get install chromium chromium-driver`. Where they are missing tests are skipped, but in
-CI they fail: no browser is ever downloaded.
+Debian: `apt-get install chromium chromium-driver`. Without them the tests are skipped, and fail in
+CI. No browser is ever downloaded.
 
     with browser(tmp_path) as driver:
         driver.get(path.as_uri())
@@ -29,7 +29,7 @@ FLAGS = (
     '--disable-sync',
     '--hide-scrollbars',
 )
-_INSIDE = ('data:', 'blob:', 'about:', 'chrome:')  # what a page, or an empty tab, holds itself
+_INSIDE = ('data:', 'blob:', 'about:', 'chrome:')  # schemes that need no request
 
 
 @contextmanager
@@ -37,9 +37,9 @@ def browser(folder: Path, width: int = 1280, height: int = 900) -> Iterator:
     """Starts Chromium with a new, empty profile.
 
     Args:
-      folder: for the profile; an empty folder of this test's.
-      width: of the window, pixels.
-      height: likewise.
+      folder: an empty folder for the profile.
+      width: the width of the window, pixels.
+      height: the height of the window, pixels.
 
     Yields:
       A `selenium.webdriver.Chrome`.
@@ -69,7 +69,7 @@ def browser(folder: Path, width: int = 1280, height: int = 900) -> Iterator:
 
 
 def requests(driver) -> list[str]:
-    """The addresses that were asked for since the last call, but for what was there already."""
+    """Returns the URLs that were requested since the last call."""
     events = [json.loads(entry['message'])['message'] for entry in driver.get_log('performance')]
     urls = [
         event['params']['request']['url']
@@ -80,5 +80,5 @@ def requests(driver) -> list[str]:
 
 
 def complaints(driver) -> list[str]:
-    """What the page's console has said since the last call: errors, refused resources."""
+    """Returns the messages of the page's console since the last call."""
     return [entry['message'] for entry in driver.get_log('browser')]

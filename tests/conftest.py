@@ -1,4 +1,4 @@
-"""Fixtures and options that all tests share: three tiers, real data where it can be had, one trained run."""
+"""Shared fixtures and options: three tiers, real data sets if they are there, one trained run."""
 
 import atexit
 import fcntl
@@ -25,19 +25,19 @@ from tests.processes import (
 
 __all__ = ['REPO', 'command', 'environment', 'run_module']
 
-# What one test compiled, the next need not: workers of pytest-xdist and all commands share a folder.
+# Workers of pytest-xdist and all commands share a folder of compiled programs.
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='vision-compiled-')
     atexit.register(shutil.rmtree, os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
     os.environ['XLA_FLAGS'] = ' '.join([os.environ.get('XLA_FLAGS', ''), LEAST_EFFORT]).strip()
 os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
 
-# Folders with the four IDX files; the tests that need them are skipped without.
+# Folders with the four IDX files. Tests that need them are skipped if they are missing.
 MNIST = os.environ.get('VISION_TEST_MNIST')
 FASHION_MNIST = os.environ.get('VISION_TEST_FASHION_MNIST')
 
 LONGEST = (
-    'tests/test_readme.py',
+    'tests/test_docs.py',
     'tests/training/test_distributed.py',
     'tests/training/test_resume.py',
     'tests/models/',
@@ -45,8 +45,8 @@ LONGEST = (
     'tests/prediction/',
 )
 
-# Seconds that CI allows: a quick test, without its fixtures, and the quick tests together, which are to take ten
-# minutes on two cores (CONTRIBUTING.md).
+# Limits in CI, in seconds: one quick test without its fixtures, and the whole quick suite, which
+# should take ten minutes on two cores (CONTRIBUTING.md).
 TEST_LIMIT, SUITE_LIMIT = 20, 12 * 60
 
 
@@ -56,7 +56,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    # More random examples where there is time. A machine that is busy is no failure.
+    # The slow tier tries more random examples. There is no deadline: a busy machine is not a
+    # failure.
     slow = config.getoption('--slow') or config.getoption('--nightly')
     os.environ[tiers.VARIABLE] = 'slow' if slow else 'quick'
     settings.register_profile('quick', deadline=None, max_examples=20)
@@ -67,13 +68,13 @@ def pytest_configure(config):
 
 
 def pytest_sessionstart(session):
-    # Its imports take seconds, and so does collecting the tests: both at once.
+    # The server's imports and the collection of the tests take seconds each: do both at once.
     if hasattr(session.config, 'workerinput'):
         start_server()
 
 
 def pytest_collection_finish():
-    gc.freeze()  # the collector need not go through what is imported again and again
+    gc.freeze()  # the garbage collector need not visit the imported modules
 
 
 def pytest_collection_modifyitems(config, items):
@@ -83,13 +84,13 @@ def pytest_collection_modifyitems(config, items):
             for item in items:
                 if tier in item.keywords:
                     item.add_marker(skip)
-    # The files with the longest tests come first, so that all workers end at about the same time.
+    # Run the files with the longest tests first, so that all workers end at about the same time.
     items.sort(key=lambda item: not item.nodeid.startswith(LONGEST))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """Gives a file's tests to one worker: what its fixtures train, they train once."""
+    """Gives all tests of a file to one worker, so that each fixture trains once."""
     from xdist.scheduler import LoadFileScheduling
 
     config.option.loadscopereorder = False
@@ -97,14 +98,14 @@ def pytest_xdist_make_scheduler(config, log):
 
 
 class _Limits:
-    """In CI fails a quick suite, or a quick test, that takes too long."""
+    """Fails a quick suite or a quick test that takes too long in CI."""
 
     def __init__(self, config, quick):
         self._on = bool(os.environ.get('CI')) and quick
         self._began, self._seconds = time.monotonic(), {}
 
     def pytest_runtest_logreport(self, report):
-        # What a fixture of several tests takes is no test's own time, nor what a busy machine takes.
+        # Neither shared fixtures nor waiting for a busy machine count as a test's time.
         busy = os.getloadavg()[0] > 2 * (os.cpu_count() or 1)
         if report.when == 'call' and not busy:
             self._seconds[report.nodeid] = report.duration
@@ -149,12 +150,12 @@ def _folder(name, value):
 def digits_run(tmp_path_factory) -> Path:
     """The workdir of the README's first command, trained once for all tests and workers.
 
-    In the quick tests it takes a quarter of its epochs, which reach as much. Tests may add to its
-    report; what changes the run itself works on a copy.
+    The quick tests train a quarter of the epochs, which reach about the same accuracy. Tests may
+    add to its report. A test that changes the run itself must copy it.
     """
     root = tmp_path_factory.getbasetemp()
     if 'PYTEST_XDIST_WORKER' in os.environ:
-        root = root.parent  # the workers'
+        root = root.parent  # the folder that all workers share
     workdir = root / 'digits_run'
     with open(root / 'digits_run.lock', 'w') as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -194,7 +195,7 @@ def digits():
 
 @pytest.fixture(scope='session')
 def photos():
-    """Five real photographs, from scikit-image and scikit-learn: uint8 [H, W, 3], of several sizes."""
+    """Five photographs of several sizes from scikit-image and scikit-learn, uint8 [H, W, 3]."""
     import skimage.data
     from sklearn.datasets import load_sample_images
 

@@ -1,12 +1,13 @@
-"""Runs `python -m MODULE ARGS…` in forks of one process that has imported what the commands import.
+"""Runs `python -m MODULE ARGS…` in forks of a process that has already imported the libraries.
 
-Imports are most of a short command's time. The fork is made before JAX has a backend, so that a child has its own
-devices (XLA_FLAGS), threads and signal handlers, as a process started from the shell has.
+Imports are most of the time of a short command. The process forks before JAX has a backend, so that
+a child has its own devices (XLA_FLAGS), threads and signal handlers, like a process that was
+started from the shell.
 
-One JSON request a line on stdin, one JSON answer a line on stdout:
+Each line on stdin is a JSON request, each line on stdout a JSON answer:
 
-    {"start": [MODULE, ARG, …], "env": {…}, "cwd": DIR, "stdout": FILE, "stderr": FILE}  →  {"pid": N}
-    {"wait": N, "seconds": S}  →  {"code": exit code, or null if the process still runs}
+    {"start": [MODULE, ARG, …], "env": {…}, "cwd": DIR, "stdout": FILE, "stderr": FILE}  →  {"pid":
+    N} {"wait": N, "seconds": S}  →  {"code": exit code, or null if the process still runs}
 """
 
 import atexit
@@ -20,12 +21,12 @@ import threading
 import time
 import traceback
 
-LIMIT = 600  # seconds after which a child is ended, whatever it does
+LIMIT = 600  # seconds after which a child is killed in any case
 
 
 def main() -> None:
-    """Serves until its input ends."""
-    # As `vision.core.startup.tf_cpu` has it, which each child calls for itself.
+    """Serves requests until the end of stdin."""
+    # The same setting as in `vision.core.startup.tf_cpu`, which each child calls itself.
     os.environ |= {'TF_CPP_MIN_LOG_LEVEL': '3', 'TF_ENABLE_ONEDNN_OPTS': '0'}
     import orbax.checkpoint  # noqa: F401
     import rich.console  # noqa: F401
@@ -38,7 +39,7 @@ def main() -> None:
     import vision.prediction
     import vision.training  # noqa: F401
 
-    gc.freeze()  # a child's collector need not touch, and copy, what is shared
+    gc.freeze()  # garbage collection in a child must not touch, and so copy, shared memory
     for line in sys.stdin:
         request = json.loads(line)
         answer = {'pid': _start(request)} if 'start' in request else {'code': _wait(**request)}
@@ -48,7 +49,7 @@ def main() -> None:
 def _start(request: dict) -> int:
     child = os.fork()
     if child == 0:
-        # Until the command says so itself, which on a busy machine may be a while after the fork.
+        # The command sets these handlers itself, but on a busy machine some time after the fork.
         sys.modules['vision.core.startup'].leave_on_signals()
         signal.alarm(LIMIT)
         _redirect(0, os.devnull, os.O_RDONLY)
@@ -57,7 +58,7 @@ def _start(request: dict) -> int:
         os.environ.clear()
         os.environ.update(request['env'])
         os.chdir(request['cwd'])
-        # As `python -m` has it: the working directory, then PYTHONPATH.
+        # The same order as for `python -m`: the working directory, then PYTHONPATH.
         paths = [request['cwd'], *request['env'].get('PYTHONPATH', '').split(os.pathsep)]
         sys.path[:0] = [path for path in paths if path]
         if 'PYTHONIOENCODING' in os.environ:
@@ -70,7 +71,7 @@ def _start(request: dict) -> int:
 
 
 def _run_main(module: str) -> int:
-    """Runs `python -m module`, and returns the code that the interpreter would exit with."""
+    """Runs `python -m module` and returns the exit code of the interpreter."""
     try:
         runpy.run_module(module, run_name='__main__', alter_sys=True)
     except SystemExit as e:
@@ -85,7 +86,7 @@ def _run_main(module: str) -> int:
 
 
 def _leave(code: int) -> None:
-    """Ends a child as the interpreter ends, but for the second that freeing every module takes."""
+    """Ends a child like the interpreter, but without freeing all modules, which takes a second."""
     threading._shutdown()
     atexit._run_exitfuncs()
     sys.stdout.flush()

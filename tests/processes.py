@@ -1,4 +1,4 @@
-"""Commands in processes of their own: forks of a warm server where the environment allows it."""
+"""Runs commands in separate processes, as forks of a warm server if the environment allows it."""
 
 import atexit
 import functools
@@ -13,29 +13,31 @@ from pathlib import Path
 
 REPO = Path(__file__).parent.parent
 
-# What is tested runs once or a few times: LLVM's passes and the fusions' MLIR were most of its time. Runs of many steps
-# get a little more effort than the least. JAX 0.12 has one kind of fusions, and does not know the last flag.
+# Tests run a program only a few times, so that LLVM's passes and the MLIR of fusions would take
+# most of the time. Runs of many steps get slightly more effort than the minimum. JAX 0.12 has only
+# one kind of fusion and does not know the last flag.
 LESS_EFFORT = '--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true'
 LEAST_EFFORT = LESS_EFFORT.replace('level=1', 'level=0')
 if version('jaxlib').startswith('0.10.'):
     LEAST_EFFORT += ' --xla_cpu_use_fusion_emitters=false'
 
-# `compiler_options` of one program that is compiled as users' programs are.
+# The `compiler_options` with which a program is compiled as users' programs are.
 FULL_EFFORT = {'xla_backend_optimization_level': 3, 'xla_llvm_disable_expensive_passes': False}
 if 'fusion_emitters' in LEAST_EFFORT:
     FULL_EFFORT['xla_cpu_use_fusion_emitters'] = True
 
-# Variables that a fork can be given: all others are read while Python, JAX or TensorFlow starts.
+# Environment variables that can be set in a fork. All others are read when Python, JAX or
+# TensorFlow starts.
 _FORKABLE = {'XLA_FLAGS', 'COLUMNS', 'PYTHONPATH', 'PYTHONIOENCODING'}
 
 
 def command(module: str, *args: object) -> list[str]:
-    """The words of `python -m module args…`."""
+    """Returns the words of the command line `python -m module args…`."""
     return [sys.executable, '-m', module, *map(str, args)]
 
 
 def environment(devices: int = 1, **env: str) -> dict[str, str]:
-    """This environment with that many simulated devices, and `env`."""
+    """Returns this environment with `devices` simulated devices and the changes `env`."""
     return {
         **os.environ,
         'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} {LEAST_EFFORT}',
@@ -51,7 +53,7 @@ class Process:
       module, args: what to run.
       devices: how many devices to simulate.
       cwd: the working directory.
-      env: changes to the environment; whatever a fork cannot be given starts a new interpreter.
+      env: changes to the environment. Variables that a fork cannot take start a new interpreter.
     """
 
     def __init__(self, module: str, *args: object, devices: int = 1, cwd=REPO, **env: str):
@@ -79,10 +81,10 @@ class Process:
         self.pid = self._own.pid
 
     def wait(self, seconds: float = 600) -> subprocess.CompletedProcess:
-        """Waits for its end.
+        """Waits for the end of the process.
 
         Raises:
-          TimeoutError: it still runs after so many seconds, and was killed.
+          TimeoutError: the process did not end within `seconds` and was killed.
         """
         if self.poll(seconds) is None:
             self.kill()
@@ -90,7 +92,7 @@ class Process:
         return subprocess.CompletedProcess(self._words, self.returncode, self.stdout, self.stderr)
 
     def poll(self, seconds: float = 0.0) -> int | None:
-        """Its exit code, or None if it still runs after so many seconds."""
+        """Returns the exit code, or None if the process still runs after `seconds`."""
         if self.returncode is None and self._own is not None:
             try:
                 self.returncode = self._own.wait(seconds)
@@ -101,7 +103,7 @@ class Process:
         return self.returncode
 
     def wait_for(self, happened, seconds: float = 120, every: float = 0.002):
-        """Waits until `happened()` is true while the process runs; fails if it ends before."""
+        """Waits until `happened()` is true; fails if the process ends before."""
         end = time.monotonic() + seconds
         while not (found := happened()):
             assert time.monotonic() < end and self.poll() is None, self.stderr
@@ -128,7 +130,7 @@ class Process:
 
 
 def run_module(module: str, *args: object, **options) -> subprocess.CompletedProcess:
-    """Runs `python -m module args…` to its end; options as `Process` takes them."""
+    """Runs `python -m module args…` to its end, with the options of `Process`."""
     return Process(module, *args, **options).wait()
 
 
@@ -141,7 +143,7 @@ def _ask(**request) -> dict:
 
 @functools.cache
 def start_server() -> subprocess.Popen:
-    """Starts this process's server, at the first call; whoever asks it first waits for its imports."""
+    """Starts the server of this process at the first call; its first request waits for imports."""
     server = subprocess.Popen(
         [sys.executable, '-m', 'tests.fork_server'],
         env=environment(),

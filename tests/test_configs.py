@@ -1,7 +1,8 @@
-"""Every config builds, is complete, and takes a step on a few synthetic images of its shape."""
+"""Every config builds, is complete, and trains one step on synthetic images of its shape."""
 
 import importlib
 import inspect
+import re
 
 import jax
 import numpy as np
@@ -26,6 +27,27 @@ def test_a_config_is_complete_and_cites_its_paper(name):
     assert config_lib.from_json(config_lib.to_json(resolved)).to_dict() == resolved.to_dict()
 
 
+def imports(name):
+    """The configs that a config imports."""
+    source = (REPO / 'configs' / f'{name}.py').read_text()
+    return set(re.findall(r'^(?:from|import) configs[. ](?:import )?(\w+)', source, re.MULTILINE))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_config_shows_its_whole_run_on_a_page(name):
+    """At most one import, of a family's data; results, cost and deviations are stated."""
+    module = importlib.import_module(f'configs.{name}')
+    others = imports(name)
+    assert len(others) <= 1 and not any(map(imports, others))
+    for other in others:  # the helper sets the data and nothing else
+        config, bare = module.default_config(), module.default_config()
+        importlib.import_module(f'configs.{other}').set_data(config)
+        assert {k for k in config if config[k] != bare[k]} == {'data'}
+    for part in ('Paper', 'Result', 'Cost', 'Deviations'):
+        assert f'\n{part}' in module.__doc__
+    assert len(inspect.getsource(module).splitlines()) <= 100
+
+
 @pytest.mark.parametrize(
     'name', split([n for n in NAMES if n.endswith('lenet5')], ['mnist_lenet5'])
 )
@@ -47,7 +69,7 @@ def test_a_config_takes_a_step(name):
     state, step = init_state(recipe, shape, mesh), make_train_step(recipe, mesh)
     before = jax.device_get(state.params)
     batches = inputs.TrainBatches(source, loading_of(config), mesh, 0)
-    for _ in range(2):  # the rate of the first step of a warm-up is 0
+    for _ in range(2):  # a warm-up starts with learning rate 0
         state, metrics = step(state, next(batches))
     assert bool(metrics['finite'])
     changed = jax.tree.map(

@@ -1,4 +1,4 @@
-"""TensorFlow is imported where tf.data is used and nowhere else; vision imports nothing that stands above it."""
+"""TensorFlow is only imported where tf.data is used, and imports between packages go one way."""
 
 import ast
 import os
@@ -18,7 +18,7 @@ MODULES = sorted(
 
 @pytest.fixture(scope='module')
 def no_tensorflow(tmp_path_factory):
-    """A folder to put before all others on the path: importing TensorFlow from it raises."""
+    """A folder for the front of the path; importing TensorFlow from it raises an error."""
     folder = tmp_path_factory.mktemp('no_tensorflow')
     for name in ('tensorflow', 'tensorflow_datasets'):
         (folder / f'{name}.py').write_text(f"raise ImportError('{name} is not installed here')")
@@ -48,7 +48,7 @@ def test_every_module_is_imported_without_tensorflow(no_tensorflow):
 
 
 def test_training_and_classifying_arrays_need_no_tensorflow(no_tensorflow, tmp_path):
-    """Digits from the first step to probabilities for arrays, and evaluation on the way."""
+    """Training on digits, evaluation, and prediction for arrays."""
     code = """
 import numpy as np
 from tests.training.tiny import tiny_config
@@ -68,7 +68,7 @@ assert probabilities.shape == (360, 10)
 assert (probabilities.argmax(1) == test.labels).mean() == results['test']['top1']
 assert not any(m.split('.')[0].startswith('tensorflow') for m in sys.modules)
 ops = {m.split('.')[-1] for m in sys.modules if m.startswith('vision.preprocess.ops.')}
-assert ops == {'resampling', 'crops'}, ops
+assert ops == {'registry', 'resampling', 'crops'}, ops
 """
     run(no_tensorflow, code, str(tmp_path))
 
@@ -87,7 +87,11 @@ assert not any(m.split('.')[0].startswith('tensorflow') for m in sys.modules)
 
 
 def test_imports_go_one_way():
-    """experiments, benchmarks → studies, search → prediction, training → evaluation → task, models → preprocess → data → core."""
+    """Packages import only from packages below them.
+
+    experiments, benchmarks → studies, search → prediction, training → evaluation → task, models →
+    preprocess → data → core.
+    """
     may = {'core': set(), 'data': {'core'}, 'preprocess': {'core', 'data'}}
     may['models'] = may['task'] = {*may['preprocess'], 'preprocess'}
     may['evaluation'] = {*may['models'], 'models', 'task'}
@@ -109,7 +113,7 @@ def test_imports_go_one_way():
 
 
 def imports(path):
-    """The modules that a file imports anywhere in it, each as a list of names."""
+    """Returns the modules that a file imports, each as a list of names."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.ImportFrom) and node.module:
             yield node.module.split('.')

@@ -1,8 +1,9 @@
-"""Workdirs that commit c2452e1 wrote are evaluated, predicted with, searched, exported and gone on with as before.
+"""Workdirs of commit c2452e1 can still be evaluated, used for prediction, exported and resumed.
 
-`fixtures/workdirs_c2452e1.tar.gz` has two runs of a small ResNet on digits with an average of the parameters, one finished
-and one stopped at step 25 of 40 (JAX 0.10.2), and what that commit made of them: probabilities and features of the first
-32 test images, and the variables of the stopped run after it went on. Their `environment.json` says how they were trained.
+`fixtures/workdirs_c2452e1.tar.gz` has two runs of a small ResNet on digits with parameter averaging
+(JAX 0.10.2): one is finished, one was stopped at step 25 of 40. It also has the results of that
+commit: probabilities and features of the first 32 test images, and the variables of the stopped run
+after it was resumed. The runs' `environment.json` has the commands that trained them.
 """
 
 import json
@@ -30,7 +31,7 @@ def old(tmp_path):
 
 
 def flags(workdir):
-    """Those that the run was started with, but `training.stop_after`."""
+    """Returns the flags that the run was started with, except `training.stop_after`."""
     words = json.loads((workdir / 'environment.json').read_text())['command'][3:]
     return [word for word in words if 'stop_after' not in word]
 
@@ -67,16 +68,17 @@ def test_it_is_evaluated_searched_exported_and_finished(old):
 
 
 def test_the_stopped_one_goes_on_to_where_it_would_have_been(old):
-    """With the augmentation of its commit: the draws on the device have changed since (CHANGELOG.md)."""
+    """With the random numbers of that commit: those on the device have changed (CHANGELOG.md)."""
     workdir = old / 'stopped'
     recorded = (workdir / 'dataset.json').read_bytes()
     done = run_module('tests.train_as_c2452e1', *flags(workdir), f'--workdir={workdir}')
     assert done.returncode == 0, done.stderr
-    assert 'going on from step 25' in done.stderr
-    assert (workdir / 'dataset.json').read_bytes() == recorded  # written once, without digests then
+    assert 'resuming from step 25' in done.stderr
+    # `dataset.json` is written once, at that time without digests.
+    assert (workdir / 'dataset.json').read_bytes() == recorded
     expected = np.load(old / 'expected.npz')
     variables = jax.tree_util.tree_leaves_with_path(load_run(workdir, 'last', 'raw').variables)
     for path, leaf in variables:
-        # Another processor, or version of XLA, rounds otherwise.
+        # Rounding depends on the processor and the version of XLA.
         key = f'continued{jax.tree_util.keystr(path)}'
         np.testing.assert_allclose(leaf, expected[key], atol=1e-4)

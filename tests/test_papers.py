@@ -1,4 +1,4 @@
-"""The configs of papers.md are what their papers say: models, rates, lengths, optimizers, augmentation."""
+"""The configs agree with papers.md: models, learning rates, lengths, optimizers, augmentation."""
 
 import importlib
 import importlib.resources
@@ -28,8 +28,8 @@ from vision.training.step import init_state, make_train_step
 
 IMAGENET, CIFAR, MNIST = 1_268_355, 45_000, 55_000  # examples to train on, without those held out
 
-# Config and argument: parameters, examples, steps, and the rate at the papers' milestones: just
-# before and at each, in epochs or steps.
+# For each config and argument: parameters, examples, steps, and the learning rates just before and
+# at each of the paper's milestones, in epochs or steps.
 CASES = {
     'mnist_lenet5:1998': (60_000, MNIST, 8_594, [
         ('0 epochs', 6e-3), ('1.99 epochs', 6e-3), ('2 epochs', 2.4e-3), ('5 epochs', 1.2e-3),
@@ -72,7 +72,7 @@ CASES = {
         ('399 steps', 0.01), ('400 steps', 0.1), ('32000 steps', 0.01), ('48000 steps', 1e-3)])
        for depth in ('1202', '110-v2', '164-v2')},
 }  # fmt: skip
-# Recipes that are not a paper's: SGD with momentum, a warm-up, a rate that falls to 0.
+# Recipes that are not from a paper: SGD with momentum, a warm-up, a learning rate that falls to 0.
 OWN = (
     'mnist_lenet5', 'mnist_lenet5:plain', 'mnist_lenet5:1998-cosine', 'mnist_best', 'digits_lenet5',
     'fashion_mnist_lenet5', 'fashion_mnist:resnet20', 'fashion_mnist:vgg11_bn', 'fashion_mnist:googlenet',
@@ -106,7 +106,7 @@ def test_length_and_rates_are_the_papers(name):
     schedule = make_schedule(config.schedule, config.optimizer.lr, total, to_steps)
     for when, rate in rates:
         step = to_steps(when, 'when')
-        # A stair may be half a step off where an epoch is no whole number of steps.
+        # A milestone may be half a step off if an epoch is not a whole number of steps.
         np.testing.assert_allclose(schedule(step), rate, rtol=1e-3, atol=1e-9, err_msg=when)
 
 
@@ -128,7 +128,7 @@ def test_our_own_recipes_warm_up_and_fall_to_nothing(name):
     np.testing.assert_allclose([rate(0), rate(warmup), rate(total)], [0, lr, 0], atol=1e-6)
     np.testing.assert_allclose(rate(warmup // 2), lr * (warmup // 2) / warmup, rtol=1e-5)
     middle = warmup + (total - warmup) / 2
-    np.testing.assert_allclose(rate(middle), lr / 2, rtol=1e-3)  # of a line and of a cosine
+    np.testing.assert_allclose(rate(middle), lr / 2, rtol=1e-3)  # for a line and for a cosine
     falling = [float(rate(step)) for step in range(warmup, total, total // 20)]
     assert falling == sorted(falling, reverse=True)
 
@@ -151,7 +151,7 @@ def test_two_steps_of_our_own_recipes_are_sgd_with_their_momentum(name):
 
 
 COUNTED = [name for name, case in CASES.items() if case[0]]
-# They take a second each to trace; tests/models/test_counts.py has their counts.
+# These take a second each to trace, and tests/models/test_counts.py already counts them.
 TRACED = (
     'mnist_lenet5:1998',
     'imagenet_alexnet',
@@ -181,7 +181,7 @@ def test_an_unknown_argument_is_refused(name):
 
 
 def two_steps(name, size=1.0):
-    """The config, two gradients of norm .56 · size and .81 · size, the parameters after each."""
+    """Returns the config, gradients of norms .56 · size and .81 · size, and the parameters after."""
     config = load(name)
     params = {
         'conv': {'kernel': jnp.array([[0.5, -2.0]]), 'bias': jnp.array([0.3, 0.1])},
@@ -245,7 +245,7 @@ def test_of_the_biases_torchvisions_second_recipe_decays_the_classifiers():
 
 @pytest.mark.parametrize('size', [1.0, 3.0, 100.0])
 def test_two_steps_of_inception_are_rmsprop_with_epsilon_in_the_root(size):
-    """The clip at a norm of 2: no gradient is above it, the second one is, both are."""
+    """Clipping at norm 2, for gradients of which none, the second, or both are above it."""
     _, gradients, trail = two_steps('imagenet_inception_v3', size)
     norms = [np.sqrt(sum((x**2).sum() for x in jax.tree.leaves(g))) for g in gradients]
     assert [norm > 2 for norm in norms] == [size > 50, size > 2]
@@ -271,7 +271,7 @@ AUGMENTED = {
 
 
 def views(name, image, count):
-    """What the config's augmentation makes of a photo in so many epochs: uint8 [N, H, W, 3]."""
+    """Returns a photo after the config's augmentation in several epochs, uint8 [N, H, W, 3]."""
     config = load(name)
     ops = ops_lib.parse(config.preprocess.train)
     draws = draw(0, np.arange(count), np.zeros(count, int), len(ops))
@@ -289,7 +289,7 @@ def test_a_photo_is_augmented(name):
     made = views(name, photo, 4)
     assert made.shape == (4, size, size, 3) and made.dtype == np.uint8
     assert len({image.tobytes() for image in made}) == 4
-    assert made.std() > 20  # something is to be seen
+    assert made.std() > 20  # the image is not blank
     evaluation = ops_lib.parse(load(name).preprocess.eval)
     assert np.asarray(apply(evaluation, photo, [], decoded=True)).std() > 20
 
@@ -302,7 +302,7 @@ def test_auxiliary_losses_and_smoothing_are_the_papers():
 
 
 def falls(config, source, steps, shape):
-    """The loss a step, of the config's model on these images, by its own rate and schedule."""
+    """Returns the loss of each step of the config's model, learning rate and schedule on images."""
     mesh, batch = make_mesh(), config.training.batch_size
 
     def to_steps(text, key):
@@ -334,7 +334,7 @@ def test_the_loss_falls_on_real_images(name):
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
-    """A folder of 48 crops of three photographs, each photograph a class."""
+    """A folder of 48 crops of three photographs; each photograph is a class."""
     import skimage.data
     from PIL import Image
     from sklearn.datasets import load_sample_images
@@ -351,8 +351,8 @@ def photos(tmp_path_factory):
     return root
 
 
-# An input that the recipe's model takes, the batch that its rate is for (None: any), and how many steps.
-# (AlexNet takes 67 pixels, at which its weights of .01 stay at chance for longer.)
+# The input size, the batch size that the learning rate is meant for (None: any), and the number of
+# steps. (AlexNet accepts 67 pixels, but its initial weights of .01 stay at chance for longer.)
 PHOTO_RECIPES = {
     'imagenet_alexnet': (131, 128, 200),
     'imagenet_vgg:11': (32, 256, 40),
@@ -364,7 +364,7 @@ PHOTO_RECIPES = {
 }
 
 
-@pytest.mark.nightly  # minutes: most of it is compiling
+@pytest.mark.nightly  # minutes, mostly of compilation
 @pytest.mark.parametrize('name', PHOTO_RECIPES)
 def test_the_loss_of_a_recipe_for_photos_falls(name, photos):
     config, (size, batch, steps) = load(name), PHOTO_RECIPES[name]
@@ -379,6 +379,7 @@ def test_the_loss_of_a_recipe_for_photos_falls(name, photos):
     print(name, np.round(trail, 3).tolist())
     fifth = steps // 5
     assert np.mean(trail[-fifth:]) < 0.95 * np.mean(trail[:fifth])
-    # Below chance, too; Inception-v3 (its classifier begins at .1, behind dropout) needs more steps than there is time for.
+    # The loss also falls below chance. Inception-v3 would need too many steps for that: its
+    # classifier starts with weights of .1 behind dropout.
     if name != 'imagenet_inception_v3':
         assert np.mean(trail[-fifth:]) < 0.95 * np.log(3)

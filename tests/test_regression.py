@@ -1,8 +1,9 @@
-"""Whether training still is what it was: the loss of the first 50 steps, and the accuracy soon after.
+"""Regression tests of training: the loss of the first 50 steps, and the accuracy soon after.
 
-The law: on a CPU the mean loss of steps 41 to 50 is within 1e-3 of the recorded one. The rate is low, so that these steps do
-not magnify what rounding differs by: between JAX 0.10 and 0.12, one core and two, vectors of 128 and 256 bits, and processors
-with and without a fused multiply-add, our forms of the layers and XLA's, that was 1.2e-4 (digits) and 1e-7 (MNIST).
+On a CPU the mean loss of steps 41 to 50 must be within 1e-3 of the recorded one. The learning rate
+is low, so that training does not amplify differences in rounding. Between JAX 0.10 and 0.12, one
+and two cores, vectors of 128 and 256 bits, processors with and without a fused multiply-add, and
+our layers and XLA's, the loss differed by 1.2e-4 (digits) and 1e-7 (MNIST).
 """
 
 import json
@@ -43,7 +44,7 @@ def test_digits_lose_what_they_lost(tmp_path):
         '--config.training.log_every=10 steps',
         '--config.optimizer.lr=0.005',
     )
-    check_loss(records, DIGITS)  # their accuracy: tests/test_readme.py
+    check_loss(records, DIGITS)  # tests/test_docs.py tests their accuracy
 
 
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='recorded on a CPU')

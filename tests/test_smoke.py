@@ -1,4 +1,4 @@
-"""The six steps of the job and search, once each, small and in one process."""
+"""The six steps of the job and search, each once, on small data in one process."""
 
 import json
 

@@ -10,19 +10,19 @@ VARIABLE = 'VISION_TEST_TIER'  # set by tests/conftest.py before a test is impor
 
 
 def quick() -> bool:
-    """Whether this session runs the quick tests alone."""
+    """Returns True if this session runs only the quick tests."""
     return os.environ.get(VARIABLE, 'quick') == 'quick'
 
 
 def examples(count: int) -> settings:
-    """So many random examples in the quick tests, and ten times as many in the slow ones."""
+    """Sets the number of random examples in the quick tests; the slow tests try ten times that."""
     return settings(max_examples=count if quick() else 10 * count)
 
 
 def split(cases: Iterable, in_quick: Sequence, one_argument: bool = False) -> list:
-    """Parameters for a test: those named run in every tier, the others are slow.
+    """Returns parameters for a test: the named ones run in every tier, the others are slow.
 
-    A case that is a tuple has a value for each of the test's arguments, unless there is `one_argument`.
+    A tuple has a value for each argument of the test, unless `one_argument` is set.
     """
     return [
         pytest.param(

@@ -1,6 +1,7 @@
-"""`experiments.train` with the numbers that commit c2452e1 drew for `affine` on the device.
+"""`experiments.train` with the random numbers of commit c2452e1 for `affine` on the device.
 
-A run of that commit goes on with other augmentation than it began with; with this it ends where it would have ended.
+A resumed run of that commit would continue with other augmentation. With this module it ends with
+the same parameters as at that commit.
 """
 
 import sys
@@ -8,7 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 
-ORDER = (0, 2, 1, 3, 5, 4)  # it drew those of y before those of x
+ORDER = (0, 2, 1, 3, 5, 4)  # it drew the numbers of y before those of x
 
 
 def image_key(seed, epoch, example, view=0):

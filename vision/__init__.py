@@ -19,10 +19,10 @@ Importing `vision` changes no setting of JAX or of the process (see `vision.core
 
 from typing import TYPE_CHECKING
 
-import vision.models.cpu.startup
+import vision.models.cpu.startup  # noqa: F401 - fast forms for CPUs: see vision/models/cpu
 from vision.core.lazy import public_names
 
 if TYPE_CHECKING:
-    from vision.evaluation.run import load_run as load
+    from vision.evaluation.run import load_run as load  # noqa: F401
 else:
     __all__, __getattr__, __dir__ = public_names(__name__)

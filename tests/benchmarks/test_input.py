@@ -1,4 +1,4 @@
-"""The benchmark's own work: its files are what it says, and its figures are read."""
+"""The input benchmark: the size of its files, its peers, and its throughput."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""What the benchmarks of the loop, of a GPU and of scaling make of their readings, and that they run."""
+"""The benchmarks of the loop, a GPU and scaling: that they run, and how readings become figures."""
 
 import jax.numpy as jnp
 import pytest
@@ -65,7 +65,7 @@ def test_a_peer_s_resnet50_is_measured_after_ours(monkeypatch):
 
 
 def test_xla_counts_what_is_counted_by_hand():
-    """A training step is three forward passes, but for the input gradient of the first layer."""
+    """A training step costs three forward passes, less the input gradient of the first layer."""
     with xla_only():
         cost = scaling.step_cost('lenet5', 32, 64)
     assert 0.6 < cost['gflop'] / cost['gflop_by_hand'] < 1.1

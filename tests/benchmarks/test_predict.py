@@ -1,4 +1,4 @@
-"""The rate of classifying files is compared with the rates of its two halves."""
+"""The throughput of classifying files is compared with the decoder's and the model's."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The race: one recipe, in turn, medians of who arrived; and that ours runs and its seconds add up."""
+"""The race: one recipe for both sides, medians of the finished rounds, and phases that add up."""
 
 import json
 import runpy
@@ -14,7 +14,7 @@ from vision.training.schedules import make_schedule
 
 @pytest.fixture
 def mnist_like(tmp_path):
-    """A folder of IDX files: 400 images that are learned at once, 200 to test on."""
+    """A folder of IDX files: 400 images that are easy to learn, and 200 test images."""
     rng = np.random.default_rng(0)
     for prefix, count in (('train', 400), ('t10k', 200)):
         labels = rng.integers(0, 10, count, np.uint8)

@@ -74,6 +74,7 @@ def test_none_is_a_value_of_every_optional_key(tmp_path):
     optional = {key.name: values[key.kind] for key in KEYS if key.optional}
     del optional['data.test']  # data.fold is given
     optional |= {'data.path': 'x', 'data.splits': {'train': 'a'}, 'model.stem': None}
+    # A config file gives every optional key a value; the command line sets all to None.
     file = tmp_path / 'own.py'
     file.write_text(f"""
 from vision.core.config import default_config
@@ -101,9 +102,11 @@ def test_values_of_numpy_and_jax_become_plain():
     config.lr_factors = [['fc', np.float64(2)]]
     config.model = ConfigDict({'name': 'lenet5', 'dtype': jnp.bfloat16})
     config.data.path = Path('/data')
+    # The JSON is the same before and after the conversion.
     resolved = config_lib.resolve(config)
     assert json.loads(config_lib.to_json(resolved)) == json.loads(config_lib.to_json(config))
     assert config_lib.from_json(config_lib.to_json(config)).to_dict() == resolved.to_dict()
+    # Values and types are those of Python.
     for got, expected in (
         (resolved.optimizer.lr, 0.5),
         (resolved.weight_decay, 0.25),
@@ -116,6 +119,7 @@ def test_values_of_numpy_and_jax_become_plain():
     ):
         assert got == expected and type(got) is type(expected)
     assert config_lib.plain([np.dtype('float32'), np.float16]) == ('float32', 'float16')
+    # Floats keep their shortest decimal form.
     as_written = [
         np.float32(0.1),
         np.array([0.1, 0.7], np.float32),
@@ -123,6 +127,7 @@ def test_values_of_numpy_and_jax_become_plain():
         np.longdouble(0.1),
     ]
     assert config_lib.plain(as_written) == (0.1, (0.1, 0.7), 1e-4, 0.1)
+    # Enum members become their values.
     kinds = (
         enum.Enum('Kinds', {'A': 'a'}, type=str),
         enum.IntEnum('Sizes', {'B': 3}),

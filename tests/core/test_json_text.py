@@ -62,6 +62,7 @@ def test_all_writers_go_through_it():
         }.items()
         for name in names
     }
+    # Look for direct calls of json.dump and json.dumps.
     for folder in ('vision', 'experiments', 'benchmarks'):
         for path in (root / folder).rglob('*.py'):
             direct = re.search(r'(?<!strict_)json\.dumps?\(', path.read_text())

@@ -138,6 +138,7 @@ def test_what_it_lacks_or_gets_wrong_is_named(about, folder):
         '        super().__init__(split, path)\n'
         '        self.labels = self.labels + 1\n'
     )
+    # Each class is opened by name, and its mistake is named in one line.
     for name, why in [
         ('Bare', "Bare has no 'multi_label'; derive it from vision.data.Source"),
         ('NoRead', "NoRead has no method 'read'"),
@@ -201,11 +202,13 @@ def test_one_that_is_read_in_order_is_trained_on_and_evaluated(folder):
 
     source = InOrder()
     np.testing.assert_array_equal(source.labels[:, 1], np.arange(23) % 3 == 0)
+    # Evaluation yields every example once, in order.
     batches = list(eval_batches(source, '', batch_size=8))
     ids, labels, mask = (np.concatenate([b[k] for b in batches]) for k in ('id', 'label', 'mask'))
     np.testing.assert_array_equal(ids, [*range(23), -1])
     np.testing.assert_array_equal(labels[:23], source.labels)
     assert labels.dtype == np.float32 and not labels[23].any() and mask.sum() == 23
+    # Two epochs of training have every example twice.
     run = train_batches(source, '', batch_size=5, seed=1)
     first = [next(run) for _ in range(14)]
     for batch in first:
@@ -213,9 +216,11 @@ def test_one_that_is_read_in_order_is_trained_on_and_evaluated(folder):
         np.testing.assert_array_equal(batch['label'], source.labels[batch['id']])
     epoch = np.concatenate([b['id'] for b in first])[:46].reshape(2, 23)
     np.testing.assert_array_equal(np.sort(epoch), [np.arange(23)] * 2)
+    # A resumed run continues with the same batches.
     resumed = train_batches(source, '', batch_size=5, seed=1, start_step=9)
     for batch in first[9:]:
         np.testing.assert_array_equal(next(resumed)['id'], batch['id'])
+    # A stream that ends early is an error.
     source.num_examples = 24
     with pytest.raises(UserError, match='in order: only 23 of 24 examples could be read'):
         list(eval_batches(source, '', batch_size=8))

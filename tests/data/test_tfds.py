@@ -138,9 +138,11 @@ def test_with_repeats_each_example_of_an_epoch_comes_so_often(data_dir, host):
     for batch in run[: size // local]:  # the views lie apart, with different pixels
         assert len(set(batch['id'][: local // 3])) == local // 3
         assert len(np.unique(batch['id'])) == local // 3
+    # Each example of the epoch occurs three times, with different pixels.
     counts = np.unique(ids[: size // local * local], return_counts=True)[1]
     assert (counts == 3).all()
     assert len({image.tobytes() for image in images}) == len(images)
+    # A resumed run continues with the same batches.
     resumed = train_batches(open_tiny(data_dir), ops, start_step=7, **settings)
     for here, there in zip(run[7:], resumed, strict=False):
         for key in here:

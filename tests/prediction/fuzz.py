@@ -2,7 +2,8 @@
 
     python -m tests.prediction.fuzz FOLDER COUNT
 
-writes them into the folder and prints JSON: how many were answered and refused, and what it took.
+writes the images to the folder and prints JSON: how many were answered and refused, the time and
+the memory.
 """
 
 import io
@@ -19,12 +20,12 @@ import numpy as np
 from PIL import Image
 
 WIDTH, HEIGHT = 37, 29
-ROOM = 3 << 30  # bytes of address space beyond what the program has after its first image
+ROOM = 3 << 30  # bytes of address space in addition to those in use after the first image
 ABSURD = (0, 1, 2, 12_345, 14_000, 30_000, 65_535, 1 << 20, (1 << 31) - 1, (1 << 32) - 1)
 
 
 def seeds() -> dict[str, bytes]:
-    """One picture in every format and mode that is common: name → file."""
+    """Returns one picture in every common format and mode: name → file."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     pixels = np.stack([x * 6, y * 8, (x * y) % 256], axis=-1).astype(np.uint8)
     rgb = Image.fromarray(pixels)
@@ -96,7 +97,7 @@ def _repeat(rng, data, files):
 
 
 def _absurd_size(rng, data, files):
-    """Writes absurd numbers where the width or height is; a PNG's checksum is put right."""
+    """Writes absurd numbers in place of the width or height; the checksum of a PNG is corrected."""
     forms = [f for f in ('<I', '>I', '<H', '>H')]
     for side in (WIDTH, HEIGHT, WIDTH - 1, HEIGHT - 1):
         for form in forms:
@@ -117,18 +118,18 @@ WAYS = (_truncate, _flip, _flip_header, _swap_header, _splice, _overwrite, _repe
 
 
 def write(folder: Path, count: int, seed: int = 0) -> None:
-    """Writes `count` mutated images; the same ones for the same seed."""
+    """Writes `count` mutated images, the same for the same seed."""
     rng = np.random.default_rng(seed)
     named = seeds()
     files, endings = list(named.values()), sorted({n.split('.')[1] for n in named})
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
-        ending = endings[rng.integers(len(endings))]  # need not be what is inside
+        ending = endings[rng.integers(len(endings))]  # need not match the content
         (folder / f'{i:05}.{ending}').write_bytes(mutate(rng, files))
 
 
 def photo_classifier():
-    """An untrained network behind the usual preprocessing of photos."""
+    """Returns an untrained network with the usual preprocessing of photos."""
     import jax
 
     from vision.core import mesh as mesh_lib
@@ -141,7 +142,7 @@ def photo_classifier():
 
     config = default_config()
     config.preprocess.eval = 'decode|resize_small(36)|central_crop(32)'
-    # Of three blocks: what is tested lies before it.
+    # Three blocks are enough: the test is about what comes before the network.
     model = create_model('resnet20', num_classes=10, stage_sizes=(1, 1, 1))
     mesh = mesh_lib.make_mesh()
     variables = jax.jit(lambda: init_variables(model, (32, 32, 3), jax.random.key(0)))()
@@ -162,7 +163,7 @@ def photo_classifier():
 
 
 def main(folder: str, count: str) -> None:
-    """Classifies them all in one call, and counts."""
+    """Classifies all images in one call and counts the results."""
     write(Path(folder), int(count))
     classifier = photo_classifier()
     good = Path(folder) / 'good.img'
@@ -197,7 +198,7 @@ def main(folder: str, count: str) -> None:
 
 
 def virtual_size() -> int:
-    """The address space of this process, bytes."""
+    """Returns the bytes of address space of this process."""
     return int(Path('/proc/self/statm').read_text().split()[0]) * resource.getpagesize()
 
 

@@ -1,4 +1,4 @@
-"""The page in a real browser: an image is dropped, classes, heat maps and similar images come."""
+"""The demo page in a real browser: an upload gives classes, heat maps and similar images."""
 
 import os
 import re
@@ -43,7 +43,7 @@ def address(workdir, index_file):
 @pytest.fixture
 def browser(tmp_path):
     with open_browser(tmp_path / 'browser') as driver:
-        driver.implicitly_wait(60)  # the first image is compiled for
+        driver.implicitly_wait(60)  # the first image waits for compilation
         yield driver
 
 
@@ -145,7 +145,7 @@ def test_the_first_image_finds_all_compiled(classifier, digits, tmp_path, index_
 
 
 def test_only_uploads_are_read(classifier, digits, tmp_path, monkeypatch):
-    """As gradio's pull request 11162 has it, a request may name any file of the machine, and any address."""
+    """In gradio's pull request 11162 a request may name any file of the machine, and any URL."""
     from starlette.testclient import TestClient
 
     monkeypatch.setenv('GRADIO_TEMP_DIR', '')
@@ -201,7 +201,7 @@ def test_hosts():
         assert host == socket.gethostname() and not demo._is_local(listener)
     for host, why in (
         ('no.such.invalid', 'no such host'),
-        ('192.0.2.1', 'no address of this machine'),
+        ('192.0.2.1', 'not an address of this machine'),
     ):
         with pytest.raises(UserError, match=f'--host={host}.*{why}'):
             demo._listen(host, 0)
@@ -238,7 +238,7 @@ def test_a_taken_port_and_an_index_of_another_model_are_one_line(workdir, tmp_pa
     done = run_module(
         'experiments.demo', f'--workdir={workdir}', f'--index={tmp_path}/i', '--port=0'
     )
-    assert done.returncode == 2 and done.stdout == '' and 'another model' in done.stderr
+    assert done.returncode == 2 and done.stdout == '' and 'differ in their model' in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 

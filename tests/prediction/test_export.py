@@ -1,4 +1,4 @@
-"""What is exported answers as the model does, where there is nothing but JAX and NumPy."""
+"""An exported program gives the model's probabilities with nothing but JAX and NumPy."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from tests.conftest import REPO, run_module
 from vision.core.errors import UserError
 from vision.prediction import Classifier, stablehlo
 
-README = (REPO / 'README.md').read_text()
+PAGE = (REPO / 'docs' / 'models.md').read_text()
 
 
 @pytest.fixture(scope='module')
@@ -37,9 +37,9 @@ def test_says_what_was_checked(exported):
     assert os.listdir(path.parent) == [path.name]
 
 
-def test_the_readmes_script_reads_it_with_jax_and_numpy_alone(exported, classifier, tmp_path):
-    """Run in a folder of its own, so that nothing of ours can be imported."""
-    script = next(b for b in re.findall(r'```python\n(.*?)```', README, re.S) if 'deserialize' in b)
+def test_the_documents_script_reads_it_with_jax_and_numpy_alone(exported, classifier, tmp_path):
+    """The script runs in another folder, so that nothing of this project can be imported."""
+    script = next(b for b in re.findall(r'```python\n(.*?)```', PAGE, re.S) if 'deserialize' in b)
     assert len(script.strip().splitlines()) <= 15
     modules = set(re.findall(r'^(?:import|from) (\w+)', script, re.M))
     assert modules == {'jax', 'numpy'}

@@ -1,4 +1,4 @@
-"""Mutated images under a memory limit: each is answered or refused, nothing crashes or hangs."""
+"""Mutated images under a memory limit are answered or refused; nothing crashes or hangs."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Images in every form that people have them in: taken, with the pixels of evaluation, or one line."""
+"""Images in every accepted form get the pixels of evaluation; others are refused in one line."""
 
 import io
 import logging
@@ -30,7 +30,7 @@ def photo():
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory, photos):
-    """Photos of several sizes in files that are decoded in several ways."""
+    """Files of photos of several sizes, which different decoders read."""
     folder = tmp_path_factory.mktemp('photos')
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -57,8 +57,8 @@ def source(paths):
     ],
 )
 def test_few_images_get_the_pixels_of_many(files, ops):
-    """To the bit, whether tf.data decodes them or the call itself."""
-    many = files * 9  # more than what is decoded without tf.data
+    """The pixels are bit-identical whether tf.data or the call itself decodes the images."""
+    many = files * 9  # too many to be decoded without tf.data
     batches = pipeline.eval_batches(source(many), ops, batch_size=len(many))
     assert len(many) > pipeline._FEW
     expected = next(iter(batches))['image'][: len(files)]
@@ -223,7 +223,7 @@ def test_loading_says_nothing(workdir, caplog, capfd, recwarn):
 
 
 def test_one_image_a_call_takes_little_time_of_the_cpu(photo, photos, tmp_path):
-    """At most 15 ms for a 500 × 375 JPEG beside the model's own, and nothing is traced again."""
+    """At most 15 ms for a 500 × 375 JPEG in addition to the model, and nothing is traced again."""
     path = tmp_path / 'x.jpg'
     Image.fromarray(photos[3]).resize((500, 375)).save(path, quality=90)
     data = path.read_bytes()
@@ -257,7 +257,7 @@ def test_one_image_a_call_takes_little_time_of_the_cpu(photo, photos, tmp_path):
 
 
 def test_op_strings_are_read_by_several_threads_at_once():
-    """Python 3.11's parser is not safe there by itself."""
+    """The parser of Python 3.11 is not thread-safe with such strings."""
     texts = [f'decode|resize({i}, {i})|central_crop({i})' for i in range(1, 2000)]
     switch = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)

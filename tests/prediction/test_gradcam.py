@@ -1,4 +1,4 @@
-"""Grad-CAM: equal to its formula worked out by hand, right where the answer is known, for any model."""
+"""Grad-CAM equals its formula, finds a known pattern, and works for every model."""
 
 import flax.linen as nn
 import jax
@@ -21,7 +21,7 @@ from vision.prediction.explain import draw_heat_maps
 
 
 class TwoStages(ImageModel):
-    """Small enough to differentiate by hand: a convolution, ReLU, a dense layer on all positions."""
+    """A network that can be differentiated by hand: a convolution, ReLU and a dense layer."""
 
     @nn.compact
     def __call__(self, images, train):
@@ -33,7 +33,7 @@ class TwoStages(ImageModel):
 
 
 class Averaged(ImageModel):
-    """Three convolutions and a mean over positions: what tells the class may be anywhere."""
+    """Three convolutions and a mean over positions: the class's pattern may be anywhere."""
 
     @nn.compact
     def __call__(self, images, train):
@@ -46,7 +46,7 @@ class Averaged(ImageModel):
 
 
 def test_equals_the_formula_worked_out_by_hand():
-    """The logit is linear in the stage: its gradient is the head's own weights (eq. 1 and 2)."""
+    """The logit is linear in the stage, so its gradient is the head's weights (eq. 1 and 2)."""
     model = TwoStages(num_classes=4)
     images = jax.random.normal(jax.random.key(0), (2, 5, 6, 1))
     init = jax.jit(lambda x: model.init(jax.random.key(1), x, train=False)['params'])
@@ -86,8 +86,11 @@ slow = pytest.mark.slow
     ],
 )
 def test_the_weights_are_mean_derivatives(name, size, channels, stage):
-    """Of a constant added to each map, in other words; for any model, the last stage by default."""
-    # What VGG's dense form and the auxiliary heads are made of takes nothing as small as this.
+    """The weight of a map is the derivative with respect to a constant added to it.
+
+    This holds for every model, by default for its last stage.
+    """
+    # VGG's dense form and the auxiliary heads do not accept inputs as small as these.
     small = {
         'vgg_a': {'dense_evaluation': False},
         'googlenet': {'aux_heads': False},
@@ -133,9 +136,9 @@ def test_folded_and_not_are_alike():
 
 
 def corner_images(rng, corner, count):
-    """Noise everywhere, and in one corner the pattern that tells the class; in class 3 there is none.
+    """Images of noise with the pattern of their class in one corner; class 3 has no pattern.
 
-    Without that class a model would take one of the others for granted where it sees nothing.
+    Without class 3 the absence of patterns would be evidence for one of the other classes.
     """
     labels = rng.integers(0, 4, count)
     images = rng.integers(0, 60, (count, 32, 32, 1), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""Predictions are the evaluation's, for arrays and for files of every kind."""
+"""Predictions equal those of evaluation, for arrays and for files of every format."""
 
 import csv
 import dataclasses
@@ -21,7 +21,7 @@ from vision.search import search
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory, digits):
-    """One scan in every format that people have, in a tree with spaces and Unicode."""
+    """One scan in every common format, in folders whose names have spaces and Unicode."""
     root = tmp_path_factory.mktemp('images')
     (root / 'a folder' / 'größe').mkdir(parents=True)
     scan = Image.fromarray(digits.images[0, ..., 0])
@@ -58,7 +58,7 @@ def test_any_number_of_images_and_none(classifier, digits):
 
 
 def test_files_get_the_pixels_that_evaluation_gets(classifier, digits, tmp_path):
-    """To the bit: the same batch of scans, from memory and from PNG files."""
+    """A batch of scans gives bit-identical results from memory and from PNG files."""
     for i in range(64):
         Image.fromarray(digits.images[i, ..., 0]).save(tmp_path / f'{i:02}.png')
     from_files = list(classifier.classify_files([tmp_path], top_k=10))
@@ -138,7 +138,7 @@ def test_nothing_to_predict_is_the_users_mistake(workdir, tmp_path):
 
 
 def test_names_that_are_not_utf8(workdir, folder, tmp_path):
-    """They do not end `predict` under a strict stdout, and JSON gives their bytes back."""
+    """Such names do not stop `predict` on a strict stdout, and their bytes survive in JSON."""
     name = os.fsencode(tmp_path) + b'/\xff\xe9 caf\xc3\xa9.png'
     with open(name, 'wb') as file:
         file.write((folder / 'scan.png').read_bytes())
@@ -186,7 +186,7 @@ def test_an_empty_and_a_streamed_document_are_json():
 
 
 def test_answers_come_before_all_images_were_read(classifier, digits, tmp_path, monkeypatch):
-    """A stream: what is written at the first answer is read, a thousand images later."""
+    """Predictions are streamed: a file written after the first answer is still read."""
     monkeypatch.setitem(classifier.run.config.evaluation, 'batch_size', 16)
     image = Image.fromarray(digits.images[0, ..., 0])
     image.save(tmp_path / 'one.png')
@@ -217,14 +217,14 @@ def test_nothing_is_compiled_for_the_last_batch(classifier, digits, tmp_path):
         assert len(compiled) == before
         list(classifier.classify_files([tmp_path / 'one.png'] * (2 * size + 7)))
         assert len(compiled) == before
-        jax.jit(lambda x: x + before)(1.0)  # the ear is open
+        jax.jit(lambda x: x + before)(1.0)  # from here on compilations are recorded
         assert len(compiled) > before
     finally:
         monitoring.unregister_event_duration_listener(listen)
 
 
 def test_embeddings_are_the_endpoints(classifier, digits, tmp_path):
-    """What the model returns for the pixels that it is fed; one path for arrays and files."""
+    """Embeddings are the model's endpoints for the preprocessed pixels, of arrays and files."""
     run = classifier.run
     images = digits.images[:8]
     for i, image in enumerate(images):

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a reader that leaves end the commands of prediction within seconds and without a traceback."""
+"""Ctrl-C, SIGTERM and a closed pipe end the commands of prediction at once, without a traceback."""
 
 import signal
 import subprocess
@@ -48,7 +48,7 @@ def test_while_a_run_is_read_and_compiled(workdir, digits, tmp_path, name, secon
 
 @pytest.mark.parametrize('name', ['predict', 'export', 'demo'])
 def test_a_reader_that_leaves_ends_it_without_a_word(name):
-    """As `--help | head` does."""
+    """For example `--help | head`."""
     process = subprocess.Popen(
         command(f'experiments.{name}', '--help'),
         cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

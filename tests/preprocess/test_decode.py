@@ -221,6 +221,7 @@ def test_a_jpeg_damaged_inside_is_refused_or_intact_before_the_damage(
     data = bytearray(encode(photo, quality=90))
     start = data.index(b'\xff\xda') + 14
     at = start + int((len(data) - start) * place)
+    # Damage the scan data, but keep the end marker.
     if damage == 'flipped':
         data[at] ^= 0x55
     elif damage == 'zeros':
@@ -234,6 +235,7 @@ def test_a_jpeg_damaged_inside_is_refused_or_intact_before_the_damage(
             np.random.default_rng(0).integers(0, 256, len(data) - at - 2, np.uint8).tobytes()
         )
     assert data[-2:] == b'\xff\xd9'
+    # The image is refused, or intact before the damage.
     whole = pillow(encode(photo, quality=90))
     try:
         image = decode(bytes(data))
@@ -544,17 +546,21 @@ def test_what_is_damaged_beside_the_pixels_refuses_no_image(photo, encode):
         photo, 'MPO', save_all=True, append_images=[Image.fromarray(photo)], exif=exif(TURNED)
     )
     at = jpeg.index(b'MPF\0')
+    # The MPF segment of an MPO file, which is otherwise a JPEG.
     for offset in range(4, 90, 5):
         damaged = bytearray(jpeg)
         damaged[at + offset] ^= 0xFF
         assert read(bytes(damaged)).shape == np.rot90(photo).shape
+    # Optional chunks of a PNG.
     for name, value in ((b'gAMA', b'\0'), (b'iCCP', b''), (b'tRNS', b'\0')):
         data = png(2, 1, 8, 2, bytes([10, 20, 30, 40, 50, 60]), [(name, value)])
         np.testing.assert_array_equal(read(data)[0], [[10, 20, 30], [40, 50, 60]])
+    # The EXIF data of an AVIF file.
     avif = encode(photo, 'AVIF', exif=exif(TURNED))
     damaged = avif.replace(b'II*\0', bytes(4))
     np.testing.assert_array_equal(read(damaged), read(avif))
     assert read(damaged).shape == np.rot90(photo).shape
+    # A wrong checksum of a PNG chunk; in the pixels it is an error.
     data = bytearray(encode(photo, 'PNG', dpi=(72, 72), exif=exif(TURNED)))
     data[data.index(b'pHYs') + 6] ^= 0xFF  # its checksum is wrong now
     np.testing.assert_array_equal(read(bytes(data)), np.rot90(photo, -1))

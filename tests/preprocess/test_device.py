@@ -99,6 +99,7 @@ def test_views_of_an_image_are_draws_of_their_own(split):
     config.training.batch_size = 50
     plain = batches(split, 0, 8)  # more than an epoch
     config.data.views = 1
+    # One view is the same as no views.
     for got, wanted in zip(
         inputs.TrainBatches(split.source, loading_of(config), make_mesh(), 0), plain
     ):
@@ -115,6 +116,7 @@ def test_views_of_an_image_are_draws_of_their_own(split):
         np.testing.assert_array_equal(batch['id'], batch_ids(5, 360, 50, step, 2)[0])
         for example, views in zip(batch['id'].tolist(), batch['image'], strict=True):
             by_id.setdefault(example, []).extend(view.tobytes() for view in views)
+    # No two views of an image are equal.
     for drawn in by_id.values():
         assert len(set(drawn)) == len(drawn)
     np.testing.assert_array_equal(run(5, 1)[0]['image'], three[5]['image'])

@@ -121,6 +121,7 @@ def test_the_step_trains_on_smoothed_mixed_labels(kind):
     }
     state = init_state(recipe, (32, 32, 1), mesh)
     key = jax.random.fold_in(jax.random.fold_in(state.rng, 0), MIX)
+    # Compute the loss and the metrics of the mixed batch directly.
     images, targets = mixed(
         batch['image'] / np.float32(255),
         np.eye(3, dtype=np.float32)[batch['label']],
@@ -132,6 +133,7 @@ def test_the_step_trains_on_smoothed_mixed_labels(kind):
     logits = apply(state.variables, images)
     loss = losses.softmax_cross_entropy(logits, losses.smooth_labels(targets, 0.1)) * batch['mask']
     right = (logits.argmax(-1) == targets.argmax(-1)) * batch['mask']
+    # The training step must give the same.
     step = make_train_step(recipe, mesh)
     _, metrics = step(state, batch)
     assert float(metrics['loss']) == pytest.approx(float(loss.sum()), rel=1e-5)

@@ -219,6 +219,7 @@ def broken_folder(root, source, encode, photo, every=10):
         data = Path(source.paths[i]).read_bytes()
         if i % every == every - 1:
             kind = i // every % 5
+            # Cut off, another format, empty, absurd size, cut off near the end.
             bad, why = [
                 (data[: len(data) // 2], 'truncated JPEG'),
                 (b'path,label\na.jpg,cat\n', 'not an image'),
@@ -246,6 +247,7 @@ def test_corrupt_images_in_training_are_masked_copies_and_move_nothing(
     batches = train_batches(source, TRAIN, batch_size=16, seed=1, max_corrupt=0.1)
     bad = take(batches, 8)
     bad_ids = [i for i, path in enumerate(source.paths) if path in reasons]
+    # Other images keep their slots and pixels; damaged ones become copies with mask 0.
     for here, there in zip(bad, good, strict=True):
         np.testing.assert_array_equal(here['id'], there['id'])
         is_bad = np.isin(here['id'], bad_ids)
@@ -427,12 +429,14 @@ def test_images_of_several_labels(jpegs, tmp_path, cache):
     ):
         np.testing.assert_array_equal(batch['label'], labels[batch['id']])
         assert batch['label'].dtype == np.float32
+    # An unreadable image has labels 0 in evaluation.
     (tmp_path / 'bad.jpg').write_bytes(b'no image')
     broken = dataclasses.replace(source, paths=(*source.paths[:-1], str(tmp_path / 'bad.jpg')))
     batches = list(eval_batches(broken, EVAL, batch_size=16, skip_corrupt=True))
     rows, mask = (np.concatenate([b[key] for b in batches]) for key in ('label', 'mask'))
     np.testing.assert_array_equal(rows[:60], labels)
     assert not rows[60:].any() and mask.sum() == 59
+    # In training it gets the labels of the image that it copies.
     batch = next(train_batches(broken, TRAIN, batch_size=60, seed=1, max_corrupt=0.1))
     (slot,) = np.flatnonzero(batch['mask'] == 0)
     (copied,) = [

@@ -53,6 +53,7 @@ def test_a_run_computes_them_once_and_keeps_them(tmp_path, monkeypatch):
     config.preprocess.normalise, config.training.stop_after = 'dataset', '3 steps'
     workdir = tmp_path / 'run'
     train(config, workdir)
+    # The first run records them in the workdir.
     source = arrays.digits('train')
     expected = channel_statistics(source, config.preprocess.eval, 256, make_mesh())
     kept = json.loads((workdir / 'dataset.json').read_text())
@@ -62,11 +63,13 @@ def test_a_run_computes_them_once_and_keeps_them(tmp_path, monkeypatch):
     monkeypatch.setattr(
         statistics, 'channel_statistics', None
     )  # the second run reads the recorded values
+    # The resumed run and the loaded run use the recorded values.
     config.training.stop_after = None
     train(config, workdir)
     run = load_run(workdir, 'last')
     assert (run.config.preprocess.mean, run.config.preprocess.std) == expected
 
+    # Prediction normalises by them.
     images = np.kron(arrays.digits('test').images[:4], np.ones((1, 4, 4, 1), np.uint8))
     run.config.preprocess.eval = ''
     apply = jax.jit(lambda v, x: run.model.apply(v, x, train=False)[0])

@@ -60,6 +60,7 @@ def test_every_reason_is_told(tmp_path):
     made = {'empty.jpg': b'', 'page.jpg': b'<html>not found</html>', 'noise.png': bytes(range(255))}
     for name, data in made.items():
         (tmp_path / name).write_bytes(data)
+    # A folder, a pipe, a broken link, a sound image and a missing file.
     (tmp_path / 'folder.jpg').mkdir()
     os.mkfifo(tmp_path / 'pipe.jpg')
     os.symlink(tmp_path / 'gone', tmp_path / 'link.jpg')

@@ -1,4 +1,4 @@
-"""Figures about features are scikit-learn's on the same vectors."""
+"""The figures about features equal scikit-learn's on the same vectors."""
 
 import json
 
@@ -14,7 +14,7 @@ from vision.search.index import unit
 
 @pytest.fixture(scope='module')
 def clouds():
-    """Overlapping clouds of three classes: (train, labels, test, labels); more than one block."""
+    """Overlapping clouds of three classes, more than one block: (train, labels, test, labels)."""
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(3, 12))
     labels = rng.integers(0, 3, 1700)

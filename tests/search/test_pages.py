@@ -1,4 +1,4 @@
-"""Pages of neighbours and duplicates: what a picture is called, and which pairs are of two classes."""
+"""Pages of neighbours and duplicates: titles, and marks of pairs with different classes."""
 
 import os
 import re
@@ -13,7 +13,7 @@ from vision.search import search
 
 @pytest.fixture
 def run():
-    """Of a run, what names are looked up in."""
+    """The attributes of a run that names are looked up in."""
     return types.SimpleNamespace(class_names=('cat', 'dog'), path=None)
 
 
@@ -46,7 +46,8 @@ def test_a_copy_in_another_class_is_seen_as_one(run, root, tmp_path):
     captions = re.findall('<figcaption>(.*?)</figcaption>', page)
     assert captions[1].endswith('dog/x.png: 0.990') and captions[2] == 'cat/x.png: 0.990'
     assert captions[4] == 'dog/sub/y.png: 0.990'
-    assert f'Files are below {root}.' in page and '1 of another class' in page
+    assert f'Paths are relative to {root}.' in page
+    assert 'Images of another class or folder are marked in orange (1).' in page
     titles = [axes.get_title() for axes in search.draw_neighbours(run, results).axes]
     assert titles[:2] == ['cat/x.png', 'another class: dog\ndog/x.png: 0.990']
     search.write_results(run, results, 'cosine', tmp_path / 'figure.png')

@@ -1,4 +1,4 @@
-"""Search by image: exact by faiss is NumPy's answer; an index knows what it is of, and is never half."""
+"""Search by image: results equal NumPy's, index files match their run and are never partial."""
 
 import json
 import os
@@ -20,7 +20,7 @@ ABOUT = {'model': 'm', 'preprocessing': 'p', 'endpoint': 'features', 'weights': 
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory, digits):
-    """Twelve scans as files, in two folders; two of them once more, enlarged and as JPEG."""
+    """Files of twelve scans in two folders, and enlarged JPEG copies of two of them."""
     root = tmp_path_factory.mktemp('photos')
     for i in range(12):
         (root / f'{i % 2}').mkdir(exist_ok=True)
@@ -83,7 +83,7 @@ def test_an_index_that_is_damaged_is_one_line(tmp_path):
         whole[:40] + whole[90:],
     ):
         (tmp_path / 'y').write_bytes(damaged)
-        with pytest.raises(UserError, match='no index of images'):
+        with pytest.raises(UserError, match='not an index of images'):
             index.load(tmp_path / 'y')
     with pytest.raises(UserError, match='build'):
         index.load(tmp_path / 'nowhere')
@@ -99,7 +99,7 @@ def test_two_who_add_at_once_do_not_lose_each_others_images(tmp_path):
     one.add(['b'], vectors(1))
     other.add(['c'], vectors(1))
     one.save(tmp_path / 'x')
-    with pytest.raises(UserError, match='written by another process'):
+    with pytest.raises(UserError, match='changed by another process'):
         other.save(tmp_path / 'x')
     assert index.load(tmp_path / 'x').names == ['a', 'b']
     other.save(tmp_path / 'y')
@@ -110,7 +110,7 @@ def test_two_who_add_at_once_do_not_lose_each_others_images(tmp_path):
 
 @pytest.mark.parametrize('hnsw', [False, True])
 def test_vectors_that_an_index_cannot_take(hnsw):
-    """faiss pull request 5219: a graph with NaN in it finds its other images no more."""
+    """faiss pull request 5219: after a NaN the other images of a graph are not found any more."""
     made = index.create(ABOUT, 16, hnsw=hnsw)
     made.add(['a', 'b'], vectors(2))
     with pytest.raises(UserError, match='not finite'):
@@ -136,7 +136,7 @@ def test_a_cosine_is_at_most_1_and_of_a_vector_and_itself_1():
 
 
 def test_recall_is_whole_where_images_are_the_same():
-    """hnswlib issue 263, qdrant issue 1788: of 100 copies any 10 are the nearest."""
+    """hnswlib issue 263, qdrant issue 1788: any 10 of 100 copies are the nearest."""
     made = index.create(ABOUT, 16, hnsw=True)
     made.add(list(map(str, range(500))), np.repeat(vectors(5), 100, axis=0))
     assert made.recall() == 1
@@ -155,7 +155,7 @@ def test_images_without_finite_features_are_named_and_left_out(classifier, monke
 
 def test_what_is_no_index_is_not_overwritten(tmp_path):
     (tmp_path / 'photo.jpg').write_bytes(b'\xff\xd8')
-    with pytest.raises(UserError, match='is no index; take another name'):
+    with pytest.raises(UserError, match='is not an index; choose another name'):
         index.check_replaceable(tmp_path / 'photo.jpg')
     made = index.create(ABOUT, 16)
     made.save(tmp_path / 'i')
@@ -243,7 +243,7 @@ def test_an_index_of_another_model_endpoint_or_preprocessing(classifier, digits,
         and made.names[5] == 'validation:5'
     )
     made.check(classifier)
-    with pytest.raises(UserError, match='another endpoint: stage2 there, features here'):
+    with pytest.raises(UserError, match='endpoint: stage2 in the index, features in the run'):
         made.check(classifier, 'features')
     made.check(Classifier.from_workdir(workdir, fold=False))
     last = Classifier.from_workdir(workdir, 'last')
@@ -259,14 +259,15 @@ def test_an_index_of_another_model_endpoint_or_preprocessing(classifier, digits,
     made.save(tmp_path / 'i')
     model = json.dumps({'name': 'resnet20', 'dtype': 'float32'})
     elsewhere = index.Index(made.made_by | {'model': model}, 'cosine', [], made.index)
-    with pytest.raises(UserError, match='another model: resnet20 there, lenet5 here') as error:
+    says = 'differ in their model: resnet20 in the index, lenet5 in the run'
+    with pytest.raises(UserError, match=says) as error:
         elsewhere.check(classifier)
     assert '{' not in str(error.value) and '[' not in str(error.value)
     done = run_module(
         'experiments.search', f'--workdir={workdir}', f'--index={tmp_path}/i', 'query', 'test:0'
     )
     assert done.returncode == 2 and done.stdout == ''
-    assert 'another weights' in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert 'differ in their weights' in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(
@@ -357,7 +358,7 @@ def test_examples_of_a_tfds_split_that_is_read_by_index(tmp_path):
 
 
 def test_every_duplicate_is_in_one_group_however_many_are_near(classifier, digits, tmp_path):
-    """25 copies of one scan, and 40 others whose vectors are as near but who look different."""
+    """25 copies of one scan, and 40 scans that look different but whose vectors are as near."""
     Image.fromarray(digits.images[0, ..., 0]).save(tmp_path / '00.png')
     names = [str(tmp_path / '00.png')]
     for i in range(24):
@@ -382,7 +383,7 @@ def test_duplicates_of_an_index_of_another_run(workdir, tmp_path):
     done = run_module(
         'experiments.search', f'--workdir={workdir}', f'--index={tmp_path}/i', 'duplicates'
     )
-    assert done.returncode == 2 and 'made by another' in done.stderr, done.stderr
+    assert done.returncode == 2 and 'differ in their model' in done.stderr, done.stderr
 
 
 def made_of(run, names):
@@ -399,7 +400,7 @@ def paths_of(group):
 def test_files_that_changed_after_they_were_described_are_told(
     classifier, digits, tmp_path, caplog
 ):
-    """tobi/qmd issue 961: what a search says of them is of the old pictures."""
+    """tobi/qmd issue 961: results for such files would concern their old content."""
     folder = tmp_path / 'scans'
     folder.mkdir()
     for i, name in enumerate(('a.png', 'b.png')):
@@ -415,30 +416,30 @@ def test_files_that_changed_after_they_were_described_are_told(
         caplog.clear()
         ask(classifier, made, search.named(classifier.run, folder / 'a.png'))
         ask(classifier, made, search.named(classifier.run, folder / 'b.png'))
-        assert '1 images of the index have changed since' in caplog.text
+        assert 'images of the index that have changed since it was built: 1,' in caplog.text
         assert 'b.png' in caplog.text and 'a.png' not in caplog.text
 
 
 def test_files_that_are_gone_are_no_duplicates(classifier, digits, tmp_path, caplog):
-    """eldertek/duplicatefinder issue 183: who keeps the first of a group would keep nothing."""
+    """eldertek/duplicatefinder issue 183: a user who keeps the first file would keep nothing."""
     for name in ('a.png', 'b.bmp', 'c.tif'):
         Image.fromarray(digits.images[5, ..., 0]).save(tmp_path / name)
     names = sorted(tmp_path.iterdir())
     names[0].unlink()
     (group,) = made_of(classifier.run, names)
     assert paths_of(group) == list(map(str, names[1:]))
-    assert '1 images of the index are not there any more' in caplog.text and 'a.png' in caplog.text
+    assert 'images of the index that no longer exist: 1,' in caplog.text and 'a.png' in caplog.text
     names[1].write_bytes(b'no image any more')
     assert made_of(classifier.run, names) == []
     for threshold in (1.5, float('nan')):
-        with pytest.raises(UserError, match=r'threshold=.* is no cosine'):
+        with pytest.raises(UserError, match=r'threshold=.* is not a cosine'):
             find_duplicates(index.create(ABOUT, 16), classifier.run, threshold)
 
 
 def test_the_same_bytes_come_first_blank_images_too(classifier, digits, tmp_path):
     scan = Image.fromarray(digits.images[5, ..., 0])
     scan.save(tmp_path / 'a.png')
-    scan.save(tmp_path / 'b.bmp')  # nearly the same to `duplicates`: other bytes
+    scan.save(tmp_path / 'b.bmp')  # other bytes, so only a near duplicate
     (tmp_path / 'c.png').write_bytes((tmp_path / 'a.png').read_bytes())
     Image.new('L', (8, 8), 255).save(tmp_path / 'white.png')
     (tmp_path / 'white2.png').write_bytes((tmp_path / 'white.png').read_bytes())

@@ -1,4 +1,4 @@
-"""A network whose training ends in the way that its argument says."""
+"""A network whose training fails in the way that its argument selects."""
 
 import inspect
 import os
@@ -11,7 +11,7 @@ from vision.core.errors import UserError
 
 
 class Dying(Net):
-    """The small network; `how` is what becomes of a trial: when it is set up, or when parameters are made, or later."""
+    """The small network; `how` selects the failure: at setup, at initialisation or in training."""
 
     how: str = ''
 

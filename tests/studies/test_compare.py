@@ -1,4 +1,4 @@
-"""Runs beside one another: the figures are the runs' own, the test is McNemar's."""
+"""Comparison of runs: the figures are those of the runs, the test is McNemar's."""
 
 import math
 from pathlib import Path
@@ -27,7 +27,7 @@ def runs(tmp_path_factory):
 
 @pytest.mark.parametrize(('b', 'c'), [(0, 0), (1, 0), (10, 3), (7, 7), (121, 59)])
 def test_mcnemar_is_the_exact_binomial_test(b, c):
-    """Against the sum of the binomial distribution's tail, doubled."""
+    """The p-value is twice the sum of the tail of the binomial distribution."""
     rng = np.random.default_rng(0)
     first = np.array([1] * b + [0] * c + [1] * 20 + [0] * 9, bool)
     second = np.array([0] * b + [1] * c + [1] * 20 + [0] * 9, bool)
@@ -74,7 +74,7 @@ def test_other_examples_are_not_compared(runs, monkeypatch):
 
     monkeypatch.setattr(compare_lib, 'predict_run', other)
     (pair,) = compare([runs / 'one', runs / 'two'])['pairs']
-    assert pair['error'] == 'they were not tested on the same examples'
+    assert pair['error'] == 'the runs were not tested on the same examples'
     (pair,) = compare([runs / 'one', runs / 'two'], 'tset')['pairs']
     assert 'tset' in pair['error']
 

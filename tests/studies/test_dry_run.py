@@ -1,4 +1,4 @@
-"""A dry run tells what a run would be, and writes nothing."""
+"""A dry run reports the figures of a run and writes nothing."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_the_figures(tmp_path, monkeypatch):
     assert result['parameters'] == summary.parameters
     assert result['gmacs'] * 1e9 == summary.macs
     assert (result['steps'], result['batch_size'], result['examples']) == (24, 32, 1077)
-    # Parameters and momentum in float32; step, counters and key beside them.
+    # Parameters and momentum in float32, in addition step, counters and key.
     exact = 8 * summary.parameters
     assert exact <= result['state_bytes'] <= exact + 64
     assert result['step_bytes'] is None or result['step_bytes'] > result['state_bytes']
@@ -34,7 +34,7 @@ def test_the_figures(tmp_path, monkeypatch):
     assert result['config']['optimizer']['lr'] == 0.05
     assert result['ops'] == {'train': 'on the device', 'eval': 'on the device'}
     text = dry_run_text(result)
-    assert 'of training on the device; of evaluation on the device' in text
+    assert 'training on the device; evaluation on the device' in text
     assert '24 steps of 32 images' in text and f'{summary.parameters:,} parameters' in text
     assert list(tmp_path.iterdir()) == []
     assert jax.devices()
@@ -49,7 +49,7 @@ def test_what_would_stop_the_run_stops_it():
     ('source', 'says'),
     [('nowhere', 'no such file or workdir'), ('{tmp}', 'is not a workdir'), ('{tmp}/run', 'has no checkpoint'),
      ('{tmp}/other', 'holds no complete checkpoint'),
-     ('{tmp}/x.safetensors', 'no readable .safetensors file'), ('{tmp}/x.txt', 'weights are read from')],
+     ('{tmp}/x.safetensors', 'not a readable .safetensors file'), ('{tmp}/x.txt', 'weights must be a')],
 )  # fmt: skip
 def test_weights_that_do_not_fit_are_refused(tmp_path, source, says):
     config = tiny_config(init_from=source.format(tmp=tmp_path))

@@ -1,4 +1,4 @@
-"""Every key of a config and every argument of what it names is explained."""
+"""Every config key, and every argument of the functions that a config names, is explained."""
 
 import pytest
 
@@ -44,7 +44,7 @@ def test_all_keys_have_their_value_and_default():
 
 @pytest.mark.parametrize('section', REGISTRIES)
 def test_the_arguments_of_all_that_a_section_can_name(section):
-    """Ours have a line in their docstring, optax's and Flax's at least a default."""
+    """Our arguments have a line in a docstring; those of optax and Flax have at least a default."""
     key = 'source' if section == 'data' else 'name'
     for name in REGISTRIES[section]:
         rows = rows_of(section, **{f'{section}__{key}': name})
@@ -88,5 +88,9 @@ def test_the_command_needs_no_workdir_and_prints_a_table():
 
 
 def test_the_page_is_made_from_the_declarations():
-    """After a change: python -c 'from vision.studies.config_help import markdown as m; print(m(), end="")' > docs/configs.md"""
+    """To update the page:
+
+    python -c 'from vision.studies.config_help import markdown as m; print(m(), end="")' >
+    docs/configs.md
+    """
     assert (REPO / 'docs' / 'configs.md').read_text() == markdown()

@@ -1,4 +1,4 @@
-"""The preview finds what is wrong with the data and draws what the model is fed."""
+"""The preview reports the faults of a data set and draws the model's input."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from vision.studies.survey import survey
 
 
 def folder_of(root, photos):
-    """A config of crops of photos of two classes, in three splits below `root`."""
+    """Returns a config whose data are crops of photos: two classes in three splits below `root`."""
     rng = np.random.default_rng(0)
     for split, count in (('train', 12), ('val', 4), ('test', 4)):
         for c in ('cat', 'dog'):
@@ -48,7 +48,7 @@ def config(tmp_path, photos):
 
 @pytest.fixture(scope='module')
 def previewed(tmp_path_factory, photos):
-    """A folder with an image in two splits and a broken one, what was written of it, and the summary."""
+    """A folder with leakage and a broken image, the folder of its preview, and the summary."""
     root, out = tmp_path_factory.mktemp('data'), tmp_path_factory.mktemp('out')
     config = folder_of(root, photos)
     shutil.copy(root / 'train/cat/3.png', root / 'test/dog/copy.png')
@@ -71,7 +71,7 @@ def test_preview_says_what_is_there(previewed):
     }
     assert summary['leakage'] == [[str(root / 'train/cat/3.png'), str(root / 'test/dog/copy.png')]]
     words = text(summary)
-    assert 'LEAKAGE: 1 images are in two splits' in words
+    assert 'LEAKAGE: images in two splits (1)' in words
     assert 'bad.png: not an image' in words
 
 
@@ -82,7 +82,7 @@ def test_pictures_are_drawn(previewed):
 
 
 def test_the_pictures_before_are_those_after(config):
-    """Without augmentation, the two rows of the grid are the same pictures."""
+    """Without augmentation the pictures before and after are the same."""
     from vision import data
     from vision.studies.input_preview import _pairs
     from vision.training.setup import loading_of

@@ -1,4 +1,4 @@
-"""Rows over seeds: what is measured is written down, small; what was not run says so."""
+"""Reproduction of results over seeds: summaries, records and the table."""
 
 import importlib
 import json
@@ -73,7 +73,8 @@ def test_a_row_is_measured_by_its_papers_protocol(folders, tmp_path):
     run = folders[0] / 'tiny' / 'seed=0'
     (expected,) = evaluate_runs([run], named_entries(config, ['train'], ConfigDict()))[1]
     assert summary['seeds']['0']['error'] == 100 * (1 - expected.figures['top1'])
-    assert expected.figures['count'] > 1000  # not the test split, whose figure the run has recorded
+    # The test split is smaller, and its metrics are already recorded.
+    assert expected.figures['count'] > 1000
     measured = lib.table([row], tmp_path)
     assert lib.cells(measured[0])[2] == '1 % (train)'
     with pytest.raises(UserError, match="unknown evaluation 'tarin'"):
@@ -120,12 +121,12 @@ def test_what_the_repository_says_was_measured_is_what_its_records_say(tmp_path)
     rows, results = [lib.Row(*row) for row in command.ROWS], REPO / 'results'
     lib.write_markdown(lib.table(rows, results), tmp_path / 'table.md')
     assert (tmp_path / 'table.md').read_text() == (results / 'table.md').read_text()
-    readme = (REPO / 'README.md').read_text()
+    page = (REPO / 'docs' / 'results.md').read_text()
     for row in lib.table(rows, results):
         summary = row['summary']
         if summary is None:
             continue
-        assert lib.cells(row)[3] in readme, row['name']
+        assert lib.cells(row)[3] in page, row['name']
         for seed, run in summary['seeds'].items():
             records = lib.read_records(results / row['name'], int(seed))
             (top1,) = [r['test/top1'] for r in records if 'test/top1' in r]
@@ -182,7 +183,7 @@ def test_a_row_of_the_repository_is_one_file_of_records():
 )
 def test_seeds_are_how_many_or_which(words, seeds):
     assert command._seeds(words) == seeds
-    # The table's own command names the same.
+    # The command in the table uses the same form.
     assert command._seeds(lib._seeds({'seeds': dict.fromkeys(map(str, seeds))}).split(',')) == seeds
 
 

@@ -1,4 +1,4 @@
-"""A grid is what it says; trials are runs of their own, and a sweep goes on where it stopped."""
+"""Sweeps: parsing of grids, independent trials, and resuming."""
 
 import json
 import signal
@@ -40,7 +40,7 @@ def test_a_grid_is_read(grid, parsed):
         ('', 'is empty'),
         ('seed', "'key=value,value'"),
         ('seed=', "'key=value,value'"),
-        ('seed=1;seed=2', 'comes twice'),
+        ('seed=1;seed=2', 'is given twice'),
         ('seed=1,1', 'a value twice'),
         ('sede=1', "no key 'sede'"),
         ('optimiser.lr=1', "no section 'optimiser'"),
@@ -72,7 +72,7 @@ def test_every_combination_is_a_trial():
         assert [t.config.to_dict() for t in found] == [t.config.to_dict() for t in trials]
     depths = make_trials(config, 'model.stage_sizes=(1,1,1),(3,3,3)')
     assert [t.name for t in depths] == ['model.stage_sizes=1-1-1', 'model.stage_sizes=3-3-3']
-    # Names that a folder cannot have stay apart.
+    # Values with characters that a folder name cannot have get different names.
     odd = make_trials(config, 'preprocess.train=resize(32)|pad(0),resize(32)/pad(0)')
     assert len({t.name for t in odd}) == 2 and not any('/' in t.name for t in odd)
 
@@ -104,7 +104,7 @@ def run_sweep(workdir, grid, *flags):
 
 @pytest.fixture(scope='module')
 def swept(tmp_path_factory):
-    """A sweep of which trials fail in every way: its folder and what the command printed."""
+    """A sweep whose trials fail in every way: its folder and the output of the command."""
     folder = tmp_path_factory.mktemp('sweep')
     return folder, run_sweep(folder, 'model.how=blind,mistake,raise,kill,fine;seed=1')
 

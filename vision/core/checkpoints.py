@@ -2,7 +2,7 @@
 
 A checkpoint has the items `model` (params and batch_stats), `ema` (the same two, if the run keeps a
 moving average), `training` (step, optimizer state, rng) and `loop` (JSON with the counters of the
-training loop). Prediction therefore reads only the model.
+training loop). Prediction therefore reads only the weights.
 """
 
 import json
@@ -271,7 +271,7 @@ class Checkpoints:
         averaged = (self._directory / str(step) / 'ema').is_dir()
         if weights not in (None, 'ema', 'raw'):
             raise unknown('weights', weights, ['ema', 'raw'])
-        # The moving average was asked for explicitly.
+        # None would fall back to the trained parameters; an explicit 'ema' must not.
         if weights == 'ema' and not averaged:
             raise UserError(
                 f'{self._directory / str(step)} has no moving average of the weights: '

@@ -63,7 +63,7 @@ def _is_own(frame: FrameType) -> bool:
     module, path = frame.f_globals.get('__name__', ''), Path(frame.f_code.co_filename)
     if module.split('.')[0] in _OURS or not path.is_file():  # generated code has no file
         return False
-    # Standard library, then installed packages.
+    # Libraries are in the standard library or among the installed packages.
     libraries = {sysconfig.get_path(name) for name in ('stdlib', 'platstdlib')}
     return not {'site-packages', 'dist-packages'} & set(path.parts) and not any(
         path.is_relative_to(library) for library in libraries

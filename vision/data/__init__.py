@@ -1,10 +1,12 @@
 """Step 1, collect: sources of labelled images, their splits and their order.
 
-`load(config.data, 'train')` opens one split of the source that a config names. A `Source` answers for itself: its
-class names, labels, and images by id. `SOURCES` has the sources by name. A user-defined source is a subclass of
-`Source` that the config names as 'my_module:MySource' (docs/extending.md).
+`load(config.data, 'train')` opens one split of the source that a config names. A `Source`
+provides class names, labels, and images by id. `SOURCES` has the sources by name. A
+user-defined source is a subclass of `Source` that the config names as 'my_module:MySource'
+(docs/extending.md).
 
-Read first: `source.py` (the contract), `registry.py` (the sources by name), `order.py` (the order of the examples).
+Read first: `source.py` (the contract), `registry.py` (the sources by name), `order.py` (the order
+of the examples).
 """
 
 from typing import TYPE_CHECKING

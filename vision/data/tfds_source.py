@@ -223,8 +223,8 @@ def _prepare(builder: Any, name: str) -> None:
         host = getattr(getattr(e.args[0], 'pool', None), 'host', 'its server') if e.args else ''
         raise UserError(
             f'TFDS could not download {name!r}: no connection to {host}. Offline, set '
-            'data.data_dir to a folder where it is prepared, or use local files: set data.path and '
-            'data.source to idx (the format of MNIST), npz or folder'
+            'data.data_dir to a folder where it is prepared, or use local files: '
+            'data.source=idx (the format of MNIST), npz or folder, with data.path'
         ) from None
     except Exception as e:  # the errors of downloads have no common class
         raise UserError(

@@ -1,4 +1,4 @@
-"""Step 6, predict: a trained run answers for new images, in memory or in files."""
+"""The classifier of a trained run: predictions, embeddings and heat maps for new images."""
 
 import functools
 import hashlib
@@ -23,29 +23,35 @@ from vision.prediction.feed import Fed, Feed, files
 from vision.prediction.gradcam import Explanation
 from vision.prediction.stream import Stream
 
-_LONGEST = 1000  # characters of a path in a message
+_LONGEST = 1000  # characters of a path that a message shows in full
 _NOT_FINITE = "the model's probabilities are not finite"
 
-# One image or several: paths, encoded bytes, `PIL.Image`s, arrays uint8 [H, W, C] or [H, W]; an array
-# uint8 [N, H, W, C]. Paths, bytes and Pillow's images are of any size. Arrays are as the run's source
-# would give them, before preprocessing: of its own size where it has one.
+# One image or several: paths, encoded bytes, `PIL.Image`s, uint8 arrays [H, W, C] or [H, W], or one
+# uint8 array [N, H, W, C]. Files and `PIL.Image`s may have any size. Arrays must look like the
+# run's training data before preprocessing, with the same shape if that data has a fixed shape.
 Images = Any
 
 
 class Classifier:
-    """A trained model and the preprocessing that it was evaluated with.
+    """A trained model together with its evaluation preprocessing.
 
-    Calls may come from several threads. They take what people have in hand, one image or several:
-    paths, encoded bytes, `PIL.Image`s, and uint8 arrays as the run's source would give them (before
-    preprocessing). One image counts as N = 1.
+    The methods accept one image or several: paths, encoded bytes, `PIL.Image`s, and uint8 arrays in
+    the format of the run's data before preprocessing. One image counts as N = 1. The methods are
+    thread-safe.
 
     Attributes:
       class_names: K names, in the order of the probabilities.
-      run: what was read: config, shapes, variables.
+      run: the loaded run, with its config, shapes and variables.
     """
 
     def __init__(self, run: Run | AnyPath, fold: bool = True):
-        """Takes a run, or its workdir; `fold` folds BatchNorm into the convolutions: faster, equal within 1e-4."""
+        """Builds a classifier from a run or a workdir.
+
+        Args:
+          run: a loaded run, or the path of a workdir.
+          fold: fold BatchNorm into the convolutions. This is faster; probabilities change by at
+            most 1e-4.
+        """
         run = run if isinstance(run, Run) else load_run(run)
         self.class_names, self.run = run.class_names, run
         self.model, self.variables = run.model, run.variables
@@ -58,15 +64,15 @@ class Classifier:
     def from_workdir(
         cls, workdir: AnyPath, checkpoint: str = 'best', fold: bool = True
     ) -> 'Classifier':
-        """Reads a run.
+        """Loads a classifier from a workdir.
 
         Args:
-          workdir: of the run.
+          workdir: the directory that training wrote.
           checkpoint: 'best', 'last' or a step.
           fold: fold BatchNorm into the convolutions.
 
         Raises:
-          UserError: no such run or checkpoint.
+          UserError: the run or the checkpoint does not exist.
         """
         return cls(load_run(workdir, checkpoint), fold)
 
@@ -74,15 +80,16 @@ class Classifier:
     def from_pretrained(
         cls, source: AnyPath, model: str | None = None, fold: bool = True
     ) -> 'Classifier':
-        """Reads ImageNet weights of torchvision or timm, or a workdir.
+        """Loads a classifier from torchvision or timm ImageNet weights, or from a workdir.
 
         Args:
           source: a `.safetensors` or `.pth` file, 'hf:org/name', or a workdir.
-          model: the model's name in the registry; by default what the source's name begins with.
+          model: the model's name in the registry. By default it is inferred from the beginning of
+            the source's name.
           fold: fold BatchNorm into the convolutions.
 
         Raises:
-          UserError: the source cannot be read, or its tensors are not the model's.
+          UserError: the source cannot be read, or its tensors do not match the model.
         """
         source = source if isinstance(source, str) else os.fsdecode(as_path(source))
         if os.path.isdir(source):
@@ -93,31 +100,31 @@ class Classifier:
         """Classifies images.
 
         Args:
-          images: N, in any of the forms that `Images` names.
+          images: N images in any form listed at `Images`.
 
         Returns:
           Probabilities, float32 [N, K].
 
         Raises:
-          UserError: images of another type or shape than the model can take, or one that cannot
-            be read.
+          UserError: an image cannot be read, or has a type or shape that the model does not accept.
         """
         return self._probabilities(self._feed.gather(images)[0])
 
     def predict(
         self, images: Images, top_k: int = 5
     ) -> list[tuple[str, float]] | list[list[tuple[str, float]]]:
-        """Names the likeliest classes of images.
+        """Returns the most probable classes of images.
 
         Args:
-          images: as for a call.
-          top_k: how many classes are named, at most K.
+          images: as for `__call__`.
+          top_k: the number of classes to return, at most K.
 
         Returns:
-          `[(class, probability), …]`, the likeliest first; of several images a list of such lists.
+          `[(class, probability), …]` in order of decreasing probability. For several images, a list
+          of such lists.
 
         Raises:
-          UserError: as for a call; or probabilities that are not finite.
+          UserError: as for `__call__`, or the probabilities are not finite.
         """
         at_least_one('top_k', top_k)
         source, one = self._feed.gather(images)
@@ -129,18 +136,18 @@ class Classifier:
         return answers[0] if one else answers
 
     def embed(self, images: Images, endpoint: str = 'features') -> np.ndarray:
-        """Describes images by vectors: for search, or for a classifier of one's own.
+        """Computes embeddings of images, for search or as features of another classifier.
 
         Args:
-          images: as for a call.
-          endpoint: a stage of the model, or 'logits'; `features` is what the last layer sees. The
-            maps of a stage [H, W, D] are averaged over their positions.
+          images: as for `__call__`.
+          endpoint: a stage of the model, or 'logits'. 'features' is the input of the last layer.
+            Feature maps [H, W, D] are averaged over their positions.
 
         Returns:
           float32 [N, D].
 
         Raises:
-          UserError: as for a call; or an unknown endpoint.
+          UserError: as for `__call__`, or the endpoint is unknown.
         """
         source, _ = self._feed.gather(images)
         if not source.num_examples:
@@ -148,8 +155,9 @@ class Classifier:
         return self._collect(source, functools.partial(self.embedding, endpoint=endpoint))
 
     def embedding_size(self, endpoint: str = 'features') -> int:
-        """The length D of the vectors that `embed` returns; UserError for an unknown endpoint."""
+        """Returns the length D of `embed`'s vectors; raises UserError for an unknown endpoint."""
         embedding = functools.partial(self.embedding, endpoint=endpoint)
+        # Trace the model on shapes only; nothing is computed.
         one = jax.ShapeDtypeStruct((1, *self.run.input_shape), np.uint8)
         return jax.eval_shape(embedding, self.variables, one).shape[1]
 
@@ -159,22 +167,25 @@ class Classifier:
         classes: Sequence[int] | np.ndarray | int | None = None,
         stage: str | None = None,
     ) -> np.ndarray:
-        """Shows where in each image the evidence for a class lies (Grad-CAM).
+        """Computes a Grad-CAM heat map of one class for each image.
 
         Args:
-          images: as for a call.
-          classes: int [N], or one for all; by default each image's likeliest.
-          stage: whose maps are weighted; by default the last with more than one position.
+          images: as for `__call__`.
+          classes: int [N], or one class for all images. By default the most probable class of each
+            image.
+          stage: the stage whose feature maps are weighted. By default the last stage with more than
+            one position.
 
         Returns:
-          Heat maps, float32 [N, H, W] in 0 … 1, of the size that the model is fed; all 0 where
-          nothing speaks for the class.
+          Heat maps, float32 [N, H, W] in 0 … 1, of the model's input size. A map is all 0 if no
+          position supports the class.
 
         Raises:
-          UserError: as for a call; or an unknown stage or class.
+          UserError: as for `__call__`, or the stage or a class is unknown.
         """
         source, _ = self._feed.gather(images)
         count = source.num_examples
+        # Broadcast the classes to one for each image; −1 stands for the most probable class.
         try:
             wanted = np.asarray(-1 if classes is None else classes)
             if wanted.size and wanted.dtype.kind not in 'iu':
@@ -188,6 +199,7 @@ class Classifier:
             raise UserError(f'classes must be in 0 … {self._k - 1}, not {np.asarray(classes)}')
         if not count:
             return np.empty((0, *self.run.input_shape[:2]), np.float32)
+        # One class for each image: the second axis of the maps has length 1.
         function = functools.partial(self._explanation, stage=stage)
         maps = self._collect(source, function, wanted[:, None], operator.itemgetter('maps'))
         return maps[:, 0]
@@ -195,28 +207,29 @@ class Classifier:
     def classify_files(
         self, paths: AnyPath | Iterable[AnyPath], top_k: int = 5
     ) -> Iterator[dict[str, Any]]:
-        """Classifies image files, folders and globs, in a stream.
+        """Classifies image files, folders and globs, and yields the predictions as they are ready.
 
         Args:
-          paths: files (answered even if they are no images), folders (every image below), globs;
-            one or several.
-          top_k: how many classes a prediction names, at most K.
+          paths: one or several files, folders (searched recursively) or globs. A file that is named
+            explicitly gets a result even if it is not an image.
+          top_k: the number of classes of each prediction, at most K.
 
         Yields:
           For each file `{'path', 'predictions': [{'class', 'index', 'probability'}, …], 'error'}`,
-          the likeliest class first; `error` is None or the reason, and then there are none.
+          the most probable class first. `error` is None, or the reason why `predictions` is empty.
 
         Raises:
-          UserError: a folder or glob without images.
+          UserError: a folder or glob has no images.
         """
         return self.classify_source(files(paths), top_k)
 
     def classify_source(self, source: FileSource, top_k: int = 5) -> Iterator[dict[str, Any]]:
-        """`classify_files` for files that were listed before."""
+        """Classifies the files of a source; yields the same dictionaries as `classify_files`."""
         at_least_one('top_k', top_k)
         fed = self._feed.source(source)
         for start, probabilities, mask in self._computed(self.variables, fed, self.probabilities):
             for i, (row, real) in enumerate(zip(probabilities, mask, strict=True)):
+                # A file that could not be read has mask 0; its reason is recorded by path.
                 path = source.paths[start + i]
                 error = None if real else fed.corrupt()[path]
                 if error is None and not np.isfinite(row).all():
@@ -230,15 +243,16 @@ class Classifier:
     def embed_source(
         self, source: Source, endpoint: str = 'features'
     ) -> Iterator[tuple[np.ndarray, np.ndarray, dict[int, str]]]:
-        """Describes files or a split by vectors, in a stream; what cannot be read is left out.
+        """Computes embeddings of the files or split of a source, batch by batch.
 
         Yields:
-          For each batch the images' indices in the source (int64 [n]), their vectors
-          (float32 [n, D]), and why others of the batch could not be read, by index.
+          For each batch: the source indices of its readable images (int64 [n]), their vectors
+          (float32 [n, D]), and a dict from the index of each failed image to the reason.
         """
         fed = self._feed.source(source)
         embedding = functools.partial(self.embedding, endpoint=endpoint)
         for start, vectors, mask in self._computed(self.variables, fed, embedding):
+            # An image fails if it cannot be read or if its vector is not finite.
             good = (mask > 0) & np.isfinite(vectors).all(axis=1)
             failed = {
                 start + int(i): _reason(fed, source, start + int(i)) for i in np.flatnonzero(~good)
@@ -246,16 +260,16 @@ class Classifier:
             yield start + np.flatnonzero(good), vectors[good], failed
 
     def explain_source(self, source: Source, top_k: int = 3) -> Iterator[Explanation]:
-        """Explains the likeliest classes of files or a split, in a stream; see `explain`.
+        """Yields the heat maps of the `top_k` most probable classes of each image of a source.
 
-        What cannot be read is left out.
+        Images that cannot be read are skipped. See `explain`.
         """
         fed = self._feed.source(source)
         ranks = -1 - np.arange(min(at_least_one('top_k', top_k), self._k), dtype=np.int32)
         wanted = np.broadcast_to(ranks, (source.num_examples, len(ranks)))
         for start, outputs, mask in self._computed(self.variables, fed, self._explanation, wanted):
             for i in np.flatnonzero(mask):
-                # By logits, as the maps are: small probabilities may be equal, to zero.
+                # Sort by logits, as the maps are: small probabilities may both round to zero.
                 order = np.argsort(-outputs['logits'][i][: self._k], kind='stable')[: len(ranks)]
                 yield Explanation(
                     index=start + int(i),
@@ -266,11 +280,11 @@ class Classifier:
                 )
 
     def probabilities(self, variables: Any, images: jax.Array) -> jax.Array:
-        """The classifier as a pure function.
+        """Computes probabilities as a pure function, for `jax.jit` and export.
 
         Args:
-          variables: the classifier's own.
-          images: [B, H, W, C] in 0 … 255, of the size that the model is fed.
+          variables: the classifier's `variables`.
+          images: [B, H, W, C] in 0 … 255, of the model's input size.
 
         Returns:
           Probabilities float32 [B, K].
@@ -279,17 +293,18 @@ class Classifier:
         return self.run.task.probabilities(outputs)
 
     def embedding(self, variables: Any, images: jax.Array, endpoint: str) -> jax.Array:
-        """`embed` as a pure function; arguments as for `probabilities`, returns float32 [B, D]."""
+        """Computes embeddings, float32 [B, D], as a pure function of variables and images."""
         logits, endpoints = self.model.apply(variables, self._normalised(images), train=False)
         known = {**endpoints, 'logits': logits}
         if endpoint not in known:
             raise unknown('endpoint', endpoint, known)
+        # Average feature maps over their positions; flatten anything else.
         x = known[endpoint].astype(jnp.float32)
         return x.mean(axis=(1, 2)) if x.ndim == 4 else x.reshape(len(x), -1)
 
     @functools.cached_property
     def digest(self) -> str:
-        """Of the run's variables: which weights these are."""
+        """Fingerprint of the run's weights: 16 hexadecimal digits of a SHA-256 hash."""
         digest = hashlib.sha256()
         for path, leaf in jax.tree_util.tree_leaves_with_path(self.run.variables):
             digest.update(jax.tree_util.keystr(path).encode())
@@ -317,7 +332,7 @@ class Classifier:
         return self.run.task.normalise(images)
 
     def _named(self, probabilities: np.ndarray, top_k: int) -> list[tuple[int, float]]:
-        """The classes that a prediction names, with their probabilities."""
+        """Returns the (class index, probability) pairs of a prediction."""
         named = self.run.task.named(probabilities, top_k)
         return [(int(c), float(probabilities[c])) for c in named]
 
@@ -333,12 +348,12 @@ class Classifier:
         extra: np.ndarray | None = None,
         of: Callable = lambda outputs: outputs,
     ) -> np.ndarray:
-        """The outputs for images that must all be readable, or a part `of` them: [N, …]."""
+        """Concatenates `of(outputs)` over all batches, [N, …]; every image must be readable."""
         fed = self._feed.source(source)
         parts = []
         for _, outputs, _ in self._computed(self.variables, fed, function, extra):
             for name, reason in fed.corrupt().items():
-                # Text that was meant as an image's data, in base64, may be of megabytes.
+                # Shorten the name: it may be megabytes of base64 that was passed as a path.
                 shown = name if len(name) < _LONGEST else f'{name[:60]}…'
                 raise UserError(f'{shown} cannot be read: {reason}')
             parts.append(of(outputs))
@@ -346,5 +361,5 @@ class Classifier:
 
 
 def _reason(fed: Fed, source: Source, index: int) -> str:
-    """Why an example has no vector."""
+    """Returns the reason why an example has no vector."""
     return fed.corrupt().get(source.name_of(index), "the model's features are not finite")

@@ -1,4 +1,7 @@
-"""A page that classifies a dropped image: for this machine, or for whoever has its token."""
+"""A web page that classifies an uploaded image, shows heat maps and finds similar images.
+
+The page is open to this machine only, or protected by a token if other machines can reach it.
+"""
 
 import errno
 import html
@@ -24,14 +27,14 @@ from vision.preprocess import decode
 
 MAX_UPLOAD = 20  # MB
 _CLASSES, _EXPLAINED, _SIMILAR = 5, 3, 8
-_GIVEN = 320  # pixels of the longer side of the dropped picture
-_FEW = 20  # classes whose names are shown without a click
-_KEPT = 60  # seconds that an upload lies on the disk; gradio keeps it for ever (its issue 4620)
+_UPLOAD_SIDE = 320  # pixels of the longer side of the uploaded image on the page
+_FEW = 20  # class names are unfolded from the start up to this number of classes
+_KEPT = 60  # seconds that an upload stays on disk; gradio's default is for ever (its issue 4620)
 
-# Finds images like the one of a source, at most so many.
+# Returns up to the given number of images that resemble the image of a source.
 Similar = Callable[[FileSource, int], Iterable[pages.Picture]]
 
-# Whatever a library's page would like to fetch from elsewhere, the browser refuses.
+# Forbids the browser to load anything from another host, such as fonts of the gradio page.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 _STYLE = """
 .row { display: flex; flex-wrap: wrap; gap: .75rem; margin: .5rem 0 1rem; }
@@ -54,18 +57,22 @@ footer { display: none !important; }
 def serve(
     classifier: Classifier, similar: Similar | None, port: int, host: str = '127.0.0.1'
 ) -> None:
-    """Serves the page until a signal comes; prints its address when the first image can be answered at once.
+    """Serves the page until a signal stops it.
+
+    Prints the page's address on stdout once the model is compiled and the first image can be
+    answered without delay.
 
     Args:
-      classifier: any.
+      classifier: any classifier.
       similar: finds similar images, as `vision.search.search.Similar` does; None shows none.
-      port: 0 for any that is free.
-      host: the address to listen at. If it can be reached from other machines, the page is only shown
-        to those who have the token that is in the printed address.
+      port: the port to listen on; 0 for any free port.
+      host: the address to listen on. If other machines can reach it, only requests with the token
+        of the printed address are answered.
 
     Raises:
-      UserError: gradio is missing, or there is no such host, or the port is taken.
+      UserError: gradio is not installed, the host does not exist, or the port is taken.
     """
+    # gradio reads these variables when it is imported.
     os.environ['GRADIO_ANALYTICS_ENABLED'] = 'False'
     os.environ['HF_HUB_DISABLE_TELEMETRY'] = '1'
     try:
@@ -75,6 +82,7 @@ def serve(
         raise UserError(
             'the demo needs gradio: pip install "jax-image-classification[demo]"'
         ) from None
+    # Bind the port before the slow warm-up, so that a taken port is reported at once.
     listener, address = _listen(host, port)
     port = listener.getsockname()[1]
     token = None if _is_local(listener) else secrets.token_urlsafe(16)
@@ -84,18 +92,20 @@ def serve(
         app = _app(classifier, similar, uploads)
         if token is not None:
             app.add_middleware(_TokenOnly, token=token, cookie=f'vision-demo-{port}')
-        listener.listen()  # who comes before the server runs waits, and is not refused
+        # From here on connections wait until the server runs, instead of being refused.
+        listener.listen()
         print(f'http://{address}:{port}' + (f'/?token={token}' if token else ''), flush=True)
         config = uvicorn.Config(app, log_level='error', timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
-        # Requests that an open page waits for end with the server, and are no errors.
+        # An open page holds requests; do not log that the shutdown cancels them.
         standard_logging.getLogger('uvicorn.error').addFilter(lambda record: not server.should_exit)
         server.run(sockets=[listener])
-        raise KeyboardInterrupt  # it ended for Ctrl-C, which its event loop may keep to itself
+        # The server returns only after Ctrl-C, and its event loop may swallow the exception.
+        raise KeyboardInterrupt
 
 
 def _app(classifier: Classifier, similar: Similar | None, uploads: str) -> Any:
-    """The page as an ASGI app, which keeps what is uploaded in a folder for a while."""
+    """Builds the ASGI app of the page; `uploads` is the folder that holds uploads for a while."""
     os.environ['GRADIO_TEMP_DIR'] = uploads
     import gradio
     from fastapi import FastAPI
@@ -117,32 +127,37 @@ def _app(classifier: Classifier, similar: Similar | None, uploads: str) -> Any:
 
 
 def _listen(host: str, port: int) -> tuple[socket.socket, str]:
-    """A socket that is bound to a host and port, and the host as it stands in an address."""
+    """Returns a socket bound to a host and port, and the host as it is written in a URL."""
+    # Resolve the host, so that IPv6 addresses and names work too.
     try:
         family, *_, place = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
     except (OSError, UnicodeError):
         raise UserError(f'--host={host}: there is no such host') from None
+    # Reuse the address of a server that has just stopped.
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((place[0], port, *place[2:]))
     except (OSError, OverflowError) as e:
         if getattr(e, 'errno', None) == errno.EADDRNOTAVAIL:
-            raise UserError(f'--host={host} is no address of this machine') from None
+            raise UserError(f'--host={host} is not an address of this machine') from None
         reason = e.strerror if isinstance(e, OSError) else 'there is no such port'
-        raise UserError(f'--port={port}: {reason}; take another, or 0 for any') from None
+        raise UserError(
+            f'--port={port}: {reason}; choose another port, or 0 for any free one'
+        ) from None
+    # 0.0.0.0 and :: are not addresses that a browser can open: print this machine's name.
     if ipaddress.ip_address(place[0]).is_unspecified:
         host = socket.gethostname()
     return listener, f'[{host}]' if ':' in host else host
 
 
 def _is_local(listener: socket.socket) -> bool:
-    """True if only this machine can reach it."""
+    """Returns True if only this machine can reach the socket."""
     return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 def _warm_up(classifier: Classifier, similar: Similar | None) -> None:
-    """Answers for one image, so that all is imported, traced and compiled before people come."""
+    """Answers for one blank image, which imports, traces and compiles everything in advance."""
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as folder:
@@ -151,34 +166,40 @@ def _warm_up(classifier: Classifier, similar: Similar | None) -> None:
 
 
 def answer(classifier: Classifier, similar: Similar | None, path: str) -> str:
-    """The page's answer to an uploaded file: HTML, without the file's place on this machine."""
+    """Returns the page's answer to an uploaded file as HTML, which does not reveal its path."""
     try:
         return _answer(classifier, similar, FileSource('upload', (), (path,), np.array([-1])))
     except Exception:
         logging.exception('the demo failed at %s', path)
-        return '<p>Something went wrong here; the log says what.</p>'
+        return '<p>An internal error occurred; see the log of the demo.</p>'
 
 
 def _answer(classifier: Classifier, similar: Similar | None, source: FileSource) -> str:
+    # Predict; a file that is not an image ends here.
     (path,) = source.paths
     (prediction,) = classifier.classify_source(source, _CLASSES)
     if prediction['error'] is not None:
         return f'<p>This file cannot be read: {html.escape(prediction["error"])}.</p>'
+    # The table of classes, with a bar for each probability.
     lines = ''.join(
         f'<tr><td>{html.escape(p["class"])}</td><td>{p["probability"]:.1%}</td>'
         f'<td><span class="bar" style="width: {200 * p["probability"]:.0f}px"></span></td></tr>'
         for p in prediction['predictions']
     )
-    lines = lines or '<tr><td>no class reaches the threshold</td></tr>'  # of several labels
-    given = pages.figure(decode.read(read_file(path)), os.path.basename(path), side=_GIVEN)
-    (why,) = classifier.explain_source(source, _EXPLAINED)
-    heat = pages.figure(why.image, 'what the model is fed') + ''.join(
-        pages.figure(pictures.overlay(why.image, m), f'why {classifier.class_names[c]}')
-        for c, m in zip(why.classes, why.maps, strict=True)
+    # A multi-label model may name no class at all.
+    lines = lines or '<tr><td>no class reaches the threshold</td></tr>'
+    upload = pages.figure(decode.read(read_file(path)), os.path.basename(path), side=_UPLOAD_SIDE)
+    # The model input and one heat map for each of the most probable classes.
+    (explanation,) = classifier.explain_source(source, _EXPLAINED)
+    heat = pages.figure(explanation.image, 'model input') + ''.join(
+        pages.figure(
+            pictures.overlay(explanation.image, m), f'evidence for {classifier.class_names[c]}'
+        )
+        for c, m in zip(explanation.classes, explanation.maps, strict=True)
     )
     parts = [
-        f'<div class="row" id="answer">{given}<table id="classes">{lines}</table></div>',
-        f'<h3>Where the evidence lies</h3><div class="row" id="heat">{heat}</div>',
+        f'<div class="row" id="answer">{upload}<table id="classes">{lines}</table></div>',
+        f'<h3>Evidence (Grad-CAM)</h3><div class="row" id="heat">{heat}</div>',
     ]
     if similar is not None:
         figures = ''.join(pages.figure(*picture) for picture in similar(source, _SIMILAR))
@@ -188,13 +209,13 @@ def _answer(classifier: Classifier, similar: Similar | None, source: FileSource)
 
 def _page(gradio: Any, classifier: Classifier, respond: Callable[[str], str], uploads: str) -> Any:
     async def uploaded(path: str) -> str:
-        """Takes what lies among the uploads.
+        """Accepts only paths inside the upload folder.
 
-        Of an app that is mounted gradio would take any path or address that a request names: it would show any
-        image of this machine, and fetch what it is told to (see its pull request 11162).
+        A mounted gradio app accepts any path or URL that a request names. It would show any image
+        of this machine and fetch any URL (see gradio's pull request 11162).
         """
         if not Path(path).resolve().is_relative_to(Path(uploads).resolve()):
-            raise gradio.Error('no upload')
+            raise gradio.Error('the file is not an upload')
         return path
 
     with gradio.Blocks(
@@ -208,7 +229,7 @@ def _page(gradio: Any, classifier: Classifier, respond: Callable[[str], str], up
         )
         file.async_move_resource_to_block_cache = uploaded
         result = gradio.HTML()
-        # The upload makes way for the next one, and with it the link to where it lay.
+        # Returning None empties the upload field for the next image and drops the link to the file.
         file.upload(
             lambda path: (None, respond(path)), file, [file, result], api_name=False, queue=False
         )
@@ -216,12 +237,12 @@ def _page(gradio: Any, classifier: Classifier, respond: Callable[[str], str], up
 
 
 def _name(classifier: Classifier) -> str:
-    """Of the run: its folder's, or what weights were read from."""
+    """Returns the run's folder name, or the name of the weights' file."""
     return classifier.run.path.name
 
 
 def _about(classifier: Classifier) -> str:
-    """The head of the page: which run this is, and all classes that it knows."""
+    """Returns the head of the page: the run's name, model and step, and all its classes."""
     run, names = classifier.run, classifier.class_names
     step = f', checkpoint of step {run.step:,}' if run.step else ''
     every = ', '.join(names)
@@ -234,7 +255,7 @@ def _about(classifier: Classifier) -> str:
 
 
 class _OwnSourcesOnly:
-    """ASGI middleware: tells the browser to load nothing from elsewhere."""
+    """ASGI middleware that forbids the browser to load anything from another host."""
 
     def __init__(self, app: Any):
         self._app = app
@@ -250,7 +271,7 @@ class _OwnSourcesOnly:
 
 
 class _TokenOnly:
-    """ASGI middleware: answers only who has the token, from the address or, after that, a cookie."""
+    """ASGI middleware that answers only requests with the token, in the URL or a cookie."""
 
     def __init__(self, app: Any, token: str, cookie: str):
         self._app, self._token, self._cookie = app, token, cookie
@@ -262,16 +283,20 @@ class _TokenOnly:
         from starlette.requests import HTTPConnection
         from starlette.responses import PlainTextResponse
 
+        # Refuse requests that have the token neither in the URL nor in the cookie.
         request = HTTPConnection(scope)
         by_address = self._is_token(request.query_params.get('token'))
         if not by_address and not self._is_token(request.cookies.get(self._cookie)):
             if scope['type'] == 'websocket':
                 await send({'type': 'websocket.close', 'code': 1008})
                 return
-            refusal = PlainTextResponse('The address with its token is needed.\n', 403)
+            refusal = PlainTextResponse(
+                'Open the full address that the demo printed: it contains a token.\n', 403
+            )
             await refusal(scope, receive, send)
             return
 
+        # Set the cookie, so that the requests that the page makes itself need no token in the URL.
         async def send_with_cookie(message: Any) -> None:
             if by_address and message['type'] == 'http.response.start':
                 cookie = f'{self._cookie}={self._token}; Path=/; HttpOnly; SameSite=Strict'

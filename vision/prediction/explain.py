@@ -1,4 +1,4 @@
-"""Heat maps of the likeliest classes, laid over the images: a PNG or a page."""
+"""Grad-CAM heat maps of image files, written to a PNG or an HTML page."""
 
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -13,44 +13,46 @@ from vision.preprocess.pictures import Picture, draw_grid
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CLASSES = 3  # explained of each image
-_IN_PNG, _IN_PAGE = 16, 500  # images
+CLASSES = 3  # heat maps of each image
+_IN_PNG, _IN_PAGE = 16, 500  # the most images that each shows
 
 
 def explain_files(classifier: Classifier, source: FileSource, path: AnyPath) -> int:
-    """Writes each image and, beside it, where the evidence for its likeliest classes lies.
+    """Writes each image beside the heat maps of its most probable classes.
 
     Args:
-      classifier: any.
-      source: files; what cannot be read is left out.
-      path: of a PNG, which shows the first 16 images, or of an HTML page, 500.
+      classifier: any classifier.
+      source: image files. Files that cannot be read are skipped.
+      path: a PNG, which shows the first 16 images, or an HTML page, which shows the first 500.
 
     Returns:
-      How many files were left out because the picture is full.
+      The number of files beyond that limit.
 
     Raises:
-      UserError: the path has another ending, or cannot be written to.
+      UserError: the path has another suffix, or cannot be written.
     """
     target = output_file('explain', path, PICTURES)
     limit = _IN_PNG if target.suffix.lower() == '.png' else _IN_PAGE
     first = FileSource(source.name, (), source.paths[:limit], source.labels[:limit])
+    # Rows are generated lazily: the page is written while the model runs.
     rows = _rows(classifier, first)
     if target.suffix.lower() == '.png':
         _draw(rows).savefig(target, format='png')
     else:
         note = (
-            'Grad-CAM (Selvaraju et al. 2017): the warmer, the more a place speaks for the class.'
+            'Grad-CAM (Selvaraju et al. 2017). '
+            'Warm colours mark the regions that support the class named below the picture.'
         )
-        pages.write_page(target, 'Why these classes', note, rows)
+        pages.write_page(target, 'Evidence for the predicted classes', note, rows)
     return source.num_examples - first.num_examples
 
 
 def draw_heat_maps(classifier: Classifier, images: Images) -> 'Figure':
-    """Draws each image and, beside it, where the evidence for its likeliest classes lies (Grad-CAM).
+    """Draws each image beside the heat maps of its most probable classes.
 
     Args:
-      classifier: any.
-      images: N, in any of the forms that a `Classifier` takes; what cannot be read is left out.
+      classifier: any classifier.
+      images: images in any form that a `Classifier` accepts. Those that cannot be read are skipped.
 
     Raises:
       UserError: as for a call of the classifier.
@@ -60,6 +62,7 @@ def draw_heat_maps(classifier: Classifier, images: Images) -> 'Figure':
 
 
 def _draw(rows: Iterable[pages.Row]) -> 'Figure':
+    # A figure has no headings, so the image's name becomes the caption of its first picture.
     drawn = [[row[0]._replace(caption=heading), *row[1:]] for heading, row in rows]
     return draw_grid(drawn or [[Picture(None, 'no image could be read')]])
 
@@ -67,7 +70,7 @@ def _draw(rows: Iterable[pages.Row]) -> 'Figure':
 def _rows(classifier: Classifier, source: Source) -> Iterator[pages.Row]:
     root = common_root(source.paths or ())
     for e in classifier.explain_source(source, CLASSES):
-        row = [Picture(e.image, 'what the model is fed')]
+        row = [Picture(e.image, 'model input')]
         for index, probability, heat in zip(e.classes, e.probabilities, e.maps, strict=True):
             caption = f'{classifier.class_names[index]}: {probability:.1%}'
             row.append(Picture(pictures.overlay(e.image, heat), caption))

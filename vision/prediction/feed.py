@@ -1,4 +1,4 @@
-"""Batches for a run's model, of one size, preprocessed as in evaluation."""
+"""Evaluation batches of arrays, files or splits for a run's model."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,13 +18,13 @@ from vision.preprocess.ops.registry import HOST, place
 
 @dataclasses.dataclass(frozen=True)
 class Fed:
-    """A pass over some images, in their order; iterate over it once.
+    """One pass over images in their order; it can be iterated over once.
 
     Attributes:
-      num_examples: N.
-      batches: as the pipeline makes them, `image` [B, H, W, C] in 0 … 255 and `mask` [B]; the
-        last one is padded. An image that cannot be read keeps its place, with mask 0.
-      corrupt: returns what could not be read so far: path → reason.
+      num_examples: the number of images, without padding.
+      batches: dicts with `image` [B, H, W, C] in 0 … 255 and `mask` [B]. The last batch is padded.
+        An image that cannot be read keeps its position and has mask 0.
+      corrupt: returns the images that could not be read so far, as path → reason.
     """
 
     num_examples: int
@@ -33,28 +33,34 @@ class Fed:
 
 
 class Feed:
-    """Makes batches of arrays, of files, or of a split of a run's own data.
+    """Makes preprocessed batches of arrays, files, or a split of a run's data.
 
-    Batches have one size a call, a power of two up to `evaluation.batch_size` for each device, so
-    that few shapes are ever compiled.
+    The batch size is constant within a call. It is a power of two up to `evaluation.batch_size` on
+    each device, so that few shapes are compiled.
     """
 
     def __init__(self, run: Run):
-        """Takes a run: its preprocessing, and the shapes that its model was trained on."""
+        """Uses the evaluation preprocessing and the image shapes of a run."""
         self._run = run
         self._ops = run.config.preprocess.eval
 
     def gather(self, images: Any) -> tuple[Source, bool]:
-        """Images that a caller has in hand as a source, and whether it is one image; see `given.gather`."""
+        """Turns a caller's images into a source; also returns whether it was a single image.
+
+        See `given.gather`.
+        """
         shape = self._run.image_shape
         channels = shape[-1] if shape else ops_lib.channels(ops_lib.parse(self._ops))
         return given.gather(images, channels, shape)
 
     def source(self, source: Source) -> Fed:
-        """A split, or files; what cannot be read is masked."""
+        """Makes batches of a source's images; images that cannot be read are masked."""
         size = self._batch_size(source.num_examples)
         if source.images is not None and inputs.on_device(source, self._ops):
+            # Arrays in memory: preprocess on the device.
             return Fed(source.num_examples, self._on_device(source.images, size), dict)
+        # Otherwise the loader of evaluation does everything, except where the model was trained on
+        # arrays of one shape and the images are of any size: then resize them to that shape first.
         of_one_size = not source.encoded and source.image_shape is not None
         if of_one_size or self._run.image_shape is None or place(self._ops, True) == HOST:
             every = inputs.EvalBatches(source, self._ops, size, self._run.mesh, skip_corrupt=True)
@@ -62,7 +68,7 @@ class Feed:
         return self._resized(source, size)
 
     def _resized(self, source: Source, size: int) -> Fed:
-        """Images of any size for a run whose source had them of one size in memory: brought to that size."""
+        """Resizes images of any size to the array shape that the run was trained on."""
         from vision.preprocess import pipeline
 
         assert self._run.image_shape is not None
@@ -83,7 +89,8 @@ class Feed:
             yield self._device_batch(images[start : start + size], size)
 
     def _device_batch(self, images: np.ndarray, size: int, mask: np.ndarray | None = None) -> Batch:
-        """Preprocesses up to `size` images on the device, padded to that many."""
+        """Preprocesses up to `size` images on the device, padded to `size`."""
+        # Padding and images that cannot be read get id −1, which becomes mask 0.
         real = np.ones(len(images), bool) if mask is None else mask > 0
         ids = np.full(size, -1)
         ids[: len(images)] = np.where(real, np.arange(len(images)), -1)
@@ -97,13 +104,13 @@ class Feed:
         return ArraySource('images', self._run.class_names, images, labels)
 
     def _batch_size(self, num_examples: int) -> int:
-        """For each device: a power of two, up to what evaluation uses."""
+        """Returns the batch size per device: a power of two, up to that of evaluation."""
         share = -(-num_examples // self._run.mesh.size)
         return min(self._run.config.evaluation.batch_size, 1 << (share - 1).bit_length())
 
 
 def files(paths: Any) -> FileSource:
-    """Files, folders and globs, one or several, as a source; see `vision.data.folder.files`."""
+    """Returns a source of files, folders and globs, one or several; see `data.folder.files`."""
     from vision.data import folder
 
     return folder.files(as_list(paths))

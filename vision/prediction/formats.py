@@ -1,4 +1,4 @@
-"""Predictions as a table, JSON, JSON lines or CSV."""
+"""Output formats of predictions and search results: table, JSON, JSON lines and CSV."""
 
 import itertools
 import sys
@@ -9,20 +9,22 @@ from vision.core.text import json_text, print_table, printable, write_row
 
 Prediction = dict[str, Any]
 
-_TABLE_ROWS = 1000  # in one table: what is laid out at once
+# Rows of one table. Longer output becomes several tables, because rich lays a table out as a whole.
+_TABLE_ROWS = 1000
 
 
 def write(predictions: Iterable[Prediction], form: str, file: TextIO | None = None) -> int:
-    """Writes predictions as they come (tables when all are there).
+    """Writes predictions as they arrive; tables are written at the end.
 
     Args:
       predictions: as `Classifier.classify_files` yields them.
-      form: table, json, jsonl or csv.
-      file: stdout unless it is given.
+      form: 'table', 'json', 'jsonl' or 'csv'.
+      file: stdout by default.
 
     Returns:
-      How many of them are errors.
+      The number of predictions that are errors.
     """
+    # Count the errors while the predictions pass by: they may be too many to hold.
     failed = 0
 
     def counted() -> Iterator[Prediction]:
@@ -36,7 +38,7 @@ def write(predictions: Iterable[Prediction], form: str, file: TextIO | None = No
 
 
 def dump_json(value: Any, file: TextIO, indent: int | None = None) -> str:
-    """JSON that `file` can take: what it cannot is escaped, so that any parser reads it back."""
+    """Returns JSON that `file` can encode; other characters are escaped, so nothing is lost."""
     text = json_text(value, ensure_ascii=False, indent=indent)
     if printable(text, file) == text:
         return text
@@ -44,6 +46,7 @@ def dump_json(value: Any, file: TextIO, indent: int | None = None) -> str:
 
 
 def _json(predictions: Iterable[Prediction], file: TextIO) -> None:
+    # Write the brackets and commas of one JSON list by hand, so that it can be streamed.
     separator = '[\n'
     for prediction in predictions:
         text = dump_json(prediction, file, indent=2)
@@ -58,7 +61,7 @@ def _jsonl(predictions: Iterable[Prediction], file: TextIO) -> None:
 
 
 def _csv(predictions: Iterable[Prediction], file: TextIO) -> None:
-    """One row for each class that is named; one for an image without, or that could not be read."""
+    """Writes one row for each predicted class, or one for an image without any or with an error."""
     write_row(('path', 'rank', 'class', 'index', 'probability', 'error'), file)
     for p in predictions:
         if p['error'] is not None or not p['predictions']:
@@ -71,9 +74,11 @@ def _table(predictions: Iterable[Prediction], file: TextIO) -> None:
     from rich.table import Table
     from rich.text import Text
 
+    # The four cells of a row; an error or an empty answer takes the place of the class.
     def row(p: Prediction) -> tuple[str, str, str, str]:
         if p['error'] is not None:
             return p['path'], f'cannot be read: {p["error"]}', '', ''
+        # A multi-label model may name no class.
         if not p['predictions']:
             return p['path'], 'none', '', ''
         best, *rest = p['predictions']
@@ -94,12 +99,7 @@ def _table(predictions: Iterable[Prediction], file: TextIO) -> None:
 
 
 def write_neighbours(results: Iterable[dict[str, Any]], file: TextIO) -> None:
-    """Writes what a search found as a table.
-
-    Args:
-      results: as `vision.search.search.query` yields them.
-      file: that it goes to.
-    """
+    """Writes search results, as `vision.search.search.query` yields them, as a table to `file`."""
     from rich.table import Table
     from rich.text import Text
 
@@ -111,6 +111,7 @@ def write_neighbours(results: Iterable[dict[str, Any]], file: TextIO) -> None:
         lines = [(n['path'], f'{n["score"]:.4f}') for n in r['neighbours']]
         if 'error' in r:
             lines = [(f'cannot be read: {r["error"]}', '')]
+        # Name the query image on the first line of its neighbours only.
         for i, (nearest, score) in enumerate(lines):
             name = r['path'] if i == 0 else ''
             cells = [Text(printable(text, file)) for text in (name, nearest)]

@@ -1,12 +1,13 @@
-"""Grad-CAM: where in an image the evidence for a class lies.
+"""Grad-CAM heat maps: the image regions that support a class.
 
 Selvaraju, Cogswell, Das, Vedantam, Parikh and Batra 2017, "Grad-CAM: Visual explanations from deep
-networks via gradient-based localization", section 3: the maps of a stage, each weighted by the
-mean gradient of the class's logit with respect to it, summed, and what is negative cut off.
+networks via gradient-based localization", section 3. Each feature map of a stage is weighted by the
+mean gradient of the class's logit with respect to that map. The heat map is the ReLU of their sum.
 
-It is sharpest for models that average over positions at their end (ResNet, GoogLeNet, Inception).
-Where fully connected layers read each position by itself (LeNet, AlexNet, VGG), the mean forgets at
-which of them a map counted, and the same pattern elsewhere is lit as well.
+Grad-CAM localises best in models that end with global average pooling (ResNet, GoogLeNet,
+Inception). In models with fully connected layers (LeNet, AlexNet, VGG) a feature map may matter at
+some positions only. The mean over positions loses this, so that the heat map also marks the same
+pattern elsewhere.
 """
 
 import dataclasses
@@ -23,14 +24,14 @@ from vision.core.errors import UserError, unknown
 
 @dataclasses.dataclass(frozen=True)
 class Explanation:
-    """Why an image was classified as it was.
+    """The heat maps of an image's most probable classes.
 
     Attributes:
-      index: the image's, in the order in which they were given.
-      image: uint8 [H, W, C], what the model was fed.
-      classes: int32 [k], the likeliest first.
+      index: the image's index in its source.
+      image: the model input, uint8 [H, W, C].
+      classes: int32 [k], the most probable first.
       probabilities: float32 [k].
-      maps: float32 [k, H, W] in 0 … 1, where the evidence for each class lies.
+      maps: one heat map for each class, float32 [k, H, W] in 0 … 1.
     """
 
     index: int
@@ -47,22 +48,24 @@ def grad_cam(
     classes: jax.Array,
     stage: str | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Explains classes of images.
+    """Computes Grad-CAM maps of several classes for each image.
 
     Args:
-      model: as `vision.models` makes them, or with its batch normalisation folded.
-      variables: its 'params' and 'batch_stats'.
+      model: a model of `vision.models`, with or without folded batch normalisation.
+      variables: the model's 'params' and 'batch_stats'.
       images: float32 [B, H, W, C], normalised.
-      classes: int32 [B, k]; where negative, −j stands for the j-th likeliest class.
-      stage: the endpoint whose maps are weighted, [B, h, w, D]; by default the last that has more
-        than one position.
+      classes: int32 [B, k]. A negative value −j stands for the j-th most probable class.
+      stage: the endpoint whose feature maps [B, h, w, D] are weighted. By default the last one with
+        more than one position.
 
     Returns:
-      Maps float32 [B, k, h, w], at least 0 and of no particular scale; logits float32 [B, K].
+      Maps float32 [B, k, h, w], non-negative and not normalised, and logits float32 [B, K].
 
     Raises:
-      UserError: no such stage, or one without positions.
+      UserError: the stage does not exist, or has no positions.
     """
+    # Each stage adds a perturbation of zeros to its output. The gradient with respect to that
+    # perturbation is the gradient with respect to the stage's feature maps.
     path, zeros = _perturbations(model, variables, images, stage)
 
     def head(perturbation: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -73,11 +76,13 @@ def grad_cam(
         return logits, endpoints[path[-1]]
 
     logits, pull_back, activation = jax.vjp(head, zeros[path], has_aux=True)
+    # Replace negative values by the classes of that rank.
     likeliest = jnp.argsort(-logits, axis=-1, stable=True)
     ranks = jnp.clip(-classes - 1, 0)
     classes = jnp.where(classes < 0, jnp.take_along_axis(likeliest, ranks, axis=-1), classes)
 
     def explain(one: jax.Array) -> jax.Array:
+        # Equations 1 and 2 of the paper, for one class of each image.
         (gradient,) = pull_back(jax.nn.one_hot(one, logits.shape[-1], dtype=logits.dtype))
         weights = gradient.astype(jnp.float32).mean(axis=(1, 2))
         return jax.nn.relu(jnp.einsum('bhwd,bd->bhw', activation.astype(jnp.float32), weights))
@@ -86,8 +91,9 @@ def grad_cam(
 
 
 def enlarge(maps: jax.Array, height: int, width: int) -> jax.Array:
-    """Maps [B, k, h, w] → [B, k, height, width], bilinear, each with maximum 1 (or 0 throughout)."""
+    """Resizes maps [B, k, h, w] to [B, k, height, width], bilinearly, each with maximum 1."""
     maps = jax.image.resize(maps, (*maps.shape[:2], height, width), 'bilinear')
+    # A map of zeros stays as it is.
     highest = maps.max(axis=(2, 3), keepdims=True)
     return maps / jnp.where(highest > 0, highest, 1)
 
@@ -95,16 +101,17 @@ def enlarge(maps: jax.Array, height: int, width: int) -> jax.Array:
 def _perturbations(
     model: Any, variables: Mapping[str, Any], images: jax.Array, stage: str | None
 ) -> tuple[tuple[str, ...], dict[tuple[str, ...], jax.Array]]:
-    """The stage's path in the collection 'perturbations', and zeros for all that is in there."""
+    """Returns the stage's path in the collection 'perturbations', and zeros for the collection."""
     order: list[str] = []
 
     def trace(images: jax.Array) -> Any:
         (_, endpoints), created = model.apply(
             variables, images, train=False, mutable=['perturbations']
         )
-        order.extend(endpoints)  # jit would sort them
+        order.extend(endpoints)  # eval_shape would return them sorted by name
         return created
 
+    # Find the stages that have positions, without computing anything.
     shapes = flatten_dict(jax.eval_shape(trace, images).get('perturbations', {}))
     paths = {path[-1]: path for path in shapes}
     spatial = [n for n in order if n in paths and _positions(shapes[paths[n]].shape) > 1]

@@ -1,4 +1,4 @@
-"""Pages that are one file: pictures inside, nothing loaded from outside, no script."""
+"""Self-contained HTML pages: pictures are embedded, nothing is loaded, no script runs."""
 
 import html
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ figcaption { font-size: 12px; margin-top: 3px; overflow-wrap: anywhere; }
 .marked img { outline: 3px solid #ea580c; }
 @media (prefers-color-scheme: dark) { .mark { color: #fb923c; } }
 """
-# Where there is none, on every page that has figures.
+# The style of a missing picture. It is inline, because several pages with other styles use it.
 _NO_PICTURE = 'background: #8882; border-radius: 4px; line-height: 6rem; text-align: center'
 
 
@@ -34,14 +34,15 @@ Row = tuple[str, list[Picture]]
 
 
 def write_page(path: Path, title: str, note: str, rows: Iterable[Row]) -> None:
-    """Writes a page, row by row.
+    """Writes a page of rows of pictures; each row is written as soon as it is available.
 
     Args:
-      path: of the page.
-      title: of it.
-      note: one sentence below the title.
-      rows: of (heading, pictures).
+      path: the HTML file.
+      title: the page's title.
+      note: a sentence below the title.
+      rows: (heading, pictures) of each row.
     """
+    # File names that are not UTF-8 are escaped; everything else that users wrote is HTML-escaped.
     with open(path, 'w', encoding='utf-8', errors='backslashreplace') as file:
         file.write(
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -58,11 +59,12 @@ def write_page(path: Path, title: str, note: str, rows: Iterable[Row]) -> None:
 
 
 def figure(image: np.ndarray | None, caption: str, mark: str = '', side: int = THUMBNAIL) -> str:
-    """A `Picture` as HTML, its longer side `side` pixels."""
+    """Returns the HTML of a `Picture` whose longer side is `side` pixels."""
     text, picture = html.escape(caption), f'<div style="{_NO_PICTURE}">no picture</div>'
     if image is not None:
         scale = side / max(image.shape[:2])
         height, width = (max(1, round(scale * n)) for n in image.shape[:2])
+        # Keep the pixels of small images sharp, as on a figure.
         hard = ' style="image-rendering: pixelated"' if scale >= 2 else ''
         picture = (
             f'<img src="{data_uri(image, side)}" alt="{html.escape(caption, True)}" '

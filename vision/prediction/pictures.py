@@ -1,4 +1,4 @@
-"""Heat maps laid over images, and images that are small and grey."""
+"""Drawing of heat maps, and small grey versions of images."""
 
 import numpy as np
 
@@ -10,13 +10,14 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
     Args:
       image: uint8 [H, W, C].
-      heat: float32 [H, W] in 0 … 1; where it is 0 the image is as it was, but grey.
+      heat: float32 [H, W] in 0 … 1. Where it is 0, the image is shown in grey.
 
     Returns:
       uint8 [H, W, 3].
     """
     from matplotlib import colormaps
 
+    # Colour on grey, so that the image's own colours are not taken for heat.
     grey = to_rgb(image).astype(np.float32).mean(axis=-1, keepdims=True)
     colour = colormaps['turbo'](heat)[..., :3].astype(np.float32) * 255
     strength = 0.65 * heat[..., None]
@@ -24,7 +25,10 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def grey(image: np.ndarray, side: int) -> np.ndarray:
-    """uint8 [H, W, C] → float32 [side, side], each the mean of its part, whatever the aspect."""
+    """Shrinks an image uint8 [H, W, C] to float32 grey [side, side] by averaging.
+
+    The aspect ratio is not kept.
+    """
     from PIL import Image
 
     small = Image.fromarray(to_rgb(image)).convert('L').resize((side, side), Image.Resampling.BOX)

@@ -1,4 +1,4 @@
-"""Export: a run's model as StableHLO, which runs where there is nothing but JAX and NumPy."""
+"""Export of a run's model as StableHLO, which needs only JAX and NumPy to run."""
 
 import os
 from typing import Any
@@ -16,31 +16,34 @@ from vision.prediction.classifier import Classifier
 from vision.prediction.feed import Feed
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-_CHECKED = 64  # images
-# Of a probability; what XLA fuses, it rounds to bfloat16 less often.
+_CHECKED = 64  # images that the exported program is checked with
+# Allowed differences of a probability. In bfloat16 they depend on what XLA fuses, because values
+# inside a fusion are not rounded.
 _TOLERANCE, _TOLERANCE_16_BIT = 1e-4, 5e-2
 
 
 def export(classifier: Classifier, output: AnyPath) -> dict[str, Any]:
-    """Writes a model, its weights and its normalisation, as one file, and checks it.
+    """Writes a model with its weights and normalisation to one file, and checks the file.
 
-    The file is a `jax.export.Exported`, serialised. It takes uint8 [B, H, W, C] of the size that
-    the model is fed, for any B ≥ 1, and returns probabilities float32 [B, K], on a CPU, GPU or TPU.
-    The resizing and cropping before are not in it.
+    The file is a serialised `jax.export.Exported`. It maps uint8 [B, H, W, C] of the model's input
+    size, for any B ≥ 1, to probabilities float32 [B, K], and runs on CPU, GPU and TPU. Resizing and
+    cropping are not included.
 
     Args:
-      classifier: of a workdir.
-      output: the file; written whole or not at all, and only if it passes the check.
+      classifier: a classifier of a workdir.
+      output: the file. It is written completely or not at all, and only if it passes the check.
 
     Returns:
-      `{'output', 'bytes', 'platforms', 'input' [H, W, C], 'classes' K, 'checked' (images),
-      'largest_difference' (of a probability)}`.
+      `{'output', 'bytes', 'platforms', 'input' [H, W, C], 'classes' K, 'checked' (the number of
+      images), 'largest_difference' (of a probability)}`.
 
     Raises:
-      UserError: the file cannot be written, there is no image to check it with, or the model's answers are not finite.
-      RuntimeError: what was written does not answer as the model does.
+      UserError: the file cannot be written, no image is available for the check, or the model's
+        probabilities are not finite.
+      RuntimeError: the exported program's probabilities differ from the model's.
     """
     path = output_file('output', output)
+    # Write to a temporary file, check what was written, and only then move it into place.
     images = real_images(classifier)
     program = serialise(classifier)
     temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
@@ -67,10 +70,10 @@ def export(classifier: Classifier, output: AnyPath) -> dict[str, Any]:
 
 
 def serialise(classifier: Classifier) -> bytes:
-    """The classifier, weights included, as a serialised `jax.export.Exported`."""
+    """Returns the classifier with its weights as a serialised `jax.export.Exported`."""
     from jax import export as jax_export
 
-    # NumPy arrays are constants of the program, and belong to no device.
+    # NumPy arrays become constants of the program that are bound to no device.
     variables = jax.tree.map(np.asarray, classifier.variables)
     (batch,) = jax_export.symbolic_shape('batch')
     shape = jax.ShapeDtypeStruct((batch, *classifier.run.input_shape), np.uint8)
@@ -78,20 +81,22 @@ def serialise(classifier: Classifier) -> bytes:
     def probabilities(images: jax.Array) -> jax.Array:
         return classifier.probabilities(variables, images)
 
-    with xla_only():  # it is for other machines too
+    # Leave out the CPU kernels of `vision.models.cpu`: the program must run on other platforms.
+    with xla_only():
         exported = jax_export.export(jax.jit(probabilities), platforms=PLATFORMS)(shape)
     return bytes(exported.serialize())
 
 
 def real_images(classifier: Classifier, count: int = _CHECKED) -> np.ndarray:
-    """Images of the run's own data as the model is fed them, uint8 [N, H, W, C], N ≤ count.
+    """Returns up to `count` preprocessed images of the run's data, uint8 [N, H, W, C].
 
     Raises:
-      UserError: the data are not there.
+      UserError: the data are missing, or no image can be read.
     """
     source = _any_split(classifier)
     images = np.empty((0, *classifier.run.input_shape), np.uint8)
     for batch in Feed(classifier.run).source(source).batches:
+        # The mask leaves out padding and images that cannot be read.
         fed = np.asarray(batch['image'])[np.asarray(batch['mask']) > 0]
         rounded = np.clip(np.rint(fed), 0, 255).astype(np.uint8)
         images = np.concatenate([images, rounded])[:count]
@@ -106,19 +111,20 @@ def _any_split(classifier: Classifier) -> Source:
     for split in ('test', 'validation'):
         try:
             return data.load(classifier.run.config.data, split)
-        except UserError:  # none, or none of a small folder's images
+        except UserError:  # the data set has no such split
             continue
     return data.load(classifier.run.config.data, 'train')
 
 
 def _difference(classifier: Classifier, program: bytes, images: np.ndarray) -> float:
-    """The largest difference between the file's probabilities and the model's."""
+    """Returns the largest difference between the program's and the model's probabilities."""
     from jax import export as jax_export
 
     ours = np.asarray(jax.jit(classifier.probabilities)(classifier.variables, images))
     if not np.isfinite(ours).all():
         raise UserError(
-            f'{classifier.run.path}: the probabilities of images of its own data are not finite; take another --checkpoint'
+            f'{classifier.run.path}: the probabilities of images of its own data are not finite; '
+            'choose another --checkpoint'
         )
-    theirs = np.asarray(jax_export.deserialize(bytearray(program)).call(images))
-    return float(np.abs(theirs - ours).max())
+    exported = np.asarray(jax_export.deserialize(bytearray(program)).call(images))
+    return float(np.abs(exported - ours).max())

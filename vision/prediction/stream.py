@@ -1,4 +1,4 @@
-"""Outputs of a model, batch by batch."""
+"""Computation of a model's outputs, batch by batch."""
 
 import functools
 import operator
@@ -15,27 +15,27 @@ from vision.prediction.feed import Fed
 
 
 class Stream:
-    """Computes functions of batches, each compiled once a shape."""
+    """Applies functions to batches; each function is compiled once per batch shape."""
 
     def __init__(self, run: Run):
-        """Takes a run, for its mesh and what its model is fed."""
+        """Uses the mesh and the model's input shape of a run."""
         self._run = run
         self._compiled: dict[Any, Callable] = {}
 
     def __call__(
         self, variables: Any, fed: Fed, function: Callable, extra: np.ndarray | None = None
     ) -> Iterator[tuple[int, Any, np.ndarray]]:
-        """Computes a function of every batch, one batch ahead of what is read back.
+        """Applies a function to every batch.
 
         Args:
-          variables: what the function gets first.
-          fed: the images.
-          function: (variables, images [B, …]) → a tree of arrays [B, …].
-          extra: a third argument [N, …], cut and padded to each batch.
+          variables: the function's first argument.
+          fed: the batches of images.
+          function: maps (variables, images [B, …]) to a tree of arrays [B, …].
+          extra: a third argument [N, …] of the function, split and padded like the images.
 
         Yields:
-          The index of the first image, what was computed of the n images of the batch, [n, …],
-          and their mask [n]; padding is cut off.
+          The index of the batch's first image, the outputs of its n images [n, …], and their mask
+          [n], without padding.
         """
         compiled = self.jit(function)
 
@@ -46,12 +46,14 @@ class Stream:
                 size = len(batch['mask'])
                 arguments = [variables, batch['image']]
                 if extra is not None:
+                    # The last batch is padded with zeros.
                     rows = np.zeros((size, *extra.shape[1:]), extra.dtype)
                     rows[: len(extra) - start] = extra[start : start + size]
                     arguments.append(rows)
                 yield compiled(*arguments), batch['mask']
                 start += size
 
+        # Read a batch's outputs only after the next batch was dispatched, and cut off the padding.
         start = 0
         for outputs, mask in map(jax.device_get, _one_behind(compute())):
             real = slice(fed.num_examples - start)
@@ -59,7 +61,8 @@ class Stream:
             start += len(mask)
 
     def jit(self, function: Callable) -> Callable:
-        """The function under jit, the same one each time: it is compiled once a shape."""
+        """Returns the jitted function; the same function always gives the same jitted one."""
+        # Methods and partials are new objects each time, so the key is the name and the keywords.
         parts = function if isinstance(function, functools.partial) else functools.partial(function)
         key = (parts.func.__name__, *sorted(parts.keywords.items()))
         layout = mesh_lib.replicated(self._run.mesh)
@@ -69,12 +72,12 @@ class Stream:
         if shape != self._run.input_shape:
             raise UserError(
                 f'preprocessing makes images of {list(shape)}; '
-                f'the model was trained on {list(self._run.input_shape)}'
+                f'the model was trained on images of {list(self._run.input_shape)}'
             )
 
 
 def _one_behind(items: Iterable[Any]) -> Iterator[Any]:
-    """Passes items on when the next one was asked for: the device computes while the host reads."""
+    """Delays items by one: the device computes a batch while the host reads the previous one."""
     previous = None
     for item in items:
         if previous is not None:

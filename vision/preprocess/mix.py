@@ -71,7 +71,7 @@ def _cutmix(key: jax.Array, alpha: float, shape: tuple[int, ...]) -> tuple[jax.A
     box is cut off at the border.
     """
     key_share, key_y, key_x = jax.random.split(key, 3)
-    # The box has a share of 1 − Beta of the area, so the root of it per side.
+    # The box covers 1 − λ of the area, with λ from the Beta distribution: √(1 − λ) of each side.
     side = jnp.sqrt(1 - jax.random.beta(key_share, alpha, alpha, dtype=jnp.float32))
     # Mark the rows and columns inside the box.
     inside = []

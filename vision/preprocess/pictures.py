@@ -17,12 +17,12 @@ THUMBNAIL = 160  # pixels of the longer side
 
 
 class Picture(NamedTuple):
-    """A picture of a page or a figure.
+    """A picture with its caption, for a page or a figure.
 
     Attributes:
-      image: uint8 [H, W, C], or None if there is no image.
-      caption: a text beside it.
-      mark: how it differs from the first picture of its row, as 'another class'; '' if it does not.
+      image: uint8 [H, W, C], or None if the picture is missing.
+      caption: the text below the picture.
+      mark: a highlighted note above the caption, such as 'another class'; '' for none.
     """
 
     image: np.ndarray | None
@@ -57,7 +57,7 @@ def data_uri(image: np.ndarray, side: int = THUMBNAIL) -> str:
 
 
 def draw_grid(rows: Sequence[Sequence[Picture]]) -> 'Figure':
-    """Draws pictures with their captions above, row by row, all of one width."""
+    """Draws rows of pictures of equal width with their captions above."""
     from matplotlib.figure import Figure
 
     columns = max(map(len, rows))
@@ -67,6 +67,7 @@ def draw_grid(rows: Sequence[Sequence[Picture]]) -> 'Figure':
         axes.set_axis_off()
     for axes_row, row in zip(grid, rows, strict=True):
         for axes, (image, caption, mark) in zip(axes_row, row, strict=False):
+            # The mark may take several lines of 24 characters, the caption takes one.
             title = '\n'.join([*textwrap.wrap(plain(mark, 60), 24), plain(caption)])
             colour = '#c2410c' if mark else 'black'
             axes.set_title(title, fontsize=8, parse_math=False, color=colour)
@@ -76,5 +77,5 @@ def draw_grid(rows: Sequence[Sequence[Picture]]) -> 'Figure':
 
 
 def plain(text: str, length: int = 24) -> str:
-    """A text that a figure can show: of that length at most, with what the font lacks escaped."""
+    """Shortens a text to `length` and escapes the characters that the figures' font lacks."""
     return legible(text, length=length)

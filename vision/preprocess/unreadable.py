@@ -66,7 +66,7 @@ def find_unreadable(source: Source, seconds: float = _SECONDS) -> Found:
                 reasons[path] = reason
         return done, reasons
 
-    # Reading is mostly waiting, so threads help even on one core.
+    # Threads mostly wait for the disk, so several help even on one core.
     with progress_bar() as start, ThreadPoolExecutor(_THREADS) as threads:
         move = start('checking files', len(paths))
         try:

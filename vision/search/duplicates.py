@@ -1,4 +1,4 @@
-"""Duplicates in an index: files of the same bytes, and images that are nearly the same."""
+"""Detection of duplicates in an index: identical files and near-identical images."""
 
 import contextlib
 import functools
@@ -18,50 +18,57 @@ from vision.preprocess.pictures import to_rgb
 from vision.search.index import Index, faiss, unit
 from vision.search.search import OF_SPLIT, Pictures, neighbours_of, own_split, tell_changed
 
-_BATCH = 1024  # vectors that are searched for at once
-_LOOKED_AT = 1024  # of those that are near one image
-# Thumbnails of a photograph and of itself at a sixth of its size, at JPEG quality 20, or 1.4 times as
-# bright have .98 and more; cropped by 3 % at each edge, .95 to .98. So have many pairs of digits.
+_BATCH = 1024  # vectors of one search
+_LOOKED_AT = 1024  # the most neighbours of an image that are considered
+# Side of a thumbnail, and the correlation from which two thumbnails show the same image. It is
+# at least .98 between a photograph and a copy at a sixth of its size, at JPEG quality 20, or 1.4
+# times as bright. It is .95 to .98 for a copy cropped by 3 % at each edge, but also for many pairs
+# of digits.
 _SIDE, _CORRELATION = 16, 0.98
-_SHADE = 3  # of 255, between blank images that are the same
+_SHADE = 3  # of 255: the largest difference in colour between equal blank images
 
 
 def find_duplicates(index: Index, run: Run, threshold: float = 0.95) -> list[dict[str, Any]]:
-    """Finds images of an index that are the same, or nearly: resized, compressed, a little retouched.
+    """Finds groups of duplicates in an index: exact copies, and resized or recompressed copies.
 
-    Files with the same bytes are the same. Two others are nearly, if the cosine of their vectors says so and
-    their thumbnails too: a classifier's vectors alone are nearly the same for many images of a class. A file
-    that several links lead to, symbolic or hard, is one, and goes by its real path. Files that are not there any more
-    are left out, with a warning.
+    Files with the same bytes are exact copies. Two other images are duplicates if both the cosine
+    of their vectors and the correlation of their thumbnails are high. The vectors alone do not
+    suffice: a classifier maps many images of a class to nearly the same vector. Several links to
+    one file, symbolic or hard, count as one image under its real path. Missing files are skipped
+    with a warning.
 
     Args:
-      index: any.
-      run: whose data the names 'SPLIT:ID' mean.
-      threshold: from which cosine on two vectors are the same.
+      index: any index.
+      run: the run whose data the names 'SPLIT:ID' refer to.
+      threshold: the smallest cosine between the vectors of duplicates.
 
     Returns:
-      `{'path', 'neighbours': [{'path', 'score'}, …]}`, groups of an image and those that are the same
-      as it, exact copies first, or nearly, or nearly as another of its group. Each image that has a duplicate is
-      in one of them, only.
+      Groups `{'path', 'neighbours': [{'path', 'score'}, …]}`: an image and its duplicates, exact
+      copies first. An image may also join a group as a duplicate of another of its members. Each
+      image with a duplicate is in exactly one group.
 
     Raises:
-      UserError: the threshold is no cosine.
+      UserError: the threshold is outside −1 … 1.
     """
     if not -1 <= threshold <= 1:
-        raise UserError(f'threshold={threshold} is no cosine: give a number from -1 to 1, as 0.95')
+        raise UserError(
+            f'threshold={threshold} is not a cosine: use a number from -1 to 1, such as 0.95'
+        )
+    # Search among unit vectors under the files' real paths.
     vectors = unit(index.vectors())
     names, left_out = _real_names(index)
     index = Index(index.made_by, 'cosine', names, faiss().IndexFlatIP(vectors.shape[1]))
     index.index.add(vectors)
     copies = _copies(run, names, left_out)
     alike = _Alike(run, names)
-    # By an image's position: the neighbours of its group's first.
+    # The list of neighbours of the group that an image belongs to, by the image's position.
     group_of: dict[int, list[dict[str, Any]]] = {}
     groups = []
     found = _near(index, vectors, threshold)
     for position, nearest in enumerate(track(found, len(vectors), 'comparing')):
         if position in group_of or position in left_out:
             continue
+        # Collect the duplicates of this image: exact copies, then images that look alike.
         same = [i for i in copies.get(position, ()) if i != position]
         near = [(i, 1.0) for i in same]
         near += [
@@ -69,6 +76,7 @@ def find_duplicates(index: Index, run: Run, threshold: float = 0.95) -> list[dic
             for i, s in nearest
             if i not in {position, *same} and i not in left_out and alike(position, i)
         ]
+        # Start a group with those that have none yet; if all have one, join the group of the first.
         free = [(i, score) for i, score in near if i not in group_of]
         if free:
             neighbours = neighbours_of(index, free)
@@ -82,10 +90,10 @@ def find_duplicates(index: Index, run: Run, threshold: float = 0.95) -> list[dic
 
 
 def _real_names(index: Index) -> tuple[list[str], set[int]]:
-    """Real paths of files in place of links to them, and the positions of what is left out.
+    """Replaces links by the files' real paths, and returns the positions of names to skip.
 
-    These are further links to the same file, and files that are not there: who keeps the first of a group of
-    copies must have it.
+    Skipped are missing files and further links to the same file. A user who keeps one file of each
+    group and deletes the others must never lose an image.
     """
     gone = tell_changed(index, index.names)
     real, left_out, seen = list[str](), set[int](), dict[tuple[int, int], int]()
@@ -98,13 +106,15 @@ def _real_names(index: Index) -> tuple[list[str], set[int]]:
                 left_out.add(position)
             continue
         real.append(os.path.realpath(name))
+        # Hard links have different paths, but the same device and inode.
         if seen.setdefault((at.st_dev, at.st_ino), position) != position:
             left_out.add(position)
     return real, left_out
 
 
 def _copies(run: Run, names: Sequence[str], left_out: set[int]) -> dict[int, list[int]]:
-    """The positions of images with the same bytes, by the position of each that has a copy."""
+    """Maps the position of each image that has an exact copy to the positions of all its copies."""
+    # Hash only files that share their size with another file.
     by_size: dict[int, list[int]] = {}
     for position, name in enumerate(names):
         if position not in left_out and OF_SPLIT.fullmatch(name) is None and os.path.isfile(name):
@@ -123,7 +133,8 @@ def _copies(run: Run, names: Sequence[str], left_out: set[int]) -> dict[int, lis
 
 
 def _digests_of_splits(run: Run, names: Sequence[str]) -> Iterator[tuple[int, bytes]]:
-    """Yields the position and a digest of each image that is 'SPLIT:ID' of the run's data."""
+    """Yields the position and the SHA-256 digest of each image that is named 'SPLIT:ID'."""
+    # Read each split once, for all its examples.
     asked: dict[str, dict[int, int]] = {}
     for position, name in enumerate(names):
         if match := OF_SPLIT.fullmatch(name):
@@ -142,8 +153,12 @@ def _digests_of_splits(run: Run, names: Sequence[str]) -> Iterator[tuple[int, by
 
 
 def _near(index: Index, vectors: np.ndarray, threshold: float) -> Iterator[list[tuple[int, float]]]:
-    """Of each vector all of the index that are so near; at most `_LOOKED_AT` of them."""
+    """Yields for each vector its neighbours with a cosine of at least `threshold`, nearest first.
+
+    At most `_LOOKED_AT` neighbours are considered.
+    """
     for start in range(0, len(vectors), _BATCH):
+        # Ask for more neighbours as long as the farthest one of any image is still near enough.
         some = vectors[start : start + _BATCH]
         count = 16
         found = index.search(some, count)
@@ -156,32 +171,37 @@ def _near(index: Index, vectors: np.ndarray, threshold: float) -> Iterator[list[
 
 
 class _Alike:
-    """True if two images look the same: the correlation of their grey thumbnails, or the colour if they are blank."""
+    """Decides if two images look the same.
+
+    Compares the correlation of grey thumbnails, or the colours of blank images.
+    """
 
     def __init__(self, run: Run, names: Sequence[str]):
         self._show, self._names = Pictures(run), names
         self._looks = functools.cache(self._look)
 
     def __call__(self, one: int, other: int) -> bool:
-        """Compares two images; of a split that is only read in order the vectors alone decide.
+        """Compares the images at two positions.
 
-        A file that cannot be read any more is like no other.
+        Images of a split without random access cannot be looked at and count as equal, so that
+        their vectors decide. A file that can no longer be read is equal to no other.
         """
         a, b = self._looks(one), self._looks(other)
         if a is None or b is None:
             unseen = [self._names[i] for i, look in ((one, a), (other, b)) if look is None]
             return all(map(OF_SPLIT.fullmatch, unseen))
+        # Blank images have no contrast to correlate: compare their colours.
         if not a[0].any() or not b[0].any():
             return not a[0].any() and not b[0].any() and float(abs(a[1] - b[1]).max()) <= _SHADE
         return float(a[0] @ b[0]) >= _CORRELATION
 
     def _look(self, position: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """The thumbnail without its mean, of length 1 (zeros if blank), and the mean colour [3]."""
+        """Returns the centred thumbnail as a unit vector (0 if blank) and the mean colour [3]."""
         image = self._show(self._names[position])
         if image is None:
             return None
         pixels = pictures.grey(image, _SIDE).ravel()
         contrast = pixels - pixels.mean()
-        if np.abs(contrast).max() < 1:
+        if np.abs(contrast).max() < 1:  # blank: only rounding noise is left
             contrast = np.zeros_like(contrast)
         return unit(contrast[None])[0], to_rgb(image).mean(axis=(0, 1))

@@ -1,7 +1,8 @@
-"""An index of images on disk: a faiss index, and after it in the same file what it is of.
+"""Index of image vectors in one file: a faiss index followed by the names of the images.
 
-The file begins as faiss writes it, so `faiss.read_index` reads it too; then comes JSON with the
-names of the images, what made the vectors and a checksum of what is before it, its length in 8 bytes, and a mark.
+The file starts with the faiss index, which `faiss.read_index` can read. Then follow JSON with the
+images' names, the fingerprint of the classifier and a checksum of the faiss part; the length of the
+JSON in 8 bytes; and a marker.
 """
 
 import dataclasses
@@ -20,17 +21,18 @@ from vision.core.text import AnyPath, as_path, json_text
 from vision.prediction.classifier import Classifier
 
 _MARK = b'\nVISION-INDEX-1\n'
-_HNSW_LINKS, _HNSW_BUILD, _HNSW_SEARCH = 32, 200, 256  # neighbours of a node, beams
+# HNSW's M, efConstruction and efSearch: links of a node, and beam widths of build and search.
+_HNSW_LINKS, _HNSW_BUILD, _HNSW_SEARCH = 32, 200, 256
 _SAMPLE = 1000  # vectors that the recall is measured on
-_DIGITS = 6  # of a cosine: float32's
+_DIGITS = 6  # decimal places of a cosine, as many as float32 has
 METRICS = ('cosine', 'euclidean')
 
 
 def faiss() -> Any:
-    """The library.
+    """Imports and returns faiss.
 
     Raises:
-      UserError: it is not installed.
+      UserError: faiss is not installed.
     """
     try:
         import faiss
@@ -43,14 +45,14 @@ def faiss() -> Any:
 
 @dataclasses.dataclass
 class Index:
-    """Vectors of images, searchable.
+    """A searchable index of image vectors.
 
     Attributes:
-      made_by: of the vectors: `fingerprint`'s keys, all strings.
-      metric: 'cosine', higher is nearer, or 'euclidean', lower is nearer.
-      names: of the images, in the order of the vectors: paths, or 'SPLIT:ID' of the run's data.
-      index: faiss's.
-      read: the file that it was read from, with its mark then; None of an index that was made here.
+      made_by: the `fingerprint` of the classifier that computed the vectors.
+      metric: 'cosine' (higher is nearer) or 'euclidean' (lower is nearer).
+      names: the images' names in the order of the vectors: paths, or 'SPLIT:ID' of the run's data.
+      index: the faiss index.
+      read: the file that the index was loaded from and the file's version at that time, or None.
     """
 
     made_by: dict[str, str]
@@ -60,30 +62,35 @@ class Index:
     read: tuple[Path, tuple[int, ...]] | None = None
 
     def add(self, names: Sequence[str], vectors: np.ndarray) -> None:
-        """Adds images; vectors are float32 [n, D].
+        """Adds images with their vectors, float32 [n, D].
 
         Raises:
-          UserError: vectors of another length, or with values that are not finite: a graph would
-            find its other images no more (faiss pull request 5219).
+          UserError: the vectors have another length, or values that are not finite.
         """
         prepared = self._prepared(vectors)
+        # One NaN makes the other images of an HNSW graph unreachable (faiss pull request 5219).
         if not np.isfinite(prepared).all():
-            raise UserError('an index takes no vectors with values that are not finite')
+            raise UserError('vectors with values that are not finite cannot be added to an index')
         self.index.add(prepared)
         self.names += names
 
     def search(self, vectors: np.ndarray, k: int) -> list[list[tuple[int, float]]]:
-        """Returns for each of the vectors, float32 [n, D], its ≤ k nearest: (position, score).
+        """Returns up to k nearest images of each vector, as (position, score), nearest first.
+
+        Args:
+          vectors: float32 [n, D].
+          k: the number of neighbours.
 
         Raises:
-          UserError: k is no whole number from 1 on, or the vectors have another length.
+          UserError: k is not an integer of at least 1, or the vectors have another length.
         """
         k = min(at_least_one('k', k), max(1, len(self.names)))
         scores, rows = self.index.search(self._prepared(vectors), k)
         scores = scores.astype(np.float64)
         if self.metric == 'euclidean':
-            scores = np.sqrt(np.maximum(scores, 0))
-        else:  # a vector and itself are 1, not 1.0000001 as sums in float32 have it
+            scores = np.sqrt(np.maximum(scores, 0))  # faiss returns squared distances
+        else:
+            # Remove the rounding of float32: a vector's cosine with itself is 1, not 1.0000001.
             scores = np.clip(np.round(scores, _DIGITS), -1, 1)
         return [
             [(int(i), float(s)) for i, s in zip(*pair, strict=True) if i >= 0]
@@ -91,16 +98,20 @@ class Index:
         ]
 
     def vectors(self) -> np.ndarray:
-        """All vectors, float32 [N, D], as they are in the index."""
+        """Returns the stored vectors, float32 [N, D]; for cosine they have unit length."""
         return self.index.reconstruct_n(0, len(self.names))
 
     @property
     def approximate(self) -> bool:
-        """True if it is an HNSW graph, and not exact."""
+        """True if the index is an HNSW graph, whose search is approximate."""
         return hasattr(self.index, 'hnsw')
 
     def recall(self, k: int = 10) -> float:
-        """The fraction of the exact k nearest that an approximate index finds, by its own images."""
+        """Returns the fraction of the exact k nearest neighbours that an HNSW index finds.
+
+        The queries are a sample of the index's own images.
+        """
+        # The graph stores its vectors in a flat index, whose search is exact.
         rng = np.random.default_rng(0)
         count = min(_SAMPLE, len(self.names))
         chosen = np.sort(rng.choice(len(self.names), count, replace=False))
@@ -108,39 +119,42 @@ class Index:
         k = min(k, len(self.names))
         found, _ = self.index.search(queries, k)
         exact, _ = faiss().downcast_index(self.index.storage).search(queries, k)
-        # By scores: of images that are the same, any will do.
+        # Compare scores instead of positions: images with equal vectors are interchangeable.
         sign = 1 if self.metric == 'cosine' else -1
         return float(np.mean(sign * found >= sign * exact[:, -1:] - 1e-5 * np.abs(exact[:, -1:])))
 
     def check(self, classifier: Classifier, endpoint: str | None = None) -> None:
-        """Raises UserError unless the classifier makes vectors as those that are in here.
+        """Raises UserError unless the classifier made the vectors of this index.
 
         Args:
-          classifier: any.
-          endpoint: of the model, if not the index's own.
+          classifier: the classifier to compare.
+          endpoint: the endpoint in use; by default that of the index.
         """
         here = fingerprint(classifier, endpoint or self.made_by['endpoint'])
         for key, value in here.items():
             if self.made_by[key] != value:
-                there, ours = _difference(key, self.made_by, here)
+                in_index, in_run = _difference(key, self.made_by, here)
                 raise UserError(
-                    f'the index was made by another {key}: {there} there, {ours} here; build it again, or '
-                    'take the run that made it'
+                    f'the index and the run differ in their {key}: {in_index} in the index, '
+                    f'{in_run} in the run; build the index again, or use the run that made it'
                 )
 
     def save(self, path: AnyPath) -> None:
-        """Writes the file whole or not at all.
+        """Writes the index file atomically.
 
         Raises:
-          UserError: it cannot be written, or another process has written it since it was read, whose
-            images would be lost.
+          UserError: the file cannot be written, or another process has written it since this index
+            was loaded from it.
         """
         about = {'made_by': self.made_by, 'metric': self.metric, 'names': self.names}
         path, checksum = as_path(path), 0
-        if self.read and self.read[0] == path and _mark_of(path) not in (None, self.read[1]):
+        # Images that another process has added since would be lost.
+        if self.read and self.read[0] == path and _version(path) not in (None, self.read[1]):
             raise UserError(
-                f'--index={path} was written by another process meanwhile; start the same command again'
+                f'--index={path} was changed by another process in the meantime; '
+                'run the same command again'
             )
+        # Write to a temporary file, flush it to the disk, and rename it.
         temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
         try:
             with open(temporary, 'wb') as file:
@@ -156,7 +170,7 @@ class Index:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
-            self.read = path, _mark_of(path) or ()
+            self.read = path, _version(path) or ()
         except OSError as e:
             raise UserError(f'--index={path}: {e.strerror}') from None
         finally:
@@ -170,35 +184,38 @@ class Index:
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    """Divides vectors [N, D] by their lengths; a vector of zeros stays one."""
+    """Normalises vectors [N, D] to unit length; vectors of zeros stay zero."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.where(lengths > 0, lengths, 1)
 
 
 def create(made_by: dict[str, str], size: int, metric: str = 'cosine', hnsw: bool = False) -> Index:
-    """An empty index.
+    """Creates an empty index.
 
     Args:
-      made_by: what makes the vectors.
-      size: D.
+      made_by: the classifier's `fingerprint`.
+      size: D, the length of the vectors.
       metric: 'cosine' or 'euclidean'.
-      hnsw: approximate, by Malkov and Yashunin's graphs (2016): for 100,000 images and more.
+      hnsw: use an approximate index (Malkov and Yashunin 2016, "Efficient and robust approximate
+        nearest neighbor search using hierarchical navigable small world graphs"). It pays off from
+        about 100,000 images.
 
     Raises:
-      UserError: an unknown metric.
+      UserError: the metric is unknown.
     """
     if metric not in METRICS:
         raise unknown('metric', metric, METRICS)
     kind = faiss().METRIC_INNER_PRODUCT if metric == 'cosine' else faiss().METRIC_L2
     if not hnsw:
         return Index(made_by, metric, [], faiss().IndexFlat(size, kind))
+    # A graph of neighbours, with the beam widths that it is built and searched with.
     graph = faiss().IndexHNSWFlat(size, _HNSW_LINKS, kind)
     graph.hnsw.efConstruction, graph.hnsw.efSearch = _HNSW_BUILD, _HNSW_SEARCH
     return Index(made_by, metric, [], graph)
 
 
 def check_replaceable(path: AnyPath) -> None:
-    """Raises UserError if there is a file that is no index: nobody means to overwrite that."""
+    """Raises UserError if a file that is not an index would be overwritten."""
     path = as_path(path)
     try:
         with open(path, 'rb') as file:
@@ -209,20 +226,21 @@ def check_replaceable(path: AnyPath) -> None:
     except (OSError, ValueError):
         ours = False
     if not ours:
-        raise UserError(f'--index={path} is there, and is no index; take another name')
+        raise UserError(f'--index={path} exists and is not an index; choose another name')
 
 
 def load(path: AnyPath) -> Index:
-    """Reads an index.
+    """Loads an index from a file.
 
     Raises:
-      UserError: there is no such file, or it is none of ours.
+      UserError: the file does not exist, is not an index of this project, or is damaged.
     """
     faiss()
     path = as_path(path)
     try:
         with open(path, 'rb') as file:
-            mark = _mark_of(file.fileno())
+            # Read the marker and the JSON at the end of the file.
+            version = _version(file.fileno())
             tail = len(_MARK) + 8
             file.seek(0, os.SEEK_END)
             end = file.tell() - tail
@@ -235,23 +253,26 @@ def load(path: AnyPath) -> Index:
                 raise ValueError('it is cut off')
             file.seek(end - length)
             about = json.loads(file.read(length))
-            # Before faiss, which reserves whatever memory a damaged count asks for.
+            # Check the bytes before faiss reads them: a damaged count would make it allocate
+            # any amount of memory.
             if 'crc32' in about and about['crc32'] != _checksum(file, end - length):
-                raise ValueError('it has other bytes than were written')
+                raise ValueError('its checksum does not match')
             file.seek(0)
             index = faiss().read_index(faiss().PyCallbackIOReader(file.read))
         if index.ntotal != len(about['names']):
-            raise ValueError(f'{index.ntotal} vectors of {len(about["names"])} images')
+            raise ValueError(f'{index.ntotal} vectors for {len(about["names"])} images')
     except OSError as e:
-        raise UserError(f'--index={path}: {e.strerror}; make it with build') from None
+        raise UserError(f'--index={path}: {e.strerror}; create it with `build`') from None
     except (ValueError, RuntimeError, LookupError, TypeError, MemoryError) as e:
         reason = (str(e).strip() or type(e).__name__).splitlines()[-1]
-        raise UserError(f'--index={path} is no index of images, or damaged ({reason})') from None
-    return Index(about['made_by'], about['metric'], about['names'], index, (path, mark or ()))
+        raise UserError(
+            f'--index={path} is not an index of images, or is damaged ({reason})'
+        ) from None
+    return Index(about['made_by'], about['metric'], about['names'], index, (path, version or ()))
 
 
-def _mark_of(path: Path | int) -> tuple[int, ...] | None:
-    """A mark that changes when a file is written anew; None if there is none."""
+def _version(path: Path | int) -> tuple[int, ...] | None:
+    """Returns a file's inode, size and modification time (ns), or None if it does not exist."""
     try:
         about = os.stat(path)
     except OSError:
@@ -260,7 +281,7 @@ def _mark_of(path: Path | int) -> tuple[int, ...] | None:
 
 
 def _checksum(file: BinaryIO, size: int) -> int:
-    """The CRC-32 of the first `size` bytes of a file."""
+    """Returns the CRC-32 of the first `size` bytes of a file."""
     file.seek(0)
     checksum = 0
     while size and (data := file.read(min(size, 1 << 24))):
@@ -269,9 +290,10 @@ def _checksum(file: BinaryIO, size: int) -> int:
 
 
 def fingerprint(classifier: Classifier, endpoint: str) -> dict[str, str]:
-    """The model, weights, preprocessing and endpoint that decide a classifier's vectors."""
+    """Returns everything that determines a classifier's vectors, for `Index.check`."""
     run = classifier.run
     config = run.config
+    # Sorted strings, because configs of the same run may order or type their values differently.
     model = {k: str(v) for k, v in sorted(config.model.to_dict().items())}
     preprocess = [
         config.preprocess.eval,
@@ -286,7 +308,7 @@ def fingerprint(classifier: Classifier, endpoint: str) -> dict[str, str]:
 
 
 def _difference(key: str, there: dict[str, str], here: dict[str, str]) -> tuple[str, str]:
-    """In what two fingerprints differ at a key, in a few words each."""
+    """Describes the difference between two fingerprints at a key: (there, here)."""
     if key == 'weights':
         model = _read_model(here)['name']
         return f'{model} with weights {there[key]}', f'{model} with weights {here[key]}'
@@ -298,6 +320,7 @@ def _difference(key: str, there: dict[str, str], here: dict[str, str]) -> tuple[
     first, second = _read_model(there), _read_model(here)
     if first.get('name') != second.get('name'):
         return first.get('name', 'a model'), second.get('name', 'a model')
+    # The same model with other arguments: name those that differ.
     names = [name for name in first | second if first.get(name) != second.get(name)]
     texts = (
         [f'{name}={model[name]}' if name in model else f'no {name}' for name in names]
@@ -308,7 +331,7 @@ def _difference(key: str, there: dict[str, str], here: dict[str, str]) -> tuple[
 
 
 def _read_model(made_by: dict[str, str]) -> dict[str, str]:
-    """The model's name and arguments in a fingerprint, of whatever version."""
+    """Returns the model's name and arguments of a fingerprint; old versions hold only the name."""
     try:
         model = json.loads(made_by['model'])
     except ValueError:
@@ -317,7 +340,7 @@ def _read_model(made_by: dict[str, str]) -> dict[str, str]:
 
 
 def _parts(preprocessing: str) -> list[str]:
-    """The parts of preprocessing in a fingerprint, by their names."""
+    """Splits the preprocessing of a fingerprint into its named parts."""
     try:
         values = json.loads(preprocessing)
     except ValueError:

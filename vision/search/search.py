@@ -1,4 +1,4 @@
-"""Search by image: folders and splits into an index, and the nearest of it for new images."""
+"""Reverse image search: indexing of folders and splits, queries, and pages of results."""
 
 import dataclasses
 import itertools
@@ -31,43 +31,48 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 OF_SPLIT = re.compile(r'(train|validation|test):(\d+)')
-_BATCH = 1024  # vectors that are searched for at once
+_BATCH = 1024  # vectors that are added to the index at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Named:
-    """Images and their names: paths as they were given, or 'SPLIT:ID' of a run's own data."""
+    """A source with names for its images: paths as given, or 'SPLIT:ID' of a run's data."""
 
     source: Source
     names: Sequence[str]
 
 
 def whole_split(run: Run, split: str) -> Named:
-    """All images of a split of the run's own data.
+    """Returns all images of a split of the run's data.
 
     Raises:
-      UserError: no such split, or the run has no data.
+      UserError: the split does not exist, or the run has no data.
     """
     source = own_split(run, split)
     return Named(source, source.paths or [f'{split}:{i}' for i in range(source.num_examples)])
 
 
 def own_split(run: Run, split: str) -> Source:
-    """A split of the run's own data; UserError if there is none, or the run is only weights."""
+    """Returns a split of the run's data; raises UserError if there is no such split or no data."""
     if not (run.path / 'dataset.json').is_file():
-        raise UserError(f'{run.path} is weights without data: name files or folders, no split')
+        raise UserError(f'{run.path} has weights only, no data: name files or folders, not a split')
     return data.load(run.config.data, split)
 
 
 def named(run: Run, words: AnyPath | Iterable[AnyPath]) -> list[Named]:
-    """Images that a user names: files, folders, globs, or 'test:12' of the run's own data; one or several.
+    """Finds the images that a user names on the command line.
+
+    Args:
+      run: the run whose data 'SPLIT:ID' refers to.
+      words: one or several files, folders, globs, or examples such as 'test:12'.
 
     Returns:
-      Neighbouring words of one kind together, in their order.
+      The images in the order of the words. Consecutive files, folders and globs share one source.
 
     Raises:
-      UserError: a folder or glob without images, or an example that is not there.
+      UserError: a folder or glob has no images, or an example does not exist.
     """
+    # Files wait in a list until an example of a split interrupts them.
     found: list[Named] = []
     waiting: list[str] = []
 
@@ -89,6 +94,7 @@ def named(run: Run, words: AnyPath | Iterable[AnyPath]) -> list[Named]:
 
 
 def _one_example(run: Run, word: str, split: str, index: int) -> Named:
+    # One example of a split: a source of its own, so that the rest need not be read.
     source = own_split(run, split)
     if index >= source.num_examples:
         raise UserError(f'{word}: the split has examples 0 … {source.num_examples - 1}')
@@ -103,36 +109,37 @@ def build(
     metric: str = 'cosine',
     hnsw: bool = False,
 ) -> tuple[Index, dict[str, str]]:
-    """Makes an index of images, in a stream, with a bar on a terminal.
+    """Builds an index of images batch by batch, with a progress bar on a terminal.
 
     Args:
-      classifier: what describes the images.
-      images: of which none may be readable.
+      classifier: computes the vectors.
+      images: the images to index.
       endpoint: see `Classifier.embed`.
       metric: 'cosine', of vectors of length 1, or 'euclidean'.
-      hnsw: approximate, for large sets.
+      hnsw: build an approximate index, for large sets.
 
     Returns:
-      The index, and why other images could not be read, by name.
+      The index, and the reasons for images that could not be read, by name.
 
     Raises:
-      UserError: faiss is missing, the endpoint is unknown, or no image could be read.
+      UserError: faiss is not installed, the endpoint is unknown, or no image could be read.
     """
+    # Report a missing library before the long work.
     faiss()
     size = classifier.embedding_size(endpoint)
     index = create(fingerprint(classifier, endpoint), size, metric, hnsw)
     failed = add(classifier, index, images)
     if not index.names:
         name, reason = next(iter(failed.items()))
-        raise UserError(f'no image could be read; the first is {name}: {reason}')
+        raise UserError(f'no image could be read, for example {name}: {reason}')
     return index, failed
 
 
 def add(classifier: Classifier, index: Index, images: Iterable[Named]) -> dict[str, str]:
-    """Adds images that are not in the index yet, by their names; paths become absolute.
+    """Adds images whose names are not in the index yet; paths become absolute.
 
     Returns:
-      Why some could not be read, by name.
+      The reasons for images that could not be read, by name.
     """
     known, failed, again = set(index.names), dict[str, str](), set[str]()
     before = len(index.names)
@@ -141,6 +148,7 @@ def add(classifier: Classifier, index: Index, images: Iterable[Named]) -> dict[s
         new = track(_each(classifier, some.source, endpoint), total, 'describing')
         names, vectors = list[str](), list[np.ndarray]()
         for position, vector, reason in new:
+            # Skip what cannot be read and what the index has already.
             name = some.names[position]
             if vector is None:
                 failed[name] = reason
@@ -153,11 +161,13 @@ def add(classifier: Classifier, index: Index, images: Iterable[Named]) -> dict[s
                 known.add(name)
                 names.append(name)
                 vectors.append(vector)
+            # Add full batches at once: faiss is slow with single vectors.
             if len(names) == _BATCH:
                 index.add(names, np.stack(vectors))
                 names, vectors = [], []
         if names:
             index.add(names, np.stack(vectors))
+    # Warn of files that have changed since an earlier run indexed them.
     tell_changed(index, again.difference(index.names[before:]))
     return failed
 
@@ -165,14 +175,14 @@ def add(classifier: Classifier, index: Index, images: Iterable[Named]) -> dict[s
 def query(
     classifier: Classifier, index: Index, images: Iterable[Named], top_k: int = 10
 ) -> Iterator[dict[str, Any]]:
-    """Finds the nearest images, in a stream.
+    """Finds the nearest images in the index for each query image.
 
     Yields:
-      For each image `{'path', 'neighbours': [{'path', 'score'}, …]}`, the nearest first, with
-      'error' where it could not be read. The score is the cosine, or the Euclidean distance.
+      For each image `{'path', 'neighbours': [{'path', 'score'}, …]}`, the nearest first, and
+      'error' if it could not be read. The score is the cosine or the Euclidean distance.
 
     Raises:
-      UserError: the index was made by another model, endpoint or preprocessing.
+      UserError: the index was made with another model, endpoint or preprocessing.
     """
     at_least_one('top_k', top_k)
     index.check(classifier)
@@ -191,7 +201,7 @@ def query(
 
 
 def tell_changed(index: Index, names: Iterable[str]) -> set[str]:
-    """Warns of images whose files are gone or newer than the file of their index; returns those that are gone."""
+    """Warns of files that are missing or newer than the index; returns the missing ones."""
     written = index.read[1][-1] if index.read else np.inf
     gone, newer = set[str](), set[str]()
     for name in names:
@@ -202,11 +212,11 @@ def tell_changed(index: Index, names: Iterable[str]) -> set[str]:
                 newer.add(name)
         except (OSError, ValueError):
             gone.add(name)
-    for some, what in ((gone, 'are not there any more'), (newer, 'have changed since')):
+    # One line for each kind, with an example.
+    for some, what in ((gone, 'no longer exist'), (newer, 'have changed since it was built')):
         if some:
-            logging.warning(
-                '%d images of the index %s, as %r; build it again', len(some), what, min(some)
-            )
+            text = 'images of the index that %s: %d, for example %r; build the index again'
+            logging.warning(text, what, len(some), min(some))
     return gone
 
 
@@ -218,27 +228,29 @@ def write_results(
     limit: int = 500,
     title: str = 'Nearest images',
 ) -> None:
-    """Writes results as a page with thumbnails, or as a figure: each image, and beside it others.
+    """Writes results as an HTML page or a PNG: each image with its neighbours beside it.
 
-    Files are named by their paths below the folder that all are in; neighbours of another class than
-    the image are marked.
+    Files are shown by their paths below their common folder. Neighbours of another class than the
+    image are marked.
 
     Args:
-      run: whose data the names 'SPLIT:ID' mean, and whose classes folders are called by.
-      results: as `query` or `duplicates` return them.
-      metric: what the scores are.
-      path: of an HTML page or a PNG.
-      limit: of the images that are shown.
-      title: of the page.
+      run: the run whose data the names 'SPLIT:ID' refer to. A folder named like one of its classes
+        gives the class of the files below it.
+      results: as `query` yields them, or as `find_duplicates` returns them.
+      metric: 'cosine' or 'euclidean', the meaning of the scores.
+      path: the HTML page or PNG.
+      limit: the largest number of images to show.
+      title: the page's title.
 
     Raises:
-      UserError: the path has another ending, or cannot be written to.
+      UserError: the path has another suffix, or cannot be written.
     """
     target, shown = output_file('output', path, PICTURES), results[:limit]
     if target.suffix.lower() == '.png':
         draw_neighbours(run, shown).savefig(target, format='png')
         return
     show = _pictures_of(run, results)
+    # Find the neighbours of other classes first: the note above the rows counts them.
     marks = [[show.mark(r['path'], n['path']) for n in r['neighbours']] for r in shown]
 
     def rows() -> Iterator[pages.Row]:
@@ -247,21 +259,27 @@ def write_results(
             first = Picture(show(head), r.get('error') or show.label(head))
             yield show.name(head), [first, *show.neighbours(r, marked)]
 
-    word = 'cosine: 1 is the same' if metric == 'cosine' else 'Euclidean distance: 0 is the same'
-    note = f'Each image and beside it those that are near, with scores ({word}).'
+    # The note explains the scores, the paths, the marks and what is left out.
+    word = (
+        'cosine similarity, 1 if identical'
+        if metric == 'cosine'
+        else 'Euclidean distance, 0 if identical'
+    )
+    note = f'Each row shows an image and similar images with their scores ({word}).'
     if show.root:
-        note += f' Files are below {show.root}.'
+        note += f' Paths are relative to {show.root}.'
     if pairs := sum(map(bool, itertools.chain(*marks))):
-        note += f' Marked: {pairs:,} of another class or folder than the image.'
+        note += f' Images of another class or folder are marked in orange ({pairs:,}).'
     if len(shown) < len(results):
         note += f' The first {len(shown):,} of {len(results):,} images are shown.'
     pages.write_page(target, title, note, rows())
 
 
 def draw_neighbours(run: Run, results: Sequence[dict[str, Any]]) -> 'Figure':
-    """Draws each image, and beside it others, as a figure; see `write_results`."""
+    """Draws each image with its neighbours beside it; see `write_results`."""
     show, grid = _pictures_of(run, results), []
     for r in results:
+        # A figure has no headings, so that the caption of its first picture is the title.
         title = ': '.join(filter(None, (show.title(r['path']), r.get('error'))))
         marks = [show.mark(r['path'], n['path']) for n in r['neighbours']]
         grid.append([Picture(show(r['path']), title), *show.neighbours(r, marks)])
@@ -274,61 +292,69 @@ def _pictures_of(run: Run, results: Sequence[dict[str, Any]]) -> 'Pictures':
 
 
 class Pictures:
-    """Finds images again by their names, and says what to call them.
+    """Images, titles and classes of the names in an index.
 
     Attributes:
-      root: the folder that all files are in; '' where that is none, or there are no files.
+      root: the common folder of all files; '' if they have none, or there are no files.
     """
 
     def __init__(self, run: Run, asked: Sequence[str] = (), found: Sequence[str] = ()):
-        """Takes the run whose data the names 'SPLIT:ID' mean.
+        """Determines the common folder of the files.
 
         Args:
-          run: whose classes folders are called by, too.
-          asked: names of images that others were looked for.
-          found: names of those; they alone decide the root where all together have none.
+          run: the run whose data the names 'SPLIT:ID' refer to.
+          asked: the names of the query images.
+          found: the names of the neighbours. Their common folder is used if query images and
+            neighbours together have none.
         """
         self._run = run
         self._splits: dict[str, Source] = {}
+        # Names of splits have no folder. A query from elsewhere may leave only '/' in common.
         asked, found = ([n for n in names if not OF_SPLIT.fullmatch(n)] for names in (asked, found))
         roots = common_root([*asked, *found]), common_root(found)
         self.root = next((root for root in roots if root.strip(os.sep)), '')
 
     def __call__(self, name: str) -> np.ndarray | None:
-        """uint8 [H, W, C], or None."""
+        """Returns an image, uint8 [H, W, C], or None if it cannot be read or shown."""
         source, index = self._find(name)
-        if not source.indexed:  # each picture would read the split through
+        # Without random access each picture would need a pass over the whole split.
+        if not source.indexed:
             return None
         return next((image for _, image in examples(source, [index])), None)
 
     def neighbours(self, result: dict[str, Any], marks: Iterable[str]) -> Iterator[Picture]:
-        """Yields a picture of each neighbour in a row of results, with its title, score and mark."""
+        """Yields the picture of each neighbour of a result, with its title, score and mark."""
         for n, mark in zip(result['neighbours'], marks, strict=True):
             yield Picture(self(n['path']), f'{self.title(n["path"])}: {n["score"]:.3f}', mark)
 
     def name(self, name: str) -> str:
-        """A file's path below the root; the name of an example of a split."""
+        """Returns a file's path below the root, or the name 'SPLIT:ID' unchanged."""
         return name if OF_SPLIT.fullmatch(name) else below(name, self.root)
 
     def title(self, name: str) -> str:
-        """The class of an example of a split; of a file its path below the root."""
+        """Returns the class of an example of a split, or a file's path below the root."""
         of_split = OF_SPLIT.fullmatch(name) is not None
         return (self.label(name) if of_split else '') or self.name(name)
 
     def label(self, name: str) -> str:
-        """The class of an example of a split, or of a file in a folder that is called as a class; or ''."""
+        """Returns the class of an image, or '' if it is unknown.
+
+        A file's class is the folder in its path that is named like a class of the run.
+        """
         if OF_SPLIT.fullmatch(name):
             source, index = self._find(name)
             if index >= source.num_examples or not source.class_names or not source.indexed:
                 return ''
             return label_text(source.class_names, read_each(source, [index])[1][0])
+        # Search the folders below the root first, then those above it from the inside out.
         inner = below(name, self.root)
         outer = os.path.abspath(name).removesuffix(inner)
         parts = [*inner.split(os.sep)[:-1], *reversed(outer.split(os.sep))]
         return next((part for part in parts if part in self._run.class_names), '')
 
     def mark(self, name: str, other: str) -> str:
-        """The difference of another image: its class, or, of files without classes, its folder."""
+        """Returns the note of a neighbour that has another class (or folder, without classes)."""
+        # Compare classes if both are known.
         one, another = self.label(name), self.label(other)
         if one and another:
             return '' if one == another else f'another class: {another}'
@@ -346,10 +372,10 @@ class Pictures:
 
 
 class Similar:
-    """Pictures of the images of an index that are nearest to a new one, as the demo shows them."""
+    """Finds the pictures in an index that are nearest to a new image, for the demo."""
 
     def __init__(self, classifier: Classifier, index: Index):
-        """Takes the classifier that describes the images; UserError if another one made the index."""
+        """Raises UserError if another classifier made the index."""
         index.check(classifier)
         self._classifier, self._index = classifier, index
         self._show = Pictures(classifier.run, found=index.names)
@@ -358,13 +384,13 @@ class Similar:
         """Yields each neighbour's picture with its title and score."""
         asked = Named(source, source.paths)
         (found,) = query(self._classifier, self._index, [asked], top_k)
-        yield from self._show.neighbours(found, itertools.repeat('', len(found['neighbours'])))
+        yield from self._show.neighbours(found, [''] * len(found['neighbours']))
 
 
 def _each(
     classifier: Classifier, source: Source, endpoint: str
 ) -> Iterator[tuple[int, np.ndarray | None, str]]:
-    """Yields each image's position, and its vector [D] or why there is none, in their order."""
+    """Yields (position, vector [D] or None, reason) of each image, in the order of the source."""
     for positions, vectors, failed in classifier.embed_source(source, endpoint):
         there = dict(zip(map(int, positions), vectors, strict=True))
         for position in sorted([*there, *failed]):
@@ -372,5 +398,5 @@ def _each(
 
 
 def neighbours_of(index: Index, nearest: list[tuple[int, float]]) -> list[dict[str, Any]]:
-    """The rows of an answer, `{'path', 'score'}`, for positions in an index and their scores."""
+    """Converts (position, score) pairs of an index to the rows `{'path', 'score'}` of a result."""
     return [{'path': index.names[i], 'score': score} for i, score in nearest]

@@ -1,4 +1,4 @@
-"""Several runs beside one another: their curves, their figures, and whether they differ."""
+"""Comparison of runs: training curves, metrics, and tests for significant differences."""
 
 import itertools
 from collections.abc import Iterable, Sequence
@@ -23,31 +23,32 @@ from vision.training.records import results
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_LEGEND = 125  # letters that fit below the picture
+_LEGEND = 125  # characters of one line of the legend
 
 
 def compare(workdirs: Iterable[AnyPath] | AnyPath, split: str = 'test') -> dict[str, Any]:
     """Compares the best checkpoints of runs.
 
     Args:
-      workdirs: of two runs or more; they may still be training.
-      split: whose examples McNemar's test takes.
+      workdirs: the workdirs of two or more runs, which may still be training.
+      split: the split whose examples McNemar's test compares.
 
     Returns:
-      `runs`: each one's `run` (its name), `workdir`, `model`, `step` (the last recorded),
-      `checkpoint` (the best) and the metrics of it, as recorded, by split, and the median of
-      `images_per_second`. `pairs`: for each two of them `first`, `second`, `only_first`,
-      `only_second` (examples that only that one has right) and `p_value`, or `error`: why there is
-      none.
+      `runs`: for each run `run` (its name), `workdir`, `model`, `step` (the last recorded),
+      `checkpoint` (the step of the best), the recorded metrics of that checkpoint by split, and the
+      median `images_per_second`. `pairs`: for each pair of runs `first`, `second`, `only_first` and
+      `only_second` (the number of examples that only this run classifies correctly), `p_value`, and
+      `error` (None, or the reason why the pair cannot be compared).
 
     Raises:
-      UserError: fewer than two runs, one of them twice, or no workdir.
+      UserError: there are fewer than two runs, a run is named twice, or a workdir does not exist.
     """
     paths = [Path(w).expanduser().absolute() for w in as_list(workdirs)]
     if len(paths) < 2:
         raise UserError('name at least two runs')
     if len(set(paths)) < len(paths):
         raise UserError('a run is named twice')
+    # Read the recorded figures, then predict the split once with each run.
     names = short_names(paths)
     runs = [_figures(path, name) for path, name in zip(paths, names, strict=True)]
     answers = [_try_predict(path, split) for path in track(paths, len(paths), 'evaluating runs')]
@@ -60,7 +61,7 @@ def compare(workdirs: Iterable[AnyPath] | AnyPath, split: str = 'test') -> dict[
 
 
 def draw_curves(workdirs: Iterable[AnyPath] | AnyPath) -> 'Figure':
-    """Draws the curves of one run or several: the loss, and the metric that they are selected by, over epochs."""
+    """Draws the loss and the selection metric of one run or several over epochs."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
@@ -69,9 +70,10 @@ def draw_curves(workdirs: Iterable[AnyPath] | AnyPath) -> 'Figure':
     figure = Figure(figsize=(11, 4.2), dpi=120, layout='constrained')
     axes = figure.subplots(1, 2)
     chosen = _selection(paths[0])
+    # One colour for each run; dots for training, lines for validation.
     for i, (workdir, name) in enumerate(zip(paths, names, strict=True)):
         records, per_epoch = workdir_lib.read_records(workdir), _steps_per_epoch(workdir)
-        shown = legible(name).replace('$', r'\$')  # no formula
+        shown = legible(name).replace('$', r'\$')  # matplotlib would read $…$ as a formula
         for metric, panel in zip(('loss', chosen.name), axes, strict=True):
             for split, style in (('train', ':'), ('validation', '.-')):
                 key = f'{split}/{metric}'
@@ -82,6 +84,7 @@ def draw_curves(workdirs: Iterable[AnyPath] | AnyPath) -> 'Figure':
                     x, y = zip(*points, strict=True)
                     label = shown if split == 'validation' else None
                     panel.plot(x, y, style, color=f'C{i % 10}', label=label, linewidth=1.3)
+    # A logarithmic axis for the loss, with labels at 1, 2 and 5.
     axes[0].set_ylabel('loss')
     axes[0].set_yscale('log')
     axes[0].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -92,18 +95,18 @@ def draw_curves(workdirs: Iterable[AnyPath] | AnyPath) -> 'Figure':
         panel.set_xlabel('epoch')
         panel.xaxis.set_major_locator(MaxNLocator(steps=[1, 2, 5, 10]))
         panel.grid(alpha=0.3)
+    # The legend gets as many columns as fit; an entry's line and margins take 7 characters.
     handles, labels = axes[1].get_legend_handles_labels()
-    columns = max(1, _LEGEND // (max(map(len, names)) + 7))  # a line and its margins: 7 letters
+    columns = max(1, _LEGEND // (max(map(len, names)) + 7))
     figure.legend(handles, labels, loc='outside lower center', ncols=min(len(paths), columns))
-    figure.suptitle('validation (lines) and training (dots)', fontsize=10)
+    figure.suptitle('validation (solid) and training (dotted)', fontsize=10)
     return figure
 
 
 def compare_tables(result: dict[str, Any]) -> list[Table]:
-    """The result of `compare` as text."""
-    runs = Table(
-        Column('run', no_wrap=True), 'model', 'step', title='the best checkpoint of each run'
-    )
+    """Returns the result of `compare` as two tables: the runs, and the pairs of runs."""
+    # The runs: one column for each metric and split.
+    runs = Table(Column('run', no_wrap=True), 'model', 'step', title='best checkpoint of each run')
     shown = _shown([Path(row['workdir']) for row in result['runs']])
     splits = {'validation': 'val.', 'test': 'test'}
     for short in splits.values():
@@ -116,14 +119,15 @@ def compare_tables(result: dict[str, Any]) -> list[Table]:
             for split in splits
             for name, metric in shown.items()
         ]
-        rate = row['images_per_second']
+        speed = row['images_per_second']
         checkpoint = '–' if row['checkpoint'] is None else str(row['checkpoint'])
         runs.add_row(
-            row['run'], row['model'], checkpoint, *cells, '–' if rate is None else f'{rate:,.0f}'
+            row['run'], row['model'], checkpoint, *cells, '–' if speed is None else f'{speed:,.0f}'
         )
-    title = f"right answers on the {result['split']} examples, McNemar's exact test"
+    # The pairs: how many examples only one of the two runs classifies correctly.
+    title = f"correct {result['split']} predictions, McNemar's exact test"
     names = [Column(header, no_wrap=True) for header in ('first', 'second')]
-    pairs = Table(*names, 'first alone', 'second alone', 'p', title=title)
+    pairs = Table(*names, 'only first', 'only second', 'p', title=title)
     for pair in result['pairs']:
         if pair['error']:
             pairs.add_row(pair['first'], pair['second'], pair['error'])
@@ -134,22 +138,24 @@ def compare_tables(result: dict[str, Any]) -> list[Table]:
 
 
 def _selection(path: Path) -> Selection:
-    """The metric that a run's checkpoints are selected by."""
+    """Returns the metric that selects a run's best checkpoint."""
     return Selection(read_task(path), workdir_lib.read_config(path).training.best_by)
 
 
 def _shown(paths: Sequence[Path]) -> dict[str, Metric]:
-    """The metrics of a comparison: what each run is selected by, and the loss."""
+    """Returns the metrics of a comparison: the selection metric of each run, and the loss."""
     shown: dict[str, Metric] = {}
     for path in paths:
         selection = _selection(path)
         shown[selection.name] = selection.metric
+    # The loss comes last; a user-defined task may have none.
     loss = read_task(paths[0]).metrics.get('loss')
     return shown if loss is None else {**shown, 'loss': loss}
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Short names of paths: their last parts, as few as tell them apart; of a sweep's trials, the values."""
+    """Shortens paths to the last parts that distinguish them; trials of a sweep to their values."""
+    # Take one more part of the paths until all names differ.
     for count in range(1, max(len(p.parts) for p in paths) + 1):
         names = [str(Path(*p.parts[-count:])) for p in paths]
         if len(set(names)) == len(names):
@@ -158,13 +164,19 @@ def short_names(paths: Sequence[Path]) -> list[str]:
 
 
 def _values(names: list[str]) -> list[str]:
-    """Of 'model.shortcut=A,seed=0' and 'model.shortcut=B,seed=0': 'shortcut=A' and 'shortcut=B'."""
+    """Shortens trial names to the values that differ.
+
+    For example, 'model.shortcut=A,seed=0' and 'model.shortcut=B,seed=0' become 'shortcut=A' and
+    'shortcut=B'. Names that are not of trials of one sweep are returned unchanged.
+    """
+    # All names must be lists of 'key=value' with the same keys.
     trials = [name.split(',') for name in names]
     keys = [[value.partition('=')[0] for value in values if '=' in value] for values in trials]
     if any(
         own != keys[0] or len(own) < len(values) for own, values in zip(keys, trials, strict=True)
     ):
         return names
+    # Keep the keys whose values differ, without their sections.
     differ = [i for i in range(len(keys[0])) if len({values[i] for values in trials}) > 1]
     short = [key.rpartition('.')[2] for key in keys[0]]
     return [
@@ -173,9 +185,10 @@ def _values(names: list[str]) -> list[str]:
 
 
 def _figures(path: Path, name: str) -> dict[str, Any]:
+    """Returns a run's row: model, best checkpoint, and its recorded metrics."""
     config = workdir_lib.read_config(path)
     records = workdir_lib.read_records(path)
-    best = None
+    best = None  # a run that has just begun has no checkpoint yet
     if (path / 'checkpoints').is_dir():
         with open_checkpoints(path, read_task(path), config.training.best_by) as checkpoints:
             best = checkpoints.find('best') if checkpoints.steps() else None
@@ -203,13 +216,14 @@ def _try_predict(path: Path, split: str) -> Predicted | str:
 def _pair(first: Predicted | str, second: Predicted | str) -> dict[str, Any]:
     if isinstance(first, str) or isinstance(second, str):
         return {'error': first if isinstance(first, str) else second}
-    ours, theirs = first.predictions, second.predictions
-    labels = [p.columns.get('label', p.ids) for p in (ours, theirs)]
+    # McNemar's test is paired: both runs must answer for the same examples.
+    one, other = first.predictions, second.predictions
+    labels = [p.columns.get('label', p.ids) for p in (one, other)]
     if first.source.name != second.source.name or not np.array_equal(labels[0], labels[1]):
-        return {'error': 'they were not tested on the same examples'}
-    if ours.correct is None or theirs.correct is None:
-        return {'error': 'their task does not tell right answers from wrong ones'}
-    return mcnemar(ours.correct, theirs.correct)._asdict()
+        return {'error': 'the runs were not tested on the same examples'}
+    if one.correct is None or other.correct is None:
+        return {'error': 'the task does not define correct predictions'}
+    return mcnemar(one.correct, other.correct)._asdict()
 
 
 def _steps_per_epoch(path: Path) -> float:

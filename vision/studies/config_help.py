@@ -1,4 +1,4 @@
-"""The keys of a config with their meaning, range and value: `--explain`, and docs/configs.md."""
+"""Documentation of config keys: the tables of `--explain` and of docs/configs.md."""
 
 import functools
 import importlib
@@ -25,7 +25,8 @@ from vision.core.config_keys import (
 )
 from vision.core.errors import unknown
 
-# Of open sections: the registry, and how many arguments come before the config's.
+# For each open section: the module and name of its registry, and the number of leading arguments of
+# a registered function that the code passes itself.
 _REGISTRIES = {
     'task': ('vision.task.base', 'TASKS', 1),
     'data': ('vision.data.registry', 'SOURCES', 1),
@@ -38,23 +39,25 @@ _REQUIRED = 'required'
 
 
 def explain(config: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
-    """Lists keys of a config, and the arguments of what its open sections name.
+    """Lists the keys of a config, including the arguments of the functions that it names.
 
     Args:
-      config: as a file in `configs/` returns it.
+      config: a config as a file in `configs/` returns it.
       what: a section, a key, or 'all'.
 
     Returns:
-      A row a key: `key`, `value`, `default`, `type` (with the range, in words) and `meaning`. Keys without
-      a default have 'required' there; what is not known of a function's argument is ''.
+      One row for each key: `key`, `value`, `default`, `type` (with the range, in words) and
+      `meaning`. The default is 'required' for a key without one. `type` and `meaning` are '' if a
+      function does not annotate or document its argument.
 
     Raises:
-      UserError: there is no such section or key, or the config or a name in it makes no sense.
+      UserError: the section or key does not exist, or the config is invalid.
     """
     sections = {key.section or key.name for key in KEYS}
     if what not in {'all', *sections, *(key.name for key in KEYS)}:
         raise unknown('section of the config', what, {'all', *sections})
     values = config_lib.resolve(config).to_dict()
+    # The declared keys, the keys of an entry of `evals`, then the arguments of named functions.
     rows = []
     for key in KEYS:
         if what in ('all', key.section, key.name):
@@ -71,11 +74,12 @@ def explain(config: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
 
 
 def explain_table(rows: list[dict[str, Any]]) -> Table:
-    """The rows of `explain` for a terminal."""
+    """Returns the rows of `explain` as a table for a terminal."""
     table = Table(
         Column('key', no_wrap=True), Column('value', overflow='fold'), 'default', 'meaning'
     )
     for row in rows:
+        # 'meaning (type)', without empty brackets.
         is_default = row['value'] == row['default']
         words = f'{row["meaning"]} ({row["type"]})'.removesuffix(' ()').strip()
         default = 'yes' if is_default else _text(row['default'])
@@ -84,21 +88,25 @@ def explain_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def markdown() -> str:
-    """The text of docs/configs.md."""
+    """Returns the text of docs/configs.md."""
     lines = [
         '# Keys of a config',
         '',
-        'Made from `vision/core/config_keys.py` by `vision.studies.config_help.markdown`. `python -m '
-        'experiments.train --config=… --explain=SECTION` prints the same for a config, with its values and',
-        'the arguments of the model, source, optimizer, schedule, loss and update that it names. '
-        '`--config.KEY=VALUE` overrides a key; `None` is a value of each key whose type says so.',
+        'Generated from `vision/core/config_keys.py` by `vision.studies.config_help.markdown`.',
+        '`python -m experiments.train --config=… --explain=SECTION` prints the same table for a',
+        'config, with its values and the arguments of the model, source, optimizer, schedule, loss',
+        'and update that it names. `--config.KEY=VALUE` overrides a key. A key accepts `None` if its',
+        'type says so.',
     ]
     for section in dict.fromkeys(key.section for key in KEYS):
         lines += ['', f'## {section or "The whole experiment"}', '']
         lines += _markdown_table([key for key in KEYS if key.section == section])
         if section in OPEN:
             name = 'source' if section == 'data' else 'name'
-            lines += ['', f'All other keys are arguments of what `{section}.{name}` names.']
+            lines += [
+                '',
+                f'All other keys are arguments of the function or class that `{section}.{name}` names.',
+            ]
     lines += ['', '## An entry of evals', '', *_markdown_table(EVAL_KEYS)]
     return '\n'.join(lines) + '\n'
 
@@ -119,15 +127,16 @@ def _row(key: Key, value: Any) -> dict[str, Any]:
 
 
 def _argument_rows(section: str, values: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Rows of the arguments of what a section names."""
+    """Yields a row for each argument of the function or class that a section names."""
+    # The values that the config gives, and the annotations of the function's parameters.
     function, skipped = _named(section, values['source' if section == 'data' else 'name'])
     given, hints = own_arguments(section, values), type_hints(function)
     parameters = list(inspect.signature(function).parameters.values())[skipped:]
     for parameter in parameters:
         if parameter.name in (*declared(section), *_not_of_the_config(section)):
-            continue
+            continue  # declared keys have a row already
         required = parameter.default is parameter.empty
-        # A dtype or a function is shown by its name.
+        # Show a dtype or a function by its name.
         default = getattr(parameter.default, '__name__', parameter.default)
         default = _REQUIRED if required else default
         hint = hints.get(parameter.name)
@@ -141,7 +150,7 @@ def _argument_rows(section: str, values: Mapping[str, Any]) -> Iterator[dict[str
 
 
 def _named(section: str, name: str) -> tuple[Callable, int]:
-    """The object that an open section names, and how many of its arguments are not the config's."""
+    """Returns the function that a section names, and how many of its arguments the code passes."""
     if section == 'model':
         from vision.models.registry import find_model
 
@@ -151,16 +160,17 @@ def _named(section: str, name: str) -> tuple[Callable, int]:
 
 
 def _not_of_the_config(section: str) -> tuple[str, ...]:
-    """Arguments that come from elsewhere: of Flax, or of our own code."""
+    """Returns the arguments that Flax or the code of this project passes."""
     from vision.training.optimizer import OWN_ARGUMENTS
 
     return OWN_ARGUMENTS if section == 'optimizer' else ('parent', 'name')
 
 
 def _documented(function: Callable, name: str) -> str:
-    """The first sentence that a docstring has on an argument, in Google's form."""
+    """Returns the first sentence on an argument in a Google-style docstring, or ''."""
     while isinstance(function, functools.partial):
         function = function.func
+    # An entry may name several arguments, 'a, b: …', and goes on over indented lines.
     pattern = rf'^( *)(?:\w+, )*\*{{0,2}}{name}(?:, \w+)*(?: \(.*?\))?: (.*(?:\n\1 +.*)*)'
     match = re.search(pattern, inspect.getdoc(function) or '', re.MULTILINE)
     text = ' '.join(match[2].split()) if match else ''
@@ -168,7 +178,7 @@ def _documented(function: Callable, name: str) -> str:
 
 
 def _is_simple(hint: Any) -> bool:
-    """True if a type is one that configs can hold."""
+    """Returns True for a type whose values a config can hold."""
     origin = typing.get_origin(hint)
     if origin is typing.Literal:
         return True

@@ -1,4 +1,4 @@
-"""A run before it is one: size, cost, memory, and time from three steps."""
+"""Dry run of a config: model size, cost, memory, and training time estimated from three steps."""
 
 import time
 from pathlib import Path
@@ -8,7 +8,7 @@ import jax
 
 from vision.core import config as config_lib
 from vision.core.errors import UserError
-from vision.core.progress import progress_bar
+from vision.core.progress import phase
 from vision.models.summary import count
 from vision.preprocess import inputs
 from vision.preprocess.ops.registry import describe_place
@@ -16,49 +16,54 @@ from vision.training.setup import Setup
 from vision.training.start import check_start, first_state
 from vision.training.step import make_train_step
 
-STEPS = 3  # timed, after the first
+STEPS = 3  # timed steps, after a first one that is not timed
 
 
 def dry_run(run: Setup, workdir: Path | None = None) -> dict[str, Any]:
-    """Does all that a run does before its first record, and writes nothing.
+    """Checks a run, compiles its training step and times it, without writing anything.
 
-    It also reads the first batch of each split that is evaluated.
+    It also reads the first batch of the validation split.
 
     Args:
-      run: as `setup` returns it.
-      workdir: that the run would have.
+      run: the run, as `setup` returns it.
+      workdir: the workdir that the run would use.
 
     Returns:
-      `config` (resolved), `model`, `input_shape`, `parameters`, `gmacs` (fused multiply-adds of one
-      image in evaluation, in 1e9), `ops` (where those of train and eval run, and why), `examples` of
-      train, `batch_size`, `devices`, `steps`,
-      `state_bytes` and `step_bytes` (of each device: the state, and the most that a step holds with
-      it; None where the backend does not tell), `compile_seconds`, `step_seconds` and
-      `estimated_seconds` of all steps, without evaluations.
+      `config` (resolved), `model`, `input_shape`, `parameters`, `gmacs` (1e9 fused multiply-adds of
+      one image in evaluation), `ops` (where the ops of train and eval run, and why), `examples` of
+      the training split, `batch_size`, `devices`, `steps`, `state_bytes` and `step_bytes` (per
+      device: the training state, and the peak of a step including the state; None if the backend
+      does not report it), `compile_seconds`, `step_seconds`, and `estimated_seconds` of all steps
+      without evaluations.
 
     Raises:
-      UserError: what would be refused of a run, or too many images of the first batches cannot be read.
+      UserError: training would refuse the run, or too many images of the first batches cannot be
+        read.
     """
+    # Prepare exactly what a training run would.
     first = check_start(run, workdir)
     _check_validation(run)
     state = first_state(run, first)
     train_step = make_train_step(run.recipe, run.mesh)
     batches = inputs.TrainBatches(run.train, run.loading, run.mesh, 0)
     batch = next(batches)
+    # Compile the step ahead of time, which gives its memory use.
     began = time.perf_counter()
-    with progress_bar() as start:
-        start('compiling', 1)
+    with phase('compiling'):
         compiled = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
     compile_seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
     state_bytes = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
-    state, metrics = compiled(state, batch)
-    jax.block_until_ready(metrics)
-    began = time.perf_counter()
-    for _ in range(STEPS):
-        state, metrics = compiled(state, next(batches))
-    jax.block_until_ready(metrics)
-    step_seconds = (time.perf_counter() - began) / STEPS
+    # Time a few steps after the first, including the loading of their batches.
+    with phase(f'timing {STEPS} steps'):
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(metrics)
+        began = time.perf_counter()
+        for _ in range(STEPS):
+            state, metrics = compiled(state, next(batches))
+        jax.block_until_ready(metrics)
+        step_seconds = (time.perf_counter() - began) / STEPS
+    # Refuse the run if too many of the images could not be read; then count the model's operations.
     batches.check()
     summary = count(run.config.model.name, run.model, run.input_shape)
     return {
@@ -83,11 +88,13 @@ def dry_run(run: Setup, workdir: Path | None = None) -> dict[str, Any]:
     }
 
 
+@phase('reading the validation split')
 def _check_validation(run: Setup) -> None:
-    """Reads the first batch of validation; UserError where too many of its images cannot be read."""
+    """Reads the first validation batch; raises UserError if too many images cannot be read."""
     source = run.validation
     if source is None:
         return
+    # A subset of the first batch's size, where the source has random access.
     size = run.eval_batch_size
     first = source.subset(range(min(size, source.num_examples))) if source.indexed else source
     batches = inputs.EvalBatches(first, run.eval_ops, size, run.mesh, skip_corrupt=True)
@@ -95,27 +102,29 @@ def _check_validation(run: Setup) -> None:
     if batches.skipped() > run.loading.max_corrupt * source.num_examples:
         name, reason = next(iter(batches.corrupt.items()))
         raise UserError(
-            f'{source.name}: {batches.skipped()} of the first images cannot be read, as {name}: {reason}'
+            f'{source.name}: {batches.skipped()} of the first images cannot be read, '
+            f'for example {name}: {reason}'
         )
 
 
 def dry_run_text(result: dict[str, Any]) -> str:
-    """The result of `dry_run` as text."""
+    """Returns the result of `dry_run` as text: the config, and a line for each figure."""
     shape = ' x '.join(map(str, result['input_shape']))
     epochs = result['steps'] * result['batch_size'] / result['examples']
-    rate = result['batch_size'] / result['step_seconds']
-    memory = f'{_mib(result["state_bytes"])} of state'
+    throughput = result['batch_size'] / result['step_seconds']
+    memory = f'training state {_mib(result["state_bytes"])}'
     if result['step_bytes'] is not None:
-        memory += f', {_mib(result["step_bytes"])} within a step'
+        memory += f', peak of a step {_mib(result["step_bytes"])}'
+    # Each row is a name and a sentence; the names are right-aligned below the config.
     rows = {
-        'model': f'{result["model"]}, {shape} in, {result["parameters"]:,} parameters, '
-        f'{result["gmacs"]:.4g} GMACs an image',
+        'model': f'{result["model"]}, input {shape}, {result["parameters"]:,} parameters, '
+        f'{result["gmacs"]:.4g} GMACs per image',
         'data': f'{result["examples"]:,} training examples',
-        'ops': f'of training {result["ops"]["train"]}; of evaluation {result["ops"]["eval"]}',
+        'ops': f'training {result["ops"]["train"]}; evaluation {result["ops"]["eval"]}',
         'length': f'{result["steps"]:,} steps of {result["batch_size"]:,} images, '
         f'{epochs:.4g} epochs',
         'memory': f'{memory}, on each of {result["devices"]} device(s)',
-        'speed': f'{result["step_seconds"]:.3g} s a step, {rate:,.0f} images/s; '
+        'speed': f'{result["step_seconds"]:.3g} s per step, {throughput:,.0f} images/s; '
         f'compiled in {result["compile_seconds"]:.1f} s',
         'time': f'about {_duration(result["estimated_seconds"])}, without evaluations',
     }
@@ -124,7 +133,7 @@ def dry_run_text(result: dict[str, Any]) -> str:
 
 
 def _bytes(memory: Any) -> int:
-    """The most that one device holds in a step; what is donated counts once."""
+    """Returns the peak memory of a step on one device; donated buffers count once."""
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes
     return held + memory.temp_size_in_bytes - memory.alias_size_in_bytes
 

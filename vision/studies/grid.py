@@ -1,4 +1,4 @@
-"""The grid of a sweep: read, set in a config key by key, and checked."""
+"""Grid of a sweep: parsing, and the config of each trial."""
 
 import ast
 import copy
@@ -21,9 +21,9 @@ class Trial(NamedTuple):
     """One run of a sweep.
 
     Attributes:
-      name: of its folder, 'optimizer.lr=0.1,seed=0'.
-      values: what differs, by key.
-      config: with these values.
+      name: the name of its folder, such as 'optimizer.lr=0.1,seed=0'.
+      values: the values of the grid's keys.
+      config: the resolved config with these values.
     """
 
     name: str
@@ -32,20 +32,22 @@ class Trial(NamedTuple):
 
 
 def make_trials(config: Mapping[str, Any], grid: str) -> list[Trial]:
-    """Returns every combination of a grid, the last key's values following one another first.
+    """Returns a trial for every combination of a grid; the last key varies fastest.
 
-    Values are set as `--config.KEY=VALUE` sets them: what refers to a key follows it.
+    Values are set as `--config.KEY=VALUE` sets them, so that references to a key follow it.
 
     Raises:
-      UserError: a grid that cannot be read, or a key or value that the config refuses.
+      UserError: the grid cannot be parsed, or the config refuses a key or value.
     """
     choices = read_grid(grid)
+    # A ConfigDict is used as it is, because a copy would lose its references.
     base = config_lib.Config(config, type_safe=False)
     if isinstance(config, ConfigDict) and not isinstance(config, FrozenConfigDict):
-        base = config  # whose references are followed
+        base = config
     known = base.to_dict(preserve_field_references=True)
     for key in choices:
         _check_key(known, key)
+    # Resolve the config of every combination, so that all mistakes are found before the first run.
     trials = []
     for combination in itertools.product(*choices.values()):
         chosen = {key: value for key, (_, value) in zip(choices, combination, strict=True)}
@@ -59,15 +61,16 @@ def make_trials(config: Mapping[str, Any], grid: str) -> list[Trial]:
 
 
 def read_grid(grid: str) -> dict[str, list[tuple[str, Any]]]:
-    """Reads 'key=value,value;key=value': literals of Python, or else text.
+    """Parses a grid 'key=value,value;key=value'.
 
-    Commas and semicolons within brackets and quotes belong to the value.
+    A value is a Python literal, or text if it is not one. Commas and semicolons inside brackets and
+    quotes belong to the value.
 
     Returns:
-      The values of each key, as text for the command line and as they are shown.
+      For each key its values, as pairs of the text for the command line and the Python value.
 
     Raises:
-      UserError: it is not of that form.
+      UserError: the grid does not have that form.
     """
     parsed: dict[str, list[tuple[str, Any]]] = {}
     for part in _split(grid, ';'):
@@ -77,26 +80,28 @@ def read_grid(grid: str) -> dict[str, list[tuple[str, Any]]]:
         if not equals or not key or not choices:
             raise UserError(f"--grid: {part!r} is not 'key=value,value'")
         if key in parsed or len({repr(value) for _, value in choices}) < len(choices):
-            raise UserError(f'--grid: {key} comes twice, or has a value twice')
+            raise UserError(f'--grid: {key} is given twice, or has a value twice')
         parsed[key] = choices
     if not parsed:
-        raise UserError("--grid is empty; write 'optimizer.lr=0.1,0.03;seed=0,1,2'")
+        raise UserError("--grid is empty; an example is 'optimizer.lr=0.1,0.03;seed=0,1,2'")
     return parsed
 
 
 def with_values(config: ConfigDict, values: Mapping[str, str]) -> ConfigDict:
-    """Returns a copy of a config with values set as `--config.KEY=TEXT` sets them; references are followed.
+    """Returns a copy of a config with values set as `--config.KEY=TEXT` sets them.
 
     Args:
-      config: as a file in `configs/` returns it; it stays as it is.
-      values: text by key, 'optimizer.lr': '0.1'.
+      config: a config as a file in `configs/` returns it; it is not changed.
+      values: text by key, such as {'optimizer.lr': '0.1'}.
 
     Raises:
-      UserError: a value that its key cannot have.
+      UserError: a key does not accept its value.
     """
     cli.accept_none()
-    own = copy.deepcopy(config)  # keeps references, which `copy_and_resolve_references` replaces
+    # A deep copy keeps references, which `copy_and_resolve_references` would replace by values.
+    own = copy.deepcopy(config)
     cli.make_plain(own, 'config')
+    # Let the flag parser itself set each value.
     for key, text in values.items():
         argv = ['', f'--config.{key}={text}']
         read = flags.FlagValues()
@@ -106,12 +111,13 @@ def with_values(config: ConfigDict, values: Mapping[str, str]) -> ConfigDict:
             )  # fmt: skip
             read(argv)
         except (flags.Error, AttributeError, LookupError, TypeError, ValueError):
+            # The parser's own messages are of several kinds and name no remedy.
             raise UserError(explain_value(config, key, text)) from None
     return own
 
 
 def _check_key(known: dict[str, Any], key: str) -> None:
-    """Raises UserError unless a config has a key's section, or the key itself where it has no section."""
+    """Raises UserError unless the config has the key's section, or the key if it has no section."""
     *sections, name = key.split('.')
     at: Any = known
     for section in sections:
@@ -123,20 +129,21 @@ def _check_key(known: dict[str, Any], key: str) -> None:
 
 
 def name_of(values: dict[str, Any]) -> str:
-    """A folder's name: what the values are, and where that is not all of it, a hash."""
+    """Returns a folder name made of the values, with a hash if characters were replaced or cut."""
     text = ','.join(f'{key}={_text(value)}' for key, value in values.items())
+    # Replace characters that are not safe in a file name.
     safe = re.sub(r'[^\w.=,+-]', '_', text)[:120]
     return safe if safe == text else f'{safe}-{hashlib.sha256(text.encode()).hexdigest()[:6]}'
 
 
 def _text(value: Any) -> str:
-    """A value as a name has it: (3, 3, 3) is 3-3-3."""
+    """Returns a value as part of a name; (3, 3, 3) becomes 3-3-3."""
     flat = isinstance(value, tuple) and len(value) > 1 and all(isinstance(v, int) for v in value)
     return '-'.join(map(str, value)) if flat else str(value)
 
 
 def _value(text: str) -> tuple[str, Any]:
-    """A value as text for the command line, without quotes around all of it, and as Python reads it."""
+    """Returns a value as text for the command line (no outer quotes) and as Python reads it."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -145,7 +152,8 @@ def _value(text: str) -> tuple[str, Any]:
 
 
 def _split(text: str, separator: str) -> list[str]:
-    """Cuts a text at a separator that stands outside of brackets and quotes."""
+    """Splits a text at separators outside brackets and quotes; empty parts are dropped."""
+    # Track the open quote and the depth of brackets character by character.
     parts, depth, quote = [''], 0, ''
     for c in text:
         if quote:

@@ -1,4 +1,4 @@
-"""Pictures of what the model is fed, and a summary of the data: before hours are spent on it."""
+"""Preview of a config's data: faults, statistics, and pictures of the model's input."""
 
 import contextlib
 import dataclasses
@@ -14,7 +14,7 @@ from vision.core import config as config_lib
 from vision.core import fonts
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
-from vision.core.progress import progress_bar
+from vision.core.progress import phase
 from vision.core.text import json_text
 from vision.data import registry as data
 from vision.data.folder import SPLITS
@@ -29,48 +29,51 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _COLUMNS = 8
-_PAIRS = 24  # images shown, before and after
-_BARS = 60  # classes in the chart; more are not legible
-_LABEL, _HEAD = 20, 150  # characters of a class's name, and of the line above the pictures
-_NAMED = 20  # images of one kind that are named in words
-_SHOWN = 160  # pixels of the pictures before augmentation
+_PAIRS = 24  # images that are shown before and after augmentation
+_BARS = 60  # classes in the bar chart; more would not be legible
+_LABEL, _HEAD = 20, 150  # the most characters of a class name and of the figure's title
+_NAMED = 20  # images of one kind that the text names
+_SHOWN = 160  # pixels of the shorter side of the pictures before augmentation
 
 
 def preview(config: ConfigDict, output: str) -> dict[str, Any]:
-    """Writes `index.html`, `inputs.png`, `classes.png` and `summary.json`.
+    """Writes a preview of a config's data: `index.html`, two pictures and `summary.json`.
+
+    The pictures are `inputs.png` (images before and after augmentation) and `classes.png`.
 
     Args:
       config: the whole config.
-      output: a folder, made if it is not there.
+      output: the folder, which is created if it does not exist.
 
     Returns:
-      What `vision.studies.inspect.describe` says, and `faults`: what training would refuse the data for, a line each.
-      It is in `summary.json`, too.
+      The content of `summary.json`: the result of `vision.studies.inspect.describe`, and `faults`,
+      a list of the reasons why training would refuse the data.
 
     Raises:
-      UserError: no split of the data can be opened, the op strings do not fit, or the folder cannot be written to.
+      UserError: no split can be opened, the op strings do not fit the images, or the folder cannot
+        be written to.
     """
     config = config_lib.resolve(config)
     folder = _make_folder(output)
-    # It is here that one learns what cannot be read.
+    # Images that cannot be read do not stop the preview: it reports them.
     loading = dataclasses.replace(loading_of(config), max_corrupt=1.0)
     sources, faults = _open(config.data)
-    with progress_bar() as start:
-        move = start('drawing', 1)
+    with phase('drawing inputs.png'):
         _draw_inputs(next(iter(sources.values())), loading).savefig(folder / 'inputs.png')
-        move(1)
     summary = describe(sources) | {'faults': faults}
-    # A name that is not UTF-8 is written as far as it can be.
+    # Escape bytes of file names that are not UTF-8.
     (folder / 'summary.json').write_text(
         json_text(summary, indent=2, ensure_ascii=False), 'utf-8', 'backslashreplace'
     )
-    _draw_classes(summary, folder / 'classes.png')
-    write_page(folder, summary, sources, text(summary))
+    # The page embeds the two pictures, so it comes last.
+    with phase('writing the page'):
+        _draw_classes(summary, folder / 'classes.png')
+        write_page(folder, summary, sources, text(summary))
     return summary
 
 
 def _make_folder(output: str) -> Path:
-    """Makes the folder, and sees that files can be written to it before the data is read."""
+    """Creates the folder and checks that it is writable, before the long work."""
     folder = Path(output).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -83,20 +86,21 @@ def _make_folder(output: str) -> Path:
 
 
 def text(summary: dict[str, Any]) -> str:
-    """The summary in words."""
+    """Returns the summary as text, faults first."""
     lines = []
     if summary['faults']:
         lines.append('TRAINING WOULD REFUSE THIS DATA:')
         lines += [f'  {fault}' for fault in summary['faults']]
+    # The statistics and the suspicious images of each split.
     for split, s in summary['splits'].items():
         counts = s['classes'].values()
         lines += [
-            f'{split}: {s["examples"]:,} images, {len(s["classes"])} classes of '
-            f'{min(counts, default=0):,} to {max(counts, default=0):,}',
+            f'{split}: {s["examples"]:,} images, {len(s["classes"])} classes with '
+            f'{min(counts, default=0):,} to {max(counts, default=0):,} images each',
             f'  height {_range(s["height"])}, width {_range(s["width"])}',
             f'  mean {_figures(s["mean"])}, standard deviation {_figures(s["std"])}',
         ]
-        if not summary['faults']:  # which name them
+        if not summary['faults']:  # faults already name empty classes
             lines += [
                 f'  class {name!r} has no images' for name, n in s['classes'].items() if not n
             ]
@@ -105,13 +109,13 @@ def text(summary: dict[str, Any]) -> str:
         lines += [f'  {kind}: {name}' for kind, names in s['odd'].items() for name in _some(names)]
         lines += [f'  most images are {kind}' for kind in s['usual']]
     if summary['leakage']:
-        lines.append(f'LEAKAGE: {len(summary["leakage"])} images are in two splits:')
+        lines.append(f'LEAKAGE: images in two splits ({len(summary["leakage"])}):')
         lines += [f'  {one} = {other}' for one, other in summary['leakage']]
     return '\n'.join(lines)
 
 
 def _some(found: list[Any]) -> Iterator[Any]:
-    """The first few, and how many more there are."""
+    """Yields the first few items, and a line with the number of the others."""
     yield from found[:_NAMED]
     if len(found) > _NAMED:
         more = f'… and {len(found) - _NAMED} more in summary.json'
@@ -127,26 +131,29 @@ def _figures(values: list[float]) -> str:
 
 
 def _open(settings: Mapping[str, Any]) -> tuple[dict[str, Source], list[str]]:
-    """The splits that there are, and what training would refuse them for."""
+    """Returns the source of each split, and the reasons why training would refuse the data."""
     sources: dict[str, Source] = {}
     try:
         for split in SPLITS:
             with contextlib.suppress(NoSplitError):
                 sources[split] = data.load(settings, split)
     except UserError as e:
+        # A source stops at its first fault. Open the images that there are, and list all faults.
         sources, faults = survey(settings)
         if not sources:
             raise UserError('; '.join(faults) or str(e)) from None
         return sources, faults if str(e) in faults else [str(e), *faults]
     if not sources:
-        raise UserError(f'data.source={settings["source"]!r} has no split')
+        raise UserError(f'data.source={settings["source"]!r} has no splits')
     return sources, []
 
 
 def _draw_classes(summary: dict[str, Any], path: Path) -> None:
+    """Draws a stacked bar chart of the number of images of each class and split."""
     import matplotlib
     from matplotlib.figure import Figure
 
+    # All splits have the same classes in the same order; show the first ones.
     names = list(next(iter(summary['splits'].values()))['classes'])
     shown = names[:_BARS]
     families = fonts.families_for(shown)
@@ -161,21 +168,21 @@ def _draw_classes(summary: dict[str, Any], path: Path) -> None:
         labels = [fonts.legible(name, families, _LABEL) for name in shown]
         axes.set_xticks(np.arange(len(shown)), labels, rotation=90, fontsize=7, parse_math=False)
         axes.set_ylabel('images')
-        more = f'; the first {_BARS} of {len(names)} classes' if len(names) > _BARS else ''
-        axes.set_title(f'Images of each class{more}')
+        more = f' (the first {_BARS} of {len(names)} classes)' if len(names) > _BARS else ''
+        axes.set_title(f'Images per class{more}')
         figure.legend(loc='outside lower center', ncols=3)
         figure.savefig(path, dpi=120)
 
 
 def draw_inputs(config: ConfigDict, count: int = _PAIRS) -> 'Figure':
-    """Draws training images as they are, and below each what the model is fed in training.
+    """Draws training images before augmentation, and below each the model input made of it.
 
     Args:
       config: the whole config.
-      count: of images, at most 24.
+      count: the number of images, at most 24.
 
     Raises:
-      UserError: the data cannot be opened, or the op strings do not fit.
+      UserError: the data cannot be opened, or the op strings do not fit them.
     """
     config = config_lib.resolve(config)
     return _draw_inputs(data.load(config.data, 'train'), loading_of(config), count)
@@ -187,7 +194,8 @@ def _draw_inputs(source: Source, loading: inputs.Loading, count: int = _PAIRS) -
 
     before, after, labels = (x[:count] for x in _pairs(source, loading))
     titles = [label_text(source.class_names, label) for label in labels]
-    head = f'{source.name}, and below it after {loading.ops}'
+    head = f'{source.name}; below each image the model input, after {loading.ops}'
+    # Choose fonts that have the characters of all titles.
     families = fonts.families_for([head, *titles])
     with matplotlib.rc_context({'font.family': families}):
         rows = -(-len(after) // _COLUMNS)
@@ -195,6 +203,7 @@ def _draw_inputs(source: Source, loading: inputs.Loading, count: int = _PAIRS) -
         grid = figure.subplots(2 * rows, _COLUMNS, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
+        # Two rows of the grid for each row of images: before, and after.
         for i, (one, other, title) in enumerate(zip(before, after, titles, strict=True)):
             row, column = divmod(i, _COLUMNS)
             label = fonts.legible(title, families, _LABEL)
@@ -206,7 +215,8 @@ def _draw_inputs(source: Source, loading: inputs.Loading, count: int = _PAIRS) -
 
 
 def _show(axes: Any, image: np.ndarray) -> None:
-    """Shows the first three channels as colours, or the first one as grey if there are fewer."""
+    """Shows the first three channels in colour, or the first in grey if there are fewer."""
+    # Augmented images are floats that may lie outside 0 … 255.
     image = np.clip(np.asarray(image, np.float32), 0, 255) / 255
     grey = image.shape[-1] < 3
     image = image[..., :3]
@@ -214,7 +224,7 @@ def _show(axes: Any, image: np.ndarray) -> None:
 
 
 def _pairs(source: Source, loading: inputs.Loading) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The first training batch before and after augmentation, and its labels."""
+    """Returns a training batch before and after augmentation, and its labels."""
     mesh = mesh_lib.make_mesh()
     loading = dataclasses.replace(loading, batch_size=-(-_PAIRS // mesh.size) * mesh.size)
     batch = next(inputs.TrainBatches(source, loading, mesh, 0))
@@ -224,7 +234,7 @@ def _pairs(source: Source, loading: inputs.Loading) -> tuple[np.ndarray, np.ndar
         return source.images[ids], after, labels
     from vision.preprocess import pipeline
 
-    # The same seed and step: the same examples.
+    # The same seed and step give the same examples.
     plain = pipeline.train_batches(
         source,
         f'decode|resize({_SHOWN})' if source.encoded else f'resize({_SHOWN})',

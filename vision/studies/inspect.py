@@ -1,4 +1,4 @@
-"""Inspection of a data set: classes, sizes, colours, copies, and images that are unreadable, blurred, dark or tiny."""
+"""Inspection of a data set: classes, sizes, colours, duplicates, and suspicious images."""
 
 import collections
 import concurrent.futures
@@ -14,44 +14,50 @@ from vision.preprocess.decode import read
 from vision.preprocess.pictures import to_rgb
 
 _THREADS = 4
-_SIDE = 256  # pixels of the longer side that sharpness and brightness are measured on, much as models see images
-# The mean squared Laplacian over the variance: .06 to .8 of eight photographs, less than .01 of the same when blurred
-# by a Gaussian whose deviation is 1/100 of their width.
+# Pixels of the longer side at which sharpness and brightness are measured, about a model's input.
+_SIDE = 256
+# Threshold on the mean squared Laplacian divided by the variance. It was .06 to .8 for eight
+# photographs, and less than .01 for the same photographs after a Gaussian blur with a standard
+# deviation of 1/100 of their width.
 _BLURRED = 0.01
-_DARK = 40  # of 255: 99 % of the pixels are darker
-_TINY = 32  # pixels of the shorter side
+_DARK = 40  # of 255: an image is dark if 99 % of its pixels are darker
+_TINY = 32  # pixels: an image is tiny if its shorter side is shorter
 ODDITIES = ('blank', 'blurred', 'dark', 'tiny')
 
 
 class Seen(NamedTuple):
-    """One example, looked at: `error` is why it could not be read, and then the rest is empty."""
+    """The properties of one example; if it cannot be read, `error` is the reason."""
 
     name: str
     labels: list[int]
     digest: bytes
     size: tuple[int, int] | None
-    sums: np.ndarray | None  # of the channels and of their squares, in 0 … 1: float64 [2, C]
-    oddities: tuple[str, ...]  # of ODDITIES
+    sums: np.ndarray | None  # sums of the values and of their squares, in 0 … 1: float64 [2, C]
+    oddities: tuple[str, ...]  # some of ODDITIES
     error: str | None
 
 
 def describe(sources: dict[str, Source]) -> dict[str, Any]:
-    """Looks at every example of every split, with a bar on a terminal.
+    """Reads every example of every split, with a progress bar on a terminal.
 
     Args:
-      sources: split → source.
+      sources: the source of each split.
 
     Returns:
-      `{'splits': {split: {'examples', 'classes': {name: count}, 'height' and 'width':
-      [least, median, greatest], 'mean' and 'std' per channel in 0 … 1, 'unreadable':
-      {name: reason}, 'copies': [[name, …], …], 'odd': {'blank' (of one colour), 'blurred', 'dark', 'tiny': [name,
-      …]}, 'usual': [what most images of the split are, of these]}}, 'leakage': [[name of one split, name of another],
-      …]}`. Copies are images of a split with the same content, leakage the images of a split whose content is in an
-      earlier split too.
+      `{'splits': {split: …}, 'leakage': [[name, name], …]}`. Leakage lists pairs of images with the
+      same content in two splits, the earlier split first. Each split has:
+        `examples`: the number of examples.
+        `classes`: {class name: number of examples}.
+        `height`, `width`: [minimum, median, maximum].
+        `mean`, `std`: per channel, in 0 … 1.
+        `unreadable`: {name: reason}.
+        `copies`: [[name, …], …], groups of images with the same content.
+        `odd`: {'blank', 'blurred', 'dark' or 'tiny': [name, …]}; blank images have one colour.
+        `usual`: the kinds that apply to most images, which are therefore left out of `odd`.
     """
     splits, owners, leakage = dict[str, Any](), dict[bytes, tuple[str, str]](), []
     for split, source in sources.items():
-        # Validation that serves as test, too, is told of once.
+        # Validation images may also serve as the test split; do not report them all as leakage.
         others = [sources[earlier] for earlier in splits if earlier != 'train']
         again = any((source.paths or source.name) == (o.paths or o.name) for o in others)
         seen = []
@@ -66,16 +72,20 @@ def describe(sources: dict[str, Source]) -> dict[str, Any]:
 
 
 def _summary(seen: list[Seen], class_names: tuple[str, ...]) -> dict[str, Any]:
+    """Returns the entry of one split in the result of `describe`."""
     counts = collections.Counter(label for example in seen for label in example.labels)
     good = [example for example in seen if example.size and example.sums is not None]
     sizes = np.array([example.size for example in good]).reshape(-1, 2)
+    # Mean and standard deviation over all pixels, from the sums of each image.
     pixels = sizes.prod(axis=1).sum()
     sums = sum((e.sums for e in good if e.sums is not None), np.zeros((2, 1)))
     mean, square = sums / max(pixels, 1)
+    # Group images with the same content.
     by_digest: dict[bytes, list[str]] = {}
     for example in seen:
         if example.digest:
             by_digest.setdefault(example.digest, []).append(example.name)
+    # A property of most images, such as a dark background, is not odd.
     odd = {kind: [e.name for e in good if kind in e.oddities] for kind in ODDITIES}
     usual = [kind for kind, names in odd.items() if len(names) > len(good) / 2]
     return {
@@ -97,16 +107,19 @@ def _three(values: np.ndarray) -> list[int]:
 
 
 def _look_at_all(source: Source) -> Iterator[Seen]:
+    """Yields the properties of each example, computed in threads, in order."""
     pool = concurrent.futures.ThreadPoolExecutor(_THREADS)
     try:
         for ids, images, labels in source.stream():
             names = [source.name_of(int(i)) for i in ids]
             yield from pool.map(_look_at, names, map(label_indices, labels), images)
-    finally:  # whoever interrupts does not wait for images that are still to be looked at
+    finally:
+        # After an interrupt do not wait for images that are still queued.
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _look_at(name: str, labels: list[int], data: Image | BadImage) -> Seen:
+    """Decodes one example and computes its properties."""
     digest = b''
     try:
         if isinstance(data, BadImage):
@@ -121,7 +134,7 @@ def _look_at(name: str, labels: list[int], data: Image | BadImage) -> Seen:
 
 
 def oddities(image: np.ndarray) -> Iterator[str]:
-    """Names what is odd about an image, uint8 [H, W, C]: of `ODDITIES`."""
+    """Yields the names of the `ODDITIES` that apply to an image, uint8 [H, W, C]."""
     from PIL import Image as pillow
 
     picture = pillow.fromarray(to_rgb(image)).convert('L')
@@ -133,6 +146,7 @@ def oddities(image: np.ndarray) -> Iterator[str]:
         yield 'dark'
     elif min(grey.shape) >= _TINY:
         inner = grey[1:-1, 1:-1]
+        # A blurred image has little high-frequency content compared with its contrast.
         laplacian = 4 * inner - grey[:-2, 1:-1] - grey[2:, 1:-1] - grey[1:-1, :-2] - grey[1:-1, 2:]
         if (laplacian**2).mean() < _BLURRED * grey.var():
             yield 'blurred'

@@ -1,7 +1,7 @@
-"""The range test for the learning rate (Smith 2017, "Cyclical learning rates", section 3.3).
+"""Learning rate range test (Smith 2017, "Cyclical learning rates", section 3.3).
 
-The rate grows from step to step, by a constant factor, until the loss explodes. Where it fell most
-steeply is a good rate; beyond its lowest point is too much.
+The learning rate grows by a constant factor from step to step until the loss explodes. The rate at
+which the loss falls most steeply is a good choice. Rates beyond the lowest loss are too high.
 """
 
 import dataclasses
@@ -20,39 +20,39 @@ from vision.training.setup import Setup, normalised
 from vision.training.start import check_start, first_state
 from vision.training.step import make_train_step
 
-LOWEST, HIGHEST = 1e-6, 10.0
-_SMOOTHING = 0.9  # of the loss, over steps
-_EXPLODED = 4.0  # times the lowest smoothed loss
-_READ_EVERY = 10  # steps
+LOWEST, HIGHEST = 1e-6, 10.0  # learning rates
+_SMOOTHING = 0.9  # decay of the exponential moving average of the loss
+_EXPLODED = 4.0  # the test stops at this multiple of the lowest smoothed loss
+_READ_EVERY = 10  # steps between readings of the loss from the device
 
 
 def find_lr(run: Setup, steps: int = 150) -> dict[str, Any]:
-    """Takes `steps` steps of the config's own training, from its first weights, while the rate grows from 1e-6 to 10.
+    """Trains from the initial weights while the learning rate grows from 1e-6 to 10.
 
     Args:
-      run: as `setup` returns it; its rate and schedule are not used.
-      steps: of the whole range; it ends early where the loss explodes.
+      run: the run, as `setup` returns it. Its learning rate and schedule are not used.
+      steps: the number of steps over the whole range. The test ends early if the loss explodes.
 
     Returns:
-      `suggestion`: the rate at which the smoothed loss falls most steeply; `lowest`: the rate of the
-      lowest smoothed loss; `lr`, `loss` and `smoothed`: the curve.
+      `suggestion`: the learning rate at which the smoothed loss falls most steeply. `lowest`: the
+      learning rate of the lowest smoothed loss. `lr`, `loss` and `smoothed`: the curves.
 
     Raises:
-      UserError: what would be refused of a run, images that cannot be read, or a loss that fell nowhere.
+      UserError: training would refuse the run, images cannot be read, or the loss never fell.
     """
     start = check_start(run)
     run = normalised(run)
+    # Replace the schedule of the run by an exponential one.
     factor = (HIGHEST / LOWEST) ** (1 / max(steps - 1, 1))
     schedule: optax.Schedule = lambda step: LOWEST * factor**step  # noqa: E731
     run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, schedule=schedule))
     state = first_state(run, start)
     train_step = make_train_step(run.recipe, run.mesh)
     batches = inputs.TrainBatches(run.train, run.loading, run.mesh, 0)
+    # Train; read the losses only every few steps, so that the device does not wait for the host.
     losses: list[float] = []
     pending = []
-    for step in track(
-        range(1, steps + 1), steps, 'the first step is compiled, then rates are tried'
-    ):
+    for step in track(range(1, steps + 1), steps, 'compiling, then trying learning rates'):
         state, metrics = train_step(state, next(batches))
         pending.append(metrics)
         if step % _READ_EVERY == 0 or step == steps:
@@ -60,6 +60,7 @@ def find_lr(run: Setup, steps: int = 150) -> dict[str, Any]:
             read = jax.device_get(pending)
             losses += [float(m['loss']) / max(float(m['count']), 1) for m in read]
             pending = []
+            # Later learning rates are higher and would only diverge further.
             if has_exploded(losses):
                 break
     rates = LOWEST * factor ** np.arange(len(losses))
@@ -67,7 +68,7 @@ def find_lr(run: Setup, steps: int = 150) -> dict[str, Any]:
 
 
 def smooth(losses: np.ndarray) -> np.ndarray:
-    """The running mean of losses [N], each weighing 0.9 times the next, without a bias at the start."""
+    """Returns the exponential moving average of losses [N] with decay 0.9, bias-corrected."""
     smoothed, average = np.empty(len(losses)), 0.0
     for i, loss in enumerate(losses):
         average = _SMOOTHING * average + (1 - _SMOOTHING) * loss
@@ -76,7 +77,7 @@ def smooth(losses: np.ndarray) -> np.ndarray:
 
 
 def has_exploded(losses: list[float]) -> bool:
-    """True if a loss is no number, or the smoothed loss is far above its lowest."""
+    """Returns True if a loss is not finite, or the smoothed loss is far above its minimum."""
     if not all(map(math.isfinite, losses)):
         return True
     smoothed = smooth(np.array(losses))
@@ -84,18 +85,20 @@ def has_exploded(losses: list[float]) -> bool:
 
 
 def analyse(rates: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
-    """Finds the suggestion in a curve of rates [N], ascending, and losses [N].
+    """Finds the best learning rate in a curve of ascending learning rates [N] and losses [N].
 
     Raises:
-      UserError: the loss fell nowhere.
+      UserError: the loss never fell.
     """
+    # Use the losses before the first one that is not finite.
     finite = np.isfinite(losses)
     end = len(losses) if finite.all() else int(np.argmin(finite))
     rates, losses = rates[:end], losses[:end]
     smoothed = smooth(losses)
     lowest = int(np.argmin(smoothed)) if end else 0
     if lowest < 2:
-        raise UserError('find_lr: the loss fell nowhere; look at the data with experiments.preview')
+        raise UserError('find_lr: the loss never fell; check the data with experiments.preview')
+    # The steepest descent, over the logarithm of the learning rate, before the lowest loss.
     slopes = np.gradient(smoothed[: lowest + 1], np.log(rates[: lowest + 1]))
     return {
         'suggestion': float(rates[np.argmin(slopes)]),
@@ -107,7 +110,7 @@ def analyse(rates: np.ndarray, losses: np.ndarray) -> dict[str, Any]:
 
 
 def draw(result: dict[str, Any], path: Path, title: str) -> None:
-    """Draws what `find_lr` returned, as a PNG."""
+    """Draws the result of `find_lr` as a PNG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4.2), layout='constrained')
@@ -116,6 +119,7 @@ def draw(result: dict[str, Any], path: Path, title: str) -> None:
     axes.plot(result['lr'], result['smoothed'], color='C0', label='smoothed')
     suggestion = result['suggestion']
     axes.axvline(suggestion, color='C1', linestyle='--', label=f'suggestion {suggestion:.2g}')
+    # Scale the axis by the first half of the curve: the end would hide the descent.
     smoothed = np.array(result['smoothed'])
     axes.set_ylim(0, 1.6 * smoothed[: len(smoothed) // 2 + 1].max())
     axes.set_xscale('log')

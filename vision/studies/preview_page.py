@@ -1,4 +1,4 @@
-"""The page of a preview: what is wrong with the data, and the images that show it."""
+"""HTML page of a preview: the faults of a data set and the images concerned."""
 
 import base64
 import html
@@ -14,7 +14,7 @@ from vision.prediction.pages import figure
 from vision.preprocess.inputs import examples
 from vision.studies.inspect import ODDITIES
 
-_EACH = 24  # images that are shown of a kind
+_EACH = 24  # the most images of one kind
 
 _STYLE = """
 :root { color-scheme: light dark; font: 14px/1.4 system-ui, sans-serif; }
@@ -33,12 +33,12 @@ figcaption { font-size: 12px; margin-top: 3px; overflow-wrap: anywhere; }
 def write_page(
     folder: Path, summary: Mapping[str, Any], sources: Mapping[str, Source], words: str
 ) -> None:
-    """Writes `index.html`, one file that loads nothing, from a preview's summary and pictures.
+    """Writes `index.html`, a self-contained page.
 
     Args:
-      folder: of the preview, with its pictures.
-      summary: as `vision.studies.preview` returns it.
-      sources: by split, for the images.
+      folder: the folder of the preview, with its two pictures.
+      summary: the summary, as `vision.studies.preview` returns it.
+      sources: the source of each split, for the images.
       words: the summary as text.
     """
     with open(folder / 'index.html', 'w', encoding='utf-8', errors='backslashreplace') as file:
@@ -49,6 +49,7 @@ def write_page(
 def _parts(
     folder: Path, summary: Mapping[str, Any], sources: Mapping[str, Source], words: str
 ) -> Iterator[str]:
+    """Yields the HTML of the page, part by part."""
     first = next(iter(sources.values())).name  # 'FOLDER:train'
     name = html.escape(first.rpartition(':')[0] or first)
     yield (
@@ -56,38 +57,42 @@ def _parts(
         '<meta name="viewport" content="width=device-width">'
         f'<title>Preview of {name}</title><style>{_STYLE}</style></head><body><h1>Preview of {name}</h1>'
     )
+    # Faults first, then leakage, then what is suspicious in each split.
     if summary['faults']:
         yield '<p class="bad">Training would refuse this data:</p><ul>'
         yield from (f'<li>{html.escape(fault)}</li>' for fault in summary['faults'])
         yield '</ul>'
     pictures = _Pictures(summary, sources)
     if summary['leakage']:
-        yield f'<h2 class="bad">In two splits: {len(summary["leakage"]):,} images</h2>'
+        yield f'<h2 class="bad">Leakage: images in two splits ({len(summary["leakage"]):,})</h2>'
         yield from (pictures.row(pair) for pair in summary['leakage'][:_EACH])
     for split, s in summary['splits'].items():
         if s['unreadable']:
-            yield f'<h2>{split}: cannot be read</h2><ul>'
+            yield f'<h2>{split}: unreadable images ({len(s["unreadable"]):,})</h2><ul>'
             lines = (
                 f'{pictures.short(n)}: {why}' for n, why in list(s['unreadable'].items())[:_EACH]
             )
             yield from (f'<li>{html.escape(line)}</li>' for line in lines)
             yield '</ul>'
         if s['copies']:
-            yield f'<h2>{split}: exact copies</h2>'
+            yield f'<h2>{split}: groups of exact copies ({len(s["copies"]):,})</h2>'
             yield from (pictures.row(names[:_EACH]) for names in s['copies'][:_EACH])
         for kind in ODDITIES:
             if names := s['odd'].get(kind):
-                yield f'<h2>{split}: {kind} ({len(names):,})</h2>' + pictures.row(names[:_EACH])
-    for title, file in (('What the model is fed', 'inputs.png'), ('Classes', 'classes.png')):
+                yield f'<h2>{split}: {kind} images ({len(names):,})</h2>'
+                yield pictures.row(names[:_EACH])
+    # The two pictures and the summary.
+    for title, file in (('Training images', 'inputs.png'), ('Classes', 'classes.png')):
         data = base64.b64encode((folder / file).read_bytes()).decode()
         yield f'<h2>{title}</h2><img class="wide" alt="{title}" src="data:image/png;base64,{data}">'
-    yield f'<h2>In words</h2><pre>{html.escape(words)}</pre></body></html>'
+    yield f'<h2>Summary</h2><pre>{html.escape(words)}</pre></body></html>'
 
 
 class _Pictures:
-    """The images that the page shows, by name."""
+    """The images of the page, by name."""
 
     def __init__(self, summary: Mapping[str, Any], sources: Mapping[str, Source]):
+        # Collect the names first, so that each source is read once.
         wanted = {name for pair in summary['leakage'][:_EACH] for name in pair}
         for s in summary['splits'].values():
             wanted |= {name for names in s['copies'][:_EACH] for name in names[:_EACH]}
@@ -100,10 +105,10 @@ class _Pictures:
         self._root = os.path.commonpath(paths) if len(paths) > 1 else ''
 
     def short(self, name: str) -> str:
-        """A path below the folder that all images share."""
+        """Returns a path relative to the common folder of all images."""
         return os.path.relpath(name, self._root) if self._root and os.path.isabs(name) else name
 
     def row(self, names: list[str]) -> str:
-        """Images beside one another."""
+        """Returns the HTML of a row of images."""
         shown = ''.join(figure(self._images.get(name), self.short(name)) for name in names)
         return f'<div class="row">{shown}</div>'

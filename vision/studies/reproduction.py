@@ -1,12 +1,13 @@
-"""The table of the papers' figures beside ours: rows of runs over seeds, and what was measured of them.
+"""Reproduction of published results: runs over several seeds, and a table of the papers' errors.
 
-A row's trials are those of a sweep over seeds, so that it goes on where it stopped. What is kept of it
-is small, in a folder that is under version control:
+The runs of a row are the trials of a sweep over seeds, so that an interrupted row can be resumed.
+The results of a row are kept in a small folder under version control:
 
-    summary.json    the figures by seed
+    summary.json    the test error and cost of each seed
     config.json     the experiment, for any seed
-    records.jsonl   each seed's `metrics.jsonl`, seed after seed, with "seed" as the first key of every
-                    line (the test figure in it is of one crop, whatever the row's protocol)
+    records.jsonl   the `metrics.jsonl` of all seeds, in order of the seeds, with "seed" as the
+                    first key of each line. Its test metrics are of the run's own evaluation,
+                    whatever the protocol of the row.
 """
 
 import json
@@ -34,22 +35,23 @@ _HEADER = (
     "paper's error",
     'our error',
     'seeds',
-    'hours a seed',
+    'hours per seed',
     'machine',
     'commit',
 )
 
 
 class Row(NamedTuple):
-    """One figure of a paper.
+    """A published result and the experiment that reproduces it.
 
     Attributes:
-      name: of the row and of its folders.
+      name: the name of the row and of its folders.
       config: 'configs/NAME.py[:ARGUMENT]'.
-      paper: who, when, on what.
-      figure: the published error on the test split, as text, top-1 unless it says otherwise.
-      evaluation: which of `config.evals` has that figure's protocol; None: the run's own.
-      metric: a metric of the task; None for the one that the run is selected by.
+      paper: first author, year and data set.
+      figure: the published test error as text; top-1 unless it says otherwise.
+      evaluation: the entry of `config.evals` that follows the paper's test protocol; None for the
+        run's own evaluation.
+      metric: the metric of the task to report; None for the run's selection metric.
     """
 
     name: str
@@ -68,42 +70,48 @@ def reproduce(
     results: Path,
     command: str,
 ) -> dict[str, Any]:
-    """Trains a row over seeds, or goes on with it, and writes down what came out, seed by seed.
+    """Trains a row's experiment with several seeds, and writes the results after each seed.
 
     Args:
-      row: whose figure is to be reproduced.
-      config: that its `config` names, with the place of the data.
-      seeds: each is a trial; those that are finished are read.
-      workdir: of all rows; this one's trials are in the folder of its name in it.
-      results: the folder of all summaries. What this row's has of other seeds stays.
-      command: that does it again, but for its seeds, for the table.
+      row: the row to reproduce.
+      config: the config that `row.config` names, with the location of the data.
+      seeds: the seeds to train. Finished runs are read, not repeated.
+      workdir: the folder of the runs of all rows; the runs of this row are in WORKDIR/ROW.
+      results: the folder of all summaries. Existing results of other seeds are kept.
+      command: the command that repeats the row, without its seeds, for the table.
 
     Returns:
-      `seeds`: of each (a string) its `error` (test, in %, as the row measures it), `seconds` of
-      training, `machine` and `commit`; `measure`, the row's evaluation and metric; and `command`.
+      `seeds`: for each seed (a string) the test `error` in %, `seconds` of training, `machine` and
+      `commit`. `measure`: the row's evaluation and metric. `command`.
 
     Raises:
-      UserError: a config or data that makes no sense, seeds there of another experiment, or, when
-        all others are done, a seed that failed.
-      Stopped: a signal came; the same command goes on.
+      UserError: the config or the data is invalid, the folder has results of another experiment, or
+        a seed failed (raised after all other seeds are done).
+      Stopped: a signal stopped a run. The same command resumes it.
     """
+    # Check the protocol and existing results before any training.
     entries = named_entries(config, [row.evaluation], ConfigDict()) if row.evaluation else {}
     folder = results / row.name
     summary = _read_summary(folder) or {'seeds': {}}
     if summary['seeds']:
         _check_same(folder, summary, row, config)
     summary |= {'command': command}
+    # A failed seed does not stop the others.
     failures = []
     for seed in seeds:
+        # Train, or read the finished run.
         try:
             swept = sweep(config, f'seed={seed}', workdir / row.name)
             (trial,), metric = swept['trials'], row.metric or swept['metric']
             if trial['test'] is None:
-                raise UserError('no test figure: the data has no such split, or the run no end')
+                raise UserError(
+                    'there is no test result: the data has no test split, or the run did not finish'
+                )
         except UserError as e:
-            said = str(e).removeprefix(f'--grid, seed={seed}: ')  # the grid is ours
+            said = str(e).removeprefix(f'--grid, seed={seed}: ')  # the user gave no --grid
             failures.append(f'{row.name}, seed {seed}: {said}')
             continue
+        # Evaluate with the row's protocol, unless the summary already has this very run.
         path = Path(trial['workdir'])
         if not _is_kept(path, folder, seed, summary):
             test = trial['test']
@@ -114,9 +122,10 @@ def reproduce(
                     failures.append(f'{row.name}, seed {seed}: {e}')
                     continue
             if test.get(metric) is None:
-                failures.append(f'{row.name}, seed {seed}: no test figure of {metric!r}')
+                failures.append(f'{row.name}, seed {seed}: there is no test result for {metric!r}')
                 continue
             summary['seeds'][str(seed)] = _measured(path, 100 * (1 - test[metric]))
+        # Write everything after each seed: the next one may take hours.
         summary['measure'] = [row.evaluation, metric]
         summary['seeds'] = {
             seed: summary['seeds'][seed] for seed in sorted(summary['seeds'], key=int)
@@ -131,14 +140,12 @@ def reproduce(
 
 
 def write_records(folder: Path, seed: int, records: Sequence[dict[str, Any]]) -> None:
-    """Adds or replaces a seed's records; the lines of the other seeds stay as they are.
-
-    The file is written whole or not at all, whenever the process is killed.
+    """Adds or replaces a seed's records in `records.jsonl`, atomically; other seeds stay unchanged.
 
     Args:
-      folder: of the row.
-      seed: whose records they are.
-      records: of the seed's run, in their order.
+      folder: the row's folder.
+      seed: the seed of the records.
+      records: the records of the seed's run, in order.
     """
     lines = _lines_by_seed(folder) | {seed: _as_lines(seed, records)}
     text = ''.join(line + '\n' for seed in sorted(lines) for line in lines[seed])
@@ -146,21 +153,16 @@ def write_records(folder: Path, seed: int, records: Sequence[dict[str, Any]]) ->
 
 
 def read_records(folder: Path, seed: int) -> list[dict[str, Any]]:
-    """Returns a seed's records, as its run wrote them; none if the seed was not run.
-
-    Args:
-      folder: of the row.
-      seed: whose records are asked for.
-    """
+    """Returns a seed's records from a row's folder, as its run wrote them; [] if there are none."""
     records = [json.loads(line) for line in _lines_by_seed(folder).get(seed, [])]
     return [{k: v for k, v in record.items() if k != 'seed'} for record in records]
 
 
 def table(rows: Sequence[Row], results: Path) -> list[dict[str, Any]]:
-    """All rows with what was measured of them: `summary` is None for those that were not run.
+    """Returns all rows with their results; `summary` is None for rows that were not run.
 
     Args:
-      rows: in the table's order.
+      rows: the rows in the order of the table.
       results: the folder that `reproduce` wrote to.
     """
     measured = []
@@ -170,11 +172,12 @@ def table(rows: Sequence[Row], results: Path) -> list[dict[str, Any]]:
 
 
 def cells(row: dict[str, Any]) -> tuple[str, ...]:
-    """A row of `table` as text, in the order of the table's columns."""
+    """Returns the cells of a row of `table` as text, in the order of the columns."""
     protocol = f' ({row["evaluation"]})' if row['evaluation'] else ''
     start = (row['name'], row['paper'], row['figure'] + protocol)
     if row['summary'] is None:
         return (*start, 'not run', '–', '–', '–', '–')
+    # Mean and sample standard deviation of the error, and mean cost, over the seeds.
     runs = row['summary']['seeds'].values()
     errors = [run['error'] for run in runs]
     mean = f'{np.mean(errors):.2f}'
@@ -193,7 +196,7 @@ def _title(metric: str) -> str:
 
 
 def rich_table(measured: Sequence[dict[str, Any]]) -> Table:
-    """The columns that a terminal has room for: the file has the papers, the machines and the commits, too."""
+    """Returns the table for a terminal, without the papers, the machines and the commits."""
     name, _, paper, ours, *_ = _HEADER
     first = (Column(name, no_wrap=True), Column(paper, min_width=11), Column(ours, no_wrap=True))
     made = Table(*first, 'seeds', 'hours')
@@ -204,7 +207,8 @@ def rich_table(measured: Sequence[dict[str, Any]]) -> Table:
 
 
 def write_markdown(measured: Sequence[dict[str, Any]], path: Path) -> None:
-    """Writes the table, with the command of each row that was run."""
+    """Writes the table as Markdown, followed by the command of each row that was run."""
+    # The table, then a list of commands, then the text above both.
     lines = ['| ' + ' | '.join(_HEADER) + ' |', '|' + '---|' * len(_HEADER)]
     lines += ['| ' + ' | '.join(cells(row)) + ' |' for row in measured]
     commands = [
@@ -212,16 +216,23 @@ def write_markdown(measured: Sequence[dict[str, Any]], path: Path) -> None:
         for row in measured
         if row['summary']
     ]
-    text = "# The papers' figures and ours\n\nTest error of the checkpoint that is best on "
-    text += 'held-out training images (of the last, where the config holds none out), '
-    text += 'by the protocol in brackets if one is there, mean ± standard deviation over seeds.\n\n'
+    text = (
+        "# The papers' results and ours\n\n"
+        'Test errors are means ± standard deviations over seeds. The checkpoint is the best one on\n'
+        'held-out training images, or the last one if the config holds none out. Brackets name\n'
+        'the test protocol if it is not the usual one.\n\n'
+    )
     workdir_lib.write_text(path, text + '\n'.join([*lines, '', *commands]) + '\n')
 
 
 def _check_same(folder: Path, summary: dict[str, Any], row: Row, config: Mapping[str, Any]) -> None:
-    """Seeds of another experiment, or measured by another protocol, make no mean with these."""
+    """Raises UserError if the folder has results of another experiment or test protocol."""
     if not (folder / _CONFIG).is_file():
-        raise UserError(f'{folder / _CONFIG} is missing: of which experiment are the seeds there?')
+        raise UserError(
+            f'{folder / _CONFIG} is missing, so the experiment of the results there is unknown; '
+            'name another --results, or delete that folder'
+        )
+    # Compare the config and the way in which the error is measured.
     before = config_lib.from_json((folder / _CONFIG).read_text())
     differences = config_lib.differences(before, _anywhere(config))
     measure = [row.evaluation, row.metric or summary['measure'][1]]
@@ -229,14 +240,15 @@ def _check_same(folder: Path, summary: dict[str, Any], row: Row, config: Mapping
         differences.append(f'the measure is {summary["measure"]} there and {measure} here')
     if differences:
         raise UserError(
-            f'{folder} has seeds of another experiment: {differences[0]}; name another --results, '
-            'or delete that folder'
+            f'{folder} has results of another experiment: {differences[0]}; '
+            'name another --results, or delete that folder'
         )
 
 
 def _anywhere(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The experiment, wherever its data lie, for any seed."""
+    """Returns the config without its seed and the location of its data."""
     same = config_lib.resolve(config).to_dict()
+    # The same MNIST may come from IDX files or from TFDS.
     same['seed'] = None
     same['data'] |= {'path': None, 'data_dir': None}
     if same['data']['source'] == 'idx':
@@ -245,14 +257,14 @@ def _anywhere(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_kept(path: Path, folder: Path, seed: int, summary: dict[str, Any]) -> bool:
-    """True if it is the very run that was measured before: a protocol can take hours."""
+    """Returns True if the summary has this very run, so that it need not be evaluated again."""
     if str(seed) not in summary['seeds']:
         return False
     return _lines_by_seed(folder).get(seed) == _as_lines(seed, workdir_lib.read_records(path))
 
 
 def _lines_by_seed(folder: Path) -> dict[int, list[str]]:
-    """The lines of a row's records, by seed, in the order of the file."""
+    """Returns the lines of a row's `records.jsonl` by seed, in the order of the file."""
     path = folder / _RECORDS
     lines: dict[int, list[str]] = {}
     for line in path.read_text().splitlines() if path.is_file() else []:
@@ -265,13 +277,17 @@ def _as_lines(seed: int, records: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _by_protocol(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """The test figures by an evaluation; runs apart, so that this process holds no device that trials need."""
+    """Evaluates a run with a test protocol and returns its metrics.
+
+    This runs in a process of its own, so that the main process holds no device that trials need.
+    """
     with progress_bar() as progress:
         (evaluation,) = evaluate_runs([path], entries, progress=progress)[1]
     return evaluation.figures
 
 
 def _measured(path: Path, error: float) -> dict[str, Any]:
+    """Returns the entry of a seed in the summary."""
     environment = workdir_lib.read_json(path, 'environment.json')
     return {
         'error': error,
@@ -282,6 +298,7 @@ def _measured(path: Path, error: float) -> dict[str, Any]:
 
 
 def _machine(environment: dict[str, Any]) -> str:
+    # For example '2 × NVIDIA H100, JAX 0.11.2' or '1 CPU core, JAX 0.10.2'.
     devices = environment['devices']
     cores = environment['cpu_count']
     kind = f'{cores} CPU core{"s" * (cores > 1)}' if devices[0] == 'cpu' else devices[0]
@@ -290,12 +307,17 @@ def _machine(environment: dict[str, Any]) -> str:
 
 
 def _commit(environment: dict[str, Any]) -> str:
+    # Keep the mark of uncommitted changes: 'a50ed67ab5+changes'.
     commit, plus, changes = (environment['git'] or 'unknown').partition('+')
     return commit[:10] + plus + changes
 
 
 def _seconds(records: Sequence[dict[str, Any]]) -> float:
-    """Of training, as recorded, at least: each process of a run that was stopped counts from 0."""
+    """Returns the recorded seconds of training.
+
+    Each process of a resumed run counts from 0, so that a smaller value starts a new process. The
+    time of a process after its last record is not known.
+    """
     total = last = 0.0
     for seconds in (record['seconds'] for record in records if 'seconds' in record):
         if seconds < last:
@@ -305,7 +327,7 @@ def _seconds(records: Sequence[dict[str, Any]]) -> float:
 
 
 def _seeds(summary: dict[str, Any]) -> str:
-    """As the flag takes them: how many from 0 on, or which."""
+    """Returns the seeds as `--seeds` takes them: their number if they are 0, 1, …, or a list."""
     seeds = list(summary['seeds'])
     if seeds == [str(seed) for seed in range(len(seeds))]:
         return str(len(seeds))

@@ -1,4 +1,4 @@
-"""All that is wrong with a folder or list of images, at once: a source stops at the first of it."""
+"""Survey of a folder or list of images that lists all its faults; a source stops at the first."""
 
 import os
 from collections.abc import Mapping
@@ -11,20 +11,21 @@ from vision.data.folder import split_folders
 from vision.data.shares import source_of, split_named
 from vision.data.source import FileSource, Source
 
-_SHOWN = 20  # faults of one kind that are named
+_SHOWN = 20  # the most faults of a list that are returned
 
 
 def survey(settings: Mapping[str, Any]) -> tuple[dict[str, Source], list[str]]:
-    """Collects what a source of files would refuse, and opens what is there all the same.
+    """Lists the faults for which a source would refuse the data, and opens the data despite them.
 
     Args:
-      settings: `config.data`, of the source `folder` or `list`.
+      settings: `config.data` with the source `folder` or `list`; other sources give no result.
 
     Returns:
-      Sources of the images that are there, by split (or as 'images', where a hash decides the split), and
-      the faults, a line each. No sources where nothing can be opened.
+      The source of each split, and the faults, one line each. The only split is 'images' if a hash
+      of the path decides the split. There are no sources if nothing can be opened.
     """
     given = settings.get('path') or ''
+    # Other sources, and paths that do not exist, leave the message of the source as it is.
     path = os.path.abspath(os.path.expanduser(given))
     if settings['source'] == 'folder' and os.path.isdir(path):
         return _survey_folder(path)
@@ -34,7 +35,10 @@ def survey(settings: Mapping[str, Any]) -> tuple[dict[str, Source], list[str]]:
 
 
 def _survey_folder(root: str) -> tuple[dict[str, Source], list[str]]:
+    """Surveys a folder with a folder for each class, or for each split and class."""
+    # Without folders of splits, the root itself has the classes.
     own = split_folders(root) or {'images': ''}
+    # List the images of each split and class.
     found: dict[str, dict[str, list[str]]] = {}
     faults = []
     for split, name in own.items():
@@ -51,14 +55,17 @@ def _survey_folder(root: str) -> tuple[dict[str, Source], list[str]]:
                     faults.append(f'{here}: the class has no images')
             found[split][class_name] = [os.path.join(here, name) for name in below]
         if not found[split]:
-            faults.append(f'{at}: there is no folder in it; each class has a folder of its own')
+            faults.append(f'{at} has no subfolders; put the images of each class in a subfolder')
     if 'train' not in found and 'images' not in found:
         faults.append(f'{root} has {", ".join(sorted(own.values()))} but no folder train')
+    # All splits must have the classes of the first one.
     first = next(iter(found.values()))
     for split, classes in found.items():
         at = os.path.join(root, own[split])
         faults += [
-            f'{at}: class {c!r} is not among those of train' for c in classes if c not in first
+            f'{at}: class {c!r} is not among the classes of train'
+            for c in classes
+            if c not in first
         ]
         faults += [f'{at}: class {c!r} has no folder' for c in first if c not in classes]
     names = tuple(dict.fromkeys(c for classes in found.values() for c in classes))
@@ -70,10 +77,12 @@ def _survey_folder(root: str) -> tuple[dict[str, Source], list[str]]:
 
 
 def _survey_list(path: str, base: str) -> tuple[dict[str, Source], list[str]]:
+    """Surveys a list file whose paths are relative to the folder `base`."""
     try:
         rows = read_list(path)
     except UserError as e:
         return {}, [str(e)]
+    # Collect the images of the complete rows, and the faults of the others.
     faults, classes = [], dict[str, list[str]]()
     for number, row in enumerate(rows, 1):
         lacking = [key for key in ('path', 'label') if not row.get(key)]
@@ -94,7 +103,7 @@ def _survey_list(path: str, base: str) -> tuple[dict[str, Source], list[str]]:
 def _source(
     name: str, class_names: tuple[str, ...], classes: Mapping[str, list[str]]
 ) -> FileSource | None:
-    """The images of some classes, whatever others are empty; None if there are none."""
+    """Returns a source of the images of all classes, or None if there are no images."""
     index = {c: label for label, c in enumerate(class_names)}
     images = [(path, index[c]) for c, paths in classes.items() for path in paths]
     return source_of(name, class_names, images) if images else None

@@ -1,7 +1,7 @@
-"""A grid of runs: every combination of some values, each trial a workdir of its own.
+"""Sweep over a grid: one run, with its own workdir, for every combination of values.
 
-Trials run one after another, each in a process of its own. A sweep that was stopped or killed goes on with
-the same command: finished trials are read, not run again.
+Trials run one after another, each in its own process. A sweep that was stopped or killed is resumed
+by the same command: finished trials are read, not run again.
 """
 
 import functools
@@ -31,33 +31,34 @@ from vision.training.start import check_start
 
 
 def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str, Any]:
-    """Trains every combination of a grid, after all of them were checked.
+    """Checks all combinations of a grid, then trains them one after another.
 
-    A trial is a process of its own. Whatever ends it (an exception, the kernel for want of memory, a
-    signal to that process), its row says why, and the others run.
+    If a trial fails (by an exception, for lack of memory, or by a signal to its process), its row
+    records the reason and the sweep continues.
 
     Args:
-      config: as a file in `configs/` returns it.
-      grid: 'optimizer.lr=0.1,0.03;seed=0,1,2'.
-      workdir: of the sweep; a trial's is a folder in it. `sweep.json` there is what is returned; an
-        exception's traceback is `error.txt` in the trial's.
+      config: a config as a file in `configs/` returns it.
+      grid: the grid, such as 'optimizer.lr=0.1,0.03;seed=0,1,2'.
+      workdir: the sweep's folder, with a workdir for each trial. The result is also written to
+        WORKDIR/sweep.json, and the traceback of a failed trial to its `error.txt`.
 
     Returns:
-      `trials`, the best first: `trial`, `values`, `workdir`, `error` (None, or why it failed) and
-      the best checkpoint's metrics by split. With seeds in the grid also `seeds`: for each
-      combination of the other values, `count`, and mean and standard deviation of each split's `metric`,
-      the one that the runs are selected by.
+      `trials`, the best first: `trial`, `values`, `workdir`, `error` (None, or the reason of the
+      failure) and the metrics of the best checkpoint by split. `metric`: the selection metric. If
+      the grid has seeds, `seeds`: for each combination of the other values `count`, and the mean
+      and standard deviation of the selection metric by split.
 
     Raises:
-      UserError: a grid or config that makes no sense, or every trial failed.
-      Stopped: SIGTERM or SIGINT came, and the trial's checkpoint was written.
+      UserError: the grid or a config is invalid, or every trial failed.
+      Stopped: SIGTERM or SIGINT was received, after the trial's checkpoint was written.
     """
+    # Check everything before the first trial is trained.
     trials = make_trials(config, grid)
     folder = workdir_lib.check_place(workdir)
     metric = _check(trials, folder)
     workdir_lib.create(folder)
     rows: list[dict[str, Any]] = []
-    ranks: dict[str, tuple[float, ...]] = {}  # by trial, the greatest first
+    ranks: dict[str, tuple[float, ...]] = {}  # sort keys of the trials; greater is better
     with workdir_lib.Lock(folder):
         for i, trial in enumerate(trials, 1):
             print(f'trial {i}/{len(trials)}: {trial.name}', file=sys.stderr)
@@ -65,6 +66,7 @@ def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str
                 'trial': trial.name, 'values': trial.values, 'workdir': str(folder / trial.name),
                 'error': None, 'validation': None, 'test': None,
             }  # fmt: skip
+            # Train in a process of its own, or read a finished trial.
             error_file = folder / trial.name / 'error.txt'
             error_file.unlink(missing_ok=True)
             try:
@@ -77,6 +79,7 @@ def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str
                     error_file.parent.mkdir(exist_ok=True)
                     workdir_lib.write_text(error_file, details)
                 print(f'{trial.name} failed: {e}', file=sys.stderr)
+            # Write the results so far: the sweep may be stopped at any time.
             rows.append(row)
             result = {
                 'grid': grid,
@@ -86,26 +89,28 @@ def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str
             }
             workdir_lib.write_text(folder / 'sweep.json', json_text(result, indent=2) + '\n')
     if all(row['error'] for row in rows):
-        raise UserError(f'all {len(rows)} trials failed; the first: {rows[0]["error"]}')
+        raise UserError(f'all {len(rows)} trials failed; the first with: {rows[0]["error"]}')
     return result
 
 
 def _check(trials: list[Trial], folder: Path) -> str:
-    """Checks all trials, as far as a run is checked before its workdir is made.
+    """Checks all trials as training checks a run before it creates the workdir.
 
     Returns:
-      The metric that they are selected by.
+      The selection metric of the trials.
 
     Raises:
-      UserError: a trial that would be refused, or trials that are selected by several metrics.
+      UserError: training would refuse a trial, or the trials have different selection metrics.
     """
     starts = [(trial.config.to_dict(), folder / trial.name) for trial in trials]
     try:
-        # A process that has no device takes none, which trials need for themselves.
+        # Check in another process, unless this one holds the devices already: a device that is
+        # held here would be missing in the trials.
         here = apart.holds_devices()
         found = _selections(starts) if here else apart.run_apart(_selections, starts)
-    except apart.Died:  # so will the trial that ended it, which then says why
+    except apart.Died:  # the trial that ended the process will fail again, and report the reason
         return ''
+    # Report the first mistake; trials with different metrics cannot be ranked.
     selections = {}
     for trial, (metric, mistake) in zip(trials, found, strict=True):
         if mistake is not None:
@@ -114,8 +119,8 @@ def _check(trials: list[Trial], folder: Path) -> str:
             selections[metric] = trial.name
     if len(selections) > 1:
         raise UserError(
-            f'--grid: trials are selected by {" and ".join(selections)}, and cannot be ranked together; '
-            'set one training.best_by'
+            f'--grid: the trials are selected by different metrics, {" and ".join(selections)}, '
+            'and cannot be ranked; set one training.best_by'
         )
     return next(iter(selections), '')
 
@@ -123,7 +128,7 @@ def _check(trials: list[Trial], folder: Path) -> str:
 def _selections(
     starts: list[tuple[dict[str, Any], Path]],
 ) -> list[tuple[str | None, str | None]]:
-    """Sets up each config, for its workdir: the metric that it is selected by, or the user's mistake in it."""
+    """Sets up the config of each trial; returns its (selection metric, user's mistake)."""
     found: list[tuple[str | None, str | None]] = []
     for values, workdir in track(starts, len(starts), 'checking trials'):
         try:
@@ -132,13 +137,13 @@ def _selections(
             found.append((run.selection.name, None))
         except UserError as e:
             found.append((None, str(e)))
-        except Exception:  # a fault of a model's own code, say: the trial's row will tell
+        except Exception:  # for example an error in a user's model: the trial's row will report it
             found.append((None, None))
     return found
 
 
 def _train(values: dict[str, Any], workdir: Path) -> tuple[Results, str, tuple[float, ...]]:
-    """Trains one trial; returns its figures, the metric that it is selected by, and its rank."""
+    """Trains one trial; returns its metrics, its selection metric and its rank."""
     config = config_lib.resolve(values)
     figures = train(config, workdir)
     selection = Selection(read_task(workdir), config.training.best_by)
@@ -147,9 +152,11 @@ def _train(values: dict[str, Any], workdir: Path) -> tuple[Results, str, tuple[f
 
 
 def over_seeds(rows: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
-    """Mean and (sample) standard deviation of a metric over the seeds, for all other values alike."""
+    """Returns mean and sample standard deviation of a metric over trials that differ in seed."""
+    # Group the trials by their other values.
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
+        # Failed trials and grids without seeds have no statistics.
         if 'seed' in row['values'] and not row['error']:
             others = {k: v for k, v in row['values'].items() if k != 'seed'}
             groups.setdefault(name_of(others) or 'all', []).append(row)
@@ -168,13 +175,14 @@ def over_seeds(rows: list[dict[str, Any]], metric: str) -> list[dict[str, Any]]:
 
 
 def sweep_tables(result: dict[str, Any]) -> list[Table]:
-    """The result of `sweep` as text."""
+    """Returns the result of `sweep` as tables: the trials, and the statistics over seeds."""
     failed = [f'{row["trial"]} failed: {row["error"]}' for row in result['trials'] if row['error']]
     table = Table(
         Column('trial', no_wrap=True),
-        title='the best checkpoint of each trial',
+        title='best checkpoint of each trial',
         caption='\n'.join(failed) or None,
     )
+    # A column for the selection metric and the loss of each split.
     trained = [row for row in result['trials'] if not row['error']]
     metrics = read_task(Path(trained[0]['workdir'])).metrics
     chosen = metrics[result['metric']]
@@ -192,6 +200,7 @@ def sweep_tables(result: dict[str, Any]) -> list[Table]:
             for name, metric in shown.items()
         ]
         table.add_row(row['trial'], *cells)
+    # A second table if the grid has seeds.
     if not result['seeds']:
         return [table]
     seeds = Table(
@@ -214,6 +223,6 @@ def _mean(figures: dict[str, Any] | None, metric: Metric) -> str:
 
 
 def _order(ranks: Mapping[str, tuple[float, ...]], row: dict[str, Any]) -> tuple:
-    """Sorts the best trial first, those without a validation figure last."""
+    """Returns a sort key: the best trial first, trials without a validation metric last."""
     rank = ranks.get(row['trial'], ())
     return (not rank, *(-value for value in rank))

@@ -90,6 +90,7 @@ def test_affine_is_scikit_images_warp():
         where = np.asarray(affine(image, key))
         inside = where[12:20, 12:20]
         assert (inside[..., 2] > 0.999).all()
+        # Fit the inverse map to the coordinates, and warp the photo by it.
         grid = np.stack([x, y, np.ones_like(x)], -1)[12:20, 12:20].reshape(-1, 3)
         matrix, *_ = np.linalg.lstsq(grid, inside[..., :2].reshape(-1, 2), rcond=None)
         expected = warp(

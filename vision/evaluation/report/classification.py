@@ -1,4 +1,4 @@
-"""The report's section of a classification: confusions, mistakes, classes and calibration."""
+"""The report's section on classification: confusion matrix, mistakes, classes and calibration."""
 
 import html
 from typing import TYPE_CHECKING, Any
@@ -17,42 +17,45 @@ from vision.task.classification import confidence, correct
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_MISTAKES = 16  # pictures of each kind
-_THUMBNAIL = 112  # pixels of the longer side of a large image; a small one stays as it is
-_PAIRS = 25  # of classes that are confused
-_IN_ROW = 8  # pictures of a figure
-_SIDE_BY_SIDE = 12  # classes; with more, the pairs are below the matrix
+_MISTAKES = 16  # number of pictures of each kind
+_THUMBNAIL = 112  # maximum of the longer side, in pixels
+_PAIRS = 25  # number of confused pairs in the table
+_IN_ROW = 8  # pictures in a row of a figure
+_SIDE_BY_SIDE = 12  # maximum number of classes for which matrix and table fit side by side
 
 
 def section(e: Evaluation) -> str:
-    """The HTML of one evaluation, below its figures."""
+    """Returns the HTML of one evaluation, below its metrics."""
     p = e.predictions
     matrix = figures.confusion(p['label'], p['top_classes'][:, 0], len(p.class_names))
     worst, confident = _mistakes(p)
+    # Read the images of the shown mistakes only.
     shown = examples(e.source, {int(p.ids[i]) for i in (*worst, *confident)})
     images = {example: data_uri(image, _THUMBNAIL) for example, image in shown}
     reliability = figures.reliability(confidence(p.columns), correct(p.columns))
-    return f"""<h3>Which classes are taken for which</h3>
+    root = common_root(p.paths or ())
+    name = f'path relative to {_escape(root)}' if root else 'number of the example'
+    return f"""<h3>Confusion matrix</h3>
 <div class="matrix{' large' if len(p.class_names) > _SIDE_BY_SIDE else ''}">
 <div class="confusion"><script type="application/json">{_confusion_data(p, matrix)}</script></div>
 {_pairs(p, matrix)}</div>
 <h3>Mistakes with the highest loss</h3>
-<p class="quiet">The class that is right, what it was taken for (→) and how surely. Files are named by their paths below the folder that all are in.</p>
+<p class="quiet">Below each image: the true class, the predicted class (→), its probability, the loss and the {name}.</p>
 {_gallery(p, worst, images, 'worst')}
-<h3>Mistakes that it was surest of</h3>
+<h3>Mistakes with the highest confidence</h3>
 {_gallery(p, confident, images, 'confident')}
-<h3>Each class</h3>
+<h3>Metrics by class</h3>
 {_class_table(p, matrix)}
 <h3>Calibration</h3>
 <div class="charts">{reliability_chart(reliability)}</div>"""
 
 
 def draw_mistakes(evaluated: Evaluation | Predicted, count: int = _MISTAKES) -> 'Figure':
-    """Draws the mistakes with the highest loss, each with its class, what it was taken for and how surely.
+    """Draws the mistakes with the highest loss: 'class → predicted class: its probability'.
 
     Args:
-      evaluated: the outcome of an evaluation of a classification, as `evaluate_runs` or `predict_run` returns it.
-      count: of mistakes that are shown at most.
+      evaluated: an evaluation of a classification, as `evaluate_runs` or `predict_run` returns it.
+      count: the largest number of mistakes to draw.
     """
     p, source = evaluated.predictions, evaluated.source
     rows = _mistakes(p)[0][:count]
@@ -65,14 +68,13 @@ def draw_mistakes(evaluated: Evaluation | Predicted, count: int = _MISTAKES) -> 
         )
         for i in rows
     ]
-    return draw_grid(
-        [shown[i : i + _IN_ROW] for i in range(0, len(shown), _IN_ROW)]
-        or [[Picture(None, 'no mistakes')]]
-    )
+    grid = [shown[i : i + _IN_ROW] for i in range(0, len(shown), _IN_ROW)]
+    return draw_grid(grid or [[Picture(None, 'no mistakes')]])
 
 
 def _mistakes(p: Predictions) -> tuple[list[int], list[int]]:
-    """The rows of the mistakes with the highest loss, and of those with the highest confidence."""
+    """Returns the rows of the mistakes with the highest loss and with the highest confidence."""
+    # Stable sorts keep the order of the ids among equal values.
     wrong = np.flatnonzero(~correct(p.columns))
     by_loss = wrong[np.argsort(-p['loss'][wrong], kind='stable')]
     by_confidence = wrong[np.argsort(-confidence(p.columns)[wrong], kind='stable')]
@@ -80,8 +82,9 @@ def _mistakes(p: Predictions) -> tuple[list[int], list[int]]:
 
 
 def _gallery(p: Predictions, rows: list[int], images: dict[int, str], kind: str) -> str:
+    """Shows mistakes as pictures with captions."""
     if not rows:
-        return '<p class="quiet">There are none.</p>'
+        return '<p class="quiet">There are no mistakes.</p>'
     cells, root = [], common_root(p.paths or ())
     for i in rows:
         example, label, said = int(p.ids[i]), int(p['label'][i]), int(p['top_classes'][i, 0])
@@ -101,13 +104,13 @@ def _gallery(p: Predictions, rows: list[int], images: dict[int, str], kind: str)
 
 
 def _confusion_data(p: Predictions, matrix: figures.Confusion) -> str:
-    """Class names, and the cells row by row: [row, column, count, …]."""
+    """Returns the class names and the cells, row by row, as JSON: [row, column, count, …]."""
     cells = np.stack([matrix.rows, matrix.columns, matrix.counts], axis=1).ravel().tolist()
     return _script_json({'names': p.class_names, 'cells': cells})
 
 
 def _mistaken(matrix: figures.Confusion) -> list[tuple[int, int, int]]:
-    """The cells (row, column, count) beside the diagonal, largest count first."""
+    """Returns the off-diagonal cells (row, column, count) by decreasing count."""
     off = np.flatnonzero(matrix.rows != matrix.columns)
     order = off[np.argsort(-matrix.counts[off], kind='stable')]
     columns = (matrix.rows, matrix.columns, matrix.counts)
@@ -115,7 +118,7 @@ def _mistaken(matrix: figures.Confusion) -> list[tuple[int, int, int]]:
 
 
 def _pairs(p: Predictions, matrix: figures.Confusion) -> str:
-    """The pairs of classes that are confused most, for matrices too large to find them in."""
+    """Lists the most frequently confused pairs of classes, for matrices too large to read."""
     support = figures.per_class(matrix).support
     rows = ''.join(
         f'<tr data-row="{i}" data-column="{j}"><td>{_escape(p.class_names[i])}</td>'
@@ -126,15 +129,17 @@ def _pairs(p: Predictions, matrix: figures.Confusion) -> str:
     if not rows:
         return ''
     return (
-        '<details class="pairs" open><summary>The pairs that are confused most</summary>'
-        '<div class="scroll"><table class="sortable"><thead><tr><th>class</th><th>taken for</th>'
-        '<th class="n">times</th><th class="n">of the class</th></tr></thead>'
+        '<details class="pairs" open><summary>Most frequent confusions</summary>'
+        '<div class="scroll"><table class="sortable"><thead><tr><th>true class</th><th>predicted</th>'
+        '<th class="n">count</th><th class="n">% of class</th></tr></thead>'
         f'<tbody>{rows}</tbody></table></div></details>'
     )
 
 
 def _class_table(p: Predictions, matrix: figures.Confusion) -> str:
+    """Lists support, precision, recall, F1 and the most frequent wrong prediction of each class."""
     each = figures.per_class(matrix)
+    # `_mistaken` is sorted, so the first cell of a row is its most frequent mistake.
     most_often: dict[int, str] = {}
     for row, column, count in _mistaken(matrix):
         most_often.setdefault(row, f'{_escape(p.class_names[column])} ({count:,})')
@@ -151,7 +156,7 @@ def _class_table(p: Predictions, matrix: figures.Confusion) -> str:
         f'{search if len(p.class_names) > 20 else ""}<div class="scroll tall">'
         '<table class="sortable classes"><thead><tr><th>class</th><th class="n">examples</th>'
         '<th class="n">precision</th><th class="n">recall</th><th class="n">F1</th>'
-        f'<th>most often taken for</th></tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<th>most often confused with</th></tr></thead><tbody>{rows}</tbody></table></div>'
     )
 
 
@@ -160,11 +165,11 @@ def _fraction(value: float) -> str:
 
 
 def _escape(text: str) -> str:
-    """Escaped; what is no UTF-8 in a file's name is shown as a question mark."""
+    """Escapes text for HTML; bytes of a file name that are not UTF-8 become question marks."""
     return html.escape(text.encode('utf-8', 'replace').decode())
 
 
 def _script_json(value: Any) -> str:
-    """JSON that may stand in a script element: it holds no '<'."""
+    """Returns JSON without '<', so that it can stand in a script element."""
     text = json_text(value, ensure_ascii=True, separators=(',', ':'))
     return text.replace('<', '\\u003c')

@@ -18,6 +18,6 @@ if TYPE_CHECKING:
         pretrained_input,
     )
     from vision.models.weights.state_dicts import read_state_dict
-    from vision.models.weights.torch_names import TORCHVISION_MODELS, torch_names
+    from vision.models.weights.torch_names import TORCHVISION_MODELS
 else:
     __all__, __getattr__, __dir__ = public_names(__name__)

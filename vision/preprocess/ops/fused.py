@@ -30,7 +30,7 @@ def can_fuse(first: opstring.Op, second: opstring.Op) -> bool:
     if first.name not in ('resize_small', 'scale_jitter'):
         return False
     resize = opstring.arguments(first, getattr(resampling, first.name))
-    # Only kernels with antialiasing can start anywhere.
+    # A part of the result can be computed alone only for these methods, with antialiasing.
     plain = resize.get('method', 'bilinear') in _KERNELS and resize.get('antialias', True)
     if second.name == 'random_crop':
         return plain and not opstring.arguments(second, crops.random_crop)['padding']

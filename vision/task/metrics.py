@@ -136,7 +136,7 @@ def figures(task: 'Task', columns: Columns) -> dict[str, Any]:
 
 
 class _Known(dict):
-    """Columns that tell a name which none of them has from all that other dicts lack."""
+    """Columns that raise their own exception for an unknown name, to tell it from other `KeyError`s of a metric."""
 
     def __missing__(self, name: str) -> Any:
         raise _UnknownColumn(name)
@@ -147,18 +147,18 @@ class _UnknownColumn(KeyError):
 
 
 def check_metrics(task: 'Task', columns: Mapping[str, Any]) -> None:
-    """Calls each metric of a task with zeros, to find mistakes before a run begins.
+    """Calls each metric of a task with columns of zeros, to find mistakes before training begins.
 
-    Zeros are no model's answers, so most errors of a metric say nothing about it. Names that nothing has are
-    mistakes whatever the values are: of a column, of a variable or module, of a function of a module.
+    A correct metric may fail on zeros, so most of its errors are ignored. An unknown name is a mistake with any
+    values: the name of a column, of a variable, of a module, or of a function of a module.
 
     Args:
-      task: a user's own.
-      columns: shapes and types of `task.answers`, by name.
+      task: a user-defined task.
+      columns: shapes and types of the columns that `task.answers` returns, by name.
 
     Raises:
-      UserError: there is no column of that name.
-      NameError, ImportError, AttributeError: of the metric.
+      UserError: a metric uses a column that does not exist.
+      NameError, ImportError, AttributeError: a metric uses another name that does not exist.
     """
     zeros = _Known({k: np.zeros(c.shape, c.dtype) for k, c in columns.items() if k != 'mask'})
     for name, metric in task.metrics.items():
@@ -167,7 +167,7 @@ def check_metrics(task: 'Task', columns: Mapping[str, Any]) -> None:
                 metric.of(zeros)
         except _UnknownColumn as e:
             raise unknown(f'column in metric {name!r}:', e.args[0], zeros) from None
-        except UnboundLocalError:  # of a loop over classes that the zeros lack
+        except UnboundLocalError:  # zeros have one class: a loop over the others has no iteration
             continue
         except (NameError, ImportError):
             raise

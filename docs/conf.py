@@ -11,7 +11,7 @@ project = 'Image classification in JAX'
 author = 'The contributors'
 html_title = project
 html_theme = 'furo'
-exclude_patterns = ['_build']
+exclude_patterns = ['_build', 'search.md']  # a page `search` is the site's own
 
 # Pages are Markdown; the notebook is shown with the outputs that it was saved with.
 extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
@@ -29,24 +29,32 @@ python_use_unqualified_type_names = True
 maximum_signature_line_length = 88
 toc_object_entries_show_parents = 'hide'
 
-# Pages of the repository that are outside docs/, and their pages on the site.
-OUTSIDE = {'../README.md': 'index.md', '../results/table.md': 'table.md'}
+# Files that have another name on the site.
+NAMES = {
+    '../README.md': 'index.md',
+    '../results/table.md': 'table.md',
+    'search.md': 'image_search.md',
+}
 
 
-def link_inside(app: Any, page: str, source: list[str]) -> None:
-    """Makes links to files outside docs/ links to their pages on the site."""
-    for path, inside in OUTSIDE.items():
-        source[0] = source[0].replace(f']({path}', f']({inside}')
+def rename_links(app: Any, page: str, source: list[str]) -> None:
+    """Makes links lead to the names that files have on the site."""
+    for path, name in NAMES.items():
+        source[0] = source[0].replace(f']({path}', f']({name}')
 
 
 def to_rst(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
-    """Turns `code` that is no name into RST's ``code``, in place, before napoleon reads the docstring."""
+    """Changes a docstring, before napoleon reads it, to what napoleon and RST understand.
+
+    Code that is no name gets two backquotes, and what is returned no type, which its text would begin with.
+    """
 
     def code(found: re.Match[str]) -> str:
         quote = '`' if re.fullmatch(r'[\w.]+', found[1]) else '``'
         return f'{quote}{found[1]}{quote}' + ('\\ ' if found[2] else '')
 
-    lines[:] = re.sub(r'`([^`]+)`(?=(\w?))', code, '\n'.join(lines)).split('\n')
+    text = re.sub(r'`([^`]+)`(?=(\w?))', code, '\n'.join(lines))
+    lines[:] = re.sub(r'^(Returns|Yields):\n +', r'\1:\n  : ', text, flags=re.M).split('\n')
 
 
 def skip_fields(app: Any, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
@@ -56,6 +64,6 @@ def skip_fields(app: Any, what: str, name: str, obj: Any, skip: bool, options: A
 
 def setup(app: Any) -> None:
     """Registers the functions above with Sphinx."""
-    app.connect('source-read', link_inside)
+    app.connect('source-read', rename_links)
     app.connect('autodoc-process-docstring', to_rst, priority=400)
     app.connect('autodoc-skip-member', skip_fields)

@@ -27,7 +27,7 @@ import pytest
 from tests.conftest import REPO, environment, run_module
 from tests.tiers import quick, split
 from vision.core.config_keys import KEYS, OPEN, declared
-from vision.studies import explain
+from vision.studies import config_help as explain
 
 PAGES = {p.name: p.read_text() for p in (REPO / 'README.md', *sorted((REPO / 'docs').glob('*.md')))}
 WHY = {'network', 'data', 'minutes', 'peer', 'server', 'cluster'}

@@ -11,7 +11,7 @@ project = 'Image classification in JAX'
 author = 'The contributors'
 html_title = project
 html_theme = 'furo'
-exclude_patterns = ['_build', 'search.md']  # a page `search` is the site's own
+exclude_patterns = ['_build']
 
 # Pages are Markdown; the notebook is shown with the outputs that it was saved with.
 extensions = ['myst_nb', 'sphinx.ext.autodoc', 'sphinx.ext.napoleon']
@@ -29,11 +29,11 @@ python_use_unqualified_type_names = True
 maximum_signature_line_length = 88
 toc_object_entries_show_parents = 'hide'
 
-# Files that have another name on the site.
+# Files outside docs/, and their names on the site.
 NAMES = {
     '../README.md': 'index.md',
     '../results/table.md': 'table.md',
-    'search.md': 'image_search.md',
+    'image_search.md': 'image_search.md',
 }
 
 

@@ -30,11 +30,7 @@ maximum_signature_line_length = 88
 toc_object_entries_show_parents = 'hide'
 
 # Files outside docs/, and their names on the site.
-NAMES = {
-    '../README.md': 'index.md',
-    '../results/table.md': 'table.md',
-    'image_search.md': 'image_search.md',
-}
+NAMES = {'../README.md': 'index.md', '../results/table.md': 'table.md'}
 
 
 def rename_links(app: Any, page: str, source: list[str]) -> None:

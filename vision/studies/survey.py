@@ -63,7 +63,9 @@ def _survey_folder(root: str) -> tuple[dict[str, Source], list[str]]:
     for split, classes in found.items():
         at = os.path.join(root, own[split])
         faults += [
-            f'{at}: class {c!r} is not among those of train' for c in classes if c not in first
+            f'{at}: class {c!r} is not among the classes of train'
+            for c in classes
+            if c not in first
         ]
         faults += [f'{at}: class {c!r} has no folder' for c in first if c not in classes]
     names = tuple(dict.fromkeys(c for classes in found.values() for c in classes))

@@ -1,4 +1,4 @@
-"""A terminal says that the first step is compiled, and no time is promised from it."""
+"""The progress bar shows the compilation and excludes it from the time left."""
 
 import re
 from functools import partial

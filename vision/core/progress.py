@@ -141,7 +141,7 @@ def _make_display(show: bool) -> Any:
     return Progress(
         SpinnerColumn(),
         TextColumn('{task.description}', markup=False),  # a name may have brackets
-        BarColumn(),
+        BarColumn(bar_width=20),  # the figures of a run need room
         Figures(),
         console=console,
         transient=True,

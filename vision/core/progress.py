@@ -1,5 +1,6 @@
-"""Progress bars on stderr for what takes seconds; nothing where stderr is no terminal."""
+"""Progress bars on stderr for what takes seconds; nothing where stderr is no terminal. In a notebook: text below the cell."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -60,6 +61,34 @@ def progress_bar(show: bool = True) -> Iterator[Start]:
             _display = outer
 
 
+class Cell:
+    """Output of a notebook's cell: lines that stay, and a last line that is replaced."""
+
+    def __init__(self) -> None:
+        """Starts the output, empty."""
+        from IPython.display import display
+
+        self._lines: list[str] = []
+        self._handle = display({'text/plain': ''}, raw=True, display_id=True)
+
+    def say(self, text: str) -> None:
+        """Adds a line that stays."""
+        self._lines.append(text)
+        self.show('')
+
+    def show(self, last: str) -> None:
+        """Replaces the last line."""
+        text = '\n'.join([*self._lines, *filter(None, [last])])
+        self._handle.update({'text/plain': text}, raw=True)
+
+
+def in_notebook() -> bool:
+    """True in a Jupyter kernel."""
+    ipython = sys.modules.get('IPython')
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and hasattr(shell, 'kernel')
+
+
 def on_terminal() -> bool:
     """True if bars are shown: stderr is a terminal."""
     from rich.console import Console
@@ -112,7 +141,7 @@ def _make_display(show: bool) -> Any:
     return Progress(
         SpinnerColumn(),
         TextColumn('{task.description}', markup=False),  # a name may have brackets
-        BarColumn(),
+        BarColumn(bar_width=20),  # the figures of a run need room
         Figures(),
         console=console,
         transient=True,

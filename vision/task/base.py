@@ -116,7 +116,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task: pure functions from a batch to the objective, and from the model's outputs to metrics.
+    """Pure functions from a batch to the objective, and from the model's outputs to metrics.
 
     A subclass is a frozen dataclass too. Its fields after `settings` are keys of `config.task`. It
     must define `loss`, `answers` and `metrics`.
@@ -252,11 +252,11 @@ class Task:
         )
 
     def named(self, probabilities: np.ndarray, top_k: int) -> np.ndarray:
-        """Returns the predicted classes, int [n ≤ top_k], most likely first, from probabilities [K]."""
+        """Returns predicted classes int [n ≤ top_k], most likely first, for probabilities [K]."""
         return np.argsort(-probabilities, kind='stable')[:top_k]
 
     def caption(self, columns: Columns, row: int) -> tuple[str, bool]:
-        """Returns a caption for a validation picture in TensorBoard, and whether the answer is correct."""
+        """Returns a caption for TensorBoard's pictures, and whether the answer is correct."""
         return '', True
 
     def check(self, source: Any) -> None:
@@ -313,7 +313,7 @@ def make_task(config: Mapping[str, Any], settings: Settings) -> Task:
 
 
 def _check_own(task: Task) -> None:
-    """Raises UserError unless a task's methods have the right signatures and its metrics are valid."""
+    """Raises UserError unless a task's methods and metrics follow the contract."""
     name = type(task).__name__
     # Bind each overridden method to the arguments of the base class's.
     for method, ours in inspect.getmembers(Task, inspect.isfunction):

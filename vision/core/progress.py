@@ -1,5 +1,6 @@
-"""Progress bars on stderr; nothing is shown if stderr is not a terminal."""
+"""Progress bars on stderr, if it is a terminal, and text output below the cell of a notebook."""
 
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -62,6 +63,34 @@ def progress_bar(show: bool = True) -> Iterator[Start]:
             _display = outer
 
 
+class Cell:
+    """Output of a notebook cell: permanent lines, and a last line that is replaced."""
+
+    def __init__(self) -> None:
+        """Starts the output, empty."""
+        from IPython.display import display
+
+        self._lines: list[str] = []
+        self._handle = display({'text/plain': ''}, raw=True, display_id=True)
+
+    def say(self, text: str) -> None:
+        """Adds a permanent line."""
+        self._lines.append(text)
+        self.show('')
+
+    def show(self, last: str) -> None:
+        """Replaces the last line."""
+        text = '\n'.join([*self._lines, *filter(None, [last])])
+        self._handle.update({'text/plain': text}, raw=True)
+
+
+def in_notebook() -> bool:
+    """True in a Jupyter kernel."""
+    ipython = sys.modules.get('IPython')
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and hasattr(shell, 'kernel')
+
+
 def on_terminal() -> bool:
     """True if stderr is a terminal, where bars are shown."""
     from rich.console import Console
@@ -100,7 +129,7 @@ def _make_display(show: bool) -> Any:
     from rich.text import Text
 
     class Figures(ProgressColumn):
-        """A column with the number of finished items, the elapsed time, the time left and figures."""
+        """Column with the number of finished items, elapsed time, time left and figures."""
 
         def render(self, task: Task) -> Text:
             done = f'{task.completed:,.0f}' if task.completed or task.total is not None else ''
@@ -115,7 +144,7 @@ def _make_display(show: bool) -> Any:
     return Progress(
         SpinnerColumn(),
         TextColumn('{task.description}', markup=False),  # a name may contain brackets
-        BarColumn(),
+        BarColumn(bar_width=20),  # the figures of a run need room
         Figures(),
         console=console,
         transient=True,

@@ -34,7 +34,8 @@ def main(argv: list[str]) -> None:
         from vision.training.setup import setup
 
     result = lr_range.find_lr(setup(CONFIG.value), STEPS.value)
-    lr_range.draw(result, path, f'{CONFIG.value.model.name}, {CONFIG.value.optimizer.name}')
+    with phase('drawing'):
+        lr_range.draw(result, path, f'{CONFIG.value.model.name}, {CONFIG.value.optimizer.name}')
     if FORMAT.value == 'json':
         print(json_text(result | {'picture': str(path)}))
         return

@@ -11,6 +11,7 @@ rest on (Grad-CAM). Exit code 3: some images could not be read; their rows say w
 answered.
 """
 
+import itertools
 import sys
 
 from absl import flags
@@ -58,6 +59,10 @@ def main(argv: list[str]) -> int:
     source = feed.files(argv[1:])
     answers = classifier.classify_source(source, TOP_K.value)
     bar = FORMAT.value == 'table' or not sys.stdout.isatty()
+    if not bar:  # the answers appear on the terminal as they come, the first after compilation
+        with phase('classifying the first images'):
+            first = list(itertools.islice(answers, 1))
+        answers = itertools.chain(first, answers)
     failed = formats.write(track(answers, source.num_examples, 'classifying', bar), FORMAT.value)
     if picture is not None:
         with phase('drawing heat maps'):

@@ -1,4 +1,4 @@
-"""The report is one file; opened in Chromium it shows its parts and loads nothing."""
+"""The report: a single file that shows all its parts in Chromium and loads nothing else."""
 
 import dataclasses
 import json
@@ -11,16 +11,17 @@ from tests.browser import browser, complaints, requests
 from tests.task.judged import figures_of, judged, write_workdir
 from vision.core.config import default_config, default_eval
 from vision.data.source import ArraySource
-from vision.evaluation.evals import Evaluation
+from vision.evaluation.evals import Evaluation, Predicted
 from vision.evaluation.predictions import read_predictions
 from vision.evaluation.report import write_report
+from vision.evaluation.report.classification import draw_mistakes
 from vision.evaluation.run import Run
 
 NASTY = '<script>document.title = "broken"</script>'
 
 
 def report(folder, k, n, name='test', paths=None):
-    """The report of a made-up run of k classes, whose first class is called by some HTML."""
+    """The report of a synthetic run with k classes, one of which has HTML in its name."""
     rng = np.random.default_rng(0)
     names = (NASTY, *(f'class {i}' for i in range(1, k)))
     labels = rng.integers(k - 1, size=n).astype(np.int32)  # the last class has no examples
@@ -56,7 +57,7 @@ def check_it_loads_nothing(driver, page):
     assert complaints(driver) == []
     policy = driver.find_element('css selector', 'meta[http-equiv=Content-Security-Policy]')
     assert "default-src 'none'" in policy.get_attribute('content')
-    # The policy holds: what is asked for in spite of it is refused.
+    # The content security policy blocks requests.
     driver.execute_script(
         "document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/x'}))"
     )
@@ -73,7 +74,7 @@ def test_ten_classes(tmp_path):
         assert len(find('section.evaluation')) == 2  # and a table of both
         figure = find('#eval-test .card .figure')[0].text
         assert figure == f'{100 * p.correct.mean():.2f}%'
-        assert len(find('#curves svg polyline')) == 3  # a curve of NaN is none
+        assert len(find('#curves svg polyline')) == 3  # a curve of NaN is not drawn
         assert len(find('#eval-test .mistake img[src^="data:image/png"]')) == 32
         assert len(find('#eval-test svg rect.bar')) > 3
         assert '"seed": 0' in find('#config pre')[0].get_attribute('textContent')
@@ -84,12 +85,12 @@ def test_ten_classes(tmp_path):
         assert sum(counts) == 300
         assert sum(counts[::11]) == p.correct.sum()
         table = '#eval-test .classes'
-        assert column(driver, table, 0) == list(p.class_names)  # as text, and never run
+        assert column(driver, table, 0) == list(p.class_names)  # shown as text, not run
         recall = find(f'{table} th')[3]
         recall.click()
         falling = [float(t.rstrip('%')) for t in column(driver, table, 3)[:-1]]
         assert falling == sorted(falling, reverse=True)
-        assert column(driver, table, 3)[-1] == '–'  # what has no value stays last
+        assert column(driver, table, 3)[-1] == '–'  # rows without a value stay last
         recall.click()
         assert [float(t.rstrip('%')) for t in column(driver, table, 3)[:-1]] == falling[::-1]
         find(f'{table} th')[0].click()
@@ -141,6 +142,22 @@ def test_mistakes_are_named_by_their_paths_below_the_common_folder(tmp_path):
     assert all(name.startswith(('cat/', '&lt;dog&gt;/')) for name in shown)
     page, _ = report(tmp_path, 10, 100)
     assert '<span class="quiet name">example ' in page.read_text()
+
+
+def test_mistakes_are_drawn_those_with_the_highest_loss_first():
+    labels, scores = (
+        np.arange(4),
+        np.array([[0, 2, 0, 0], [0, 0, 5, 0], [0, 0, 9, 0], [3, 0, 0, 0]]),
+    )
+    p = judged(labels, labels, scores, 'abcd')
+    images = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint8)
+    predicted = Predicted(ArraySource('made up', tuple('abcd'), images, labels), p, {})
+    shown = draw_mistakes(predicted, 2).axes
+    assert [axes.get_title() for axes in shown] == ['b → c: 98%', 'd → a: 87%']
+    assert [axes.get_images()[0].get_array().max() for axes in shown] == [1, 3]
+    right = judged(labels, labels, np.eye(4), 'abcd')
+    (nothing,) = draw_mistakes(predicted._replace(predictions=right)).axes
+    assert nothing.get_title() == 'no mistakes'
 
 
 def test_no_mistakes_no_records_no_room(tmp_path, capsys):

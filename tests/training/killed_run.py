@@ -1,9 +1,8 @@
-"""Trains, and kills itself with SIGKILL at a stated moment: `killed_run.py MOMENT STEP FLAGS…`.
+"""Trains, and kills itself with SIGKILL at a given moment: `killed_run.py MOMENT STEP FLAGS…`.
 
-MOMENT is `step` (when that step is done), `save` (while its checkpoint is being written),
-`record` (when its record is written and no more) or `never`; or the number of a signal that it
-gets instead, when that step is done. `test-N`: process 1 of several gets signal N after batch STEP of the final test, which
-is slow.
+MOMENT is `step` (after that step), `save` (while its checkpoint is being written), `record`
+(after its record is written), `never`, or the number of a signal to send after that step. With
+`test-N`, process 1 of several gets signal N after batch STEP of the final test, which is slow.
 """
 
 import os
@@ -54,7 +53,7 @@ def main():
     elif moment == 'record':
         Recorder.write = after(Recorder.write, at_step, lambda self, step, values: step)
     elif moment == 'save':
-        # Orbax writes in the background: it has begun, and does not get to the end.
+        # Orbax writes in the background: the write has started and cannot finish.
         Checkpoints.save = after(
             Checkpoints.save, at_step, lambda self, state, *rest: int(state.step)
         )

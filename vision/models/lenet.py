@@ -1,4 +1,4 @@
-"""LeNet-5 (LeCun, Bottou, Bengio, Haffner 1998) as used today; `lenet_1998` has it as published."""
+"""LeNet-5 in its current form (LeCun et al. 1998); `lenet_1998` has the published one."""
 
 from typing import ClassVar, Literal
 
@@ -11,8 +11,9 @@ from vision.models.layers import Conv, Dense, avg_pool, flatten, glorot_uniform,
 
 
 class LeNet5(ImageModel):
-    """LeNet-5 as used today: dense C3, ReLU, max pooling, softmax. LeCun et al. 1998, section II.B.
+    """LeNet-5 in its current form: dense C3, ReLU, max pooling, softmax.
 
+    LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998, section II.B.
     61,706 parameters with one input channel and ten classes.
 
     | stage    | shape      |                |
@@ -25,8 +26,8 @@ class LeNet5(ImageModel):
     | logits   | K          |                |
 
     Attributes:
-      padding: of the first convolution; 0 for 32x32 images, 2 for 28x28.
-      activation: 'relu', or 'tanh' as in most descriptions of the network.
+      padding: of the first convolution: 0 for 32x32 images, 2 for 28x28.
+      activation: 'relu', or 'tanh', which is close to the paper's sigmoid.
       pool: 'max' or 'average'.
     """
 
@@ -50,10 +51,12 @@ class LeNet5(ImageModel):
         activate = {'relu': nn.relu, 'tanh': jnp.tanh}[self.activation]
         pool = {'max': max_pool, 'average': avg_pool}[self.pool]
         init = {'kernel_init': glorot_uniform, 'dtype': self.dtype}
+        # C1, S2, C3, S4.
         x = activate(Conv(6, 5, padding=self.padding, **init, name='conv1')(images))
         x = self.record(endpoints, 'stage1', pool(x, 2, 2))
         x = activate(Conv(16, 5, **init, name='conv2')(x))
         x = self.record(endpoints, 'stage2', pool(x, 2, 2))
+        # C5, F6 and the classifier.
         x = activate(Dense(120, **init, name='fc1')(flatten(x)))
         x = self.record(endpoints, 'stage3', x)
         x = activate(Dense(84, **init, name='fc2')(x))

@@ -1,6 +1,6 @@
-"""The models by name. Adding one is one file and one line in `MODELS`; a model named as 'module:Class' needs neither.
+"""Registry of the models by name. A new model takes one file and one line in `MODELS`.
 
-A model's file is imported when the model is asked for.
+A user-defined model, 'package.module:Class', needs neither. A model's file is imported on demand.
 """
 
 import importlib
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 class Entry:
-    """A model of the registry: its class, imported when the model is asked for, and arguments."""
+    """A model of the registry: the path of its class, imported on demand, and arguments."""
 
     def __init__(self, path: str, **arguments: Any):
-        """Takes 'file:Class' in this folder and the arguments that make the variant."""
+        """Takes 'file:Class' in this folder, and the arguments of the variant."""
         self._path, self._arguments = path, arguments
 
     def load(self) -> 'Callable[..., nn.Module]':
-        """The class with its arguments."""
+        """Returns the class, with its arguments bound."""
         module, _, name = self._path.partition(':')
         cls = getattr(importlib.import_module(f'vision.models.{module}'), name)
         return partial(cls, **self._arguments) if self._arguments else cls
@@ -42,7 +42,7 @@ MODELS: dict[str, Entry] = {
     'lenet5': Entry('lenet:LeNet5'),
     'alexnet_2012': Entry('alexnet:AlexNet2012'),
     'alexnet': Entry('alexnet:AlexNet'),
-    # The columns of the paper's table 1, evaluated densely.
+    # Columns of table 1, with dense evaluation as in the paper.
     'vgg_a': Entry('vgg:VGG', configuration='A', weight_init='glorot', dense_evaluation=True),
     'vgg_a_lrn': Entry(
         'vgg:VGG', configuration='A', lrn=True, weight_init='glorot', dense_evaluation=True
@@ -62,7 +62,7 @@ MODELS: dict[str, Entry] = {
     'googlenet_2014': Entry('googlenet:GoogLeNet', original=True, dropout=0.4),
     'googlenet': Entry('googlenet:GoogLeNet'),
     'inception_v3': Entry('inception:InceptionV3'),
-    # As published: shortcut options A to C; bottlenecks with their stride in the 1x1.
+    # As published: shortcut options A to C, and bottlenecks with the stride in the 1x1 convolution.
     'resnet34_a': Entry('resnet:ResNet', shortcut='A', zero_init_residual=False, **_SHALLOW),
     'resnet34_b': Entry('resnet:ResNet', shortcut='B', zero_init_residual=False, **_SHALLOW),
     'resnet34_c': Entry('resnet:ResNet', shortcut='C', zero_init_residual=False, **_SHALLOW),
@@ -109,60 +109,65 @@ MODELS: dict[str, Entry] = {
 def create_model(
     name: str, num_classes: int = 1000, dtype: Any = 'float32', **kwargs: Any
 ) -> 'nn.Module':
-    """Returns the model called `name`, unbound: no parameters yet.
+    """Returns the model called `name`, unbound, without parameters.
 
     Args:
-      name: a key of `MODELS`, or 'package.module:Class' for a model of one's own: a linen module
+      name: a key of `MODELS`, or 'package.module:Class' for a user-defined model: a linen module
         (or a function that returns one) with fields `num_classes` and `dtype`, whose
         `__call__(images, train)` returns (logits float32 [B, K], endpoints).
       num_classes: the number of logits.
-      dtype: what is computed in, float32 or bfloat16 (or its name); parameters are float32.
-      **kwargs: the model's own arguments: its dataclass fields.
+      dtype: type of the computation, float32 or bfloat16 (or its name); parameters are float32.
+      **kwargs: other arguments of the model, its dataclass fields.
 
     Raises:
-      UserError: an unknown name or argument, or a value that the argument cannot have.
+      UserError: an unknown name or argument, or an invalid value.
     """
     import flax.linen as nn
 
+    # Check the arguments before the model is built.
     factory = find_model(name)
     arguments = {'num_classes': num_classes, 'dtype': _read_dtype(dtype), **kwargs}
     _check_arguments(name, factory, arguments)
     model = factory(**arguments)
     if not isinstance(model, nn.Module):
-        raise UserError(f'model {name!r} is no Flax module but {type(model).__name__}')
+        raise UserError(f'model {name!r} must be a Flax module, not {type(model).__name__}')
     return model
 
 
 def find_model(name: str) -> 'Callable[..., nn.Module]':
-    """Returns the class or function called `name`, as `create_model` names them."""
+    """Returns the class or function called `name`, a key of `MODELS` or 'package.module:Class'."""
     if name in MODELS:
         return MODELS[name].load()
+    # A name without a module must be in the registry.
     if ':' not in str(name):
         raise unknown('model', name, MODELS)
     return find('model', name, {})
 
 
 def _read_dtype(dtype: Any) -> Any:
+    """Converts `dtype` to a NumPy dtype; raises UserError for unsupported ones."""
     import jax.numpy as jnp
 
-    if dtype is None:  # float64 to NumPy
-        raise UserError('dtype None is no type of number: use float32 or bfloat16')
+    if dtype is None:  # NumPy would take it for float64
+        raise UserError('dtype None is not a number type: use float32 or bfloat16')
     try:
         read = jnp.dtype(dtype)
     except TypeError as e:
-        raise UserError(f'dtype {dtype!r} is no type of number: use float32 or bfloat16') from e
-    if read.name not in ('float32', 'bfloat16', 'float16'):  # JAX would make float32 of float64
-        raise UserError(f'dtype {read} cannot be computed in: use float32 or bfloat16')
+        raise UserError(f'dtype {dtype!r} is not a number type: use float32 or bfloat16') from e
+    if read.name not in ('float32', 'bfloat16', 'float16'):  # JAX would turn float64 to float32
+        raise UserError(f'dtype {read} is not supported: use float32 or bfloat16')
     return read
 
 
 def _check_arguments(name: str, factory: Callable, arguments: dict[str, Any]) -> None:
+    """Raises UserError for an unknown argument or an invalid number of classes."""
     parameters = dict(inspect.signature(factory).parameters)
     known = [key for key in parameters if key not in ('parent', 'name')]
+    # A function with **kwargs takes any argument.
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         known += arguments
     if not {'num_classes', 'dtype'} <= set(known):
-        raise UserError(f'model {name!r} must take num_classes and dtype, as all models do')
+        raise UserError(f'model {name!r} must take num_classes and dtype, like all models')
     check_arguments(f'model {name!r}', factory, known, arguments)
     if isinstance(arguments['num_classes'], int) and arguments['num_classes'] < 1:
-        raise UserError(f'model {name!r}: num_classes={arguments["num_classes"]} is not 1 or more')
+        raise UserError(f'model {name!r}: num_classes={arguments["num_classes"]} must be 1 or more')

@@ -1,8 +1,7 @@
-"""The contract of tasks: `Task`, and what passes between it and the training step.
+"""The contract of tasks: `Task`, and the objects that it exchanges with the training step.
 
-`config.task` names the task that a model is trained for and judged by. `classification` and
-`multilabel` are two tasks; a user's own is a subclass of `Task`, named in the config as 'package.module:Class'
-(docs/extending.md).
+`config.task` names the task that a model is trained and evaluated for: `classification`,
+`multilabel`, or a user-defined subclass of `Task` as 'package.module:Class' (docs/extending.md).
 """
 
 import dataclasses
@@ -32,10 +31,10 @@ class Outcome(NamedTuple):
     """Result of a loss, beside the objective that is differentiated.
 
     Attributes:
-      sums: by name, float32 scalars: sums over the real examples. The log shows each divided by the number
-        of examples, as `train/NAME`. `loss` is one of them.
+      sums: float32 scalars by name, summed over the real examples. The log divides them by the
+        number of examples and shows them as `train/NAME`. `loss` is required.
       batch_stats: BatchNorm's running statistics after the step, as `apply` returned them.
-      extra: the new value of `TrainState.extra`.
+      extra: new value of `TrainState.extra`.
       objective: float32 scalar, set by the training step for updates and optimizers.
     """
 
@@ -46,13 +45,13 @@ class Outcome(NamedTuple):
 
 
 class Apply(NamedTuple):
-    """The model's forward pass at the parameters of a training step.
+    """Forward pass of the model at the parameters of a training step.
 
     Attributes:
       model: unbound.
-      params: the parameters that the objective is differentiated by.
+      params: parameters that the objective is differentiated by.
       batch_stats: BatchNorm's running statistics before the step.
-      train: whether dropout and BatchNorm run as in training: False with `freeze='backbone'`.
+      train: whether dropout and BatchNorm run in training mode: False with `freeze='backbone'`.
     """
 
     model: nn.Module
@@ -73,15 +72,17 @@ class Apply(NamedTuple):
 
         Args:
           images: float32 [B, H, W, C], as `Task.prepare` returns them.
-          key: of dropout.
-          params: other parameters than the step's (a teacher's, say).
-          batch_stats: other running statistics; a second call in one loss continues with those of the first.
-          train: False runs the model as in evaluation.
+          key: for dropout.
+          params: other parameters than the step's, such as a teacher's.
+          batch_stats: other running statistics; a second call in one loss takes those that the
+            first call returned.
+          train: False runs the model in evaluation mode.
 
         Returns:
           Outputs float32 [B, K], endpoints by name, and the new running statistics.
         """
         stats = self.batch_stats if batch_stats is None else batch_stats
+        # `mutable` returns the new running statistics instead of storing them.
         (outputs, endpoints), updated = self.model.apply(
             {'params': self.params if params is None else params, 'batch_stats': stats},
             images,
@@ -98,8 +99,8 @@ class Settings:
 
     Attributes:
       class_names: K names of the data's classes.
-      num_outputs: of the model's last layer (`model.num_classes`), at least K for classifiers.
-      mean, std: per channel or one for all, of pixels scaled to 0 … 1.
+      num_outputs: size of the model's last layer (`model.num_classes`), at least K for classifiers.
+      mean, std: per channel or one for all, for pixels scaled to 0 … 1.
       mixup, cutmix: `config.preprocess.mixup` and `.cutmix`.
       loss: `config.loss` as a dict.
     """
@@ -115,16 +116,16 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task: pure functions from a batch to the objective, and from the model's outputs to metrics.
+    """Pure functions from a batch to the objective, and from the model's outputs to metrics.
 
-    A subclass is a frozen dataclass too; its fields behind `settings` are keys of `config.task`. It must
-    have `loss`, `answers` and `metrics`.
+    A subclass is a frozen dataclass too. Its fields after `settings` are keys of `config.task`. It
+    must define `loss`, `answers` and `metrics`.
 
     Attributes:
       settings: from the config and the data.
       takes_views: whether training images may be [B, V, H, W, C] (`data.views`).
-      report: 'module:function' that writes a task's own section of the report page, from
-        `(evaluation, pictures)`; None for none.
+      report: 'module:function' that returns the task's own section of the report page for an
+        evaluation; None for none.
     """
 
     settings: Settings
@@ -132,7 +133,7 @@ class Task:
     report: ClassVar[str | None] = None
 
     def with_class_names(self, names: Sequence[str]) -> 'Task':
-        """The same task for data of other classes."""
+        """Returns the same task for data with other classes."""
         settings = dataclasses.replace(self.settings, class_names=tuple(names))
         return dataclasses.replace(self, settings=settings)
 
@@ -147,22 +148,23 @@ class Task:
           key: for random values.
 
         Returns:
-          A PyTree of arrays, saved, restored and sharded as parameters are; None for nothing.
+          A PyTree of arrays, saved, restored and sharded like parameters; None for nothing.
         """
         return None
 
     def prepare(self, batch: Batch, key: jax.Array | None = None) -> Examples:
-        """Turns a batch into what the model is fed and the loss is measured against.
+        """Makes the model's input and the loss's targets from a batch.
 
         Args:
-          batch: `image` uint8 or float32 [B, H, W, C] in 0 … 255, or [B, V, H, W, C] with `data.views` = V;
-            `label` int32 [B] or float32 [B, K]; `id`; `mask` float32 [B].
-          key: of the step; None in evaluation, where nothing is drawn.
+          batch: `image` uint8 or float32 [B, H, W, C] in 0 … 255, or [B, V, H, W, C] with
+            `data.views` = V; `label` int32 [B] or float32 [B, K]; `id`; `mask` float32 [B].
+          key: of the step; None in evaluation, where nothing is random.
 
         Returns:
-          `image` float32, normalised; `label`; `mask`; and `count`, float32 scalar: the real examples of the
-          global batch, at least 1. With `training.accumulate` the loss gets parts of the arrays [B, …], and
-          scalars whole: dividing sums by `count` makes the parts add up to the mean over the batch.
+          `image` float32, normalised; `label`; `mask`; and `count`, float32 scalar: the number of
+          real examples of the global batch, at least 1. With `training.accumulate` the loss gets
+          arrays in parts and scalars whole. Dividing sums by `count` makes the parts add up to the
+          batch's mean.
         """
         mask = batch['mask']
         return {
@@ -173,13 +175,14 @@ class Task:
         }
 
     def normalise(self, images: jax.Array) -> jax.Array:
-        """Pixels in 0 … 255 to what the model is fed, float32 of the same shape."""
+        """Normalises pixels in 0 … 255, float32 of the same shape."""
         return normalise(images, self.settings.mean, self.settings.std)
 
     def mixed(
         self, images: jax.Array, targets: jax.Array, mask: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Images [B, H, W, C] and targets [B, K] after mixup and CutMix, where the config asks for them."""
+        """Applies mixup and CutMix, if configured, to images [B, H, W, C] and targets [B, K]."""
+        # Import the code only if it is used.
         mixup, cutmix = self.settings.mixup, self.settings.cutmix
         if not mixup and not cutmix:
             return images, targets
@@ -190,13 +193,13 @@ class Task:
     def loss(
         self, apply: Apply, examples: Examples, extra: Any, key: jax.Array
     ) -> tuple[jax.Array, Outcome]:
-        """Computes the objective of the examples; calls `apply` as often as it needs.
+        """Computes the objective of the examples; may call `apply` several times.
 
         Args:
-          apply: the forward pass.
-          examples: of `prepare`, or a part of them.
+          apply: forward pass.
+          examples: from `prepare`, or a microbatch of them.
           extra: `TrainState.extra`.
-          key: of the step (of the part).
+          key: of the step or the microbatch.
 
         Returns:
           The objective, float32 scalar, and the `Outcome`.
@@ -208,29 +211,29 @@ class Task:
     def answers(
         self, outputs: jax.Array, endpoints: dict[str, Any], batch: Batch
     ) -> dict[str, jax.Array]:
-        """Judges a model's outputs, example by example, under jit.
+        """Computes columns for the metrics from a model's outputs, example by example, under jit.
 
         Args:
           outputs: float32 [B, K].
-          endpoints: the model's, by name; {} where several passes were averaged.
+          endpoints: the model's, by name; {} if several passes were averaged.
           batch: `label`, `mask` and `id` of the examples.
 
         Returns:
-          Columns [B, …] by name: all that the metrics need.
+          Columns [B, …] by name: everything that the metrics need.
         """
         raise NotImplementedError
 
     @property
     def metrics(self) -> dict[str, Metric]:
-        """The figures of a split by name; models are selected by the first unless `training.best_by` names another."""
+        """Metrics of a split by name. The first one selects the best checkpoint by default."""
         raise NotImplementedError
 
     def combine(self, outputs: jax.Array, weights: jax.Array) -> jax.Array:
-        """Averages the outputs of several views, passes or runs: by default their weighted mean.
+        """Averages the outputs of several views, passes or runs; by default their weighted mean.
 
         Args:
           outputs: float32 [M, B, K].
-          weights: float32 [M], of sum 1.
+          weights: float32 [M], with sum 1.
 
         Returns:
           Outputs float32 [B, K].
@@ -238,36 +241,37 @@ class Task:
         return jnp.tensordot(weights, outputs, axes=1)
 
     def probabilities(self, outputs: jax.Array) -> jax.Array:
-        """Probabilities of the classes, float32 [B, K].
+        """Returns class probabilities, float32 [B, K].
 
         Raises:
           UserError: the task has none.
         """
         raise UserError(
-            f'the task {type(self).__name__} gives no probabilities of classes; '
-            'its features can be used: experiments.search, Classifier.embed'
+            f'the task {type(self).__name__} has no class probabilities; '
+            'use its features instead: experiments.search, Classifier.embed'
         )
 
     def named(self, probabilities: np.ndarray, top_k: int) -> np.ndarray:
-        """The classes that a prediction names, from probabilities float [K]: int [n ≤ top_k], likeliest first."""
+        """Returns predicted classes int [n ≤ top_k], most likely first, for probabilities [K]."""
         return np.argsort(-probabilities, kind='stable')[:top_k]
 
     def caption(self, columns: Columns, row: int) -> tuple[str, bool]:
-        """One line below a validation picture in TensorBoard, and whether the answer is right."""
+        """Returns a caption for TensorBoard's pictures, and whether the answer is correct."""
         return '', True
 
     def check(self, source: Any) -> None:
         """Raises UserError unless the data's labels and the number of outputs fit the task."""
 
     def record(self, columns: Columns, row: int) -> dict[str, Any]:
-        """One example's columns for `report/predictions_NAME.jsonl`, which is written by `json_text`."""
+        """Returns an example's columns as JSON for `report/predictions_NAME.jsonl`."""
         return {name: np.asarray(v[row]).tolist() for name, v in columns.items() if name != 'id'}
 
     def from_records(self, records: list[dict[str, Any]]) -> Columns:
-        """Columns out of what `record` returned."""
+        """Restores columns from the records that `record` returned."""
+        # Every column but those that `Predictions` stores itself.
         names = [k for k in records[0] if k not in ('id', 'path', 'not_finite')]
         columns = {name: np.array([r[name] for r in records]) for name in names}
-        # None is what JSON has for NaN.
+        # None stands for NaN in JSON.
         return {k: c.astype(np.float64) if c.dtype == object else c for k, c in columns.items()}
 
 
@@ -279,22 +283,24 @@ _REQUIRED = ('loss', 'answers', 'metrics')
 
 
 def make_task(config: Mapping[str, Any], settings: Settings) -> Task:
-    """The task that `config.task` names, with its arguments.
+    """Returns the task that `config.task` names, with its arguments.
 
     Args:
-      config: `config.task`: `name`, of `TASKS` or 'package.module:Class', and the arguments.
+      config: `config.task`: `name`, of `TASKS` or 'package.module:Class', and arguments.
       settings: from the rest of the config and the data.
 
     Raises:
-      UserError: an unknown task or argument, or a class that lacks a part of a task.
+      UserError: an unknown task or argument, or a class that lacks a required method.
     """
     name = config['name']
     cls: Any = find('task', name, TASKS)
     if not (isinstance(cls, type) and issubclass(cls, Task)):
         raise UserError(f'task {name!r} must be a subclass of vision.task.Task')
+    # A user-defined task may lack a method or take other arguments.
     missing = [m for m in _REQUIRED if getattr(cls, m, None) in (None, getattr(Task, m))]
     if missing:
         raise UserError(f'task {name!r} lacks {", ".join(missing)}: see vision.task.Task')
+    # Check the arguments against the dataclass's fields.
     given = {key: value for key, value in config.items() if key != 'name'}
     own = [p for p in inspect.signature(cls).parameters if p != 'settings']
     check_arguments(f'task {name!r}', cls, own, given)
@@ -307,8 +313,9 @@ def make_task(config: Mapping[str, Any], settings: Settings) -> Task:
 
 
 def _check_own(task: Task) -> None:
-    """Raises UserError unless the methods of a task can be called as ours are, and its metrics are some."""
+    """Raises UserError unless a task's methods and metrics follow the contract."""
     name = type(task).__name__
+    # Bind each overridden method to the arguments of the base class's.
     for method, ours in inspect.getmembers(Task, inspect.isfunction):
         if method.startswith('_'):
             continue
@@ -317,34 +324,36 @@ def _check_own(task: Task) -> None:
             inspect.signature(getattr(task, method)).bind(*parameters)
         except TypeError as e:
             raise UserError(f'{name}.{method} must take ({", ".join(parameters)}): {e}') from None
+    # Metrics must be a non-empty dict of `Metric`.
     metrics = task.metrics
     if not isinstance(metrics, dict) or not metrics:
         raise UserError(f'{name}.metrics must be a dict of metrics, not {metrics!r:.60}')
     for key, metric in metrics.items():
         if not isinstance(metric, Metric) or not callable(metric.of):
-            raise UserError(f'{name}.metrics: {key!r} is no vision.task.Metric of a function')
+            raise UserError(f'{name}.metrics: {key!r} must be a vision.task.Metric of a function')
 
 
 def prepared(task: Task, batch: Batch, key: jax.Array | None = None) -> Examples:
-    """The result of `task.prepare`; a UserError if a task of a user's own returns something else."""
+    """Returns `task.prepare(batch, key)`; raises UserError if the result is invalid."""
     examples = task.prepare(batch, key)
     if not isinstance(examples, dict) or not {'image', 'mask'} <= set(examples):
         raise UserError(
-            f"{type(task).__name__}.prepare must return a dict with 'image' and 'mask', not {described(examples)}"
+            f"{type(task).__name__}.prepare must return a dict with 'image' and 'mask', "
+            f'not {described(examples)}'
         )
     return examples
 
 
 def task_of(config: Any, class_names: Sequence[str], num_outputs: int) -> Task:
-    """The task of a run.
+    """Returns the task of a run.
 
     Args:
-      config: of the run, whole.
-      class_names: of its data.
+      config: the whole config of the run.
+      class_names: classes of its data.
       num_outputs: of its model.
 
     Raises:
-      UserError: as `make_task`.
+      UserError: as in `make_task`.
     """
     preprocess = config.preprocess
     settings = Settings(
@@ -360,7 +369,8 @@ def task_of(config: Any, class_names: Sequence[str], num_outputs: int) -> Task:
 
 
 def read_task(workdir: Path) -> Task:
-    """The task of a run, read from its workdir: for its metrics and records, without model and data."""
+    """Reads the task of a run from its workdir, without model and data, for metrics and records."""
+    # Classes are recorded in `dataset.json`; `num_classes` may exceed their number.
     config = workdir_lib.read_config(workdir)
     names = workdir_lib.read_json(workdir, 'dataset.json')['class_names']
     return task_of(config, names, config.model.get('num_classes', len(names)))

@@ -1,30 +1,35 @@
-"""The report's section of a classification: confusions, mistakes, classes and calibration."""
+"""The report's section on classification: confusion matrix, mistakes, classes and calibration."""
 
 import html
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vision.core.text import below, common_root, json_text
 from vision.evaluation import figures
-from vision.evaluation.evals import Evaluation
+from vision.evaluation.evals import Evaluation, Predicted
 from vision.evaluation.predictions import Predictions
 from vision.evaluation.report.charts import reliability_chart
 from vision.preprocess.inputs import examples
-from vision.preprocess.pictures import data_uri
+from vision.preprocess.pictures import Picture, data_uri, draw_grid
 from vision.task.classification import confidence, correct
 
-_MISTAKES = 16  # pictures of each kind
-_THUMBNAIL = 112  # pixels of the longer side of a large image; a small one stays as it is
-_PAIRS = 25  # of classes that are confused
-_SIDE_BY_SIDE = 12  # classes; with more, the pairs are below the matrix
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_MISTAKES = 16  # number of pictures of each kind
+_THUMBNAIL = 112  # maximum of the longer side, in pixels
+_PAIRS = 25  # number of confused pairs in the table
+_IN_ROW = 8  # pictures in a row of a figure
+_SIDE_BY_SIDE = 12  # maximum number of classes for which matrix and table fit side by side
 
 
 def section(e: Evaluation) -> str:
-    """The HTML of one evaluation, below its figures."""
+    """Returns the HTML of one evaluation, below its metrics."""
     p = e.predictions
     matrix = figures.confusion(p['label'], p['top_classes'][:, 0], len(p.class_names))
     worst, confident = _mistakes(p)
+    # Read the images of the shown mistakes only.
     shown = examples(e.source, {int(p.ids[i]) for i in (*worst, *confident)})
     images = {example: data_uri(image, _THUMBNAIL) for example, image in shown}
     reliability = figures.reliability(confidence(p.columns), correct(p.columns))
@@ -45,8 +50,31 @@ def section(e: Evaluation) -> str:
 <div class="charts">{reliability_chart(reliability)}</div>"""
 
 
+def draw_mistakes(evaluated: Evaluation | Predicted, count: int = _MISTAKES) -> 'Figure':
+    """Draws the mistakes with the highest loss: 'class → predicted class: its probability'.
+
+    Args:
+      evaluated: an evaluation of a classification, as `evaluate_runs` or `predict_run` returns it.
+      count: the largest number of mistakes to draw.
+    """
+    p, source = evaluated.predictions, evaluated.source
+    rows = _mistakes(p)[0][:count]
+    images = dict(examples(source, {int(p.ids[i]) for i in rows}))
+    names, said = p.class_names, p['top_classes'][:, 0]
+    shown = [
+        Picture(
+            images.get(int(p.ids[i])),
+            f'{names[p["label"][i]]} → {names[said[i]]}: {confidence(p.columns)[i]:.0%}',
+        )
+        for i in rows
+    ]
+    grid = [shown[i : i + _IN_ROW] for i in range(0, len(shown), _IN_ROW)]
+    return draw_grid(grid or [[Picture(None, 'no mistakes')]])
+
+
 def _mistakes(p: Predictions) -> tuple[list[int], list[int]]:
-    """The rows of the mistakes with the highest loss, and of those with the highest confidence."""
+    """Returns the rows of the mistakes with the highest loss and with the highest confidence."""
+    # Stable sorts keep the order of the ids among equal values.
     wrong = np.flatnonzero(~correct(p.columns))
     by_loss = wrong[np.argsort(-p['loss'][wrong], kind='stable')]
     by_confidence = wrong[np.argsort(-confidence(p.columns)[wrong], kind='stable')]
@@ -54,6 +82,7 @@ def _mistakes(p: Predictions) -> tuple[list[int], list[int]]:
 
 
 def _gallery(p: Predictions, rows: list[int], images: dict[int, str], kind: str) -> str:
+    """Shows mistakes as pictures with captions."""
     if not rows:
         return '<p class="quiet">There are no mistakes.</p>'
     cells, root = [], common_root(p.paths or ())
@@ -75,13 +104,13 @@ def _gallery(p: Predictions, rows: list[int], images: dict[int, str], kind: str)
 
 
 def _confusion_data(p: Predictions, matrix: figures.Confusion) -> str:
-    """Class names, and the cells row by row: [row, column, count, …]."""
+    """Returns the class names and the cells, row by row, as JSON: [row, column, count, …]."""
     cells = np.stack([matrix.rows, matrix.columns, matrix.counts], axis=1).ravel().tolist()
     return _script_json({'names': p.class_names, 'cells': cells})
 
 
 def _mistaken(matrix: figures.Confusion) -> list[tuple[int, int, int]]:
-    """The cells (row, column, count) beside the diagonal, largest count first."""
+    """Returns the off-diagonal cells (row, column, count) by decreasing count."""
     off = np.flatnonzero(matrix.rows != matrix.columns)
     order = off[np.argsort(-matrix.counts[off], kind='stable')]
     columns = (matrix.rows, matrix.columns, matrix.counts)
@@ -89,7 +118,7 @@ def _mistaken(matrix: figures.Confusion) -> list[tuple[int, int, int]]:
 
 
 def _pairs(p: Predictions, matrix: figures.Confusion) -> str:
-    """The pairs of classes that are confused most, for matrices too large to find them in."""
+    """Lists the most frequently confused pairs of classes, for matrices too large to read."""
     support = figures.per_class(matrix).support
     rows = ''.join(
         f'<tr data-row="{i}" data-column="{j}"><td>{_escape(p.class_names[i])}</td>'
@@ -108,7 +137,9 @@ def _pairs(p: Predictions, matrix: figures.Confusion) -> str:
 
 
 def _class_table(p: Predictions, matrix: figures.Confusion) -> str:
+    """Lists support, precision, recall, F1 and the most frequent wrong prediction of each class."""
     each = figures.per_class(matrix)
+    # `_mistaken` is sorted, so the first cell of a row is its most frequent mistake.
     most_often: dict[int, str] = {}
     for row, column, count in _mistaken(matrix):
         most_often.setdefault(row, f'{_escape(p.class_names[column])} ({count:,})')
@@ -134,11 +165,11 @@ def _fraction(value: float) -> str:
 
 
 def _escape(text: str) -> str:
-    """Escaped; what is no UTF-8 in a file's name is shown as a question mark."""
+    """Escapes text for HTML; bytes of a file name that are not UTF-8 become question marks."""
     return html.escape(text.encode('utf-8', 'replace').decode())
 
 
 def _script_json(value: Any) -> str:
-    """JSON that may stand in a script element: it holds no '<'."""
+    """Returns JSON without '<', so that it can stand in a script element."""
     text = json_text(value, ensure_ascii=True, separators=(',', ':'))
     return text.replace('<', '\\u003c')

@@ -1,9 +1,14 @@
-"""The benchmarks, `python -m benchmarks NAME`: one file each, and the PyTorch programs that they measure beside ours."""
+"""The benchmarks, `python -m benchmarks NAME`: one file each, and the PyTorch programs of the peer."""
 
+import os
+import signal
 import sys
 
-from vision.core.startup import at_start, leave_on_signals
+if sys.argv[0] == '-m':  # Python is about to run a command
+    # Before anything of `vision` is imported, which takes a moment.
+    for signum in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(signum, lambda signum, frame: os._exit(128 + signum))
 
-if sys.argv[0] == '-m':  # Python is on its way to the command, and nothing has been done yet
-    leave_on_signals()
+    from vision.core.startup import at_start
+
     at_start()

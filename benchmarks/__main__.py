@@ -1,37 +1,28 @@
-"""Measures speed, alternating with a peer library where one is named.
+"""Measures speed, here and in another library (the peer), in alternation.
 
-    python -m benchmarks throughput [train|infer] [--models=resnet50,…] [--dtypes=float32,bfloat16]
-        [--peer=torchvision|onnxruntime --peer_python=PATH] [--rounds=3] [--format=json]
-    python -m benchmarks race [--mnist=FOLDER] [--peer=torchvision --peer_python=PATH]
-    python -m benchmarks input [--peer=torchvision --peer_python=PATH]
-    python -m benchmarks end_to_end
-    python -m benchmarks predict [--models=resnet18,…]
-    python -m benchmarks startup
-    python -m benchmarks loop
-    python -m benchmarks scaling
-    python -m benchmarks search
-    python -m benchmarks gpu [--peer=torchvision --peer_python=PATH] [--batch_size=256] [--tiny]
+    python -m benchmarks NAME [--rounds=3] [--format=json]
 
-throughput: images/s of a training step, of inference, or of both (the default) for each model, with
-the batch on the device. Our processes and the peer's alternate. ONNX Runtime supports inference
-only. To install a peer: `python -m venv peer && peer/bin/pip install torch torchvision` (and `onnx
-onnxscript onnxruntime`), then `--peer_python=peer/bin/python`.
-race: seconds from the start of a process until LeNet-5 has 99 % accuracy on the MNIST test set, for
-this project and for plain PyTorch. MNIST comes from TFDS, or from the four IDX files in FOLDER.
-input: images/s of the training input from JPEG files.
-end_to_end: images/s of training ResNet-18 from JPEG files and on synthetic images.
-predict: images/s of classifying JPEG files (500×375, models of 224 pixels), of the decoder alone
-and of the model alone.
-startup: seconds from the start of a process to the first step of LeNet-5 and of ResNet-50, with an
-empty and with a filled compilation cache.
-loop: images/s of the training loop and of its bare jitted step, ResNet-20 on synthetic images.
-scaling: images/s by batch size, memory by depth with and without rematerialisation, and the FLOPs
-of a ResNet-50 step as XLA counts them.
-search: recall@10 of the HNSW index and milliseconds per query, 100,000 clustered vectors of 512
-floats.
-gpu: everything for a GPU, each measured once: training step and inference of ResNet-50 with MFU,
-and epochs of LeNet-5 and ResNet-20, in bfloat16 and float32. It takes up to eight minutes, most of
-them for compilation. --tiny runs it on any machine with small sizes, whose figures mean nothing.
+    throughput [train|infer]   training steps and inference of each model, on a batch on the device
+    race         seconds from the start of a process to 99 % on MNIST's test set, with LeNet-5
+    input        training batches from JPEGs, images per second
+    end_to_end   training ResNet-18 from JPEG files and on synthetic images, images per second
+    predict      classifying JPEG files (500×375, for 224 pixels); the decoder and the model alone
+    startup      seconds from the start of a process to the first step of LeNet-5 and of ResNet-50,
+                 with an empty compilation cache and again
+    loop         the training loop and its bare jitted step, ResNet-20 on synthetic images
+    scaling      images per second by batch size, memory by depth with and without recomputing, and
+                 XLA's count of a ResNet-50 step
+    search       100,000 clustered vectors of 512 floats: recall@10 of the graph, ms a query
+    gpu          all measurements for a GPU, each once, in less than eight minutes: ResNet-50's
+                 training step and inference with MFU, epochs of LeNet-5 and ResNet-20, in
+                 bfloat16 and float32
+
+Examples:
+    python -m benchmarks throughput infer --models=resnet50,vgg16 --dtypes=float32,bfloat16
+    python -m benchmarks race --mnist=FOLDER --peer=torchvision --peer_python=peer/bin/python
+
+A peer needs a Python of its own: `python -m venv peer && peer/bin/pip install torch torchvision`
+(for onnxruntime also `onnx onnxscript onnxruntime`).
 """
 
 from collections.abc import Callable
@@ -43,23 +34,25 @@ from vision.core import cli, startup
 from vision.core.errors import UserError, unknown
 from vision.core.text import json_text
 
-MODELS = flags.DEFINE_list(
-    'models', None, 'throughput, predict: the models (throughput: all; predict: resnet18)'
-)
-DTYPES = flags.DEFINE_list('dtypes', ['float32'], 'throughput: float32, bfloat16 or both')
+ROUNDS = flags.DEFINE_integer('rounds', 3, 'How often each is measured (gpu: once).', 1)
+FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the figures are printed.')
+cli.heading('The peer, in throughput, race, input and gpu')
 PEER = flags.DEFINE_string(
-    'peer', None, 'the library to compare with: torchvision, or onnxruntime for throughput infer'
+    'peer', None, 'torchvision, or onnxruntime in throughput infer, to be measured in turn.'
 )
-PEER_PYTHON = flags.DEFINE_string('peer_python', None, 'the Python in which the peer is installed')
-ROUNDS = flags.DEFINE_integer('rounds', 3, 'the number of measurements of each (gpu: one)', 1)
-MNIST = flags.DEFINE_string(
-    'mnist', None, 'race: the folder of the IDX files of MNIST; by default MNIST comes from TFDS'
+PEER_PYTHON = flags.DEFINE_string('peer_python', None, 'Python that has the peer.')
+cli.heading('Single benchmarks')
+MODELS = flags.DEFINE_list(
+    'models', None, 'throughput, predict: models (default: all; in predict resnet18).'
 )
-BATCH_SIZE = flags.DEFINE_integer('batch_size', 256, 'gpu: the batch size of ResNet-50', 1)
-TINY = flags.DEFINE_bool('tiny', False, 'gpu: use small sizes, to check that it runs')
-FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'the output format')
+DTYPES = flags.DEFINE_list('dtypes', ['float32'], 'throughput: float32, bfloat16 or both.')
+MNIST = flags.DEFINE_string('mnist', None, "race: folder of MNIST's IDX files (default: TFDS's).")
+BATCH_SIZE = flags.DEFINE_integer('batch_size', 256, 'gpu: batch size of ResNet-50.', 1)
+TINY = flags.DEFINE_bool(
+    'tiny', False, 'gpu: small sizes, to see that it runs; figures mean nothing.'
+)
 
-MODES: tuple[Literal['train', 'infer'], ...] = ('train', 'infer')  # of throughput
+MODES: tuple[Literal['train', 'infer'], ...] = ('train', 'infer')
 
 
 def _throughput(*words: str) -> list[dict[str, Any]]:

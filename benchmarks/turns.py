@@ -20,14 +20,15 @@ startup.use_compilation_cache()
 
 
 def in_turn(measures: Mapping[str, Callable[[], float]], rounds: int) -> Readings:
-    """Takes one reading of each measure per round; returns the readings by name.
+    """Takes one reading of each measure per round and prints it; returns the readings by name.
 
     Measuring in turn spreads slow drifts of the machine evenly over all measures.
     """
     readings: Readings = {name: [] for name in measures}
-    for _ in range(rounds):
+    for i in range(1, rounds + 1):
         for name, measure in measures.items():
             readings[name].append(measure())
+            print(f'round {i}/{rounds}, {name}: {readings[name][-1]:,.1f}', file=sys.stderr)
     return readings
 
 

@@ -1,15 +1,18 @@
-"""ResNet on CIFAR-10: He et al. 2015, arXiv:1512.03385, section 4.2; the depth stands behind the colon.
+"""ResNet on CIFAR-10; the number of layers follows the colon.
 
-Batch 128, rate .1 divided by 10 at 32k and 48k of 64k iterations, momentum .9, weight decay 1e-4, padded
-by 4, cropped, flipped; 45,000 images to train on and 5,000 to select on. 110 layers and more begin at .01
-(in the paper until the training error is below 80 %, about 400 iterations). The paper's test error:
-20 8.75; 32 7.51; 44 7.17; 56 6.97; 110 6.43 (mean of five 6.61 ± .16); 1202 7.93 %.
+Paper: He et al. 2015, "Deep residual learning for image recognition" (arXiv:1512.03385), section
+4.2: batch 128, learning rate .1 divided by 10 at 32k and 48k of 64k iterations, momentum .9, weight
+decay 1e-4; padded by 4, cropped, flipped. 110 layers and more begin at .01.
 
     python -m experiments.train --config=configs/cifar10_resnet.py:56 --workdir=runs/cifar10_56
     …:20  …:32  …:44  …:110  …:1202      …:110-v2  …:164-v2   pre-activation (arXiv:1603.05027)
 
-What deviates: channels' means and deviations stand for the mean of each pixel; the best checkpoint by
-the held-out images is reported; biases and norms are not decayed. Not measured here: the data set must be downloaded.
+Result: not run here. Paper's test error: 20 layers 8.75; 32 7.51; 44 7.17; 56 6.97; 110 6.43 (mean
+of five 6.61 ± .16); 1202 7.93 %.
+Cost: not measured; the data set must be downloaded (TFDS).
+Deviations: the channels' means and deviations replace the per-pixel mean; the best checkpoint on
+5,000 held-out images is reported; biases and norms are not decayed; 110 layers and more switch to
+.1 after 400 iterations (the paper: when the training error is below 80 %, about 400 iterations).
 """
 
 from ml_collections import ConfigDict
@@ -21,7 +24,7 @@ DEPTHS = ('20', '32', '44', '56', '110', '1202', '110-v2', '164-v2')
 
 
 def get_config(depth: str = '20') -> ConfigDict:
-    """The experiment with so many layers."""
+    """Returns the config of the network with this number of layers."""
     if depth not in DEPTHS:
         raise unknown('depth of cifar10_resnet.py', depth, DEPTHS)
     config = default_config()

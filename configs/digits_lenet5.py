@@ -1,12 +1,14 @@
 """LeNet-5 on scikit-learn's bundled digits: the smallest real experiment, with no download.
 
-LeCun et al. 1998, "Gradient-based learning applied to document recognition", section II.B, in
-today's form: dense C3, ReLU, max pooling, softmax. 1,077 scans to train on, 360 to select on, 360
-to report. So few scans tell two checkpoints of a noisy run apart badly: what is evaluated and
-selected is a moving average of the parameters. Measured: 99.1 % test accuracy (mean of 5 seeds),
-24 seconds on two CPU cores.
+Paper: LeCun et al. 1998, "Gradient-based learning applied to document recognition", section II.B.
 
     python -m experiments.train --config=configs/digits_lenet5.py --workdir=runs/digits
+
+Result: test error 0.89 ± 0.46 % (5 seeds; results/table.md).
+Cost: 24 seconds on two CPU cores.
+Deviations: today's form of the network (dense C3, ReLU, max pooling, softmax) and other data: 1,077
+scans to train on, 360 to select on, 360 to report. With so few scans, single checkpoints are hard
+to tell apart; a moving average of the parameters is evaluated and selected instead.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +17,7 @@ from vision.core.config import default_config
 
 
 def get_config() -> ConfigDict:
-    """The experiment."""
+    """Returns the config of the experiment."""
     config = default_config()
     config.model = ConfigDict({'name': 'lenet5'})
     config.data.source = 'digits'

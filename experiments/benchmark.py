@@ -1,4 +1,4 @@
-"""Names the command that took the place of this one: `python -m benchmarks NAME`."""
+"""Names the command that replaces this one: `python -m benchmarks NAME`."""
 
 import sys
 

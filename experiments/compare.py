@@ -1,8 +1,12 @@
 """Compares runs: their curves in one picture, their figures in one table, and whether they differ.
 
-python -m experiments.compare RUN… [--output=compare.png] [--split=test] [--format=json]
+    python -m experiments.compare RUN RUN… [--output=compare.png] [--split=test]
 
-McNemar's exact test is made of each two runs' answers for the same test examples.
+Examples:
+    python -m experiments.compare runs/a runs/b
+    python -m experiments.compare runs/sweep/*/ --output=sweep.png --format=json
+
+For every two runs, McNemar's exact test is made of their answers for the same examples.
 """
 
 from absl import flags
@@ -10,18 +14,22 @@ from absl import flags
 from vision.core import cli
 from vision.core.text import json_text, output_file
 
-OUTPUT = flags.DEFINE_string('output', 'compare.png', 'The picture of the curves.')
-SPLIT = flags.DEFINE_string('split', 'test', 'Whose examples the test takes.')
-FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print')
+OUTPUT = flags.DEFINE_string('output', 'compare.png', 'Picture of the curves, a .png file.')
+SPLIT = flags.DEFINE_string('split', 'test', "Split whose examples McNemar's test uses.")
+FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the figures are printed.')
 
 
 def main(argv: list[str]) -> None:
-    """Compares, draws and prints."""
+    """Compares the runs, draws their curves and prints their figures."""
     path = output_file('output', OUTPUT.value, ['.png'])
-    from vision.studies.compare import compare, compare_tables, draw
+    from vision.core.progress import phase
+
+    with phase('starting'):
+        from vision.studies.comparison import compare, compare_tables, draw
 
     result = compare(argv[1:], SPLIT.value)
-    draw(argv[1:], path)
+    with phase('drawing'):
+        draw(argv[1:], path)
     if FORMAT.value == 'json':
         print(json_text(result | {'picture': str(path)}))
         return

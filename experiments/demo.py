@@ -1,10 +1,14 @@
-"""Serves a page that classifies a dropped image.
+"""Serves a web page that classifies an image which is dropped on it.
 
-python -m experiments.demo --workdir=DIR [--index=FILE] [--port=7860]
-python -m experiments.demo --pretrained=SOURCE --host=0.0.0.0
+    python -m experiments.demo --workdir=DIR|--pretrained=SOURCE [--index=FILE] [--port=7860]
 
-With --index (see experiments.search) it also shows similar images. The page is for this machine; with
---host, for those who have the address that is printed, with its token. Nothing is sent elsewhere.
+Examples:
+    python -m experiments.demo --workdir=runs/photos --index=photos.index
+    python -m experiments.demo --pretrained=resnet50.safetensors --host=0.0.0.0
+
+With --index (see experiments.search) the page also shows similar images. It is reached from this
+machine only; with --host, also by everyone who has the address that is printed, with its token.
+Images are sent nowhere else.
 """
 
 from pathlib import Path
@@ -14,31 +18,38 @@ from absl import flags
 from vision.core import cli
 from vision.core.errors import UserError
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
-PRETRAINED = flags.DEFINE_string('pretrained', None, 'Weights; see experiments.predict.')
-MODEL = flags.DEFINE_string('model', None, 'The model, where --pretrained does not tell.')
-CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
-INDEX = flags.DEFINE_string('index', None, 'The file of an index, for similar images.')
-HOST = flags.DEFINE_string(
-    'host', '127.0.0.1', "The address to listen at: 0.0.0.0 for all of this machine's."
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+PRETRAINED = flags.DEFINE_string(
+    'pretrained', None, 'Weights to use instead of a run; see experiments.predict.'
 )
-PORT = flags.DEFINE_integer('port', 7860, 'Of the host; 0 for any that is free.', lower_bound=0)
+MODEL = flags.DEFINE_string('model', None, 'Model of --pretrained, where the weights do not tell.')
+CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', 'best', "The run's checkpoint: best, last or a step."
+)
+INDEX = flags.DEFINE_string('index', None, 'File of an index, to show similar images.')
+HOST = flags.DEFINE_string(
+    'host', '127.0.0.1', 'Address to listen on; 0.0.0.0 for all addresses of this machine.'
+)
+PORT = flags.DEFINE_integer('port', 7860, 'Port to listen on; 0 for any free one.', lower_bound=0)
 
 
 def main(argv: list[str]) -> None:
-    """Serves until it is stopped."""
+    """Serves the page until it is stopped."""
     cli.refuse_arguments(argv)
     if (WORKDIR.value is None) == (PRETRAINED.value is None):
         raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
-    from vision.prediction import Classifier, demo
-    from vision.search import index, search
+    from vision.core.progress import phase
 
-    opened = index.load(Path(INDEX.value).expanduser()) if INDEX.value else None
-    if PRETRAINED.value is not None:
-        classifier = Classifier.from_pretrained(PRETRAINED.value, MODEL.value)
-    else:
-        classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value)
-    similar = None if opened is None else search.Similar(classifier, opened)
+    with phase('starting'):
+        from vision.prediction import Classifier, demo
+        from vision.search import index, search
+
+        opened = index.load(Path(INDEX.value).expanduser()) if INDEX.value else None
+        if PRETRAINED.value is not None:
+            classifier = Classifier.from_pretrained(PRETRAINED.value, MODEL.value)
+        else:
+            classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value)
+        similar = None if opened is None else search.Similar(classifier, opened)
     demo.serve(classifier, similar, PORT.value, HOST.value)
 
 

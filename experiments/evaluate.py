@@ -1,13 +1,19 @@
-"""Evaluates a trained run, every example once, and writes a report into its workdir.
+"""Evaluates a trained run on every example of a split, and writes a report into its workdir.
 
-python -m experiments.evaluate --workdir=DIR [--split=test] [--checkpoint=best|last|STEP]
-    --evals=all|NAME,…                        the evaluations that the run's config names
-    --eval.protocol=ten_crop                  a paper's test protocol; crops_144, dense, …
-    --eval.data.name=imagenet_v2              another data set; --eval.KEY sets what a config could
-    --eval.weights=raw                        the weights as trained, not their moving average
-    --workdir=A --workdir=B                   an ensemble: the mean of the runs' probabilities
+    python -m experiments.evaluate --workdir=DIR [--split=test] [--eval.KEY=VALUE …]
 
-The report is DIR/report/index.html, with the predictions for each example beside it.
+Examples:
+    python -m experiments.evaluate --workdir=runs/digits
+    python -m experiments.evaluate --workdir=runs/resnet50 --eval.protocol=ten_crop --format=json
+    python -m experiments.evaluate --workdir=runs/resnet50 --evals=all
+    python -m experiments.evaluate --workdir=runs/a --workdir=runs/b
+
+--eval sets the keys of one evaluation, as an entry of config.evals has them:
+    --eval.protocol=ten_crop             a paper's test protocol: ten_crop, crops_144, dense(…), …
+    --eval.data.name=imagenet_v2         another data set
+    --eval.weights=raw                   the weights as trained, not their moving average
+Several workdirs are an ensemble: the mean of the runs' probabilities. The report is
+DIR/report/index.html; the predictions for each example are beside it.
 """
 
 from absl import flags
@@ -20,27 +26,35 @@ from vision.core.text import json_text
 from vision.core.workdir import locate, read_config
 
 WORKDIR = flags.DEFINE_multi_string(
-    'workdir', None, 'The folder of the run; given several times, an ensemble.'
+    'workdir', None, 'Folder of the run; given several times, an ensemble.'
 )
-SPLIT = flags.DEFINE_string('split', None, 'train, validation or test; test by default.')
 CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
+cli.heading('What to evaluate')
+SPLIT = flags.DEFINE_string('split', None, 'train, validation or test (default: test).')
 EVALS = flags.DEFINE_list('evals', None, "Evaluations that the run's config names, or all.")
 cli.accept_none()
 EVAL = config_flags.DEFINE_config_dict(
-    'eval', default_eval(), 'How to evaluate.', lock_config=False, accept_new_attributes=True
+    'eval',
+    default_eval(),
+    '--eval.KEY=VALUE sets a key of the evaluation; see above.',
+    lock_config=False,
+    accept_new_attributes=True,
 )
 SKIP_CORRUPT = flags.DEFINE_bool('skip_corrupt', False, 'Leave out images that cannot be read.')
+cli.heading('Output')
 REPORT = flags.DEFINE_bool('report', True, 'Write the report and the predictions.')
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the figures are printed.')
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates, prints the figures and writes the report."""
+    """Evaluates the runs, writes the report and prints the figures."""
     cli.refuse_arguments(argv)
     cli.require(workdir=WORKDIR.value or None)
-    from vision.core.progress import progress_bar
-    from vision.evaluation.evals import evaluate_runs, named_entries
-    from vision.evaluation.report import write_report
+    from vision.core.progress import phase, progress_bar
+
+    with phase('starting'):
+        from vision.evaluation.evals import evaluate_runs, named_entries
+        from vision.evaluation.report import write_report
 
     config = read_config(locate(WORKDIR.value[0]))
     entries = named_entries(config, EVALS.value, _overrides())
@@ -48,7 +62,10 @@ def main(argv: list[str]) -> None:
         runs, evaluations = evaluate_runs(
             WORKDIR.value, entries, CHECKPOINT.value, SKIP_CORRUPT.value, progress
         )
-    page = write_report(runs, evaluations) if REPORT.value else None
+    page = None
+    if REPORT.value:
+        with phase('writing the report'):
+            page = write_report(runs, evaluations)
     figures = {e.name: e.figures for e in evaluations}
     if FORMAT.value == 'json':
         print(json_text(figures if EVALS.value else evaluations[0].figures))
@@ -66,7 +83,7 @@ def main(argv: list[str]) -> None:
 
 
 def _overrides() -> ConfigDict:
-    """The keys of --eval that were given, and --split."""
+    """Returns the keys of --eval that were given, and --split."""
     default = default_eval()
     given = {k: v for k, v in EVAL.value.items() if k not in default or v != default[k]}
     if SPLIT.value is not None:

@@ -1,9 +1,13 @@
-"""Exports a trained run as StableHLO: uint8 images in, probabilities out, JAX alone to run it.
+"""Exports a trained run as StableHLO, uint8 images in, probabilities out; JAX alone runs it.
 
-python -m experiments.export --workdir=DIR --output=FILE [--checkpoint=best|last|STEP] [--nofold]
+    python -m experiments.export --workdir=DIR --output=FILE [--checkpoint=best] [--nofold]
 
-The file is checked against the model on images of the run's own data before it is put in place.
-It runs on the JAX version that wrote it and on newer ones.
+Examples:
+    python -m experiments.export --workdir=runs/digits --output=digits.stablehlo
+    python -m experiments.export --workdir=runs/photos --output=photos.stablehlo --checkpoint=last
+
+The exported model is checked against the run's model on images of its own data before the file is
+put in place. The file runs on the JAX version that wrote it and on newer ones.
 """
 
 from absl import flags
@@ -11,23 +15,27 @@ from absl import flags
 from vision.core import cli
 from vision.core.text import json_text, output_file
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
-OUTPUT = flags.DEFINE_string('output', None, 'The file.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+OUTPUT = flags.DEFINE_string('output', None, 'File to write.')
 CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
-FOLD = flags.DEFINE_bool('fold', True, 'Fold BatchNorm into the convolutions: faster.')
-FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the answer is printed.')
+FOLD = flags.DEFINE_bool('fold', True, 'Fold BatchNorm into the convolutions, which is faster.')
+FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the outcome is printed.')
 
 
 def main(argv: list[str]) -> None:
-    """Exports, and says what is in the file."""
+    """Exports the run and prints what is in the file."""
     cli.refuse_arguments(argv)
     cli.require(workdir=WORKDIR.value, output=OUTPUT.value)
     path = output_file('output', OUTPUT.value)
-    from vision.prediction import Classifier
-    from vision.prediction.export import export
+    from vision.core.progress import phase
 
-    classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value, FOLD.value)
-    about = export(classifier, path)
+    with phase('starting'):
+        from vision.prediction import Classifier
+        from vision.prediction.stablehlo import export
+
+        classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value, FOLD.value)
+    with phase('exporting and checking'):
+        about = export(classifier, path)
     if FORMAT.value == 'json':
         print(json_text(about))
         return

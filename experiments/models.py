@@ -1,11 +1,14 @@
 """Prints what models cost: parameters, multiply-adds, activations and shapes.
 
+    python -m experiments.models [MODEL] [--input=N] [--channels=N] [--num_classes=N]
+
+Examples:
     python -m experiments.models                        a list of all models
     python -m experiments.models resnet50 --input=320   one model, stage by stage
 
 Multiply-adds are the fused ones of convolutions and matrix products, for one image in evaluation;
-activations are the values that come out of them. Auxiliary heads, which only train, are counted
-in 'parameters with auxiliary heads' alone.
+activations are the values that these return. Auxiliary heads, which are used in training only, are
+counted only in 'parameters with auxiliary heads'.
 """
 
 from absl import flags
@@ -13,10 +16,14 @@ from absl import flags
 from vision.core import cli
 from vision.models import summary_tables
 
-FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print')
-INPUT = flags.DEFINE_integer('input', None, "side of the image; the paper's by default", 1)
-CHANNELS = flags.DEFINE_integer('channels', None, "of the image; the paper's by default", 1)
-CLASSES = flags.DEFINE_integer('num_classes', None, "number of classes; the paper's by default", 1)
+FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the figures are printed.')
+INPUT = flags.DEFINE_integer(
+    'input', None, "Side of the image in pixels (default: the paper's).", 1
+)
+CHANNELS = flags.DEFINE_integer(
+    'channels', None, "Channels of the image (default: the paper's).", 1
+)
+CLASSES = flags.DEFINE_integer('num_classes', None, "Number of classes (default: the paper's).", 1)
 
 
 def main(argv: list[str]) -> None:

@@ -1,11 +1,17 @@
-"""Classifies images with a trained run.
+"""Classifies images with a trained run or with pretrained weights.
 
-python -m experiments.predict --workdir=DIR|--pretrained=SOURCE PATH… [--top_k=5] [--format=table|json|jsonl|csv] [--explain=FILE.png|FILE.html]
+    python -m experiments.predict --workdir=DIR|--pretrained=SOURCE PATH… [--explain=FILE]
 
-A PATH is an image, a folder or a glob. Exit code 3: some images could not be read; their rows say
-why, the others are answered. --explain also shows where in the images the evidence lies (Grad-CAM).
+Examples:
+    python -m experiments.predict --workdir=runs/photos holiday/ --format=csv
+    python -m experiments.predict --pretrained=hf:timm/resnet50.tv_in1k cat.jpg --explain=why.png
+
+A PATH is an image, a folder or a glob. --explain also shows which parts of the images the answers
+rest on (Grad-CAM). Exit code 3: some images could not be read; their rows say why, the others are
+answered.
 """
 
+import itertools
 import sys
 
 from absl import flags
@@ -14,42 +20,53 @@ from vision.core import cli
 from vision.core.errors import UserError
 from vision.core.text import PICTURES, output_file
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
+cli.heading('The classifier')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', 'best', "The run's checkpoint: best, last or a step."
+)
 PRETRAINED = flags.DEFINE_string(
-    'pretrained', None, 'ImageNet weights: FILE.safetensors, FILE.pth or hf:org/name.'
+    'pretrained',
+    None,
+    'ImageNet weights to use instead of a run: FILE.safetensors, FILE.pth or hf:org/name.',
 )
-MODEL = flags.DEFINE_string(
-    'model', None, 'The model, where neither name nor tensors of --pretrained tell.'
-)
-FOLD = flags.DEFINE_bool('fold', True, 'Fold BatchNorm into the convolutions: faster.')
-CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
-TOP_K = flags.DEFINE_integer('top_k', 5, 'How many classes to name.', lower_bound=1)
+MODEL = flags.DEFINE_string('model', None, 'Model of --pretrained, where the weights do not tell.')
+FOLD = flags.DEFINE_bool('fold', True, 'Fold BatchNorm into the convolutions, which is faster.')
+cli.heading('The answers')
+TOP_K = flags.DEFINE_integer('top_k', 5, 'Number of classes to name for each image.', lower_bound=1)
 FORMAT = flags.DEFINE_enum(
     'format', 'table', ['table', 'json', 'jsonl', 'csv'], 'How the answers are printed.'
 )
-EXPLAIN = flags.DEFINE_string('explain', None, 'A .png or .html file for the heat maps.')
+EXPLAIN = flags.DEFINE_string('explain', None, 'File for heat maps, .png or .html.')
 
 
 def main(argv: list[str]) -> int:
-    """Classifies, and prints the answers."""
+    """Classifies the images and prints the answers."""
     if (WORKDIR.value is None) == (PRETRAINED.value is None):
         raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
     if len(argv) < 2:
         raise UserError('name at least one image, folder or glob')
-    from vision.core.progress import track
-    from vision.prediction import Classifier, explain, feed, formats
-
     picture = output_file('explain', EXPLAIN.value, PICTURES) if EXPLAIN.value else None
-    if PRETRAINED.value is not None:
-        classifier = Classifier.from_pretrained(PRETRAINED.value, MODEL.value, FOLD.value)
-    else:
-        classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value, FOLD.value)
+    from vision.core.progress import phase, track
+
+    with phase('starting'):
+        from vision.prediction import Classifier, explain, feed, formats
+
+        if PRETRAINED.value is not None:
+            classifier = Classifier.from_pretrained(PRETRAINED.value, MODEL.value, FOLD.value)
+        else:
+            classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value, FOLD.value)
     source = feed.files(argv[1:])
     answers = classifier.classify_source(source, TOP_K.value)
     bar = FORMAT.value == 'table' or not sys.stdout.isatty()
+    if not bar:  # the answers appear on the terminal as they come, the first after compilation
+        with phase('classifying the first images'):
+            first = list(itertools.islice(answers, 1))
+        answers = itertools.chain(first, answers)
     failed = formats.write(track(answers, source.num_examples, 'classifying', bar), FORMAT.value)
     if picture is not None:
-        left_out = explain.explain_files(classifier, source, picture)
+        with phase('drawing heat maps'):
+            left_out = explain.explain_files(classifier, source, picture)
         more = f'; its first {source.num_examples - left_out} images are in it' if left_out else ''
         print(f'Heat maps: {picture}{more}', file=sys.stderr)
     return cli.ANSWERED_IN_PART if failed else 0

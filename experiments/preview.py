@@ -1,9 +1,14 @@
-"""Shows what a model would be fed, and what is wrong with the data.
+"""Shows the images that a model would be fed, and what is wrong with the data.
 
-python -m experiments.preview --config=configs/NAME.py[:ARG] [--output=DIR] [--config.a.b=VALUE …]
+    python -m experiments.preview --config=FILE[:ARGUMENT] [--output=DIR] [--config.KEY=VALUE …]
 
-The page is DIR/index.html: copies, images that are blurred, dark, tiny or cannot be read, and what the model
-is fed. Exit code 3: training would refuse the data; all that it would refuse is listed.
+Examples:
+    python -m experiments.preview --config=configs/digits_lenet5.py
+    python -m experiments.preview --config=configs/folder_finetune.py --config.data.path=DIR
+
+The page is index.html in --output. It shows copies, images that are blurred, dark, tiny or cannot be
+read, and the preprocessed images. Exit code 3: training would refuse the data; everything that it
+would refuse is listed.
 """
 
 import sys
@@ -14,18 +19,21 @@ from vision.core import cli
 from vision.core.text import json_text
 
 CONFIG = cli.define_config()
-OUTPUT = flags.DEFINE_string('output', 'runs/preview', 'The folder that the pictures go to.')
-FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print')
+OUTPUT = flags.DEFINE_string('output', 'runs/preview', 'Folder for the page and its pictures.')
+FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the summary is printed.')
 
 
 def main(argv: list[str]) -> int:
-    """Writes the pictures and prints the summary."""
+    """Writes the page and prints the summary."""
     cli.refuse_arguments(argv)
     cli.require(config=CONFIG.value)
-    from vision.studies.preview import preview, text
+    from vision.core.progress import phase
+
+    with phase('starting'):
+        from vision.studies.input_preview import preview, text
 
     summary = preview(CONFIG.value, OUTPUT.value)
-    # A file's name may be no UTF-8.
+    # A file's name may not be UTF-8.
     sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
     if FORMAT.value == 'json':
         print(json_text(summary, ensure_ascii=False))

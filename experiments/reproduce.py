@@ -1,11 +1,15 @@
-"""Reproduces the papers' figures: trains the rows that are named, over seeds, and prints the table.
+"""Reproduces the papers' figures: trains the named rows over several seeds and prints the table.
 
-    python -m experiments.reproduce [ROW…] [--seeds=3] [--mnist=FOLDER] [--fashion_mnist=FOLDER] [--data_dir=DIR]
-        [--dtype=bfloat16]
+    python -m experiments.reproduce [ROW…] [--seeds=3] [--mnist=FOLDER] [--data_dir=DIR]
 
-`--seeds=3` is three seeds, 0 to 2; `--seeds=3,4` those two, beside what the table has of others.
-Without a row it prints what has been measured so far; one that was not run says so. The same command
-goes on with runs that were stopped. Where no folder of IDX files is named, TFDS downloads the data.
+Examples:
+    python -m experiments.reproduce                                    what was measured so far
+    python -m experiments.reproduce mnist-lenet5 --mnist=FOLDER        train and measure one row
+    python -m experiments.reproduce cifar10-resnet20 --seeds=3,4 --dtype=bfloat16
+
+`--seeds=3` stands for the seeds 0, 1 and 2; `--seeds=3,4` for these two, in addition to those that
+the table has. The same command continues runs that were stopped. Data without a folder of IDX files
+are downloaded by TFDS.
 """
 
 import importlib
@@ -19,23 +23,29 @@ from vision.core import cli
 from vision.core.errors import UserError, unknown
 from vision.core.text import json_text
 
-SEEDS = flags.DEFINE_list('seeds', ['3'], 'how many of each row: 3; or which: 0,1,2')
-WORKDIR = flags.DEFINE_string('workdir', 'runs/reproduce', 'the folder that the runs go to')
-RESULTS = flags.DEFINE_string('results', 'results', 'where the figures are kept')
-MNIST = flags.DEFINE_string('mnist', None, "the folder of MNIST's IDX files")
-FASHION = flags.DEFINE_string('fashion_mnist', None, "the folder of Fashion-MNIST's IDX files")
-DATA_DIR = flags.DEFINE_string('data_dir', None, "TFDS's folder, for ImageNet and CIFAR-10")
+cli.heading('The runs')
+SEEDS = flags.DEFINE_list(
+    'seeds', ['3'], 'How many seeds of each row, as 3, or which ones, as 0,1,2.'
+)
 DTYPE = flags.DEFINE_enum(
     'dtype',
     None,
     ['float32', 'bfloat16'],
-    "that the models compute in; the configs' own if not given",
+    "Data type that the models compute in (default: the config's).",
 )
-FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'what to print')
+WORKDIR = flags.DEFINE_string('workdir', 'runs/reproduce', 'Folder for the workdirs of the runs.')
+cli.heading('The data')
+MNIST = flags.DEFINE_string('mnist', None, "Folder of MNIST's four IDX files.")
+FASHION = flags.DEFINE_string('fashion_mnist', None, "Folder of Fashion-MNIST's four IDX files.")
+DATA_DIR = flags.DEFINE_string('data_dir', None, 'Folder of TFDS, for ImageNet and CIFAR-10.')
+cli.heading('The table')
+RESULTS = flags.DEFINE_string('results', 'results', 'Folder for the figures of all rows.')
+FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the table is printed.')
 
 _LECUN, _HE = 'LeCun 1998, MNIST', 'He 2015, CIFAR-10'
 _FASHION = "Fashion-MNIST's list"
-# Name, config, paper, published error, and which of the config's evaluations has its protocol, if one, and the metric.
+# Name, config, paper and published error; then, where they differ from the config's test, the
+# evaluation in config.evals that follows the paper's protocol, and the metric.
 ROWS = (
     ('digits-lenet5', 'configs/digits_lenet5.py', 'scikit-learn digits', '–'),
     ('mnist-lenet5', 'configs/mnist_lenet5.py:plain', _LECUN, '0.95 %'),
@@ -80,13 +90,16 @@ ROWS = (
 
 
 def main(argv: list[str]) -> None:
-    """Runs the rows named, and prints and writes the table of all."""
+    """Trains the named rows, and writes and prints the table of all rows."""
     known = [name for name, *_ in ROWS]
     for name in argv[1:]:
         if name not in known:
             raise unknown('row', name, known)
+    from vision.core.progress import phase
     from vision.core.text import print_table
-    from vision.studies import reproduce
+
+    with phase('starting'):
+        from vision.studies import reproduction as reproduce
 
     seeds = _seeds(SEEDS.value)
     rows = [reproduce.Row(*row) for row in ROWS]
@@ -121,7 +134,7 @@ def _config(row: Any) -> Any:
 
 
 def _seeds(words: list[str]) -> list[int]:
-    """'3' is how many; '0,1,2' is which, and '3,' that one alone."""
+    """Returns the seeds: '3' is how many, '0,1,2' are seeds, and '3,' is one seed."""
     named = len(words) > 1
     words = words[:-1] if named and not words[-1] else words
     if not words or not all(re.fullmatch(r'\d+', word) for word in words):
@@ -134,7 +147,7 @@ def _seeds(words: list[str]) -> list[int]:
 
 
 def _command(row: Any) -> str:
-    """What reproduces a row anywhere, but for its seeds: folders are the user's own."""
+    """Returns the command that reproduces a row, without seeds and the user's folders."""
     dtype = f' --dtype={DTYPE.value}' if DTYPE.value else ''
     return f'python -m experiments.reproduce {row.name}{dtype}'
 

@@ -1,15 +1,19 @@
-"""Search by image: the nearest images of a folder or a split, near-duplicates, how good features are.
+"""Search by image: the nearest images in a folder or a split, near-duplicates, judging features.
 
-python -m experiments.search --workdir=DIR|--pretrained=SOURCE --index=FILE build|add PATH… | query IMAGE… [--top_k=10] | duplicates
+    python -m experiments.search COMMAND --workdir=DIR|--pretrained=SOURCE [--index=FILE] [PATH…]
 
-build, add      describe images (or --split=train of the run's own data) and put them in the index
-query           the nearest images; without --index, of --split, which is described first
-duplicates      images of the index that are nearly the same
-evaluate        no index: what the features tell of the classes of --split
+    build PATH…       describe images (or --split of the run's data) and write them into a new index
+    add PATH…         add images to an index
+    query IMAGE…      find the nearest images in the index, or in --split, which is described first
+    duplicates        find images in the index that are nearly the same
+    evaluate          measure how well features tell the classes of --split apart (without an index)
 
-An IMAGE or PATH is a file, a folder, a glob or, of the run's own data, SPLIT:NUMBER as in test:12.
---output=FILE.html|FILE.png shows the answers of query and duplicates as pictures. Exit code 3: some
-images could not be read.
+Examples:
+    python -m experiments.search build photos/ --workdir=runs/photos --index=photos.index
+    python -m experiments.search query cat.jpg --workdir=runs/photos --index=photos.index --top_k=5
+
+A PATH or IMAGE is a file, a folder, a glob or, of the run's own data, SPLIT:NUMBER, as test:12. Exit
+code 3: some images could not be read.
 """
 
 import sys
@@ -20,27 +24,46 @@ from absl import flags
 
 from vision.core import cli
 from vision.core.errors import UserError, unknown
+from vision.core.progress import phase, track
 from vision.core.text import PICTURES, json_text, output_file
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'The folder of the run.')
-PRETRAINED = flags.DEFINE_string('pretrained', None, 'Weights; see experiments.predict.')
-MODEL = flags.DEFINE_string('model', None, 'The model, where --pretrained does not tell.')
-CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
-INDEX = flags.DEFINE_string('index', None, 'The file of the index.')
-SPLIT = flags.DEFINE_string('split', None, "Of the run's own data, instead of or beside PATHs.")
-ENDPOINT = flags.DEFINE_string(
-    'endpoint', None, 'What of the model describes an image: features, logits or a stage.'
+cli.heading('The model that describes the images')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', 'best', "The run's checkpoint: best, last or a step."
 )
-METRIC = flags.DEFINE_enum('metric', 'cosine', ['cosine', 'euclidean'], 'What is near.')
-HNSW = flags.DEFINE_bool('hnsw', False, 'An approximate index, for 100,000 images and more.')
-TOP_K = flags.DEFINE_integer('top_k', 10, 'Of query: how many neighbours.', lower_bound=1)
-THRESHOLD = flags.DEFINE_float('threshold', 0.95, 'From which cosine on images may be duplicates.')
-OUTPUT = flags.DEFINE_string('output', None, 'A .html or .png file for the pictures.')
+PRETRAINED = flags.DEFINE_string(
+    'pretrained', None, 'Weights to use instead of a run; see experiments.predict.'
+)
+MODEL = flags.DEFINE_string('model', None, 'Model of --pretrained, where the weights do not tell.')
+ENDPOINT = flags.DEFINE_string(
+    'endpoint', None, 'Output that describes an image: features (default), logits or a stage.'
+)
+cli.heading('The index')
+INDEX = flags.DEFINE_string('index', None, 'File of the index.')
+SPLIT = flags.DEFINE_string(
+    'split', None, "A split of the run's own data, instead of PATHs or in addition to them."
+)
+METRIC = flags.DEFINE_enum(
+    'metric',
+    'cosine',
+    ['cosine', 'euclidean'],
+    'Similarity or distance that neighbours are ranked by.',
+)
+HNSW = flags.DEFINE_bool('hnsw', False, 'Build an approximate index, for 100,000 images and more.')
+cli.heading('The answers')
+TOP_K = flags.DEFINE_integer('top_k', 10, 'Number of neighbours that query finds.', lower_bound=1)
+THRESHOLD = flags.DEFINE_float(
+    'threshold', 0.95, 'Least cosine between images that may be duplicates.'
+)
+OUTPUT = flags.DEFINE_string(
+    'output', None, 'File for the pictures of query and duplicates, .html or .png.'
+)
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the answers are printed.')
 
 
 def main(argv: list[str]) -> int:
-    """Does what the first word says, and prints the answers."""
+    """Runs the command that the first word names."""
     if (WORKDIR.value is None) == (PRETRAINED.value is None):
         raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
     if len(argv) < 2 or argv[1] not in COMMANDS:
@@ -50,6 +73,8 @@ def main(argv: list[str]) -> int:
             if len(argv) < 2
             else unknown('command', argv[1], COMMANDS)
         )
+    with phase('starting'):
+        import vision.search.search  # noqa: F401
     return COMMANDS[argv[1]](argv[2:])
 
 
@@ -63,26 +88,28 @@ def _build(words: list[str]) -> int:
     made, failed = search.build(
         classifier, _images(classifier, words), _endpoint(), METRIC.value, HNSW.value
     )
-    made.save(path)
-    recall = {'recall@10': made.recall()} if made.approximate else {}
+    with phase('writing the index'):
+        made.save(path)
+        recall = {'recall@10': made.recall()} if made.approximate else {}
     return _tell_built(made, len(made.names), failed, recall)
 
 
 def _add(words: list[str]) -> int:
-    from vision.search import index, search
+    from vision.search import search
 
     path = _index_path()
     _require_images(words)
-    made, classifier = index.load(path), _classifier()
+    made, classifier = _load(path), _classifier()
     made.check(classifier, ENDPOINT.value)
     before = len(made.names)
     failed = search.add(classifier, made, _images(classifier, words))
-    made.save(path)
+    with phase('writing the index'):
+        made.save(path)
     return _tell_built(made, len(made.names) - before, failed, {})
 
 
 def _query(words: list[str]) -> int:
-    from vision.search import index, search
+    from vision.search import search
 
     if not words:
         raise UserError('name at least one image to look for')
@@ -92,22 +119,23 @@ def _query(words: list[str]) -> int:
     classifier = _classifier()
     asked = search.named(classifier.run, words)
     if INDEX.value is not None:
-        made = index.load(Path(INDEX.value).expanduser())
+        made = _load(Path(INDEX.value).expanduser())
         made.check(classifier, ENDPOINT.value)
     else:
         where = [search.whole_split(classifier.run, SPLIT.value)]
         made, _ = search.build(classifier, where, _endpoint(), METRIC.value, HNSW.value)
-    results = list(search.query(classifier, made, asked, TOP_K.value))
+    total = sum(some.source.num_examples for some in asked)
+    results = list(track(search.query(classifier, made, asked, TOP_K.value), total, 'searching'))
     return _tell_found(results, made.metric, classifier, output, 'Nearest images')
 
 
 def _duplicates(words: list[str]) -> int:
-    from vision.search import duplicates, index
+    from vision.search import duplicates
 
     cli.refuse_arguments(['', *words])
     output = _output_path()
     cli.require(index=INDEX.value)
-    made, classifier = index.load(Path(INDEX.value).expanduser()), _classifier()
+    made, classifier = _load(Path(INDEX.value).expanduser()), _classifier()
     made.check(classifier, ENDPOINT.value)
     results = duplicates.find_duplicates(made, classifier.run, THRESHOLD.value)
     title = 'Images that are nearly the same'
@@ -136,12 +164,20 @@ def _output_path() -> Path | None:
     return output_file('output', OUTPUT.value, PICTURES) if OUTPUT.value else None
 
 
+def _load(path: Path) -> Any:
+    from vision.search import index
+
+    with phase('reading the index'):
+        return index.load(path)
+
+
 def _classifier() -> Any:
     from vision.prediction import Classifier
 
-    if PRETRAINED.value is not None:
-        return Classifier.from_pretrained(PRETRAINED.value, MODEL.value)
-    return Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value)
+    with phase('reading the model'):
+        if PRETRAINED.value is not None:
+            return Classifier.from_pretrained(PRETRAINED.value, MODEL.value)
+        return Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value)
 
 
 def _require_images(words: list[str]) -> None:
@@ -178,7 +214,8 @@ def _tell_found(
     else:
         formats.write_neighbours(results, sys.stdout)
     if output is not None:
-        search.write_results(classifier.run, results, metric, output, title=title)
+        with phase('writing the pictures'):
+            search.write_results(classifier.run, results, metric, output, title=title)
         print(f'Pictures: {output}', file=sys.stderr)
     return cli.ANSWERED_IN_PART if any('error' in r for r in results) else 0
 

@@ -1,10 +1,13 @@
 """Trains a model as a config says.
 
-python -m experiments.train --config=configs/NAME.py[:ARG] --workdir=DIR [--config.a.b=VALUE …]
+    python -m experiments.train --config=FILE[:ARGUMENT] --workdir=DIR [--config.KEY=VALUE …]
 
---explain=SECTION lists the keys of a section (optimizer, training, …, all) with their meaning and value.
---dry_run says what that would be (size, cost, memory, time) and stops. --profile=START:STOP traces
-these steps for TensorBoard or Perfetto. --debug=nans,no_jit,transfers helps to find what is wrong.
+Examples:
+    python -m experiments.train --config=configs/digits_lenet5.py --workdir=runs/digits
+    python -m experiments.train --config=configs/digits_lenet5.py --explain=optimizer
+    python -m experiments.train --config=configs/mnist_lenet5.py:quick --dry_run
+
+The same command continues a run that was stopped. Exit code 3: some test images could not be read.
 """
 
 from contextlib import ExitStack
@@ -16,17 +19,35 @@ from vision.core import cli
 from vision.core.text import json_text
 
 CONFIG = cli.define_config()
-WORKDIR = flags.DEFINE_string('workdir', None, 'The folder that the run lives in.')
-DRY_RUN = flags.DEFINE_bool('dry_run', False, 'Say what the run would be, from three steps; stop.')
-EXPLAIN = flags.DEFINE_string('explain', None, 'List the keys of a section, or all; stop.')
-PROFILE = flags.DEFINE_string('profile', None, 'START:STOP, the steps to trace.')
-DEBUG = flags.DEFINE_list('debug', [], 'nans, no_jit, transfers: see vision/training/diagnosis.py.')
+WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder of the run: config, checkpoints, records, report.'
+)
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the figures are printed.')
+cli.heading('Instead of training')
+EXPLAIN = flags.DEFINE_string(
+    'explain',
+    None,
+    'List the keys of a section (optimizer, training, …, all) with meaning and value.',
+)
+DRY_RUN = flags.DEFINE_bool(
+    'dry_run', False, 'Measure size, cost, memory and time in a few steps; write nothing.'
+)
+cli.heading('Finding what is slow or wrong')
+PROFILE = flags.DEFINE_string(
+    'profile', None, 'START:STOP, steps to trace for TensorBoard or Perfetto.'
+)
+DEBUG = flags.DEFINE_list(
+    'debug',
+    [],
+    'nans: stop at the first operation that returns NaN; no_jit: run operations one by one; '
+    'transfers: refuse implicit transfers between host and device.',
+)
+cli.heading('Several processes')
 join_others = cli.define_distributed()
 
 
 def main(argv: list[str]) -> int:
-    """Trains, and prints the table of what came out; 3 if test images could not be read."""
+    """Trains the model and prints the figures; returns 3 if test images could not be read."""
     cli.refuse_arguments(argv)
     cli.require(config=CONFIG.value)
     if EXPLAIN.value is not None:
@@ -35,17 +56,21 @@ def main(argv: list[str]) -> int:
     if not DRY_RUN.value:
         cli.require(workdir=WORKDIR.value)
     join_others()
-    from vision.core import processes
-    from vision.core.text import print_table
+    from vision.core.progress import phase
 
-    result = _dry_run() if DRY_RUN.value else _train()
+    with phase('starting'):
+        from vision.core import processes
+        from vision.core.text import print_table
+        from vision.training import train
+
+    result = _dry_run() if DRY_RUN.value else _train(train)
     code = cli.ANSWERED_IN_PART if not DRY_RUN.value and _left_out(result) else 0
     if not processes.is_first():
         return code
     if FORMAT.value == 'json':
         print(json_text(result))
     elif DRY_RUN.value:
-        from vision.studies.dry_run import dry_run_text
+        from vision.studies.cost import dry_run_text
 
         print(dry_run_text(result))
     else:
@@ -66,24 +91,22 @@ def _left_out(result: dict[str, Any]) -> int:
 
 def _dry_run() -> dict[str, Any]:
     from vision.core.workdir import check_place
-    from vision.studies.dry_run import dry_run
+    from vision.studies.cost import dry_run
     from vision.training.setup import setup
 
     with ExitStack() as stack:
-        _hooks(stack)  # refuses what it would refuse of the run
+        _hooks(stack)  # raises UserError for flags that a run would refuse
     workdir = None if WORKDIR.value is None else check_place(WORKDIR.value)
     return dry_run(setup(CONFIG.value), workdir)
 
 
-def _train() -> dict[str, Any]:
-    from vision.training import train
-
+def _train(train: Any) -> dict[str, Any]:
     with ExitStack() as stack:
         return train(CONFIG.value, WORKDIR.value, _hooks(stack))
 
 
 def _hooks(stack: ExitStack) -> list[Any]:
-    """What --profile and --debug ask for; switched on until the stack is closed."""
+    """Returns the hooks of --profile and --debug; debugging is on until the stack is closed."""
     hooks: list[Any] = []
     if PROFILE.value is not None:
         from vision.training.diagnosis import profile
@@ -98,7 +121,7 @@ def _hooks(stack: ExitStack) -> list[Any]:
 
 def _explain() -> None:
     from vision.core.text import print_table
-    from vision.studies.explain import explain, explain_table
+    from vision.studies.config_help import explain, explain_table
 
     rows = explain(CONFIG.value, EXPLAIN.value)
     if FORMAT.value == 'json':

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import re
 
 import jax
 import numpy as np
@@ -24,6 +25,27 @@ def test_a_config_is_complete_and_cites_its_paper(name):
     assert inspect.getdoc(module.get_config)
     resolved = config_lib.resolve(config)
     assert config_lib.from_json(config_lib.to_json(resolved)).to_dict() == resolved.to_dict()
+
+
+def imports(name):
+    """The configs that a config imports."""
+    source = (REPO / 'configs' / f'{name}.py').read_text()
+    return set(re.findall(r'^(?:from|import) configs[. ](?:import )?(\w+)', source, re.MULTILINE))
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_a_config_shows_its_whole_run_on_a_page(name):
+    """At most one import, of a family's data; results, cost and deviations are stated."""
+    module = importlib.import_module(f'configs.{name}')
+    others = imports(name)
+    assert len(others) <= 1 and not any(map(imports, others))
+    for other in others:  # the helper sets the data and nothing else
+        config, bare = module.default_config(), module.default_config()
+        importlib.import_module(f'configs.{other}').set_data(config)
+        assert {k for k in config if config[k] != bare[k]} == {'data'}
+    for part in ('Paper', 'Result', 'Cost', 'Deviations'):
+        assert f'\n{part}' in module.__doc__
+    assert len(inspect.getsource(module).splitlines()) <= 100
 
 
 @pytest.mark.parametrize(

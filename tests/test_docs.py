@@ -27,7 +27,7 @@ import pytest
 from tests.conftest import REPO, environment, run_module
 from tests.tiers import quick, split
 from vision.core.config_keys import KEYS, OPEN, declared
-from vision.studies import explain
+from vision.studies import config_help as explain
 
 PAGES = {p.name: p.read_text() for p in (REPO / 'README.md', *sorted((REPO / 'docs').glob('*.md')))}
 WHY = {'network', 'data', 'minutes', 'peer', 'server', 'cluster'}
@@ -208,7 +208,7 @@ def test_the_readme_is_short():
 
 
 def test_every_page_is_there_and_every_fence_is_of_a_known_kind():
-    assert {'guide.md', 'configs.md', 'extending.md', 'search.md', 'evaluation.md', 'models.md',
+    assert {'guide.md', 'configs.md', 'extending.md', 'image_search.md', 'evaluation.md', 'models.md',
             'results.md', 'performance.md', 'scaling.md', 'faq.md'} <= set(PAGES)  # fmt: skip
     assert len(STEPS['README.md']) >= 6 and len(ALL) >= 35
     for page in PAGES:

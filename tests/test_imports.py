@@ -68,7 +68,7 @@ assert probabilities.shape == (360, 10)
 assert (probabilities.argmax(1) == test.labels).mean() == results['test']['top1']
 assert not any(m.split('.')[0].startswith('tensorflow') for m in sys.modules)
 ops = {m.split('.')[-1] for m in sys.modules if m.startswith('vision.preprocess.ops.')}
-assert ops == {'resampling', 'crops'}, ops
+assert ops == {'registry', 'resampling', 'crops'}, ops
 """
     run(no_tensorflow, code, str(tmp_path))
 

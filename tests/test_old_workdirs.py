@@ -73,7 +73,7 @@ def test_the_stopped_one_goes_on_to_where_it_would_have_been(old):
     recorded = (workdir / 'dataset.json').read_bytes()
     done = run_module('tests.train_as_c2452e1', *flags(workdir), f'--workdir={workdir}')
     assert done.returncode == 0, done.stderr
-    assert 'going on from step 25' in done.stderr
+    assert 'resuming from step 25' in done.stderr
     # `dataset.json` is written once, at that time without digests.
     assert (workdir / 'dataset.json').read_bytes() == recorded
     expected = np.load(old / 'expected.npz')

@@ -1,25 +1,28 @@
-"""Image classification in JAX. Importing it sets nothing: see `vision.core.startup`."""
+"""Image classification in JAX, one package for each step from images to predictions.
 
-from typing import Any
+`vision.load(workdir)` reads a trained run: its model, variables, task and preprocessing. The packages, in the order
+in which a run uses them:
+
+- `data`: sources of labelled images, their splits and their order;
+- `preprocess`: the loader, and the ops that it decodes and augments images with;
+- `models`: the models by name, and the layers that they are made of;
+- `task`: the losses that a model is trained with, and the metrics that it is judged by;
+- `training`: `train(config, workdir)`;
+- `evaluation`: the metrics of trained runs, exactly once for each example;
+- `prediction`: `Classifier`, which classifies new images;
+- `search`: similar images and duplicates;
+- `studies`: sweeps, comparisons and previews over configs and runs;
+- `core`: configs, workdirs, checkpoints, and what else all packages share.
+
+Importing `vision` changes no setting of JAX or of the process (see `vision.core.startup`).
+"""
+
+from typing import TYPE_CHECKING
 
 import vision.models.cpu.startup  # noqa: F401 - fast forms for CPUs: see vision/models/cpu
+from vision.core.lazy import public_names
 
-
-def load(workdir: Any, checkpoint: str = 'best', weights: str | None = None) -> Any:
-    """Reads a trained run: its model, variables, task and preprocessing.
-
-    Args:
-      workdir: of the run.
-      checkpoint: 'best', 'last' or a step.
-      weights: 'ema', 'raw', or None: the moving average where there is one.
-
-    Returns:
-      A `vision.evaluation.run.Run`: `model` (unbound), `variables`, `task`, `config` (with
-      `config.preprocess.eval`, the op string), `class_names` and `input_shape`.
-
-    Raises:
-      UserError: it is no workdir, or has no such checkpoint.
-    """
-    from vision.evaluation.run import load_run
-
-    return load_run(workdir, checkpoint, weights)
+if TYPE_CHECKING:
+    from vision.evaluation.run import load_run as load  # noqa: F401
+else:
+    __all__, __getattr__, __dir__ = public_names(__name__)

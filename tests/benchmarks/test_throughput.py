@@ -62,7 +62,7 @@ def test_what_is_not_known_is_the_users_mistake(words):
         (['throughptu'], "unknown benchmark 'throughptu'. Did you mean 'throughput'?"),
         (['throughput', 'trian'], "Did you mean 'train'?"),
         (['throughput', 'train', 'infer'], "unexpected argument 'infer'"),
-        (['throughput', '--peer=onnxruntime'], "no 'onnxruntime' in train"),
+        (['throughput', '--peer=onnxruntime'], "'onnxruntime' is unknown in train"),
         (['search', '5'], "unexpected argument '5'"),
         ([], 'name one benchmark: throughput, race'),
     ],

@@ -12,6 +12,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from tests.conftest import REPO
+from tests.processes import Process
 from vision.core import cli
 from vision.core.config import default_config
 from vision.core.config_mistakes import explained
@@ -108,6 +109,49 @@ def config_flag(monkeypatch):
 def test_a_flag_that_is_not_there_names_the_key_that_is_meant(config_flag, name, says):
     error = flags.UnrecognizedFlagError(name)
     assert explained(error, []).endswith(says)
+
+
+COMMANDS = [
+    *(f'experiments.{p.stem}' for p in sorted((REPO / 'experiments').glob('*.py'))
+      if p.stem not in ('__init__', 'benchmark')),
+    'benchmarks',
+]  # fmt: skip
+
+
+def test_help_has_two_examples_and_the_commands_own_flags():
+    """And what is asked for wrongly names what is meant; all commands at once, as each has its imports to do."""
+    helps = {name: Process(name, '--help') for name in COMMANDS}
+    full = Process('experiments.models', '--helpfull')
+    wrong = {
+        (name, flag): Process(name, flag)
+        for name, flag in [
+            *((name, '--formt=json') for name in COMMANDS if name != 'experiments.demo'),
+            ('experiments.demo', '--wokdir=x'), ('experiments.predict', '--top-k=3'),
+            ('experiments.search', '--treshold=1'), ('experiments.train', '--sead=1'),
+            ('experiments.reproduce', '--sead=1'), ('benchmarks', '--peer-pyton=x'),
+        ]
+    }  # fmt: skip
+    for name, process in helps.items():
+        done = process.wait()
+        assert (done.returncode, done.stderr) == (0, ''), name
+        usage, _, rest = done.stdout.partition('Examples:')
+        examples, _, own = rest.partition('\n\n')
+        assert f'python -m {name} ' in usage and examples.count(f'python -m {name}') >= 2, name
+        assert '--helpfull' in own and '--pdb' not in own and 'absl' not in done.stdout
+        assert max(map(len, own.splitlines())) <= 120
+        missing = [line for line in own.splitlines() if re.fullmatch(r'  --\S+', line.rstrip())]
+        assert all(own.split(line)[1].startswith('\n' + ' ' * 26) for line in missing)
+    assert '--[no]report' in helps['experiments.evaluate'].stdout
+    assert '(default: 10)' in helps['experiments.search'].stdout
+    assert full.wait().returncode == 0 and '--pdb' not in helps['experiments.models'].stdout
+    assert 'verbosity' in full.stdout
+    meant = {'--formt': '--format', '--wokdir': '--workdir', '--top-k': '--top_k', '--peer-pyton': '--peer_python',
+             '--treshold': '--threshold'}  # fmt: skip
+    for (name, flag), process in wrong.items():
+        done, flag = process.wait(), flag.partition('=')[0]
+        known = meant.get(flag, '--seeds' if name.endswith('reproduce') else '--config.seed')
+        says = f'error: there is no flag {flag}; did you mean {known}?\n'
+        assert (done.returncode, done.stdout, done.stderr) == (2, '', says)
 
 
 @pytest.mark.parametrize(

@@ -56,7 +56,7 @@ def test_a_share_of_train_is_held_out_in_every_way_of_writing_it(mnist_mock, val
 @pytest.mark.parametrize(('key', 'value'), [('test', '10%'), ('fold', '1/5')])
 def test_shares_are_refused_where_the_source_has_splits_of_its_own(key, value):
     with pytest.raises(
-        UserError, match=f"data.{key}={value}: the source 'digits' has splits of its own"
+        UserError, match=f"data.{key}={value}: the source 'digits' has fixed splits"
     ):
         data.load({'source': 'digits', key: value}, 'train')
 

@@ -1,4 +1,4 @@
-"""Which logits are compared on another data set, and what its labels are among them."""
+"""Selection of logits and mapping of labels for another data set."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ def source(*names):
 
 
 def relabel(classes, labels, source):
-    """Checks a data set's labels, and returns what they are among the classes that are compared."""
+    """Checks a data set's labels, and returns their positions among the compared classes."""
     classes.check(labels, source)
     return classes.labels[labels]
 
@@ -48,7 +48,7 @@ def test_numbers_are_no_names(run, names):
 
 
 def test_a_data_set_of_one_nameless_class_is_not_easier():
-    """Its only label is 0: compared with that class alone, every answer would be right."""
+    """Its only label is 0. Compared with that class alone, every answer would be correct."""
     classes = match(RUN, source('0'))
     assert classes.logits is None and classes.names == RUN
     with pytest.raises(UserError, match='of its 5 classes are not among the 4'):
@@ -85,7 +85,7 @@ def test_a_label_that_is_missing():
     'name', ['imagenet_a', 'imagenet_r', 'imagenet_v2', 'imagenet2012_corrupted']
 )
 def test_imagenets_relatives_by_their_tfds_names(name):
-    """TFDS labels all of them with ImageNet's 1,000 synsets; -A and -R have 200 of them."""
+    """TFDS labels all of them with ImageNet's 1,000 synsets; -A and -R use 200 of them."""
     with tfds_lib.testing.mock_data(num_examples=3, policy=tfds_lib.testing.MockPolicy.USE_CODE):
         imagenet = tfds('train', 'imagenet2012').class_names
         other = tfds('validation' if 'corrupted' in name else 'test', name)
@@ -111,7 +111,7 @@ def test_corrupted_sets(name, config):
 
 
 def test_the_200_of_imagenet_r_that_have_names_of_their_own():
-    """Its own folder names, of which some are looked up by hand here: goldfish, pelican, volcano."""
+    """ImageNet-R's own folder names; goldfish, pelican and volcano are looked up by hand."""
     with tfds_lib.testing.mock_data(num_examples=1, policy=tfds_lib.testing.MockPolicy.USE_CODE):
         names = tfds('train', 'imagenet2012').class_names
     chosen = {names[i] for i in SUBSETS['imagenet_r']}

@@ -1,4 +1,4 @@
-"""Evaluations by description: views, scales, ensembles, other data; against NumPy by hand."""
+"""Evaluations by entry: views, scales, ensembles and other data sets, against NumPy."""
 
 import json
 
@@ -21,7 +21,7 @@ K = 7
 
 
 class Corner:
-    """Logits are the first K pixels of the image's first row: crops and mirror images differ."""
+    """Logits are the first K pixels of the image's first row, so crops and mirror images differ."""
 
     def apply(self, variables, images, train):
         return images[:, 0, :K, 0] * variables['factor'], {}
@@ -47,7 +47,7 @@ NAMES = tuple('abcdefg')
 
 @pytest.fixture(scope='module')
 def data(tmp_path_factory):
-    """21 images of 10 x 12 in an npz: the folder, the images, the labels."""
+    """21 images of 10 x 12 in an npz file: the folder, the images, the labels."""
     path = tmp_path_factory.mktemp('data')
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (21, 10, 12, 1), np.uint8)
@@ -66,7 +66,7 @@ def probabilities(image, factor=1.0):
 
 
 def check(evaluation, expected, labels):
-    """Compares what is known of each example with its K probabilities [N, K]."""
+    """Compares the recorded columns of each example with its K probabilities [N, K]."""
     p = evaluation.predictions
     np.testing.assert_array_equal(p['label'], labels)
     top = np.argsort(-expected, axis=1, kind='stable')[:, :TOP]
@@ -107,7 +107,7 @@ def test_ten_crops_are_averaged_as_probabilities(data, batch_size):
     expected = [np.mean([probabilities(c) for c in ten_crops(i, 8)], axis=0) for i in images]
     evaluation = evaluate(run, ops='ten_crop(8)')
     check(evaluation, np.stack(expected), labels)
-    by_name = evaluate(run, protocol='ten_crop(10)')  # 10 is the images' shorter side already
+    by_name = evaluate(run, protocol='ten_crop(10)')  # the images' shorter side is 10
     np.testing.assert_array_equal(by_name.predictions['loss'], evaluation.predictions['loss'])
 
 
@@ -134,12 +134,12 @@ def test_an_ensemble_averages_probabilities(data):
     check(evaluation, expected, labels)
     assert evaluation.figures['models'] == [str(path)] * 3
     runs[1] = make_run(path, tuple('abcdefz'), ops='central_crop(8)')
-    with pytest.raises(UserError, match='tell other classes apart'):
+    with pytest.raises(UserError, match='have different classes'):
         evaluate(runs)
 
 
 def test_logits_of_other_classes_are_left_out(data, tmp_path):
-    """A set with three of the classes, in an order of its own."""
+    """A data set with three of the classes, in another order."""
     path, images, _ = data
     own = ('f', 'b', 'd')
     labels = np.arange(21) % 3
@@ -171,7 +171,7 @@ def test_data_that_have_changed_are_refused(data, tmp_path):
     run.config.data.class_names = NAMES
     run.config.data.path = str(path / 'wide.npz')
     for call in (evaluate, predict_run):
-        with pytest.raises(UserError, match=r'\[10, 11, 1\].*trained on images of \[10, 12, 1\]'):
+        with pytest.raises(UserError, match=r'\[10, 11, 1\].*trained on \[10, 12, 1\]'):
             call(run)
 
 
@@ -260,10 +260,10 @@ def test_dense_passes_turn_on_a_models_dense_evaluation(photos):
 
 
 class Shade:
-    """Says odd where a picture is bright; TinyPictures' shade is the picture's number."""
+    """Predicts odd if a picture is bright; the shade in TinyPictures is the picture's number."""
 
     def apply(self, variables, images, train):
-        shade = jnp.round(images.mean((1, 2, 3)))  # whatever the order of its sums
+        shade = jnp.round(images.mean((1, 2, 3)))  # rounded, to be independent of the order of sums
         return jnp.stack([0 * shade, shade - 26], axis=1), {}
 
 

@@ -1,4 +1,4 @@
-"""Evaluation is exact: each example once, whatever the batch size and the number of devices."""
+"""Exactness of evaluation: each example once, for any batch size and number of devices."""
 
 import json
 
@@ -84,7 +84,7 @@ def test_a_lost_example_stops_an_evaluation():
     task, mesh = task_of('abcdefg'), make_mesh()
     short = list(EvalBatches(source, '', 2, mesh))[:-1]
     member = Member(make_step(task, Table(), mesh), {'bias': jnp.float32(0)}, short)
-    with pytest.raises(RuntimeError, match='2 were left out'):
+    with pytest.raises(RuntimeError, match='2 are missing'):
         answer(task, [member], 6)
 
 
@@ -139,7 +139,7 @@ def trained(tmp_path_factory):
 
 
 def test_the_figures_are_the_same_on_1_2_and_8_devices(trained):
-    """Digits' 360 test images are no multiple of the batch nor of the devices."""
+    """The 360 test images of digits are a multiple of neither the batch nor the devices."""
     figures, predictions = [], []
     for devices in (1, 8) if quick() else (1, 2, 8):
         done = run_module(

@@ -1,4 +1,4 @@
-"""The file of predictions holds what evaluation knew of each example."""
+"""The predictions file has everything that evaluation computed for each example."""
 
 import json
 

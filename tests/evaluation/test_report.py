@@ -1,4 +1,4 @@
-"""The report is one file; opened in Chromium it shows its parts and loads nothing."""
+"""The report: a single file that shows all its parts in Chromium and loads nothing else."""
 
 import dataclasses
 import json
@@ -20,7 +20,7 @@ NASTY = '<script>document.title = "broken"</script>'
 
 
 def report(folder, k, n, name='test', paths=None):
-    """The report of a made-up run of k classes, whose first class is called by some HTML."""
+    """The report of a synthetic run with k classes, one of which has HTML in its name."""
     rng = np.random.default_rng(0)
     names = (NASTY, *(f'class {i}' for i in range(1, k)))
     labels = rng.integers(k - 1, size=n).astype(np.int32)  # the last class has no examples
@@ -56,7 +56,7 @@ def check_it_loads_nothing(driver, page):
     assert complaints(driver) == []
     policy = driver.find_element('css selector', 'meta[http-equiv=Content-Security-Policy]')
     assert "default-src 'none'" in policy.get_attribute('content')
-    # The policy holds: what is asked for in spite of it is refused.
+    # The content security policy blocks requests.
     driver.execute_script(
         "document.body.append(Object.assign(new Image(), {src: 'http://127.0.0.1:9/x'}))"
     )
@@ -73,7 +73,7 @@ def test_ten_classes(tmp_path):
         assert len(find('section.evaluation')) == 2  # and a table of both
         figure = find('#eval-test .card .figure')[0].text
         assert figure == f'{100 * p.correct.mean():.2f}%'
-        assert len(find('#curves svg polyline')) == 3  # a curve of NaN is none
+        assert len(find('#curves svg polyline')) == 3  # a curve of NaN is not drawn
         assert len(find('#eval-test .mistake img[src^="data:image/png"]')) == 32
         assert len(find('#eval-test svg rect.bar')) > 3
         assert '"seed": 0' in find('#config pre')[0].get_attribute('textContent')
@@ -84,12 +84,12 @@ def test_ten_classes(tmp_path):
         assert sum(counts) == 300
         assert sum(counts[::11]) == p.correct.sum()
         table = '#eval-test .classes'
-        assert column(driver, table, 0) == list(p.class_names)  # as text, and never run
+        assert column(driver, table, 0) == list(p.class_names)  # shown as text, not run
         recall = find(f'{table} th')[3]
         recall.click()
         falling = [float(t.rstrip('%')) for t in column(driver, table, 3)[:-1]]
         assert falling == sorted(falling, reverse=True)
-        assert column(driver, table, 3)[-1] == '–'  # what has no value stays last
+        assert column(driver, table, 3)[-1] == '–'  # rows without a value stay last
         recall.click()
         assert [float(t.rstrip('%')) for t in column(driver, table, 3)[:-1]] == falling[::-1]
         find(f'{table} th')[0].click()

@@ -1,4 +1,4 @@
-"""What a run's parameters are made by."""
+"""Initial parameters of a run: the compiler options that make them."""
 
 import jax
 import jax.numpy as jnp
@@ -54,6 +54,6 @@ def test_a_checkpoint_with_weights_that_are_not_finite_is_named(workdir, monkeyp
 
     step = load_run(workdir, 'last').step
     monkeypatch.setattr(Checkpoints, 'restore_variables', spoiled)
-    says = f'{workdir}, checkpoint {step} has .*NaN or infinite: params/conv1/kernel .*take another'
+    says = f'{workdir}, checkpoint {step} has .*NaN or infinite: params/conv1/kernel .*use another'
     with pytest.raises(UserError, match=says):
         load_run(workdir, 'last')

@@ -1,12 +1,12 @@
-"""What the models' tests share."""
+"""Shared helpers of the model tests."""
 
 from functools import cache
 
 from vision.models.base import abstract_variables
 from vision.models.summary import default_model
 
-# They trace for ten seconds and compile for minutes: their counts and shapes are tested, and their
-# blocks at other depths.
+# Models that take ten seconds to trace and minutes to compile. Only their counts and shapes are
+# tested, and their blocks at other depths.
 DEEP = ('resnet1202', 'resnet1001_v2')
 # One of each family and kind of block.
 FAMILIES = ('lenet5', 'lenet5_1998', 'alexnet_2012', 'vgg_a', 'vgg11_bn', 'googlenet', 'resnet20', 'resnet50',
@@ -15,5 +15,5 @@ FAMILIES = ('lenet5', 'lenet5_1998', 'alexnet_2012', 'vgg_a', 'vgg11_bn', 'googl
 
 @cache
 def shapes_of(name):
-    """The shapes of the variables of the model as its paper has it, traced once for all tests."""
+    """Returns the shapes of the variables of the paper's model, traced once for all tests."""
     return abstract_variables(*default_model(name))

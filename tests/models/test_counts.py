@@ -1,4 +1,4 @@
-"""Every parameter count and multiply-add count that the papers and torchvision give."""
+"""Parameter and multiply-add counts from the papers and torchvision."""
 
 import dataclasses
 import json
@@ -53,8 +53,8 @@ COUNTS = {
     'resnet110': (1_727_962, None, None),
     'resnet1202': (19_421_274, None, None),
 }
-# Of these the papers print millions: VGG table 2; ResNet v2 table 4 (164 and 1001 layers), and
-# 110 layers as in v1. 34 layers with option A have the projections' weights and norms fewer.
+# The papers print these in millions: VGG table 2; ResNet v2 table 4 (164 and 1001 layers), and 110
+# layers as in v1. ResNet-34 with option A lacks the weights and norms of the projections.
 MILLIONS = {
     'vgg_c': 134,
     'resnet110_v2': 1.7,
@@ -73,8 +73,8 @@ def test_every_model_is_counted():
 
 
 summary_of = cache(summarise)  # traced once for all tests of this file
-# Networks of so many layers, or of blocks that another one has, take a second to a minute to trace:
-# `test_deep_networks_add_blocks` counts them at once.
+# Very deep networks take a second to a minute to trace. `test_deep_networks_add_blocks` counts them
+# from one and two blocks.
 DEEP = ('resnet34_b', 'resnet101', 'resnet152', 'resnet50_v1', 'resnet101_v1', 'resnet152_v1', 'resnet32', 'resnet44',
         'resnet56', 'resnet110', 'resnet1202', 'resnet50_v2', 'resnet101_v2', 'resnet152_v2', 'resnet110_v2',
         'resnet164_v2', 'resnet1001_v2')  # fmt: skip
@@ -101,7 +101,7 @@ def rounded(parameters, printed):
 
 @pytest.mark.parametrize('name', DEEP)
 def test_deep_networks_add_blocks(name):
-    """The further blocks of a stage are alike: one and two blocks of each give the count of any depth."""
+    """Further blocks of a stage are equal, so one and two blocks give the count for any depth."""
     model = default_model(name)[0]
     sizes = model.stage_sizes
     one = parameters_of(model.clone(stage_sizes=(1,) * len(sizes)))
@@ -127,7 +127,7 @@ def test_option_a_lacks_just_the_projections():
 
 
 def test_connections_of_lenet_are_counted_by_hand():
-    # C1, C3 as if dense, C5, F6: pixels out x weights in; subsampling has no products of matrices.
+    # C1, dense C3, C5, F6: output pixels x input weights; subsampling has no matrix products.
     c3_dense = 10 * 10 * 16 * 25 * 6
     expected = 28 * 28 * 6 * 25 + c3_dense + 120 * 400 + 84 * 120
     assert summary_of('lenet5_1998').macs == expected
@@ -183,7 +183,7 @@ def test_the_list_has_every_model():
         (['resnt50'], "Did you mean 'resnet50'"),
         (['vgg16', '--input=31'], '32x32 and larger, not 31x31'),
         (['resnet18', '--format=yaml'], 'yaml'),
-        (['resnet18', 'vgg16'], 'one model at a time'),
+        (['resnet18', 'vgg16'], 'give one model'),
     ],
 )
 def test_mistakes_are_one_line(arguments, says):

@@ -1,4 +1,4 @@
-"""Each family starts as its paper or its authors' code says."""
+"""Initialisation of each family, from its paper or its authors' code."""
 
 import jax
 import numpy as np
@@ -10,7 +10,7 @@ from vision.models import create_model, googlenet, inception
 
 
 def start(module, size, channels=3):
-    """The module's parameters at step 0, by 'layer/name'; norms and biases included."""
+    """Returns a module's initial parameters by 'layer/name', norms and biases included."""
     rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
     x = np.zeros((2, size, size, channels), np.float32)
     variables = jax.jit(lambda x: module.init(rngs, x, True))(x)
@@ -69,7 +69,7 @@ def test_googlenet_of_the_paper_is_the_caffe_replicas():
 
 
 def test_inceptions_auxiliary_head_is_narrower():
-    cut = 0.8796  # the spread of a normal of 1 that is cut at 2
+    cut = 0.8796  # deviation of a standard normal truncated at ±2
     params = start(inception.AuxiliaryHead(200, 'small'), 17, 256)
     for layer, std in (('conv0/conv', 0.1), ('conv1/conv', 0.01), ('fc', 0.001)):
         kernel = params[f'{layer}/kernel']

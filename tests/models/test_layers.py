@@ -108,7 +108,7 @@ def test_batch_norm_over_a_mesh_uses_the_global_batch(tmp_path):
     assert result.stdout.strip() == '8 devices agree'
 
 
-# Under jit the mean over a batch that lies on eight devices is the mean over all of it.
+# Under jit the mean over a batch sharded over eight devices is the mean over the whole batch.
 ON_A_MESH = """
 import jax, numpy as np
 from vision.models.layers import BatchNorm

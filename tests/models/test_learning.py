@@ -1,4 +1,4 @@
-"""Every model learns: it fits 64 images, every parameter has a gradient, evaluation changes nothing."""
+"""Every model fits 64 images, every parameter has a gradient, and evaluation changes nothing."""
 
 import flax.linen as nn
 import jax
@@ -14,17 +14,17 @@ from vision.models import MODELS, create_model, resnet_v2
 from vision.models.summary import default_model
 from vision.task.losses import lenet_discriminative, lenet_mse
 
-# The quick ones and the slow ones; all others are nightly.
+# Models of the quick and of the slow tests; all others are nightly.
 QUICK = ('lenet5_1998-eq9', 'lenet5-cross_entropy', 'resnet20-cross_entropy')
 SLOW = ('lenet5_1998', 'alexnet', 'vgg_a', 'vgg11_bn', 'resnet18')
 CLASSES = 4
 MAX_STEPS = 100
-# As one program its 333 blocks compile for many minutes; its few kinds of block, each on its own, do not.
+# Its 333 blocks would compile for many minutes as one program. Each kind of block compiles alone.
 BY_BLOCKS = ('resnet1001_v2',)
 
 
 def setting(name):
-    """The model's arguments, the image's size and channels, and the learning rate."""
+    """Returns the model's arguments, the image's size and channels, and the learning rate."""
     if name.startswith('lenet'):
         return {}, 32, 1, 3e-3
     if name.startswith('alexnet'):
@@ -105,11 +105,11 @@ def test_fits_64_images_and_reaches_every_parameter(name, loss, monkeypatch):
 
 
 def initialise(model, x, jit, seed=0):
-    """The model's own start; where it has no norms, each layer's outputs are normalised once.
+    """Initialises a model; without norms, each layer's outputs are normalised once.
 
-    Through a dozen layers without norms a signal of 8 px dies, or all images become one. So each
-    kernel and bias is scaled by the statistics of the layer's outputs, as batch normalisation
-    would be at step 0 (Salimans and Kingma 2016, section 3). Nothing but the start is changed.
+    Without norms, 8 px images vanish or become equal within a dozen layers. So each kernel and
+    bias is scaled by the statistics of the layer's outputs, as batch normalisation would do at step
+    0 (Salimans and Kingma 2016, section 3).
     """
 
     def init(x):

@@ -1,4 +1,4 @@
-"""LeNet-5 as its paper has it."""
+"""LeNet-5 against its paper."""
 
 import jax
 import jax.numpy as jnp

@@ -1,4 +1,4 @@
-"""The same logits, and the same step of training, as torchvision's models on the same weights."""
+"""Logits and a training step equal torchvision's for the same weights."""
 
 import json
 from functools import cache, partial
@@ -22,7 +22,7 @@ from vision.models.weights.torch_names import torch_names
 
 GOLDEN = Path(__file__).parent.parent / 'golden'
 NAMES = sorted(path.stem for path in GOLDEN.glob('*.npz'))
-# A network of each family is always compared, at one size; the others, and the other size, are slow.
+# Quick tests compare one network of each family at one size; the rest is slow.
 QUICK = ('alexnet', 'vgg11_bn', 'googlenet', 'resnet50')
 TRAINED = ('alexnet', 'vgg11_bn', 'googlenet', 'inception_v3', 'resnet18')
 TRAINED_QUICK = ('resnet18',)
@@ -35,7 +35,7 @@ def _golden(name):
 
 
 def _pretrained(name):
-    """The model's variables, converted from the state dict that the goldens were made with."""
+    """Returns the model's variables, converted from the state dict that the goldens were made with."""
     state = generator.state_dict(name, json.loads(str(_golden(name)['shapes'])))
     model, shape = default_model(name)
     variables = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), abstract_variables(model, shape))
@@ -57,11 +57,11 @@ def test_evaluates_as_torchvision_at_two_sizes(name):
     variables = _pretrained(name)
     model = create_model(name)
     apply = jax.jit(lambda v, x: model.apply(v, x, train=False)[0])
-    # A program for each size is most of the time.
+    # Compiling a program for each size takes most of the time.
     for size in [size for size in sizes if size % 2][:1] if quick() else sizes:
         logits = np.asarray(apply(variables, generator.images(size, 2)))
         expected = golden[f'logits_{size}']
-        # Relative to the largest logit: one near zero has no relative error to speak of.
+        # Relative to the largest logit: the relative error of a logit near zero means nothing.
         assert np.abs(logits - expected).max() <= 1e-4 * np.abs(expected).max()
 
 
@@ -71,7 +71,7 @@ def test_trains_a_step_as_torchvision(name):
     variables = _pretrained(name)
     model = create_model(name, **_no_dropout(name))
     images = generator.images(int(golden['train_size']), len(generator.LABELS))
-    # With the tests' least effort other kinks of ReLUs are met, and Inception's step is .6 % off in one tensor.
+    # With the tests' low compiler effort other ReLUs switch: one tensor of Inception is .6 % off.
     options = FULL_EFFORT if name == 'inception_v3' else None
     step = _loss_and_gradients(model, variables, images, options)
     (loss, (logits, endpoints, stats)), grads = step
@@ -116,7 +116,7 @@ def _cross_entropy(logits):
 
 
 def _compare_changes(name, golden, before, after):
-    """Every tensor's change in the step, sampled, against torch's; it is relative to its own norm."""
+    """Compares sampled changes of every tensor with torch's, relative to the tensor's norm."""
     names = torch_names(name)
     shapes = json.loads(str(golden['shapes']))
     ours = {}
@@ -134,20 +134,20 @@ def _compare_changes(name, golden, before, after):
     assert position == golden['changes'].size
     statistics = [e for key, e in errors.items() if 'running' in key]
     assert max(statistics, default=0) <= 1e-4
-    # Small kinks decide: a ReLU or the place of a maximum that float32 puts on the other side.
-    # The Inception family has enough of them that single values differ by per cents from float64.
+    # Rounding can switch a ReLU or move a maximum. The Inception family has so many of them that
+    # single values differ by per cents between float32 and float64.
     kinky = name in ('googlenet', 'inception_v3')
     assert max(errors.values()) <= (4e-2 if kinky else 1e-4), errors
     assert np.median(list(errors.values())) <= (1e-2 if kinky else 1e-5)
 
 
 def _relative_error(got, expected, ours, norm):
-    """The largest error of the sampled values, relative to the tensor's own size."""
+    """Returns the largest error of the sampled values, relative to the tensor's own size."""
     flat = ours.reshape(-1)
     ours_norm = np.sqrt(np.einsum('i,i->', flat, flat, dtype=np.float64))
     if norm < 1e-12:  # a bias before a BatchNorm changes nothing and should not change
         return 0.0 if ours_norm < 1e-4 else np.inf
-    # The change of a parameter is known no better than float32 knows the parameter.
+    # The change of a parameter is only as exact as float32 represents the parameter.
     np.testing.assert_allclose(ours_norm, norm, rtol=5e-3)
     return np.abs(got - expected).max() / max(np.abs(expected).max(), norm / np.sqrt(ours.size))
 

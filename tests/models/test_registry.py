@@ -1,4 +1,4 @@
-"""Uniform use: one registry, one form of output, one clear error for each mistake."""
+"""The registry: uniform arguments and outputs, and a clear error for each mistake."""
 
 import flax.linen as nn
 import jax
@@ -17,7 +17,7 @@ from vision.models.summary import default_model, summarise
 
 
 class MyModel(ImageModel):
-    """A user's own, found by 'module:Class'."""
+    """A user-defined model, named by 'module:Class'."""
 
     width: int = 8
 
@@ -64,7 +64,7 @@ def test_a_users_own_model_needs_no_line_in_the_registry(name):
         ('no.such.module:Class', {}, "cannot import 'no.such.module'"),
         (f'{__name__}:Missing', {}, "has no 'Missing'"),
         (f'{__name__}:DEEP', {}, 'must be a class or function, not tuple'),
-        (f'{__name__}:not_a_model', {}, 'no Flax module but str'),
+        (f'{__name__}:not_a_model', {}, 'must be a Flax module, not str'),
         ('flax.linen:Sequential', {}, 'must take num_classes and dtype'),
         (f'{__name__}:MyModel', {'widht': 3}, "'widht'. Did you mean 'width'"),
     ],
@@ -241,7 +241,7 @@ REMAT = {
 
 
 def remat_pair(name):
-    """Of the model as it is, and with remat: what initialises it, and its gradients."""
+    """Returns initialisation and gradients of the model without and with remat."""
     rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
     models = [
         create_model(name, num_classes=3, remat=remat, **REMAT[name]) for remat in (False, True)
@@ -276,7 +276,7 @@ def test_remat_changes_no_gradient(name):
     init, gradients = remat_pair(name)
     variables = jax.jit(init[0])(x)
     args = (variables['params'], variables['batch_stats'], x)
-    # The least effort, as other tests have it, rounds more coarsely.
+    # The low compiler effort of other tests rounds more coarsely.
     options = FULL_EFFORT if name == 'inception_v3' else None
     expected, got = (jax.jit(g, compiler_options=options)(*args) for g in gradients)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
@@ -302,7 +302,7 @@ def test_gradients_with_respect_to_a_stage_can_be_had():
 
 
 class NoEndpoints(nn.Module):
-    """A user's own that returns logits alone."""
+    """A user-defined model that returns only logits."""
 
     num_classes: int
     dtype: object

@@ -1,4 +1,4 @@
-"""A residual block's shortcut: what each option adds, and the plain network that has none."""
+"""Shortcuts of residual blocks: each option, and the plain network without shortcuts."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ def names(variables):
     return ['/'.join(k.key for k in path) for path, _ in paths]
 
 
-# A and 'none' have the parameters of table 6; a projection has 1x1 weights, a scale and a shift.
+# A and 'none' have the parameters of table 6. A projection adds 1x1 weights, a scale and a bias.
 @pytest.mark.parametrize(
     ('shortcut', 'projections'),
     [('none', []), ('A', []), ('B', [(16, 32), (32, 64)]),
@@ -40,7 +40,7 @@ def test_a_plain_block_passes_on_nothing_but_its_convolutions(kind):
     assert names(variables) == names(plain.init(KEY, x, train=False))
     got = plain.apply(variables, x, train=False)
     assert (np.asarray(got) > 0).any()
-    # Where the convolutions give less than nothing, the plain block is 0 and the other x + y.
+    # Where the residual is negative, the plain block is 0 and the other x + y.
     assert not np.allclose(got, residual.apply(variables, x, train=False))
     silent = jax.tree.map(jnp.zeros_like, variables)
     np.testing.assert_array_equal(plain.apply(silent, x, train=False), 0)

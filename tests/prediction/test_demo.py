@@ -238,7 +238,7 @@ def test_a_taken_port_and_an_index_of_another_model_are_one_line(workdir, tmp_pa
     done = run_module(
         'experiments.demo', f'--workdir={workdir}', f'--index={tmp_path}/i', '--port=0'
     )
-    assert done.returncode == 2 and done.stdout == '' and 'another model' in done.stderr
+    assert done.returncode == 2 and done.stdout == '' and 'differ in their model' in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 

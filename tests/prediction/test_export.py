@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import REPO, run_module
 from vision.core.errors import UserError
-from vision.prediction import Classifier, export
+from vision.prediction import Classifier, stablehlo
 
 PAGE = (REPO / 'docs' / 'models.md').read_text()
 
@@ -43,7 +43,7 @@ def test_the_documents_script_reads_it_with_jax_and_numpy_alone(exported, classi
     assert len(script.strip().splitlines()) <= 15
     modules = set(re.findall(r'^(?:import|from) (\w+)', script, re.M))
     assert modules == {'jax', 'numpy'}
-    images = export.real_images(classifier, 5)
+    images = stablehlo.real_images(classifier, 5)
     np.save(tmp_path / 'images.npy', images)
     (tmp_path / 'digits.stablehlo').symlink_to(exported[0])
     program = re.sub(r"open\('[^']*'", "open('digits.stablehlo'", script)
@@ -75,16 +75,16 @@ def test_a_model_whose_answers_are_not_finite_is_refused(classifier):
     other = Classifier(classifier.run)
     other.variables = jax.tree.map(lambda x: x * 1e30, other.variables)  # finite, as they are read
     with pytest.raises(UserError, match='not finite'):
-        export._difference(other, b'', np.full((1, 32, 32, 1), 255, np.uint8))
+        stablehlo._difference(other, b'', np.full((1, 32, 32, 1), 255, np.uint8))
 
 
 def test_a_program_that_differs_is_not_put_in_place(classifier, monkeypatch, tmp_path):
     other = Classifier(classifier.run)
     other.variables = jax.tree.map(lambda x: x * 1.5, other.variables)
-    wrong = export.serialise(other)
-    monkeypatch.setattr(export, 'serialise', lambda c: wrong)
+    wrong = stablehlo.serialise(other)
+    monkeypatch.setattr(stablehlo, 'serialise', lambda c: wrong)
     with pytest.raises(RuntimeError, match='differs'):
-        export.export(classifier, tmp_path / 'x')
+        stablehlo.export(classifier, tmp_path / 'x')
     assert os.listdir(tmp_path) == []
 
 
@@ -98,5 +98,5 @@ def test_where_it_cannot_go(tmp_path, output):
 def test_a_model_that_computes_in_bfloat16(classifier, tmp_path):
     run = classifier.run
     half = dataclasses.replace(run, model=run.model.clone(dtype=jnp.bfloat16))
-    about = export.export(Classifier(half), tmp_path / 'x')
+    about = stablehlo.export(Classifier(half), tmp_path / 'x')
     assert about['largest_difference'] < 0.05 and os.listdir(tmp_path) == ['x']

@@ -243,7 +243,7 @@ def test_an_index_of_another_model_endpoint_or_preprocessing(classifier, digits,
         and made.names[5] == 'validation:5'
     )
     made.check(classifier)
-    with pytest.raises(UserError, match='another endpoint: stage2 there, features here'):
+    with pytest.raises(UserError, match='endpoint: stage2 in the index, features in the run'):
         made.check(classifier, 'features')
     made.check(Classifier.from_workdir(workdir, fold=False))
     last = Classifier.from_workdir(workdir, 'last')
@@ -259,14 +259,15 @@ def test_an_index_of_another_model_endpoint_or_preprocessing(classifier, digits,
     made.save(tmp_path / 'i')
     model = json.dumps({'name': 'resnet20', 'dtype': 'float32'})
     elsewhere = index.Index(made.made_by | {'model': model}, 'cosine', [], made.index)
-    with pytest.raises(UserError, match='another model: resnet20 there, lenet5 here') as error:
+    says = 'differ in their model: resnet20 in the index, lenet5 in the run'
+    with pytest.raises(UserError, match=says) as error:
         elsewhere.check(classifier)
     assert '{' not in str(error.value) and '[' not in str(error.value)
     done = run_module(
         'experiments.search', f'--workdir={workdir}', f'--index={tmp_path}/i', 'query', 'test:0'
     )
     assert done.returncode == 2 and done.stdout == ''
-    assert 'another weights' in done.stderr and len(done.stderr.strip().splitlines()) == 1
+    assert 'differ in their weights' in done.stderr and len(done.stderr.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from vision.core.errors import UserError
 from vision.evaluation.evals import predict_run
 from vision.evaluation.figures import mcnemar
 from vision.evaluation.run import load_run
-from vision.studies import compare as compare_lib
-from vision.studies.compare import compare, compare_tables, draw, short_names
+from vision.studies import comparison as compare_lib
+from vision.studies.comparison import compare, compare_tables, draw, short_names
 from vision.training import train
 
 

@@ -13,8 +13,8 @@ from vision.core.config import to_json
 from vision.core.errors import UserError
 from vision.core.workdir import check_place
 from vision.models.summary import summarise
-from vision.studies.dry_run import dry_run, dry_run_text
-from vision.studies.find_lr import find_lr
+from vision.studies.cost import dry_run, dry_run_text
+from vision.studies.lr_range import find_lr
 from vision.training.setup import setup
 
 
@@ -49,7 +49,7 @@ def test_what_would_stop_the_run_stops_it():
     ('source', 'says'),
     [('nowhere', 'no such file or workdir'), ('{tmp}', 'is not a workdir'), ('{tmp}/run', 'has no checkpoint'),
      ('{tmp}/other', 'holds no complete checkpoint'),
-     ('{tmp}/x.safetensors', 'no readable .safetensors file'), ('{tmp}/x.txt', 'weights are read from')],
+     ('{tmp}/x.safetensors', 'not a readable .safetensors file'), ('{tmp}/x.txt', 'weights must be a')],
 )  # fmt: skip
 def test_weights_that_do_not_fit_are_refused(tmp_path, source, says):
     config = tiny_config(init_from=source.format(tmp=tmp_path))

@@ -9,7 +9,7 @@ from vision.core.config_keys import KEYS
 from vision.core.errors import UserError
 from vision.data import SOURCES
 from vision.models import MODELS
-from vision.studies.explain import explain, markdown
+from vision.studies.config_help import explain, markdown
 from vision.task import TASKS
 from vision.task.losses import LOSSES
 from vision.training.optimizer import OPTIMIZERS
@@ -90,7 +90,6 @@ def test_the_command_needs_no_workdir_and_prints_a_table():
 def test_the_page_is_made_from_the_declarations():
     """To update the page:
 
-    python -c 'from vision.studies.explain import markdown as m; print(m(), end="")' >
-    docs/configs.md
+    python -c 'from vision.studies.config_help import *; print(markdown(), end="")' > docs/configs.md
     """
     assert (REPO / 'docs' / 'configs.md').read_text() == markdown()

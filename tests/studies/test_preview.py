@@ -16,9 +16,9 @@ from vision.core import fonts
 from vision.core.config import default_config
 from vision.core.errors import UserError
 from vision.data.file_list import file_list
-from vision.studies import preview as preview_lib
+from vision.studies import input_preview as preview_lib
+from vision.studies.input_preview import preview, text
 from vision.studies.inspect import describe
-from vision.studies.preview import preview, text
 from vision.studies.survey import survey
 
 
@@ -84,7 +84,7 @@ def test_pictures_are_drawn(previewed):
 def test_the_pictures_before_are_those_after(config):
     """Without augmentation the pictures before and after are the same."""
     from vision import data
-    from vision.studies.preview import _pairs
+    from vision.studies.input_preview import _pairs
     from vision.training.setup import loading_of
 
     config.preprocess.train = 'decode|resize(160)'

@@ -17,7 +17,7 @@ from vision.core.config import from_json
 from vision.core.errors import UserError
 from vision.core.workdir import read_records
 from vision.evaluation.evals import evaluate_runs, named_entries
-from vision.studies import reproduce as lib
+from vision.studies import reproduction as lib
 
 ROW = lib.Row('tiny', 'configs/digits_lenet5.py', 'nobody 2026', '1 %')
 OTHER = lib.Row('other', 'configs/mnist_lenet5.py', 'nobody 2026', '2 %')

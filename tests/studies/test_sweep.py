@@ -13,7 +13,7 @@ from tests.training.tiny import tiny_config
 from vision.core.config import to_json
 from vision.core.errors import UserError
 from vision.studies.grid import make_trials, read_grid
-from vision.studies.sweep import over_seeds, sweep, sweep_tables
+from vision.studies.sweeps import over_seeds, sweep, sweep_tables
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Predictions out of scores, as a classification judges them."""
+"""Predictions from scores, for tests of classification."""
 
 import functools
 import json
@@ -13,11 +13,11 @@ from vision.task import Settings
 from vision.task.classification import Classification
 from vision.task.metrics import Selection, figures
 
-_ROWS = 64  # rows are padded to a multiple of it, so that few programs are compiled
+_ROWS = 64  # rows are padded to a multiple of this, so that few programs are compiled
 
 
 def task_of(names, **settings):
-    """A classification of these classes."""
+    """Returns a classification task with these classes."""
     return Classification(Settings(tuple(names), len(names), **settings))
 
 
@@ -30,7 +30,7 @@ def _answers(scores, labels, num_classes):
 
 
 def judged(ids, labels, scores, names, paths=None):
-    """Predictions for ids [N] and labels [N], from logits [N, K]."""
+    """Returns predictions for ids [N] and labels [N], from logits [N, K]."""
     n = len(ids)
     padding = -n % _ROWS
     scores = np.pad(np.asarray(scores, np.float32), ((0, padding), (0, 0)))
@@ -40,13 +40,13 @@ def judged(ids, labels, scores, names, paths=None):
 
 
 def figures_of(predictions, **kwargs):
-    """Its figures and their intervals, as an evaluation has them."""
+    """Returns the metrics and their confidence intervals, as in an evaluation."""
     p = predictions
     return {**figures(p.task, p.columns), 'intervals': intervals(p.task, p.columns, **kwargs)}
 
 
 def write_workdir(path, names):
-    """What is read of a workdir to know its task: `config.json` and `dataset.json`."""
+    """Writes the files of a workdir that the task is read from: `config.json` and `dataset.json`."""
     (path / 'config.json').write_text(to_json(default_config()))
     dataset = {'class_names': list(names), 'mean': [0.0], 'std': [1.0]}
     (path / 'dataset.json').write_text(json.dumps(dataset))

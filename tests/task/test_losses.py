@@ -1,4 +1,4 @@
-"""Losses against PyTorch's numbers, and the laws that mixed targets and class weights keep."""
+"""Losses against PyTorch's values, and invariants of mixed targets and class weights."""
 
 import dataclasses
 
@@ -34,14 +34,14 @@ def criterion(**changes):
 
 
 def batch_loss(logits, targets, mask, loss):
-    """The mean that a step differentiates."""
+    """Returns the mean that a step differentiates."""
     return (loss(logits, targets) * mask).sum() / loss.total_weight(targets, mask)
 
 
 @pytest.mark.parametrize(('smoothing', 'weights'), TORCH)
 def test_cross_entropy_is_torchs(smoothing, weights):
     of = criterion(label_smoothing=smoothing, class_weights=weights)
-    # Two more rows that are masked: they count for nothing.
+    # Two more rows that are masked and must not count.
     logits = jnp.asarray(np.concatenate([LOGITS, 9 * LOGITS[:2]]), jnp.float32)
     targets = jax.nn.one_hot(np.append(LABELS, [1, 2]), 4)
     mask = jnp.asarray([1.0] * 6 + [0.0] * 2)
@@ -144,9 +144,9 @@ def test_a_users_own_loss_is_named_in_the_config():
     mine = criterion(name=f'{__name__}:my_loss', power=1.0)
     got = mine(jnp.asarray(LOGITS, jnp.float32), targets)
     np.testing.assert_allclose(got, np.abs(jax.nn.softmax(LOGITS) - targets).sum(-1), rtol=1e-5)
-    with pytest.raises(UserError, match=r'must return \[B\], a value an example, not \[\]'):
+    with pytest.raises(UserError, match=r'must return one value per example, \[B\], not \[\]'):
         criterion(name=f'{__name__}:of_the_batch')
     with pytest.raises(UserError, match='must be a class or function, not tuple'):
         criterion(name=f'{__name__}:WEIGHTS')
-    with pytest.raises(UserError, match='takes none'):
+    with pytest.raises(UserError, match='supports no class weights'):
         criterion(name='sigmoid_cross_entropy', class_weights=WEIGHTS)

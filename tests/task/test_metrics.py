@@ -1,4 +1,4 @@
-"""The figures are scikit-learn's on the same predictions."""
+"""Metrics equal scikit-learn's on the same predictions."""
 
 import dataclasses
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.smoke
 
 @st.composite
 def predictions(draw):
-    """Scores of up to 60 examples and 7 classes, with ties, classes that are absent and unnamed."""
+    """Scores of up to 60 examples and 7 classes, with ties, absent classes and unpredicted classes."""
     n, k = draw(st.integers(1, 60)), draw(st.integers(2, 7))
     scores = draw(hnp.arrays(np.float32, (n, k), elements=st.integers(-8, 8)))
     labels = draw(hnp.arrays(np.int64, n, elements=st.integers(0, k - 1)))
@@ -43,7 +43,7 @@ def test_accuracies_and_losses(drawn):
     else:
         assert figures['top5'] is None
     loss = sk.log_loss(labels, probabilities, labels=np.arange(k))
-    # Each example is judged in float32: units in the last place of logits up to 8 and of losses up to 18.
+    # Answers are float32: a few units in the last place of logits up to 8 and losses up to 18.
     assert figures['loss'] == pytest.approx(loss, rel=2e-6, abs=2e-6)
     brier = sk.brier_score_loss(labels, probabilities, labels=np.arange(k), scale_by_half=False)
     assert figures['brier'] == pytest.approx(brier, abs=2e-6)

@@ -1,4 +1,4 @@
-"""Multi-label figures are scikit-learn's on the same probabilities; losses are those of each class by itself."""
+"""Multi-label metrics equal scikit-learn's; losses equal the sum of the binary losses."""
 
 import jax
 import jax.numpy as jnp
@@ -76,7 +76,7 @@ class Table:
 
 
 def test_classes_that_a_data_set_lacks_are_absent_labels_not_absent_classes():
-    """Another data set has the second and the fourth of four classes, and all are compared."""
+    """Another data set has the second and the fourth of four classes, and all four are compared."""
     t = task(4)
     step = make_step(t, Table(), make_mesh(), Labels(None, np.array([1, 3]), 4))
     batch = {
@@ -133,8 +133,8 @@ def test_records_are_read_back():
     ('loss', 'arguments', 'says'),
     [
         ({'name': 'softmax_cross_entropy'}, {}, "loss.name='sigmoid_cross_entropy'"),
-        ({'name': 'focal'}, {}, 'one class an example'),
-        ({'class_weights': (1.0,) * 5}, {}, 'takes none'),
+        ({'name': 'focal'}, {}, 'one class per example'),
+        ({'class_weights': (1.0,) * 5}, {}, 'supports no class weights'),
         ({}, {'threshold': 1.5}, r'threshold=1.5 must be in \(0, 1\)'),
         ({}, {'threshold': 'half'}, 'not of type float'),
         ({}, {'limit': 1}, "argument of task 'multilabel' 'limit'"),

@@ -1,4 +1,4 @@
-"""Tasks, metrics and updates of a user's own that are wrong: one line that names the method, and exit code 2."""
+"""Mistakes in user-defined tasks, metrics and updates: one line that names the method, exit code 2."""
 
 import dataclasses
 import sys
@@ -88,7 +88,7 @@ def folder(tmp_path, monkeypatch):
 
 
 def said(capsys, function):
-    """The line of a command that calls the function, which fails."""
+    """Returns the error line of a command that calls a failing function."""
     try:
         function()
     except Exception as e:
@@ -101,26 +101,26 @@ def said(capsys, function):
 @pytest.mark.parametrize(
     ('task', 'says'),
     [
-        ('own_tasks:Scalar', 'Scalar.loss must return a pair whose second is a vision.task.Outcome, not float32[]'),
+        ('own_tasks:Scalar', 'Scalar.loss must return a pair (value, vision.task.Outcome), not float32[]'),
         ('own_tasks:Vector', 'Vector.loss must return a float scalar to minimise, not float32[1]'),
         ('own_tasks:Whole', 'Whole.loss must return a float scalar to minimise, not int'),
-        ('own_tasks:Sums', "Sums.loss: its Outcome has no sum 'loss'"),
+        ('own_tasks:Sums', "Sums.loss: the sums of its Outcome must include 'loss'"),
         ('own_tasks:Rows', "Rows.loss: the sum 'x' must be a scalar, not float32[4]"),
-        ('own_tasks:Taken', "Taken.loss: the sum 'lr' has a name that the log uses"),
-        ('own_tasks:Stats', "Stats.loss: its Outcome's batch_stats must have the tree and shapes"),
-        ('own_tasks:Extra', "Extra.loss: its Outcome's extra must have the tree and shapes"),
+        ('own_tasks:Taken', "Taken.loss: the name of the sum 'lr' is reserved"),
+        ('own_tasks:Stats', "Stats.loss: batch_stats of its Outcome must have the structure and shapes"),
+        ('own_tasks:Extra', "Extra.loss: extra of its Outcome must have the structure and shapes"),
         ('own_tasks:Raises', 'own_tasks.py, line 13, in raises: ValueError: boom and more'),
         ('own_tasks:Misshapen', 'own_tasks.py, line 16, in misshapen: TypeError: '),
         ('own_tasks:NoImage', "NoImage.prepare must return a dict with 'image' and 'mask', not dict (mask)"),
         ('own_tasks:Nothing', "Nothing.prepare must return a dict with 'image' and 'mask', not NoneType"),
         ('own_tasks:TooFew', 'TooFew.prepare must take'),
         ('own_tasks:Text', 'Text.init must return a tree of arrays, or None'),
-        ('own_tasks:NoColumns', 'NoColumns.answers must return a dict of arrays [4, …], a row an example, not float32[4, 3]'),
-        ('own_tasks:OneRow', 'OneRow.answers must return a dict of arrays [4, …], a row an example, not loss: float32[]'),
+        ('own_tasks:NoColumns', 'NoColumns.answers must return a dict of arrays [4, …], one row per example, not float32[4, 3]'),
+        ('own_tasks:OneRow', 'OneRow.answers must return a dict of arrays [4, …], one row per example, not loss: float32[]'),
         ('own_tasks:Endpoint', "in <lambda>: KeyError: 'feature'"),
         ('own_tasks:NoDict', 'NoDict.metrics must be a dict of metrics'),
         ('own_tasks:Empty', 'Empty.metrics must be a dict of metrics'),
-        ('own_tasks:NoMetric', "NoMetric.metrics: 'a' is no vision.task.Metric"),
+        ('own_tasks:NoMetric', "NoMetric.metrics: 'a' must be a vision.task.Metric"),
         ('own_tasks:NoTask', "task 'own_tasks:NoTask' must be a subclass of vision.task.Task"),
         ('own_broken:X', "cannot import 'own_broken' (invalid syntax (own_broken.py, line 2))"),
         ('own_failing:X', "cannot import 'own_failing' (own_failing.py, line 1, in <module>: NameError: name 'undefined'"),
@@ -134,9 +134,9 @@ def test_a_wrong_task(folder, capsys, task, says):
     ('update', 'says'),
     [
         ('only_the_gradient', 'the update only_the_gradient must return a pair'),
-        ('another_tree', 'the update another_tree must return a gradient of the same tree as the parameters'),
-        ('other_shapes', 'the update other_shapes must return a gradient of the same tree as the parameters'),
-        ('no_outcome', 'the update no_outcome must return a pair whose second is a vision.task.Outcome, not dict ()'),
+        ('another_tree', 'the update another_tree must return a gradient with the structure and shapes of the parameters'),
+        ('other_shapes', 'the update other_shapes must return a gradient with the structure and shapes of the parameters'),
+        ('no_outcome', 'the update no_outcome must return a pair (value, vision.task.Outcome), not dict ()'),
         ('raising', "in raising: AttributeError: 'TrainState' object has no attribute 'parameters'"),
     ],
 )  # fmt: skip
@@ -146,7 +146,7 @@ def test_a_wrong_update(folder, capsys, update, says):
 
 
 def go(task, update):
-    """What is traced of a user's own before a run begins."""
+    """Traces a user-defined task and update as `setup` does."""
     config, model, mesh = default_config(), Linear(), make_mesh()
     with config.unlocked():
         config.task, config['update'] = task, update
@@ -159,8 +159,8 @@ def go(task, update):
 @pytest.mark.parametrize(
     ('of', 'says'),
     [
-        (lambda c: c['loss'][1:], "metric 'x' must return a number, None, or a number an example, [3], not float32[2]"),
-        (lambda c: 'high', "metric 'x' must return a number, None, or a number an example, [3], not str"),
+        (lambda c: c['loss'][1:], "metric 'x' must return a number, None, or one number per example, [3], not float32[2]"),
+        (lambda c: 'high', "metric 'x' must return a number, None, or one number per example, [3], not str"),
         (lambda c: c['loss'][:, None], 'not float32[3, 1]'),
     ],
 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""On 8 simulated devices: what 'data', 'fsdp' and one device do with the same steps, as JSON."""
+"""Runs the same steps with 'data', 'fsdp' and one device on 8 simulated devices; prints JSON."""
 
 import json
 import sys
@@ -33,7 +33,7 @@ def count_compilations(event, duration, **_):
 
 
 class Net(nn.Module):
-    """Convolutions with BatchNorm; one kernel's longest axis cannot be shared by 8."""
+    """Convolutions with BatchNorm; 8 does not divide the longest axis of one kernel."""
 
     num_classes: int = 8
 
@@ -80,7 +80,7 @@ def mesh_of(devices):
 
 
 def run(shard, devices, **training):
-    """Trains; returns the last state and the figures of each step."""
+    """Trains; returns the last state and the metrics of each step."""
     mesh, config = mesh_of(devices), config_of(shard, **training)
     state, step = build(config, mesh)
     figures, compiled = [], 0
@@ -101,7 +101,7 @@ def scores_of(state, shard, devices):
 
 
 def shares(tree):
-    """The bytes of each device over those of the whole tree."""
+    """Returns the bytes on each device divided by those of the whole tree."""
     leaves = [x for x in jax.tree.leaves(tree) if x.dtype == jnp.float32]
     total = sum(x.nbytes for x in leaves)
     on = dict.fromkeys(jax.devices(), 0)
@@ -112,7 +112,7 @@ def shares(tree):
 
 
 def aliased(shard):
-    """The bytes that a step writes over its donated state, and the bytes of that state, on a device."""
+    """Returns the bytes of the donated state that a step overwrites, and its total, per device."""
     mesh = mesh_lib.make_mesh()
     state, step = build(config_of(shard), mesh)
     memory = step.lower(state, batch(0, mesh)).compile().memory_analysis()
@@ -121,7 +121,7 @@ def aliased(shard):
 
 
 def main():
-    """Prints what the test asks for; leaves a checkpoint of the 'fsdp' run in the folder given."""
+    """Prints the results as JSON; leaves a checkpoint of the 'fsdp' run in the given folder."""
     jax.monitoring.register_event_duration_secs_listener(count_compilations)
     figures, states = {}, {}
     for name, shard, devices, training in (

@@ -1,4 +1,4 @@
-"""A network whose evaluation takes a minute, in which nothing of Python runs in the main thread; training takes no time."""
+"""A network whose evaluation blocks in XLA for a minute, while its training is fast."""
 
 import time
 
@@ -16,10 +16,10 @@ def _wait(x):
 
 
 class Net(tiny.Net):
-    """The small network, which waits when it is evaluated."""
+    """The small network, with a long wait in evaluation."""
 
     def __call__(self, images, train):
-        """As `tiny.Net`."""
+        """Like `tiny.Net`."""
         outputs, endpoints = super().__call__(images, train)
         if not train:
             outputs = jax.pure_callback(

@@ -1,4 +1,4 @@
-"""A batch computed in parts: one update, of the gradient of the whole batch."""
+"""Gradient accumulation: one update with the gradient of the whole batch."""
 
 from functools import cache
 
@@ -15,7 +15,7 @@ built = cache(setup)  # one program for all masks
 
 def steps(model, count=3, data=None, **changes):
     state, step = built(model, **changes)
-    state = jax.tree.map(lambda x: x.copy(), state)  # what a step gets, it takes
+    state = jax.tree.map(lambda x: x.copy(), state)  # the step donates its state
     for _ in range(count):
         state, metrics = step(state, data or batch())
     return jax.device_get((state, metrics))
@@ -24,7 +24,7 @@ def steps(model, count=3, data=None, **changes):
 @pytest.mark.parametrize('parts', [2, 4])
 @pytest.mark.parametrize('mask', [(1, 1, 1, 1), (1, 1, 0, 1), (0, 0, 0, 0)])
 def test_loss_gradient_and_update_are_the_whole_batchs(parts, mask):
-    """Masks and class weights leave the parts unequal weights; the mean is the batch's all the same."""
+    """Masks and class weights give the microbatches unequal weights; the mean is still the batch's."""
     changes = {
         'loss__class_weights': (0.5, 1.0, 3.0), 'loss__label_smoothing': 0.1, 'optimizer__clip_norm': 0.1,
         'training__ema_decay': 0.9,
@@ -44,7 +44,7 @@ def test_loss_gradient_and_update_are_the_whole_batchs(parts, mask):
 
 
 class BatchNormOnly(nn.Module):
-    """BatchNorm, and a linear classifier."""
+    """BatchNorm and a linear classifier."""
 
     num_classes: int = 3
 
@@ -68,7 +68,7 @@ def test_batchnorm_sees_each_part_by_itself_and_moves_once_for_each():
 
 
 class Noise(nn.Module):
-    """A loss that only dropout decides."""
+    """A loss that depends on dropout only."""
 
     num_classes: int = 3
 
@@ -82,7 +82,7 @@ class Noise(nn.Module):
 
 
 def test_each_part_has_its_own_dropout():
-    """The parts' examples are alike but for the noise; a mask shows the loss of one part at a time."""
+    """The microbatches differ only in dropout; a mask selects the loss of one of them."""
     seen = set()
     state, step = setup(Noise(), training__accumulate=4)
     for part in np.eye(4):

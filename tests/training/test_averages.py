@@ -1,4 +1,4 @@
-"""Averages of the parameters against their formulas, and recorded beside the raw parameters."""
+"""Parameter averages against their formulas; both raw and averaged weights are evaluated."""
 
 import jax.numpy as jnp
 import numpy as np

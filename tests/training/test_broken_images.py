@@ -1,4 +1,4 @@
-"""A folder of real images of which a tenth are broken, from training to evaluation."""
+"""Training and evaluation on a folder of which a tenth of the images are broken."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ BREAK = [
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
-    """Forty images in each split, of two classes; four of each split are broken."""
+    """Forty images of two classes in each split; four of each split are broken."""
     import skimage.data
 
     photo, root = skimage.data.chelsea(), tmp_path_factory.mktemp('broken')
@@ -69,7 +69,7 @@ def test_training_refuses_too_many_and_goes_through_when_they_are_allowed(root, 
 def test_images_of_the_test_split_that_cannot_be_read_cost_their_figures_alone(
     root, tmp_path, capsys
 ):
-    """The run is done: it answers with both counts, and exits with 3. What its advice says works."""
+    """The finished run reports both counts and exits with 3. The advice in its message works."""
     shutil.copytree(root, tmp_path / 'data')
     for split in ('train', 'val'):
         for file in (tmp_path / 'data' / split).rglob('*5.JPG'):
@@ -80,7 +80,7 @@ def test_images_of_the_test_split_that_cannot_be_read_cost_their_figures_alone(
     results = train(config, tmp_path / 'run')
     assert (results['test']['count'], results['test']['corrupt']) == (36, 4)
     assert 'corrupt' not in results['validation'] and results['validation']['count'] == 40
-    assert '4 images of 40 could not be read' in capsys.readouterr().err
+    assert '4 of 40 images could not be read' in capsys.readouterr().err
     config.data.max_corrupt = 0.5
     (tmp_path / 'own.py').write_text(
         f'from vision.core.config import from_json\ndef get_config():\n    return from_json({to_json(config)!r})\n'

@@ -1,4 +1,4 @@
-"""--debug: a run under each switch, in this process."""
+"""--debug: runs with each switch, in this process."""
 
 import traceback
 
@@ -28,7 +28,7 @@ def test_nothing_moves_between_host_and_device_unasked(tmp_path):
 
 
 class Smuggler(Hook):
-    """Adds a number of the host to one of the device, which copies it there."""
+    """Adds a host number to a device array, which is an implicit transfer."""
 
     def before_step(self, step):
         if step == 3:
@@ -45,14 +45,14 @@ def test_an_unknown_switch():
         pass
 
 
-@pytest.mark.slow  # each operation by itself
+@pytest.mark.slow  # operations run one by one
 def test_without_jit_the_step_is_python(tmp_path, monkeypatch):
     from vision.task import losses
 
     seen, smooth = [], losses.smooth_labels
 
     def look(targets, smoothing):
-        seen.append(float(targets.sum()))  # of a traced value this fails
+        seen.append(float(targets.sum()))  # fails for a traced value
         return smooth(targets, smoothing)
 
     monkeypatch.setattr(losses, 'smooth_labels', look)

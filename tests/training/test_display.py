@@ -1,7 +1,9 @@
-"""A terminal says that the first step is compiled, and no time is promised from it."""
+"""The progress bar shows the compilation and excludes it from the time left."""
 
 import re
+from functools import partial
 
+from vision.core import progress
 from vision.task.classification import METRICS
 from vision.training.hooks import Display
 
@@ -11,26 +13,27 @@ def test_the_first_step_is_compiled_and_promises_no_time(monkeypatch, capsys):
     monkeypatch.setenv('COLUMNS', '120')
     monkeypatch.setenv('TERM', 'xterm')
     display = Display('digits:train', 1000, METRICS)
-    monkeypatch.setattr(display._progress, 'get_time', lambda: 0.0)
+
+    now = [0.0]
+    at = partial(now.__setitem__, 0)
 
     def shown():
-        display._progress.refresh()
+        progress._display.refresh()
         return re.sub(r'\x1b\[[0-9;?]*[A-Za-z]', '', capsys.readouterr().err)
 
     with display:
+        monkeypatch.setattr(progress._display, 'get_time', lambda: now[0])
         display.start(0)
         before = shown()
-        assert 'compiling' in before and '0/1000' in before
-        monkeypatch.setattr(
-            display._progress, 'get_time', lambda: 90.0
-        )  # that long it was compiled
+        assert 'compiling' in before and '0/1,000' in before
+        at(90.0)  # that long it was compiled
         display.after_step(1, {}, {})
         first = shown()
-        assert 'step' in first and '1/1000' in first and 'compiling' not in first.splitlines()[-1]
+        assert 'step' in first and '1/1,000' in first and 'compiling' not in first.splitlines()[-1]
         assert not re.search(r'\d:\d\d left', first)
-        monkeypatch.setattr(display._progress, 'get_time', lambda: 91.0)
+        at(91.0)
         display.after_step(11, {}, {})
-        monkeypatch.setattr(display._progress, 'get_time', lambda: 92.0)
+        at(92.0)
         display.after_step(21, {}, {})
-        left = re.search(r'(\d+):(\d\d):(\d\d) left', shown().splitlines()[-1])
-    assert left and 60 <= 60 * int(left[2]) + int(left[3]) <= 120  # 979 steps at 10 a second
+        left = re.search(r'1:32, (\d+):(\d\d) left', shown().splitlines()[-1])
+    assert left and 60 <= 60 * int(left[1]) + int(left[2]) <= 120  # 979 steps at 10 a second

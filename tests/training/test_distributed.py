@@ -1,4 +1,4 @@
-"""Two real processes with two CPU devices each, on loopback, are one run."""
+"""Two processes with two CPU devices each, connected by loopback, are one run."""
 
 import fcntl
 import signal
@@ -30,14 +30,14 @@ FLAGS = (
 )
 
 
-def start(workdir, flags=FLAGS):
-    """Starts both; they are told of one another by flags."""
+def start(workdir, flags=FLAGS, program=('experiments.train',)):
+    """Starts both processes with the flags of a distributed run."""
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
     return [
         Process(
-            'experiments.train', *flags, f'--workdir={workdir}', '--distributed',
+            *program, *flags, f'--workdir={workdir}', '--distributed',
             f'--coordinator=127.0.0.1:{port}', '--num_processes=2', f'--process_id={i}', devices=2,
         )
         for i in range(2)
@@ -45,7 +45,7 @@ def start(workdir, flags=FLAGS):
 
 
 def end(processes, seconds=300):
-    """Waits for both; returns exit codes and what they wrote to stderr."""
+    """Waits for both; returns their exit codes and stderr."""
     try:
         ended = [p.wait(seconds) for p in processes]
     finally:
@@ -63,12 +63,12 @@ def wait_for_step(workdir, step, processes):
 
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory):
-    """Two processes that nothing disturbs; all checkpoints are kept."""
+    """An uninterrupted run of two processes; all checkpoints are kept."""
     workdir = tmp_path_factory.mktemp('alone')
     processes = start(workdir, (*FLAGS, '--config.training.keep=99'))
     codes, told = end(processes)
     assert codes == [0, 0], told
-    # Process 0 alone speaks and writes.
+    # Only process 0 prints and writes.
     assert 'training on' in told[0] and 'training on' not in told[1]
     return workdir
 
@@ -77,7 +77,7 @@ def test_both_write_one_workdir(alone):
     assert len(list(alone.glob('events.out.*'))) == 1
     steps = [r['step'] for r in records(alone) if 'train/loss' in r]
     assert steps == list(range(5, STEPS + 1, 5))
-    # Each process saved what it holds.
+    # Each process saved its own shards.
     saved = {p.name for p in (alone / 'checkpoints' / str(STEPS) / 'model').glob('ocdbt.*')}
     assert saved == {'ocdbt.process_0', 'ocdbt.process_1'}
 
@@ -87,7 +87,7 @@ VICTIMS = split([(0, 1), (0,), (1,)], [(0, 1)], one_argument=True)
 
 @pytest.fixture(scope='module')
 def killed(tmp_path_factory):
-    """By who was killed in it, the workdir of a run of two processes."""
+    """Workdirs of runs of two processes, by the process that was killed."""
     return {victims: tmp_path_factory.mktemp('killed') for victims in [(0, 1), (0,), (1,)]}
 
 
@@ -109,7 +109,7 @@ def test_who_was_killed_starts_again_and_ends_in_the_same_bits(killed, alone, vi
     workdir = killed[victims]
     codes, told = end(start(workdir))
     assert codes == [0, 0], told
-    assert 'going on from step' in told[0]
+    assert 'resuming from step' in told[0]
     assert records(workdir) == records(alone)
     step, ours = arrays(workdir)
     assert step == STEPS
@@ -144,8 +144,22 @@ def test_a_signal_to_one_stops_both_at_one_step(tmp_path, alone, signum):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize('signum', [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_one_in_the_final_test_stops_both(tmp_path, signum):
+    flags = (*FLAGS, '--config.evaluation.batch_size=1')
+    program = ('tests.training.killed_run', f'test-{signum:d}', 3)
+    codes, told = end(start(tmp_path, flags, program))
+    assert codes == [143, 128 + signum], told
+    assert all('stopped in the final test' in text.splitlines()[-1] for text in told)
+    codes, told = end(start(tmp_path, flags))
+    assert codes == [0, 0], told
+    tests = [r for r in records(tmp_path) if 'test/loss' in r]
+    assert [r['step'] for r in tests] == [STEPS]
+
+
+@pytest.mark.slow
 def test_what_is_wrong_is_one_line_on_both_and_no_hang(tmp_path):
-    """A lock that is held, another config, a loss that is not finite, an address that is none."""
+    """A held lock, another config, a loss that is not finite, an invalid address."""
     flags = (*FLAGS, '--config.optimizer.lr=1e18', '--config.training.checkpoint_every=1 steps')
     codes, told = end(start(tmp_path, flags))
     assert codes == [2, 2]

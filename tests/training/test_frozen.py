@@ -1,4 +1,4 @@
-"""What is frozen by a pattern stays to the bit: parameters, running statistics, and both in the averages."""
+"""Frozen parameters, running statistics and their averages do not change by a bit."""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +16,7 @@ from vision.training.step import init_state, make_train_step
 
 
 def moved_by(config, steps=2):
-    """The paths of what moved in some steps, of params, batch_stats and their averages."""
+    """Returns the paths of params, batch_stats and averages that changed in some steps."""
     run = setup(config)
     state = init_state(run.recipe, run.input_shape, run.mesh)
     before = {kind: jax.tree.map(np.array, getattr(state, kind)) for kind in KINDS}

@@ -1,4 +1,4 @@
-"""What hangs on the loop: when it is called, and that it costs the loop nothing."""
+"""Hooks of the loop: when they are called, and that they do not slow the loop down."""
 
 import json
 from fractions import Fraction
@@ -20,7 +20,7 @@ from vision.training.hooks import EarlyStopping, Hook, captioned
 
 
 class Witness(Hook):
-    """Writes down what it is told."""
+    """Records its calls."""
 
     def __init__(self):
         self.told = []
@@ -46,9 +46,9 @@ class Witness(Hook):
 
 
 class NoReads(NoTransfers):
-    """Guards a step, and notes where the host reads the device all the same.
+    """Guards a step against reads from the device, and records those that happen.
 
-    On the CPU the guard lets reads pass, since they copy nothing.
+    On the CPU the transfer guard permits reads, since they copy nothing.
     """
 
     def __init__(self, monkeypatch):
@@ -75,7 +75,7 @@ class NoReads(NoTransfers):
 
 @pytest.fixture(scope='module')
 def witnessed(tmp_path_factory):
-    """The workdir of 12 steps, and their witness; two of them are traced."""
+    """The workdir of a run of 12 steps, and its witness; two steps are profiled."""
     workdir, witness = tmp_path_factory.mktemp('witnessed'), Witness()
     hooks = [witness, profile('9:10', str(workdir))]
     train(tiny_config(training__stop_after='12 steps'), workdir, hooks)
@@ -99,7 +99,7 @@ def test_the_loop_never_waits_for_the_device_but_to_write_something_down(tmp_pat
     guard = NoReads(monkeypatch)
     train(tiny_config(), tmp_path, [guard])
     assert guard.reads == []
-    # Those eyes do see a read.
+    # The guard itself detects a read.
     guard.within = True
     float(jax.numpy.ones(()) + 1)
     assert guard.reads == [()]
@@ -129,7 +129,7 @@ def test_evaluation_compiles_nothing_for_the_last_batch_nor_the_second_time(tmp_
 
 
 def test_early_stopping_ends_a_run_that_stays_ended(tmp_path, capsys):
-    # A rate of nothing: no evaluation is better than the first, at step 8.
+    # Learning rate 0: no evaluation is better than the first, at step 8.
     config = tiny_config(optimizer__lr=0.0, training__patience='16 steps')
     config.training.duration, config.model.norm = '80 steps', False
     results = train(config, tmp_path)
@@ -141,7 +141,7 @@ def test_early_stopping_ends_a_run_that_stays_ended(tmp_path, capsys):
     assert train(config, tmp_path) == results
     assert 'finished' in capsys.readouterr().err
     assert (tmp_path / 'metrics.jsonl').read_bytes() == before
-    # More patience goes on.
+    # With more patience the run continues.
     config.training.patience = '24 steps'
     train(config, tmp_path)
     assert 'stopped early at step 32' in capsys.readouterr().err
@@ -149,7 +149,7 @@ def test_early_stopping_ends_a_run_that_stays_ended(tmp_path, capsys):
 
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=1), st.integers(1, 5))
 def test_early_stopping_is_a_function_of_what_was_recorded(scores, patience):
-    """Stopped at the first evaluation with nothing better for so long; replayed, the same."""
+    """The run stops at the first evaluation beyond its patience, also when it is replayed."""
     hook, told = EarlyStopping(Fraction(patience * 10), RANK), []
     for i, (top1, loss) in enumerate(scores, 1):
         told.append(hook.after_evaluation(10 * i, {'top1': top1, 'loss': loss}) is not None)
@@ -171,6 +171,14 @@ def test_a_trace_is_written_of_the_steps_asked_for(witnessed):
 def test_a_profile_that_is_none(text, tmp_path):
     with pytest.raises(UserError, match='START:STOP'):
         profile(text, str(tmp_path))
+
+
+def test_a_profile_of_steps_that_are_not_taken_says_so(tmp_path, caplog):
+    with profile('20:30', str(tmp_path)):
+        pass
+    assert [r.getMessage() for r in caplog.records] == [
+        '--profile=20:30: 0 of these 11 steps were taken and traced'
+    ]
 
 
 def test_tensorboard_shows_validation_images_with_their_labels(witnessed):

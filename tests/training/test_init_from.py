@@ -1,4 +1,4 @@
-"""Starting from trained weights on a folder of photos; freezing; rates by pattern."""
+"""Initialisation from pretrained weights on a folder of photos; freezing; learning rate factors."""
 
 import dataclasses
 import re
@@ -21,7 +21,7 @@ from vision.training.step import init_state, make_train_step
 
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
-    """Crops of two real photos: a temple in China, a flower."""
+    """Crops of two real photos: a temple in China and a flower."""
     from sklearn.datasets import load_sample_images
 
     root = tmp_path_factory.mktemp('photos')

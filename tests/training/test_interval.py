@@ -1,4 +1,4 @@
-"""What a run says of its time: the rate without what is no step, and the wait for data alone."""
+"""Reported throughput and waiting time of a run."""
 
 import json
 import math
@@ -10,7 +10,7 @@ from vision.training.records import Clock, Interval
 
 
 class Computed:
-    """What a step returns, ready or not yet."""
+    """A result of a step, ready or not."""
 
     def __init__(self, ready):
         self._ready = ready

@@ -1,4 +1,4 @@
-"""Optimizers: updates against the papers' formulas in NumPy; decay, clipping, rates by pattern."""
+"""Optimizers against the papers' formulas in NumPy; weight decay, clipping, learning rate factors."""
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def config_of(name, changes):
 
 
 def train(name, gradients=GRADIENTS, params=PARAMS, **changes):
-    """Parameters after a step for each gradient; keys have '__' for '.'."""
+    """Returns the parameters after one step per gradient; '__' in config keys stands for '.'."""
     config = config_of(name, {k.replace('__', '.'): v for k, v in changes.items()})
     optimizer = build_optimizer(config, schedule)
     params = jax.tree.map(jnp.float32, params)
@@ -62,7 +62,7 @@ def train(name, gradients=GRADIENTS, params=PARAMS, **changes):
 
 
 def by_hand(rule, decays=lambda path: path[-1].key == 'kernel'):
-    """Runs `rule(parameter, gradients, decays)` in float64 on every parameter by itself."""
+    """Runs `rule(parameter, gradients, decays)` in float64 on each parameter separately."""
     return jax.tree_util.tree_map_with_path(
         lambda path, p, *gradients: rule(p, gradients, float(decays(path))), PARAMS, *GRADIENTS
     )
@@ -79,7 +79,7 @@ def assert_close(got, expected, **kwargs):
 @pytest.mark.parametrize('nesterov', [False, True])
 @pytest.mark.parametrize('form', ['default', 'l2'])
 def test_sgd_with_momentum_and_l2(nesterov, form):
-    """Sutskever et al. 2013, section 2, in the form in which the rate multiplies the velocity."""
+    """Sutskever et al. 2013, section 2, with the learning rate multiplying the velocity."""
 
     def rule(p, gradients, decays):
         velocity = 0.0
@@ -94,7 +94,7 @@ def test_sgd_with_momentum_and_l2(nesterov, form):
 
 
 def test_decoupled_decay_is_sgdws():
-    """Loshchilov and Hutter 2019, algorithm 1: the decay is no part of the velocity."""
+    """Loshchilov and Hutter 2019, algorithm 1: the decay is not part of the velocity."""
 
     def rule(p, gradients, decays):
         velocity = 0.0
@@ -115,7 +115,7 @@ def test_decoupled_decay_is_sgdws():
     ],
 )
 def test_adamw(where, form):
-    """Loshchilov and Hutter 2019, algorithm 2, wherever the decay is given; biases are spared."""
+    """Loshchilov and Hutter 2019, algorithm 2, for each way to give the decay; biases do not decay."""
 
     def rule(p, gradients, decays):
         m = v = 0.0
@@ -135,7 +135,7 @@ def test_adam_with_l2_and_adamw_without_decay_are_adam():
 
 
 def test_rmsprop_has_epsilon_inside_the_root():
-    """Szegedy et al. 2015b, section 8: decay .9, ε 1; TensorFlow's, with the rate in the momentum."""
+    """Szegedy et al. 2015b, section 8: decay .9, ε 1; TensorFlow's form, lr within the momentum."""
 
     def rule(p, gradients, decays):
         square = velocity = 0.0
@@ -150,7 +150,7 @@ def test_rmsprop_has_epsilon_inside_the_root():
 
 
 def test_lars():
-    """You et al. 2017, algorithm 1: each layer's rate by the ratio of norms, decay in the gradient."""
+    """You et al. 2017, algorithm 1: learning rate by layer from the ratio of norms, decay included."""
 
     def rule(p, gradients, decays):
         velocity = 0.0
@@ -165,7 +165,7 @@ def test_lars():
 
 
 def test_lamb():
-    """You et al. 2020, algorithm 2: Adam's direction and the decay share the layer's ratio."""
+    """You et al. 2020, algorithm 2: the trust ratio covers Adam's direction and the decay."""
 
     def rule(p, gradients, decays):
         m = v = 0.0
@@ -178,21 +178,21 @@ def test_lamb():
     assert_close(train('lamb', weight_decay=0.01), by_hand(rule), rtol=1e-4)
 
 
-# The papers' and those that recipes of today name; a program for each is most of the time.
+# Optimizers of the papers and of current recipes; compiling each takes most of the time.
 QUICK = ('sgd', 'adam', 'adamw', 'nadamw', 'rmsprop', 'lamb', 'lars', 'lion', 'adafactor', 'muon',
          'prodigy', 'adagrad', 'sm3')  # fmt: skip
 
 
 @pytest.mark.parametrize('name', split(OPTIMIZERS, QUICK))
 def test_every_optimizer_moves_and_decays_what_the_pattern_names(name):
-    """With and without decay, kernels end elsewhere and all else in the same place."""
-    two = [{'fc': g['fc']} for g in GRADIENTS[:2]]  # adopt's first step only looks
+    """With and without decay, kernels end at different values and all others at the same."""
+    two = [{'fc': g['fc']} for g in GRADIENTS[:2]]  # adopt's first step changes nothing
     first = {'fc': PARAMS['fc']}
     plain, decayed = train(name, two, first), train(name, two, first, weight_decay=0.5)
     for key, before in first['fc'].items():
         a, b = plain['fc'][key], decayed['fc'][key]
         assert np.isfinite(a).all() and np.isfinite(b).all() and np.abs(a - before).max() > 0
-        # Some share numbers between parameters, so that all feel the decay of one.
+        # Some optimizers share statistics between parameters, so that one decay affects all.
         if key == 'kernel' or name not in SHARING:
             assert (np.abs(a - b).max() > 0) == (key == 'kernel')
 
@@ -286,10 +286,10 @@ def test_another_optimizer_need_not_know_sgds_defaults():
         (
             'adamw',
             {'optimizer.weight_decay': 0.1, 'weight_decay_form': 'decoupled'},
-            'write weight_decay=0.1, not',
+            'set weight_decay=0.1 instead',
         ),
-        ('sgd', {'optimizer.weight_decay': 0.1}, 'write weight_decay=0.1, not'),
-        ('novograd', {'optimizer.weight_decay': 0.1}, 'write weight_decay=0.1, not'),
+        ('sgd', {'optimizer.weight_decay': 0.1}, 'set weight_decay=0.1 instead'),
+        ('novograd', {'optimizer.weight_decay': 0.1}, 'set weight_decay=0.1 instead'),
         ('sgd', {'weight_decay_form': 'l1'}, 'decoupled'),
         ('sgd', {'weight_decay': 0.1, 'weight_decay_pattern': '('}, 'not a regular expression'),
         ('sgd', {'freeze': '('}, 'not a regular expression'),
@@ -308,15 +308,15 @@ def test_what_makes_no_sense_is_refused(name, changes, says):
 @pytest.mark.parametrize(
     ('changes', 'says'),
     [
-        ({'freeze': 'conv9'}, "freeze: 'conv9' names no parameter"),
-        ({'freeze': '.'}, 'no parameter to be trained'),
-        ({'lr_factors': (('layer9', 0.1),)}, "lr_factors: 'layer9' names no parameter"),
+        ({'freeze': 'conv9'}, "freeze: 'conv9' matches no parameter"),
+        ({'freeze': '.'}, 'no parameter to train'),
+        ({'lr_factors': (('layer9', 0.1),)}, "lr_factors: 'layer9' matches no parameter"),
     ],
 )
 def test_a_pattern_that_names_nothing_is_a_mistake(changes, says):
     with pytest.raises(UserError, match=says):
         RateFactors(**changes).check(PARAMS)
-    with pytest.raises(UserError, match="weight_decay_pattern: 'kernal\\$' names no"):
+    with pytest.raises(UserError, match="weight_decay_pattern: 'kernal\\$' matches no"):
         check_pattern('weight_decay_pattern', 'kernal$', PARAMS)
 
 

@@ -1,4 +1,4 @@
-"""The rate falls when validation stops improving, and a run that went on in between does the same."""
+"""The plateau schedule: the learning rate decays without improvement, in resumed runs too."""
 
 import jax
 import jax.numpy as jnp
@@ -39,7 +39,7 @@ def start(config):
 
 
 def reference(values, patience, factor, rtol, cooldown):
-    """PyTorch's ReduceLROnPlateau in its own words; yields the scale after each evaluation."""
+    """PyTorch's ReduceLROnPlateau in Python; yields the scale after each evaluation."""
     best, bad, cooling, scale = np.inf, 0, 0, 1.0
     for value in values:
         if value < best * (1 - rtol):
@@ -90,7 +90,7 @@ def test_other_schedules_are_told_nothing():
 
 def digits(**training):
     config = tiny_config()
-    # An evaluation counts as better if the error is less than half: some are not, whatever the draws.
+    # Better means less than half of the error, which not every evaluation reaches.
     config.schedule = {
         'name': 'plateau', 'patience': 1, 'factor': 0.5, 'rtol': 0.5, 'warmup': '2 steps',
     }  # fmt: skip
@@ -114,7 +114,7 @@ def test_a_run_that_was_stopped_has_the_same_rates_and_bits(tmp_path):
     rates = [r['train/lr'] for r in records[0] if 'train/lr' in r]
     scores = [r['validation/top1'] for r in records[0] if 'validation/top1' in r]
     scales = list(reference([1 - s for s in scores], 1, 0.5, 0.5, 0))
-    # What was seen at an evaluation counts from the next step on.
+    # The result of an evaluation applies from the next step on.
     expected = [0.05 * scale for scale in [1.0, *scales[:-1]]]
     np.testing.assert_allclose(rates, expected, rtol=1e-5)
     assert rates[-1] < 0.05

@@ -1,4 +1,4 @@
-"""bfloat16 is what is computed in; parameters, optimizer, statistics and loss stay float32."""
+"""bfloat16 computation with float32 parameters, optimizer state, statistics and loss."""
 
 import jax
 import jax.numpy as jnp

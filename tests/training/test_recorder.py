@@ -1,4 +1,4 @@
-"""What a run writes down is what TensorBoard shows, and survives a kill."""
+"""Records equal TensorBoard's events and survive a kill."""
 
 import numpy as np
 import pytest
@@ -14,7 +14,7 @@ def test_tensorboard_reads_the_curves_and_the_images(tmp_path):
         recorder.images('train/images', images, 0)
         for step in (10, 20, 30):
             recorder.write(step, {'train/loss': 1 / step, 'validation/top5': None})
-    with Recorder(tmp_path, 20) as recorder:  # killed behind its checkpoint of step 20
+    with Recorder(tmp_path, 20) as recorder:  # killed after its checkpoint of step 20
         recorder.write(30, {'train/loss': 7.0})
     events = accumulator.EventAccumulator(str(tmp_path))
     events.Reload()

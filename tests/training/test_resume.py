@@ -1,4 +1,4 @@
-"""A run that is killed and started again ends in the same bits as one that was left alone."""
+"""A run that was killed and restarted ends in the same bits as an uninterrupted one."""
 
 import json
 import os
@@ -41,12 +41,12 @@ def start(workdir, moment='never', step=0, devices=1, flags=FLAGS):
 
 
 def records(workdir):
-    """A run's records without times."""
+    """Returns a run's records without times."""
     return [{k: v for k, v in r.items() if k not in TIMES} for r in read_records(Path(workdir))]
 
 
 def arrays(workdir):
-    """Every array of the last checkpoint, byte for byte."""
+    """Returns every array of the last checkpoint as bytes."""
     with Checkpoints(Path(workdir), RANK, read_only=True) as checkpoints:
         step = checkpoints.find('last')
     folder = Path(workdir) / 'checkpoints' / str(step)
@@ -58,7 +58,7 @@ def arrays(workdir):
 
 
 def stored(folder):
-    """An item of a checkpoint as NumPy arrays, whatever the devices it was saved from."""
+    """Returns an item of a checkpoint as NumPy arrays, for any devices that it was saved from."""
     checkpointer = ocp.PyTreeCheckpointer()
     tree = checkpointer.metadata(folder).item_metadata.tree
     as_numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
@@ -67,7 +67,7 @@ def stored(folder):
 
 @pytest.fixture(scope='module')
 def alone(tmp_path_factory):
-    """A run that nothing disturbs."""
+    """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp('alone')
     done = start(workdir)
     assert done.returncode == 0, done.stderr
@@ -117,7 +117,7 @@ def test_killed_and_started_again(tmp_path, alone, moment, step):
     split([(signal.SIGTERM, 143), (signal.SIGINT, 130)], [(signal.SIGTERM, 143)]),
 )
 def test_a_signal_saves_and_the_run_goes_on_from_there(tmp_path, alone, signum, code):
-    # The signal comes in the middle of an interval, when nothing would be saved otherwise.
+    # The signal arrives within an interval, when no save is due.
     done = start(tmp_path, int(signum), 23)
     assert done.returncode == code, done.stderr
     with Checkpoints(tmp_path, RANK, read_only=True) as checkpoints:
@@ -126,7 +126,7 @@ def test_a_signal_saves_and_the_run_goes_on_from_there(tmp_path, alone, signum, 
     assert 23 <= saved <= 24
     done = start(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f'going on from step {saved}' in done.stderr
+    assert f'resuming from step {saved}' in done.stderr
     assert_same(tmp_path, alone)
 
 

@@ -1,4 +1,4 @@
-"""Schedules: the papers' milestones, and the laws of warm-up and linear scaling."""
+"""Schedules: the papers' milestones, warm-up and linear scaling."""
 
 import math
 
@@ -52,7 +52,7 @@ def test_step_with_a_factor_for_each_duration():
 
 @pytest.mark.parametrize('warmup', [0, 30])
 def test_exponential_is_googlenets(warmup):
-    """Szegedy et al. 2014, section 6: 4 % down each 8 epochs; stairs, after the warm-up."""
+    """Szegedy et al. 2014, section 6: −4 % every 8 epochs, in steps, after the warm-up."""
     steps = [warmup + s for s in (0, 79, 80, 159, 160, 800)]
     got = rates(steps, name='exponential', warmup=f'{warmup} steps')
     expected = [0.1 * 0.96**k for k in (0, 0, 1, 1, 2, 10)]
@@ -89,7 +89,7 @@ def test_a_warmup_rises_from_zero_and_ends_exactly_at_the_rate(name, lr, warmup)
 @examples(10)
 @given(batch=st.integers(1, 10**5), times=st.integers(1, 50))
 def test_the_rate_grows_with_the_batch(batch, times):
-    """Goyal et al. 2017, section 2.1: k times the batch, k times the rate."""
+    """Goyal et al. 2017, section 2.1: k times the batch size, k times the learning rate."""
     one = schedule_of(name='cosine', batch_size=batch, lr_for_batch=256)
     many = schedule_of(name='cosine', batch_size=times * batch, lr_for_batch=256)
     assert float(one(0)) == pytest.approx(0.1 * batch / 256, rel=1e-6)
@@ -106,7 +106,7 @@ def test_the_rate_grows_with_the_batch(batch, times):
         ({'name': 'cosine', 'end': -0.1}, r'must be in \[0, 1\]'),
         ({'name': 'cosine', 'warmup': '100 epochs'}, 'the whole run has 1000'),
         ({'name': 'cosine', 'warmup': '-1 epochs'}, 'negative'),
-        ({'name': 'step', 'at': ('50 epochs', '20 epochs')}, 'must rise'),
+        ({'name': 'step', 'at': ('50 epochs', '20 epochs')}, 'must be increasing'),
         ({'name': 'step', 'at': ('2 epochs',), 'warmup': '3 epochs'}, 'after the warm-up'),
         ({'name': 'step', 'at': ('-2 epochs',)}, 'negative'),
         ({'name': 'step', 'at': ('2 epochs',), 'factor': (0.1, 0.2)}, '2 values for 1'),

@@ -1,4 +1,4 @@
-"""What makes no sense for the data or the model is one line before anything is compiled."""
+"""Configs that do not fit the data or the model are refused in one line before compilation."""
 
 import jax
 import pytest
@@ -16,8 +16,8 @@ from vision.training.setup import setup
     [
         ({'model.num_classes': 9}, r'model.num_classes=9: digits\S* has 10 classes'),
         ({'loss.class_weights': (1.0,) * 9}, '9 values for 10 classes'),
-        ({'freeze': 'layer1'}, "freeze: 'layer1' names no parameter of the model"),
-        ({'weight_decay_pattern': 'weight$'}, "weight_decay_pattern: 'weight.' names no"),
+        ({'freeze': 'layer1'}, "freeze: 'layer1' matches no parameter of the model"),
+        ({'weight_decay_pattern': 'weight$'}, "weight_decay_pattern: 'weight.' matches no"),
         (
             {
                 'optimizer.name': 'adamw',
@@ -25,7 +25,7 @@ from vision.training.setup import setup
                 'weight_decay': 0.0,
                 'weight_decay_pattern': 'weight$',
             },
-            "weight_decay_pattern: 'weight.' names no",
+            "weight_decay_pattern: 'weight.' matches no",
         ),
         ({'training.batch_size': 64, 'training.accumulate': 3}, 'in each of 3 parts'),
         ({'training.polyak_from': '60 epochs', 'training.ema_decay': 0.0}, 'the whole run has'),
@@ -41,7 +41,7 @@ from vision.training.setup import setup
         ({'evals': {'crops': {'protocol': 'ten_crops'}}}, "Did you mean 'ten_crop'"),
         ({'preprocess.train': 'resize(28)'}, 'LeNet5 takes images of 32x32, not 28x28'),
         ({'preprocess.eval': 'resize(28)'}, 'LeNet5 takes images of 32x32, not 28x28'),
-        ({'model.dtype': 'float64'}, 'dtype float64 cannot be computed in'),
+        ({'model.dtype': 'float64'}, 'dtype float64 is not supported'),
     ],
 )
 def test_a_config_that_makes_no_sense(changes, says, monkeypatch):
@@ -68,7 +68,7 @@ def test_a_metric_that_this_data_cannot_have_is_refused_before_the_run():
     config.data = ConfigDict(
         {'source': 'synthetic', 'num_classes': 4, 'image_size': 32, 'channels': 1}
     )
-    with pytest.raises(UserError, match=r"best_by: 'top5' is no number on synthetic:train"):
+    with pytest.raises(UserError, match=r"best_by: 'top5' is undefined on synthetic:train"):
         setup(config)
     config.data.num_classes = 5
     assert setup(config).selection.name == 'top5'

@@ -1,4 +1,4 @@
-"""Eight simulated devices: every one holds its share, and trains as one device does."""
+"""Sharding on eight simulated devices: memory per device, and results equal to one device's."""
 
 import json
 
@@ -17,7 +17,7 @@ from vision.models import create_model
 
 @pytest.fixture(scope='module')
 def eight(tmp_path_factory):
-    """What `sharded_run.py` prints."""
+    """The output of `sharded_run.py`."""
     folder = tmp_path_factory.mktemp('run')
     done = run_module('tests.training.sharded_run', folder, devices=8)
     assert done.returncode == 0, done.stderr
@@ -26,7 +26,7 @@ def eight(tmp_path_factory):
 
 @pytest.mark.parametrize('tree', ['params', 'opt_state', 'ema'])
 def test_each_device_holds_an_eighth(eight, tree):
-    """Bytes on each device over the bytes of the whole; what is too small to share is on each."""
+    """Bytes per device divided by the total; arrays too small to shard are on every device."""
     for share in eight['shares'][tree]:
         assert 1 / 8 <= share < 1.01 / 8
 
@@ -64,7 +64,7 @@ def test_a_checkpoint_is_read_onto_any_layout(eight):
 
 @pytest.mark.parametrize('shard', ['data', 'fsdp'])
 def test_the_state_is_written_over(eight, shard):
-    """Donated: the compiled step writes its new state where the old one lay."""
+    """The state is donated: the compiled step writes the new state into the old one's memory."""
     aliased, held = eight['aliased'][shard]
     assert aliased >= held > 0
 
@@ -83,7 +83,7 @@ def fake_mesh(devices):
         ((3, 3, 128, 64), (None, None, 'data')),
         ((128, 128), (None, 'data')),  # the last of equals
         ((2048, 1001), ('data',)),
-        ((7, 7, 3, 63), ()),  # nothing that 8 can share
+        ((7, 7, 3, 63), ()),  # 8 divides no axis
     ],
 )
 def test_the_longest_axis_that_divides_is_shared(shape, spec):
@@ -96,7 +96,7 @@ def test_the_longest_axis_that_divides_is_shared(shape, spec):
     'name', split(['alexnet', 'inception_v3', 'resnet50'], ['alexnet', 'resnet50'])
 )
 def test_the_rule_shares_the_papers_models(name):
-    """By shape alone: under one part in fifty more than an eighth."""
+    """By shapes alone: at most 2 % more than an eighth per device."""
     model = create_model(name)
     size = type(model).input_shape
     shapes = jax.eval_shape(
@@ -133,7 +133,7 @@ def test_a_run_goes_on_with_another_layout_and_is_evaluated_and_predicted_with(t
     ):
         done = run_module('experiments.train', *FLAGS, *flags, workdir, devices=devices)
         assert done.returncode == 0, done.stderr
-    assert 'going on from step 40' in done.stderr
+    assert 'resuming from step 40' in done.stderr
     with Checkpoints(tmp_path, RANK, read_only=True) as checkpoints:
         assert checkpoints.find('last') == 60
     for devices in (1, 8):

@@ -1,4 +1,4 @@
-"""The first signal asks, the second ends the process at once; at any moment the process ends within seconds."""
+"""Signals: the first one stops the run within seconds, the second ends the process at once."""
 
 import contextlib
 import math
@@ -107,7 +107,7 @@ def test_in_an_evaluation_that_goes_on_in_a_library_what_is_done_is_kept_before_
 
 
 def test_whoever_ends_the_run_first_ends_it(monkeypatch):
-    """The main thread comes back while `leave` writes: it must not write, or take a step, meanwhile."""
+    """The main thread returns while `leave` writes, and must neither write nor take a step."""
     begun, written, never, order = *(threading.Event() for _ in range(3)), []
     monkeypatch.setattr(os, '_exit', lambda code: (order.append('end'), never.wait()))
     stop = StopSignals(lambda: (begun.set(), written.wait(10), order.append('written')))
@@ -148,7 +148,7 @@ def test_in_validation_nothing_is_lost(tmp_path):
 
 
 def test_in_the_test_at_the_end_the_last_checkpoint_is_kept(tmp_path):
-    """A sweep must not take it for finished."""
+    """A sweep must not take the run for finished."""
     found = {s: digits(s) for s in ('train', 'test')}
     arrays = {f'x_{s}': d.images for s, d in found.items()}
     arrays |= {f'y_{s}': d.labels for s, d in found.items()}
@@ -174,7 +174,7 @@ def test_while_a_step_is_compiled(tmp_path):
     flags = [flag for flag in FLAGS if 'model.name' not in flag]
     flags += ['--config.model.name=resnet110', f'--workdir={tmp_path}']
     process = Process('experiments.train', *flags, JAX_COMPILATION_CACHE_DIR='')
-    process.wait_for(lambda: 'the first one is compiled' in process.stderr)
+    process.wait_for(lambda: 'compiling the first one' in process.stderr)
     assert process.poll(3.0) is None
     end(process, signal.SIGTERM)
 
@@ -186,14 +186,14 @@ def test_while_a_step_is_compiled(tmp_path):
 def test_in_an_evaluation_nothing_is_lost_and_the_run_ends_in_the_same_bits(
     tmp_path, monkeypatch, alone, split_of, nth
 ):
-    """The nth evaluation of the weights as trained, of their average, or of the test split is interrupted.
+    """The nth evaluation of raw weights, averaged weights or the test split is interrupted.
 
-    So is the first one of the next start.
+    So is the first evaluation of the next start.
     """
     evaluate, seen = loop.Evaluator.__call__, []
 
     def interrupted(self, name, variables):
-        # Of each step the weights as trained come first.
+        # The raw weights of a step are evaluated first.
         kind = name if name == 'test' else ('raw', 'average')[len(seen) % 2]
         seen.append(kind)
         if (kind, seen.count(kind)) == (split_of, nth) or len(seen) == 1 + stopped_after:

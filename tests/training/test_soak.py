@@ -1,4 +1,4 @@
-"""A run is killed 50 times at random moments, and ends in the bits of one that was left alone."""
+"""A run that is killed 50 times at random moments ends in the bits of an uninterrupted one."""
 
 import random
 import signal
@@ -34,12 +34,12 @@ def start(workdir):
 
 
 def kill_after(process, workdir, seconds, early):
-    """Kills a run so long after its first new checkpoint was begun; returns whether it was there.
+    """Kills a run some time after its first new checkpoint began; returns whether it had begun.
 
-    An early kill counts from when the run said that it goes on.
+    An early kill counts from the line that says that the run resumes.
     """
     for line in process.stderr:
-        if 'the first one is compiled' in line:
+        if 'compiling the first one' in line:
             break
     before = set((workdir / 'checkpoints').iterdir())
     while not early and process.poll() is None:

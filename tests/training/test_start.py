@@ -1,4 +1,4 @@
-"""What is refused at the start of a run: before its workdir is made, and before a run that is there is touched."""
+"""Errors at the start of a run, before its workdir is made or an existing run is touched."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from vision.core import workdir as workdir_lib
 from vision.core.errors import UserError
 from vision.data import arrays, identity
 from vision.evaluation.run import check_data
-from vision.studies.dry_run import dry_run
+from vision.studies.cost import dry_run
 from vision.training import train
 from vision.training.setup import setup
 from vision.training.start import check_start
@@ -56,7 +56,7 @@ def contents(path):
 
 @pytest.fixture
 def copy(photos, tmp_path):
-    """The photos, to be changed, and the workdir of a run that has begun with them."""
+    """A copy of the photos to modify, and the workdir of a run that was started with them."""
     root, path = tmp_path / 'data', tmp_path / 'run'
     shutil.copytree(photos, root)
     begin(config_for(root), path)
@@ -143,7 +143,7 @@ def test_it_is_written_once(copy):
 
 
 def test_an_older_workdir_is_compared_in_what_it_has_recorded(copy):
-    """Without digests the numbers of examples count; without anything, the classes."""
+    """Without digests the numbers of examples are compared; without these, the classes."""
     root, path = copy
     recorded = json.loads((path / 'dataset.json').read_text())
     check_start(setup(config_for(copied(root))), path)
@@ -211,7 +211,7 @@ def test_evaluation_compares_the_split_that_it_is_of(copy, monkeypatch):
 
 
 def refused(config, path, says):
-    """Checks that a start is refused, as a dry run too, before the workdir is there."""
+    """Checks that a start and a dry run are refused before the workdir exists."""
     with pytest.raises(UserError, match=says) as error:
         train(config, path)
     assert '\n' not in str(error.value) and not path.exists()
@@ -220,7 +220,7 @@ def refused(config, path, says):
 
 
 def small_state():
-    """Weights of a ResNet-18 of one block in each stage."""
+    """Weights of a ResNet-18 with one block in each stage."""
     return {k: v for k, v in torch_state('resnet18').items() if not re.match(r'layer\d\.1\.', k)}
 
 
@@ -241,7 +241,7 @@ def test_weights_that_are_not_there_or_of_another_model(tmp_path, weights, monke
     monkeypatch.setattr('vision.training.start.init_state', lambda *_: pytest.fail('compiles'))
     config = tiny_config()
     for source, says in (
-        (tmp_path / 'none', 'init_from=.*none: there is no such file or workdir'),
+        (tmp_path / 'none', 'init_from=.*none: no such file or workdir'),
         (tmp_path, 'is not a workdir'),
         (weights, 'no torchvision or timm weights for model'),
     ):
@@ -249,7 +249,7 @@ def test_weights_that_are_not_there_or_of_another_model(tmp_path, weights, monke
         refused(config, tmp_path / 'run', says)
     config = small_config(weights)
     config.model.stage_sizes = (2, 1, 1, 1)
-    refused(config, tmp_path / 'run', 'does not fit the model: missing layer1.1')
+    refused(config, tmp_path / 'run', 'does not match the model: missing layer1.1')
 
 
 @pytest.mark.parametrize('value', [np.nan, np.inf])

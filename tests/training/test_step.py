@@ -1,4 +1,4 @@
-"""One step against the papers' formulas, written in NumPy."""
+"""One training step against the papers' formulas in NumPy."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ from vision.training.step import init_state, make_train_step
 
 
 class Linear(nn.Module):
-    """Softmax regression, and an auxiliary head of the same form."""
+    """Softmax regression, with an auxiliary head of the same form."""
 
     aux: bool = False
     num_classes: int = 3
@@ -56,7 +56,7 @@ def softmax(x):
 
 
 def gradient(kernel, bias, data, targets, mask):
-    """Of the mean cross-entropy over the examples that count, by hand."""
+    """Returns the gradient of the mean cross-entropy over the unmasked examples, by hand."""
     x = np.asarray(data['image'], np.float64).reshape(4, -1)
     delta = (softmax(x @ kernel + bias) - targets) * mask[:, None] / mask.sum()
     return x.T @ delta, delta.sum(0)
@@ -86,7 +86,7 @@ def test_two_steps_of_momentum_sgd_are_the_formula(mask, smoothing, decay):
 
 
 def test_the_auxiliary_heads_loss_has_its_weight():
-    """The gradient of the auxiliary head is its weight times what it is at weight 1."""
+    """The gradient of the auxiliary head is its weight times the gradient at weight 1."""
     moved = {}
     for weight in (1.0, 0.3):
         state, step = setup(Linear(aux=True), loss__aux_weight=weight)

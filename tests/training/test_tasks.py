@@ -1,4 +1,4 @@
-"""Tasks as a seam: several forward passes, arrays of their own in the state, and what is refused."""
+"""User-defined tasks: several forward passes, extra state, and errors."""
 
 import dataclasses
 import json
@@ -19,7 +19,7 @@ from vision.training import train
 
 @dataclasses.dataclass(frozen=True)
 class Teacher(Classification):
-    """Classification with a second pass, towards the answers of a teacher: an average of the parameters."""
+    """Classification with a second loss towards a teacher, an average of the parameters."""
 
     pull: float = 0.1
 
@@ -57,7 +57,7 @@ class OnlyALoss(Classification):
 
 @dataclasses.dataclass(frozen=True)
 class Backwards(Classification):
-    """Selects by a figure that is better the lower it is, and never the same."""
+    """A task whose first metric is better if lower, and differs at every evaluation."""
 
     @property
     def metrics(self):
@@ -78,7 +78,7 @@ def records(workdir):
 
 
 def state_of(workdir, config):
-    """The last checkpoint as it is on disk: the model, and what else the training needs."""
+    """Returns the last checkpoint on disk: the model, and the rest of the training state."""
     import orbax.checkpoint as ocp
 
     step = max(int(p.name) for p in (workdir / 'checkpoints').iterdir() if p.name.isdecimal())
@@ -127,7 +127,7 @@ def test_the_metric_that_is_named_selects_and_is_everywhere(tmp_path):
             "unknown task 'clasification'.*Did you mean 'classification'",
         ),
         ({'name': 'classification', 'groups': 2}, {}, "argument of task 'classification' 'groups'"),
-        ({'name': 'multilabel'}, {}, "one label an example.*task.name='classification'"),
+        ({'name': 'multilabel'}, {}, "one label per example.*task.name='classification'"),
         ({'name': f'{__name__}:Nothing'}, {}, "has no 'Nothing'"),
         ({'name': f'{__name__}:NoMetrics'}, {}, 'lacks metrics'),
         ({'name': f'{__name__}:Teacher', 'pull': 'far'}, {}, "pull='far' is not of type float"),

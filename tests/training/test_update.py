@@ -1,4 +1,4 @@
-"""Updates between the gradient and the optimizer: SAM against NumPy, in parts, and a user's own."""
+"""Updates: SAM against NumPy, with gradient accumulation, and user-defined ones."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ SAM = {'update': {'name': 'sam', 'rho': 0.3}}
 
 
 def sam_by_hand(state, examples, gradient_of, radius=0.3):
-    """A user's own, named in a config as this module's."""
+    """SAM as a user-defined update, named in a config by its module."""
     first, outcome = gradient_of(state.params, examples)
     norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(first)))
     moved = jax.tree.map(lambda p, g: p + radius * g / norm, state.params, first)

@@ -1,4 +1,4 @@
-"""A network and a run of seconds, for tests of what surrounds them: all share what is compiled."""
+"""A small network and config whose runs take seconds; tests share the compiled programs."""
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from vision.models.layers import BatchNorm, Conv, Dense, flatten
 from vision.training.setup import make_recipe
 
 NET = f'{__name__}:Net'
-# The same for commands: the network, and no affine map, which takes most of the time to compile.
+# The same as flags, without the affine op, which takes most of the compile time.
 FLAGS = (
     '--config=configs/digits_lenet5.py',
     f'--config.model.name={NET}',
@@ -19,9 +19,10 @@ FLAGS = (
 
 
 class Net(ImageModel):
-    """A convolution with BatchNorm and a hidden layer with dropout: all that a state can hold, and little to compile.
+    """A convolution with BatchNorm and a hidden layer with dropout, on images of 32 px.
 
-    It takes images of 32 pixels. Without `norm`, evaluation depends on the parameters alone.
+    The state has every kind of variable, and little has to be compiled. Without `norm`, evaluation
+    depends on the parameters alone.
     """
 
     norm: bool = True
@@ -40,13 +41,13 @@ class Net(ImageModel):
 
 
 def build_optimizer(config, schedule):
-    """The optimizer that a config describes, for any learning rate by step."""
+    """Builds the optimizer that a config describes, for a given schedule."""
     recipe = make_recipe(resolve(config), Net(num_classes=10), '0123456789', 1000)
     return recipe.optimizer_for(schedule)
 
 
 def tiny_config(**overrides):
-    """The small network on digits, 24 steps of 32; overrides as 'training__log_every'."""
+    """The small network on digits, 24 steps of 32; overrides like 'training__log_every'."""
     config = get_config()
     values = {
         'model.name': NET,

@@ -198,5 +198,5 @@ class _Forwarded:
         with contextlib.suppress(ProcessLookupError):  # it has just ended
             os.kill(self._pid, signal.SIGKILL if again else signum)
         if again:
-            os._exit(128 + signum)
+            startup.exit_at_once(128 + signum)
         self.received = signum

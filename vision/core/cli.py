@@ -24,6 +24,8 @@ from ml_collections.config_flags.tuple_parser import TupleParser
 from vision.core import startup
 from vision.core.config import plain
 from vision.core.errors import Stopped, UserError
+from vision.core.help import heading as heading
+from vision.core.help import help_text
 
 USER_MISTAKE = 2
 ANSWERED_IN_PART = 3
@@ -69,7 +71,8 @@ def define_config() -> flags.FlagHolder:
     holder = config_flags.DEFINE_config_file(
         'config',
         None,
-        'Config file of the experiment, for example configs/digits_lenet5.py.',
+        'FILE or FILE:ARGUMENT, the experiment: a file in configs/ or one of your own. '
+        '--config.KEY=VALUE changes a key.',
         lock_config=False,
         accept_new_attributes=True,
     )
@@ -299,7 +302,15 @@ def _parse(argv: Sequence[str]) -> list[str]:
                 f'for example --{indexed[1]}="(0.5, 0.5)"'
             )
         )
+    asked = {
+        word for word in argv[1:] if word in ('-h', '-help', '--help', '--helpshort', '--helpfull')
+    }
     try:
+        if asked:
+            print(help_text())
+            if '--helpfull' in asked:
+                print(flags.FLAGS.get_help())
+            sys.exit(0)
         rest = flags.FLAGS(argv)
         if 'config' in flags.FLAGS and flags.FLAGS['config'].value is not None:
             # Read the config now: a missing file fails only on first use.

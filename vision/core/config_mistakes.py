@@ -14,6 +14,7 @@ from vision.core.cli import read_literal
 from vision.core.config import plain
 from vision.core.config_keys import KEYS
 from vision.core.errors import UserError, in_a_line, meant, nearest
+from vision.core.help import own_flags
 
 
 def explained(error: Exception, argv: Sequence[str]) -> str:
@@ -110,8 +111,7 @@ def _explain_unknown(name: str) -> str:
             known = _leaves(value) if isinstance(value, ConfigDict) else []
             known += [key.name for key in KEYS] if holder == 'config' else []
             keys += [f'{holder}.{key}' for key in dict.fromkeys(known)]
-    modules = flags.FLAGS.flags_by_module_dict()
-    ours = [flag.name for module, own in modules.items() if 'absl' not in module for flag in own]
+    ours = [flag.name for flag in own_flags()]
     # Suggest the closest names.
     guesses = ' or '.join(f'--{key}' for key in meant(name, [*ours, *keys])[:3])
     hint = f'; did you mean {guesses}?' if guesses else ''

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from vision.core import startup
 from vision.core.errors import UserError
 
 T = TypeVar('T')
@@ -222,7 +223,7 @@ class StopSignals:
                 safe = threading.Thread(target=self._wait_quietly, daemon=True)
                 safe.start()
                 safe.join(_WRITING)
-                os._exit(128 + signum)
+                startup.exit_at_once(128 + signum)
 
     def _wait_quietly(self) -> None:
         """Calls `make_safe`, ignoring its errors: the process ends in any case."""
@@ -233,7 +234,7 @@ class StopSignals:
         """The signal handler."""
         # A second signal ends the process at once.
         if self.received is not None:
-            os._exit(128 + signum)
+            startup.exit_at_once(128 + signum)
         self.received = signum
         if self._shared:  # JAX tells the other processes
             os.kill(os.getpid(), signal.SIGTERM)

@@ -5,6 +5,7 @@ apply them: first `at_start`, then `tune` and `use_compilation_cache`. Importing
 settings.
 """
 
+import contextlib
 import functools
 import os
 import re
@@ -47,7 +48,15 @@ def at_start() -> None:
 def leave_on_signals() -> None:
     """Makes SIGTERM and SIGINT end the process silently until the command sets its own handlers."""
     for signum in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(signum, lambda signum, frame: os._exit(128 + signum))
+        signal.signal(signum, lambda signum, frame: exit_at_once(128 + signum))
+
+
+def exit_at_once(code: int) -> None:
+    """Ends the process without unwinding; a terminal gets its cursor back, which progress bars hide."""
+    with contextlib.suppress(OSError):
+        if os.isatty(2):
+            os.write(2, b'\r\x1b[K\x1b[?25h')
+    os._exit(code)
 
 
 def let_go_of_stdout() -> None:
@@ -98,14 +107,15 @@ class Leaving:
         """Ends the process if a signal came; a normal exit would wait for threads of libraries."""
         if cls.received is not None:
             sys.stderr.flush()
-            os._exit(128 + cls.received)
+            exit_at_once(128 + cls.received)
+        leave_on_signals()  # an exception would interrupt the interpreter's own end with a traceback
 
     @classmethod
     def _leave(cls, signum: int, frame: types.FrameType | None) -> None:
         """The signal handler."""
         # Second signals, and signals during imports, end the process.
         if cls.received is not None or _is_importing(frame):
-            os._exit(128 + signum)
+            exit_at_once(128 + signum)
         cls.received = signum
         if signum == signal.SIGINT:
             raise KeyboardInterrupt
@@ -133,7 +143,7 @@ class Leaving:
                     if cls._dropped:
                         cls.received, cls._dropped = None, False
                         os.kill(os.getpid(), signum)
-                os._exit(128 + signum)
+                exit_at_once(128 + signum)
             # Look the module up instead of importing it: it imports JAX.
             processes = sys.modules.get('vision.core.processes')
             if processes is not None and processes.StopSignals.current is not None:

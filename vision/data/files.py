@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from vision.core.errors import UserError
-from vision.core.progress import progress_bar
+from vision.core.progress import progress_bar, track
 
 # Pillow formats that are not images, that Pillow recognises but cannot read, or that need
 # Ghostscript, which would execute code in the file.
@@ -244,7 +244,8 @@ def expand(path: str) -> list[str]:
         start = os.path.dirname(start)
     pattern = globbing.escape(start) + path[len(start) :]
     matches = []
-    for match in filter(os.path.isfile, globbing.glob(pattern, recursive=True)):
+    found = filter(os.path.isfile, globbing.iglob(pattern, recursive=True))
+    for match in track(found, None, f'listing {path}'):
         ending = _ending(os.path.basename(match))
         if ending in known:
             matches.append(match)

@@ -1,0 +1,28 @@
+"""Step 5, evaluate: the metrics of trained runs, with every example counted exactly once.
+
+`load_run` reads a run from its workdir. `evaluate_runs` evaluates one run or an ensemble as a description says (which
+data, which views, which weights), and `write_report` writes the page. `read_predictions` has what a run answered for
+each example.
+
+Read first: `answers.py` (the engine), `evals.py` (the descriptions), `run.py`, `figures.py` (intervals and tests).
+"""
+
+from typing import TYPE_CHECKING
+
+from vision.core.lazy import public_names
+
+if TYPE_CHECKING:
+    from vision.evaluation.answers import Labels, Member, answer, make_step
+    from vision.evaluation.evals import (
+        Evaluation,
+        evaluate_entry,
+        evaluate_runs,
+        named_entries,
+        predict_run,
+    )
+    from vision.evaluation.figures import confusion, intervals, mcnemar, per_class
+    from vision.evaluation.predictions import Predictions, read_predictions
+    from vision.evaluation.report.page import write_report
+    from vision.evaluation.run import Run, load_run, pretrained_run
+else:
+    __all__, __getattr__, __dir__ = public_names(__name__)

@@ -1,4 +1,4 @@
-"""The logits of a run that are compared on a data set, and its labels among them."""
+"""Mapping between a data set's classes and a run's logits."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,8 +8,9 @@ import numpy as np
 from vision.core.errors import UserError, nearest
 from vision.data.source import Source
 
-# Of the 1,000 classes that TFDS labels ImageNet-A and -R with, the 200 that they have. Their authors compare the logits
-# of these alone: Hendrycks et al. 2021, arXiv:1907.07174 and 2006.16241 (`eval.py`).
+# TFDS labels ImageNet-A and ImageNet-R with all 1,000 classes of ImageNet. These are the 200 that
+# each has. Their authors compare only the logits of these classes: Hendrycks et al. 2021,
+# arXiv:1907.07174 and 2006.16241 (`eval.py`).
 SUBSETS: dict[str, tuple[int, ...]] = {
     'imagenet_a': (
         6, 11, 13, 15, 17, 22, 23, 27, 30, 37, 39, 42, 47, 50, 57, 70, 71, 76, 79, 89, 90, 94, 96,
@@ -44,9 +45,9 @@ class Classes(NamedTuple):
     """A data set's classes among a run's.
 
     Attributes:
-      names: of the classes that are told apart, K' of them.
-      logits: int64 [K'], where they are among the run's logits; None for all, as they are.
-      labels: int64, by the data set's label: the position in `names`, −1 for one that is left out.
+      names: names of the K' compared classes.
+      logits: int64 [K'], positions among the run's logits; None for all in their own order.
+      labels: int64, indexed by the data set's label: position in `names`, −1 for an excluded class.
     """
 
     names: tuple[str, ...]
@@ -57,7 +58,7 @@ class Classes(NamedTuple):
         """Checks the data set's labels, int [N] or float [N, K].
 
         Raises:
-          UserError: an example has no label, or one that is left out.
+          UserError: an example has no label or an excluded one.
         """
         if labels.ndim == 2:
             return
@@ -68,32 +69,34 @@ class Classes(NamedTuple):
             what = source.class_names[label] if 0 <= label < len(self.labels) else label
             raise UserError(
                 f'{source.name}: an example has the label {what!r}, which is not among the '
-                f'{len(self.names)} classes that are compared'
+                f'{len(self.names)} compared classes'
             )
 
 
 def match(run_names: tuple[str, ...], source: Source, which: str = 'data') -> Classes:
     """Finds a data set's classes among a run's, by name.
 
-    Numbers that the run does not have are no names but indices: of a data set that has no others
-    (folders 0 … 9, 'cifar10_corrupted' of TFDS, an `.npz`) those of the run's classes. Where they are its
-    first ones, all are compared. ImageNet-A and -R have 200 of 1,000.
+    Some data sets have numbers for names: folders 0 … 9, 'cifar10_corrupted' of TFDS, an `.npz`. If
+    the run has no such names, the numbers are indices of the run's classes; if they are the first
+    ones, all logits are compared. For ImageNet-A and -R, 200 of 1,000 classes are compared.
 
     Args:
       run_names: K names.
       source: the data set.
-      which: 'data': only the logits of its own classes are compared, as the authors of such sets
-        do; 'all': all of the run's.
+      which: 'data' compares only the logits of the data set's classes, as the authors of such data
+        sets do; 'all' compares all logits of the run.
 
     Raises:
-      UserError: it has a class that the run does not know.
+      UserError: the data set has a class that the run does not have.
     """
+    # No mapping is needed if the data set has the run's classes in the run's order.
     places, kept = _places(run_names, source), _subset(source)
     first = np.array_equal(places, np.arange(len(places)))
     nameless = _indices(source.class_names) is not None
     same = first and (nameless or len(places) == len(run_names))
     if which == 'all' or (same and kept is None):
         return Classes(run_names, None, places)
+    # Compare the logits of the data set's own classes only.
     kept = np.arange(len(places)) if kept is None else kept
     labels = np.full(len(places), -1)
     labels[kept] = np.arange(len(kept))
@@ -101,7 +104,7 @@ def match(run_names: tuple[str, ...], source: Source, which: str = 'data') -> Cl
 
 
 def _subset(source: Source) -> np.ndarray | None:
-    """The labels that a data set of TFDS has, where its class list is longer."""
+    """Returns the labels that occur in a data set with fewer classes than it lists, or None."""
     name = source.name.replace('/', ':').split(':')[0]
     if name in SUBSETS and len(source.class_names) == 1000:
         return np.array(SUBSETS[name])
@@ -109,30 +112,31 @@ def _subset(source: Source) -> np.ndarray | None:
 
 
 def _places(run_names: tuple[str, ...], source: Source) -> np.ndarray:
-    """Where each of the data set's classes is among the run's."""
+    """Returns the position of each of the data set's classes among the run's."""
     names = source.class_names
     index = {name: i for i, name in enumerate(run_names)}
     missing = [name for name in names if name not in index]
     if missing:
-        own, theirs = _indices(names), _indices(run_names)
-        if own is not None and theirs is None and own.max() < len(run_names):
+        # At least one of the two has numbers for names.
+        own, known = _indices(names), _indices(run_names)
+        if own is not None and known is None and own.max() < len(run_names):
             return own
-        if own is not None and theirs is not None and np.isin(own, theirs).all():  # '07' is '7'
-            return np.array([theirs.tolist().index(i) for i in own])
-        if theirs is not None and own is None and len(names) == len(run_names) == theirs.max() + 1:
-            return np.argsort(theirs)
+        if own is not None and known is not None and np.isin(own, known).all():  # '07' is '7'
+            return np.array([known.tolist().index(i) for i in own])
+        if known is not None and own is None and len(names) == len(run_names) == known.max() + 1:
+            return np.argsort(known)
         guess = nearest(missing[0], run_names)
         hint = f' (did you mean {guess!r}?)' if guess else ''
         raise UserError(
             f'{source.name}: {len(missing)} of its {len(names)} classes are not among the '
-            f"{len(run_names)} of the run, the first is {missing[0]!r}{hint}. The run's begin with "
-            f'{", ".join(run_names[:5])}'
+            f"{len(run_names)} of the run, the first is {missing[0]!r}{hint}. The run's first "
+            f'classes are {", ".join(run_names[:5])}'
         )
     return np.array([index[name] for name in names])
 
 
 def _indices(names: Sequence[str]) -> np.ndarray | None:
-    """The numbers that the names are, int64 [K]; None if they are not, or not different ones."""
+    """Converts names to numbers, int64 [K]; None unless all are different numbers."""
     if not all(name.isdecimal() and len(name) < 10 for name in names):
         return None
     numbers = np.array([int(name) for name in names], np.int64)

@@ -1,7 +1,7 @@
-"""Evaluations of trained runs by their description: which data, which views, which weights.
+"""Evaluations of trained runs, each described by an entry: data, split, protocol and weights.
 
-An evaluation is an entry as `vision.core.config.default_eval()` has it; a run's config names its
-own in `config.evals`.
+`vision.core.config.default_eval()` lists the keys of an entry. A run's config names its own entries
+in `config.evals`.
 """
 
 import dataclasses
@@ -11,11 +11,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from vision import data
 from vision.core.config import complete_eval
 from vision.core.config_keys import find
 from vision.core.errors import UserError, unknown
+from vision.core.progress import phase, progress_bar
 from vision.core.text import AnyPath, as_list
+from vision.data import registry as data
 from vision.data.source import Source, count_named
 from vision.evaluation import protocols
 from vision.evaluation.answers import Labels, Member, Progress, answer, make_step
@@ -28,32 +29,33 @@ from vision.preprocess import inputs
 from vision.preprocess.device import Batch
 from vision.task.metrics import figures
 
-# What another data set has in common with the run's own: how it is read, not what it is.
+# Keys that another data set inherits from the run's own: how data are read, not which.
 _HOW_TO_READ = ('source', 'data_dir', 'in_memory', 'cache', 'max_corrupt')
 
 
-# Given an evaluation's name and how many examples will be fed; returns what is told how many were.
+# Called with an evaluation's name and number of examples; returns a callback for the number done.
 Start = Callable[[str, int], Progress]
 
 
 def _silent(name: str, total: int) -> Progress:
+    """Shows no progress."""
     return lambda done: None
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The outcome of one evaluation.
+    """Result of one evaluation.
 
     Attributes:
       name: the split's, or the entry's in `config.evals`.
       entry: complete.
       source: the data.
-      predictions: of every example.
-      figures: JSON: the task's metrics, `count` and `intervals` ((low, high) of 95 % by metric), with
-        `split`, `checkpoint`, `corrupt` and, where they are not the run's own test protocol and data,
-        `data`, `classes` (how many are compared, where not all are), `protocol`, `ops`, `weights` and
-        `models`.
-      corrupt: the images that could not be read: name → reason.
+      predictions: for every example.
+      figures: for JSON: the task's metrics, `count`, `intervals` (95 % confidence, (low, high) by
+        metric), `split`, `checkpoint` and `corrupt`. If they differ from the run's own data and
+        preprocessing, also `data`, `classes` (number of compared classes), `protocol`, `ops`,
+        `weights` and `models`.
+      corrupt: unreadable images: name → reason.
     """
 
     name: str
@@ -71,24 +73,26 @@ def evaluate_runs(
     skip_corrupt: bool = False,
     progress: Start = _silent,
 ) -> tuple[list[Run], list[Evaluation]]:
-    """Evaluates a run, or several as an ensemble, in each of the ways that are asked for.
+    """Evaluates a run, or several as an ensemble, once per entry.
 
     Args:
-      workdirs: of the runs. The probabilities of several are averaged; they must tell the same
-        classes apart, and the data are those of the first.
-      entries: by name, as `named_entries` returns them.
+      workdirs: of the runs. The probabilities of several runs are averaged. All must have the same
+        classes; the data are those of the first run.
+      entries: by name, from `named_entries`.
       checkpoint: 'best', 'last' or a step.
-      skip_corrupt: leave out images that cannot be read.
-      progress: starts what shows it.
+      skip_corrupt: whether to skip unreadable images.
+      progress: starts a progress display.
 
     Raises:
-      UserError: no such run, checkpoint, weights, data or protocol, or images that cannot be read.
+      UserError: a missing run, checkpoint, weights, data or protocol, or unreadable images.
     """
     paths, runs = as_list(workdirs), dict[str | None, list[Run]]()
     done = []
     for name, entry in entries.items():
+        # Load each kind of weights ('ema', 'raw') once.
         if entry['weights'] not in runs:
-            runs[entry['weights']] = [load_run(w, checkpoint, entry['weights']) for w in paths]
+            with phase('reading the checkpoint'):
+                runs[entry['weights']] = [load_run(w, checkpoint, entry['weights']) for w in paths]
         done.append(evaluate_entry(runs[entry['weights']], name, entry, skip_corrupt, progress))
     return next(iter(runs.values())), done
 
@@ -100,21 +104,24 @@ def evaluate_entry(
     skip_corrupt: bool = False,
     progress: Start = _silent,
 ) -> Evaluation:
-    """Evaluates loaded runs in one way; see `evaluate_runs`."""
+    """Evaluates loaded runs on one entry; see `evaluate_runs`."""
+    # Open the data, and check that they are what the runs were trained on.
     first = runs[0]
     _check_same_classes(runs)
     source, own = _open(first, entry)
     for run in runs:
         if own:
-            # Of other keys of the data, as another share for validation, other examples follow.
+            # Other keys, such as the validation fraction, change which examples a split has.
             same = set(entry['data']) <= set(_HOW_TO_READ)
             check_data(run, source, entry['split'] if same else None)
         else:
             check_shape(run, source)
+    # Compute the answers over all runs and passes.
     classes = match(first.class_names, source, entry['classes'])
     passes = [(run, view) for run in runs for view in _passes(run, entry)]
-    told = progress(name, len(passes) * source.num_examples)
-    _, predictions, corrupt = _predict(passes, source, classes, skip_corrupt, told)
+    report_done = progress(name, len(passes) * source.num_examples)
+    _, predictions, corrupt = _predict(passes, source, classes, skip_corrupt, report_done)
+    # Collect the metrics, with everything that differs from the run's own data and preprocessing.
     found = {
         'split': entry['split'],
         'checkpoint': first.step,
@@ -133,7 +140,7 @@ def evaluate_entry(
 
 
 class Predicted(NamedTuple):
-    """Predictions for a source, and the images that could not be read: name → reason."""
+    """Predictions for a source, and the unreadable images: name → reason."""
 
     source: Source
     predictions: Predictions
@@ -141,20 +148,22 @@ class Predicted(NamedTuple):
 
 
 def predict_run(run: Run, split: str = 'test') -> Predicted:
-    """The answers of a run for one split of its own data.
+    """Returns the predictions of a run for one split of its own data.
 
     Args:
       run: as `load_run` returns it.
       split: train, validation or test.
 
     Raises:
-      UserError: no such split, data that have changed, or images that cannot be read.
+      UserError: the split does not exist, the data have changed, or an image cannot be read.
     """
     source = data.load(run.config.data, split)
     check_data(run, source, split)
     view = protocols.Pass(run.config.preprocess.eval)
     classes = match(run.class_names, source)
-    return _predict([(run, view)], source, classes, False, lambda done: None)
+    with progress_bar() as start:
+        move = start(f'evaluating {run.path.name}', source.num_examples)
+        return _predict([(run, view)], source, classes, False, move)
 
 
 def _predict(
@@ -164,13 +173,15 @@ def _predict(
     skip_corrupt: bool,
     progress: Progress,
 ) -> Predicted:
-    """The answers of the runs' passes over a split, averaged, and the images that could not be read."""
+    """Computes the answers of all passes over a split, averaged if there are several."""
     task = passes[0][0].task.with_class_names(classes.names)
     for run, _ in passes:
         run.task.check(source)
     labels = Labels(classes.logits, classes.labels, len(classes.names))
+    # One member per run and pass.
     members, every = [], []
     for run, view in passes:
+        # Dense evaluation is a field of the models that support it.
         model = run.model
         if view.dense and hasattr(model, 'dense_evaluation'):
             model = model.clone(dense_evaluation=True)
@@ -181,6 +192,7 @@ def _predict(
         fed = _checked(run, view, batches)
         skipped = functools.partial(count_named, source, batches.corrupt)
         members.append(Member(step, run.variables, fed, skipped))
+    # Collect the answers, the unreadable images and the paths.
     columns = answer(
         task,
         members,
@@ -189,6 +201,7 @@ def _predict(
         progress,
     )
     corrupt = {name: why for batches in every for name, why in batches.corrupt.items()}
+    # Skipped examples have no path in the result.
     paths = source.paths and tuple(source.paths[i] for i in columns['id'])
     return Predicted(source, Predictions(task, columns, paths), corrupt)
 
@@ -196,6 +209,8 @@ def _predict(
 def _batches(
     run: Run, view: protocols.Pass, source: Source, skip_corrupt: bool
 ) -> 'inputs.EvalBatches | WholeBatches':
+    """Returns the batches of a pass. Several views per image make the batch smaller."""
+    # Dense batches have two images per example, so they are half as large.
     size = run.config.evaluation.batch_size
     if view.dense:
         return WholeBatches(source, view.ops, max(1, size // 2), run.mesh, skip_corrupt)
@@ -207,13 +222,13 @@ def _batches(
 
 
 def _checked(run: Run, view: protocols.Pass, batches: Iterable[Batch]) -> Iterator[Batch]:
-    """The batches, if the run's own preprocessing makes what its model was trained on."""
+    """Yields the batches; raises UserError if their image shape differs from that in training."""
     for batch in batches:
         fed = batch['image'].shape[-3:]
         if view.ops == run.config.preprocess.eval and fed != run.input_shape:
             raise UserError(
-                f'preprocess.eval makes images of {list(fed)} of this data; '
-                f'the model of {run.path} was trained on {list(run.input_shape)}'
+                f'preprocess.eval makes images of shape {list(fed)} from this data, but the model '
+                f'of {run.path} was trained on {list(run.input_shape)}'
             )
         yield batch
 
@@ -221,16 +236,17 @@ def _checked(run: Run, view: protocols.Pass, batches: Iterable[Batch]) -> Iterat
 def named_entries(
     config: Mapping[str, Any], names: Iterable[str] | None, overrides: Mapping[str, Any]
 ) -> dict[str, Mapping[str, Any]]:
-    """The evaluations that a command line asks for.
+    """Returns the evaluations that a command line asks for.
 
     Args:
       config: of the run.
-      names: keys of `config.evals`, or 'all' of them; None for a single one, called by its split.
-      overrides: what differs in each of them: keys of an entry.
+      names: keys of `config.evals`, or 'all'; None for a single evaluation, named by its split.
+      overrides: keys of an entry, applied to every evaluation.
 
     Raises:
-      UserError: an evaluation or a key that does not exist.
+      UserError: an unknown evaluation or key.
     """
+    # Without names there is one evaluation, described by the overrides alone.
     if names is None:
         entry = complete_eval(overrides)
         return {_name(entry): entry}
@@ -243,6 +259,7 @@ def named_entries(
     for name in chosen:
         if name not in evals:
             raise unknown('evaluation', name, [*evals, 'all'])
+        # Overrides apply on top of each named entry.
         changed = evals[name].copy_and_resolve_references()
         changed.update(overrides)
         entries[name] = complete_eval(changed, f'config.evals.{name}')
@@ -250,7 +267,7 @@ def named_entries(
 
 
 def _name(entry: Mapping[str, Any]) -> str:
-    """A file name for an evaluation that the config does not name."""
+    """Makes a file name for an evaluation that is not in the config."""
     words = [
         entry['data'].get('name'),
         entry['data'].get('path'),
@@ -265,7 +282,8 @@ def _name(entry: Mapping[str, Any]) -> str:
 
 
 def _open(run: Run, entry: Mapping[str, Any]) -> tuple[Source, bool]:
-    """Opens the data of an evaluation, and says whether they are the run's own."""
+    """Opens the data of an evaluation; also returns whether they are the run's own."""
+    # The data are the run's own unless another source, name or path is given.
     own = not {'source', 'name', 'path'} & set(entry['data'])
     inherited = run.config.data.to_dict()
     if not own:
@@ -275,26 +293,28 @@ def _open(run: Run, entry: Mapping[str, Any]) -> tuple[Source, bool]:
 
 
 def _check_place(given: Mapping[str, Any], source: str) -> None:
-    """Raises UserError if a name or path of other data is given, and the source takes none."""
+    """Raises UserError if `name` or `path` is given for a source that does not take it."""
     place = [key for key in ('name', 'path') if given.get(key) is not None]
     takes = inspect.signature(find('data.source', source, data.SOURCES)).parameters
     if place and not any(key in takes for key in place):
         raise UserError(
             f'--eval.data.{place[0]}: the source {source!r} of this run takes no {place[0]}; '
-            'say which one does, as in --eval.data.source=folder'
+            'name another source, like --eval.data.source=folder'
         )
 
 
 def _passes(run: Run, entry: Mapping[str, Any]) -> list[protocols.Pass]:
+    """Returns the passes of an entry: its ops, its protocol, or the run's own preprocessing."""
     if entry['ops']:
         return [protocols.Pass(entry['ops'])]
     return protocols.passes(entry['protocol'], run.config.preprocess.eval, run.input_shape[0])
 
 
 def _check_same_classes(runs: list[Run]) -> None:
+    """Raises UserError if the runs of an ensemble have different classes."""
     for run in runs[1:]:
         if run.class_names != runs[0].class_names:
             raise UserError(
-                f'{run.path} and {runs[0].path} tell other classes apart '
-                f'({len(run.class_names)} and {len(runs[0].class_names)}): no ensemble'
+                f'{run.path} and {runs[0].path} have different classes '
+                f'({len(run.class_names)} and {len(runs[0].class_names)}): no ensemble is possible'
             )

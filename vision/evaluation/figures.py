@@ -1,4 +1,4 @@
-"""Figures beside the metrics: intervals, a test of two models, figures of each class, and the reliability diagram.
+"""Confidence intervals, McNemar's test, per-class figures and the reliability diagram.
 
 Every figure equals scikit-learn's on the same predictions (`tests/task/test_metrics.py`).
 """
@@ -8,20 +8,20 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vision.task import Columns, Task
-from vision.task.metrics import RELIABILITY_BINS, bins_of
+from vision.task.base import Task
+from vision.task.metrics import RELIABILITY_BINS, Columns, bins_of
 
 RESAMPLES = 1000
 CONFIDENCE = 0.95
 
 
 class McNemar(NamedTuple):
-    """McNemar's test of two classifiers.
+    """Result of McNemar's test of two classifiers.
 
     Attributes:
-      only_first: examples that only the first has right.
-      only_second: examples that only the second has right.
-      p_value: how likely a split of these at least so uneven is, if both are equally good.
+      only_first: number of examples that only the first classifies correctly.
+      only_second: number of examples that only the second classifies correctly.
+      p_value: probability of a split at least this uneven if both are equally good.
     """
 
     only_first: int
@@ -30,12 +30,12 @@ class McNemar(NamedTuple):
 
 
 class Confusion(NamedTuple):
-    """A confusion matrix by its cells that are not 0, row by row: 20,000 classes have 400 million cells.
+    """A sparse confusion matrix, row by row. A dense one of 20,000 classes has 400 million cells.
 
     Attributes:
-      rows: int64 [cells], the class of the examples.
-      columns: int64 [cells], what they were taken for.
-      counts: int64 [cells], how many there are.
+      rows: int64 [cells], true class.
+      columns: int64 [cells], predicted class.
+      counts: int64 [cells], number of examples, above 0.
       num_classes: K.
     """
 
@@ -46,14 +46,14 @@ class Confusion(NamedTuple):
 
 
 class PerClass(NamedTuple):
-    """The figures of each of K classes; NaN where a quotient has no examples below it.
+    """Figures of each of K classes; NaN where a quotient has the denominator 0.
 
     Attributes:
-      support: int64 [K], examples of the class.
-      predicted: int64 [K], examples that were taken for it.
-      precision: float64 [K], of those taken for it, the fraction that are.
-      recall: float64 [K], of its examples, the fraction that were found.
-      f1: float64 [K], the harmonic mean of both.
+      support: int64 [K], number of examples of the class.
+      predicted: int64 [K], number of examples predicted as the class.
+      precision: float64 [K], fraction of the predicted examples that belong to the class.
+      recall: float64 [K], fraction of the class's examples that were predicted as the class.
+      f1: float64 [K], harmonic mean of precision and recall.
     """
 
     support: np.ndarray
@@ -64,12 +64,12 @@ class PerClass(NamedTuple):
 
 
 class Reliability(NamedTuple):
-    """The accuracy at each level of confidence: bins of equal width, (low, high].
+    """Accuracy by confidence, in bins (low, high] of equal width.
 
     Attributes:
-      examples: int64 [bins], how many.
-      confidence: float64 [bins], mean probability of the class that was named; NaN if empty.
-      accuracy: float64 [bins], the fraction that was right; NaN if empty.
+      examples: int64 [bins], number of examples.
+      confidence: float64 [bins], mean probability of the predicted class; NaN if empty.
+      accuracy: float64 [bins], fraction of correct predictions; NaN if empty.
     """
 
     examples: np.ndarray
@@ -78,10 +78,11 @@ class Reliability(NamedTuple):
 
 
 def intervals(task: Task, columns: Columns, resamples: int = RESAMPLES) -> dict[str, list[float]]:
-    """Confidence intervals (low, high) of 95 % for the metrics that have one, by the bootstrap."""
+    """Returns bootstrap 95 % confidence intervals (low, high) of the metrics that have one."""
     statistics: dict[str, Any] = {}
     for name, metric in task.metrics.items():
         value = metric.of(columns)
+        # Means are resampled by their values, other metrics by their weighted form.
         if metric.weighted is not None:
             statistics[name] = metric.weighted(columns)
         elif value is not None and np.ndim(value) and np.isfinite(value).all():
@@ -99,36 +100,41 @@ def bootstrap(
     seed: int = 0,
     resamples: int = RESAMPLES,
 ) -> dict[str, tuple[float, float]]:
-    """Confidence intervals of 95 % by the bootstrap (Efron): percentiles over resampled examples.
+    """Computes 95 % confidence intervals by the percentile bootstrap (Efron) over examples.
 
-    They hold for test examples drawn anew, not for a model trained anew. Where all examples are
-    right, resampling finds no others, and the interval of an accuracy is a point.
+    The intervals cover other samples of test examples, not other training runs. If all examples are
+    correct, every resample is too, and the interval of the accuracy is a single point.
 
     Args:
-      n: the number of examples, N.
-      statistics: by name, a value for each example [N], whose mean is the statistic, or a function of the
-        examples' weights float64 [N].
-      biased: statistics that resampling raises: it adds noise to each bin of a calibration error, and a mean
-        of absolute values grows by noise. The growth is subtracted, so that the interval holds the figure.
-      seed: of the resampling; the same seed gives the same intervals.
-      resamples: how many.
+      n: number of examples, N.
+      statistics: by name, one value per example [N], whose mean is the statistic, or a function of
+        example weights float64 [N].
+      biased: names of statistics that resampling increases. Resampling adds noise to each bin of a
+        calibration error, and noise increases a mean of absolute values. The mean increase is
+        subtracted, so that the interval contains the statistic.
+      seed: seed of the resampling; the same seed gives the same intervals.
+      resamples: number of resamples.
 
     Returns:
       (low, high) by name.
     """
+    # Means are resampled as weighted sums, which is faster than calling a function.
     means = {k: np.asarray(v, np.float64) for k, v in statistics.items() if not callable(v)}
     functions = {k: v for k, v in statistics.items() if callable(v)}
     rng = np.random.default_rng(seed)
     drawn: dict[str, list[float]] = {k: [] for k in statistics}
     for _ in range(resamples):
+        # Resampling with replacement is a draw of integer weights.
         times = np.bincount(rng.integers(n, size=n), minlength=n).astype(np.float64)
         for name, values in means.items():
             drawn[name].append(float((times * values).sum()) / n)
         for name, function in functions.items():
             drawn[name].append(function(times))
+    # Subtract the bias.
     for name in biased:
         grown = float(np.mean(drawn[name])) - functions[name](np.ones(n))
         drawn[name] = [max(value - grown, 0.0) for value in drawn[name]]
+    # Percentiles on both sides.
     outside = 50 * (1 - CONFIDENCE)
     return {
         name: (float(low), float(high))
@@ -138,16 +144,17 @@ def bootstrap(
 
 
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
-    """The exact test (McNemar 1947; Dietterich 1998): two-sided, binomial.
+    """McNemar's exact test, two-sided and binomial (McNemar 1947; Dietterich 1998).
 
-    It says nothing of training anew with another seed.
+    It compares two trained models, and does not account for other training seeds.
 
     Args:
-      first: bool [N], which examples the first has right.
-      second: bool [N], the same examples, for the second.
+      first: bool [N], whether the first classifier is correct.
+      second: bool [N], the same for the second, on the same examples.
     """
     from scipy.stats import binomtest
 
+    # Only examples on which the two disagree count.
     only_first, only_second = int((first & ~second).sum()), int((second & ~first).sum())
     n = only_first + only_second
     p_value = float(binomtest(only_first, n, 0.5).pvalue) if n else 1.0
@@ -155,19 +162,20 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> Confusion:
-    """Counts how often each class was taken for which.
+    """Counts how often each class was predicted as each other.
 
     Args:
       labels: int [N].
       predicted: int [N].
       num_classes: K.
     """
+    # Count pairs (label, prediction) as single numbers.
     cells, counts = np.unique(labels.astype(np.int64) * num_classes + predicted, return_counts=True)
     return Confusion(cells // num_classes, cells % num_classes, counts, num_classes)
 
 
 def per_class(matrix: Confusion) -> PerClass:
-    """Precision, recall and F1 of each class."""
+    """Returns precision, recall and F1 of each class."""
 
     def total(classes: np.ndarray, counts: np.ndarray) -> np.ndarray:
         return np.bincount(classes, counts, matrix.num_classes).astype(np.int64)
@@ -187,12 +195,12 @@ def per_class(matrix: Confusion) -> PerClass:
 def reliability(
     confidence: np.ndarray, correct: np.ndarray, bins: int = RELIABILITY_BINS
 ) -> Reliability:
-    """The reliability diagram (Guo et al. 2017, "On calibration of modern neural networks", 2).
+    """Computes the reliability diagram (Guo et al. 2017, section 2).
 
     Args:
-      confidence: float64 [N], the probability of the class that was named.
+      confidence: float64 [N], probability of the predicted class.
       correct: bool [N].
-      bins: how many, of equal width; the right edge belongs to a bin, and 0 to the first.
+      bins: number of bins of equal width. Bins include their right edge, the first also 0.
     """
     where = bins_of(confidence, bins)
     count = np.bincount(where, minlength=bins)
@@ -204,6 +212,6 @@ def reliability(
 
 
 def _quotient(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """above / below, NaN where below is 0."""
+    """Returns above / below, NaN where below is 0."""
     out = np.full(len(below), np.nan)
     return np.divide(above, below, out=out, where=below > 0)

@@ -1,12 +1,14 @@
-"""A task's answers for the examples of a split, in memory and on disk.
+"""Predictions for the examples of a split, in memory and on disk.
 
-`experiments.evaluate` writes `report/predictions_NAME.jsonl` into the workdir (NAME is the split's,
-or the evaluation's in `config.evals`), a line an example, in the order of the ids. Of a classification:
+`experiments.evaluate` writes `report/predictions_NAME.jsonl` into the workdir, where NAME is the
+split or the evaluation in `config.evals`. It has one line per example, in the order of the ids. For
+classification:
 
     {"id": 0, "path": null, "label": 3, "class": "three", "rank": 0, "loss": 0.0012,
      "predictions": [{"class": "three", "index": 3, "probability": 0.9988}, …]}
 
-Other code reads it with `read_predictions(workdir, 'test')`: `ids` say which examples two files share.
+`read_predictions(workdir, 'test')` reads it. Examples in two files correspond if their ids are
+equal.
 """
 
 import dataclasses
@@ -19,17 +21,18 @@ import numpy as np
 from vision.core.errors import UserError, nearest
 from vision.core.text import AnyPath, json_text
 from vision.core.workdir import locate, replace
-from vision.task import Columns, Task
+from vision.task.base import Task
+from vision.task.metrics import Columns
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Predictions:
-    """The answers for N examples.
+    """Predictions for N examples.
 
     Attributes:
-      task: that gave them.
+      task: the task that computed them.
       columns: [N, …] by name, as `task.answers` returns them, with `id` int [N], ascending.
-      paths: N paths, or None where the examples are no files.
+      paths: N paths, or None if the examples are not files.
     """
 
     task: Task
@@ -40,33 +43,34 @@ class Predictions:
         return len(self.columns['id'])
 
     def __getitem__(self, name: str) -> np.ndarray:
-        """A column, [N, …]."""
+        """Returns a column, [N, …]."""
         return self.columns[name]
 
     @property
     def ids(self) -> np.ndarray:
-        """int [N], the examples' ids in the split, ascending."""
+        """Ids of the examples in the split, int [N], ascending."""
         return self.columns['id']
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """K names."""
+        """Names of the K classes."""
         return self.task.settings.class_names
 
     @property
     def correct(self) -> np.ndarray | None:
-        """bool [N], which examples the task's first metric counts as right; None where it counts none."""
+        """Correctness by the task's first metric, bool [N]; None if the metric has none."""
         value = next(iter(self.task.metrics.values())).of(self.columns)
         return value if isinstance(value, np.ndarray) and value.dtype == bool else None
 
 
 def predictions_file(report: Path, name: str) -> Path:
-    """Where the predictions of an evaluation are, in the folder of the reports."""
+    """Returns the path of an evaluation's predictions in the report folder."""
     return report / f'predictions_{name}.jsonl'
 
 
 def write_predictions(path: Path, predictions: Predictions) -> None:
-    """Writes a line for each example; the file is there whole or not at all."""
+    """Writes one line per example, atomically."""
+    # Write to a temporary file first, so that a killed process leaves no partial file.
     p, temporary = predictions, path.with_name(path.name + '.tmp')
     with open(temporary, 'w', encoding='utf-8') as file:
         for i in range(len(p)):
@@ -77,16 +81,16 @@ def write_predictions(path: Path, predictions: Predictions) -> None:
 
 
 def read_predictions(workdir: AnyPath, name: str = 'test') -> Predictions:
-    """Reads the predictions that `experiments.evaluate` left in a workdir.
+    """Reads the predictions that `experiments.evaluate` wrote to a workdir.
 
     Args:
       workdir: of the run.
-      name: of the split, or of the evaluation in `config.evals`.
+      name: the split, or the evaluation in `config.evals`.
 
     Raises:
-      UserError: there are none, or the file is damaged.
+      UserError: the predictions do not exist, or the file is damaged.
     """
-    from vision.task import read_task
+    from vision.task.base import read_task
 
     folder = locate(workdir)
     report = folder / 'report'
@@ -98,12 +102,13 @@ def read_predictions(workdir: AnyPath, name: str = 'test') -> Predictions:
         columns = {'id': np.array([r['id'] for r in records]), **task.from_records(records)}
         paths = tuple(r['path'] for r in records)
     except FileNotFoundError:
+        # Name the predictions that exist, or the nearest one.
         there = [p.stem.removeprefix('predictions_') for p in report.glob('predictions_*.jsonl')]
         hint = f'; there are: {", ".join(sorted(there))}' if there else ''
         guess = nearest(name, there)
         hint = f' (did you mean {guess}?)' if guess else hint
         raise UserError(
-            f'{path}: there are no such predictions{hint}. '
+            f'{path}: no such predictions{hint}. '
             f'experiments.evaluate --workdir={folder} writes them'
         ) from None
     except (ValueError, KeyError, TypeError, IndexError, OSError) as e:
@@ -112,9 +117,10 @@ def read_predictions(workdir: AnyPath, name: str = 'test') -> Predictions:
 
 
 def _with_names(task: Task, records: list[dict[str, Any]]) -> Task:
-    """The task with the class names that the records mention: those of another data set are not the run's."""
+    """Returns the task with the class names in the records, which may be of another data set."""
     names: dict[int, str] = {}
     for record in records:
+        # Single-label records name their class directly.
         if isinstance(record.get('label'), int) and 'class' in record:
             names[record['label']] = record['class']
         names |= {p['index']: p['class'] for p in record.get('predictions', ())}
@@ -125,5 +131,5 @@ def _with_names(task: Task, records: list[dict[str, Any]]) -> Task:
 
 
 def _printable(path: str) -> str:
-    """A file name is bytes; what is no UTF-8 in it is shown as a question mark."""
+    """Replaces bytes of a file name that are not UTF-8 by question marks."""
     return path.encode('utf-8', 'replace').decode()

@@ -1,10 +1,10 @@
-"""The papers' test protocols: what is cut out of an image, and how the answers are averaged.
+"""The papers' test protocols: how an image is cropped for testing and how the views are averaged.
 
 `--eval.protocol=NAME` or `NAME(arguments)`, in the grammar of op strings. A protocol is one or
-several passes over the data, each an op string. All views of an image that a pass makes go through
-the model in one batch. What is averaged is the softmax's probability, over views and passes, each
-with the same weight, as AlexNet (section 4.1), VGG (3.2) and GoogLeNet (section 7) have it; over
-the positions of a dense pass the model itself averages logits (VGG, 3.2; ResNet's pooling).
+several passes over the data, each an op string. All views of an image in a pass go through the
+model in one batch. Softmax probabilities are averaged over views and passes with equal weights, as
+in AlexNet (section 4.1), VGG (3.2) and GoogLeNet (7). Over the positions of a dense pass the model
+itself averages logits (VGG, 3.2) or pools features (ResNet).
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class Pass(NamedTuple):
 
     Attributes:
       ops: an op string.
-      dense: the images keep their shapes; each and its mirror image are fed whole.
+      dense: whether whole images of any shape are evaluated, each with its mirror image.
     """
 
     ops: str
@@ -29,47 +29,48 @@ class Pass(NamedTuple):
 
 
 def ten_crop(decode: str, size: int, scale: int | None = None) -> list[Pass]:
-    """Four corners, centre and their mirror images (AlexNet, 4.1; ResNet, 3.4).
+    """Four corners, the centre, and their mirror images (AlexNet, section 4.1; ResNet, 3.4).
 
     Args:
-      decode: the op that reads an image, if there must be one.
-      size: of what the model is fed.
-      scale: of the shorter side; 256 for models that are fed 224 px, in proportion for others.
+      decode: op that decodes an image; '' if none is needed.
+      size: side of the model's input, in pixels.
+      scale: shorter side before cropping; by default 256 for a size of 224, scaled for others.
     """
     return [_pass(decode, f'resize_small({scale or round(256 * size / 224)})', f'ten_crop({size})')]
 
 
 def crops_144(decode: str, size: int, *scales: int) -> list[Pass]:
-    """GoogLeNet's 144 crops (section 7): four scales, three squares, six crops, two mirror images.
+    """GoogLeNet's 144 crops (section 7): 4 scales × 3 squares × 6 crops × 2 mirror images.
 
     Args:
       decode: as in `ten_crop`.
-      size: likewise.
-      *scales: of the shorter side; 256, 288, 320, 352 for models that are fed 224 px.
+      size: as in `ten_crop`.
+      *scales: shorter sides; by default 256, 288, 320, 352 for a size of 224, scaled for others.
     """
     return [_pass(decode, f'inception_crops({size}, {_scales(scales, _GOOGLENET_SCALES, size)})')]
 
 
 def multi_scale_crops(decode: str, size: int, *scales: int) -> list[Pass]:
-    """`ten_crop` at several scales (VGG's "multi-crop", 3.2; ResNet, 3.4).
+    """`ten_crop` at several scales (VGG's "multi-crop", section 3.2; ResNet, 3.4).
 
     Args:
       decode: as in `ten_crop`.
-      size: likewise.
-      *scales: of the shorter side; 224, 256, 384, 480, 640 for models that are fed 224 px.
+      size: as in `ten_crop`.
+      *scales: shorter sides; by default 224, 256, 384, 480, 640 for a size of 224, scaled for
+      others.
     """
     return [_pass(decode, f'multi_scale_crops({size}, {_scales(scales, _RESNET_SCALES, size)})')]
 
 
 def dense(decode: str, size: int, *scales: int) -> list[Pass]:
-    """The model over the whole image at each scale, and over its mirror image.
+    """Dense evaluation of the whole image at each scale, and of its mirror image.
 
     VGG, sections 3.2 and 4.2: dense(256, 384, 512); ResNet, 3.4: dense(224, 256, 384, 480, 640).
 
     Args:
       decode: as in `ten_crop`.
-      size: likewise.
-      *scales: of the shorter side; 256 for models that are fed 224 px.
+      size: as in `ten_crop`.
+      *scales: shorter sides; by default 256 for a size of 224, scaled for others.
     """
     return [
         _pass(decode, f'resize_small({scale})')._replace(dense=True)
@@ -86,28 +87,31 @@ PROTOCOLS: dict[str, Callable[..., list[Pass]]] = {
 
 
 def passes(protocol: str | None, eval_ops: str, size: int) -> list[Pass]:
-    """The passes of a protocol.
+    """Returns the passes of a protocol.
 
     Args:
-      protocol: a name of `PROTOCOLS`, with arguments or without; None for `eval_ops` as they are.
+      protocol: a name of `PROTOCOLS`, with or without arguments; None for `eval_ops`.
       eval_ops: `preprocess.eval` of the run, whose `decode` is kept.
-      size: of what the model is fed, pixels.
+      size: side of the model's input, in pixels.
 
     Raises:
-      UserError: no such protocol, or arguments that it does not have.
+      UserError: an unknown protocol or invalid arguments.
     """
     if protocol is None:
         return [Pass(eval_ops)]
+    # A protocol may list several passes: 'NAME(arguments)|NAME'.
     parsed = opstring.parse(protocol)
     opstring.check(parsed, PROTOCOLS, skip=2)
+    # Keep the run's own `decode` op.
     decode = next((str(op) for op in opstring.parse(eval_ops) if op.name == 'decode'), '')
     return [p for op in parsed for p in PROTOCOLS[op.name](decode, size, *op.args, **op.kwargs)]
 
 
 def _pass(*ops: str) -> Pass:
+    """Joins ops to a pass; empty ones are left out."""
     return Pass('|'.join(op for op in ops if op))
 
 
 def _scales(given: tuple[int, ...], published: tuple[int, ...], size: int) -> tuple[int, ...]:
-    """The scales that were asked for, or those that a paper gives for 224 px, for another size."""
+    """Returns the given scales, or the published ones for 224 px, scaled to another size."""
     return given or tuple(round(scale * size / 224) for scale in published)

@@ -1,4 +1,4 @@
-"""A trained run, read back from its workdir and nothing else."""
+"""A trained run, restored from its workdir alone."""
 
 import dataclasses
 from pathlib import Path
@@ -18,9 +18,9 @@ from vision.core.errors import UserError
 from vision.core.text import AnyPath
 from vision.data.identity import check_unchanged
 from vision.data.source import Source
-from vision.models import create_model
 from vision.models.base import check_finite, init_variables, run_once
-from vision.task import Task, task_of
+from vision.models.registry import create_model
+from vision.task.base import Task, task_of
 from vision.task.metrics import Selection
 
 
@@ -29,16 +29,16 @@ class Run:
     """A trained run.
 
     Attributes:
-      path: its workdir.
-      config: as it was trained with; mean and std are what its images were normalised by.
+      path: the workdir.
+      config: the config of the training, with the mean and deviation that were used.
       class_names: K names.
-      image_shape: (H, W, C) of the images of its source; None where each has its own size.
-      input_shape: (H, W, C) of what the model is fed.
-      step: of the checkpoint.
+      image_shape: (H, W, C) of the source's images; None if it varies.
+      input_shape: (H, W, C) of the model's input.
+      step: step of the checkpoint.
       model: unbound.
-      task: that it was trained for.
-      variables: params and batch_stats, on every device of `mesh`.
-      mesh: of all devices.
+      task: the task that the model was trained for.
+      variables: params and batch_stats, replicated on `mesh`.
+      mesh: all devices.
     """
 
     path: Path
@@ -54,29 +54,33 @@ class Run:
 
 
 def load_run(workdir: AnyPath, checkpoint: str = 'best', weights: str | None = None) -> Run:
-    """Reads a run's model.
+    """Restores the model of a run.
 
     Args:
-      workdir: of a run that has written a checkpoint; it may still be training.
+      workdir: of a run with at least one checkpoint; the run may still be training.
       checkpoint: 'best' (on the validation split), 'last', or a step.
-      weights: 'ema', 'raw', or None: the moving average where there is one.
+      weights: 'ema', 'raw', or None for the moving average if there is one.
 
     Raises:
-      UserError: it is no workdir, has no such checkpoint, or one of another model or with values that are not finite.
+      UserError: not a workdir, or the checkpoint is missing, belongs to another model, or has
+        values that are not finite.
     """
     path = workdir_lib.locate(workdir)
     config, dataset = workdir_lib.read_config(path), workdir_lib.read_json(path, 'dataset.json')
     if config.preprocess.get('normalise') == 'dataset':
         config.preprocess.mean = tuple(dataset['mean'])
         config.preprocess.std = tuple(dataset['std'])
+    # Build model and task from the config and `dataset.json`.
     names = dataset['class_names']
     model = create_model(**{'num_classes': len(names)} | config.model.to_dict())
     task = task_of(config, names, model.num_classes)
     mesh = mesh_lib.make_mesh()
+    # Restore into abstract arrays that are replicated on all devices.
     template = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.replicated(mesh)),
         jax.eval_shape(lambda: init_variables(model, dataset['input_shape'], jax.random.key(0))),
     )
+    # Restore the weights and check that they are finite.
     with open_checkpoints(path, task, config.training.best_by) as checkpoints:
         step = checkpoints.find(checkpoint)
         variables = checkpoints.restore_variables(step, template, weights)
@@ -84,7 +88,9 @@ def load_run(workdir: AnyPath, checkpoint: str = 'best', weights: str | None = N
     try:
         check_finite(variables, f'{path}, checkpoint {step}')
     except UserError as e:
-        hint = f'take another, as --checkpoint={others[-1]}' if others else 'there is no other'
+        hint = 'there is no other checkpoint'
+        if others:
+            hint = f'use another one, like --checkpoint={others[-1]}'
         raise UserError(f'{e}; {hint}') from None
     image_shape = dataset['image_shape']
     return Run(
@@ -102,25 +108,26 @@ def load_run(workdir: AnyPath, checkpoint: str = 'best', weights: str | None = N
 
 
 def open_checkpoints(path: Path, task: Task, best_by: str | None) -> Checkpoints:
-    """The checkpoints of a run, to be read; ordered as the run selects them."""
+    """Opens the checkpoints of a run read-only, ordered by the run's selection metric."""
     selection = Selection(task, best_by)
     return Checkpoints(path, selection.rank, read_only=True)
 
 
 def pretrained_run(source: str, name: str | None = None) -> Run:
-    """ImageNet weights as if they were a run: model, classes and preprocessing, no data.
+    """Makes a `Run` from ImageNet weights: model, classes and preprocessing, without data.
 
     Args:
       source: a `.safetensors` or `.pth` file of torchvision or timm, or 'hf:org/name'.
-      name: the model's, in the registry; by default what the source's name or its tensors tell.
+      name: name of the model in the registry; guessed from the source by default.
 
     Raises:
-      UserError: the source cannot be read, or its tensors are not the model's.
+      UserError: the source cannot be read, or its tensors do not match the model.
     """
     from vision.models.weights import pretrained
 
     name = name or pretrained.guess_name(source)
     fed = pretrained.pretrained_input(name, source)
+    # The preprocessing that the weights were trained with.
     config = default_config()
     config.model.name = name
     resize = f'resize_small({fed.resize}, {fed.method!r})'
@@ -149,41 +156,43 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
 
 
 def check_data(run: Run, source: Source, split: str | None = None) -> None:
-    """Checks that a run's data still are what it was trained on.
+    """Checks that a run's data are still those that it was trained on.
 
     Args:
       run: as `load_run` returns it.
       source: the data.
-      split: whose examples must be those that the run had in it; None to look at the classes alone.
+      split: split whose examples must be unchanged; None to check classes and shape only.
 
     Raises:
-      UserError: its classes, the images' shape or the examples have changed; says in what.
+      UserError: the classes, the image shape or the examples have changed; the message says which.
     """
     was, now = run.class_names, source.class_names
     if was != now:
+        # Name one class that is gone and one that is new.
         gone, new = ([n for n in a if n not in b] for a, b in ((was, now), (now, was)))
         differ = [f'{what} {names[0]!r}' for what, names in (('lost', gone), ('has', new)) if names]
         raise UserError(
             f'{source.name} has {len(now)} classes and {run.path} was trained on {len(was)}: '
             f'the data {" and ".join(differ) or "has them in another order"} now. '
-            'Give it the data it was trained on, or evaluate on this as another data set: '
+            'Use the data that it was trained on, or evaluate on this as another data set: '
             '--eval.data.path=… finds the classes by name'
         )
     check_shape(run, source)
+    # Compare ids and content of the split's examples with those recorded by the run.
     if split is not None:
         advice = (
-            'Give it the data that it was trained on, or evaluate on this as another data set, named with '
-            '--eval.data.path=… or --eval.data.name=…'
+            'Use the data that it was trained on, or evaluate on this as another data set, named '
+            'with --eval.data.path=… or --eval.data.name=…'
         )
         examples = {split: list(source.identities())}
         processes.on_first(lambda: check_unchanged(run.path, {}, examples, advice))
 
 
 def check_shape(run: Run, source: Source) -> None:
-    """Raises UserError if a source's pixels are not of the shape that the run was trained on."""
+    """Raises UserError if a source's images do not have the shape that the run was trained on."""
     shape = None if source.encoded else source.image_shape
     if shape is not None and run.image_shape is not None and shape != run.image_shape:
         raise UserError(
-            f'{source.name} has images of {list(shape)}; {run.path} was trained on images of '
+            f'{source.name} has images of shape {list(shape)}, but {run.path} was trained on '
             f'{list(run.image_shape)}'
         )

@@ -1,4 +1,4 @@
-"""Whole images for dense evaluation: each keeps its shape, and those of one shape make a batch."""
+"""Batches of whole images for dense evaluation: all images of a batch have one shape."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -13,27 +13,27 @@ from vision.core.startup import tf_cpu
 from vision.data.source import BadImage, Source, read_each
 from vision.preprocess.device import Batch
 
-STRIDE = 32  # of the networks that are evaluated densely
+STRIDE = 32  # total stride of the networks that are evaluated densely
 
 
 class WholeBatches:
-    """Every example of a split once, and its mirror image, in batches of one shape each.
+    """Every example of a split once, with its mirror image, in batches of equal shape.
 
-    So that a data set of photographs has a dozen shapes to compile and not a thousand, the longer
-    side is cut in the middle to the shorter one plus a multiple of `STRIDE` pixels: what is lost
-    is less than one position of the last stage. The order is not that of the ids.
+    Each shape is compiled separately. To keep their number small, the longer side is cropped around
+    the centre to the shorter side plus a multiple of `STRIDE` pixels. The loss is less than one
+    position of the last stage. The order of the examples is not that of their ids.
 
     Attributes:
-      corrupt: the images that could not be read in the last pass, by name, with the reason.
+      corrupt: unreadable images of the last pass: name → reason.
     """
 
     def __init__(
         self, source: Source, ops: str, batch_size: int, mesh: Mesh, skip_corrupt: bool = False
     ):
-        """Prepares the split; arguments as of `vision.preprocess.inputs.EvalBatches`.
+        """Prepares the split; the arguments are those of `vision.preprocess.inputs.EvalBatches`.
 
         Raises:
-          UserError: there are several processes: their batches would not be of one shape.
+          UserError: there are several processes, whose batches would have different shapes.
         """
         from vision.preprocess.graph import parse
 
@@ -44,11 +44,12 @@ class WholeBatches:
         self._ops, self._batch_size = parse(source, ops), batch_size * mesh.size
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yields `{'image': uint8 [B, 2, H, W, C], 'id', 'label', 'mask'}`, padded at the end."""
-        self.corrupt.clear()  # one dict for all passes, as `inputs.EvalBatches` has it
+        """Yields padded batches `{'image': uint8 [B, 2, H, W, C], 'id', 'label', 'mask'}`."""
+        self.corrupt.clear()  # callers hold on to the dict
         seen = np.zeros(self._source.num_examples, bool)
         for ids, labels, images in self._dataset().as_numpy_iterator():
             seen[ids] = True
+            # Pad to the batch size with mask 0 and id −1, and add the mirror images.
             missing = self._batch_size - len(ids)
             images = np.pad(images, [(0, missing), *[(0, 0)] * 3])
             batch = {
@@ -58,17 +59,18 @@ class WholeBatches:
                 'mask': np.pad(np.ones(len(ids), np.float32), (0, missing)),
             }
             yield mesh_lib.put_batch(batch, self._mesh)
+        # Examples that tf.data dropped could not be read.
         for example in np.flatnonzero(~seen):
             name, reason = self._why(int(example))
             if not self._skip_corrupt:
                 raise UserError(
-                    f'{name}: {reason}. Leave such images out with --skip_corrupt; or mend or remove it, where no run was '
-                    'trained on this data.'
+                    f'{name}: {reason}. Skip such images with --skip_corrupt; or repair or remove '
+                    'the file, unless a run was trained on this data.'
                 )
             self.corrupt[name] = reason
 
     def _dataset(self) -> Any:
-        """Batches of (id, label, image) of one shape each; images that fail drop out."""
+        """Returns a tf.data.Dataset of (id, label, image) batches without unreadable images."""
         from vision.preprocess.ops import on_host
 
         tf, source = tf_cpu(), self._source
@@ -82,10 +84,12 @@ class WholeBatches:
         def preprocess(example: Any, label: Any, image: Any) -> tuple[Any, Any, Any]:
             return example, label, _cut(on_host.apply(self._ops, image, None))
 
+        # Encode the shape as one number, the key of a group.
         def shape_of(example: Any, label: Any, image: Any) -> Any:
             height, width = tf.unstack(tf.cast(tf.shape(image)[:2], tf.int64))
             return height * 2**20 + width
 
+        # Preprocess in parallel, then group images by their shape.
         several = source.multi_label
         signature = (
             tf.TensorSpec([], tf.int64),
@@ -105,10 +109,11 @@ class WholeBatches:
         )
 
     def _why(self, example: int) -> tuple[str, str]:
-        """The name of an example that dropped out, and what was wrong with it."""
+        """Returns the name of a dropped example and the reason."""
         from vision.preprocess.graph import decoded
 
         name = self._source.name_of(example)
+        # A source that is read in order cannot read a single example again.
         if not self._source.indexed:
             return name, 'cannot be decoded'
         try:
@@ -119,7 +124,7 @@ class WholeBatches:
 
 
 def _cut(image: Any) -> Any:
-    """Cuts the longer side to the shorter one plus a multiple of STRIDE, in the middle."""
+    """Crops the longer side around the centre to the shorter side plus a multiple of STRIDE."""
     tf = tf_cpu()
     size = tf.shape(image)[:2]
     short = tf.reduce_min(size)

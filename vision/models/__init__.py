@@ -1,151 +1,31 @@
-"""Step 3, choose: the models by name. Adding one is one file and one line here; a user's own needs neither.
+"""Step 3, choose: the models by name, and the layers that they are made of.
 
-`vision.models.cpu.startup` must not import JAX, so neither does this module before a model is made.
+`create_model('resnet50', num_classes=10)` makes a Flax module; `MODELS` has all names. A model of your own is an
+`ImageModel` built of `Conv`, `Dense`, `BatchNorm` and the pools, which the config names as 'my_module:MyNet'. The
+package `weights` reads weights of torchvision and timm; the package `cpu` has faster forms of layers for CPUs.
+
+Read first: `registry.py` (the models by name), `base.py` (their contract), `layers.py`, `lenet.py` as an example.
 """
 
-import importlib
-import inspect
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vision.core.config_keys import check_arguments, find
-from vision.core.errors import UserError, unknown
+from vision.core.lazy import public_names
 
 if TYPE_CHECKING:
-    import flax.linen as nn
-
-
-class Entry:
-    """A model of the registry: its class, imported when the model is asked for, and arguments."""
-
-    def __init__(self, path: str, **arguments: Any):
-        """Takes 'file:Class' in this folder and the arguments that make the variant."""
-        self._path, self._arguments = path, arguments
-
-    def load(self) -> 'Callable[..., nn.Module]':
-        """The class with its arguments."""
-        module, _, name = self._path.partition(':')
-        cls = getattr(importlib.import_module(f'vision.models.{module}'), name)
-        return partial(cls, **self._arguments) if self._arguments else cls
-
-
-_SHALLOW: dict[str, Any] = {'block': 'basic', 'stage_sizes': (3, 4, 6, 3)}
-_ORIGINAL: dict[str, Any] = {'stride_in': '1x1', 'zero_init_residual': False}
-
-MODELS: dict[str, Entry] = {
-    'lenet5_1998': Entry('lenet_1998:LeNet5Original'),
-    'lenet5': Entry('lenet:LeNet5'),
-    'alexnet_2012': Entry('alexnet:AlexNet2012'),
-    'alexnet': Entry('alexnet:AlexNet'),
-    # The columns of the paper's table 1, evaluated densely.
-    'vgg_a': Entry('vgg:VGG', configuration='A', weight_init='glorot', dense_evaluation=True),
-    'vgg_a_lrn': Entry(
-        'vgg:VGG', configuration='A', lrn=True, weight_init='glorot', dense_evaluation=True
-    ),
-    'vgg_b': Entry('vgg:VGG', configuration='B', weight_init='glorot', dense_evaluation=True),
-    'vgg_c': Entry('vgg:VGG', configuration='C', weight_init='glorot', dense_evaluation=True),
-    'vgg_d': Entry('vgg:VGG', configuration='D', weight_init='glorot', dense_evaluation=True),
-    'vgg_e': Entry('vgg:VGG', configuration='E', weight_init='glorot', dense_evaluation=True),
-    'vgg11': Entry('vgg:VGG', configuration='A'),
-    'vgg13': Entry('vgg:VGG', configuration='B'),
-    'vgg16': Entry('vgg:VGG', configuration='D'),
-    'vgg19': Entry('vgg:VGG', configuration='E'),
-    'vgg11_bn': Entry('vgg:VGG', configuration='A', batch_norm=True),
-    'vgg13_bn': Entry('vgg:VGG', configuration='B', batch_norm=True),
-    'vgg16_bn': Entry('vgg:VGG', configuration='D', batch_norm=True),
-    'vgg19_bn': Entry('vgg:VGG', configuration='E', batch_norm=True),
-    'googlenet_2014': Entry('googlenet:GoogLeNet', original=True, dropout=0.4),
-    'googlenet': Entry('googlenet:GoogLeNet'),
-    'inception_v3': Entry('inception:InceptionV3'),
-    # As published: shortcut options A to C; bottlenecks with their stride in the 1x1.
-    'resnet34_a': Entry('resnet:ResNet', shortcut='A', zero_init_residual=False, **_SHALLOW),
-    'resnet34_b': Entry('resnet:ResNet', shortcut='B', zero_init_residual=False, **_SHALLOW),
-    'resnet34_c': Entry('resnet:ResNet', shortcut='C', zero_init_residual=False, **_SHALLOW),
-    'resnet50_v1': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3), **_ORIGINAL),
-    'resnet101_v1': Entry('resnet:ResNet', stage_sizes=(3, 4, 23, 3), **_ORIGINAL),
-    'resnet152_v1': Entry('resnet:ResNet', stage_sizes=(3, 8, 36, 3), **_ORIGINAL),
-    'resnet18': Entry('resnet:ResNet', block='basic', stage_sizes=(2, 2, 2, 2)),
-    'resnet34': Entry('resnet:ResNet', **_SHALLOW),
-    'resnet50': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3)),
-    'resnet101': Entry('resnet:ResNet', stage_sizes=(3, 4, 23, 3)),
-    'resnet152': Entry('resnet:ResNet', stage_sizes=(3, 8, 36, 3)),
-    'wide_resnet50_2': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3), base_width=128),
-    'resnext50_32x4d': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3), groups=32, base_width=4),
-    # CIFAR-10: 6n + 2 layers.
-    'resnet20': Entry('resnet:CifarResNet', stage_sizes=(3,) * 3),
-    'resnet32': Entry('resnet:CifarResNet', stage_sizes=(5,) * 3),
-    'resnet44': Entry('resnet:CifarResNet', stage_sizes=(7,) * 3),
-    'resnet56': Entry('resnet:CifarResNet', stage_sizes=(9,) * 3),
-    'resnet110': Entry('resnet:CifarResNet', stage_sizes=(18,) * 3),
-    'resnet1202': Entry('resnet:CifarResNet', stage_sizes=(200,) * 3),
-    # Pre-activation.
-    'resnet50_v2': Entry('resnet_v2:ResNetV2', stage_sizes=(3, 4, 6, 3)),
-    'resnet101_v2': Entry('resnet_v2:ResNetV2', stage_sizes=(3, 4, 23, 3)),
-    'resnet152_v2': Entry('resnet_v2:ResNetV2', stage_sizes=(3, 8, 36, 3)),
-    'resnet110_v2': Entry('resnet_v2:CifarResNetV2', bottleneck=False, shortcut='A'),
-    'resnet164_v2': Entry('resnet_v2:CifarResNetV2'),
-    'resnet1001_v2': Entry('resnet_v2:CifarResNetV2', stage_sizes=(111,) * 3),
-}
-
-
-def create_model(
-    name: str, num_classes: int = 1000, dtype: Any = 'float32', **kwargs: Any
-) -> 'nn.Module':
-    """Returns the model called `name`, unbound: no parameters yet.
-
-    Args:
-      name: a key of `MODELS`, or 'package.module:Class' for a model of one's own: a linen module
-        (or a function that returns one) with fields `num_classes` and `dtype`, whose
-        `__call__(images, train)` returns (logits float32 [B, K], endpoints).
-      num_classes: the number of logits.
-      dtype: what is computed in, float32 or bfloat16 (or its name); parameters are float32.
-      **kwargs: the model's own arguments: its dataclass fields.
-
-    Raises:
-      UserError: an unknown name or argument, or a value that the argument cannot have.
-    """
-    import flax.linen as nn
-
-    factory = find_model(name)
-    arguments = {'num_classes': num_classes, 'dtype': _read_dtype(dtype), **kwargs}
-    _check_arguments(name, factory, arguments)
-    model = factory(**arguments)
-    if not isinstance(model, nn.Module):
-        raise UserError(f'model {name!r} is no Flax module but {type(model).__name__}')
-    return model
-
-
-def find_model(name: str) -> 'Callable[..., nn.Module]':
-    """Returns the class or function called `name`, as `create_model` names them."""
-    if name in MODELS:
-        return MODELS[name].load()
-    if ':' not in str(name):
-        raise unknown('model', name, MODELS)
-    return find('model', name, {})
-
-
-def _read_dtype(dtype: Any) -> Any:
-    import jax.numpy as jnp
-
-    if dtype is None:  # float64 to NumPy
-        raise UserError('dtype None is no type of number: use float32 or bfloat16')
-    try:
-        read = jnp.dtype(dtype)
-    except TypeError as e:
-        raise UserError(f'dtype {dtype!r} is no type of number: use float32 or bfloat16') from e
-    if read.name not in ('float32', 'bfloat16', 'float16'):  # JAX would make float32 of float64
-        raise UserError(f'dtype {read} cannot be computed in: use float32 or bfloat16')
-    return read
-
-
-def _check_arguments(name: str, factory: Callable, arguments: dict[str, Any]) -> None:
-    parameters = dict(inspect.signature(factory).parameters)
-    known = [key for key in parameters if key not in ('parent', 'name')]
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        known += arguments
-    if not {'num_classes', 'dtype'} <= set(known):
-        raise UserError(f'model {name!r} must take num_classes and dtype, as all models do')
-    check_arguments(f'model {name!r}', factory, known, arguments)
-    if isinstance(arguments['num_classes'], int) and arguments['num_classes'] < 1:
-        raise UserError(f'model {name!r}: num_classes={arguments["num_classes"]} is not 1 or more')
+    from vision.models.base import Endpoints, ImageModel, init_variables
+    from vision.models.layers import (
+        BatchNorm,
+        Conv,
+        Dense,
+        adaptive_avg_pool,
+        avg_pool,
+        flatten,
+        global_avg_pool,
+        local_response_norm,
+        max_pool,
+        xla_only,
+    )
+    from vision.models.registry import MODELS, create_model, find_model
+    from vision.models.summary import Summary, summarise
+else:
+    __all__, __getattr__, __dir__ = public_names(__name__)

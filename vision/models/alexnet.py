@@ -1,4 +1,4 @@
-"""AlexNet: two towers (Krizhevsky, Sutskever, Hinton 2012) and one (Krizhevsky 2014)."""
+"""AlexNet: with two towers (Krizhevsky, Sutskever, Hinton 2012) and one (Krizhevsky 2014)."""
 
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -20,31 +20,32 @@ from vision.models.layers import (
     uniform_bias,
 )
 
-# The smallest images that leave a pixel after three pools of 3x3 with stride 2.
+# Smallest image of which three 3x3 pools with stride 2 leave a pixel.
 MIN_SIZE_SMALL_STEM = 15
 
 
 class AlexNet2012(ImageModel):
-    """AlexNet as published: Krizhevsky et al., ImageNet Classification with Deep CNNs, 2012, section 3.
+    """AlexNet as published.
 
-    The two towers of figure 2 are convolutions in two groups; normalisation (3.3) runs over all
-    kernels of its layer. Initialisation is section 5's: N(0, 0.01), and biases of 1 in conv2,
-    conv4, conv5 and the hidden fully connected layers. 60,965,224 parameters.
+    Krizhevsky et al., ImageNet Classification with Deep CNNs, 2012, section 3.
+    The two towers of figure 2 are convolutions with two groups. Local response normalisation (3.3)
+    covers all kernels of its layer. Initialisation follows section 5: N(0, 0.01), and biases of 1
+    in conv2, conv4, conv5 and the hidden fully connected layers. 60,965,224 parameters.
 
     | stage    | shape       |                                                     |
     |----------|-------------|-----------------------------------------------------|
-    | input    | 227, 227, 3 | (the paper says 224, which its strides do not give) |
+    | input    | 227, 227, 3 | (224 in the paper, which its strides do not give)   |
     | stage1   | 27, 27, 96  | 11x11 stride 4, LRN, pool 3 stride 2                |
     | stage2   | 13, 13, 256 | 5x5 in two groups, LRN, pool 3 stride 2             |
     | stage3   | 13, 13, 384 | 3x3 over both towers                                |
     | stage4   | 13, 13, 384 | 3x3 in two groups                                   |
     | stage5   | 6, 6, 256   | 3x3 in two groups, pool 3 stride 2                  |
-    | features | 4096        | after two hidden layers with dropout                |
+    | features | 4096        | two hidden layers with dropout                      |
     | logits   | K           |                                                     |
 
     Attributes:
-      dropout: of the hidden layers (section 4.2).
-      stem: 'small' has 5x5 stride 1 in conv1, as in cuda-convnet's networks for 32 px images.
+      dropout: rate in the hidden layers (section 4.2).
+      stem: 'small' uses 5x5 stride 1 in conv1, as cuda-convnet's networks for 32 px images do.
       hidden: width of the hidden layers.
     """
 
@@ -56,7 +57,10 @@ class AlexNet2012(ImageModel):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, Endpoints]:
-        """Returns (logits [B, K], endpoints); other sizes than 227 train, but share no parameters."""
+        """Returns (logits [B, K], endpoints) for images [B, H, W, C] of at least 67 px (small: 15).
+
+        The shapes of the parameters depend on the image size.
+        """
         small = self.stem == 'small'
         self.check_images(images, min_size=MIN_SIZE_SMALL_STEM if small else 67, hint=_hint(small))
         conv = partial(Conv, kernel_init=normal(0.01), dtype=self.dtype)
@@ -64,6 +68,7 @@ class AlexNet2012(ImageModel):
         ones = nn.initializers.ones
         endpoints: Endpoints = {}
 
+        # Convolutional layers.
         first = (96, 5, 1, 2) if small else (96, 11, 4, 0)
         x = local_response_norm(nn.relu(conv(*first, name='conv1')(images)))
         x = self.record(endpoints, 'stage1', max_pool(x, 3, 2))
@@ -77,6 +82,7 @@ class AlexNet2012(ImageModel):
         x = nn.relu(conv(256, 3, padding=1, groups=2, bias_init=ones, name='conv5')(x))
         x = self.record(endpoints, 'stage5', max_pool(x, 3, 2))
 
+        # Fully connected layers.
         x = flatten(x)
         for name in ('fc6', 'fc7'):
             x = nn.relu(dense(self.hidden, bias_init=ones, name=name)(x))
@@ -86,8 +92,9 @@ class AlexNet2012(ImageModel):
 
 
 class AlexNet(ImageModel):
-    """AlexNet as used today: Krizhevsky, One weird trick for parallelizing CNNs, 2014, section 3.
+    """AlexNet in its current form.
 
+    Krizhevsky, One weird trick for parallelizing convolutional neural networks, 2014, section 3.
     One tower, no normalisation. 61,100,840 parameters.
 
     | stage    | shape       |                                       |
@@ -98,13 +105,13 @@ class AlexNet(ImageModel):
     | stage3   | 13, 13, 384 | 3x3                                   |
     | stage4   | 13, 13, 256 | 3x3                                   |
     | stage5   | 6, 6, 256   | 3x3, pool 3 stride 2                  |
-    | features | 4096        | after two hidden layers with dropout  |
+    | features | 4096        | two hidden layers with dropout        |
     | logits   | K           |                                       |
 
     Attributes:
-      dropout: before the hidden layers.
-      stem: 'small' has 5x5 stride 1 in conv1 and feeds the last pool's output to the hidden
-        layers as it is, for images of 28 or 32 px.
+      dropout: rate before each hidden layer.
+      stem: 'small' uses 5x5 stride 1 in conv1 and omits the adaptive pooling before the hidden
+        layers, for images of 28 or 32 px.
       hidden: width of the hidden layers.
     """
 
@@ -129,6 +136,7 @@ class AlexNet(ImageModel):
                 Conv(features, kernel, strides, pad, **init, dtype=self.dtype, name=name)(x)
             )
 
+        # Convolutional layers.
         first = (64, 5, 1, 2) if small else (64, 11, 4, 2)
         x = max_pool(conv(images, *first, name='conv1'), 3, 2)
         x = self.record(endpoints, 'stage1', x)
@@ -139,6 +147,7 @@ class AlexNet(ImageModel):
         x = max_pool(conv(x, 256, 3, 1, 1, name='conv5'), 3, 2)
         x = self.record(endpoints, 'stage5', x)
 
+        # Fully connected layers.
         x = flatten(x if small else adaptive_avg_pool(x, 6))
         for name in ('fc6', 'fc7'):
             x = nn.Dropout(self.dropout)(x, deterministic=not train)
@@ -156,4 +165,4 @@ class AlexNet(ImageModel):
 
 
 def _hint(small: bool) -> str:
-    return '' if small else "stem='small' takes smaller ones"
+    return '' if small else "stem='small' takes smaller images"

@@ -1,4 +1,4 @@
-"""Base class of the models, and what is done with any model: initialise it, trace it, check it."""
+"""Base class of the models, and functions to initialise, trace and check any model."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -13,19 +13,19 @@ from vision.core.errors import UserError
 Endpoints = dict[str, Any]
 Path = tuple[str, ...]
 
-# Last layers, by name, whose parameters are no backbone.
+# Names of classifier layers, which do not belong to the backbone.
 HEADS = ('fc', 'fc3', 'fc8', 'head', 'classifier')
 
 
 class ImageModel(nn.Module):
-    """Base of the models: `apply(variables, images, train=...) -> (logits, endpoints)`.
+    """Base class of the models: `apply(variables, images, train=...) -> (logits, endpoints)`.
 
-    images are float32 [B, H, W, C]; logits float32 [B, num_classes]. `endpoints` has `features`
-    [B, D] (what the last layer sees), each stage's activation by name, and in training `aux`, a
-    tuple of auxiliary logits, where the model has such heads. `dtype` is what is computed in;
-    parameters are float32.
+    Images are float32 [B, H, W, C], logits float32 [B, num_classes]. `endpoints` has `features`
+    [B, D], the input of the last layer; the activation of each stage by name; and, in training and
+    if the model has auxiliary heads, `aux`, a tuple of their logits. Parameters are float32, and
+    `dtype` is the type of the computation.
 
-    A subclass sets `input_shape` and `default_classes`, the paper's, for tables and checks.
+    A subclass sets `input_shape` and `default_classes` to the paper's.
     """
 
     num_classes: int = 1000
@@ -35,7 +35,7 @@ class ImageModel(nn.Module):
     default_classes: ClassVar[int] = 1000
 
     def record(self, endpoints: Endpoints, name: str, x: jax.Array) -> jax.Array:
-        """Puts a stage's activation among the endpoints; gradients with respect to it can be had."""
+        """Stores a stage's activation as an endpoint that gradients can be taken of."""
         endpoints[name] = self.perturb(name, x)
         return endpoints[name]
 
@@ -47,7 +47,7 @@ class ImageModel(nn.Module):
         channels: int | None = None,
         hint: str = '',
     ) -> None:
-        """Raises UserError unless the images are float [B, H, W, C] of a size the model can take."""
+        """Raises UserError unless the images are float [B, H, W, C] of a supported size."""
         if images.ndim != 4:
             raise UserError(f'{self._title} takes images [B, H, W, C], not shape {images.shape}')
         if not jnp.issubdtype(images.dtype, jnp.floating):
@@ -78,11 +78,11 @@ def init_variables(model: nn.Module, input_shape: Sequence[int], key: jax.Array)
 
     Args:
       model: unbound.
-      input_shape: (H, W, C) of what it is fed.
-      key: of the parameters.
+      input_shape: (H, W, C) of the model's input.
+      key: for the parameters.
 
     Returns:
-      `params`, and `batch_stats` ({} where there is no BatchNorm).
+      `params`, and `batch_stats` ({} without BatchNorm).
     """
     images = jnp.zeros((2, *input_shape), jnp.float32)
     variables = model.init({'params': key, 'dropout': key}, images, train=True)
@@ -90,10 +90,11 @@ def init_variables(model: nn.Module, input_shape: Sequence[int], key: jax.Array)
 
 
 def run_once(function: Callable[[], Any]) -> Any:
-    """Compiles and runs what a process runs a single time, as making parameters is.
+    """Compiles and runs a function that a process calls only once, such as initialisation.
 
-    On a CPU the compiler's full effort on so many random generators takes 2 to 13 times as long
-    (ResNet-50: 40 s for 9) and saves milliseconds. The values have the same bits.
+    On CPUs it lowers XLA's optimisation level: full optimisation of many random number generators
+    takes 2 to 13 times as long to compile (ResNet-50: 9 → 40 s) and saves milliseconds at run time.
+    The values are the same to the bit.
     """
     on_cpu = jax.default_backend() == 'cpu'
     options = {'xla_backend_optimization_level': 1} if on_cpu else None
@@ -101,10 +102,12 @@ def run_once(function: Callable[[], Any]) -> Any:
 
 
 def abstract_variables(model: nn.Module, input_shape: tuple[int, int, int]) -> dict[str, Any]:
-    """Returns the shapes of 'params' and 'batch_stats', auxiliary heads and all; computes nothing.
+    """Returns the shapes of 'params' and 'batch_stats', including auxiliary heads.
+
+    If the images are too small for the auxiliary heads, these are left out.
 
     Raises:
-      UserError: if the images are too small for the auxiliary heads and for the rest.
+      UserError: the images are too small for the model even so.
     """
     image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
@@ -118,10 +121,10 @@ def abstract_variables(model: nn.Module, input_shape: tuple[int, int, int]) -> d
 
 
 def check_contract(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
-    """Raises UserError unless `model` gives what the house expects: for models of a user's own.
+    """Raises UserError unless a user-defined model follows the contract of `ImageModel`.
 
-    That is `(logits float32 [B, K], endpoints)` with `features` [B, D], from
-    `__call__(images, train)`, in training and in evaluation.
+    `__call__(images, train)` must return (logits float32 [B, K], endpoints) with `features`
+    [B, D], in training and in evaluation.
     """
     title = type(model).__name__
     image = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
@@ -135,6 +138,7 @@ def check_contract(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
             raise UserError(
                 f'model {title} cannot be called as model(images, train=...): {e}'
             ) from e
+        # Check the pair, then the logits, then the features.
         if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
             raise UserError(f'model {title} must return (logits, endpoints), a pair with a dict')
         logits, features = out[0], out[1].get('features')
@@ -151,17 +155,18 @@ def check_contract(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
 
 
 def check_finite(variables: Any, where: str) -> None:
-    """Checks weights that were read.
+    """Checks that weights are finite.
 
     Args:
-      variables: a PyTree of arrays; shapes in it are passed over.
-      where: they come from, for the message.
+      variables: PyTree of arrays; abstract shapes are ignored.
+      where: source of the weights, for the message.
 
     Raises:
-      UserError: a value is NaN or infinite; names the arrays.
+      UserError: a value is NaN or infinite; the message names the arrays.
     """
     bad = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
+        # Of an array that is distributed over processes, check this process's shard.
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             leaf = leaf.addressable_data(0)
         if not isinstance(leaf, jax.ShapeDtypeStruct):
@@ -175,14 +180,17 @@ def check_finite(variables: Any, where: str) -> None:
 
 
 def is_head(path: Path) -> bool:
-    """True if a parameter, by its path below 'params', belongs to a classifier or auxiliary head.
+    """Returns True if a parameter belongs to a classifier or an auxiliary head.
 
-    All others are the backbone, which `freeze='backbone'` freezes. A model of one's own calls its
-    last layer 'head' or 'classifier'.
+    All other parameters are the backbone, which `freeze='backbone'` freezes. A user-defined model
+    names its last layer 'head' or 'classifier'.
+
+    Args:
+      path: of the parameter, below 'params'.
     """
     return path[0] in HEADS or is_auxiliary(path)
 
 
 def is_auxiliary(path: Path) -> bool:
-    """True if a parameter, by its path below 'params', belongs to an auxiliary head."""
+    """Returns True if a parameter, given by its path below 'params', is of an auxiliary head."""
     return path[0].lower().startswith('aux')

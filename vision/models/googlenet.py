@@ -1,4 +1,4 @@
-"""GoogLeNet (Szegedy et al. 2014): as published, and with batch normalisation as used today."""
+"""GoogLeNet (Szegedy et al. 2014): as published, and with batch normalisation."""
 
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -25,7 +25,7 @@ from vision.models.layers import (
     truncated_normal,
 )
 
-# Table 1: 1x1 | 3x3 reduce, 3x3 | 5x5 reduce, 5x5 | pool projection.
+# Table 1: 1x1, 3x3 reduce, 3x3, 5x5 reduce, 5x5, pool projection.
 WIDTHS = {
     '3a': (64, 96, 128, 16, 32, 32),
     '3b': (128, 128, 192, 32, 96, 64),
@@ -40,7 +40,7 @@ WIDTHS = {
 
 
 class ConvUnit(nn.Module):
-    """A convolution and ReLU: with a bias as published, or with batch normalisation."""
+    """Convolution and ReLU, with a bias as published or with batch normalisation."""
 
     features: int
     kernel_size: Pair
@@ -63,7 +63,7 @@ class ConvUnit(nn.Module):
 
 
 class Inception(nn.Module):
-    """The module of figure 2(b): four branches, joined along the channels."""
+    """Inception module (figure 2b): four branches, concatenated along the channels."""
 
     widths: tuple[int, ...]
     original: bool = False
@@ -74,7 +74,7 @@ class Inception(nn.Module):
         """[B, H, W, C] -> [B, H, W, sum of the branches' widths]."""
         one, reduce3, three, reduce5, five, project = self.widths
         unit = partial(ConvUnit, original=self.original, dtype=self.dtype)
-        # The form with batch normalisation has 3x3 where the paper has 5x5.
+        # The current form has 3x3 in place of the paper's 5x5.
         wide = 5 if self.original else 3
         branch1 = unit(one, 1, name='branch1')(x, train)
         branch2 = unit(reduce3, 1, name='branch2_0')(x, train)
@@ -86,7 +86,7 @@ class Inception(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """An auxiliary classifier (section 5): pooled to 4x4, 1x1 convolution, a hidden layer."""
+    """Auxiliary classifier (section 5): pooling to 4x4, 1x1 convolution, hidden layer."""
 
     num_classes: int
     dropout: float
@@ -108,8 +108,8 @@ class AuxiliaryHead(nn.Module):
 class GoogLeNet(ImageModel):
     """GoogLeNet: Szegedy et al., Going Deeper with Convolutions, 2014, section 5, table 1.
 
-    As published 6,998,552 parameters (13,378,280 with auxiliary heads); with batch normalisation
-    (Ioffe and Szegedy 2015) and 3x3 for 5x5, 6,624,904 (13,004,888).
+    6,998,552 parameters as published (13,378,280 with auxiliary heads). With batch normalisation
+    (Ioffe and Szegedy 2015) and 3x3 in place of 5x5, 6,624,904 (13,004,888).
 
     | stage    | shape         |                                             |
     |----------|---------------|---------------------------------------------|
@@ -122,19 +122,18 @@ class GoogLeNet(ImageModel):
     | features | 1024          | mean over positions, dropout                |
     | logits   | K             |                                             |
 
-    In training `aux` has the logits of the heads on 4a and 4d; the paper weighs their losses 0.3.
+    In training, `aux` has the logits of the heads on 4a and 4d. The paper weights their losses by
+    0.3.
 
     Attributes:
-      original: LRN, biases, 5x5 and no batch normalisation. The paper gives no initialisation:
-        Glorot's, with biases of 0.2, is that of the Caffe replica.
-      dropout: before the last layer: 0.4 in the paper, 0.2 in today's form.
+      original: LRN, biases, 5x5 convolutions and no batch normalisation. The paper gives no
+        initialisation. This is the Caffe replica's: Glorot's, with biases of 0.2.
+      dropout: rate before the last layer: 0.4 in the paper, 0.2 in the current form.
       aux_heads: whether the two auxiliary heads exist.
-      aux_dropout: of the heads' hidden layer.
-      stem: 'small' is the usual form for 28 and 32 px: one 3x3 convolution in place of stages 1
-        and 2.
-      width: multiplies the widths of all convolutions but those of the auxiliary heads, for small
-        data.
-      remat: computes each Inception module again in the backward pass, to save memory.
+      aux_dropout: rate in the hidden layer of the heads.
+      stem: 'small' replaces stages 1 and 2 by one 3x3 convolution, for images of 28 and 32 px.
+      width: multiplier of all convolution widths except the auxiliary heads', for small data.
+      remat: whether to recompute each Inception module in the backward pass, to save memory.
     """
 
     original: bool = False
@@ -149,13 +148,14 @@ class GoogLeNet(ImageModel):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, Endpoints]:
-        """Returns (logits [B, K], endpoints) for images of any size from 32 px (small stem: 4).
+        """Returns (logits [B, K], endpoints) for images of at least 32 px (small stem: 4).
 
-        To train the heads as published takes 79 px (small stem: 10).
+        Training with the published auxiliary heads needs at least 79 px (small stem: 10).
         """
         self._check(images, train)
         endpoints: Endpoints = {}
         x = self._stem(images.astype(self.dtype), endpoints, train)
+        # Inception modules, with the auxiliary heads on 4a and 4d.
         module = nn.remat(Inception, static_argnums=(2,)) if self.remat else Inception
         aux = []
         for name, published in WIDTHS.items():
@@ -171,6 +171,7 @@ class GoogLeNet(ImageModel):
                 aux.append(AuxiliaryHead(*args, name='aux1' if name == '4a' else 'aux2')(x, train))
         if train and aux:
             endpoints['aux'] = tuple(aux)
+        # Classifier.
         x = nn.Dropout(self.dropout)(global_avg_pool(x), deterministic=not train)
         x = self.record(endpoints, 'features', x)
         init = fan_in_uniform if self.original else truncated_normal(0.01)
@@ -184,6 +185,8 @@ class GoogLeNet(ImageModel):
         return logits(x), endpoints
 
     def _stem(self, x: jax.Array, endpoints: Endpoints, train: bool) -> jax.Array:
+        """Stages 1 and 2."""
+
         def unit(width: int, *args: Any, **kwargs: Any) -> ConvUnit:
             arguments = {'original': self.original, 'dtype': self.dtype} | kwargs
             return ConvUnit(scaled(width, self.width), *args, **arguments)
@@ -199,11 +202,12 @@ class GoogLeNet(ImageModel):
         return self.record(endpoints, 'stage2', max_pool(x, 3, 2, ceil=True))
 
     def _check(self, images: jax.Array, train: bool) -> None:
+        """Raises UserError if the images are too small for the model or its auxiliary heads."""
         small = self.stem == 'small'
-        hint = '' if small else "stem='small' takes smaller ones"
+        hint = '' if small else "stem='small' takes smaller images"
         min_size = 4 if small else 32
-        # The published heads pool 5x5 windows of a map of (H + 1) // 16 pixels (small stem: H // 2).
+        # The published heads pool 5x5 windows from maps of (H + 1) // 16 px (small stem: H // 2).
         if self.original and self.aux_heads and (train or self.is_initializing()):
-            hint = 'aux_heads=False trains on smaller ones'
+            hint = 'aux_heads=False trains on smaller images'
             min_size = 10 if small else 79
         self.check_images(images, min_size=min_size, hint=hint)

@@ -48,9 +48,9 @@ class ConvUnit(nn.Module):
 
 
 def _runner(train: bool, dtype: Any) -> Callable[..., jax.Array]:
-    """Returns `run(x, *units)`, which runs units in a row inside the module that calls it.
+    """Returns `run(x, *units)`, which applies units in sequence within the calling module.
 
-    A unit is (name, width, kernel[, strides]); it keeps the size unless it has strides.
+    A unit is (name, width, kernel[, strides]). It keeps the size unless it has strides.
     """
 
     def run(x: jax.Array, *units: tuple) -> jax.Array:
@@ -66,7 +66,7 @@ def _runner(train: bool, dtype: Any) -> Callable[..., jax.Array]:
 
 
 class InceptionA(nn.Module):
-    """Figure 5: 5x5 as two 3x3."""
+    """Figure 5: 5x5 convolutions as two 3x3."""
 
     pool_features: int
     dtype: Any = jnp.float32
@@ -102,7 +102,7 @@ class ReductionA(nn.Module):
 
 
 class InceptionB(nn.Module):
-    """Figure 6: 7x7 as 1x7 and 7x1."""
+    """Figure 6: 7x7 convolutions as 1x7 and 7x1."""
 
     width: int
     dtype: Any = jnp.float32
@@ -127,7 +127,7 @@ class InceptionB(nn.Module):
 
 
 class ReductionB(nn.Module):
-    """17x17 to 8x8, after figure 10."""
+    """17x17 to 8x8, like figure 10."""
 
     dtype: Any = jnp.float32
 
@@ -147,7 +147,7 @@ class ReductionB(nn.Module):
 
 
 class InceptionC(nn.Module):
-    """Figure 7: banks of 1x3 and 3x1 side by side."""
+    """Figure 7: 1x3 and 3x1 convolutions side by side."""
 
     dtype: Any = jnp.float32
 
@@ -167,7 +167,7 @@ class InceptionC(nn.Module):
 
 
 class AuxiliaryHead(nn.Module):
-    """The auxiliary classifier of figure 8, with its own narrower initialisation."""
+    """Auxiliary classifier (figure 8), with a narrower initialisation than the rest."""
 
     num_classes: int
     stem: str
@@ -200,9 +200,10 @@ MODULES = {
 
 
 class InceptionV3(ImageModel):
-    """Inception-v3: Szegedy et al., Rethinking the Inception Architecture, 2015, section 6, table 1.
+    """Inception-v3.
 
-    23,834,568 parameters; 27,161,264 with the auxiliary head (section 4).
+    Szegedy et al., Rethinking the Inception Architecture for Computer Vision, 2015, section 6,
+    table 1. 23,834,568 parameters; 27,161,264 with the auxiliary head (section 4).
 
     | stage    | shape        |                                               |
     |----------|--------------|-----------------------------------------------|
@@ -210,20 +211,20 @@ class InceptionV3(ImageModel):
     | stage1   | 73, 73, 64   | 3x3 stride 2, 3x3, 3x3 padded, pool 3 stride 2|
     | stage2   | 35, 35, 192  | 1x1 to 80, 3x3, pool 3 stride 2               |
     | 5b .. 5d | 35, 35, ...  | 256, 288, 288 channels (figure 5)             |
-    | 6a .. 6e | 17, 17, 768  | reduced, then figure 6                        |
-    | 7a       | 8, 8, 1280   | reduced                                       |
+    | 6a .. 6e | 17, 17, 768  | reduction, then figure 6                      |
+    | 7a       | 8, 8, 1280   | reduction                                     |
     | 7b, 7c   | 8, 8, 2048   | figure 7                                      |
     | features | 2048         | mean over positions, dropout                  |
     | logits   | K            |                                               |
 
-    In training `aux` has the logits of the head on 6e; the usual weight of its loss is 0.4.
+    In training, `aux` has the logits of the head on 6e. Its loss is usually weighted by 0.4.
 
     Attributes:
-      dropout: before the last layer.
-      aux_heads: whether the auxiliary head exists; in training it needs images of 299 px.
-      stem: 'small' is the usual form for 28 and 32 px: one 3x3 convolution in place of stages 1
-        and 2, and an auxiliary head that pools less.
-      remat: computes each module again in the backward pass, to save memory.
+      dropout: rate before the last layer.
+      aux_heads: whether the auxiliary head exists. To train it, images must have 299 px.
+      stem: 'small' is for images of 28 and 32 px: one 3x3 convolution replaces stages 1 and 2, and
+        the auxiliary head pools less.
+      remat: whether to recompute each module in the backward pass, to save memory.
     """
 
     dropout: float = 0.5
@@ -235,11 +236,12 @@ class InceptionV3(ImageModel):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, Endpoints]:
-        """Returns (logits [B, K], endpoints) for images of any size from 75 px (small stem: 7)."""
+        """Returns (logits [B, K], endpoints) for images of at least 75 px (small stem: 7)."""
         with_aux = self.aux_heads and (train or self.is_initializing())
         self._check(images, with_aux)
         endpoints: Endpoints = {}
         x = self._stem(images.astype(self.dtype), endpoints, train)
+        # Inception modules, with the auxiliary head on 6e.
         for name, make in MODULES.items():
             x = self._module(make, name)(x, train)
             x = self.record(endpoints, name, x)
@@ -248,6 +250,7 @@ class InceptionV3(ImageModel):
                 aux = head(x, train)
                 if train:
                     endpoints['aux'] = (aux,)
+        # Classifier.
         x = nn.Dropout(self.dropout)(global_avg_pool(x), deterministic=not train)
         x = self.record(endpoints, 'features', x)
         init = {'kernel_init': truncated_normal(0.1), 'dtype': self.dtype}
@@ -255,12 +258,14 @@ class InceptionV3(ImageModel):
         return logits(x), endpoints
 
     def _module(self, make: Any, name: str) -> nn.Module:
+        """Makes a module of `MODULES`, recomputed in the backward pass with `remat`."""
         if self.remat:
             cls, *args = (make.func, *make.args) if isinstance(make, partial) else (make,)
             make = partial(nn.remat(cls, static_argnums=(2,)), *args)
         return make(dtype=self.dtype, name=f'Mixed_{name}')
 
     def _stem(self, x: jax.Array, endpoints: Endpoints, train: bool) -> jax.Array:
+        """Stages 1 and 2."""
         unit = partial(ConvUnit, dtype=self.dtype)
         if self.stem == 'small':
             x = unit(192, 3, padding=1, name='Conv2d_4a_3x3')(x, train)
@@ -274,9 +279,10 @@ class InceptionV3(ImageModel):
         return self.record(endpoints, 'stage2', max_pool(x, 3, 2))
 
     def _check(self, images: jax.Array, with_aux: bool) -> None:
+        """Raises UserError if the images are too small for the model or its auxiliary head."""
         small = self.stem == 'small'
         if with_aux:
-            hint = 'aux_heads=False trains on smaller ones'
+            hint = 'aux_heads=False trains on smaller images'
             return self.check_images(images, min_size=23 if small else 299, hint=hint)
-        hint = '' if small else "stem='small' takes smaller ones"
+        hint = '' if small else "stem='small' takes smaller images"
         return self.check_images(images, min_size=7 if small else 75, hint=hint)

@@ -1,11 +1,11 @@
-"""The layers that the families share: the one place where a convolution, a pool or a norm is computed.
+"""Layers that the model families share: convolution, pooling, normalisation, dense.
 
-Images are [B, H, W, C], kernels [h, w, in, out]. Parameters are float32; `dtype` is what is
-computed in. Padding is symmetric and counted in pixels, as in the papers' tables.
+Images are [B, H, W, C], kernels [h, w, in, out]. Parameters are float32, and `dtype` is the type of
+the computation. Padding is symmetric and in pixels, as in the papers' tables.
 
-Convolution and max pooling are XLA's, or a registered faster form: a function with the arguments of `xla_convolve` or
-`xla_max_pool`, which returns the same values, up to the rounding of another order of sums, or None where it is not
-faster: for this shape, type or backend. `vision/models/cpu` registers some.
+Convolution and max pooling use XLA or a registered fast form. A fast form is a function with the
+arguments of `xla_convolve` or `xla_max_pool`. It returns the same values up to rounding, or None if
+it is not faster for the given shape, type or backend. `vision/models/cpu` registers fast forms.
 """
 
 import math
@@ -30,13 +30,16 @@ _enabled = True
 
 
 def register(name: Literal['convolve', 'max_pool'], form: Callable[..., jax.Array | None]) -> None:
-    """Registers the fast form of `xla_convolve` or `xla_max_pool`; one of each."""
+    """Registers the fast form of `xla_convolve` or `xla_max_pool`; at most one of each."""
     _fast[name] = form
 
 
 @contextmanager
 def xla_only() -> Iterator[None]:
-    """Uses XLA's own forms in what is traced within: programs for other machines, programs that are counted."""
+    """Context manager that disables fast forms while programs are traced.
+
+    It is used for programs that run on other machines or whose operations are counted.
+    """
     global _enabled
     before, _enabled = _enabled, False
     try:
@@ -46,47 +49,48 @@ def xla_only() -> Iterator[None]:
 
 
 def _fast_form(name: str, *arguments: Any) -> jax.Array | None:
+    """Returns the result of the registered fast form, or None."""
     return _fast[name](*arguments) if _enabled and name in _fast else None
 
 
 def scaled(width: int, multiplier: float) -> int:
-    """A width times a width multiplier, rounded down.
+    """Returns a width times a width multiplier, rounded down.
 
     Raises:
-      UserError: nothing would be left of it.
+      UserError: the result is 0.
     """
     if not int(width * multiplier):
-        raise UserError(f'model.width={multiplier} leaves no channel of {width}')
+        raise UserError(f'model.width={multiplier} leaves none of {width} channels')
     return int(width * multiplier)
 
 
 def pair(value: Pair) -> tuple[int, int]:
-    """Returns (value, value) for an int; a tuple is returned as it is."""
+    """Returns (value, value) for an int, and a tuple unchanged."""
     return (value, value) if isinstance(value, int) else value
 
 
 def normal(std: float) -> Initializer:
-    """Plain normal of the given standard deviation (AlexNet, VGG: 0.01)."""
+    """Normal initialiser with the given standard deviation (AlexNet, VGG: 0.01)."""
     return nn.initializers.normal(std)
 
 
 def truncated_normal(std: float) -> Initializer:
-    """Normal cut at two of its `std`: what Inception draws from; the cut makes it narrower."""
+    """Normal initialiser truncated at ±2 `std`, as in Inception."""
     return lambda key, shape, dtype=jnp.float32: (
         std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
     )
 
 
-# He et al. 2015, eq. 15 with n counted over the outputs, as the ResNet authors' code has it.
+# He et al. 2015, eq. 15, with n counted over the outputs as in the ResNet authors' code.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, 'fan_out', 'normal')
 he_normal = nn.initializers.variance_scaling(2.0, 'fan_in', 'normal')
 glorot_uniform = nn.initializers.glorot_uniform()
-# What a framework's layer draws that its model's author left alone: U(±1/√fan-in).
+# Default initialiser of PyTorch's layers: U(±1/√fan-in).
 fan_in_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
 def uniform_bias(fan_in: int) -> Initializer:
-    """U(±1/√fan_in), the companion of `fan_in_uniform`."""
+    """Initialiser U(±1/√fan_in) for the bias of a layer with `fan_in_uniform`."""
     bound = 1 / math.sqrt(fan_in)
     return lambda key, shape, dtype=jnp.float32: jax.random.uniform(
         key, shape, dtype, -bound, bound
@@ -96,7 +100,7 @@ def uniform_bias(fan_in: int) -> Initializer:
 def convolve(
     x: jax.Array, kernel: jax.Array, strides: Pair = 1, padding: Pair = 0, groups: int = 1
 ) -> jax.Array:
-    """Convolves [B, H, W, C] with [h, w, C / groups, K]; every convolution of every model is this."""
+    """Convolves [B, H, W, C] with [h, w, C / groups, K]; all models use this function."""
     strides, sides = pair(strides), [(p, p) for p in pair(padding)]
     y = _fast_form('convolve', x, kernel, strides, sides, groups)
     return xla_convolve(x, kernel, strides, sides, groups) if y is None else y
@@ -105,7 +109,7 @@ def convolve(
 def xla_convolve(
     x: jax.Array, kernel: jax.Array, strides: tuple[int, int], padding: Sides, groups: int = 1
 ) -> jax.Array:
-    """XLA's own convolution."""
+    """Convolution by XLA."""
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -117,7 +121,7 @@ def xla_convolve(
 
 
 class Conv(nn.Module):
-    """A convolution; parameters `kernel` [h, w, C / groups, features] and `bias` [features]."""
+    """Convolution with parameters `kernel` [h, w, C / groups, features] and `bias` [features]."""
 
     features: int
     kernel_size: Pair
@@ -131,7 +135,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H', W', features]; UserError if the parameters are for other channels."""
+        """[B, H, W, C] -> [B, H', W', features]; UserError if C does not fit the kernel."""
         height, width = pair(self.kernel_size)
         channels = x.shape[-1]
         _check_fan_in(self, channels // self.groups, 'channels')
@@ -152,14 +156,14 @@ class Conv(nn.Module):
 
 
 def multiply(x: jax.Array, kernel: jax.Array, output_dtype: Any) -> jax.Array:
-    """[..., in] times [in, out] -> [..., out], summed in at least its precision and returned as `output_dtype`."""
+    """Multiplies [..., in] by [in, out]; accumulates and returns in `output_dtype`."""
     return jnp.matmul(x, kernel, preferred_element_type=output_dtype)
 
 
 class Dense(nn.Module):
-    """A matrix product; parameters `kernel` [in, features] and `bias` [features].
+    """Fully connected layer with parameters `kernel` [in, features] and `bias` [features].
 
-    `output_dtype` is float32 for what makes logits, so that no bit of them is lost in bfloat16.
+    `output_dtype` is float32 for logits, so that bfloat16 does not round them.
     """
 
     features: int
@@ -171,7 +175,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., in] -> [..., features]; UserError if the parameters are for another size."""
+        """[..., in] -> [..., features]; UserError if the kernel has another input size."""
         _check_fan_in(self, x.shape[-1], 'values for each image')
         shape = (x.shape[-1], self.features)
         kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
@@ -184,23 +188,24 @@ class Dense(nn.Module):
 
 
 def _check_fan_in(module: nn.Module, fan_in: int, what: str) -> None:
+    """Raises UserError if a layer's kernel does not fit its input."""
     if module.has_variable('params', 'kernel'):
         kernel: jax.Array = module.get_variable('params', 'kernel')
         expected = kernel.shape[-2]
         if expected != fan_in:
             raise UserError(
                 f'layer {"/".join(module.path)} has parameters for {expected} {what}, but these '
-                f'images give it {fan_in}: feed images of the size and channels it was made with'
+                f'images give it {fan_in}: use images of the size and channels that it was made for'
             )
 
 
 class BatchNorm(nn.Module):
-    """Batch normalisation (Ioffe and Szegedy 2015), with running statistics as PyTorch keeps them.
+    """Batch normalisation (Ioffe and Szegedy 2015), with PyTorch's running statistics.
 
-    Training normalises with the batch's mean and biased variance and moves the running mean and
-    the *unbiased* variance by `1 - momentum` towards the batch's. Under jit over a mesh the mean
-    over the batch axis is the mean over the global batch, whatever devices hold it: there is no
-    `axis_name`, and nothing to synchronise. All of it is computed in float32.
+    Training normalises by the batch's mean and biased variance. It moves the running mean and the
+    *unbiased* running variance by `1 - momentum` towards the batch's. Under jit over a mesh, the
+    mean over the batch axis is over the global batch: no `axis_name` and no synchronisation is
+    needed. All arithmetic is in float32.
 
     Parameters `scale` and `bias` [C]; batch_stats `mean` and `var` [C].
     """
@@ -224,6 +229,7 @@ class BatchNorm(nn.Module):
             axes = tuple(range(x.ndim - 1))
             mean = x.mean(axes)
             var = jnp.square(x - mean).mean(axes)
+            # Update the running statistics.
             if not self.is_initializing():
                 count = x.size // x.shape[-1]
                 unbiased = var * (count / max(count - 1, 1))
@@ -239,10 +245,10 @@ class BatchNorm(nn.Module):
 def local_response_norm(
     x: jax.Array, size: int = 5, k: float = 2.0, alpha: float = 1e-4, beta: float = 0.75
 ) -> jax.Array:
-    """AlexNet's normalisation across channels (Krizhevsky et al. 2012, section 3.3): same shape.
+    """AlexNet's local response normalisation over channels (Krizhevsky et al. 2012, section 3.3).
 
-    b = a / (k + alpha * sum over `size` neighbouring channels of a²)^beta. The sum is a sum: a
-    framework that averages over its window needs `size` times this alpha for the same result.
+    b = a / (k + alpha * sum over `size` neighbouring channels of a²)^beta. Frameworks that average
+    over the window need `size` times this alpha for the same result.
     """
     squares = jnp.square(x.astype(jnp.float32))
     before = size // 2
@@ -255,9 +261,9 @@ def local_response_norm(
 def max_pool(
     x: jax.Array, window: int, strides: int, padding: int = 0, ceil: bool = False
 ) -> jax.Array:
-    """Largest value in each window of [B, H, W, C]; overlapping where strides < window.
+    """Max pooling of [B, H, W, C]; windows overlap if strides < window.
 
-    `ceil` keeps a last window that hangs over the edge, as Caffe does.
+    `ceil` rounds the number of windows up, as Caffe does: the last window may exceed the edge.
     """
     pads = [_pool_padding(n, window, strides, padding, ceil) for n in x.shape[1:3]]
     y = _fast_form('max_pool', x, window, strides, pads)
@@ -265,14 +271,14 @@ def max_pool(
 
 
 def xla_max_pool(x: jax.Array, window: int, strides: int, padding: Sides) -> jax.Array:
-    """XLA's own max pooling."""
+    """Max pooling by XLA."""
     sides = [(0, 0), *padding, (0, 0)]
     sizes = (1, window, window, 1), (1, strides, strides, 1)
     return lax.reduce_window(x, -jnp.inf, lax.max, *sizes, sides)
 
 
 def avg_pool(x: jax.Array, window: int, strides: int, padding: int = 0) -> jax.Array:
-    """Mean of each window of [B, H, W, C]; padding counts as zeros."""
+    """Average pooling of [B, H, W, C]; padding counts as zeros."""
     pads = [(padding, padding)] * 2
     return nn.avg_pool(x, (window, window), (strides, strides), pads)
 
@@ -280,10 +286,11 @@ def avg_pool(x: jax.Array, window: int, strides: int, padding: int = 0) -> jax.A
 def _pool_padding(
     length: int, window: int, stride: int, padding: int, ceil: bool
 ) -> tuple[int, int]:
+    """Returns the padding before and after, which is larger after if the windows are rounded up."""
     if not ceil:
         return padding, padding
     outputs = -(-(length + 2 * padding - window) // stride) + 1
-    if (outputs - 1) * stride >= length + padding:  # the last window would see padding only
+    if (outputs - 1) * stride >= length + padding:  # the last window would hold padding only
         outputs -= 1
     return padding, max((outputs - 1) * stride + window - length - padding, padding)
 
@@ -294,10 +301,10 @@ def global_avg_pool(x: jax.Array) -> jax.Array:
 
 
 def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
-    """[B, H, W, C] -> [B, size, size, C]: means over windows that cover the image evenly.
+    """Averages [B, H, W, C] over size × size windows that cover the image evenly.
 
-    Window i of n pixels runs from floor(i n / size) to ceil((i + 1) n / size), so an image smaller
-    than `size` repeats pixels.
+    Window i of n pixels runs from floor(i n / size) to ceil((i + 1) n / size), so pixels are
+    repeated if the image is smaller than `size`.
     """
     for axis in (1, 2):
         if x.shape[axis] != size:
@@ -308,6 +315,7 @@ def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
 
 
 def _adaptive_weights(length: int, size: int) -> np.ndarray:
+    """Returns the weights [size, length] of the windows along one axis."""
     weights = np.zeros((size, length), np.float32)
     for i in range(size):
         start, stop = i * length // size, -(-(i + 1) * length // size)

@@ -1,4 +1,4 @@
-"""LeNet-5 (LeCun, Bottou, Bengio, Haffner 1998) as used today; `lenet_1998` has it as published."""
+"""LeNet-5 in its current form (LeCun et al. 1998); `lenet_1998` has the published one."""
 
 from typing import ClassVar, Literal
 
@@ -11,8 +11,9 @@ from vision.models.layers import Conv, Dense, avg_pool, flatten, glorot_uniform,
 
 
 class LeNet5(ImageModel):
-    """LeNet-5 as used today: dense C3, ReLU, max pooling, softmax. LeCun et al. 1998, section II.B.
+    """LeNet-5 in its current form: dense C3, ReLU, max pooling, softmax.
 
+    LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998, section II.B.
     61,706 parameters with one input channel and ten classes.
 
     | stage    | shape      |                |
@@ -25,8 +26,8 @@ class LeNet5(ImageModel):
     | logits   | K          |                |
 
     Attributes:
-      padding: of the first convolution; 0 for 32x32 images, 2 for 28x28.
-      activation: 'relu', or 'tanh' as in most descriptions of the network.
+      padding: of the first convolution: 0 for 32x32 images, 2 for 28x28.
+      activation: 'relu', or 'tanh', which is close to the paper's sigmoid.
       pool: 'max' or 'average'.
     """
 

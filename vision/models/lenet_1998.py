@@ -11,7 +11,7 @@ from vision.core.errors import UserError
 from vision.models.base import Endpoints, ImageModel
 from vision.models.layers import Conv, Dense, avg_pool, convolve, flatten
 
-# Table I: the maps of S2 that each map of C3 sees; 60 pairs in all.
+# Table I: the maps of S2 that each map of C3 is connected to; 60 pairs in all.
 C3_INPUTS = (
     *((0, 1, 2), (1, 2, 3), (2, 3, 4), (3, 4, 5), (0, 4, 5), (0, 1, 5)),
     *((0, 1, 2, 3), (1, 2, 3, 4), (2, 3, 4, 5), (0, 3, 4, 5), (0, 1, 4, 5), (0, 1, 2, 5)),
@@ -19,9 +19,9 @@ C3_INPUTS = (
     (0, 1, 2, 3, 4, 5),
 )
 
-# Figure 3: the stylised digits 0 to 9, 7 wide and 12 high, that the output layer compares with. The
-# figure is small and printed only: this is how public implementations read it (the same, pixel by
-# pixel, in github.com/mattwang44/LeNet-from-Scratch, utils/RBF_initial_weight.py).
+# Figure 3: stylised bitmaps of the digits 0 to 9, 7 wide and 12 high, which are the targets of F6.
+# The printed figure is small. Public implementations read it like this, pixel by pixel (see
+# github.com/mattwang44/LeNet-from-Scratch, utils/RBF_initial_weight.py).
 DIGIT_BITMAPS = """
 .#####.  ...##..  .#####.  #######  .#####.  .#####.  ..####.  #######  .#####.  .#####.
 .......  ..###..  .......  .....##  .......  .......  .##....  .....##  ##...##  ##..###
@@ -39,19 +39,19 @@ DIGIT_BITMAPS = """
 
 
 def digit_codes() -> np.ndarray:
-    """Returns the output layer's fixed parameters: float32 [10, 84], +1 for ink and -1 for none."""
+    """Returns the fixed output parameters: float32 [10, 84], +1 for ink, −1 for none."""
     rows = [line.split() for line in DIGIT_BITMAPS.split('\n') if line]
     ink = [[c == '#' for row in rows for c in row[digit]] for digit in range(10)]
     return np.where(ink, 1, -1).astype(np.float32)
 
 
 def squash(x: jax.Array) -> jax.Array:
-    """Appendix A's sigmoid, 1.7159 tanh(2x/3): f(±1) = ±1, where its curvature is greatest."""
+    """Appendix A's sigmoid, 1.7159 tanh(2x/3): f(±1) = ±1, where the curvature is greatest."""
     return 1.7159 * jnp.tanh(2 / 3 * x)
 
 
 def uniform_by_fan_in(fan_in: int | np.ndarray):
-    """Appendix A's initialisation: U(±2.4/fan-in); an array gives each output its own fan-in."""
+    """Appendix A's initialiser, U(±2.4/fan-in); an array gives each output its own fan-in."""
     bound = 2.4 / np.asarray(fan_in, np.float32)
     return lambda key, shape, dtype=jnp.float32: (
         bound * jax.random.uniform(key, shape, dtype, -1, 1)
@@ -59,7 +59,7 @@ def uniform_by_fan_in(fan_in: int | np.ndarray):
 
 
 class Subsample(nn.Module):
-    """S2 and S4 (section II.B): the sum of 2x2 pixels times a coefficient, plus a bias, squashed."""
+    """S2 and S4 (section II.B): squash(coefficient · sum over 2x2 pixels + bias)."""
 
     dtype: Any = jnp.float32
 
@@ -74,7 +74,7 @@ class Subsample(nn.Module):
 
 
 class TableConv(nn.Module):
-    """C3 (section II.B, table I): 5x5 kernels only for the 60 pairs of maps that are connected."""
+    """C3 (section II.B, table I): 5x5 kernels for the 60 connected pairs of maps only."""
 
     dtype: Any = jnp.float32
 
@@ -91,11 +91,12 @@ class TableConv(nn.Module):
 
 
 class LeNet5Original(ImageModel):
-    """LeNet-5 as published: LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998, II.B.
+    """LeNet-5 as published, for digits only.
 
-    60,000 trainable parameters; digits only. Pixels are -0.1 for white and 1.175 for black, so
-    that their mean is about 0 and their variance about 1. Its logits are minus the distances to
-    the ten bitmaps; it is trained with eq. 8 or 9 (`vision.task.losses`).
+    LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998, section II.B.
+    60,000 trainable parameters. White pixels are -0.1 and black ones 1.175, so that the mean is
+    about 0 and the variance about 1. The logits are the negative squared distances to the ten
+    bitmaps. Train it with eq. 8 or 9 (`vision.task.losses`).
 
     | stage    | shape      |                                                          |
     |----------|------------|----------------------------------------------------------|
@@ -119,8 +120,8 @@ class LeNet5Original(ImageModel):
         """Returns (logits [B, 10], endpoints) for images [B, 32, 32, 1]."""
         if self.num_classes != 10:
             raise UserError(
-                f'lenet5_1998 has ten classes, a bitmap for each digit, not {self.num_classes}: '
-                "use 'lenet5'"
+                f'lenet5_1998 has ten classes, one bitmap per digit, not {self.num_classes}: '
+                "use 'lenet5' instead"
             )
         self.check_images(images, exact_size=32, channels=1, hint='pad 28x28 digits by 2')
         endpoints: Endpoints = {}
@@ -133,11 +134,14 @@ class LeNet5Original(ImageModel):
         x = self.record(endpoints, 'c5', squash(conv(120, 400, name='C5')(x)))
         f6 = Dense(84, kernel_init=uniform_by_fan_in(120), dtype=self.dtype, name='F6')
         x = self.record(endpoints, 'features', squash(f6(flatten(x))))
+        # Output layer: Euclidean distance of F6 to each digit's bitmap.
         differences = x.astype(jnp.float32)[:, None] - digit_codes()
         return -jnp.square(differences).sum(-1), endpoints
 
 
 def _conv_1998(dtype: Any):
+    """Returns a constructor of 5x5 convolutions with appendix A's initialisation."""
+
     def conv(features: int, fan_in: int, name: str) -> Conv:
         return Conv(features, 5, kernel_init=uniform_by_fan_in(fan_in), dtype=dtype, name=name)
 

@@ -1,4 +1,4 @@
-"""ResNet (He, Zhang, Ren, Sun 2015), its wide and grouped forms, and its CIFAR-10 form."""
+"""ResNet (He, Zhang, Ren, Sun 2015), Wide ResNet, ResNeXt, and the CIFAR-10 form of ResNet."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,22 +25,23 @@ Shortcut = Literal['A', 'B', 'C', 'none']
 
 
 def pad_shortcut(x: jax.Array, features: int, strides: int) -> jax.Array:
-    """Option A (section 3.3): every `strides`-th pixel, and zeros for the channels that are new."""
+    """Option A (section 3.3): subsamples by `strides` and pads new channels with zeros."""
     x = x[:, ::strides, ::strides]
     return jnp.pad(x, ((0, 0),) * 3 + ((0, features - x.shape[-1]),))
 
 
 class Block(nn.Module):
-    """The base of both residual blocks: the shortcut, and layers of one initialisation and dtype.
+    """Base class of the residual blocks: layers and shortcut.
 
     Attributes:
       width: of the block's inner convolutions.
       strides: of the block.
-      shortcut: the paper's option: 'A' pads with zeros, 'B' projects where the shape changes, 'C'
-        projects always. 'none' is the plain network that it is compared with; it cannot start
-        as identity.
-      zero_init: whether the last norm's scale starts at 0, so that the block starts as identity.
-      stride_in: where a bottleneck has its stride.
+      shortcut: option of section 3.3: 'A' pads with zeros and 'B' projects where the shape changes,
+        'C' always projects. 'none' gives the plain network for comparison.
+      zero_init: whether the last norm's scale is initialised to 0, so that the block starts as the
+        identity.
+      groups, base_width: of the 3x3 convolution of a bottleneck, for ResNeXt and Wide ResNet.
+      stride_in: which convolution of a bottleneck has the stride.
     """
 
     width: int
@@ -56,20 +57,20 @@ class Block(nn.Module):
     expansion: ClassVar[int] = 1
 
     def conv(self, features: int, kernel: int, name: str, **kwargs: Any) -> Conv:
-        """A convolution without bias that keeps the size, but for its strides."""
+        """Makes a convolution without bias, padded to keep the size up to its strides."""
         init = {'kernel_init': self.kernel_init, 'dtype': self.dtype}
         return Conv(
             features, kernel, padding=kernel // 2, use_bias=False, name=name, **init, **kwargs
         )
 
     def norm(self, name: str, last: bool = False) -> BatchNorm:
-        """A batch normalisation; the `last` of a block may start at zero."""
+        """Makes a batch normalisation; the `last` one of a block may have an initial scale of 0."""
         zero = last and self.zero_init
         init = nn.initializers.zeros if zero else nn.initializers.ones
         return BatchNorm(scale_init=init, dtype=self.dtype, name=name)
 
     def shortcut_of(self, x: jax.Array, features: int, train: bool) -> jax.Array:
-        """The shortcut that is added to the residual: `x`, padded or projected to its shape."""
+        """Returns `x`, padded or projected if the residual has another shape."""
         if self.shortcut == 'none':
             return jnp.zeros((), x.dtype)
         same = self.strides == 1 and x.shape[-1] == features
@@ -82,7 +83,7 @@ class Block(nn.Module):
 
 
 class BasicBlock(Block):
-    """Figure 5, left: two 3x3."""
+    """Figure 5, left: two 3x3 convolutions."""
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
@@ -95,7 +96,7 @@ class BasicBlock(Block):
 
 
 class Bottleneck(Block):
-    """Figure 5, right: 1x1 down, 3x3 (in groups for ResNeXt), 1x1 up to four times the width."""
+    """Figure 5, right: 1x1 to reduce, 3x3 (grouped in ResNeXt), 1x1 to four times the width."""
 
     expansion: ClassVar[int] = 4
 
@@ -119,9 +120,9 @@ BLOCKS: dict[str, type[Block]] = {'basic': BasicBlock, 'bottleneck': Bottleneck}
 class ResNet(ImageModel):
     """ResNet: He et al., Deep Residual Learning for Image Recognition, 2015, section 3.3, table 1.
 
-    The bottleneck has its stride in the 3x3 (v1.5, as used today); `stride_in='1x1'` is the
-    paper's. Wide ResNet (Zagoruyko and Komodakis 2016) has twice the inner `base_width`, ResNeXt
-    (Xie et al. 2017) 32 groups.
+    The bottleneck has its stride in the 3x3 convolution (v1.5, the current form). In the paper it
+    is in the 1x1: `stride_in='1x1'`. Wide ResNet (Zagoruyko and Komodakis 2016) doubles the
+    `base_width`, ResNeXt (Xie et al. 2017) has 32 groups.
 
     | stage    | shape        | 18, 34          | 50, 101, 152                  |
     |----------|--------------|-----------------|-------------------------------|
@@ -135,13 +136,14 @@ class ResNet(ImageModel):
     | logits   | K            |                 |                               |
 
     Attributes:
-      stage_sizes: blocks in each stage.
-      widths: of each stage.
+      stage_sizes: number of blocks in each stage.
+      widths: width of each stage.
       block, shortcut, groups, base_width, stride_in: see `Block`.
-      zero_init_residual: whether each block starts as identity (Goyal et al. 2017, section 5.1).
-      weight_init: He et al.'s normal with n counted over 'fan_out' or 'fan_in'.
-      stem: 'small' is the usual form for 28 and 32 px: 3x3 stride 1 and no pool.
-      remat: computes each block again in the backward pass, to save memory.
+      zero_init_residual: whether each block starts as the identity (Goyal et al. 2017, section
+        5.1).
+      weight_init: He et al.'s normal initialisation, with n counted over 'fan_out' or 'fan_in'.
+      stem: 'small' uses 3x3 stride 1 and no pooling, for images of 28 and 32 px.
+      remat: whether to recompute each block in the backward pass, to save memory.
     """
 
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
@@ -158,11 +160,12 @@ class ResNet(ImageModel):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, Endpoints]:
-        """Returns (logits [B, K], endpoints) for images at least as large as the network's stride."""
+        """Returns (logits [B, K], endpoints) for images of at least the network's total stride."""
         check_size(self, images)
         endpoints: Endpoints = {}
         x = self._stem(images.astype(self.dtype), train)
         x = self.record(endpoints, 'stem', x)
+        # Each stage but the first halves the size in its first block.
         for stage, blocks in enumerate(self.stage_sizes):
             for i in range(blocks):
                 strides = 2 if stage > 0 and i == 0 else 1
@@ -173,11 +176,13 @@ class ResNet(ImageModel):
         return classify(self, x), endpoints
 
     def _stem(self, x: jax.Array, train: bool) -> jax.Array:
+        """First convolution, norm, ReLU and pooling."""
         x = stem_convolution(self, self._kernel_init())(x)
         x = nn.relu(BatchNorm(dtype=self.dtype, name='bn1')(x, train))
         return x if self.stem == 'small' else max_pool(x, 3, 2, padding=1)
 
     def _block(self) -> Callable[..., Block]:
+        """Returns the constructor of the blocks."""
         cls = BLOCKS[self.block]
         return partial(
             nn.remat(cls, static_argnums=(2,)) if self.remat else cls,
@@ -195,7 +200,7 @@ class ResNet(ImageModel):
 
 
 class CifarResNet(ResNet):
-    """ResNet for CIFAR-10: He et al. 2015, section 4.2. 6n + 2 layers, shortcuts of option A.
+    """ResNet for CIFAR-10: He et al. 2015, section 4.2. 6n + 2 layers, shortcut option A.
 
     | stage    | shape      |                                     |
     |----------|------------|-------------------------------------|
@@ -225,12 +230,12 @@ def check_size(model: Any, images: jax.Array) -> None:
     """Raises UserError if an image is smaller than the total stride of a residual network."""
     small = model.stem == 'small'
     stride = 2 ** (len(model.stage_sizes) - 1) * (1 if small else 4)
-    hint = '' if small else "stem='small' takes smaller ones"
+    hint = '' if small else "stem='small' takes smaller images"
     model.check_images(images, min_size=stride, hint=hint)
 
 
 def stem_convolution(model: Any, kernel_init: Any) -> Conv:
-    """The first convolution: 7x7 stride 2, or 3x3 for small images."""
+    """Makes the first convolution: 7x7 stride 2, or 3x3 with the small stem."""
     kernel, strides = (3, 1) if model.stem == 'small' else (7, 2)
     return Conv(
         model.widths[0],
@@ -245,7 +250,7 @@ def stem_convolution(model: Any, kernel_init: Any) -> Conv:
 
 
 def classify(model: Any, x: jax.Array) -> jax.Array:
-    """The last layer: features [B, D] -> logits float32 [B, K]."""
+    """Last layer: features [B, D] -> logits float32 [B, K]."""
     return Dense(
         model.num_classes,
         kernel_init=fan_in_uniform,

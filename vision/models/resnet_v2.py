@@ -1,4 +1,4 @@
-"""Pre-activation ResNet, 'v2' (He, Zhang, Ren, Sun 2016)."""
+"""Pre-activation ResNet, or ResNet v2 (He, Zhang, Ren, Sun 2016)."""
 
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -13,11 +13,11 @@ from vision.models.resnet import check_size, classify, pad_shortcut, stem_convol
 
 
 class PreActivationBlock(nn.Module):
-    """Figure 4(e): norm and ReLU before each convolution; nothing after the addition.
+    """Pre-activation block (figure 4e): norm and ReLU come before each convolution.
 
-    The first block of the network is `activated` already, by the stem (appendix, 'when using the
-    pre-activation'). Where the shape changes, the shortcut is a 1x1 of the activated input, or
-    with option 'A' zero padding.
+    The input of the network's first block is `activated` by the stem already (appendix). Where the
+    shape changes, the shortcut is a 1x1 convolution of the activated input, or zero padding with
+    option 'A'.
     """
 
     width: int
@@ -36,6 +36,7 @@ class PreActivationBlock(nn.Module):
         def activate(x: jax.Array, name: str) -> jax.Array:
             return nn.relu(BatchNorm(dtype=self.dtype, name=name)(x, train))
 
+        # Shortcut.
         y = x if self.activated else activate(x, 'bn1')
         shortcut = x
         if self.strides > 1 or x.shape[-1] != features:
@@ -43,6 +44,7 @@ class PreActivationBlock(nn.Module):
                 shortcut = pad_shortcut(y, features, self.strides)
             else:
                 shortcut = conv(features, 1, self.strides, name='shortcut_conv')(y)
+        # Residual.
         if self.bottleneck:
             y = activate(conv(self.width, 1, name='conv1')(y), 'bn2')
             y = activate(conv(self.width, 3, self.strides, 1, name='conv2')(y), 'bn3')
@@ -54,7 +56,9 @@ class PreActivationBlock(nn.Module):
 
 
 class ResNetV2(ImageModel):
-    """ResNet v2: He et al., Identity Mappings in Deep Residual Networks, 2016, section 3 and appendix.
+    """ResNet v2.
+
+    He et al., Identity Mappings in Deep Residual Networks, 2016, section 3 and appendix.
 
     | stage    | shape        |                                                |
     |----------|--------------|------------------------------------------------|
@@ -68,11 +72,11 @@ class ResNetV2(ImageModel):
     | logits   | K            |                                                |
 
     Attributes:
-      stage_sizes, widths: blocks in each stage, and their widths.
-      bottleneck: three convolutions in a block rather than two.
-      shortcut: where the shape changes: 'A' pads with zeros, 'B' projects.
-      stem: 'small' is 3x3 stride 1 and no pool.
-      remat: computes each block again in the backward pass, to save memory.
+      stage_sizes, widths: number of blocks and width of each stage.
+      bottleneck: three convolutions per block instead of two.
+      shortcut: 'A' pads with zeros where the shape changes, 'B' projects.
+      stem: 'small' uses 3x3 stride 1 and no pooling.
+      remat: whether to recompute each block in the backward pass, to save memory.
     """
 
     stage_sizes: tuple[int, ...] = (3, 4, 6, 3)
@@ -84,7 +88,7 @@ class ResNetV2(ImageModel):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, Endpoints]:
-        """Returns (logits [B, K], endpoints) for images at least as large as the network's stride."""
+        """Returns (logits [B, K], endpoints) for images of at least the network's total stride."""
         check_size(self, images)
         endpoints: Endpoints = {}
         x = stem_convolution(self, he_normal)(images.astype(self.dtype))
@@ -112,7 +116,7 @@ class ResNetV2(ImageModel):
 
 
 class CifarResNetV2(ResNetV2):
-    """ResNet v2 for CIFAR-10: He et al. 2016, section 4: 110 layers, or bottlenecks in 164 and 1001.
+    """ResNet v2 for CIFAR-10: He et al. 2016, section 4. 110 layers; 164 and 1001 with bottleneck.
 
     | stage    | shape      |                                             |
     |----------|------------|---------------------------------------------|

@@ -1,6 +1,6 @@
-"""The costs of a model: parameters, multiply-adds, activations and the shape of each stage.
+"""Cost of a model: parameters, multiply-adds, activations and stage shapes.
 
-Nothing is compiled or computed: shapes are traced, and the traced program is counted.
+Nothing is compiled or computed: the model is traced, and the operations of the trace are counted.
 """
 
 import dataclasses
@@ -16,23 +16,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision.core.errors import UserError
-from vision.models import MODELS, create_model
 from vision.models.base import ImageModel, check_contract
 from vision.models.layers import xla_only
+from vision.models.registry import MODELS, create_model
 
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures of one model for one image.
+    """Cost of a model for one image.
 
     Attributes:
-      name: the model's.
+      name: of the model.
       input_shape: (height, width, channels).
-      parameters: in the form that predicts, so without auxiliary heads.
-      parameters_with_aux: in training.
-      macs: fused multiply-adds of convolutions and matrix products, in the form that predicts.
-      activations: values that come out of those convolutions and matrix products.
-      stages: each endpoint's shape, without the batch.
+      parameters: number of parameters in evaluation, without auxiliary heads.
+      parameters_with_aux: number of parameters in training.
+      macs: fused multiply-adds of convolutions and matrix products, in evaluation.
+      activations: number of output values of those convolutions and matrix products.
+      stages: shape of each endpoint, without the batch axis.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Summary:
     stages: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Returns the summary for JSON."""
         return {
             'model': self.name,
             'input': list(self.input_shape),
@@ -63,18 +63,18 @@ def summarise(
     num_classes: int | None = None,
     **kwargs: Any,
 ) -> Summary:
-    """Returns the figures of the model called `name`.
+    """Returns the cost of a model.
 
     Args:
       name: as for `create_model`.
       input_size: side of the image in pixels; the paper's by default.
-      channels: of the image; the paper's by default.
-      num_classes: of the classifier; the paper's by default.
-      **kwargs: the model's own arguments.
+      channels: number of image channels; the paper's by default.
+      num_classes: the paper's by default.
+      **kwargs: arguments of the model.
 
     Raises:
-      UserError: what `create_model` raises, a size that the model cannot take, and a model of one's
-        own that is none (see `check_contract`).
+      UserError: from `create_model`; the model does not support the size; or a user-defined model
+        does not follow the contract (see `check_contract`).
     """
     model, shape = default_model(name, num_classes, **kwargs)
     size = input_size or shape[0]
@@ -88,7 +88,7 @@ def default_model(
     name: str, num_classes: int | None = None, **kwargs: Any
 ) -> tuple[nn.Module, tuple[int, int, int]]:
     """Returns the model with the paper's number of classes, and the paper's (H, W, C)."""
-    # Which class a name stands for, a function of one's own need not say: it is made to be asked.
+    # A user-defined name may be a function, so the model is built to read its class attributes.
     probe = create_model(name, num_classes=num_classes or 10, **kwargs)
     classes = num_classes or int(getattr(probe, 'default_classes', ImageModel.default_classes))
     shape = getattr(probe, 'input_shape', ImageModel.input_shape)
@@ -96,27 +96,29 @@ def default_model(
 
 
 def count(name: str, model: nn.Module, input_shape: tuple[int, int, int]) -> Summary:
-    """Returns the figures of `model` for an image of `input_shape`.
+    """Returns the cost of `model` for an image of `input_shape`.
 
-    Equal parts of the registry's models (of one class, with equal fields, for inputs of one shape) are traced once.
+    Equal parts of the registry's models (same class, fields and input shapes) are traced once.
 
     Raises:
-      UserError: if the images are too small for the model.
+      UserError: the images are too small for the model.
     """
     tracer = _of_registry if name in MODELS else _Tracer(by_parts=False)
     image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     order: list[str] = []
-    with xla_only():  # so that a convolution is one
+    with xla_only():  # fast forms would hide convolutions
+        # Trace the training form. If the images are too small for auxiliary heads, leave them out.
         try:
             trained = tracer.trace(model, (image,), {'train': True}, None, order)
         except UserError:
             if not getattr(model, 'aux_heads', False):
                 raise
-            model = model.clone(aux_heads=False)  # the images are too small for them, perhaps
+            model = model.clone(aux_heads=False)
             trained = tracer.trace(model, (image,), {'train': True}, None, order)
+        # Trace the evaluation form if it differs.
         predicting = trained
         differs = any(getattr(model, field, False) for field in ('aux_heads', 'dense_evaluation'))
-        if differs or name not in MODELS:  # in evaluation it is another program
+        if differs or name not in MODELS:
             order.clear()
             predicting = tracer.trace(model, (image,), {'train': False}, trained.variables, order)
     logits, endpoints = predicting.outputs
@@ -133,7 +135,7 @@ def count(name: str, model: nn.Module, input_shape: tuple[int, int, int]) -> Sum
 
 
 class _Traced(NamedTuple):
-    """Shapes of outputs and variables, multiply-adds, and values that come out of products, from a module's trace."""
+    """Result of tracing a module: shapes of outputs and variables, multiply-adds, activations."""
 
     outputs: Any
     variables: dict[str, Any]
@@ -142,12 +144,12 @@ class _Traced(NamedTuple):
 
 
 class _Tracer:
-    """Traces modules, and with `by_parts` each module within them by itself, once."""
+    """Traces modules. With `by_parts`, submodules are traced separately and only once."""
 
     def __init__(self, by_parts: bool):
         self._by_parts = by_parts
         self._known: dict[Any, _Traced] = {}
-        self._parts: list[tuple[str, _Traced]] = []  # of the module that is being traced
+        self._parts: list[tuple[str, _Traced]] = []  # submodules of the module being traced
 
     def trace(
         self,
@@ -161,10 +163,10 @@ class _Tracer:
 
         Args:
           module: the model.
-          args: of its call, arrays as their shapes.
-          kwargs: of its call, no arrays.
+          args: arguments of its call, with shapes for arrays.
+          kwargs: keyword arguments of its call, without arrays.
           variables: shapes; if None, the model is initialised.
-          order: gets the names of the endpoints in their order.
+          order: receives the names of the endpoints in order.
         """
         if not self._by_parts:
             return self._trace(module, args, kwargs, variables, order)
@@ -179,6 +181,7 @@ class _Tracer:
         known: dict[str, Any] | None = None,
         order: list[str] | None = None,
     ) -> _Traced:
+        """Traces a module and adds the cost of its separately traced submodules."""
         rngs = _keys()
 
         def run(known: dict[str, Any] | None, arrays: dict[int, jax.Array]) -> Any:
@@ -188,9 +191,10 @@ class _Tracer:
             else:
                 outputs, variables = module.apply(known, *own, **kwargs), known
             if order is not None:
-                order.extend(outputs[1])  # what JAX returns is sorted by name
+                order.extend(outputs[1])  # JAX would sort the names
             return outputs, {k: v for k, v in variables.items() if k in ('params', 'batch_stats')}
 
+        # Trace; `_intercept` collects the submodules meanwhile.
         before, self._parts = self._parts, []
         try:
             arrays = {i: _shape(x) for i, x in enumerate(args) if _is_array(x)}
@@ -198,6 +202,7 @@ class _Tracer:
             parts = self._parts
         finally:
             self._parts = before
+        # Merge the submodules' variables and costs.
         variables.setdefault('params', {})
         for name, part in parts:
             for kind, tree in part.variables.items():
@@ -208,13 +213,14 @@ class _Tracer:
         return _Traced(outputs, variables, sum(m for m, _ in products), sum(a for _, a in products))
 
     def _intercept(self, call: Any, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
-        """Leaves a part out of the trace of what it is in, and takes what is known of it instead."""
+        """Replaces the call of a submodule by zeros of its output shapes, and records its cost."""
         module, key = context.module, None
         if context.method_name == '__call__' and len(module.path) == 1:
             key = _key(module, args, kwargs)
         if key is None:
             return call(*args, **kwargs)
         if key not in self._known:
+            # Trace the submodule once, without the operations of its initialisers.
             cheap = dict.fromkeys(_initialisers(module), nn.initializers.zeros)
             self._known[key] = self._trace(
                 module.clone(parent=None, name=None, **cheap), args, kwargs
@@ -233,10 +239,10 @@ def _keys() -> dict[str, jax.Array]:
 
 
 def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """The arguments that decide a call's shapes and cost, hashable; None where that cannot be told.
+    """Returns a hashable key of all that decides a call's shapes and cost; None if impossible.
 
-    `train` is left out: with it a model may have further heads or parts, but a part of the registry's models has the
-    same variables, outputs and products (its normalisation and dropout have none).
+    `train` is left out. It may change which submodules a model has, but for the submodules of the
+    registry's models it changes neither variables, outputs nor products.
     """
     left_out = _initialisers(module)
     kind: Any = type(module)
@@ -258,7 +264,7 @@ def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 
 def _initialisers(module: nn.Module) -> list[str]:
-    """Fields that decide values and no shapes."""
+    """Returns the names of fields that affect values but no shapes."""
     kind: Any = type(module)
     names = [name for name in _field_names(kind) if name.endswith('_init')]
     return [name for name in names if callable(getattr(module, name))]
@@ -279,14 +285,14 @@ def _shape(array: Any) -> jax.ShapeDtypeStruct:
 
 
 def _stand_in(given: Any, shape: Any) -> Any:
-    """Any array of that shape: the one that was given, if it has it."""
+    """Returns some array of the given shape, if possible the input itself."""
     if _is_array(given) and (given.shape, given.dtype) == (shape.shape, shape.dtype):
         return given
     return jnp.zeros(shape.shape, shape.dtype)
 
 
 def _equations(jaxpr: Any) -> Iterator[Any]:
-    """All equations of a program and of the programs inside it (jit, remat, custom gradients)."""
+    """Yields all equations of a program and its inner programs (jit, remat, …)."""
     for eqn in jaxpr.eqns:
         inner = [p for v in eqn.params.values() for p in jax.tree.leaves(v, is_leaf=_is_jaxpr)]
         inner = [getattr(p, 'jaxpr', p) for p in inner if _is_jaxpr(p)]
@@ -300,7 +306,7 @@ def _is_jaxpr(value: Any) -> bool:
 
 
 def _product(eqn: Any) -> tuple[int, int]:
-    """(multiply-adds, values that come out) of an equation; (0, 0) unless it is a product."""
+    """Returns (multiply-adds, output size) of an equation; (0, 0) unless it is a product."""
     name = eqn.primitive.name
     if name not in ('conv_general_dilated', 'dot_general'):
         return 0, 0

@@ -1,10 +1,10 @@
-"""The tables that `experiments.models` prints, row by row as they are counted."""
+"""Tables for `experiments.models`, yielded row by row as the models are counted."""
 
 from collections.abc import Iterator, Sequence
 
 from vision.core.errors import UserError
 from vision.core.text import json_text
-from vision.models import MODELS
+from vision.models.registry import MODELS
 from vision.models.summary import Summary, summarise
 
 
@@ -15,18 +15,18 @@ def describe(
     channels: int | None = None,
     num_classes: int | None = None,
 ) -> Iterator[str]:
-    """Yields the lines of one model's figures, stage by stage, or of all models' as they are counted.
+    """Yields the lines of a table: the stages of one model, or one row per model.
 
     Args:
       names: at most one name; none for all models.
       format: 'table' or 'json'.
-      input_size, channels, num_classes: the paper's where None.
+      input_size, channels, num_classes: None for the paper's.
 
     Raises:
-      UserError: an unknown name, more than one, or an input that a named model cannot take.
+      UserError: an unknown name, several names, or an input that the model does not support.
     """
     if len(names) > 1:
-        raise UserError(f'one model at a time, not {len(names)}: {" ".join(names)}')
+        raise UserError(f'give one model, not {len(names)}: {" ".join(names)}')
     options = (input_size, channels, num_classes)
     if names:
         summary = summarise(names[0], *options)
@@ -37,7 +37,7 @@ def describe(
 
 
 def _try(name: str, options: tuple) -> Summary | dict[str, str]:
-    """In a list, a model that cannot take the input says so in its row."""
+    """Returns the summary of a model, or the error if the model does not support the input."""
     try:
         return summarise(name, *options)
     except UserError as e:
@@ -45,6 +45,7 @@ def _try(name: str, options: tuple) -> Summary | dict[str, str]:
 
 
 def _all_as_json(rows: Iterator[Summary | dict[str, str]]) -> Iterator[str]:
+    """Yields a JSON list, element by element."""
     separator = '['
     for row in rows:
         value = row.as_dict() if isinstance(row, Summary) else row
@@ -54,6 +55,7 @@ def _all_as_json(rows: Iterator[Summary | dict[str, str]]) -> Iterator[str]:
 
 
 def _all(rows: Iterator[Summary | dict[str, str]]) -> Iterator[str]:
+    """Yields the table of all models."""
     width = max(map(len, MODELS))
     yield f'{"model":{width}}  {"input":13}  {"parameters":>12}  {"with aux":>11}  {"GMACs":>8}  {"activations":>11}'
     for row in rows:
@@ -65,10 +67,11 @@ def _all(rows: Iterator[Summary | dict[str, str]]) -> Iterator[str]:
                 f'{_gmacs(row):>8}  {row.activations:11,}'
             )
         else:
-            yield f'{row["model"]:{width}}  cannot take this input'
+            yield f'{row["model"]:{width}}  does not support this input'
 
 
 def _one(summary: Summary) -> Iterator[str]:
+    """Yields the stages and the cost of one model."""
     stages = {'input': summary.input_shape, **summary.stages}
     width = max(map(len, stages))
     yield summary.name

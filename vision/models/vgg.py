@@ -1,4 +1,4 @@
-"""VGG (Simonyan and Zisserman 2014): configurations A to E, with their dense evaluation."""
+"""VGG (Simonyan and Zisserman 2014): configurations A to E, with dense evaluation."""
 
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -25,7 +25,7 @@ from vision.models.layers import (
     scaled,
 )
 
-# Table 1: kernel size and width of each convolution; a pool of 2 ends each of the five stages.
+# Table 1: kernel size and width of each convolution. Each of the five stages ends with a 2x2 pool.
 CONFIGURATIONS = {
     'A': '3-64 | 3-128 | 3-256 3-256 | 3-512 3-512 | 3-512 3-512',
     'B': '3-64 3-64 | 3-128 3-128 | 3-256 3-256 | 3-512 3-512 | 3-512 3-512',
@@ -39,10 +39,10 @@ CONFIGURATIONS = {
 
 
 class WindowDense(nn.Module):
-    """A fully connected layer over each `window` x `window` of its input, as a convolution.
+    """Fully connected layer over each `window` x `window` part of its input, as a convolution.
 
-    On an input of exactly that size it is the matrix product that it was trained as (section
-    3.2). Parameters `kernel` [window² C, features] and `bias` [features].
+    On an input of exactly the window's size it is a matrix product, as in training (section 3.2).
+    Parameters `kernel` [window² C, features] and `bias` [features].
     """
 
     features: int
@@ -80,21 +80,21 @@ class VGG(ImageModel):
     | stage3   | 28, 28, 256   |                                            |
     | stage4   | 14, 14, 512   |                                            |
     | stage5   | 7, 7, 512     |                                            |
-    | features | 4096          | after two hidden layers with dropout       |
+    | features | 4096          | two hidden layers with dropout             |
     | logits   | K             |                                            |
 
     Attributes:
-      configuration: the column of table 1.
-      lrn: A-LRN: AlexNet's normalisation after the first convolution.
-      batch_norm: normalises after each convolution (not in the paper).
-      dropout: of the two hidden layers (section 3.1).
-      weight_init: 'he', or 'glorot', with which section 3.1 found that no pre-training was needed.
-      dense_evaluation: in evaluation the fully connected layers are convolutions over an image of
-        any size from 224 px, and logits and features are means over positions (section 3.2).
-        Otherwise the last stage is pooled to 7x7 whatever the image's size.
-      stem: 'small' is the usual form for 28 and 32 px: the five stages leave one pixel (an odd
-        edge is kept by its pool), and one layer on their 512 values makes the logits.
-      width: multiplies the widths of all convolutions, for small data.
+      configuration: column of table 1.
+      lrn: AlexNet's normalisation after the first convolution (configuration A-LRN).
+      batch_norm: batch normalisation after each convolution (not in the paper).
+      dropout: rate in the two hidden layers (section 3.1).
+      weight_init: 'he', or 'glorot', which needs no pre-training (section 3.1).
+      dense_evaluation: whether evaluation applies the fully connected layers as convolutions to
+        images of at least 224 px, and averages logits and features over positions (section 3.2).
+        Otherwise the last stage is pooled to 7x7 for every image size.
+      stem: 'small' is for images of 28 and 32 px: the five stages reduce them to one pixel (pools
+        keep an odd edge), and a single layer computes the logits.
+      width: multiplier of all convolution widths, for small data.
     """
 
     configuration: Literal['A', 'B', 'C', 'D', 'E'] = 'D'
@@ -110,12 +110,13 @@ class VGG(ImageModel):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, Endpoints]:
-        """Returns (logits [B, K], endpoints) for images of any size from 32 px (small stem: 1)."""
+        """Returns (logits [B, K], endpoints) for images of at least 32 px (small stem: 1)."""
         small = self.stem == 'small'
         dense = self.dense_evaluation and not (train or small)
         self.check_images(images, min_size=1 if small else 224 if dense else 32, hint=self._hint())
         endpoints: Endpoints = {}
         x = images.astype(self.dtype)
+        # The five stages of the configuration.
         for stage, layers in enumerate(CONFIGURATIONS[self.configuration].split('|'), 1):
             for i, layer in enumerate(layers.split(), 1):
                 kernel, width = (int(n) for n in layer.split('-'))
@@ -124,6 +125,7 @@ class VGG(ImageModel):
                     x = local_response_norm(x)
             x = max_pool(x, 2, 2, ceil=small)
             x = self.record(endpoints, f'stage{stage}', x)
+        # Classifier.
         if small:
             x = self.record(endpoints, 'features', global_avg_pool(x))
             init = {'kernel_init': normal(0.01), 'dtype': self.dtype}
@@ -135,6 +137,7 @@ class VGG(ImageModel):
     def _convolution(
         self, x: jax.Array, kernel: int, width: int, name: str, train: bool
     ) -> jax.Array:
+        """Convolution, optional batch normalisation, ReLU."""
         init = {'he': he_normal_fan_out, 'glorot': glorot_uniform}[self.weight_init]
         conv = partial(Conv, kernel_init=init, dtype=self.dtype)
         x = conv(width, kernel, padding=kernel // 2, name=f'conv{name}')(x)
@@ -143,20 +146,23 @@ class VGG(ImageModel):
         return nn.relu(x)
 
     def _classify(self, x: jax.Array, endpoints: Endpoints, train: bool):
+        """Two hidden layers and the classifier, averaged over positions."""
         init = {'he': normal(0.01), 'glorot': glorot_uniform}[self.weight_init]
         layer = partial(WindowDense, kernel_init=init, dtype=self.dtype)
         for name, window in (('fc6', 7), ('fc7', 1)):
             x = nn.relu(layer(4096, window, name=name)(x))
             x = nn.Dropout(self.dropout)(x, deterministic=not train)
         endpoints['features'] = self.perturb('features', global_avg_pool(x))
-        if x.shape[1:3] == (1, 1):  # what the classifier sees is what gradients are taken of
+        if x.shape[1:3] == (1, 1):
+            # Classify the perturbed features, so that gradients with respect to them exist.
             x = endpoints['features'][:, None, None]
         x = layer(self.num_classes, 1, output_dtype=jnp.float32, name='fc8')(x)
         return global_avg_pool(x), endpoints
 
     def _hint(self) -> str:
+        """Returns advice for images that are too small."""
         if self.stem == 'small':
             return ''
         if self.dense_evaluation:
             return 'dense_evaluation=False takes images of 32 px and larger'
-        return "stem='small' takes smaller ones"
+        return "stem='small' takes smaller images"

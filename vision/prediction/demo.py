@@ -171,7 +171,7 @@ def answer(classifier: Classifier, similar: Similar | None, path: str) -> str:
         return _answer(classifier, similar, FileSource('upload', (), (path,), np.array([-1])))
     except Exception:
         logging.exception('the demo failed at %s', path)
-        return '<p>An internal error occurred. The log of the demo has the details.</p>'
+        return '<p>An internal error occurred; see the log of the demo.</p>'
 
 
 def _answer(classifier: Classifier, similar: Similar | None, source: FileSource) -> str:

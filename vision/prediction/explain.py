@@ -38,7 +38,7 @@ def explain_files(classifier: Classifier, source: FileSource, path: AnyPath) -> 
     else:
         note = (
             'Grad-CAM (Selvaraju et al. 2017). '
-            'Warm colours mark the regions that support the predicted class.'
+            'Warm colours mark the regions that support the class named below the picture.'
         )
         pages.write_page(target, 'Evidence for the predicted classes', note, rows)
     return source.num_examples - first.num_examples

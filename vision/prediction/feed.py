@@ -11,9 +11,9 @@ from vision.data.source import ArraySource, FileSource, Source
 from vision.evaluation.run import Run
 from vision.prediction import given
 from vision.preprocess import device, inputs
-from vision.preprocess import ops as ops_lib
 from vision.preprocess.device import Batch
-from vision.preprocess.ops import HOST, place
+from vision.preprocess.ops import registry as ops_lib
+from vision.preprocess.ops.registry import HOST, place
 
 
 @dataclasses.dataclass(frozen=True)

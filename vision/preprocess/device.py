@@ -23,9 +23,9 @@ from vision.core.errors import UserError
 from vision.core.state import image_key
 from vision.data.order import batch_ids, view_counters
 from vision.data.source import Source, as_labels
-from vision.preprocess import ops as ops_lib
 from vision.preprocess import opstring
-from vision.preprocess.ops import DeviceRng
+from vision.preprocess.ops import registry as ops_lib
+from vision.preprocess.ops.registry import DeviceRng
 
 Batch = dict[str, jax.Array]
 

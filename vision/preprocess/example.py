@@ -7,8 +7,9 @@ from typing import Any
 
 from vision.core.errors import UserError
 from vision.core.startup import first_line, tf_cpu
-from vision.preprocess import ops as ops_lib
-from vision.preprocess.ops import PER_OP, on_host
+from vision.preprocess.ops import on_host
+from vision.preprocess.ops import registry as ops_lib
+from vision.preprocess.ops.registry import PER_OP
 
 # Tracing takes up to half a second of CPU time, so only one thread at a time traces a function.
 _TRACING = threading.Lock()

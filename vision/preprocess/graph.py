@@ -22,10 +22,10 @@ from vision.data.files import is_path
 from vision.data.order import view_counters
 from vision.data.source import BadImage, Image, Source, no_labels, read_each
 from vision.preprocess import cache as cache_lib
-from vision.preprocess import ops as ops_lib
 from vision.preprocess.decode import read
 from vision.preprocess.example import Example
 from vision.preprocess.ops import on_host
+from vision.preprocess.ops import registry as ops_lib
 
 _AHEAD = 2  # batches that are prepared in advance
 _FOREVER = 1 << 62  # batches: more than any run has

@@ -22,8 +22,8 @@ from jax.sharding import Mesh
 from vision.core import processes
 from vision.data.source import BadImage, Source, count_named, read_some
 from vision.preprocess import device, opstring
-from vision.preprocess import ops as ops_lib
 from vision.preprocess.device import Batch, DeviceSplit
+from vision.preprocess.ops import registry as ops_lib
 
 if TYPE_CHECKING:
     from vision.preprocess.host import HostBatches

@@ -7,6 +7,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from vision.core.errors import UserError
+from vision.core.progress import track
 from vision.data.source import Source
 from vision.preprocess.inputs import EvalBatches
 
@@ -34,7 +35,9 @@ def channel_statistics(
     """
     # Sum the pixels and their squares for each image, on this process.
     sums, squares, pixels = [], [], 0
-    for batch in EvalBatches(source, ops, batch_size, mesh, skip_corrupt=True):
+    batches = EvalBatches(source, ops, batch_size, mesh, skip_corrupt=True)
+    count = math.ceil(source.num_examples / (batch_size * mesh.size))
+    for batch in track(batches, count, f'mean and deviation of {source.name}'):
         images, masks = (batch[key].addressable_shards for key in ('image', 'mask'))
         for image, mask in zip(images, masks, strict=True):
             # Leave out padding and unreadable images.

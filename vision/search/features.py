@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from vision.core.errors import UserError
+from vision.core.progress import phase, progress_bar, track
 from vision.data.source import Source
 from vision.prediction.classifier import Classifier
 from vision.search.index import unit
@@ -98,7 +99,8 @@ def linear_probe(
     from sklearn.preprocessing import StandardScaler
 
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    return float(probe.fit(train, train_labels).score(vectors, labels))
+    with phase('fitting the linear probe'):
+        return float(probe.fit(train, train_labels).score(vectors, labels))
 
 
 def retrieval(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float | None]:
@@ -138,7 +140,7 @@ def retrieval(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float | None
 
 
 def _similarities(queries: np.ndarray, vectors: np.ndarray) -> Iterator[np.ndarray]:
-    for start in range(0, len(queries), _ROWS):
+    for start in track(range(0, len(queries), _ROWS), -(-len(queries) // _ROWS), 'comparing'):
         yield queries[start : start + _ROWS] @ vectors.T
 
 
@@ -149,9 +151,13 @@ def _vectors(
         raise UserError(f'{source.name}: features can only be judged with one class per image')
     # Every image must be readable, so that the vectors belong to the labels.
     parts = []
-    steps = classifier.embed_source(source, endpoint)
-    for _, vectors, failed in steps:
-        for position, reason in failed.items():
-            raise UserError(f'{source.name}: example {position} cannot be read: {reason}')
-        parts.append(vectors)
+    done = 0
+    with progress_bar() as start:
+        move = start(f'describing {source.name}', source.num_examples)
+        for _, vectors, failed in classifier.embed_source(source, endpoint):
+            for position, reason in failed.items():
+                raise UserError(f'{source.name}: example {position} cannot be read: {reason}')
+            parts.append(vectors)
+            done += len(vectors)
+            move(done)
     return np.concatenate(parts), source.labels

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from vision import data
 from vision.core.errors import UserError, at_least_one
 from vision.core.progress import track
 from vision.core.text import PICTURES, AnyPath, as_list, below, common_root, output_file
+from vision.data import registry as data
 from vision.data.source import (
     FileSource,
     Source,
@@ -270,11 +270,11 @@ def write_results(
         if metric == 'cosine'
         else 'Euclidean distance, 0 if identical'
     )
-    note = f'Each row shows an image and its neighbours with their scores ({word}).'
+    note = f'Each row shows an image and similar images with their scores ({word}).'
     if show.root:
         note += f' Paths are relative to {show.root}.'
     if pairs := sum(map(bool, itertools.chain(*marks))):
-        note += f' Neighbours of another class or folder are marked in orange ({pairs:,}).'
+        note += f' Images of another class or folder are marked in orange ({pairs:,}).'
     if len(shown) < len(results):
         note += f' The first {len(shown):,} of {len(results):,} images are shown.'
     pages.write_page(target, title, note, rows())

@@ -1,1 +1,28 @@
-"""Studies over configs and runs: preview, dry run, learning rate range, sweep, comparison, reproduction."""
+"""Studies over configs and runs.
+
+- `preview`: pictures of what a model is fed, and a summary of the data;
+- `explain`: the keys of a config with their meaning and value;
+- `dry_run`: size, cost, memory and time of a run, from three steps;
+- `find_lr`: the range test for the learning rate;
+- `sweep`: a grid of runs;
+- `compare`: the curves and metrics of several runs, and whether they differ;
+- `reproduce`: the table of the papers' figures beside ours.
+
+Each is one file; read the one that you need.
+"""
+
+from typing import TYPE_CHECKING
+
+from vision.core.lazy import public_names
+
+if TYPE_CHECKING:
+    from vision.studies.comparison import compare, compare_tables
+    from vision.studies.config_help import explain, explain_table
+    from vision.studies.cost import dry_run, dry_run_text
+    from vision.studies.input_preview import preview
+    from vision.studies.inspect import describe
+    from vision.studies.lr_range import find_lr
+    from vision.studies.reproduction import Row, reproduce
+    from vision.studies.sweeps import over_seeds, sweep, sweep_tables
+else:
+    __all__, __getattr__, __dir__ = public_names(__name__)

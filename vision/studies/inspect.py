@@ -46,14 +46,15 @@ def describe(sources: dict[str, Source]) -> dict[str, Any]:
     Returns:
       `{'splits': {split: …}, 'leakage': [[name, name], …]}`. Leakage lists pairs of images with the
       same content in two splits, the earlier split first. Each split has:
-        `examples`: the number of examples.
-        `classes`: {class name: number of examples}.
-        `height`, `width`: [minimum, median, maximum].
-        `mean`, `std`: per channel, in 0 … 1.
-        `unreadable`: {name: reason}.
-        `copies`: [[name, …], …], groups of images with the same content.
-        `odd`: {'blank', 'blurred', 'dark' or 'tiny': [name, …]}; blank images have one colour.
-        `usual`: the kinds that apply to most images, which are therefore left out of `odd`.
+
+      - `examples`: the number of examples.
+      - `classes`: {class name: number of examples}.
+      - `height`, `width`: [minimum, median, maximum].
+      - `mean`, `std`: per channel, in 0 … 1.
+      - `unreadable`: {name: reason}.
+      - `copies`: [[name, …], …], groups of images with the same content.
+      - `odd`: {'blank', 'blurred', 'dark' or 'tiny': [name, …]}; blank images have one colour.
+      - `usual`: the kinds that apply to most images, which are therefore left out of `odd`.
     """
     splits, owners, leakage = dict[str, Any](), dict[bytes, tuple[str, str]](), []
     for split, source in sources.items():

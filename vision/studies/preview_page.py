@@ -37,7 +37,7 @@ def write_page(
 
     Args:
       folder: the folder of the preview, with its two pictures.
-      summary: the summary, as `vision.studies.preview.preview` returns it.
+      summary: the summary, as `vision.studies.preview` returns it.
       sources: the source of each split, for the images.
       words: the summary as text.
     """

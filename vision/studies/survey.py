@@ -55,7 +55,7 @@ def _survey_folder(root: str) -> tuple[dict[str, Source], list[str]]:
                     faults.append(f'{here}: the class has no images')
             found[split][class_name] = [os.path.join(here, name) for name in below]
         if not found[split]:
-            faults.append(f'{at}: there is no folder in it; each class has a folder of its own')
+            faults.append(f'{at} has no subfolders; put the images of each class in a subfolder')
     if 'train' not in found and 'images' not in found:
         faults.append(f'{root} has {", ".join(sorted(own.values()))} but no folder train')
     # All splits must have the classes of the first one.
@@ -63,7 +63,9 @@ def _survey_folder(root: str) -> tuple[dict[str, Source], list[str]]:
     for split, classes in found.items():
         at = os.path.join(root, own[split])
         faults += [
-            f'{at}: class {c!r} is not among those of train' for c in classes if c not in first
+            f'{at}: class {c!r} is not among the classes of train'
+            for c in classes
+            if c not in first
         ]
         faults += [f'{at}: class {c!r} has no folder' for c in first if c not in classes]
     names = tuple(dict.fromkeys(c for classes in found.values() for c in classes))

@@ -1,8 +1,8 @@
-"""Losses, per example. Each takes logits [B, K] and targets [B, K] and returns float32 [B].
+"""Losses per example: functions of logits [B, K] and targets [B, K] that return float32 [B].
 
-Targets are probabilities over the classes (one-hot, smoothed or mixed), times the class weights where
-there are any. The loss of a mixed target is the mix of the losses: each is linear in the targets, or, as
-the sigmoid's, linear but for a constant (and then takes no class weights).
+Targets are class probabilities (one-hot, smoothed or mixed), multiplied by class weights if there
+are any. The loss of a mixed target is the mix of the losses, since each loss is linear in the
+targets. The sigmoid cross-entropy is linear up to a constant and takes no class weights.
 """
 
 import dataclasses
@@ -19,15 +19,15 @@ from vision.core.errors import UserError
 
 
 def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """−Σ_k target_k · log softmax(logits)_k, in float32."""
+    """Softmax cross-entropy, −Σ_k target_k · log softmax(logits)_k, in float32."""
     return -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
 
 
 def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """Binary cross-entropy of each class by itself, summed over the classes, in float32.
+    """Binary cross-entropy of each class, summed over the classes, in float32.
 
-    −Σ_k target_k · log σ(logit_k) + (1 − target_k) · log(1 − σ(logit_k)), as in Wightman et al. 2021,
-    "ResNet strikes back", section 2.1 (which takes the mean over the classes).
+    −Σ_k target_k · log σ(logit_k) + (1 − target_k) · log(1 − σ(logit_k)). Wightman et al. 2021,
+    "ResNet strikes back", section 2.1, use it with the mean over the classes.
     """
     logits = logits.astype(jnp.float32)
     return -jnp.sum(
@@ -38,27 +38,27 @@ def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def focal(
     logits: jax.Array, targets: jax.Array, gamma: Annotated[float, Range(low=0)] = 2.0
 ) -> jax.Array:
-    """Cross-entropy that well-classified examples add little to (Lin et al. 2017, eq. 4), in float32.
+    """Focal loss (Lin et al. 2017, eq. 4), which down-weights well-classified examples; in float32.
 
-    −Σ_k target_k · (1 − p_k)^γ · log p_k, p = softmax(logits); with γ = 0 it is `softmax_cross_entropy`.
-    The paper's α is `loss.class_weights`.
+    −Σ_k target_k · (1 − p_k)^γ · log p_k with p = softmax(logits); γ = 0 gives
+    `softmax_cross_entropy`. The paper's α is `loss.class_weights`.
 
     Args:
       logits: [B, K].
       targets: [B, K].
-      gamma: the exponent γ.
+      gamma: exponent γ.
     """
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-    # 1 − p as exp(log(1 − p)): its gradient is finite where p is 1.
+    # 1 − p from log p, clipped above 0, so that the gradient is finite where p is 1.
     others = jnp.clip(-jnp.expm1(log_p), jnp.finfo(jnp.float32).tiny)
     return -jnp.sum(targets * others**gamma * log_p, axis=-1)
 
 
 def lenet_mse(logits: jax.Array, targets: jax.Array) -> jax.Array:
-    """LeNet-5's (LeCun et al. 1998), eq. 8: the distance of the correct class's bitmap.
+    """LeNet-5's mean squared error (LeCun et al. 1998, eq. 8): distance to the correct bitmap.
 
     Args:
-      logits: float32 [B, 10], minus the distances y.
+      logits: float32 [B, 10], negative distances −y.
       targets: float32 [B, 10], one-hot or mixed.
 
     Returns:
@@ -70,19 +70,21 @@ def lenet_mse(logits: jax.Array, targets: jax.Array) -> jax.Array:
 def lenet_discriminative(
     logits: jax.Array, targets: jax.Array, j: Annotated[float, Range(above=0)] = 1.0
 ) -> jax.Array:
-    """LeNet-5's (LeCun et al. 1998), eq. 9: the correct class's distance, and a penalty for each other class that is near.
+    """LeNet-5's discriminative loss (LeCun et al. 1998, eq. 9).
 
-    y_correct + log(exp(-j) + sum over classes of exp(-y)). The constant j > 0 is a 'rubbish'
-    class: classes much further away than j are not pushed further. The paper gives no value.
+    y_correct + log(exp(−j) + Σ exp(−y) over all classes): it also penalises other classes that are
+    near. The constant j > 0 acts as a 'rubbish' class: classes much further away than j are not
+    pushed further. The paper gives no value of j.
 
     Args:
-      logits: float32 [B, 10], minus the distances y.
+      logits: float32 [B, 10], negative distances −y.
       targets: float32 [B, 10], one-hot or mixed.
-      j: the rubbish class's distance.
+      j: distance of the rubbish class.
 
     Returns:
       float32 [B], never negative for one-hot targets.
     """
+    # The sum includes exp(−j) for the rubbish class; `logits` are −y.
     rubbish = jnp.full((*logits.shape[:-1], 1), -j, logits.dtype)
     competing = jax.nn.logsumexp(jnp.concatenate([logits, rubbish], -1), axis=-1)
     return lenet_mse(logits, targets) + targets.sum(-1) * competing
@@ -99,13 +101,14 @@ LOSSES: dict[str, Callable[..., jax.Array]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Criterion:
-    """The loss that `config.loss` describes, with what is done to its targets.
+    """The loss of `config.loss` with its label smoothing and class weights.
 
     Attributes:
-      function: per example: logits [B, K], targets [B, K] → [B].
-      label_smoothing: ε: targets are mixed with the uniform distribution (Szegedy et al. 2015b, section 7).
-      aux_weight: of each auxiliary head's loss.
-      class_weights: one for each class; () for none.
+      function: per-example loss, logits [B, K] and targets [B, K] → [B].
+      label_smoothing: ε: weight of the uniform distribution in the targets (Szegedy et al. 2015b,
+        section 7).
+      aux_weight: weight of each auxiliary head's loss.
+      class_weights: one weight per class; () for none.
     """
 
     function: Callable[[jax.Array, jax.Array], jax.Array]
@@ -114,19 +117,20 @@ class Criterion:
     class_weights: tuple[float, ...] = ()
 
     def __call__(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
-        """The loss of each example, float32 [B], against the probabilities `targets` [B, K]."""
+        """Returns the loss of each example, float32 [B], for targets [B, K]."""
+        # Smooth first, so that class weights also apply to the smoothed targets.
         targets = smooth_labels(targets, self.label_smoothing)
         if self.class_weights:
             targets = targets * jnp.asarray(self.class_weights, jnp.float32)
         return self.function(logits, targets)
 
     def total_weight(self, targets: jax.Array, mask: jax.Array) -> jax.Array:
-        """The sum of the examples' class weights, by which the sum of their losses is divided.
+        """Returns the sum of the examples' class weights, which normalises the sum of their losses.
 
-        An example's weight is that of its class, or the mean over its targets; masked ones have none.
-        That is the mean of torch's `CrossEntropyLoss(weight=…, label_smoothing=…)` for class indices.
-        (For mixed targets torch divides by the number of examples, which would give a one-hot target
-        another weight than its class index.) 1 where nothing counts.
+        An example's weight is that of its class, or the mean over its targets; masked examples have
+        weight 0. For class indices the result is the mean of PyTorch's `CrossEntropyLoss(weight=…,
+        label_smoothing=…)`. For mixed targets PyTorch divides by the number of examples instead, so
+        that a one-hot target would differ from its class index. If all weights are 0, returns 1.
 
         Args:
           targets: float32 [B, K], not smoothed.
@@ -136,6 +140,7 @@ class Criterion:
         if self.class_weights:
             class_weights = jnp.asarray(self.class_weights, jnp.float32)
             weights = weights * jnp.sum(targets * class_weights, axis=-1)
+        # Avoid 0 / 0 for a batch of padding only.
         total = jnp.sum(weights)
         return jnp.where(total > 0, total, 1.0)
 
@@ -146,27 +151,29 @@ def smooth_labels(targets: jax.Array, smoothing: float) -> jax.Array:
 
 
 def make_criterion(config: Mapping[str, Any], num_classes: int) -> Criterion:
-    """The loss that `config.loss` names, ours or a user's 'package.module:function', with its arguments.
+    """Builds the loss that `config.loss` names, one of `LOSSES` or 'package.module:function'.
 
     Args:
       config: `config.loss`.
       num_classes: K.
 
     Raises:
-      UserError: an unknown loss or argument, a function that cannot be called, or class weights that do
-        not fit K classes.
+      UserError: an unknown loss or argument, a function with a wrong signature or result, or class
+        weights that do not fit K classes.
     """
     name = config['name']
     function = find('loss.name', name, LOSSES)
     given = own_arguments('loss', config)
     own = list(inspect.signature(function).parameters)[2:]
     check_arguments(f'loss {name!r}', function, [*own, *declared('loss')], given)
+    # Bind the arguments of the loss; smoothing and class weights are applied by `Criterion`.
     criterion = Criterion(
         functools.partial(function, **given) if given else function,
         config['label_smoothing'],
         config['aux_weight'],
         tuple(config['class_weights']),
     )
+    # Trace a user-defined loss once, to check its arguments and its result.
     _check_weights(name, criterion.class_weights, num_classes)
     one = jax.ShapeDtypeStruct((1, num_classes), jnp.float32)
     try:
@@ -175,16 +182,17 @@ def make_criterion(config: Mapping[str, Any], num_classes: int) -> Criterion:
         raise UserError(f'loss {name!r} cannot be called: {e}') from None
     if shape != (1,):
         raise UserError(
-            f'loss {name!r} must return [B], a value an example, not {[*shape]} for B = 1'
+            f'loss {name!r} must return one value per example, [B], not {[*shape]} for B = 1'
         )
     return criterion
 
 
 def _check_weights(name: str, weights: tuple, num_classes: int) -> None:
+    """Raises UserError unless the class weights suit the loss and the number of classes."""
     if not weights:
         return
-    if name == 'sigmoid_cross_entropy':  # its loss is no multiple of the target
-        raise UserError("loss.class_weights: 'sigmoid_cross_entropy' takes none")
+    if name == 'sigmoid_cross_entropy':  # its loss is not proportional to the target
+        raise UserError("loss.class_weights: 'sigmoid_cross_entropy' supports no class weights")
     if len(weights) != num_classes:
         raise UserError(f'loss.class_weights has {len(weights)} values for {num_classes} classes')
     if not any(weights):

@@ -1,6 +1,6 @@
-"""Metrics, and the figures of a split: from the columns of its examples to numbers and a table; NumPy, sums in float64.
+"""Metrics of a split, computed from the columns of its examples with NumPy, with sums in float64.
 
-Every figure equals scikit-learn's on the same predictions (`tests/task/test_metrics.py`).
+Every metric equals scikit-learn's on the same predictions (`tests/task/test_metrics.py`).
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from vision.core.errors import UserError, unknown
 from vision.core.text import described, without_nan
 
 if TYPE_CHECKING:
-    from vision.task import Task
+    from vision.task.base import Task
 
 RELIABILITY_BINS = 15  # Guo et al. 2017, section 2
 
@@ -25,19 +25,21 @@ Columns = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One figure of a split: everything that shows or compares it reads this entry.
+    """One metric of a split. All code that computes, shows or compares a metric uses this entry.
 
     Attributes:
-      of: a function of the columns (`Task.answers`, gathered over the split, NumPy). It returns a value for
-        each example, [N], if the metric is their mean, else a float. None: there is no such figure here.
-      title: as tables and plots name it.
+      of: function of the columns (`Task.answers`, gathered over the split, as NumPy arrays). It
+        returns one value per example, [N], if the metric is their mean, else a float; or None if
+        the metric is undefined on these data.
+      title: name in tables and plots.
       meaning: one phrase for the report.
       higher_is_better: the direction in which models are compared.
-      fraction: whether it lies in 0 … 1 and is shown in percent.
-      weighted: for a metric that is no mean over examples: `weighted(columns)` returns a function of example
-        weights float64 [N] to the metric of the weighted examples, for the bootstrap; None: no interval.
-      biased: whether resampling raises the metric, so that the bootstrap must be corrected for it.
-      in_tables: whether the tables of the terminal show it.
+      fraction: whether the value lies in 0 … 1 and is shown in percent.
+      weighted: for a metric that is not a mean over examples: `weighted(columns)` returns a
+        function from example weights float64 [N] to the metric of the weighted examples, for the
+        bootstrap. None: no confidence interval.
+      biased: whether resampling increases the metric, so that the bootstrap must correct it.
+      in_tables: whether the tables in the terminal show it.
     """
 
     of: Callable[[Columns], Any]
@@ -50,7 +52,7 @@ class Metric:
     in_tables: bool = True
 
     def show(self, value: float | None, digits: int | None = None) -> str:
-        """The value as text: '97.50%' or '0.0812'; '–' for None."""
+        """Formats the value: '97.50%' or '0.0812'; '–' for None."""
         if value is None:
             return '–'
         if self.fraction:
@@ -58,7 +60,8 @@ class Metric:
         return f'{value:.{4 if digits is None else digits}f}'
 
     def cost(self, value: float | None) -> float:
-        """The value so that lower is better; infinite where there is none."""
+        """Returns the value as a cost, where lower is better; infinite if there is no value."""
+        # A missing value is the worst.
         if value is None or np.isnan(value):
             return float('inf')
         if not self.higher_is_better:
@@ -67,10 +70,10 @@ class Metric:
 
 
 class Selection:
-    """The order of evaluations by `training.best_by`: the best checkpoint, patience and plateau follow it."""
+    """Order of evaluations by `training.best_by`, for the best checkpoint, patience and plateau."""
 
     def __init__(self, task: 'Task', best_by: str | None = None):
-        """Takes the metric's name; None for the task's first.
+        """Takes the name of the metric; None for the task's first.
 
         Raises:
           UserError: the task has no such metric.
@@ -83,42 +86,48 @@ class Selection:
         self._loss = metrics.get('loss')
 
     def rank(self, scores: Mapping[str, Any]) -> tuple[float, float]:
-        """A tuple that is greater for a better evaluation: by the metric, ties by the loss."""
+        """Returns a tuple that is greater for a better evaluation; the loss breaks ties."""
+        # A task without a loss has no tie-breaker.
         loss = 0.0 if self._loss is None else self._loss.cost(scores.get('loss'))
         return -self.cost(scores), -loss
 
     def cost(self, scores: Mapping[str, Any]) -> float:
-        """The metric, so that lower is better."""
+        """Returns the metric as a cost, where lower is better."""
         return self.metric.cost(scores.get(self.name))
 
 
 def figures(task: 'Task', columns: Columns) -> dict[str, Any]:
     """Computes every metric of the task.
 
-    Means are exact: right answers are counted as integers, all else is summed without rounding errors.
+    Means are exact: correct predictions are counted as integers, and other values are summed with
+    `math.fsum`.
 
     Args:
-      task: whose metrics.
-      columns: of n examples, [n, …] each.
+      task: the task whose metrics are computed.
+      columns: columns of n examples, [n, …].
 
     Returns:
-      A float by the metric's name, None where there is no such figure or where it is not finite, `count` = n, and
-      of the latter in `not_finite` 'NaN', 'Infinity' or '-Infinity' by name.
+      A float by the metric's name, None if the metric is undefined or not finite; `count` = n; and
+      `not_finite`, which maps the name of each metric that is not finite to 'NaN', 'Infinity' or
+      '-Infinity'.
     """
     count = len(columns['id'])
     found: dict[str, Any] = {}
     for name, metric in task.metrics.items():
+        # Metrics may be user-defined, so check what they return.
         value = metric.of(columns)
         values = np.asarray(0.0 if value is None else value)
         if values.shape not in ((), (count,)) or values.dtype.kind not in 'biuf':
             raise UserError(
-                f'metric {name!r} must return a number, None, or a number an example, [{count}], not {described(value)}'
+                f'metric {name!r} must return a number, None, or one number per example, '
+                f'[{count}], not {described(value)}'
             )
+        # Average per-example values; a single number stays as it is.
         if values.ndim and values.dtype == bool:
             value = int(values.sum()) / count
         elif values.ndim:
             values = values.astype(np.float64)
-            with np.errstate(invalid='ignore'):  # math.fsum takes no infinities of both signs
+            with np.errstate(invalid='ignore'):  # math.fsum fails on infinities of both signs
                 value = (math.fsum(values) if np.isfinite(values).all() else values.sum()) / count
         found[name] = None if value is None else float(value)
     return without_nan({**found, 'count': count})
@@ -127,12 +136,13 @@ def figures(task: 'Task', columns: Columns) -> dict[str, Any]:
 def metrics_table(
     rows: Mapping[str, Mapping[str, Any]], shown: Mapping[str, Metric], title: str
 ) -> Table:
-    """A table of evaluations for the terminal, one row each.
+    """Makes a table of evaluations for the terminal, one row per evaluation.
 
     Args:
-      rows: figures by what was evaluated; an interval of the first metric is shown where there is one.
-      shown: the metrics by name; those with `in_tables` are columns.
-      title: above the table.
+      rows: metrics by the name of the evaluation. The first metric is shown with its confidence
+        interval, if it has one.
+      shown: metrics by name; those with `in_tables` become columns.
+      title: title of the table.
     """
     table = Table(title=Text(title), title_justify='left')
     table.add_column('split')
@@ -140,6 +150,7 @@ def metrics_table(
     for metric in columns.values():
         table.add_column(metric.title, justify='right')
     table.add_column('examples', justify='right')
+    # One row per evaluation, with the confidence interval of the first metric.
     first = next(iter(columns), None)
     for row, values in rows.items():
         cells = []
@@ -155,7 +166,8 @@ def metrics_table(
 
 
 def balanced_accuracy(labels: np.ndarray, correct: np.ndarray) -> float:
-    """The mean of the recalls of the classes that have examples: labels int [N], correct [N]."""
+    """Returns the mean recall over the classes that have examples: labels int [N], correct [N]."""
+    # Classes without examples have no recall.
     support = np.bincount(labels)
     there = support > 0
     return float(np.mean(np.bincount(labels, correct)[there] / support[there]))
@@ -164,7 +176,8 @@ def balanced_accuracy(labels: np.ndarray, correct: np.ndarray) -> float:
 def expected_calibration_error(
     confidence: np.ndarray, correct: np.ndarray, bins: int = RELIABILITY_BINS
 ) -> float:
-    """ECE: the mean over the examples of their bin's |accuracy − confidence| (Guo et al., eq. 3)."""
+    """Returns the ECE: |accuracy − confidence| averaged over the bins (Guo et al., eq. 3)."""
+    # Sum the signed gaps in each bin, then take absolute values.
     gaps = np.bincount(bins_of(confidence, bins), confidence - correct.astype(np.float64), bins)
     return float(np.abs(gaps).sum() / len(confidence))
 
@@ -172,7 +185,7 @@ def expected_calibration_error(
 def weighted_balanced_accuracy(
     labels: np.ndarray, correct: np.ndarray
 ) -> Callable[[np.ndarray], float]:
-    """`balanced_accuracy` as a function of the examples' weights, float64 [N]."""
+    """Returns `balanced_accuracy` as a function of example weights, float64 [N]."""
 
     def of(weights: np.ndarray) -> float:
         support = np.bincount(labels, weights)
@@ -185,7 +198,8 @@ def weighted_balanced_accuracy(
 def weighted_calibration_error(
     confidence: np.ndarray, correct: np.ndarray
 ) -> Callable[[np.ndarray], float]:
-    """`expected_calibration_error` as a function of the examples' weights, float64 [N]."""
+    """Returns `expected_calibration_error` as a function of example weights, float64 [N]."""
+    # The bins do not depend on the weights.
     where, gap = bins_of(confidence), confidence - correct.astype(np.float64)
 
     def of(weights: np.ndarray) -> float:
@@ -196,6 +210,9 @@ def weighted_calibration_error(
 
 
 def bins_of(confidence: np.ndarray, bins: int = RELIABILITY_BINS) -> np.ndarray:
-    """The bin of each confidence, int [N], of bins of equal width; the right edge belongs to a bin, and 0 to the first."""
+    """Returns the bin of each confidence, int [N].
+
+    Bins have equal width and include their right edge; the first one also includes 0.
+    """
     edges = np.linspace(0, 1, bins + 1)
     return np.searchsorted(edges[1:-1], confidence)

@@ -1,4 +1,4 @@
-"""Multi-label classification: several classes an example, or none; average precision and F1."""
+"""Multi-label classification: any number of classes per example; average precision and F1."""
 
 import dataclasses
 import functools
@@ -11,20 +11,21 @@ import numpy as np
 
 from vision.core.config_keys import Range
 from vision.core.errors import UserError
-from vision.task import Apply, Batch, Columns, Examples, Metric, Outcome, Task
+from vision.task.base import Apply, Batch, Examples, Outcome, Task
 from vision.task.classification import check_outputs
 from vision.task.losses import Criterion, make_criterion
+from vision.task.metrics import Columns, Metric
 
-# Losses of one right class, among several that exclude each other.
+# Losses for exactly one correct class per example.
 _ONE_CLASS = ('softmax_cross_entropy', 'focal', 'lenet_mse', 'lenet_discriminative')
 
 
 @dataclasses.dataclass(frozen=True)
 class MultiLabel(Task):
-    """Each of K classes is there or not, independently; labels are float32 [N, K] of 0 and 1.
+    """Classification with K independent binary classes; labels are float32 [N, K] of 0 and 1.
 
     Args:
-      threshold: the probability from which on a class is predicted, for F1 and for `predict`.
+      threshold: minimum probability of a predicted class, for F1 and for `predict`.
     """
 
     threshold: Annotated[float, Range(above=0, below=1)] = 0.5
@@ -34,23 +35,25 @@ class MultiLabel(Task):
 
     @functools.cached_property
     def criterion(self) -> Criterion:
-        """The loss of each class by itself, summed over the classes."""
+        """The binary loss of each class, summed over the classes."""
         name = self.settings.loss['name']
         if name in _ONE_CLASS:
             raise UserError(
-                f"loss {name!r} is for one class an example; with task 'multilabel' set "
+                f"loss {name!r} is for one class per example; with task 'multilabel' set "
                 "loss.name='sigmoid_cross_entropy'"
             )
         criterion = make_criterion(self.settings.loss, self.settings.num_outputs)
+        # The sigmoid's loss is not proportional to its targets.
         if criterion.class_weights:
-            raise UserError("loss.class_weights: task 'multilabel' takes none")
+            raise UserError("loss.class_weights: task 'multilabel' supports no class weights")
         return criterion
 
     def prepare(self, batch: Batch, key: jax.Array | None = None) -> Examples:
-        """Adds `targets` float32 [B, K]: the labels, mixed and smoothed: (1 − ε) y + ε / 2."""
+        """Adds `targets` float32 [B, K]: labels y, mixed and smoothed to (1 − ε) y + ε / 2."""
         examples = super().prepare(batch, key)
         if key is None:
             return examples
+        # The model may have more outputs than the data have classes.
         missing = self.settings.num_outputs - batch['label'].shape[-1]
         targets = jnp.pad(batch['label'], ((0, 0), (0, missing)))
         images, targets = self.mixed(examples['image'], targets, batch['mask'], key)
@@ -61,13 +64,14 @@ class MultiLabel(Task):
     def loss(
         self, apply: Apply, examples: Examples, extra: Any, key: jax.Array
     ) -> tuple[jax.Array, Outcome]:
-        """The mean of the criterion over the batch, with each auxiliary head's times `aux_weight`."""
+        """Returns the mean of the criterion, plus `aux_weight` times each auxiliary head's."""
         logits, endpoints, batch_stats = apply(examples['image'], key)
 
         def total(outputs: jax.Array) -> jax.Array:
             each = self.criterion.function(outputs, examples['targets'])
             return jnp.sum(each * examples['mask'])
 
+        # Models have auxiliary heads in training only.
         loss = total(logits)
         objective = loss / examples['count']
         for aux in endpoints.get('aux', ()):
@@ -77,7 +81,7 @@ class MultiLabel(Task):
     def answers(
         self, outputs: jax.Array, endpoints: dict[str, Any], batch: Batch
     ) -> dict[str, jax.Array]:
-        """Judges logits.
+        """Computes each example's loss and probabilities from the logits.
 
         Returns:
           `label` float32 [B, K]; `loss` float32 [B], binary cross-entropy summed over the classes;
@@ -85,6 +89,7 @@ class MultiLabel(Task):
         """
         labels = batch['label']
         outputs = outputs[:, : labels.shape[-1]]
+        # The unweighted, unsmoothed loss, whatever `config.loss` is.
         loss = -labels * jax.nn.log_sigmoid(outputs) - (1 - labels) * jax.nn.log_sigmoid(-outputs)
         return {
             'label': labels,
@@ -94,12 +99,12 @@ class MultiLabel(Task):
 
     @property
     def metrics(self) -> dict[str, Metric]:
-        """Mean average precision and F1, each over classes (macro) and over all decisions (micro), and the loss."""
+        """Mean average precision and F1, macro- and micro-averaged, and the loss."""
         at = f'at a threshold of {self.threshold:g}'
         return {
-            'map': Metric(macro_ap, 'mAP', 'mean of the classes’ average precisions'),
+            'map': Metric(macro_ap, 'mAP', 'mean of the average precisions of the classes'),
             'map_micro': Metric(micro_ap, 'micro AP', 'average precision over all decisions'),
-            'f1': Metric(self._macro_f1, 'F1', f'mean of the classes’ F1, {at}'),
+            'f1': Metric(self._macro_f1, 'F1', f'mean of the F1 of the classes, {at}'),
             'f1_micro': Metric(self._micro_f1, 'micro F1', f'F1 over all decisions, {at}'),
             'loss': Metric(
                 lambda c: c['loss'],
@@ -111,46 +116,53 @@ class MultiLabel(Task):
         }
 
     def _macro_f1(self, columns: Columns) -> float:
+        """Returns the mean F1 over the classes that have examples."""
         each = f1(columns['label'], columns['probabilities'] >= self.threshold)
+        # Classes without examples have no F1.
         there = columns['label'].any(axis=0)
         return float(each[there].mean()) if there.any() else math.nan
 
     def _micro_f1(self, columns: Columns) -> float:
+        """Returns the F1 over all decisions."""
         predicted = columns['probabilities'] >= self.threshold
         return float(f1(columns['label'].reshape(-1, 1), predicted.reshape(-1, 1))[0])
 
     def combine(self, outputs: jax.Array, weights: jax.Array) -> jax.Array:
-        """Logits of the mean of the probabilities, [M, B, K] → [B, K]."""
+        """Returns logits of the mean probabilities, [M, B, K] → [B, K]."""
         weights = weights[:, None, None]
+        # log p − log(1 − p) of the mean p, computed stably from log-sigmoids.
         yes = jax.nn.logsumexp(jax.nn.log_sigmoid(outputs), axis=0, b=weights)
         return yes - jax.nn.logsumexp(jax.nn.log_sigmoid(-outputs), axis=0, b=weights)
 
     def probabilities(self, outputs: jax.Array) -> jax.Array:
-        """Of each class by itself: sigmoid, float32 [B, K]."""
+        """Returns the sigmoid, float32 [B, K]."""
         return jax.nn.sigmoid(outputs[:, : len(self.settings.class_names)])
 
     def named(self, probabilities: np.ndarray, top_k: int) -> np.ndarray:
-        """Every class whose probability reaches the threshold, likeliest first, whatever `top_k` is."""
+        """Returns all classes whose probability reaches the threshold, most likely first.
+
+        `top_k` is not used.
+        """
         order = np.argsort(-probabilities, kind='stable')
         return order[probabilities[order] >= self.threshold]
 
     def check(self, source: Any) -> None:
-        """Raises UserError for labels of one class, a loss of one class, or too few outputs."""
+        """Raises UserError for single-label data, a single-label loss, or too few outputs."""
         if not source.multi_label:
             raise UserError(
-                f"{source.name} has one label an example, and task 'multilabel' takes several: "
+                f"{source.name} has one label per example, but task 'multilabel' takes several: "
                 "set task.name='classification'"
             )
         check_outputs(self, source)
 
     def caption(self, columns: Columns, row: int) -> tuple[str, bool]:
-        """The predicted classes, and whether they are exactly the labels."""
+        """Returns the predicted classes, and whether they equal the labels exactly."""
         predicted = columns['probabilities'][row] >= self.threshold
         names = [self.settings.class_names[i] for i in np.flatnonzero(predicted)]
         return ', '.join(names) or 'none', bool((predicted == (columns['label'][row] > 0)).all())
 
     def record(self, columns: Columns, row: int) -> dict[str, Any]:
-        """`labels`, `loss`, and `predictions`: every class with its probability, likeliest first."""
+        """Returns `labels`, `loss`, and `predictions`: all classes by decreasing probability."""
         names, probabilities = self.settings.class_names, columns['probabilities'][row]
         return {
             'labels': [names[i] for i in np.flatnonzero(columns['label'][row])],
@@ -162,7 +174,8 @@ class MultiLabel(Task):
         }
 
     def from_records(self, records: list[dict[str, Any]]) -> Columns:
-        """Columns out of what `record` returned."""
+        """Restores columns from records."""
+        # Predictions name every class with its index, in any order.
         names = {p['class']: p['index'] for p in records[0]['predictions']}
         shape = (len(records), len(names))
         labels, probabilities = np.zeros(shape, np.float32), np.full(shape, np.nan, np.float32)
@@ -177,18 +190,19 @@ class MultiLabel(Task):
 
 
 def average_precisions(labels: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """The average precision of each class, scikit-learn's `average_precision_score`.
+    """Returns the average precision of each class, as scikit-learn's `average_precision_score`.
 
     Args:
       labels: [N, K] of 0 and 1.
       probabilities: float [N, K].
 
     Returns:
-      float64 [K]; NaN for a class that no example has, and where a probability is not a number.
+      float64 [K]; NaN for a class without examples or with a probability that is not finite.
     """
     from sklearn.metrics import average_precision_score
 
     found = np.full(labels.shape[1], np.nan)
+    # scikit-learn warns for a class without examples and fails on NaN.
     for k in range(labels.shape[1]):
         if labels[:, k].any() and np.isfinite(probabilities[:, k]).all():
             found[k] = average_precision_score(labels[:, k], probabilities[:, k])
@@ -196,20 +210,22 @@ def average_precisions(labels: np.ndarray, probabilities: np.ndarray) -> np.ndar
 
 
 def macro_ap(columns: Columns) -> float:
-    """The mean of the average precisions of the classes that have examples."""
+    """Returns the mean average precision over the classes that have examples."""
     each = average_precisions(columns['label'], columns['probabilities'])
     there = columns['label'].any(axis=0)
     return float(each[there].mean()) if there.any() else math.nan
 
 
 def micro_ap(columns: Columns) -> float:
-    """The average precision of all decisions, example by class, together."""
+    """Returns the average precision over all decisions (example, class) at once."""
     labels, probabilities = columns['label'], columns['probabilities']
     return float(average_precisions(labels.reshape(-1, 1), probabilities.reshape(-1, 1))[0])
 
 
 def f1(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
-    """2 · right / (examples + predicted) of each class, float64 [K]; 0 where both are 0.
+    """Returns 2 · true positives / (positives + predicted positives) of each class, float64 [K].
+
+    A class with neither positives nor predicted positives has 0.
 
     Args:
       labels: [N, K] of 0 and 1.

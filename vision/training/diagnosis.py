@@ -1,5 +1,6 @@
-"""Means to find what is slow or wrong in a run: `--profile=START:STOP` and `--debug=nans,no_jit,transfers`."""
+"""Profiling and debugging hooks: `--profile=START:STOP` and `--debug=nans,no_jit,transfers`."""
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,21 +19,22 @@ DEBUG = ('nans', 'no_jit', 'transfers')
 
 
 class Profile(Hook):
-    """Traces steps START to STOP into `workdir/plugins/profile/`; each process its own."""
+    """Traces steps START to STOP into `workdir/plugins/profile/`, in each process."""
 
     def __init__(self, first: int, last: int, workdir: Path):
-        """Starts nothing yet.
+        """Stores the steps; starts nothing.
 
         Args:
-          first: step to trace, from 1.
-          last: step to trace, inclusive.
+          first: first step to trace, from 1.
+          last: last step to trace, inclusive.
           workdir: of the run.
         """
         self._first, self._last, self._workdir = first, last, workdir
         self._step: jax.profiler.StepTraceAnnotation | None = None  # while it traces
+        self._traced = 0  # steps
 
     def before_step(self, step: int) -> None:
-        """Begins, also where a run goes on in the midst of the steps asked for."""
+        """Starts the trace at the first step to trace, or later if the run resumes between them."""
         if self._first <= step <= self._last:
             if self._step is None:
                 jax.profiler.start_trace(str(self._workdir), create_perfetto_trace=True)
@@ -40,9 +42,11 @@ class Profile(Hook):
             self._step.__enter__()
 
     def after_step(self, step: int, batch: Batch, metrics: Metrics) -> None:
-        """Ends it with the last step, when the device is through with it."""
+        """Ends the trace after the last step, when the device has finished it."""
         if self._step is not None:
             self._step.__exit__(None, None, None)
+            self._traced += 1
+            # Wait for the device, or the trace would miss the end of the step.
             if step == self._last:
                 jax.block_until_ready(metrics)
                 self._stop()
@@ -50,6 +54,15 @@ class Profile(Hook):
     def __exit__(self, *_) -> None:
         if self._step is not None:
             self._stop()
+        asked = self._last - self._first + 1
+        if self._traced < asked:
+            logging.warning(
+                '--profile=%d:%d: %d of these %d steps were taken and traced',
+                self._first,
+                self._last,
+                self._traced,
+                asked,
+            )
 
     def _stop(self) -> None:
         jax.profiler.stop_trace()
@@ -57,36 +70,36 @@ class Profile(Hook):
 
 
 def profile(text: str, workdir: str) -> Profile:
-    """The hook that --profile=START:STOP asks for.
+    """Returns the hook for --profile=START:STOP.
 
     Raises:
-      UserError: the text is not that.
+      UserError: the text does not have that form.
     """
     match = re.fullmatch(r'(\d+):(\d+)', text)
     if not match or not 1 <= int(match[1]) <= int(match[2]):
-        raise UserError(f'--profile={text}: write START:STOP, two steps from 1, as in 20:30')
+        raise UserError(f'--profile={text}: write START:STOP, two steps from 1, like 20:30')
     return Profile(int(match[1]), int(match[2]), locate(workdir))
 
 
 class NoTransfers(Hook):
-    """Refuses, within a step and its batch, transfers between host and device that were not asked for.
+    """Disallows implicit transfers between host and device within a step and its batch.
 
-    The first step of a process is let go: it is compiled.
+    The first step of a process is exempt, since it is compiled.
     """
 
     def __init__(self) -> None:
-        """Guards nothing yet."""
+        """Starts without a guard."""
         self._guard: Any = nullcontext()
         self._compiled = False
 
     def before_step(self, step: int) -> None:
-        """Starts to guard."""
+        """Enters the transfer guard."""
         if self._compiled:
             self._guard = jax.transfer_guard('disallow')
         self._guard.__enter__()
 
     def after_step(self, step: int, batch: Batch, metrics: Metrics) -> None:
-        """Ends it: what the other hooks, records and checkpoints read is asked for."""
+        """Leaves the transfer guard: other hooks, records and checkpoints transfer explicitly."""
         self._compiled = True
         self.__exit__()
 
@@ -97,23 +110,23 @@ class NoTransfers(Hook):
 
 @contextmanager
 def debugging(what: Sequence[str]) -> Iterator[list[Hook]]:
-    """Switches debugging on within the block, for this thread.
+    """Context manager that switches debugging on, for this thread.
 
     Args:
-      what: of DEBUG. `nans` stops at the first operation that makes a NaN, and names it; `no_jit`
-        runs each operation by itself, so that `print` and a debugger work in a step; `transfers`
-        is `NoTransfers`.
+      what: names from DEBUG. `nans` stops at the first operation that makes a NaN, and names it;
+        `no_jit` runs operations one by one, so that `print` and a debugger work inside a step;
+        `transfers` adds the hook `NoTransfers`.
 
     Yields:
-      The hooks that belong to it.
+      The hooks to add to the run.
 
     Raises:
-      UserError: something else.
+      UserError: an unknown name.
     """
     for name in what:
         if name not in DEBUG:
             raise unknown('--debug', name, DEBUG)
-    # Not `jax.config.update`: JAX 0.10 forgets `jax_debug_nans` where it looks away for a moment.
+    # Context managers, since JAX 0.10 resets `jax_debug_nans` if it was set by `jax.config.update`.
     with (
         jax.debug_nans(True) if 'nans' in what else nullcontext(),
         jax.disable_jit() if 'no_jit' in what else nullcontext(),

@@ -1,129 +1,121 @@
-"""Hooks: what hangs on the training loop. A run's own are its display, early stopping and pictures.
+"""Hooks of the training loop. The built-in ones are display, early stopping and pictures.
 
-The loop calls them at five stated points, in the order in which they are listed. They see what
-happens and change nothing that the run's bits depend on.
+The loop calls each hook at five points, in the order in which the hooks are listed. Hooks observe
+the run and must not change its state.
 """
 
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from fractions import Fraction
 from typing import Any
 
 import jax
 import numpy as np
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vision.core import processes
 from vision.core.checkpoints import Rank
+from vision.core.progress import on_terminal, progress_bar
 from vision.preprocess.device import Batch
-from vision.task import Metric, Task
+from vision.task.base import Task
+from vision.task.metrics import Metric
 from vision.training.records import Recorder, visible
 from vision.training.step import Metrics
 
-_TRAIN, _VALIDATION = 64, 32  # images of a grid
-_TILE = 96  # pixels of a captioned image at least
+_TRAIN, _VALIDATION = 64, 32  # images in a grid
+_TILE = 96  # minimum side of a captioned image, in pixels
 _RIGHT, _WRONG = (60, 160, 60), (210, 50, 50)
 
 
 class Hook:
-    """A hook that does nothing; a context manager, entered before the first step.
+    """Base class of hooks, which does nothing; a context manager, entered before the first step.
 
-    With several processes every process has its hooks. A hook may read the device in `after_log`
-    and `after_evaluation` only: elsewhere the device runs ahead of the host.
+    Every process has its own hooks. Only `after_log` and `after_evaluation` may read from the
+    device: elsewhere a read would make the host wait for the step that is running.
     """
 
     def __enter__(self) -> 'Hook':
         return self
 
     def __exit__(self, *_) -> None:
-        """Ends it, whether the run ended well or not."""
+        """Called when the run ends, also after an error."""
 
     def start(self, step: int) -> None:
-        """Called once, when `step` steps are done and the next one is about to be taken."""
+        """Called once, when `step` steps are done and the next one is about to start."""
 
     def before_step(self, step: int) -> None:
-        """Called before step `step` (from 1) and its batch."""
+        """Called before step `step` (from 1) and before its batch is loaded."""
 
     def after_step(self, step: int, batch: Batch, metrics: Metrics) -> None:
-        """Called when the step, its batch and what will be its metrics are on the device."""
+        """Called when the step has been dispatched to the device.
+
+        Args:
+          step: from 1.
+          batch: of the step.
+          metrics: of the step; they may still be running.
+        """
 
     def after_log(self, step: int, record: dict[str, Any], seconds_left: float) -> None:
-        """Called with the record of the interval that ends with `step`, when it is written."""
+        """Called after the record of the interval that ends with `step` has been written."""
 
     def after_evaluation(self, step: int, scores: dict[str, Any]) -> str | None:
-        """Called with the validation metrics; may return why the run shall end with this step."""
+        """Called with the validation metrics; may return a reason to end the run here."""
         return None
 
 
 class Display(Hook):
-    """The progress of a run on stderr; with several processes, the first one's."""
+    """Progress of a run on stderr, on the first process."""
 
     def __init__(self, data: str, total_steps: int, metrics: Mapping[str, Metric]):
-        """Prepares the bar.
+        """Creates the progress bar.
 
         Args:
-          data: the training split's name.
-          total_steps: of the run.
-          metrics: of the task, by name.
+          data: name of the training split.
+          total_steps: length of the run.
+          metrics: metrics of the task, by name.
         """
         self._metrics = {'loss': metrics['loss'], **metrics} if 'loss' in metrics else metrics
-        self._console = Console(stderr=True, quiet=not processes.is_first())
         self._data, self._total = data, total_steps
-        self._progress = Progress(
-            TextColumn('{task.description}'),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TextColumn('{task.fields[figures]}'),
-            TimeRemainingColumn(),
-            TextColumn('left'),
-            console=self._console,
-            disable=not self._console.is_terminal or self._console.quiet,
-        )
-        self._task = self._progress.add_task('compiling', total=total_steps, figures='')
-        self._compiling = True
+        self._bar = ExitStack()
 
     def __enter__(self) -> 'Display':
-        self._progress.start()
+        self._start_bar = self._bar.enter_context(progress_bar(processes.is_first()))
         return self
 
     def __exit__(self, *_) -> None:
-        self._progress.stop()
+        self._bar.close()
 
     def start(self, step: int) -> None:
-        """Says what begins."""
-        self._progress.update(self._task, completed=step)
-        what = f'going on from step {step}' if step else 'training'
-        self.say(f'{what} on {self._data}: {self._total} steps; the first one is compiled')
+        """Prints the start of the run."""
+        self._move = self._start_bar('compiling', self._total, step)
+        what = f'resuming from step {step}' if step else 'training'
+        self.say(f'{what} on {self._data}: {self._total} steps; compiling the first one')
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
-        self._console.print(text, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        if processes.is_first():
+            print(text, file=sys.stderr, flush=True)
 
     def after_step(self, step: int, batch: Batch, metrics: Metrics) -> None:
-        """Moves the bar; no time is estimated from the first step, which was compiled."""
-        if self._compiling:
-            self._compiling = False
-            self._progress.reset(
-                self._task, total=self._total, completed=step, description='step', figures=''
-            )
-        self._progress.update(self._task, completed=step)
+        """Advances the bar."""
+        self._move(step, description='step')
 
     def after_log(self, step: int, record: dict[str, Any], seconds_left: float) -> None:
-        """Shows an interval's figures: beside the bar, or as a line of their own."""
+        """Shows metrics of an interval: beside the bar, or on a line if stderr is no terminal."""
         figures = self._figures({k.removeprefix('train/'): v for k, v in record.items()})
         if record['images_per_second'] is not None:
             figures += f'  {record["images_per_second"]:,.0f} images/s'
-        self._progress.update(self._task, completed=step, figures=figures)
-        if not self._console.is_terminal:
+        self._move(step, figures=figures)
+        if not on_terminal():
             self.say(f'step {step}/{self._total}  {figures}  {_clock(seconds_left)} left')
 
     def after_evaluation(self, step: int, scores: dict[str, Any]) -> None:
-        """Prints an evaluation's figures."""
+        """Prints the validation metrics."""
         figures = self._figures(scores)
         self.say(f'step {step}/{self._total}  validation: {figures} of {scores["count"]:,}')
 
     def _figures(self, values: Mapping[str, Any]) -> str:
-        """The task's metrics among the values, the loss first: 'loss 0.1234  top-1 95.00%'."""
+        """Formats the task's metrics, the loss first: 'loss 0.1234  top-1 95.00%'."""
         shown = {k: m for k, m in self._metrics.items() if m.in_tables}
         return '  '.join(
             f'{m.title} {m.show(values[k])}' for k, m in shown.items() if values.get(k) is not None
@@ -131,6 +123,7 @@ class Display(Hook):
 
 
 def _clock(seconds: float) -> str:
+    """Formats a duration as 'h:mm:ss' or 'm:ss'; '–' for NaN."""
     if seconds != seconds:
         return '–'
     minutes, seconds = divmod(int(seconds), 60)
@@ -139,35 +132,36 @@ def _clock(seconds: float) -> str:
 
 
 class EarlyStopping(Hook):
-    """Ends a run `training.patience` after its best evaluation.
+    """Ends a run when `training.patience` has passed since its best evaluation.
 
-    What it knows follows from the run's records alone, so a run that was killed ends where one that
-    was left alone does.
+    Its state is rebuilt from the run's records, so a resumed run ends at the same step as an
+    uninterrupted one.
     """
 
     def __init__(self, patience: Fraction | None, rank: Rank):
-        """Starts without an evaluation.
+        """Starts without evaluations.
 
         Args:
-          patience: in steps; None never ends a run.
-          rank: of validation metrics; greater is better.
+          patience: in steps; None disables early stopping.
+          rank: maps validation metrics to a tuple that is greater for a better evaluation.
         """
         self._patience, self._rank = patience, rank
         self._best: tuple[float, ...] | None = None
         self._best_step = self._last_step = 0
 
     def replay(self, evaluations: list[tuple[int, dict[str, Any]]]) -> None:
-        """Takes the evaluations (step, validation metrics) that were recorded before."""
+        """Processes the recorded evaluations (step, validation metrics) of a resumed run."""
         for step, scores in evaluations:
             self.after_evaluation(step, scores)
 
     @property
     def reached(self) -> bool:
-        """True if the last evaluation ended the run."""
+        """True if the patience is used up."""
         return self._patience is not None and self._last_step - self._best_step >= self._patience
 
     def after_evaluation(self, step: int, scores: dict[str, Any]) -> str | None:
-        """Looks whether it was better, as the best checkpoint is chosen."""
+        """Compares the evaluation with the best one so far."""
+        # The same rank selects the best checkpoint.
         rank = self._rank(scores)
         if self._best is None or rank > self._best:
             self._best, self._best_step = rank, step
@@ -175,39 +169,42 @@ class EarlyStopping(Hook):
         if not self.reached:
             return None
         return (
-            f'stopped early at step {step}: no better than step {self._best_step} on the '
-            'validation split for as long as training.patience says'
+            f'stopped early at step {step}: no better validation result since step '
+            f'{self._best_step}, longer than training.patience'
         )
 
 
 class Pictures(Hook):
-    """Shows the first training batch, and the first validation images with their labels."""
+    """Shows the first training batch and captioned validation images in TensorBoard."""
 
     def __init__(
         self, recorder: Recorder, validated: Callable[[], tuple[Batch, Batch]], task: Task
     ):
-        """Prepares the pictures.
+        """Takes the recorder and the task.
 
         Args:
-          recorder: writes them.
-          validated: returns the first batch of the last validation, and the answers to it.
-          task: captions them.
+          recorder: writes the pictures.
+          validated: returns the first batch of the last validation, and the task's answers to it.
+          task: writes the captions.
         """
         self._recorder, self._validated, self._task = recorder, validated, task
 
     def after_step(self, step: int, batch: Batch, metrics: Metrics) -> None:
-        """Shows what was fed in the first step, of what this process holds."""
+        """Shows the images of the first step that this process holds."""
+        # A resumed run has these images in its events already.
         if step == 1:
             images = _local(batch['image'])
-            images = images.reshape(-1, *images.shape[-3:])  # views of one image are neighbours
+            images = images.reshape(-1, *images.shape[-3:])  # views of an image side by side
             self._recorder.images('train/images', images[:_TRAIN], 0)
 
     def after_evaluation(self, step: int, scores: dict[str, Any]) -> None:
-        """Shows the first validation images of process 0 with the task's captions."""
+        """Shows the first validation images of the first process, framed green or red."""
         if not processes.is_first():
             return
         batch, answers = self._validated()
         images, ids = (_local(batch[k]) for k in ('image', 'id'))
+        # The answers are replicated, the images are not: find the answers to the local images by
+        # id.
         columns = jax.device_get(dict(answers))
         rows = {int(example): row for row, example in enumerate(columns['id'])}
         tiles = []
@@ -218,31 +215,34 @@ class Pictures(Hook):
 
 
 def captioned(image: np.ndarray, caption: str, color: tuple[int, int, int]) -> np.ndarray:
-    """Writes a line below an image.
+    """Draws a caption below an image.
 
     Args:
-      image: uint8 or float32 [H, W, C] in 0 … 255; small ones are enlarged.
-      caption: cut to the width of the picture.
-      color: RGB, of the line's background.
+      image: uint8 or float32 [H, W, C] in 0 … 255; small images are enlarged.
+      caption: truncated to the width of the picture.
+      color: background of the caption, RGB.
 
     Returns:
       uint8 [H', W', 3].
     """
     from PIL import Image, ImageDraw, ImageFont
 
+    # Convert to RGB and enlarge by an integer factor.
     pixels = np.clip(np.round(np.asarray(image, np.float32)), 0, 255).astype(np.uint8)
     picture = Image.fromarray(np.broadcast_to(visible(pixels), (*pixels.shape[:2], 3)))
     times = max(1, -(-_TILE // min(picture.size)))
     picture = picture.resize(
         (picture.width * times, picture.height * times), Image.Resampling.NEAREST
     )
+    # Fit the caption to the width. Pillow's own font has few letters beyond ASCII.
     font = ImageFont.load_default(11)
-    if not caption.isascii():  # Pillow's own font has few other letters
+    if not caption.isascii():
         from vision.core import fonts
 
         font, caption = ImageFont.truetype(fonts.file_of(), 11), fonts.legible(caption)
     while caption and font.getlength(caption) > picture.width - 4:
         caption = caption[:-1]
+    # Draw the caption on a coloured strip below the picture.
     sheet = Image.new('RGB', (picture.width, picture.height + 15), color)
     sheet.paste(picture)
     ImageDraw.Draw(sheet).text((2, picture.height + 1), caption, (255, 255, 255), font)
@@ -250,5 +250,5 @@ def captioned(image: np.ndarray, caption: str, color: tuple[int, int, int]) -> n
 
 
 def _local(x: jax.Array) -> np.ndarray:
-    """The first part of an array that this process holds."""
+    """Returns the first shard of an array that this process holds."""
     return np.asarray(x.addressable_shards[0].data)

@@ -1,4 +1,4 @@
-"""Starting from weights that were trained before: `config.init_from`."""
+"""Initialisation from pretrained weights: `config.init_from`."""
 
 import dataclasses
 import os
@@ -18,37 +18,39 @@ from vision.models.weights.pretrained import load_pretrained
 
 
 def init_from(source: str, model_name: str, state: TrainState) -> TrainState:
-    """Replaces the parameters of a state of step 0 by trained ones: `read_weights`, then `placed`."""
+    """Replaces the parameters of an initial state by pretrained ones."""
     return placed(read_weights(source, model_name, state.variables), state)
 
 
 def read_weights(source: str, model_name: str, variables: dict[str, Any]) -> dict[str, Any]:
-    """Reads trained weights.
+    """Reads pretrained weights.
 
-    A classifier of another number of classes keeps its initial values; a warning names it.
+    A classifier with another number of classes keeps its initial values, and a warning names it.
 
     Args:
       source: a workdir (its best checkpoint), a `.safetensors` or `.pth` file, or 'hf:org/name'.
-      model_name: the model's, in the registry.
+      model_name: name of the model in the registry.
       variables: params and batch_stats of the model, or their shapes.
 
     Returns:
-      The weights in the same tree; a shape where the initial value stays.
+      The weights as a PyTree like `variables`, with a shape in place of each initial value that is
+      kept.
 
     Raises:
-      UserError: the source cannot be read, is of another model (names all that differs), or has values that are
-        not finite.
+      UserError: the source cannot be read, belongs to another model (all differences are named), or
+        has values that are not finite.
     """
+    # Tell workdirs, files and hub names apart.
     shapes = mesh_lib.abstract(variables)
     if os.path.isdir(source):
         return _from_run(source, shapes)
     if not source.startswith('hf:') and not os.path.exists(source):
-        raise UserError(f'init_from={source}: there is no such file or workdir')
+        raise UserError(f'init_from={source}: no such file or workdir')
     return load_pretrained(source, model_name, shapes)
 
 
 def placed(weights: dict[str, Any], state: TrainState) -> TrainState:
-    """Returns a state of step 0 with weights that `read_weights` read, laid out as before."""
+    """Puts weights from `read_weights` into an initial state, with the state's sharding."""
     placed = jax.tree.map(
         lambda new, old: (
             old
@@ -58,6 +60,7 @@ def placed(weights: dict[str, Any], state: TrainState) -> TrainState:
         weights,
         state.variables,
     )
+    # A moving average starts from the same weights.
     ema = {'params': None, 'batch_stats': None} if state.ema_params is None else _copy(placed)
     return dataclasses.replace(
         state,
@@ -69,31 +72,35 @@ def placed(weights: dict[str, Any], state: TrainState) -> TrainState:
 
 
 def _from_run(workdir: str, variables: dict[str, Any]) -> dict[str, Any]:
-    theirs = flatten_dict(jax.device_get(load_run(workdir).variables))
-    ours = flatten_dict(variables)
-    result, fresh = dict(ours), set()
-    problems = [f'surplus {_name(path)}' for path in theirs if path not in ours]
-    for path, value in ours.items():
-        if path not in theirs:
+    """Reads the best checkpoint of a run and matches its variables with the model's by path."""
+    saved = flatten_dict(jax.device_get(load_run(workdir).variables))
+    expected = flatten_dict(variables)
+    result, fresh = dict(expected), set()
+    problems = [f'surplus {_name(path)}' for path in saved if path not in expected]
+    # Only the classifier may have another shape: it keeps its initial values.
+    for path, value in expected.items():
+        if path not in saved:
             problems.append(f'missing {_name(path)}')
-        elif theirs[path].shape == value.shape:
-            result[path] = theirs[path]
+        elif saved[path].shape == value.shape:
+            result[path] = saved[path]
         elif is_head(path[1:]):
             fresh.add(_name(path[:-1]))
         else:
-            problems.append(f'misshapen {_name(path)} {theirs[path].shape}, not {value.shape}')
+            problems.append(f'misshapen {_name(path)} {saved[path].shape}, not {value.shape}')
     if problems:
-        raise UserError(f'init_from={workdir} does not fit the model: {"; ".join(problems)}')
+        raise UserError(f'init_from={workdir} does not match the model: {"; ".join(problems)}')
     if fresh:
-        logging.warning('%s: %s start afresh (other classes)', workdir, ', '.join(sorted(fresh)))
-    # Where there are no leaves, flattening loses the key.
+        layers = ', '.join(sorted(fresh))
+        logging.warning('%s has other classes: %s keep their initial values', workdir, layers)
+    # Flattening drops the key of an empty subtree.
     return {'batch_stats': {}, **unflatten_dict(result)}
 
 
 def _name(path: tuple[str, ...]) -> str:
+    """Returns the name of a parameter or layer, without its collection."""
     return '/'.join(path[1:])
 
 
 def _copy(tree: Any) -> Any:
-    """Buffers of its own: the state is donated, and no buffer can be donated twice."""
+    """Copies all arrays: the state is donated, and no buffer can be donated twice."""
     return jax.tree.map(lambda x: x.copy(), tree)

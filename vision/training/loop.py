@@ -1,14 +1,15 @@
-"""The training loop, the one that every experiment uses.
+"""The training loop that every experiment uses.
 
-A run is a function of its config: it may be killed anywhere and started again with the same
-command, and ends in the same bits.
+A run is a function of its config. It may be killed at any moment and restarted with the same
+command, and its result is the same to the bit.
 """
 
 import os
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import Checkpoints, newest_step
 from vision.core.errors import Stopped, UserError
 from vision.core.processes import Interrupted, StopSignals
+from vision.core.progress import progress_bar
 from vision.data import identity
 from vision.evaluation.answers import Member, answer, make_step
 from vision.models.base import check_finite
@@ -33,41 +35,45 @@ from vision.training.setup import Setup, normalised, setup
 from vision.training.start import Start, check_start, first_state
 from vision.training.step import Metrics, make_train_step
 
-_PARKED = 'interrupted'  # in the workdir
+_INTERRUPTED = 'interrupted'  # folder in the workdir, see Loop._save_interrupted
 _WEIGHTS = ('params', 'batch_stats', 'ema_params', 'ema_batch_stats')
 
 
 def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] = ()) -> Results:
-    """Trains as `config` says, in `workdir`; goes on where a run that is there has stopped.
+    """Trains the model of a config in a workdir, or resumes the run that the workdir holds.
 
     Args:
       config: as a file in `configs/` returns it.
-      workdir: of this run; made if it is not there.
-      hooks: what else shall hang on the loop, see `vision.training.hooks`.
+      workdir: folder of the run, created if missing.
+      hooks: user-defined hooks, called after the built-in ones; see `vision.training.hooks`.
 
     Returns:
-      The task's metrics and `count`, by split, of the best checkpoint:
-      'validation' and 'test', where there are such splits; with `corrupt`, how many test images could not
-      be read, if any. Empty where `training.stop_after` ended the run before its time.
+      The metrics of the best checkpoint and `count` by split: 'validation' and 'test', where these
+      splits exist. 'test' has `corrupt`, the number of unreadable images, if there were any. Empty
+      if `training.stop_after` stopped the run before its end.
 
     Raises:
-      UserError: a config, data or workdir that cannot be used, data that are not what the run was begun with, or a
-        loss that is not finite.
-      Stopped: SIGTERM or SIGINT came, and the checkpoint was written.
+      UserError: the config, data or workdir is invalid, the data differ from those that the run was
+        started with, or the loss is not finite.
+      Stopped: SIGTERM or SIGINT was received, and a checkpoint has been written.
     """
+    # Check everything first, so that a refused run leaves no workdir behind.
     path = processes.together(lambda: workdir_lib.check_place(workdir))
     run = processes.together(lambda: setup(config))
-    start = check_start(run, path)  # what is refused leaves no workdir behind
+    start = check_start(run, path)
+
+    # Restore the last state, train to the end or to `stop_step`, and test the best checkpoint.
     workdir_lib.create(path)
     with workdir_lib.Lock(path):
         processes.on_first(lambda: workdir_lib.check_config(path, run.config))
+        # All processes take part in reading and writing checkpoints; the first one writes the rest.
         with Checkpoints(path, run.selection.rank, run.keep) as checkpoints:
             loop = Loop(run, path, checkpoints)
             if loop.is_finished():
-                _say(f'{path}: this run is finished; nothing was changed')
+                _print(f'{path}: this run is finished; nothing was changed')
             else:
                 loop.restore(start)
-                loop.go_on(hooks)
+                loop.train(hooks)
             if not loop.ended:
                 return {}
             best = checkpoints.find('best')
@@ -75,32 +81,37 @@ def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] 
 
 
 class Loop:
-    """A run on its way: it is restored, and takes steps, logs, evaluates and saves, until it ends or is stopped.
+    """One run, from restoring its state to testing its best checkpoint.
+
+    The function `train` calls `restore` and then `Loop.train`. Each step takes a batch, updates the
+    state, and then logs, evaluates and saves if that is due.
 
     Attributes:
-      run: with the statistics of its data once it is restored.
-      ended: whether it has taken all its steps, or a hook has ended it.
-      state: of the last step.
+      run: the setup. `restore` adds the data's mean and deviation if the config asks for them.
+      ended: whether all steps are done or a hook has ended the run.
+      state: the `TrainState` after the last step.
     """
 
     def __init__(self, run: Setup, path: Path, checkpoints: Checkpoints):
-        """Looks how far the run in the workdir `path` has come."""
+        """Reads from the workdir how far the run has come."""
         self.run, self._path, self._checkpoints = run, path, checkpoints
         self._latest = latest = checkpoints.latest_step()
+        # Early stopping is rebuilt from the recorded evaluations.
         self._early_stopping = EarlyStopping(run.patience, run.selection.rank)
         self._early_stopping.replay(processes.on_first(lambda: evaluations(path, latest or 0)))
         self.ended = latest == run.total_steps or self._early_stopping.reached
-        # Of a run that was stopped while a step was evaluated, that step is later than the last checkpoint.
-        self._parked = path / _PARKED
-        parked_step = newest_step(self._parked)
-        self._evaluates_first = parked_step is not None and parked_step > (latest or 0)
-        self._begun = (parked_step if self._evaluates_first else latest) or 0
+        # If a signal interrupted an evaluation, the state of that step was saved apart from the
+        # checkpoints. It is then later than the last checkpoint, and its evaluation comes first.
+        self._interrupted = path / _INTERRUPTED
+        interrupted_step = newest_step(self._interrupted)
+        self._resumes_evaluation = interrupted_step is not None and interrupted_step > (latest or 0)
+        self._start_step = (interrupted_step if self._resumes_evaluation else latest) or 0
         self._interval = Interval()
         self._metrics: Metrics | None = None
         self._reasons: list[str] = []  # why hooks ended the run
 
     def is_finished(self) -> bool:
-        """True if the run has ended, and has been tested where there is a test split."""
+        """Returns True if the run has ended and its test split, if any, has been evaluated."""
         if not self.ended or self.run.test is None:
             return self.ended
         path, last = self._path, self._latest
@@ -109,48 +120,52 @@ class Loop:
         )
 
     def restore(self, start: Start) -> None:
-        """Makes the state of step 0 or reads that of the last step, and writes what the run is."""
-        path, begun = self._path, self._begun
-        known = workdir_lib.read_json(path, 'dataset.json') if begun else None
+        """Makes the initial state or restores the last one, and writes the run's description."""
+        path, resumed = self._path, self._start_step > 0
+        # A resumed run keeps the mean and deviation of its `dataset.json`.
+        known = workdir_lib.read_json(path, 'dataset.json') if resumed else None
         self.run = run = normalised(self.run, known)
         self.state = first_state(run, start)
         self._template = mesh_lib.abstract(self.state.eval_variables)
-        if begun:
+        if resumed:
             self._read_checkpoint()
-        # Not before: what is refused up to here leaves the workdir to whatever config comes next.
+        # Written last: if anything above fails, the workdir can still be used with another config.
         workdir_lib.describe(path, run.config)
         if processes.is_first():
             identity.record(path, run.dataset, start.examples)
         self._evaluator = Evaluator(run)
 
     def _read_checkpoint(self) -> None:
-        step, selection = self._begun, self.run.selection
-        if self._evaluates_first:
-            with Checkpoints(self._parked, selection.rank, read_only=True) as only:
+        """Restores the state of step `_start_step` and the metrics accumulated up to it."""
+        step, selection = self._start_step, self.run.selection
+        if self._resumes_evaluation:
+            with Checkpoints(self._interrupted, selection.rank, read_only=True) as only:
                 self.state, saved = only.restore(step, self.state)
         else:
             self.state, saved = self._checkpoints.restore(step, self.state)
+        # NaN weights can give finite logits on a CPU, so the weights themselves are checked.
         weights = {kind: getattr(self.state, kind) for kind in _WEIGHTS}
         check_finite(weights, f'{self._path}, checkpoint {step}')
         self._interval = Interval(saved, selection.name)
 
-    def go_on(self, hooks: Sequence[Hook]) -> None:
-        """Takes the steps that are left, up to where this start shall stop; tests a run that has ended."""
+    def train(self, hooks: Sequence[Hook]) -> None:
+        """Takes the remaining steps up to `run.stop_step`; if the run has ended, tests it."""
         run, evaluator = self.run, self._evaluator
-        with Recorder(self._path, self._begun) as self._recorder:
-            if not self.ended and (self._evaluates_first or self._begun < run.stop_step):
+        with Recorder(self._path, self._start_step) as self._recorder:
+            if not self.ended and (self._resumes_evaluation or self._start_step < run.stop_step):
+                # Built-in hooks come before user-defined ones.
                 display = Display(run.train.name, run.total_steps, run.task.metrics)
                 pictures = Pictures(self._recorder, lambda: evaluator.first, run.task)
                 self._hooks = (display, pictures, self._early_stopping, *hooks)
-                _say(inputs.report(run.train, run.loading))
+                _print(inputs.report(run.train, run.loading))
                 with StopSignals(self._checkpoints.wait) as self._signals:
                     self._take_steps()
             if self.ended and run.test is not None:
                 self._test()
 
     def _take_steps(self) -> None:
-        """Takes the steps up to `run.stop_step`, or up to one that ends the run; leaves a checkpoint of the last."""
-        run, start = self.run, self._begun
+        """Takes steps until `run.stop_step` or until a hook ends the run; leaves a checkpoint."""
+        run, start = self.run, self._start_step
         self._train_step = make_train_step(run.recipe, run.mesh)
         self._batches = inputs.TrainBatches(run.train, run.loading, run.mesh, start)
         self._clock = Clock()
@@ -158,48 +173,58 @@ class Loop:
             for hook in self._hooks:
                 stack.enter_context(hook)
                 hook.start(start)
-            for step in range(start + (not self._evaluates_first), run.stop_step + 1):
+            # After an interrupted evaluation, the first iteration only evaluates step `start`.
+            for step in range(start + (not self._resumes_evaluation), run.stop_step + 1):
                 if step > start:
                     self._take_step(step)
-                self._follow(step)
+                self._finish_step(step)
                 if self._reasons:
                     break
+        # Report only what is safely on disk.
         self._checkpoints.wait()
         for reason in self._reasons:
-            _say(reason)
+            _print(reason)
         self.ended = bool(self._reasons) or run.stop_step == run.total_steps
 
     def _take_step(self, step: int) -> None:
+        """Takes one batch and updates the state; nothing is read back from the device."""
         for hook in self._hooks:
             hook.before_step(step)
+        # Wait for the batch while the device may still run the last step.
         with self._clock.waiting(self._metrics):
             batch = next(self._batches)
         self.state, metrics = self._train_step(self.state, batch)
         self._interval.add(step, metrics)
         self._clock.step()
-        if step == self._begun + 1:
+        # The first step includes the compilation, which is excluded from the throughput. From here
+        # on steps are short, and a signal waits for the end of the step.
+        if step == self._start_step + 1:
             jax.block_until_ready(metrics)
-            self._clock.restart()  # no rate counts the compilation
+            self._clock.restart()
             self._signals.slow = False
         for hook in self._hooks:
             hook.after_step(step, batch, metrics)
         self._metrics = metrics
 
-    def _follow(self, step: int) -> None:
-        """Does what is due after a step: logs, evaluates, saves, stops."""
+    def _finish_step(self, step: int) -> None:
+        """Logs, evaluates, saves and stops after a step, as far as each is due."""
         run, signals = self.run, self._signals
+        # Decide what is due. Every process gets the same signal for the same step.
         end = step == run.total_steps
         signum = signals.asked(step, self._checkpoints.reached_preemption)
-        logging = step > self._begun and (end or run.log_every.due(step))
+        logging = step > self._start_step and (end or run.log_every.due(step))
         evaluating = run.validation is not None and (end or run.eval_every.due(step))
         saving = run.checkpoint_every.due(step) or step == run.stop_step or signum is not None
+        # A signal before an evaluation may interrupt it, so it is answered later.
         if signum is not None and not evaluating:
             signals.answer()
+        # A state is neither evaluated nor saved before its metrics have been read and are finite.
         if logging or evaluating or saving:
             self._batches.check()
             self._check_finite()
         if logging:
             self._log(step)
+        # Evaluation and saving are excluded from the throughput.
         with self._clock.stopped():
             scores = self._evaluate(step) if evaluating else None
             if evaluating or saving:
@@ -207,14 +232,15 @@ class Loop:
                 if signum is not None:
                     signals.answer()
                 self._checkpoints.save(self.state, self._interval.to_json(), scores)
-            if step == self._begun:  # it has a checkpoint now
+            if step == self._start_step:  # the interrupted evaluation now has its checkpoint
                 self._checkpoints.wait()
-                shutil.rmtree(self._parked, ignore_errors=True)
+                shutil.rmtree(self._interrupted, ignore_errors=True)
         if signum is not None:
             self._checkpoints.wait()
             raise Stopped(signum, f'stopped at step {step}; its checkpoint is written')
 
     def _log(self, step: int) -> None:
+        """Writes the record of the interval that ends with `step`."""
         record = self._interval.record() | self._clock.lap(self.run.loading.batch_size)
         self._recorder.write(step, record)
         seconds_left = self._clock.seconds_left(self.run.total_steps - step)
@@ -222,55 +248,61 @@ class Loop:
             hook.after_log(step, record, seconds_left)
 
     def _evaluate(self, step: int) -> dict[str, Any]:
-        """Evaluates the weights on the validation split: their average, and where there is one also themselves."""
+        """Validates the weights: their moving average and, if there is one, also the raw ones."""
         state, raw = self.state, None
+        # A signal interrupts the evaluation, which the next start repeats.
         try:
-            with self._signals.interruptible(self._park):
+            with self._signals.interruptible(self._save_interrupted):
                 if state.ema_params is not None:
                     raw = self._evaluator('validation', state.variables)
                 scores = self._evaluator('validation', state.eval_variables)
         except Interrupted as e:
             self._signals.answer()
-            self._park()
+            self._save_interrupted()
             kept = f'stopped in the evaluation of step {step}; its state is written'
             raise Stopped(e.args[0], kept) from None
+        # Record the metrics, and ask the hooks whether to end the run.
         self._recorder.write(step, {f'validation/{k}': v for k, v in scores.items()})
         answers = [hook.after_evaluation(step, scores) for hook in self._hooks]
         self._reasons = [reason for reason in answers if reason]
         if raw is not None:
             self._recorder.write(step, {f'validation_raw/{k}': v for k, v in raw.items()})
+        # The plateau schedule may lower the learning rate.
         if (plateau := self.run.recipe.plateau) is not None:
             cost = self.run.selection.cost(scores)
             self.state = plateau.observe(state, scores, cost, self.run.mesh)
         return scores
 
-    def _park(self) -> None:
-        """Keeps the state of a step whose evaluation is interrupted.
+    def _save_interrupted(self) -> None:
+        """Saves the state of a step whose evaluation was interrupted.
 
-        It has no figures yet, and checkpoints cannot be given any later: it waits beside them, and the next start
-        evaluates it first.
+        Orbax cannot add metrics to a checkpoint later, so this state is saved in a folder of its
+        own. The next start evaluates it first and saves it as a checkpoint.
         """
         self._checkpoints.wait()
-        if newest_step(self._parked) != int(self.state.step):  # else this is the second time
-            self._parked.mkdir(exist_ok=True)
-            with Checkpoints(self._parked, self.run.selection.rank) as only:
+        if newest_step(self._interrupted) != int(self.state.step):  # may be called twice
+            self._interrupted.mkdir(exist_ok=True)
+            with Checkpoints(self._interrupted, self.run.selection.rank) as only:
                 only.save(self.state, self._interval.to_json())
 
     def _check_finite(self) -> None:
-        """Reads the metrics of the steps since the last time; UserError if one is no number."""
+        """Reads the pending metrics; raises UserError if one is NaN or infinite."""
         bad_step = self._interval.read()
         if bad_step is not None:
             self._checkpoints.wait()
             good = self._last_good()
-            kept = 'there is none' if good is None else f'it is step {good}'
+            kept = 'There is no good checkpoint'
+            if good is not None:
+                kept = f'The last good checkpoint is step {good}'
             raise UserError(
-                f'the loss, a parameter or a statistic became NaN or infinite in step {bad_step}. The last good '
-                f'checkpoint was kept: {kept}. Start again in another --workdir with a lower optimizer.lr or a longer '
-                'schedule.warmup'
+                'the loss, a parameter or a running statistic became NaN or infinite in step '
+                f'{bad_step}. {kept}. Start again in another --workdir with a lower optimizer.lr '
+                'or a longer schedule.warmup'
             )
 
     def _last_good(self) -> int | None:
-        """The newest checkpoint whose weights, and their average, are finite; or None."""
+        """Returns the newest checkpoint with finite raw and averaged weights, or None."""
+        # Search backwards from the newest checkpoint.
         for step in reversed(self._checkpoints.steps()):
             try:
                 for weights in ('raw', None):
@@ -282,46 +314,63 @@ class Loop:
         return None
 
     def _test(self) -> None:
-        """Evaluates the best checkpoint on the test split."""
+        """Evaluates the best checkpoint on the test split, unless a signal stops it."""
         best, last = self._checkpoints.find('best'), self._checkpoints.find('last')
-        scores = self._evaluator('test', self._checkpoints.restore_variables(best, self._template))
+        # Averaged weights, if the run has them, of the step with the best validation result.
+        variables = self._checkpoints.restore_variables(best, self._template)
+        with StopSignals() as signals:
+            # All processes stop after the same batch.
+            def stop_if_asked(batch: int) -> None:
+                signum = signals.asked(last + batch, self._checkpoints.reached_preemption)
+                if signum is not None:
+                    signals.answer()
+                    raise Stopped(signum, 'stopped in the final test; the same command repeats it')
+
+            scores = self._evaluator('test', variables, stop_if_asked)
         record = {f'test/{k}': v for k, v in scores.items()}
         self._recorder.write(last, record | {'test/checkpoint': best})
 
 
 class Evaluator:
-    """Evaluates the splits of a run: the step is compiled once, and each split put in place once.
+    """Evaluates the splits of a run.
+
+    The step is compiled once, and the batches of each split are prepared once.
 
     Attributes:
-      first: the first batch of the last evaluation, and the answers to it.
+      first: first batch of the last evaluation, and the task's answers to it.
     """
 
     first: tuple[Batch, Batch]
 
     def __init__(self, run: Setup):
-        """Takes the run; compiles and reads nothing yet."""
+        """Stores the run; compiles and reads nothing."""
         self._run = run
         self._step = make_step(run.task, run.model, run.mesh)
         self._batches: dict[str, inputs.EvalBatches] = {}
 
-    def __call__(self, split: str, variables: Any) -> dict[str, Any]:
+    def __call__(
+        self, split: str, variables: Any, after_batch: Callable[[int], None] = lambda batch: None
+    ) -> dict[str, Any]:
         """Returns the task's metrics and `count` of 'validation' or 'test'.
 
-        With `corrupt`, how many test images could not be read and were left out, where there are any.
+        'test' has `corrupt`, the number of unreadable images, if there were any; they are left out.
+        `after_batch` is called with the number of each batch, from 1.
         """
         run, source = self._run, self._run.sources[split]
+        # Prepare the batches at the first evaluation of the split.
         if split not in self._batches:
             self._batches[split] = inputs.EvalBatches(
                 source,
                 run.eval_ops,
                 run.eval_batch_size,
                 run.mesh,
-                # The run is done: figures of most of its test split are worth more than none.
+                # The run is finished: metrics of most of the test split are better than none.
                 skip_corrupt=split == 'test',
                 max_corrupt=run.loading.max_corrupt,
             )
         batches, first = self._batches[split], list[tuple[Batch, Batch]]()
 
+        # Keep the first batch for the pictures in TensorBoard.
         def step(variables: Any, batch: Batch) -> Batch:
             answers = self._step(variables, batch)
             if not first:
@@ -329,23 +378,33 @@ class Evaluator:
             return answers
 
         member = Member(step, variables, batches, batches.skipped)
-        scores = figures(run.task, answer(run.task, [member], source.num_examples))
+        with progress_bar(processes.is_first()) as start:
+            move, numbers = start(f'evaluating {source.name}', source.num_examples), count(1)
+
+            def progress(done: int) -> None:
+                move(done)
+                after_batch(next(numbers))
+
+            answers = answer(run.task, [member], source.num_examples, progress=progress)
+        scores = figures(run.task, answers)
         self.first = first[0]
+        # Report unreadable test images, and a metric that cannot select checkpoints.
         if split == 'test' and (corrupt := batches.skipped()):
             scores['corrupt'] = corrupt
             name, reason = next(iter(batches.corrupt.items()))
-            _say(
-                f'{source.name}: {corrupt} images of {source.num_examples:,} could not be read and are left out of the '
-                f'figures; the first is {name}: {reason}'
+            _print(
+                f'{source.name}: {corrupt} of {source.num_examples:,} images could not be read and '
+                f'are left out of the metrics; the first is {name}: {reason}'
             )
         if split == 'validation' and scores.get(run.selection.name) is None:
             raise UserError(
-                f'training.best_by: {run.selection.name!r} is no number on {source.name}; '
+                f'training.best_by: {run.selection.name!r} is undefined on {source.name}; '
                 'select by another metric'
             )
         return scores
 
 
-def _say(text: str) -> None:
+def _print(text: str) -> None:
+    """Prints a line on stderr, on the first process only."""
     if processes.is_first():
         print(text, file=sys.stderr)

@@ -1,8 +1,8 @@
-"""Optimizers: optax's, by name and arguments in the config, and what belongs to them by parameter.
+"""Optimizers: optax's by name, with weight decay, learning rate factors and freezing by parameter.
 
-That is weight decay, rates and freezing, for the parameters that a pattern names. A pattern is a regular expression
-that is searched for in a parameter's name, its path with slashes ('layer1_0/conv1/kernel'), or the word 'backbone':
-all but the classifier and its auxiliary heads.
+A parameter filter is a pattern: a regular expression that is searched for in the parameter's path
+('layer1_0/conv1/kernel'), or the word 'backbone', which matches all parameters but those of the
+classifier and the auxiliary heads.
 """
 
 import dataclasses
@@ -24,9 +24,9 @@ from vision.models.base import is_head
 if TYPE_CHECKING:
     from vision.training.plateau import Plateau
 
-# All of optax's that need no more than gradient, parameters, rate and loss. Not here: lbfgs and
-# sophia (they evaluate the loss again), rprop (its rate is no schedule), polyak_sgd (it finds its
-# own), schedule_free (it is evaluated with parameters of its own), dpsgd (gradients per example).
+# The optax optimizers that need only gradient, parameters, learning rate and loss. Left out: lbfgs
+# and sophia (evaluate the loss again), rprop (takes no schedule), polyak_sgd (has its own),
+# schedule_free (evaluates other parameters than it trains), dpsgd (needs per-example gradients).
 _OPTAX = (
     'adabelief', 'adadelta', 'adafactor', 'adagrad', 'adam', 'adamax', 'adamaxw', 'adamw', 'adan',
     'amsgrad', 'fromage', 'lamb', 'lars', 'lion', 'nadam', 'nadamw', 'noisy_sgd', 'novograd',
@@ -42,12 +42,12 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     **{name: getattr(contrib, name) for name in _CONTRIB},
 }
 
-# Arguments that only have a meaning in a range.
+# Valid ranges of arguments by name.
 _RANGES = {
     **dict.fromkeys(('momentum', 'decay', 'b1', 'b2', 'b3', 'beta'), Range(low=0, below=1)),
     **dict.fromkeys(('eps', 'eps_root', 'weight_decay', 'trust_coefficient'), Range(low=0)),
 }
-# Arguments that are set here and nowhere else.
+# Arguments that this module sets and a config must not give.
 OWN_ARGUMENTS = (
     'learning_rate', 'mask', 'weight_decay_mask', 'weight_decay_rate', 'adam_weight_decay', 'key', 'seed',
 )  # fmt: skip
@@ -57,17 +57,17 @@ BACKBONE = 'backbone'
 
 
 def matches(pattern: str, params: Any) -> Any:
-    """A PyTree like `params`: True for the parameters that the pattern names."""
+    """Returns a PyTree like `params`: True for the parameters that the pattern matches."""
     return jax.tree_util.tree_map_with_path(lambda path, _: _names(pattern, path), params)
 
 
 @dataclasses.dataclass(frozen=True)
 class RateFactors:
-    """Factors of the learning rate by parameter; false if all are 1.
+    """Learning rate factors by parameter; falsy if all are 1.
 
     Attributes:
-      freeze: pattern of the parameters that are not trained, or None: factor 0.
-      lr_factors: patterns and factors, of which the first that names a parameter counts.
+      freeze: pattern of the frozen parameters, whose factor is 0; or None.
+      lr_factors: pairs of a pattern and a factor. The first pattern that matches applies.
     """
 
     freeze: str | None = None
@@ -77,7 +77,7 @@ class RateFactors:
         return bool(self.freeze or self.lr_factors)
 
     def of(self, params: Any) -> Any:
-        """A PyTree like `params`: the factor of each parameter's rate."""
+        """Returns a PyTree like `params`: the learning rate factor of each parameter."""
         factors = [(self.freeze, 0.0)] if self.freeze else []
         factors += self.lr_factors
 
@@ -87,15 +87,16 @@ class RateFactors:
         return jax.tree_util.tree_map_with_path(lambda path, _: factor_of(path), params)
 
     def keep_frozen(self, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-        """Returns new `params` and `batch_stats` in which what is frozen is as it was, to the bit.
+        """Returns the new `params` and `batch_stats` with the old values for everything frozen.
 
-        A layer's statistics are frozen if all of the layer's parameters are; those of a layer without parameters, if all
-        of the module's around it are.
+        A layer's running statistics are frozen if all parameters of the layer are. For a layer
+        without parameters, those of the enclosing module decide.
         """
         if not self:
             return new
         factors = flatten_dict(self.of(new['params']))
 
+        # Walk up from the layer to the first module that has parameters.
         def is_frozen(path: tuple[str, ...]) -> bool:
             while path:
                 inside = [factor for name, factor in factors.items() if name[: len(path)] == path]
@@ -104,6 +105,7 @@ class RateFactors:
                 path = path[:-1]
             return False
 
+        # Compare parameters by their own path, statistics by their layer's.
         kept = {
             kind: {
                 path: value
@@ -116,28 +118,29 @@ class RateFactors:
         return {kind: unflatten_dict(values) for kind, values in kept.items()}
 
     def check(self, params: Any) -> None:
-        """Checks the patterns against a model's parameters (or their shapes).
+        """Checks the patterns against a model's parameters, or their shapes.
 
         Raises:
-          UserError: a pattern that names none of them, or nothing is left to be trained.
+          UserError: a pattern matches no parameter, or every parameter is frozen.
         """
         if self.freeze:
             check_pattern('freeze', self.freeze, params)
         for pattern, _ in self.lr_factors:
             check_pattern('lr_factors', pattern, params)
         if not any(jax.tree.leaves(self.of(params))):
-            raise UserError('freeze and lr_factors leave no parameter to be trained')
+            raise UserError('freeze and lr_factors leave no parameter to train')
 
 
 def check_pattern(key: str, pattern: str, params: Any) -> None:
-    """Raises UserError, with the config's key, if a pattern names no parameter of a model."""
+    """Raises UserError, naming the config key, if a pattern matches no parameter of the model."""
     if not any(jax.tree.leaves(matches(pattern, params))):
         names = ['/'.join(_path(path)) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
         some = ', '.join(names[:3])
-        raise UserError(f'{key}: {pattern!r} names no parameter of the model ({some}, …)')
+        raise UserError(f'{key}: {pattern!r} matches no parameter of the model ({some}, …)')
 
 
 def _names(pattern: str, path: tuple) -> bool:
+    """Returns True if the pattern matches the parameter at a JAX key path."""
     if pattern == BACKBONE:
         return not is_head(_path(path))
     return re.search(pattern, '/'.join(_path(path))) is not None
@@ -149,14 +152,17 @@ def _path(path: tuple) -> tuple[str, ...]:
 
 @dataclasses.dataclass(frozen=True)
 class WeightDecay:
-    """Weight decay on the parameters that a pattern names.
+    """Weight decay of the parameters that a pattern matches.
 
-    `form` is
-    - 'l2': added to the gradient, rate · parameter, before all else (the papers');
-    - 'decoupled': added to the change, −learning rate · rate · parameter (Loshchilov and Hutter 2019:
-      SGDW, AdamW);
-    - 'default': the optimizer's own where it has one (adamw, lion: decoupled; lamb: within the trust
-      ratio; lars: in the gradient), else 'l2'.
+    Attributes:
+      rate: decay rate; 0 for none.
+      pattern: parameter filter.
+      form: how the decay is applied:
+        - 'l2': rate · parameter is added to the gradient first of all, as in the papers;
+        - 'decoupled': −learning rate · rate · parameter is added to the update (Loshchilov and
+          Hutter 2019: SGDW, AdamW);
+        - 'default': the optimizer's own weight decay if it has one (adamw and lion: decoupled;
+          lamb: within the trust ratio; lars: in the gradient), else 'l2'.
     """
 
     rate: float
@@ -164,7 +170,7 @@ class WeightDecay:
     form: str
 
     def mask(self, params: Any) -> Any:
-        """A PyTree like `params`: True for what it acts on."""
+        """Returns a PyTree like `params`: True for the decayed parameters."""
         return matches(self.pattern, params)
 
 
@@ -176,32 +182,33 @@ def make_optimizer(
     plateau: 'Plateau | None',
     seed: int,
 ) -> optax.GradientTransformation:
-    """Builds what turns a gradient into the change of the parameters.
+    """Builds the gradient transformation of the training step.
 
-    In this order: clipping (each value, then the norm of the whole gradient), L2 weight decay,
-    optax's optimizer, decoupled weight decay, the factors of the rates, the plateau's scale. What is
-    frozen has no gradient, counts in no norm and has no state.
+    It chains, in this order: clipping of each value, clipping of the global norm, L2 weight decay,
+    the optax optimizer, decoupled weight decay, learning rate factors, and the plateau's scale.
+    Frozen parameters have no gradient, do not count in any norm, and have no optimizer state.
 
-    `update` takes `value`, the loss, which a few optimizers read.
+    Its `update` takes the loss as `value`, which a few optimizers read.
 
     Args:
-      optimizer: `config.optimizer`: the name, clipping and the arguments of optax's function.
-      schedule: the learning rate by step.
-      decay: weight decay; `optimizer` may have the rate, too, if it is its own.
-      rates: which parameters have another rate, or none.
-      plateau: of the schedule, if it is told of evaluations.
-      seed: of the optimizers that draw random numbers.
+      optimizer: `config.optimizer`: name, clipping and the arguments of the optax function.
+      schedule: learning rate as a function of the step.
+      decay: weight decay. `optimizer` may have the rate instead if the optimizer has its own.
+      rates: learning rate factors by parameter.
+      plateau: settings of the plateau schedule, or None.
+      seed: for optimizers that draw random numbers.
 
     Raises:
-      UserError: an unknown optimizer or argument, a value that makes no sense, weight decay given twice.
+      UserError: an unknown optimizer or argument, an invalid value, or weight decay given twice.
     """
     name = optimizer['name']
     if name not in OPTIMIZERS:
         raise unknown('optimizer.name', name, OPTIMIZERS)
+    # Collect the arguments of the optax function, with its own weight decay if it has one.
     decay = _given_once(optimizer, decay)
     arguments, own = _arguments(optimizer), _own_decay(name)
     in_place = decay.form == 'default' and own is not None
-    if own:  # its own default need not be 0
+    if own:  # always set, since optax's default may not be 0
         arguments |= {own[0]: decay.rate if in_place else 0.0, own[1]: decay.mask}
     if 'key' in inspect.signature(OPTIMIZERS[name]).parameters:
         arguments['key'] = seed
@@ -210,6 +217,7 @@ def make_optimizer(
     except (TypeError, ValueError) as e:
         raise UserError(f'optimizer {name!r}: {e}') from None
 
+    # Chain the transformations in the documented order.
     parts = []
     if optimizer.get('clip_value') is not None:
         parts.append(optax.clip(optimizer['clip_value']))
@@ -230,6 +238,7 @@ def make_optimizer(
     def labels(params: Any) -> Any:
         return jax.tree.map(lambda factor: 'trained' if factor else 'frozen', rates.of(params))
 
+    # Frozen parameters bypass the whole chain.
     whole = optax.chain(*parts)
     if rates:
         whole = optax.partition({'trained': whole, 'frozen': optax.set_to_zero()}, labels)
@@ -239,15 +248,15 @@ def make_optimizer(
 def check_optimizer(
     optimizer: Mapping[str, Any], built: optax.GradientTransformation, params: Any
 ) -> None:
-    """Tries an optimizer on the shapes of a model's parameters; computes nothing.
+    """Traces an optimizer on the shapes of a model's parameters, to check its arguments.
 
     Args:
       optimizer: `config.optimizer`.
       built: as `make_optimizer` built it.
-      params: the parameters, or their shapes.
+      params: parameters, or their shapes.
 
     Raises:
-      UserError: it cannot have the arguments that it was given.
+      UserError: the optimizer fails with its arguments.
     """
 
     def update(params: Any) -> Any:
@@ -257,23 +266,25 @@ def check_optimizer(
     try:
         jax.eval_shape(update, params)
     except (TypeError, ValueError, AttributeError, AssertionError) as e:
+        # Report the first line of optax's own error.
         line = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         given = ', '.join(f'{k}={v!r}' for k, v in _arguments(optimizer).items())
         raise UserError(f'optimizer {optimizer["name"]!r} cannot have {given}: {line}') from None
 
 
 def _arguments(optimizer: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of optax's function that the config gives, checked; without weight decay."""
+    """Returns the checked arguments for the optax function, without weight decay."""
     name = optimizer['name']
     parameters = inspect.signature(OPTIMIZERS[name]).parameters
     known, arguments = argument_names(name), {}
     for key, value in own_arguments('optimizer', optimizer).items():
         if key == 'weight_decay':
             continue
+        # Unknown arguments are errors, except for the default config's.
         if key in known:
             _check_argument(name, key, value, parameters[key].default)
             arguments[key] = value
-        # The default config's momentum is sgd's: it is no mistake of whoever names another optimizer.
+        # The default config has sgd's momentum: ignore it if another optimizer is named.
         elif key not in SGD or value != SGD[key]:
             names = {*known, *declared('optimizer'), 'weight_decay'}
             raise unknown(f'argument of optimizer {name!r}', key, names)
@@ -281,13 +292,14 @@ def _arguments(optimizer: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def argument_names(name: str) -> list[str]:
-    """The arguments of an optimizer that a config may give."""
+    """Returns the arguments of an optimizer that a config may give."""
     return [
         key for key in inspect.signature(OPTIMIZERS[name]).parameters if key not in OWN_ARGUMENTS
     ]
 
 
 def _check_argument(name: str, key: str, value: Any, default: Any) -> None:
+    """Raises UserError if a value has the wrong type or lies outside of its range."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if isinstance(default, bool) and not isinstance(value, bool):
         raise UserError(f'optimizer {name!r}: {key}={value!r} must be True or False')
@@ -301,13 +313,14 @@ def _check_argument(name: str, key: str, value: Any, default: Any) -> None:
 def _with_schedule(
     name: str, schedule: optax.Schedule, arguments: dict[str, Any]
 ) -> optax.GradientTransformation:
-    if name == 'sm3':  # takes a number for a rate; it multiplies by it last
+    """Builds the optax optimizer with the schedule as its learning rate."""
+    if name == 'sm3':  # its learning rate must be a number; it is applied last
         return optax.chain(optax.sm3(1.0, **arguments), optax.scale_by_schedule(schedule))
     return OPTIMIZERS[name](learning_rate=schedule, **arguments)
 
 
 def _given_once(optimizer: Mapping[str, Any], decay: WeightDecay) -> WeightDecay:
-    """The weight decay, wherever the config has its rate."""
+    """Returns the weight decay with its rate from `weight_decay` or `optimizer.weight_decay`."""
     name, rate = optimizer['name'], optimizer.get('weight_decay')
     if rate is None:
         return decay
@@ -315,19 +328,19 @@ def _given_once(optimizer: Mapping[str, Any], decay: WeightDecay) -> WeightDecay
     if decay.rate:
         raise UserError(
             f'weight decay is given twice: weight_decay={decay.rate} and '
-            f'optimizer.weight_decay={rate}; keep the first'
+            f'optimizer.weight_decay={rate}; keep only weight_decay'
         )
     if decay.form != 'default' or _own_decay(name) is None:
         raise UserError(
-            f'optimizer {name!r}: write weight_decay={rate}, not optimizer.weight_decay'
+            f'optimizer {name!r}: set weight_decay={rate} instead of optimizer.weight_decay'
         )
     return dataclasses.replace(decay, rate=rate)
 
 
 def _own_decay(name: str) -> tuple[str, str] | None:
-    """The arguments for weight decay and its mask of an optimizer that has both."""
+    """Returns the names of the optimizer's own weight decay and mask arguments, if it has both."""
     parameters = inspect.signature(OPTIMIZERS[name]).parameters
-    if name == 'muon':  # its own reaches matrices only
+    if name == 'muon':  # its own weight decay covers matrices only
         return None
     for decay, mask in (
         ('weight_decay', 'mask'),
@@ -340,6 +353,8 @@ def _own_decay(name: str) -> tuple[str, str] | None:
 
 
 def _scale_rates(rates: RateFactors) -> optax.GradientTransformation:
+    """Returns a transformation that multiplies each update by its learning rate factor."""
+
     def scale(updates: Any, params: Any) -> Any:
         return jax.tree.map(lambda u, f: u * f, updates, rates.of(params))
 

@@ -1,7 +1,7 @@
-"""The rate that falls when validation no longer improves: `schedule.name='plateau'`.
+"""Learning rate schedule that decays on a plateau of validation results: `schedule.name='plateau'`.
 
-optax's `reduce_on_plateau`, told of a score at each evaluation and of nothing in between. What it
-knows is a part of the optimizer's state, so it is saved and restored with it.
+It uses optax's `reduce_on_plateau`, updated once per evaluation. Its state is part of the
+optimizer's state and is saved and restored with it.
 """
 
 import dataclasses
@@ -23,11 +23,12 @@ from vision.core.state import TrainState
 
 @dataclasses.dataclass(frozen=True)
 class Plateau:
-    """The settings of a schedule that is told of evaluations.
+    """Settings of the plateau schedule.
 
     Attributes:
-      metric: None for what the run selects by, or 'loss'.
-      arguments: of optax's `reduce_on_plateau`, by name; the others have optax's defaults.
+      metric: 'loss', or None for the metric that selects the best checkpoint.
+      arguments: arguments of `optax.contrib.reduce_on_plateau` by name; the others have its
+        defaults.
     """
 
     metric: str | None = None
@@ -35,38 +36,43 @@ class Plateau:
 
     @classmethod
     def of(cls, schedule: Mapping[str, Any]) -> 'Plateau':
-        """Reads `config.schedule`."""
+        """Makes the settings from `config.schedule`."""
         given = own_arguments('schedule', schedule)
         metric = given.pop('metric', None)
         return cls(metric, tuple(given.items()))
 
     def transformation(self) -> optax.GradientTransformation:
-        """Multiplies updates by the scale that the evaluations so far have led to."""
+        """Returns a transformation that multiplies updates by the schedule's current scale."""
 
+        # Only applies the scale; `observe` updates it after an evaluation.
         def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
             return jax.tree.map(lambda u: state.scale * u, updates), state
 
         return optax.GradientTransformation(self._reducer.init, update)
 
     def scale(self, opt_state: Any) -> jax.Array:
-        """The factor of the rate in a state of the optimizer."""
+        """Returns the current learning rate factor from the optimizer's state."""
         leaves = jax.tree.leaves(opt_state, is_leaf=_is_state)
         return next(leaf.scale for leaf in leaves if _is_state(leaf))
 
     def observe(
         self, state: TrainState, scores: Mapping[str, Any], cost: float, mesh: Mesh
     ) -> TrainState:
-        """Tells the schedule of an evaluation.
+        """Updates the schedule with the result of an evaluation.
 
         Args:
-          state: that was evaluated.
-          scores: of the validation split.
-          cost: what the run selects by, so that lower is better.
-          mesh: of all devices.
+          state: the evaluated state.
+          scores: metrics of the validation split.
+          cost: value of the selection metric, lower is better.
+          mesh: all devices.
+
+        Returns:
+          The state with the new state of the schedule in `opt_state`.
         """
         value = scores['loss'] if self.metric == 'loss' else cost
         placed = mesh_lib.put_replicated(np.float32(value), mesh)
         update = self._compiled(mesh)
+        # Replace the schedule's state wherever it is in the optimizer's state.
         opt_state = jax.tree.map(
             lambda leaf: update(leaf, placed) if _is_state(leaf) else leaf,
             state.opt_state,
@@ -78,7 +84,7 @@ class Plateau:
     def _reducer(self) -> optax.GradientTransformationExtraArgs:
         return optax.contrib.reduce_on_plateau(**dict(self.arguments))
 
-    @functools.cache  # noqa: B019 - of settings, which are few
+    @functools.cache  # noqa: B019 - keeps the few instances alive
     def _compiled(self, mesh: Mesh) -> Any:
         def update(state: ReduceLROnPlateauState, value: jax.Array) -> ReduceLROnPlateauState:
             return self._reducer.update(jnp.zeros(()), state, value=value)[1]

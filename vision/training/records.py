@@ -1,4 +1,4 @@
-"""Records of a run: what is accumulated between two of them, `metrics.jsonl` and TensorBoard, and what came out."""
+"""Records of a run: metric accumulator, throughput, `metrics.jsonl`, TensorBoard and results."""
 
 import math
 import time
@@ -14,37 +14,42 @@ from rich.table import Table
 from vision.core import processes
 from vision.core.text import json_text
 from vision.core.workdir import read_records, sync, write_text
-from vision.task import Metric
-from vision.task.metrics import metrics_table
+from vision.task.metrics import Metric, metrics_table
 from vision.training.step import Metrics
 
-LATEST = ('lr', 'grad_norm', 'param_norm')  # the last step's; all others are added up
+# Metrics that a record takes from its last step. All others are averaged over the examples.
+LATEST = ('lr', 'grad_norm', 'param_norm')
 
 
 class Interval:
-    """Accumulates the metrics of training steps between two records.
+    """Accumulates training metrics between two log records.
 
-    They stay on the device until a record or a checkpoint is written. They are added in float64 in
-    the order of the steps, so the sums do not depend on where a run was interrupted.
+    Metrics stay on the device until a record or a checkpoint is written. They are added in float64
+    in the order of the steps, so the sums do not depend on where a run was interrupted.
     """
 
     def __init__(self, saved: dict[str, float] | None = None, first: str = ''):
-        """Starts empty, or with what `to_json` returned.
+        """Starts empty, or from what `to_json` returned.
 
         Args:
-          saved: of a checkpoint.
-          first: the name of the task's first metric: older checkpoints call its sum 'correct'.
+          saved: sums from a checkpoint.
+          first: name of the task's first metric, whose sum older checkpoints call 'correct'.
         """
         self._sums = {first if k == 'correct' else k: float(v) for k, v in (saved or {}).items()}
         self._pending: list[tuple[int, Metrics]] = []
 
     def add(self, step: int, metrics: Metrics) -> None:
-        """Takes a step's metrics, without reading them."""
+        """Appends a step's metrics without reading them from the device."""
         self._pending.append((step, metrics))
 
     def read(self) -> int | None:
-        """Reads what is pending; returns the first step whose loss or parameters are not finite."""
+        """Adds the pending metrics to the sums.
+
+        Returns:
+          The first step whose loss or parameters are not finite, or None.
+        """
         pending, self._pending = self._pending, []
+        # One transfer for all pending steps.
         values = jax.device_get([metrics for _, metrics in pending])
         for (step, _), metrics in zip(pending, values, strict=True):
             if not metrics.pop('finite'):
@@ -55,21 +60,21 @@ class Interval:
         return None
 
     def record(self) -> dict[str, float]:
-        """Returns the interval's record, of what was read, and starts the next interval."""
+        """Returns the averages of the metrics that were read, and starts the next interval."""
         sums, self._sums = self._sums, {}
+        # Sums over examples become means; `count` itself is not recorded.
         count = max(sums.pop('count', 0.0), 1.0)
         return {f'train/{k}': v if k in LATEST else v / count for k, v in sums.items()}
 
     def to_json(self) -> dict[str, float | str]:
-        """The part of the interval that a checkpoint keeps."""
+        """Returns the sums, to be saved with a checkpoint."""
         assert not self._pending, 'read() comes first'
-        return {
-            k: v if math.isfinite(v) else str(v) for k, v in self._sums.items()
-        }  # JSON has no NaN
+        # JSON has no NaN.
+        return {k: v if math.isfinite(v) else str(v) for k, v in self._sums.items()}
 
 
 class Clock:
-    """Times the steps of an interval, without the compilation and without what is not a step."""
+    """Measures the throughput of an interval, without compilation, evaluation and saving."""
 
     def __init__(self) -> None:
         self._born = time.perf_counter()
@@ -77,7 +82,7 @@ class Clock:
         self.restart()
 
     def restart(self) -> None:
-        """Starts an interval now."""
+        """Starts a new interval."""
         self._begin = time.perf_counter()
         self._steps, self._waited = 0, 0.0
 
@@ -87,22 +92,26 @@ class Clock:
 
     @contextmanager
     def waiting(self, running: Metrics | None) -> Iterator[None]:
-        """Counts the time of the block as spent waiting for data, unless a step ran all the while.
+        """Context manager that counts the time of its block as waiting for data.
+
+        It counts only if the last step had finished by the end of the block. Otherwise the device
+        was busy and data were not the bottleneck.
 
         Args:
-          running: the metrics of the last step, which may still be computed; None before the first.
+          running: metrics of the last step, which may still be running; None before the first step.
         """
         with _timed(lambda seconds: self._count_wait(seconds, running)):
             yield
 
     def _count_wait(self, seconds: float, running: Metrics | None) -> None:
+        # `is_ready` is False while the device still computes the last step.
         values = running.values() if running else ()
         if all(value.is_ready() for value in values):  # type: ignore[attr-defined]
             self._waited += seconds
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Leaves the time of the block out of the interval."""
+        """Context manager that excludes the time of its block from the interval."""
         with _timed(lambda seconds: setattr(self, '_begin', self._begin + seconds)):
             yield
 
@@ -110,17 +119,19 @@ class Clock:
         """Ends the interval and starts the next.
 
         Args:
-          batch_size: of the global batch.
+          batch_size: global batch size.
 
         Returns:
-          `images_per_second`, `data_wait`, the fraction of the time in which the devices had nothing
-          to do but wait for data (at most: of a wait that began while a step ran, all is counted;
-          both None for an interval of the compiled step alone), and `seconds` since the run started.
+          `images_per_second`; `data_wait`, the fraction of the time in which the devices waited for
+          data; and `seconds` since the run started. `data_wait` is an upper bound: a wait that
+          began while a step was running counts in full. `images_per_second` and `data_wait` are
+          None for an interval that has only the compiled first step.
         """
         seconds, total = time.perf_counter() - self._begin, time.perf_counter() - self._born
         figures: dict[str, float | None] = {
             'images_per_second': None, 'data_wait': None, 'seconds': total,
         }  # fmt: skip
+        # An interval without steps has no throughput.
         if self._steps:
             self._seconds_per_step = seconds / self._steps
             figures['images_per_second'] = self._steps * batch_size / seconds
@@ -129,30 +140,31 @@ class Clock:
         return figures
 
     def seconds_left(self, steps: int) -> float:
-        """The seconds that so many steps take at the last interval's rate; NaN before there is one."""
+        """Estimates the duration of `steps` steps from the last interval; NaN before it."""
         return steps * self._seconds_per_step
 
 
 @contextmanager
 def _timed(report: Callable[[float], Any]) -> Iterator[None]:
+    """Calls `report` with the duration of the block."""
     began = time.perf_counter()
     yield
     report(time.perf_counter() - began)
 
 
-# What differs between two runs of the same bits: times and what follows from them.
+# The metrics that differ between two otherwise identical runs: times and what is derived from them.
 TIMES = ('seconds', 'images_per_second', 'data_wait')
 
 
 class Recorder:
-    """Appends to a run's records, as a context manager; process 0 alone does."""
+    """Writes a run's records to `metrics.jsonl` and TensorBoard, on the first process only."""
 
     def __init__(self, workdir: Path, step: int):
-        """Opens the records and cuts off what a killed run wrote behind its last checkpoint.
+        """Opens the records and drops those that a killed run wrote after its last checkpoint.
 
         Args:
           workdir: of the run.
-          step: that the run goes on from; records of later steps are dropped.
+          step: the step that the run resumes from; records of later steps are dropped.
         """
         self._writes = processes.is_first()
         if not self._writes:
@@ -164,9 +176,9 @@ class Recorder:
             kept = [record for record in read_records(workdir) if record['step'] <= step]
             write_text(path, ''.join(json_text(record) + '\n' for record in kept))
         self._file = open(path, 'a')  # noqa: SIM115 - closed by __exit__
-        # The name that it gives a file counts seconds: a second file in one would replace the first.
+        # SummaryWriter names its file by the second: another file within a second would replace it.
         suffix = f'.{time.time_ns()}'
-        # The writer calls fsync at each flush, and would end the run where there is none.
+        # SummaryWriter calls fsync at each flush, which fails on file systems that have none.
         self._events = SummaryWriter(
             str(workdir),
             purge_step=step + 1,
@@ -183,14 +195,15 @@ class Recorder:
             self._events.close()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
-        """Writes one record; when this returns, a kill of the process does not lose it.
+        """Writes one record. Once this returns, killing the process does not lose the record.
 
         Args:
-          step: the steps done.
-          values: by name ('train/loss'); None where there is no value.
+          step: number of steps done.
+          values: by name, such as 'train/loss'; None for a missing value.
         """
         if not self._writes:
             return
+        # `sync` writes through to the disk; TensorBoard only gets numbers.
         self._file.write(json_text({'step': step, **values}) + '\n')
         sync(self._file)
         for name, value in values.items():
@@ -210,7 +223,8 @@ class Recorder:
 def newest(
     records: list[dict[str, Any]], split: str, step: int | None = None
 ) -> dict[str, Any] | None:
-    """The last recorded metrics of a split (at a step, if one is given), or None."""
+    """Returns the last recorded metrics of a split, or those of a given step; None if missing."""
+    # A record holds a full evaluation of the split if it has its `count`.
     prefix = f'{split}/'
     for record in reversed(records):
         if f'{split}/count' in record and step in (None, record['step']):
@@ -220,11 +234,12 @@ def newest(
 
 
 def grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
-    """Lays uint8 images [N, H, W, C] out in rows: one image, with lines between, RGB."""
+    """Arranges uint8 images [N, H, W, C] in a grid with lines between them: one RGB image."""
     images = visible(images)
     n, height, width, _ = images.shape
     columns = min(columns, n)
     rows = -(-n // columns)
+    # A grey sheet with one pixel between the images.
     sheet = np.full((rows * (height + 1) + 1, columns * (width + 1) + 1, 3), 128, np.uint8)
     for i, image in enumerate(images):
         top, left = (i // columns) * (height + 1) + 1, (i % columns) * (width + 1) + 1
@@ -233,7 +248,7 @@ def grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
 
 
 def visible(images: np.ndarray) -> np.ndarray:
-    """Images [..., C] of other than 1 or 3 channels as the mean of their channels, in grey."""
+    """Averages the channels of images [..., C] to grey, unless C is 1 or 3."""
     if images.shape[-1] in (1, 3):
         return images
     return images.mean(-1, keepdims=True).round().astype(np.uint8)
@@ -243,27 +258,27 @@ Results = dict[str, dict[str, Any]]
 
 
 def results(workdir: Path, best: int) -> Results:
-    """Returns the metrics of the checkpoint of step `best` by split, where there are any."""
+    """Returns the metrics of checkpoint `best` by split, for the splits that were evaluated."""
     records = read_records(workdir)
     found = {'validation': newest(records, 'validation', best), 'test': newest(records, 'test')}
     return {split: metrics for split, metrics in found.items() if metrics is not None}
 
 
 def evaluations(workdir: Path, last: int) -> list[tuple[int, dict[str, Any]]]:
-    """Returns the validation metrics that were recorded up to step `last`, with their steps."""
+    """Returns the (step, validation metrics) pairs that were recorded up to step `last`."""
     records = [r for r in read_records(workdir) if r['step'] <= last]
     scored = ((r['step'], newest([r], 'validation')) for r in records)
     return [(step, metrics) for step, metrics in scored if metrics is not None]
 
 
 def results_table(results: Results, metrics: Mapping[str, Metric], workdir: str) -> Table | str:
-    """The figures that `train` returned, as a table for the terminal.
+    """Formats what `train` returned as a table for the terminal.
 
     Args:
-      results: of `train`.
+      results: as `train` returned them.
       metrics: of the run's task.
       workdir: of the run, for the title.
     """
     if not results:
-        return f'{workdir}: stopped early, as training.stop_after says'
+        return f'{workdir}: stopped early by training.stop_after'
     return metrics_table(results, metrics, title=f'{workdir}: the best checkpoint')

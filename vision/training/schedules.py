@@ -1,6 +1,6 @@
-"""Schedules: the learning rate by step, by name and arguments in the config; and the average of the parameters by step.
+"""Learning rate schedules by name, and the moving average of the parameters.
 
-A step is one update, whatever `training.accumulate` is.
+A step is one update of the parameters, whatever `training.accumulate` is.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ import optax
 from vision.core.config_keys import Range, check_arguments, own_arguments
 from vision.core.errors import UserError, unknown
 
-ToSteps = Callable[[str, str], int]  # a duration and its key in the config, to steps
+ToSteps = Callable[[str, str], int]  # (duration, config key) -> steps
 Fraction = Annotated[float, Range(low=0, high=1)]
 Positive = Annotated[float, Range(above=0)]
 
@@ -25,13 +25,13 @@ def make_schedule(
 ) -> optax.Schedule:
     """Builds the learning rate as a function of the step.
 
-    A warm-up goes from 0 to `lr` in a straight line, and any schedule follows.
+    A linear warm-up from 0 to `lr` comes first, then the named schedule.
 
     Args:
-      schedule: `config.schedule`: name, warm-up and the arguments of what is named.
-      lr: the rate after the warm-up.
-      total_steps: of the run.
-      to_steps: turns a duration of the config into steps.
+      schedule: `config.schedule`: name, warm-up and the arguments of the named schedule.
+      lr: learning rate after the warm-up.
+      total_steps: length of the run.
+      to_steps: converts a duration of the config to steps.
 
     Raises:
       UserError: an unknown schedule or argument, or a warm-up longer than the run.
@@ -40,14 +40,16 @@ def make_schedule(
     warmup = to_steps(schedule['warmup'], 'schedule.warmup')
     if warmup and warmup >= total_steps:
         raise UserError(
-            f'schedule.warmup={schedule["warmup"]!r} is {warmup} steps; '
-            f'the whole run has {total_steps}: shorten it, or lengthen training.duration'
+            f'schedule.warmup={schedule["warmup"]!r} is {warmup} steps, but the whole run has '
+            f'{total_steps}: shorten it, or lengthen training.duration'
         )
     if name not in SCHEDULES:
         raise unknown('schedule.name', name, SCHEDULES)
+    # The first three parameters of a schedule are fixed; the config may give the others.
     own = list(inspect.signature(SCHEDULES[name]).parameters)[3:]
     check_arguments(f'schedule {name!r}', SCHEDULES[name], own, args)
 
+    # Durations count from the start of the run, the schedule's steps from the end of the warm-up.
     def after_warmup(text: str, key: str) -> int:
         return to_steps(text, key) - warmup
 
@@ -58,31 +60,33 @@ def make_schedule(
 
 
 def peak_rate(lr: float, lr_for_batch: int | None, batch_size: int) -> float:
-    """The rate after the warm-up: `lr`, times the batch over the one that `lr` is for, if it is given.
+    """Returns the learning rate after the warm-up, scaled linearly with the batch size.
 
-    Goyal et al. 2017, section 2.1: when the batch is k times as large, the rate is, too.
+    `lr` times batch_size / lr_for_batch, or `lr` if no `lr_for_batch` is given (Goyal et al. 2017,
+    section 2.1).
     """
     return lr if lr_for_batch is None else lr * batch_size / lr_for_batch
 
 
 def _constant(lr: float, steps: int, to_steps: ToSteps) -> optax.Schedule:
+    """A constant learning rate."""
     return optax.constant_schedule(lr)
 
 
 def _cosine(lr: float, steps: int, to_steps: ToSteps, end: Fraction = 0.0) -> optax.Schedule:
-    """Half a cosine from `lr` to `end`.
+    """Cosine decay from `lr` to `end` · `lr`.
 
     Args:
-      end: the last rate, as a fraction of the first.
+      end: final learning rate as a fraction of the peak.
     """
     return optax.cosine_decay_schedule(lr, steps, alpha=end)
 
 
 def _linear(lr: float, steps: int, to_steps: ToSteps, end: Fraction = 0.0) -> optax.Schedule:
-    """A straight line from `lr` to `end`.
+    """Linear decay from `lr` to `end` · `lr`.
 
     Args:
-      end: the last rate, as a fraction of the first.
+      end: final learning rate as a fraction of the peak.
     """
     return optax.linear_schedule(lr, lr * end, steps)
 
@@ -94,29 +98,32 @@ def _step(
     at: tuple[str, ...] = (),
     factor: Annotated[float | tuple[float, ...], Range(above=0)] = 0.1,
 ) -> optax.Schedule:
-    """Times `factor` at each of the durations `at`.
+    """Multiplies the learning rate by `factor` at each duration in `at`.
 
     Args:
-      at: durations from the run's start.
-      factor: one for all, or one for each duration, as in LeNet-5's paper and ResNet-110's first epoch.
+      at: durations from the start of the run, rising.
+      factor: one factor for all, or one per duration as in LeNet-5's paper.
     """
     factors = list(factor) if isinstance(factor, tuple | list) else [factor] * len(at)
     if len(factors) != len(at):
         raise UserError(f'schedule.factor has {len(factors)} values for {len(at)} durations in at')
+    # optax counts from the end of the warm-up.
     boundaries = [to_steps(text, 'schedule.at') for text in at]
     if any(later <= sooner for sooner, later in zip([0, *boundaries], boundaries, strict=False)):
-        raise UserError(f'schedule.at={tuple(at)!r} must rise, and begin after the warm-up')
+        raise UserError(f'schedule.at={tuple(at)!r} must be increasing and start after the warm-up')
     return optax.piecewise_constant_schedule(lr, dict(zip(boundaries, factors, strict=True)))
 
 
 def _exponential(
     lr: float, steps: int, to_steps: ToSteps, every: str = '8 epochs', factor: Positive = 0.96
 ) -> optax.Schedule:
-    """Times `factor` each `every` after the warm-up, in stairs (GoogLeNet: 4 % each 8 epochs).
+    """Multiplies the learning rate by `factor` after each period `every`, in steps.
+
+    GoogLeNet decreases it by 4 % every 8 epochs (section 6).
 
     Args:
-      every: the length of a stair, a duration.
-      factor: from stair to stair.
+      every: duration of a period, counted from the end of the warm-up.
+      factor: ratio between successive periods.
     """
     period = to_steps(every, 'schedule.every') - to_steps('0 steps', 'schedule.every')
     if period < 1:
@@ -136,21 +143,22 @@ def _plateau(
     atol: float = 0.0,
     min_scale: Fraction = 0.0,
 ) -> optax.Schedule:
-    """Times `factor` when `patience` evaluations in a row were no better than the best one before.
+    """Multiplies the learning rate by `factor` after `patience` evaluations without improvement.
 
-    Better by `training.best_by`, or with `metric='loss'` by the validation loss.
-
-    The rate itself is constant: `vision.training.plateau` scales it (optax's `reduce_on_plateau`).
+    An evaluation is better by `training.best_by`, or with `metric='loss'` by the validation loss.
+    This schedule itself is constant: `vision.training.plateau` scales it with optax's
+    `reduce_on_plateau`.
 
     Args:
-      metric: of the validation split.
-      factor: that the rate is multiplied by.
-      patience: evaluations in a row without a better value.
-      cooldown: evaluations after a fall that are not counted.
-      rtol: relative change that counts as better.
-      atol: absolute change that counts as better.
-      min_scale: fraction of the first rate that it does not fall below.
+      metric: 'loss', or None for the metric that selects the best checkpoint.
+      factor: factor of each decay.
+      patience: number of successive evaluations without improvement.
+      cooldown: number of evaluations to ignore after a decay.
+      rtol: relative improvement that counts.
+      atol: absolute improvement that counts.
+      min_scale: minimum learning rate as a fraction of the peak.
     """
+    # Let optax check the arguments.
     try:
         optax.contrib.reduce_on_plateau(factor, patience, rtol, atol, cooldown, 1, min_scale)
     except ValueError as e:
@@ -170,16 +178,15 @@ SCHEDULES: dict[str, Callable[..., optax.Schedule]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Averaging:
-    """An exponential or uniform average of the parameters; false if there is none.
+    """Moving average of the parameters and BatchNorm's running statistics; falsy if unused.
 
-    `ema_decay` is that of an exponential average. It begins at the initial parameters, and so that they are
-    soon forgotten, its decay is at most (1 + t) / (10 + t), as TensorFlow's `ExponentialMovingAverage` had
-    it when Inception-v3 was trained.
-
-    `polyak_from` is the step from which on it is Polyak's: the plain mean of the parameters after every
-    step (Polyak and Juditsky 1992); until then it is the parameters themselves.
-
-    BatchNorm's running statistics are averaged in the same way.
+    Attributes:
+      ema_decay: decay of an exponential moving average; 0 for none. The average starts at the
+        initial parameters. To forget them quickly, the decay at step t is at most
+        (1 + t) / (10 + t), as in TensorFlow's `ExponentialMovingAverage`, with which Inception-v3
+        was trained.
+      polyak_from: first step of a Polyak average, the plain mean of the parameters after every step
+        (Polyak and Juditsky 1992); before it, the average equals the parameters. None for none.
     """
 
     ema_decay: float = 0.0
@@ -189,7 +196,9 @@ class Averaging:
         return bool(self.ema_decay) or self.polyak_from is not None
 
     def pull(self, t: jax.Array) -> jax.Array:
-        """The share of the way to the parameters of step t ≥ 1: average += pull(t) · (parameters − average)."""
+        """Returns the weight of step t ≥ 1: average += pull(t) · (parameters − average)."""
+        # Polyak: the mean over n steps moves by 1/n. Before `polyak_from` it follows the
+        # parameters.
         if self.polyak_from is not None:
             return 1.0 / jnp.maximum(t - self.polyak_from + 1, 1.0)
         return 1.0 - jnp.minimum(self.ema_decay, (1.0 + t) / (10.0 + t))

@@ -1,4 +1,4 @@
-"""The objects that a config becomes before the first step: data, model, optimizer, and the run's length."""
+"""Setup of a run: turns a config into data, model, optimizer and the run's length in steps."""
 
 import dataclasses
 import functools
@@ -14,18 +14,18 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from vision import data
 from vision.core import config as config_lib
 from vision.core import durations
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
+from vision.data import registry as data
 from vision.data.source import NoSplitError, Source
 from vision.evaluation.answers import make_step
-from vision.models import create_model
 from vision.models.base import check_contract, init_variables
+from vision.models.registry import create_model
 from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
-from vision.task import Task, task_of
+from vision.task.base import Task, task_of
 from vision.task.metrics import Selection
 from vision.training.optimizer import (
     BACKBONE,
@@ -41,28 +41,29 @@ from vision.training.step import Recipe, make_update, trace
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A run, resolved.
+    """A fully resolved run. Durations are in steps, and nothing below reads the config again.
 
     Attributes:
-      config: as it is recorded: checked, complete, with `training.polyak_from` in steps.
-      mesh: of all devices.
+      config: the config as recorded: checked, complete, with `training.polyak_from` in steps.
+      mesh: all devices.
       train: the training split.
-      validation: the split that models are selected on, or None.
-      test: the split that is reported once, or None.
-      input_shape: (H, W, C) of what the model is fed.
-      loading: how the training split is fed.
-      eval_ops: the op string of evaluation.
-      eval_batch_size: for each device.
-      own_statistics: whether the training split's mean and deviation replace those of the config.
-      init_from: weights to start from, or None.
-      model_name: in the registry, or 'package.module:Class'.
-      recipe: of the training step.
-      selection: the order of evaluations.
-      total_steps: of the run.
-      stop_step: where it stops this time, ≤ total_steps.
-      patience: in steps, how long nothing better may be seen before it ends; None is for ever.
-      eval_every, checkpoint_every, log_every: at which steps that is due.
-      keep: how many of the last checkpoints are kept.
+      validation: the split that selects the best checkpoint, or None.
+      test: the split that is evaluated once, at the end, or None.
+      input_shape: (H, W, C) of the model's input.
+      loading: how the training split is read and batched.
+      eval_ops: op string of the evaluation preprocessing.
+      eval_batch_size: evaluation batch size per device.
+      own_statistics: whether to normalise by the training split's mean and standard deviation
+        instead of the config's.
+      init_from: source of pretrained weights, or None.
+      model_name: name in the registry, or 'package.module:Class'.
+      recipe: everything that the training step is built from.
+      selection: orders evaluations to select the best checkpoint.
+      total_steps: length of the run.
+      stop_step: last step of this invocation, at most `total_steps`.
+      patience: early stopping, in steps without a better evaluation; None to disable it.
+      eval_every, checkpoint_every, log_every: intervals in steps.
+      keep: number of recent checkpoints to keep.
     """
 
     config: ConfigDict
@@ -94,24 +95,25 @@ class Setup:
 
     @property
     def task(self) -> Task:
-        """The task that it is trained for."""
+        """The task that the model is trained for."""
         return self.recipe.task
 
     @property
     def sources(self) -> dict[str, Source]:
-        """The splits that there are, by name."""
+        """The existing splits by name."""
         splits = {'train': self.train, 'validation': self.validation, 'test': self.test}
         return {name: source for name, source in splits.items() if source is not None}
 
     @property
     def dataset(self) -> dict[str, Any]:
-        """The content of `dataset.json`: for prediction, and for comparison when a run goes on."""
+        """The content of `dataset.json`: prediction reads it, a resumed run is checked with it."""
+        # Encoded images (JPEG, PNG) have their own sizes.
         shape = None if self.train.encoded else self.train.image_shape
         return {
             'class_names': list(self.train.class_names),
-            # Of images as the source has them; null where each has its own.
+            # The shape of the source's images; null if it varies.
             'image_shape': None if shape is None else list(shape),
-            'rules': self.config.data.rules,  # for the order of classes and the splits
+            'rules': self.config.data.rules,  # version of the class order and the splits
             'input_shape': list(self.input_shape),
             'num_examples': {name: source.num_examples for name, source in self.sources.items()},
             'mean': list(self.task.settings.mean),
@@ -120,23 +122,27 @@ class Setup:
 
 
 def setup(config: ConfigDict) -> Setup:
-    """Checks and resolves a config, opens its data, builds what the loop needs; compiles nothing.
+    """Checks and resolves a config, opens its data and builds what the loop needs.
+
+    Model, task and optimizer are traced with abstract shapes. Nothing is compiled.
 
     Raises:
-      UserError: anything in it that makes no sense, or data that is not there.
+      UserError: a value in the config is invalid, or the data are missing.
     """
     config = config_lib.resolve(config)
     training = config.training
+    # Open the data and derive the shape of the model's input.
     mesh = mesh_lib.make_mesh()
     mesh_lib.check_batch_size(training.batch_size, mesh, 'training.batch_size', training.accumulate)
     train, validation, test = _open(config.data)
     if config.schedule.name == 'plateau' and validation is None:
         raise UserError('schedule.name=plateau needs a validation split: data.validation')
     if training.patience is not None and validation is None:
-        raise UserError('training.patience: this data has no validation split to judge by')
-    fed = _input_shapes(config, train)
+        raise UserError('training.patience needs a validation split: data.validation')
+    input_shapes = _input_shapes(config, train)
+    input_shape, train_shape = input_shapes[0], input_shapes[-1]
 
-    # Durations in steps: the training step knows no epochs.
+    # Convert all durations to steps.
     def steps_in(key: str) -> Fraction:
         sizes = training.batch_size, train.num_examples
         return durations.steps_in(training[key], *sizes, f'training.{key}')
@@ -150,22 +156,27 @@ def setup(config: ConfigDict) -> Setup:
     if training.polyak_from is not None:
         training.polyak_from = _polyak_start(training.polyak_from, total_steps, to_steps)
 
+    # Build the model and the recipe of the training step.
     model = create_model(**{'num_classes': len(train.class_names)} | config.model.to_dict())
     recipe = make_recipe(config, model, train.class_names, total_steps, to_steps)
     _check_task(recipe, train, config.data.views)
-    for shape in fed:
+    # Trace the model, a user-defined task or update, and the metric to select by, so that mistakes
+    # show before anything is compiled.
+    for shape in input_shapes:
         check_contract(model, shape)
-    shapes = jax.eval_shape(lambda: init_variables(model, fed[0], jax.random.key(0)))
+    shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
     if ':' in config.task.name or ':' in config['update'].name:
         views = (config.data.views,) if config.data.views > 1 else ()
-        trace(recipe, fed[0], mesh, _batch_of(train, training.batch_size, (*views, *fed[-1])))
-        evaluated = _batch_of(train, config.evaluation.batch_size * mesh.size, fed[0])
+        batch = _batch_of(train, training.batch_size, (*views, *train_shape))
+        trace(recipe, input_shape, mesh, batch)
+        evaluated = _batch_of(train, config.evaluation.batch_size * mesh.size, input_shape)
         jax.eval_shape(make_step(recipe.task, model, mesh), shapes, evaluated)
     selection = Selection(recipe.task, training.best_by)
     if training.best_by is not None:
         step = make_step(recipe.task, model, mesh)
-        columns = jax.eval_shape(step, shapes, _batch_of(train, mesh.size, fed[0]))
+        columns = jax.eval_shape(step, shapes, _batch_of(train, mesh.size, input_shape))
         _check_selection(selection, columns, train)
+    # Check parameter patterns and the optimizer against the shapes of the parameters.
     recipe.factors.check(shapes['params'])
     optimizer = config.optimizer.to_dict()
     if config.weight_decay or optimizer.get('weight_decay'):
@@ -177,7 +188,7 @@ def setup(config: ConfigDict) -> Setup:
         train=train,
         validation=validation,
         test=test,
-        input_shape=fed[0],
+        input_shape=input_shape,
         loading=loading_of(config),
         eval_ops=config.preprocess.eval,
         eval_batch_size=config.evaluation.batch_size,
@@ -197,43 +208,47 @@ def setup(config: ConfigDict) -> Setup:
 
 
 def _check_selection(selection: Selection, columns: Mapping[str, Any], source: Source) -> None:
-    """Raises UserError if the metric has no value whatever the answers are, as top-5 of four classes."""
+    """Raises UserError if the metric is undefined on this data, like top-5 with four classes."""
     zeros = {name: np.zeros(column.shape, column.dtype) for name, column in columns.items()}
     value: Any = 0.0
-    with suppress(Exception):  # of a user's metric: no model gives such answers
+    # A user-defined metric may fail on all-zero columns, which no model produces.
+    with suppress(Exception):
         value = selection.metric.of(zeros)
     if value is None:
         raise UserError(
-            f'training.best_by: {selection.name!r} is no number on {source.name}; select by another metric'
+            f'training.best_by: {selection.name!r} is undefined on {source.name}; '
+            'select by another metric'
         )
 
 
 def _batch_of(source: Source, size: int, image_shape: Sequence[int]) -> dict[str, Any]:
-    """The shapes of a batch."""
+    """Returns the shapes and dtypes of a batch."""
     label = (size, len(source.class_names)) if source.multi_label else (size,)
-    of = jax.ShapeDtypeStruct
+    array = jax.ShapeDtypeStruct
     return {
-        'image': of((size, *image_shape), jnp.float32),
-        'label': of(label, jnp.float32 if source.multi_label else jnp.int32),
-        'id': of((size,), jnp.int32),
-        'mask': of((size,), jnp.float32),
+        'image': array((size, *image_shape), jnp.float32),
+        'label': array(label, jnp.float32 if source.multi_label else jnp.int32),
+        'id': array((size,), jnp.int32),
+        'mask': array((size,), jnp.float32),
     }
 
 
 def _open(settings: Mapping[str, Any]) -> tuple[Source, Source | None, Source | None]:
-    """Opens the training split, and validation and test where there are such splits.
+    """Opens the training split, and the validation and test splits if they exist.
 
     Raises:
-      UserError: one cannot be opened, has other classes than train, or too many images that cannot be read.
+      UserError: a split cannot be opened, its classes differ from the training split's, or too
+        many of its images cannot be read.
     """
     train = data.load(settings, 'train')
     validation, test = (_load_optional(settings, split) for split in ('validation', 'test'))
     for split in (validation, test):
         if split is not None and split.class_names != train.class_names:
             raise UserError(
-                f'{split.name} has {len(split.class_names)} classes and {train.name} has '
-                f'{len(train.class_names)}, or they have other names'
+                f'the classes of {split.name} ({len(split.class_names)}) differ from those of '
+                f'{train.name} ({len(train.class_names)}) in number or name'
             )
+    # Find unreadable image files before a long run starts.
     if train.paths is not None:
         from vision.preprocess.unreadable import look_before_training
 
@@ -242,6 +257,7 @@ def _open(settings: Mapping[str, Any]) -> tuple[Source, Source | None, Source | 
 
 
 def _load_optional(settings: Mapping[str, Any], split: str) -> Source | None:
+    """Opens a split; None if the data set does not have it."""
     try:
         return data.load(settings, split)
     except NoSplitError:
@@ -249,16 +265,18 @@ def _load_optional(settings: Mapping[str, Any], split: str) -> Source | None:
 
 
 def _input_shapes(config: Any, train: Source) -> list[tuple[int, int, int]]:
-    """The shape (H, W, C) that the model is fed in evaluation and, where that differs, in training.
+    """Returns the (H, W, C) of the model's input in evaluation and, if different, in training.
 
     Raises:
-      UserError: ops or protocols that do not fit the data, or means for other channels.
+      UserError: ops or protocols do not fit the data, or `mean` and `std` have the wrong number
+        of channels.
     """
     preprocess = config.preprocess
     for ops in (preprocess.train, preprocess.eval):
         inputs.check(train, ops)
     shape = inputs.input_shape(train, preprocess.eval)
     check_channels(preprocess.mean, preprocess.std, shape[-1])
+    # Check the protocols of `config.evals` now, not at the end of the run.
     for entry in config.evals.values():
         from vision.evaluation.protocols import passes
 
@@ -269,31 +287,31 @@ def _input_shapes(config: Any, train: Source) -> list[tuple[int, int, int]]:
 
 
 def _polyak_start(text: str, total_steps: int, to_steps: Callable[[str, str], int]) -> str:
-    """The duration `training.polyak_from` in steps: the training step knows no epochs."""
+    """Converts `training.polyak_from` to a duration in steps."""
     start = to_steps(text, 'training.polyak_from')
     if start >= total_steps:
         raise UserError(
-            f'training.polyak_from={text!r} is {start} steps; the whole run has {total_steps}: '
+            f'training.polyak_from={text!r} is {start} steps, but the whole run has {total_steps}: '
             'begin earlier, or lengthen training.duration'
         )
     return f'{start} steps'
 
 
 def _check_task(recipe: Recipe, train: Source, views: int) -> None:
-    """Raises UserError unless the task takes this data, its views and the plateau's metric."""
+    """Raises UserError unless the task supports the data, the views and the plateau's metric."""
     name = type(recipe.task).__name__
     recipe.task.check(train)
     if views > 1 and not recipe.task.takes_views:
-        raise UserError(f'data.views={views}: the task {name} takes one view of an image')
+        raise UserError(f'data.views={views}: the task {name} supports one view per image only')
     if recipe.plateau and recipe.plateau.metric == 'loss' and 'loss' not in recipe.task.metrics:
         raise UserError(
-            f"schedule.metric='loss': the task {name} has no such metric; leave it out to "
-            'follow what the run is selected by'
+            f"schedule.metric='loss': the task {name} has no metric 'loss'; leave it out to "
+            'follow the metric that selects the best checkpoint'
         )
 
 
 def loading_of(config: Any) -> inputs.Loading:
-    """Reads how a config feeds its training split."""
+    """Returns how the training split is read and batched, from the config."""
     data = config.data
     return inputs.Loading(
         ops=config.preprocess.train,
@@ -313,19 +331,21 @@ def make_recipe(
     total_steps: int,
     to_steps: Callable[[str, str], int] = lambda text, key: durations.to_steps(text, 1, 1, key),
 ) -> Recipe:
-    """Builds what a config says of the training step.
+    """Builds the recipe of the training step from a config.
 
     Args:
       config: checked and resolved.
       model: unbound.
-      class_names: of the data.
-      total_steps: of the run.
-      to_steps: converts a duration and its key's name to steps; not needed for durations in steps.
+      class_names: names of the data's classes.
+      total_steps: length of the run.
+      to_steps: converts a duration and its key's name to steps; may be omitted if all durations
+        are in steps.
 
     Raises:
-      UserError: an unknown name, or an argument or value that does not fit.
+      UserError: an unknown name, argument or value.
     """
     training, start = config.training, config.training.polyak_from
+    # Learning rate, averaging, and factors by parameter.
     lr = peak_rate(config.optimizer.lr, config.optimizer.lr_for_batch, training.batch_size)
     polyak_from = None if start is None else to_steps(start, 'training.polyak_from')
     factors, plateau = RateFactors(config.freeze, config.lr_factors), None
@@ -359,24 +379,26 @@ def make_recipe(
 
 
 def normalised(run: Setup, dataset: Mapping[str, Any] | None = None) -> Setup:
-    """The run with the training split's mean and deviation, if `preprocess.normalise` asks for them.
+    """Replaces mean and deviation by the training split's if `preprocess.normalise='dataset'`.
 
     Args:
       run: as `setup` returns it.
-      dataset: `dataset.json` of the run that goes on; without it the statistics are computed,
-        which reads the training split once.
+      dataset: `dataset.json` of a resumed run, which has the statistics. Without it they are
+        computed in one pass over the training split.
 
     Raises:
-      UserError: the training split has no image, or none but of one colour.
+      UserError: the training split is empty or all its pixels have the same value.
     """
     if not run.own_statistics:
         return run
+    # A new run computes the statistics; a resumed one has recorded them.
     if dataset is None:
         from vision.preprocess.statistics import channel_statistics
 
         found = channel_statistics(run.train, run.eval_ops, run.eval_batch_size, run.mesh)
     else:
         found = tuple(dataset['mean']), tuple(dataset['std'])
+    # The task normalises the images, so it gets the new values.
     settings = dataclasses.replace(run.task.settings, mean=found[0], std=found[1])
     task = dataclasses.replace(run.task, settings=settings)
     return dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, task=task))

@@ -1,4 +1,4 @@
-"""The start of a run: all that can be refused before its workdir is made or touched."""
+"""Checks before a run starts: everything that can be refused before its workdir is touched."""
 
 import dataclasses
 from pathlib import Path
@@ -9,39 +9,43 @@ import jax
 from vision.core import processes
 from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import newest_step
+from vision.core.progress import phase
 from vision.core.state import TrainState
 from vision.data import identity
 from vision.models.base import init_variables
 from vision.training.setup import Setup
 from vision.training.step import init_state
 
-_ADVICE = 'Give it the data that it was begun with, or take another --workdir'
+_ADVICE = 'Use the data that the run was started with, or another --workdir'
 
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """The data and weights that were read in order to check the start of a run.
+    """Data identities and weights that were read while the start of a run was checked.
 
     Attributes:
-      examples: of each split, as `vision.data.identity` has them; on the first process.
-      weights: those that `init_from` names, for a run that takes its first step; or None.
+      examples: identities of the examples by split, from `vision.data.identity`; empty on all
+        processes but the first.
+      weights: the weights that `init_from` names, for a new run; else None.
     """
 
     examples: dict[str, identity.Examples]
     weights: Any
 
 
+@phase('checking the run')
 def check_start(run: Setup, path: Path | None = None) -> Start:
-    """Checks a run against its workdir and the weights that it starts from; writes nothing.
+    """Checks a run against its workdir and its initial weights; writes nothing.
 
     Args:
       run: as `setup` returns it.
       path: the workdir, which need not exist; None for a dry run.
 
     Raises:
-      UserError: the workdir holds a run with another config or other data, or damaged records, or the weights cannot be
-        read or are another model's.
+      UserError: the workdir holds a run with another config or other data, or damaged records; or
+        the weights cannot be read or belong to another model.
     """
+    # The first process compares config, records and data with those in the workdir.
     examples: dict[str, identity.Examples] = {}
 
     def look() -> bool:
@@ -54,6 +58,7 @@ def check_start(run: Setup, path: Path | None = None) -> Start:
         return newest_step(path) is not None
 
     begun, weights, source = processes.on_first(look), None, run.init_from
+    # Pretrained weights are needed for step 0 only.
     if source is not None and not begun:
         from vision.training.init_from import read_weights
 
@@ -64,8 +69,9 @@ def check_start(run: Setup, path: Path | None = None) -> Start:
     return Start(examples, weights)
 
 
+@phase('making the first state')
 def first_state(run: Setup, start: Start) -> TrainState:
-    """Makes the state of step 0, of initial values or of the weights that the run starts from."""
+    """Makes the state of step 0, from initial values or from the weights that `init_from` names."""
     state = init_state(run.recipe, run.input_shape, run.mesh)
     if start.weights is None:
         return state

@@ -1,16 +1,16 @@
-"""The training step: a pure function of the state and a batch, built of a recipe.
+"""The training step: a pure, jitted function of the state and a batch, built from a `Recipe`.
 
-Its update, by `config.update`, makes the gradient that the optimizer gets of the examples. It is a
-function, ours by name or a user's as 'package.module:function':
+The update, `config.update`, computes the gradient that the optimizer gets. It is one of `UPDATES`
+or a user-defined 'package.module:function':
 
     update(state, examples, gradient_of, **arguments) -> (gradient, outcome)
 
-`gradient_of(params, examples)` differentiates the loss of the global batch at any parameters and returns
-`(gradient, outcome)`. It accumulates in parts inside (`training.accumulate`), and the gradient lies on
-the devices as the parameters do (`training.shard`), so that every update does both.
+`gradient_of(params, examples)` differentiates the loss of the global batch at any parameters and
+returns `(gradient, outcome)`. It accumulates over microbatches (`training.accumulate`) and shards
+the gradient like the parameters (`training.shard`), so every update supports both.
 
-`outcome` is the task's (`vision.task.Outcome`) with its `objective`. Of what the update returns, the sums are
-logged, and `batch_stats` and `extra` become the state's.
+`outcome` is the task's `vision.task.Outcome` with its `objective`. The sums of the returned outcome
+are logged, and its `batch_stats` and `extra` are stored in the state.
 """
 
 import dataclasses
@@ -33,7 +33,7 @@ from vision.core.state import EXTRA, PARAMS, PART, RUN, TrainState, root_key
 from vision.core.text import described
 from vision.models.base import init_variables, run_once
 from vision.preprocess.device import Batch
-from vision.task import Apply, Examples, Outcome, Task, prepared
+from vision.task.base import Apply, Examples, Outcome, Task, prepared
 from vision.training.optimizer import RateFactors
 from vision.training.schedules import Averaging
 
@@ -47,7 +47,7 @@ Update = Callable[[TrainState, Examples, GradientOf], tuple[Any, Outcome]]
 
 
 def gradient(state: TrainState, examples: Examples, gradient_of: GradientOf) -> tuple[Any, Outcome]:
-    """The gradient of the loss at the state's parameters."""
+    """Returns the gradient of the loss at the state's parameters (plain gradient descent)."""
     return gradient_of(state.params, examples)
 
 
@@ -57,23 +57,24 @@ def sam(
     gradient_of: GradientOf,
     rho: Annotated[float, Range(low=0)] = 0.05,
 ) -> tuple[Any, Outcome]:
-    """The gradient where the loss is highest nearby (Foret et al. 2021, eq. 2 and algorithm 1).
+    """Sharpness-aware minimisation (Foret et al. 2021, eq. 2 and algorithm 1).
 
-    w + ρ g / ‖g‖₂ approximates that place, with g the gradient at w and the norm over all parameters. The
-    second gradient is taken on the same examples, dropped-out units included. The sums, and
-    BatchNorm's running statistics are those of the first pass, at w. Weight decay is in the optimizer
-    and takes no part in the ascent. A step costs two forward and backward passes.
+    Returns the gradient at w + ρ g / ‖g‖₂, where g is the gradient at the parameters w and the norm
+    is taken over all of them. Both gradients use the same examples and dropout masks. The logged
+    sums and BatchNorm's running statistics come from the first pass, at w. Weight decay is part of
+    the optimizer and does not affect the ascent. A step costs two forward and backward passes.
 
     Args:
       state: before the step.
       examples: of the batch.
       gradient_of: differentiates the loss.
-      rho: the distance ρ that is climbed.
+      rho: radius ρ of the ascent.
     """
     ascent, outcome = gradient_of(state.params, examples)
-    # A gradient of zero climbs nowhere.
+    # Climb to the approximate maximum within radius rho; a zero gradient stays where it is.
     scale = rho / jnp.maximum(optax.global_norm(ascent), 1e-12)
     climbed = jax.tree.map(lambda p, g: p + scale * g, state.params, ascent)
+    # Descend with the gradient from there.
     descent, _ = gradient_of(climbed, examples)
     return descent, outcome
 
@@ -82,18 +83,19 @@ UPDATES: dict[str, Callable] = {'gradient': gradient, 'sam': sam}
 
 
 def make_update(config: Mapping[str, Any]) -> Update:
-    """The update that `config.update` names, with its arguments.
+    """Returns the update that `config.update` names, with its arguments bound.
 
     Raises:
-      UserError: an unknown update or argument, or a value that the argument cannot have.
+      UserError: an unknown update or argument, or an invalid value.
     """
     name = config['name']
     function = find('update', name, UPDATES)
     given = {key: config[key] for key in config if key != 'name'}
+    # The first three parameters are fixed; the config may give the others.
     parameters = list(inspect.signature(function).parameters)
     if len(parameters) < 3:
         raise UserError(
-            f'update {name!r} must take (state, examples, gradient_of), and its arguments after them'
+            f'update {name!r} must take (state, examples, gradient_of), then its own arguments'
         )
     check_arguments(f'update {name!r}', function, parameters[3:], given)
     return functools.partial(function, **given)
@@ -101,21 +103,21 @@ def make_update(config: Mapping[str, Any]) -> Update:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All that a training step is built of.
+    """Everything that a training step is built from.
 
     Attributes:
       model: unbound.
-      task: what is optimised.
-      update: from the examples to the optimizer's gradient.
-      optimizer_for: builds optax's, for a learning rate by step.
-      schedule: the learning rate by step.
-      averaging: of the parameters.
-      factors: of the learning rate by parameter; 0 where one is frozen.
-      plateau: the schedule's settings, if it is told of evaluations.
-      frozen: whether dropout and BatchNorm run as in evaluation.
-      accumulate: the parts that a batch is computed in.
+      task: computes the objective.
+      update: computes the optimizer's gradient from the examples.
+      optimizer_for: builds the optax optimizer for a schedule.
+      schedule: learning rate as a function of the step.
+      averaging: moving average of the parameters.
+      factors: learning rate factors by parameter; 0 for frozen ones.
+      plateau: settings of the plateau schedule, if it is used.
+      frozen: whether dropout and BatchNorm run in evaluation mode.
+      accumulate: number of microbatches.
       shard: 'data' or 'fsdp'.
-      seed: of the parameters and the steps' randomness.
+      seed: seed of the initial parameters and of each step's randomness.
     """
 
     model: nn.Module
@@ -133,45 +135,47 @@ class Recipe:
 
     @functools.cached_property
     def optimizer(self) -> optax.GradientTransformation:
-        """From the gradient to the change of the parameters, at the schedule's rate."""
+        """The optimizer with the recipe's schedule."""
         return self.optimizer_for(self.schedule)
 
 
 def init_state(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh) -> TrainState:
     """Makes the state of step 0 and puts it on the mesh.
 
-    It is jitted for one device and laid out afterwards: XLA may round the initial values
-    differently for another mesh, and a seed must mean the same parameters on any number of devices.
-    (So with 'fsdp', too, the state must fit into the memory of one device, once.)
+    The state is computed on one device and sharded afterwards: XLA may round initial values
+    differently for another mesh, and a seed must give the same parameters on any number of devices.
+    The state must therefore fit into the memory of one device, with 'fsdp' too.
 
     Args:
       recipe: of the run.
-      input_shape: (H, W, C) of what the model is fed.
-      mesh: of all devices.
+      input_shape: (H, W, C) of the model's input.
+      mesh: all devices.
     """
     return mesh_lib.put_state(run_once(_initial(recipe, input_shape)), mesh, recipe.shard)
 
 
 def trace(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh, batch: Mapping[str, Any]) -> None:
-    """Traces a step from the initial state and computes nothing: for a task or an update of a user's own.
+    """Traces one step with abstract shapes, to check a user-defined task or update.
 
     Args:
       recipe: of the run.
-      input_shape: (H, W, C) of what the model is fed.
-      mesh: of all devices.
-      batch: the shapes of a batch.
+      input_shape: (H, W, C) of the model's input.
+      mesh: all devices.
+      batch: shapes and dtypes of a batch.
 
     Raises:
-      UserError: the task or the update returns something else than it must.
+      UserError: the task or the update returns an invalid result.
     """
     state = jax.eval_shape(_initial(recipe, input_shape))
     jax.eval_shape(make_train_step(recipe, mesh), state, batch)
 
 
 def _initial(recipe: Recipe, input_shape: Sequence[int]) -> Callable[[], TrainState]:
+    """Returns a function without arguments that makes the state of step 0."""
     model, task, averaged = recipe.model, recipe.task, bool(recipe.averaging)
 
     def init() -> TrainState:
+        # Separate keys for the parameters, the steps and the task's extra state.
         param_key, run_key = root_key(recipe.seed, PARAMS), root_key(recipe.seed, RUN)
         variables = init_variables(model, input_shape, param_key)
         params, batch_stats = variables['params'], variables['batch_stats']
@@ -197,43 +201,41 @@ def _initial(recipe: Recipe, input_shape: Sequence[int]) -> Callable[[], TrainSt
 
 
 def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
-    """Builds the jitted step, one update of the parameters; the state that it is given is donated.
+    """Builds the jitted training step, `(state, batch) -> (state, metrics)`. It donates the state.
 
-    The task prepares the batch and computes the objective, the update (`config.update`) makes a gradient of
-    it, and the optimizer applies that.
+    The task prepares the batch and computes the objective, the update turns it into a gradient, and
+    the optimizer applies the gradient.
 
-    With `training.accumulate` = n the batch is computed in n parts, one after the other. Loss and
-    gradient are those of the whole batch (up to rounding): the mean over all its examples, clipped
-    and applied once, so steps, schedules and logs are what they are without. BatchNorm normalises
-    each part by the part's own statistics (over all devices), as with a batch of B / n, and moves
-    its running ones n times; `extra` passes from part to part, too. Row i of the batch is in part i mod n.
+    With `training.accumulate` = n, the batch is computed as n microbatches in sequence. Loss and
+    gradient are those of the whole batch up to rounding: the mean over all its examples, clipped
+    and applied once. Steps, schedules and logs do not change. BatchNorm normalises each microbatch
+    by its own statistics over all devices and updates the running ones n times. `extra` is passed
+    from one microbatch to the next. Row i of the batch belongs to microbatch i mod n.
 
-    With `training.shard='fsdp'` the parameters are gathered from all devices for each use, and
-    every device updates its share.
+    With `training.shard='fsdp'`, each device stores and updates its shard of the parameters, and
+    gathers all of them for each use.
 
-    Its metrics are the task's sums over the batch's examples and `count`, the learning rate `lr`, the norms of
-    the gradient of what is not frozen and of the new parameters, and `finite`: whether the objective and all
-    new parameters and running statistics are numbers.
-
-    Args:
-      recipe: of the run.
-      mesh: of all devices.
+    The metrics are the task's sums over the batch and `count`, the learning rate `lr`, `grad_norm`
+    of the trained parameters, `param_norm` after the update, and `finite`: whether the objective,
+    the new parameters and the new running statistics are finite.
     """
     task, optimizer, shard = recipe.task, recipe.optimizer, recipe.shard
     update = f'the update {getattr(recipe.update, "func", recipe.update).__name__}'
     gradient_at = _make_gradient(recipe, mesh)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        # The gradient that the optimizer gets.
+        # Compute the gradient. The randomness of a step depends on the seed and the step only.
         key = jax.random.fold_in(state.rng, state.step)
         examples = prepared(task, batch, key)
         result = recipe.update(state, examples, gradient_at(state, key))
         gradient, outcome = _checked(result, update, state.batch_stats, state.extra)
         if not _alike(gradient, state.params):
-            raise UserError(f'{update} must return a gradient of the same tree as the parameters')
+            raise UserError(
+                f'{update} must return a gradient with the structure and shapes of the parameters'
+            )
         gradient = mesh_lib.constrain_state(gradient, mesh, shard)
 
-        # The new parameters and their average.
+        # Update the parameters and their moving average; frozen parameters keep their exact bits.
         updates, opt_state = optimizer.update(
             gradient, state.opt_state, state.params, value=outcome.objective
         )
@@ -243,11 +245,13 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
         }
         new = recipe.factors.keep_frozen(state.variables, new)
         average = {'params': state.ema_params, 'batch_stats': state.ema_batch_stats}
+        # The average moves towards the new parameters.
         if recipe.averaging:
             pull = recipe.averaging.pull(state.step + 1)
             moved = optax.incremental_update(new, average, pull)
             average = recipe.factors.keep_frozen(average, moved)
 
+        # Collect the metrics.
         rate = recipe.schedule(state.step)
         if recipe.plateau is not None:
             rate *= recipe.plateau.scale(state.opt_state)
@@ -262,6 +266,7 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
             & jnp.isfinite(param_norm)
             & _are_finite(new['batch_stats']),
         }
+        # Assemble the new state, with the sharding of the old one.
         after = TrainState(
             step=state.step + 1,
             params=new['params'],
@@ -274,29 +279,30 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
         )
         return mesh_lib.constrain_state(after, mesh, shard), metrics
 
-    # The state comes, and goes, as it lies on the mesh.
+    # None: the state keeps the sharding that it arrives with.
     return jax.jit(train_step, in_shardings=(None, mesh_lib.split_batch(mesh)), donate_argnums=0)
 
 
 def _are_finite(tree: Any) -> jax.Array:
-    """True if all values of a PyTree are: a scalar."""
+    """Returns a bool scalar: whether all values of a PyTree are finite."""
     return jnp.all(jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]))
 
 
 def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Array], GradientOf]:
-    """Builds `(state, key) -> gradient_of`, as updates get it."""
+    """Builds `(state, key) -> gradient_of`; `gradient_of` is what an update gets."""
     parts, shard = recipe.accumulate, recipe.shard
     loss = f'{type(recipe.task).__name__}.loss'
 
     def objective(
         params: Any, batch_stats: Any, extra: Any, examples: Examples, key: jax.Array
     ) -> tuple[jax.Array, Outcome]:
-        # XLA gathers what is sharded, and leaves out the gradients that nothing asks for.
+        # Gather sharded parameters. `stop_gradient` lets XLA skip the gradients of frozen ones.
         params = mesh_lib.constrain_state(params, mesh, 'data')
         factors = recipe.factors.of(params)
         params = jax.tree.map(lambda p, f: p if f else jax.lax.stop_gradient(p), params, factors)
         apply = Apply(recipe.model, params, batch_stats, train=not recipe.frozen)
         result = recipe.task.loss(apply, examples, extra, key)
+        # Check a user-defined loss at trace time.
         value, outcome = _checked(result, loss, batch_stats, extra)
         if np.shape(value) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             raise UserError(
@@ -308,16 +314,19 @@ def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Arra
 
     def at(state: TrainState, key: jax.Array) -> GradientOf:
         def gradient_of(params: Any, examples: Examples) -> tuple[Any, Outcome]:
+            # Without accumulation the whole batch is one part.
             if parts == 1:
                 gradient, outcome = differentiate(
                     params, state.batch_stats, state.extra, examples, key
                 )
                 return mesh_lib.constrain_state(gradient, mesh, shard), outcome
 
-            # Arrays of the batch are dealt out to the parts; scalars are the whole batch's.
+            # Split the arrays into microbatches. Scalars, such as `count`, are of the whole batch.
             scalars = {k: v for k, v in examples.items() if not jnp.ndim(v)}
             arrays = {k: v for k, v in examples.items() if jnp.ndim(v)}
 
+            # Add one microbatch's gradient and sums; pass on the running statistics and `extra`.
+            # Tasks divide by the `count` of the whole batch, so gradients add up to that of its mean.
             def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
                 gradient, sums, stats, extra = carry
                 part_key, rows = part
@@ -329,6 +338,7 @@ def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Arra
 
             rows = mesh_lib.microbatches(arrays, parts, mesh)
             first = {k: v[0] for k, v in rows.items()}
+            # Start the sums at zero, in the shapes that the loss returns.
             shapes = jax.eval_shape(
                 objective, params, state.batch_stats, state.extra, {**first, **scalars}, key
             )[1]
@@ -336,6 +346,7 @@ def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Arra
                 lambda x: jnp.zeros(x.shape, x.dtype), (params, (shapes.sums, shapes.objective))
             )
             start = (zeros, sums, state.batch_stats, state.extra)
+            # Scan over the microbatches, so that only one is in memory at a time.
             part_keys = jax.random.split(jax.random.fold_in(key, PART), parts)
             carry, _ = jax.lax.scan(add, start, (part_keys, rows))
             gradient, (sums, value), stats, extra = carry
@@ -350,22 +361,27 @@ _RESERVED = {'count', 'lr', 'grad_norm', 'param_norm', 'finite'}
 
 
 def _checked(result: Any, who: str, batch_stats: Any, extra: Any) -> tuple[Any, Outcome]:
-    """The result of a loss or an update, if it is a value and an `Outcome` that fits the state; for tracing.
+    """Returns the result of a loss or an update after checking it, at trace time.
+
+    It must be a pair of a value and an `Outcome` whose PyTrees match the state's.
 
     Raises:
-      UserError: it is something else.
+      UserError: the result is something else.
     """
     pair = isinstance(result, tuple) and len(result) == 2
     if not pair or not isinstance(result[1], Outcome):
         raise UserError(
-            f'{who} must return a pair whose second is a vision.task.Outcome, not {described(result[1] if pair else result)}'
+            f'{who} must return a pair (value, vision.task.Outcome), '
+            f'not {described(result[1] if pair else result)}'
         )
+    # The log needs a sum 'loss', and some names are taken by its own metrics.
     outcome = result[1]
     sums = outcome.sums if isinstance(outcome.sums, dict) else {}
     if 'loss' not in sums:
-        raise UserError(f"{who}: its Outcome has no sum 'loss'")
+        raise UserError(f"{who}: the sums of its Outcome must include 'loss'")
     if taken := _RESERVED & set(sums):
-        raise UserError(f'{who}: the sum {taken.pop()!r} has a name that the log uses; rename it')
+        raise UserError(f'{who}: the name of the sum {taken.pop()!r} is reserved; rename it')
+    # The jitted step needs scalar sums and PyTrees of a fixed structure.
     for name, value in sums.items():
         if np.shape(value):
             raise UserError(f'{who}: the sum {name!r} must be a scalar, not {described(value)}')
@@ -375,13 +391,13 @@ def _checked(result: Any, who: str, batch_stats: Any, extra: Any) -> tuple[Any, 
     ):
         if not _alike(new, old):
             raise UserError(
-                f"{who}: its Outcome's {name} must have the tree and shapes of the state's"
+                f"{who}: {name} of its Outcome must have the structure and shapes of the state's"
             )
     return result[0], outcome
 
 
 def _alike(tree: Any, other: Any) -> bool:
-    """True if two PyTrees have one structure and the same shapes."""
+    """Returns True if two PyTrees have the same structure and shapes."""
     return jax.tree.structure(tree) == jax.tree.structure(other) and all(  # type: ignore[operator]
         np.shape(a) == np.shape(b)
         for a, b in zip(jax.tree.leaves(tree), jax.tree.leaves(other), strict=True)

@@ -1,4 +1,4 @@
-"""The fast forms with the batch split over eight simulated devices: XLA's values, no image moved."""
+"""Fast forms with the batch sharded over eight simulated devices: XLA's values, no communication."""
 
 import re
 
@@ -12,9 +12,9 @@ from vision.models.layers import convolve, max_pool, xla_only
 
 
 def main() -> None:
-    """Fails if a value differs, or if a device asks for another's images."""
+    """Fails if a value differs or if images are transferred between devices."""
     winograd.WORK = 0
-    fast._PART = 8 * 8 * 8 * 8 * 4  # of 32 images of 8 x 8 pixels and 8 channels four parts
+    fast._PART = 8 * 8 * 8 * 8 * 4  # splits 32 images of 8 x 8 x 8 into four parts
     mesh = make_mesh()
     x = jax.random.normal(jax.random.key(0), (16, 8, 8, 128))
     few = jax.random.normal(jax.random.key(3), (32, 8, 8, 8))
@@ -40,7 +40,7 @@ def main() -> None:
     ):
         np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-4 * np.abs(theirs).max())
     moves = re.findall(r' (all-gather|all-to-all|collective-permute)[\w-]*\(', program.as_text())
-    # The gradient of the images is split as they are.
+    # The gradient of the images is sharded like the images.
     assert not moves, moves
 
 

@@ -1,4 +1,4 @@
-"""The fast forms against `lax`, whatever their shape: values and gradients, sharded, scanned, remade."""
+"""Fast forms against `lax` for all shapes: values and gradients, sharded, scanned, rematerialised."""
 
 from functools import partial
 
@@ -19,16 +19,16 @@ pytestmark = pytest.mark.skipif(jax.default_backend() != 'cpu', reason='XLA has 
 
 
 def _with_gradients(function, *arguments):
-    """The value, and the gradients of its product with something fixed."""
+    """Returns the value, and the gradients of its product with a fixed array."""
     value, pull = jax.vjp(function, *arguments)
     weights = jax.random.normal(jax.random.key(7), value.shape, value.dtype)
     return value, *pull(weights)
 
 
 def _assert_same(function, *arguments, reference=None):
-    """What is computed fast is what XLA computes, to the rounding of the type.
+    """Checks that fast forms and XLA agree up to the rounding of the dtype.
 
-    JAX keeps what it traced of some functions: they need another one for `reference`.
+    JAX caches traces of some functions, so `reference` must be another function object.
     """
     tolerance = DTYPES[arguments[0].dtype.type]
     got = jax.jit(partial(_with_gradients, function))(*arguments)
@@ -56,7 +56,7 @@ def _draw(seed, shape, dtype=jnp.float32):
     st.sampled_from(list(DTYPES)),
 )
 def test_convolutions(size, kernel, strides, padding, groups, dtype):
-    """Images may be smaller than the kernel, where the padding makes up for it."""
+    """Images may be smaller than the kernel if the padding makes up for it."""
     assume(all(n + 2 * p >= k for n, p, k in zip(size[1:], padding, kernel, strict=True)))
     x, k = _draw(0, (*size, 4), dtype), _draw(1, (*kernel, 4 // groups, 6), dtype)
     _assert_same(lambda x, k: convolve(x, k, strides, padding, groups), x, k)
@@ -69,7 +69,7 @@ def test_convolutions(size, kernel, strides, padding, groups, dtype):
     st.sampled_from([(3, 5), (8, 4)]),
 )
 def test_winograd_has_no_smallest_shape(size, padding, channels):
-    """The measured bounds are about time: without them every 3 x 3 convolution is one."""
+    """The bounds are about speed: without them every 3 x 3 convolution uses Winograd's form."""
     x, k = _draw(0, (*size, channels[0])), _draw(1, (3, 3, *channels))
     bounds = ('CHANNELS', 'GRADIENT_CHANNELS', 'WORK')
     with pytest.MonkeyPatch.context() as patch:
@@ -116,7 +116,7 @@ def test_kernel_gradients_by_rows(size, kernel, strides, padding):
 @examples(2)
 @given(st.sampled_from([16, 20, 24, 32]), st.integers(1, 2), st.sampled_from([(1, 3), (3, 3)]))
 def test_kernel_gradients_part_by_part(batch, strides, kernel):
-    """Parts of eight images or more: 20 images have none."""
+    """A part has at least eight images: 20 images are not split."""
     x, k = _draw(0, (batch, 6, 5, 5)), _draw(1, (*kernel, 5, 7))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fast, '_PART', 8 * 6 * 5 * 5 * 4)

@@ -1,4 +1,4 @@
-"""Training curves with and without the fast forms agree, for as long as rounding lets them."""
+"""Training curves with and without fast forms agree, for as long as rounding permits."""
 
 import dataclasses
 
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(jax.default_backend() != 'cpu', reason='XLA has 
 
 
 class Run:
-    """SGD on batches of 16 from synthetic images of 32 pixels, always from the same parameters."""
+    """SGD on batches of 16 synthetic images of 32 px, always from the same parameters."""
 
     def __init__(self, model, lr):
         self.config, self.mesh = synthetic_config('lenet5', 32, 16), mesh_lib.make_mesh()
@@ -35,10 +35,10 @@ class Run:
         self.state = init_state(self.recipe, (32, 32, 3), self.mesh)
 
     def losses(self):
-        """The mean loss of each step, of a program that is traced now."""
+        """Returns the mean loss of each step; the program is traced anew."""
         step = make_train_step(self.recipe, self.mesh)
         batches = inputs.TrainBatches(self.source, loading_of(self.config), self.mesh, 0)
-        state, losses = jax.tree.map(jnp.copy, self.state), []  # what a step gets, it takes
+        state, losses = jax.tree.map(jnp.copy, self.state), []  # the step donates its state
         for _ in range(STEPS):
             state, metrics = step(state, next(batches))
             losses.append(float(metrics['loss'] / metrics['count']))
@@ -64,6 +64,6 @@ def test_curves_agree(monkeypatch, model, lr):
     ours = run.losses()
     with xla_only():
         xla = run.losses()
-    assert xla[-5:].mean() < 0.95 * xla[:5].mean()  # it learns: there is something to agree on
+    assert xla[-5:].mean() < 0.95 * xla[:5].mean()  # it learns
     np.testing.assert_allclose(ours[:5], xla[:5], rtol=1e-4)
-    np.testing.assert_allclose(ours, xla, rtol=1e-3)  # 4e-5 was seen
+    np.testing.assert_allclose(ours, xla, rtol=1e-3)  # measured: 4e-5

@@ -1,4 +1,4 @@
-"""Deleting `vision/models/cpu` and the two lines that import it leaves a project that works."""
+"""The project works without `vision/models/cpu` and the two lines that import it."""
 
 import re
 import shutil
@@ -58,7 +58,7 @@ def test_the_fast_forms_can_be_deleted(tmp_path):
             removed += count
     assert removed == 2
     (tmp_path / 'probe.py').write_text(PROBE)
-    # A variable that forks cannot be given: each gets an interpreter of its own, in the copy.
+    # A fork cannot change this variable, so each command starts its own interpreter in the copy.
     options = {'cwd': tmp_path, 'PYTHONPATH': str(tmp_path), 'PYTHONNOUSERSITE': '1'}
     training = Process(
         'experiments.train',
@@ -66,7 +66,7 @@ def test_the_fast_forms_can_be_deleted(tmp_path):
         f'--workdir={tmp_path}/run',
         '--config.training.duration=20 steps',
         '--config.schedule.warmup=2 steps',
-        '--config.preprocess.train=resize(32)',  # what augments takes seconds to compile
+        '--config.preprocess.train=resize(32)',  # augmentation takes seconds to compile
         **options,
     )
     probe = Process('probe', tmp_path, **options)

@@ -1,4 +1,4 @@
-"""oneDNN and huge pages: when commands ask for them, and that importing does not."""
+"""oneDNN and huge pages: commands enable them, imports do not."""
 
 import importlib.metadata
 import json

@@ -1,4 +1,4 @@
-"""Folding batch normalisation changes no logits."""
+"""Folding batch normalisation does not change the logits."""
 
 import time
 from functools import partial
@@ -29,7 +29,7 @@ SMALL = {
     'resnet20': {},
     'resnet50_v2': {'stem': 'small'},
 }
-# In the quick tests each stage of a ResNet has a block.
+# In the quick tests each stage of a ResNet has one block.
 QUICK = {
     'resnext50_32x4d': {'stem': 'small', 'stage_sizes': (1, 1)},
     'resnet20': {'stage_sizes': (1, 1, 1)},
@@ -38,7 +38,7 @@ QUICK = {
 
 
 def random_variables(model, shape):
-    """Variables with norms that do something: their statistics, scales and shifts are random."""
+    """Returns variables whose norms matter: random statistics, scales and biases."""
 
     def draw(path, leaf):
         name = jax.tree_util.keystr(path)
@@ -144,7 +144,7 @@ def test_folded_reads_fewer_variables_and_compiles_to_less():
 
 @pytest.mark.slow
 def test_folded_is_no_slower():
-    """In turn, so that a machine that is busy for a while is busy for both."""
+    """Measured in turn, so that other load affects both."""
     model = create_model('resnet50', num_classes=10)
     variables = random_variables(model, (224, 224, 3))
     x, calls, compiling = images(224, 2), [], []

@@ -1,4 +1,4 @@
-"""Reading pretrained weights: every mistake is named, and a new head starts afresh."""
+"""Pretrained weights: each mistake is named, and a new head keeps its initial values."""
 
 import json
 from functools import cache
@@ -34,7 +34,7 @@ def torch_state(name):
 
 
 def fresh_variables(name, **kwargs):
-    """Variables that no state dict has: -7 everywhere."""
+    """Variables with a value that no state dict has: -7 everywhere."""
     return jax.tree.map(lambda s: np.full(s.shape, -7, s.dtype), shapes_of(name, **kwargs))
 
 
@@ -159,8 +159,8 @@ def test_timms_vgg_has_convolutions_for_hidden_layers():
     'source, says',
     [
         ('nowhere/weights.safetensors', 'no such file'),
-        ('{tmp}/weights.txt', 'read from .safetensors and .pth'),
-        ('{tmp}/broken.safetensors', 'no readable .safetensors'),
+        ('{tmp}/weights.txt', 'must be a .safetensors or .pth'),
+        ('{tmp}/broken.safetensors', 'not a readable .safetensors'),
     ],
 )
 def test_a_source_that_cannot_be_read_is_one_line(tmp_path, source, says):
@@ -172,13 +172,13 @@ def test_a_source_that_cannot_be_read_is_one_line(tmp_path, source, says):
 
 
 def test_a_model_without_torch_weights_says_which_have_them():
-    with pytest.raises(UserError, match=r"for model 'lenet5'; there are for: alexnet, .*resnet50"):
+    with pytest.raises(UserError, match=r"for model 'lenet5', only for: alexnet, .*resnet50"):
         load_pretrained('any.safetensors', 'lenet5', {})
 
 
 @pytest.mark.parametrize('in_a_row', [False, True])
 def test_torch_files_are_read_without_torch_and_without_running_them(tmp_path, in_a_row):
-    """Tensors of every type and layout; what a trainer saves beside them is neither imported nor called."""
+    """Tensors of every type and layout. Other saved objects are neither imported nor called."""
     rng = np.random.default_rng(0)
     state = {
         'conv.weight': rng.normal(size=(4, 3, 2, 2)).astype(np.float32),
@@ -210,13 +210,13 @@ def test_torch_files_are_read_without_torch_and_without_running_them(tmp_path, i
     [
         (Call('my_models', 'Net'), 'no state dict'),
         ({'lr': 0.1}, 'no state dict'),
-        ({'net': {'w': np.ones(2)}, 'ema': {'w': np.ones(2)}}, 'net, ema; give one'),
+        ({'net': {'w': np.ones(2)}, 'ema': {'w': np.ones(2)}}, 'net, ema; save one'),
         ({'w': Call('torch._utils', '_rebuild_qtensor', 1)}, 'no state dict'),
     ],
 )
 def test_a_torch_file_without_a_state_dict_is_one_line(tmp_path, held, says):
     save_torch(tmp_path / 'weights.pth', held)
-    with pytest.raises(UserError, match=f'weights.pth holds {says}.*code could hide in it'):
+    with pytest.raises(UserError, match=f'weights.pth holds {says}.*they could run code'):
         state_dicts.read_state_dict(str(tmp_path / 'weights.pth'))
 
 
@@ -309,7 +309,7 @@ def test_what_is_fed_is_what_the_weights_were_trained_with():
 
 
 def test_timms_weights_on_the_hub_say_what_they_are_fed(monkeypatch, tmp_path):
-    """As `config.json` of timm/resnet50.a1_in1k and timm/inception_v3.gluon_in1k have it."""
+    """`config.json` as in timm/resnet50.a1_in1k and timm/inception_v3.gluon_in1k."""
     config = {
         'input_size': [3, 224, 224],
         'test_input_size': [3, 288, 288],

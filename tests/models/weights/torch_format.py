@@ -1,4 +1,4 @@
-"""Files as `torch.save` writes them, without torch: in a zip, and in a row as before torch 1.6."""
+"""Writes `torch.save` files without torch: zip files, and the format before torch 1.6."""
 
 import io
 import pickle
@@ -10,7 +10,7 @@ _KINDS = {'float64': 'Double', 'float32': 'Float', 'float16': 'Half', 'bfloat16'
 
 
 class Name:
-    """A name that a pickle imports: a function, a class."""
+    """A global name that a pickle imports: a function or a class."""
 
     def __init__(self, module, name):
         self.text = f'c{module}\n{name}\n'.encode()
@@ -20,7 +20,7 @@ class Name:
 
 
 class Call:
-    """What a pickle makes by calling a name."""
+    """An object that a pickle makes by calling a name."""
 
     def __init__(self, module, name, *arguments):
         self.made = Name(module, name), arguments

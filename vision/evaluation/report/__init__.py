@@ -1,35 +1,16 @@
-"""`report/index.html` in a workdir: one file that holds all it shows, and loads nothing."""
+"""The report of an evaluation: `report/index.html` in a workdir, one file that loads nothing from outside.
 
-import sys
-from pathlib import Path
+`write_report` writes the page. A task adds a section of its own (`Task.report`), which may draw with `line_chart`.
 
-from vision.core.workdir import write_text
-from vision.evaluation.evals import Evaluation
-from vision.evaluation.predictions import predictions_file, write_predictions
-from vision.evaluation.report.page import page
-from vision.evaluation.run import Run
+Read first: `page.py`, `classification.py`.
+"""
 
+from typing import TYPE_CHECKING
 
-def write_report(runs: list[Run], evaluations: list[Evaluation]) -> Path | None:
-    """Writes the page, and each evaluation's predictions beside it.
+from vision.core.lazy import public_names
 
-    Args:
-      runs: that were evaluated; an ensemble's report goes into `report/ensemble` of the first.
-      evaluations: of them.
-
-    Returns:
-      The page's path, or None, with a line on stderr, where the workdir cannot be written to.
-    """
-    folder = runs[0].path / 'report'
-    if len(runs) > 1:
-        folder /= 'ensemble'
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for evaluation in evaluations:
-            path = predictions_file(folder, evaluation.name)
-            write_predictions(path, evaluation.predictions)
-        write_text(folder / 'index.html', page(runs, evaluations))
-    except OSError as e:
-        print(f'{folder}: no report was written: {e.strerror or e}', file=sys.stderr)
-        return None
-    return folder / 'index.html'
+if TYPE_CHECKING:
+    from vision.evaluation.report.charts import Curve, line_chart
+    from vision.evaluation.report.page import write_report
+else:
+    __all__, __getattr__, __dir__ = public_names(__name__)

@@ -1,4 +1,4 @@
-"""The report's section of a classification: confusions, mistakes, classes and calibration."""
+"""The report's section on classification: confusion matrix, mistakes, classes and calibration."""
 
 import html
 from typing import Any
@@ -14,17 +14,18 @@ from vision.preprocess.inputs import examples
 from vision.preprocess.pictures import data_uri
 from vision.task.classification import confidence, correct
 
-_MISTAKES = 16  # pictures of each kind
-_THUMBNAIL = 112  # pixels of the longer side of a large image; a small one stays as it is
-_PAIRS = 25  # of classes that are confused
-_SIDE_BY_SIDE = 12  # classes; with more, the pairs are below the matrix
+_MISTAKES = 16  # number of pictures of each kind
+_THUMBNAIL = 112  # maximum of the longer side, in pixels
+_PAIRS = 25  # number of confused pairs in the table
+_SIDE_BY_SIDE = 12  # maximum number of classes for which matrix and table fit side by side
 
 
 def section(e: Evaluation) -> str:
-    """The HTML of one evaluation, below its figures."""
+    """Returns the HTML of one evaluation, below its metrics."""
     p = e.predictions
     matrix = figures.confusion(p['label'], p['top_classes'][:, 0], len(p.class_names))
     worst, confident = _mistakes(p)
+    # Read the images of the shown mistakes only.
     shown = examples(e.source, {int(p.ids[i]) for i in (*worst, *confident)})
     images = {example: data_uri(image, _THUMBNAIL) for example, image in shown}
     reliability = figures.reliability(confidence(p.columns), correct(p.columns))
@@ -46,7 +47,8 @@ def section(e: Evaluation) -> str:
 
 
 def _mistakes(p: Predictions) -> tuple[list[int], list[int]]:
-    """The rows of the mistakes with the highest loss, and of those with the highest confidence."""
+    """Returns the rows of the mistakes with the highest loss and with the highest confidence."""
+    # Stable sorts keep the order of the ids among equal values.
     wrong = np.flatnonzero(~correct(p.columns))
     by_loss = wrong[np.argsort(-p['loss'][wrong], kind='stable')]
     by_confidence = wrong[np.argsort(-confidence(p.columns)[wrong], kind='stable')]
@@ -54,6 +56,7 @@ def _mistakes(p: Predictions) -> tuple[list[int], list[int]]:
 
 
 def _gallery(p: Predictions, rows: list[int], images: dict[int, str], kind: str) -> str:
+    """Shows mistakes as pictures with captions."""
     if not rows:
         return '<p class="quiet">There are no mistakes.</p>'
     cells, root = [], common_root(p.paths or ())
@@ -75,13 +78,13 @@ def _gallery(p: Predictions, rows: list[int], images: dict[int, str], kind: str)
 
 
 def _confusion_data(p: Predictions, matrix: figures.Confusion) -> str:
-    """Class names, and the cells row by row: [row, column, count, …]."""
+    """Returns the class names and the cells, row by row, as JSON: [row, column, count, …]."""
     cells = np.stack([matrix.rows, matrix.columns, matrix.counts], axis=1).ravel().tolist()
     return _script_json({'names': p.class_names, 'cells': cells})
 
 
 def _mistaken(matrix: figures.Confusion) -> list[tuple[int, int, int]]:
-    """The cells (row, column, count) beside the diagonal, largest count first."""
+    """Returns the off-diagonal cells (row, column, count) by decreasing count."""
     off = np.flatnonzero(matrix.rows != matrix.columns)
     order = off[np.argsort(-matrix.counts[off], kind='stable')]
     columns = (matrix.rows, matrix.columns, matrix.counts)
@@ -89,7 +92,7 @@ def _mistaken(matrix: figures.Confusion) -> list[tuple[int, int, int]]:
 
 
 def _pairs(p: Predictions, matrix: figures.Confusion) -> str:
-    """The pairs of classes that are confused most, for matrices too large to find them in."""
+    """Lists the most frequently confused pairs of classes, for matrices too large to read."""
     support = figures.per_class(matrix).support
     rows = ''.join(
         f'<tr data-row="{i}" data-column="{j}"><td>{_escape(p.class_names[i])}</td>'
@@ -108,7 +111,9 @@ def _pairs(p: Predictions, matrix: figures.Confusion) -> str:
 
 
 def _class_table(p: Predictions, matrix: figures.Confusion) -> str:
+    """Lists support, precision, recall, F1 and the most frequent wrong prediction of each class."""
     each = figures.per_class(matrix)
+    # `_mistaken` is sorted, so the first cell of a row is its most frequent mistake.
     most_often: dict[int, str] = {}
     for row, column, count in _mistaken(matrix):
         most_often.setdefault(row, f'{_escape(p.class_names[column])} ({count:,})')
@@ -134,11 +139,11 @@ def _fraction(value: float) -> str:
 
 
 def _escape(text: str) -> str:
-    """Escaped; what is no UTF-8 in a file's name is shown as a question mark."""
+    """Escapes text for HTML; bytes of a file name that are not UTF-8 become question marks."""
     return html.escape(text.encode('utf-8', 'replace').decode())
 
 
 def _script_json(value: Any) -> str:
-    """JSON that may stand in a script element: it holds no '<'."""
+    """Returns JSON without '<', so that it can stand in a script element."""
     text = json_text(value, ensure_ascii=True, separators=(',', ':'))
     return text.replace('<', '\\u003c')

@@ -1,4 +1,4 @@
-"""The report's section of a multi-label classification: precision and recall of each class."""
+"""The report's section on multi-label classification: precision and recall of each class."""
 
 import html
 
@@ -8,15 +8,16 @@ from vision.evaluation.evals import Evaluation
 from vision.evaluation.report.charts import Curve, line_chart
 from vision.task.multilabel import average_precisions, f1
 
-_CURVES = 12  # classes whose curves are drawn: those with most examples
+_CURVES = 12  # number of classes whose curves are drawn
 
 
 def section(e: Evaluation) -> str:
-    """The HTML of one evaluation, below its figures."""
+    """Returns the HTML of one evaluation, below its metrics."""
     p = e.predictions
     labels, probabilities = p['label'], p['probabilities']
     threshold = p.task.threshold  # type: ignore[attr-defined]
     predicted = probabilities >= threshold
+    # Figures of each class.
     support, precision = labels.sum(0), average_precisions(labels, probabilities)
     scores = f1(labels, predicted)
     rows = ''.join(
@@ -36,12 +37,14 @@ def section(e: Evaluation) -> str:
 
 
 def _charts(names: tuple[str, ...], labels: np.ndarray, probabilities: np.ndarray) -> str:
+    """Draws the precision-recall curves of the classes with most examples."""
     from sklearn.metrics import precision_recall_curve
 
     charts = []
     for k in np.argsort(-labels.sum(0), kind='stable')[:_CURVES]:
         if not labels[:, k].any() or not np.isfinite(probabilities[:, k]).all():
             continue
+        # scikit-learn returns decreasing recalls.
         precision, recall, _ = precision_recall_curve(labels[:, k], probabilities[:, k])
         points = list(zip(recall[::-1].tolist(), precision[::-1].tolist(), strict=True))
         curve = Curve('precision', 'validation', points)

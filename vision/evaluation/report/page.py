@@ -1,28 +1,57 @@
-"""The page: its data put into `template.html`, everything that others have written escaped."""
+"""The report page: fills `template.html` and escapes everything that comes from data or users."""
 
 import html
 import re
+import sys
 from importlib import resources
+from pathlib import Path
 
 from vision.core import config as config_lib
 from vision.core.config_keys import find
 from vision.core.text import json_text
-from vision.core.workdir import environment, read_records
+from vision.core.workdir import environment, read_records, write_text
 from vision.evaluation.evals import Evaluation
 from vision.evaluation.figures import RESAMPLES
+from vision.evaluation.predictions import predictions_file, write_predictions
 from vision.evaluation.report.charts import curves, line_chart
 from vision.evaluation.run import Run
 from vision.task.metrics import Metric, Selection
 
 
-def page(runs: list[Run], evaluations: list[Evaluation]) -> str:
-    """The whole page.
+def write_report(runs: list[Run], evaluations: list[Evaluation]) -> Path | None:
+    """Writes the report page and the predictions of each evaluation.
 
     Args:
-      runs: that were evaluated.
-      evaluations: of them.
+      runs: the evaluated runs; an ensemble's report is in `report/ensemble` of the first.
+      evaluations: of the runs.
+
+    Returns:
+      The path of the page; None, with a line on stderr, if the workdir is not writable.
+    """
+    folder = runs[0].path / 'report'
+    if len(runs) > 1:
+        folder /= 'ensemble'
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for evaluation in evaluations:
+            path = predictions_file(folder, evaluation.name)
+            write_predictions(path, evaluation.predictions)
+        write_text(folder / 'index.html', page(runs, evaluations))
+    except OSError as e:
+        print(f'{folder}: no report was written: {e.strerror or e}', file=sys.stderr)
+        return None
+    return folder / 'index.html'
+
+
+def page(runs: list[Run], evaluations: list[Evaluation]) -> str:
+    """Returns the whole page as HTML.
+
+    Args:
+      runs: the evaluated runs.
+      evaluations: of the runs.
     """
     records = read_records(runs[0].path)
+    # Training curves of the first run.
     charts = ''.join(
         line_chart(metric.title.capitalize(), curves(records, name), percent=metric.fraction)
         for name, metric in _charted(runs[0]).items()
@@ -38,17 +67,19 @@ def page(runs: list[Run], evaluations: list[Evaluation]) -> str:
         'trained_with': html.escape(_environment_of(runs[0])),
         'evaluated_with': html.escape(json_text(environment(), indent=2)),
     }
+    # Fill the {{placeholders}} of the template.
     template = resources.files(__package__).joinpath('template.html').read_text(encoding='utf-8')
     return re.sub(r'\{\{(\w+)\}\}', lambda match: parts[match[1]], template)
 
 
 def _environment_of(run: Run) -> str:
-    """The data that the run was trained on, as recorded."""
+    """Returns the environment that the run was trained in, as recorded."""
     path = run.path / 'environment.json'
     return path.read_text() if path.exists() else 'The training environment was not recorded.'
 
 
 def _subtitle(runs: list[Run]) -> str:
+    """Describes the runs: model, data, checkpoint and workdir."""
     said = [
         f'{run.config.model.name} trained on {run.config.data.source}, checkpoint of step {run.step:,}'
         for run in runs
@@ -58,14 +89,14 @@ def _subtitle(runs: list[Run]) -> str:
 
 
 def _charted(run: Run) -> dict[str, Metric]:
-    """The metrics whose curves are drawn: the loss, and what the run is selected by."""
+    """Returns the metrics whose curves are drawn: the loss and the selection metric."""
     metrics = run.task.metrics
     chosen = Selection(run.task, run.config.training.best_by).name
     return {name: metrics[name] for name in ('loss', chosen) if name in metrics}
 
 
 def _overview(evaluations: list[Evaluation]) -> str:
-    """A table of all evaluations, where there are several."""
+    """Returns a table of all evaluations if there are several."""
     if len(evaluations) < 2:
         return ''
     metrics = evaluations[0].predictions.task.metrics
@@ -83,7 +114,8 @@ def _overview(evaluations: list[Evaluation]) -> str:
 
 
 def _evaluation(e: Evaluation) -> str:
-    """The section of one evaluation: the figures, and what the task itself shows."""
+    """Returns the section of one evaluation: its metrics and the task's own section."""
+    # A task may have a section of its own, named as 'module:function'.
     name = e.predictions.task.report
     section = None if name is None else find('report of a task', name, {})
     return f'''<section class="evaluation" id="{anchor(e)}">
@@ -95,6 +127,7 @@ def _evaluation(e: Evaluation) -> str:
 
 
 def _how(e: Evaluation) -> str:
+    """Describes data, number of examples and what differs from the run's own evaluation."""
     corrupt = f', {len(e.corrupt)} unreadable images skipped' if e.corrupt else ''
     among = f', restricted to {e.figures["classes"]:,} classes' if 'classes' in e.figures else ''
     extra = [str(e.figures[key]) for key in ('protocol', 'ops', 'weights') if key in e.figures]
@@ -106,6 +139,7 @@ def _how(e: Evaluation) -> str:
 
 
 def _cards(e: Evaluation) -> str:
+    """Shows each metric with its confidence interval and its meaning."""
     cards = []
     for name, metric in e.predictions.task.metrics.items():
         if e.figures[name] is None:
@@ -115,6 +149,7 @@ def _cards(e: Evaluation) -> str:
             low, high = e.figures['intervals'][name]
             digits = 1 if metric.fraction else 3
             interval = f'({metric.show(low, digits)} … {metric.show(high, digits)})'
+            # Show the percent sign once.
             interval = interval.replace('% …', ' …')
         cards.append(
             f'<div class="card"><div class="name">{html.escape(metric.title)}</div>'
@@ -126,5 +161,5 @@ def _cards(e: Evaluation) -> str:
 
 
 def anchor(e: Evaluation) -> str:
-    """The HTML id of an evaluation's section."""
+    """Returns the HTML id of an evaluation's section."""
     return html.escape(f'eval-{e.name}'.replace(' ', '_'), quote=True)

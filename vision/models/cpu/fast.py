@@ -1,16 +1,16 @@
-"""Forms of convolution and max-pooling that are faster than XLA's own on CPUs; elsewhere XLA's are used.
+"""Fast forms of convolution and max pooling for CPUs; other backends use XLA's.
 
-The results are those of `lax`, and so are the gradients, up to the rounding of another order of
-sums. Each is chosen by shape and type when a program is traced. What was measured stands beside the
-choice: two cores of an AMD EPYC with AVX-512, JAX 0.12 with oneDNN (see `startup.py` here),
-batch 16, 2026-11-25; what is chosen otherwise without AVX-512 says so. `VISION_FAST=0` in the environment
-leaves everything to XLA.
+Results and gradients equal those of `lax` up to rounding. The form is chosen by shape and dtype
+when a program is traced; this module has the choice, `forms`, `winograd` and `strided` have the
+forms. Timings stand beside each choice as "XLA → fast form". They are milliseconds on two cores of
+an AMD EPYC with AVX-512, JAX 0.12 with oneDNN (see `startup`), batch 16, 2026-11-25, unless noted.
 
-Here is what is chosen when; Winograd's form and that of strides are in files of their own, and the others in `forms`. Two lines outside this
-folder import from it, in `vision/models/layers.py` and `vision/__init__.py` (`startup`, the settings of a process that
-go with them). Delete the folder and the two lines, and every layer is XLA's own.
+`VISION_FAST=0` in the environment disables the fast forms. Only two lines outside of this folder
+import from it, in `vision/models/layers.py` and `vision/__init__.py` (process settings, `startup`).
+Delete the folder and the two lines, and every layer uses XLA.
 
-Images are [B, H, W, C], kernels [h, w, C, K]. Only reverse-mode differentiation is defined, once.
+Images are [B, H, W, C], kernels [h, w, C, K]. Reverse-mode gradients are supported, once; forward
+mode and second derivatives are not.
 """
 
 import math
@@ -28,22 +28,22 @@ from vision.models.layers import Sides, xla_convolve
 
 Pair = tuple[int, int]
 
-_PART = 2**20  # bytes of images
-_MOST_PARTS = 16  # each is compiled
+_PART = 2**20  # maximum size of a part of a batch, in bytes
+_MOST_PARTS = 16  # each part adds to the compile time
 
 
 def convolve(
     x: jax.Array, kernel: jax.Array, strides: Pair, padding: Sides, groups: int
 ) -> jax.Array | None:
-    """Fast form of `vision.models.layers.xla_convolve`; XLA's own is as fast as any that was tried for several groups."""
+    """Fast form of `vision.models.layers.xla_convolve`, or None; grouped convolutions have none."""
     if jax.default_backend() != 'cpu' or groups != 1 or x.dtype not in (jnp.float32, jnp.bfloat16):
         return None
-    (top, _), (left, _) = padding  # symmetric, as layers pad
+    (top, _), (left, _) = padding  # the layers' padding is symmetric
     return _convolve(x, kernel, strides, (top, left))
 
 
 def max_pool(x: jax.Array, window: int, strides: int, padding: Sides) -> jax.Array | None:
-    """Fast form of `vision.models.layers.xla_max_pool`."""
+    """Fast form of `vision.models.layers.xla_max_pool`, or None."""
     on_cpu = jax.default_backend() == 'cpu'
     if not on_cpu or window > 11 or not jnp.issubdtype(x.dtype, jnp.floating):
         return None
@@ -52,9 +52,10 @@ def max_pool(x: jax.Array, window: int, strides: int, padding: Sides) -> jax.Arr
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair) -> jax.Array:
+    """Convolves with the fastest form for the shape."""
     if kernel.shape[:2] == (1, 1) and padding == (0, 0) and x.dtype == jnp.float32:
-        # A matrix product. 1024 to 256 channels at 14 px: 8.3 for 9.2 ms (without oneDNN 8 for 11;
-        # 256 to 64 at 56 px: 9 for 23). In bfloat16 the convolution is the faster one.
+        # A matrix product. 1024 to 256 channels at 14 px: 9.2 → 8.3 ms (without oneDNN 11 → 8;
+        # 256 to 64 at 56 px: 23 → 9). In bfloat16 XLA's convolution is faster.
         return _strided(x, strides) @ kernel[0, 0]
     if forms.columns_suit(kernel.shape, strides, x.dtype):
         return forms.convolve_by_columns(x, kernel, padding)
@@ -67,10 +68,12 @@ def _convolve(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair) -> 
 
 
 def _forward(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair) -> tuple:
+    """Forward pass that keeps input and kernel."""
     return _convolve(x, kernel, strides, padding), (x, kernel)
 
 
 def _backward(strides: Pair, padding: Pair, residuals: tuple, gradient: jax.Array) -> tuple:
+    """Gradients with respect to input and kernel."""
     x, kernel = residuals
     return (
         _input_gradient(x.shape, kernel, gradient, strides, padding),
@@ -84,7 +87,9 @@ _convolve.defvjp(_forward, _backward)
 def _input_gradient(
     shape: tuple[int, ...], kernel: jax.Array, gradient: jax.Array, strides: Pair, padding: Pair
 ) -> jax.Array:
+    """Computes the gradient of the input with the fastest form for the shape."""
     height, width = kernel.shape[:2]
+    # 1 x 1: a matrix product, or in bfloat16 a convolution.
     if (height, width) == (1, 1) and padding == (0, 0):
         if gradient.dtype == jnp.float32:
             return _spread(gradient @ kernel[0, 0].T, shape, strides)
@@ -98,6 +103,7 @@ def _input_gradient(
         convolution = partial(xla_convolve, strides=strides, padding=[(p, p) for p in padding])
         like = jax.ShapeDtypeStruct(shape, gradient.dtype)
         return jax.linear_transpose(lambda x: convolution(x, kernel), like)(gradient)[0]
+    # Else a convolution of the gradient with the flipped kernel.
     around = (height - 1 - padding[0], width - 1 - padding[1])
     turned = (height, width, kernel.shape[3], kernel.shape[2])
     if (height, width) == (3, 3):
@@ -111,17 +117,18 @@ def _input_gradient(
         from vision.models.cpu import strided
 
         return strided.by_phases(shape, flipped, gradient, strides, padding)
-    # XLA would fold the flip into a convolution that oneDNN does not take: in bfloat16 180 GFLOP/s
-    # where it makes 450.
+    # Without the barrier XLA folds the flip into a convolution that oneDNN does not support: 180
+    # instead of 450 GFLOP/s in bfloat16.
     return _plain(gradient, lax.optimization_barrier(flipped), (1, 1), around)
 
 
 def _kernel_gradient(
     x: jax.Array, shape: tuple[int, ...], gradient: jax.Array, strides: Pair, padding: Pair
 ) -> jax.Array:
+    """Computes the gradient of the kernel with the fastest form for the shape."""
     height, width, channels, features = shape
     if (height, width) == (1, 1) and padding == (0, 0):
-        # XLA's form is 43 GFLOP/s at 56 px and 57 at 14; the product 158 and 192.
+        # XLA reaches 43 GFLOP/s at 56 px and 57 at 14 px, the matrix product 158 and 192.
         positions = _strided(x, strides).reshape(-1, channels)
         return (positions.T @ gradient.reshape(-1, features))[None, None]
     if forms.columns_suit_gradient(shape, strides, x.dtype):
@@ -143,6 +150,7 @@ def _kernel_gradient(
 def _xla_kernel_gradient(
     shape: tuple[int, ...], strides: Pair, padding: Pair, x: jax.Array, gradient: jax.Array
 ) -> jax.Array:
+    """Computes the gradient of the kernel by transposing XLA's convolution."""
     convolution = partial(xla_convolve, strides=strides, padding=[(p, p) for p in padding])
     like = jax.ShapeDtypeStruct(shape, x.dtype)
     return jax.linear_transpose(lambda kernel: convolution(x, kernel), like)(gradient)[0]
@@ -151,20 +159,22 @@ def _xla_kernel_gradient(
 def _sum_of_parts(
     kernel_gradient: Callable[[jax.Array, jax.Array], jax.Array], x: jax.Array, gradient: jax.Array
 ) -> jax.Array:
-    """A kernel gradient, part by part of a batch of images that a core's cache does not hold.
+    """Computes a kernel gradient in parts of the batch that fit into a core's cache.
 
-    XLA's own then takes more than in proportion. 3 x 3, 16 to 16 channels, 28 px, batch 128, without AVX-512: 8.7 for
-    21 ms (one core: 14 for 86; without oneDNN 10 for 27), at 32 px 12.6 for 84 (13 for 200); stride 2, 16 to 32, 28 px: 7.2 for 7.4
-    (6.2 for 14.8). Where it gains nothing it costs little: 32 to 32, 14 px, 8.5 for 12.2; 16 px, 14 for 13.
+    For larger batches XLA's time grows faster than in proportion. Without AVX-512, 3 x 3, 16 to 16
+    channels, 28 px, batch 128: 21 → 8.7 ms (one core: 86 → 14; without oneDNN 27 → 10); at 32 px
+    84 → 12.6 (200 → 13); stride 2, 16 to 32, 28 px: 7.4 → 7.2 (14.8 → 6.2). Where it does not gain
+    it costs little: 32 to 32, 14 px, 12.2 → 8.5; 16 px, 13 → 14.
     """
     batch, size = len(x), x.size * x.dtype.itemsize
     if size <= 2 * _PART:
         return kernel_gradient(x, gradient)
-    # Images are the channels of the gradient's convolution: fewer than eight would not fill its vectors.
+    # The images of a part are the channels of the gradient's convolution. It needs multiples of
+    # eight to fill its vectors.
     numbers = [n for n in range(1, _MOST_PARTS + 1) if batch % (8 * n) == 0 and size <= n * _PART]
     parts = min(numbers, default=1)
 
-    # Part i is every n-th image from i on: so none leaves its device where a batch is spread over several.
+    # Part i has every n-th image from i on: no image of a sharded batch leaves its device.
     def part(values: jax.Array, i: int) -> jax.Array:
         return values.reshape(batch // parts, parts, *values.shape[1:])[:, i]
 
@@ -173,10 +183,11 @@ def _sum_of_parts(
 
 
 def _plain(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair) -> jax.Array:
-    """XLA's own, but for images that are smaller than the kernel.
+    """XLA's convolution, with a workaround for images smaller than the kernel.
 
-    XLA exchanges the two, which oneDNN does not take, and is left with its slowest loop: 3 x 3, 256
-    channels, 2 px, batch 128 in bfloat16: 120 ms on one core, and under 4 with the padding behind a barrier.
+    XLA swaps the two, which oneDNN does not support, and falls back to its slowest loop. 3 x 3, 256
+    channels, 2 px, batch 128 in bfloat16 on one core: 120 ms, and under 4 with explicit padding
+    behind a barrier.
     """
     if math.prod(x.shape[1:3]) < math.prod(kernel.shape[:2]):
         sides = [(0, 0), *((p, p) for p in padding), (0, 0)]
@@ -185,11 +196,12 @@ def _plain(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair) -> jax
 
 
 def _strided(x: jax.Array, strides: Pair) -> jax.Array:
+    """Subsamples the positions of a 1 x 1 convolution."""
     return x if strides == (1, 1) else x[:, :: strides[0], :: strides[1]]
 
 
 def _spread(x: jax.Array, shape: tuple[int, ...], strides: Pair) -> jax.Array:
-    """The transpose of `_strided`: zeros between the values, up to `shape`."""
+    """Transpose of `_strided`: inserts zeros between the values, up to `shape`."""
     if strides == (1, 1):
         return x
     (h, w), (height, width) = x.shape[1:3], shape[1:3]

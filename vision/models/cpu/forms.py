@@ -1,17 +1,20 @@
-"""Fast forms for CPUs; `vision.models.cpu.fast` decides where they are used, and says what was measured on.
+"""Fast forms for CPUs; `vision.models.cpu.fast` chooses among them and says how they were timed.
 
-Convolutions as matrix products, by columns, for images of few channels and stride 1: a row of n output positions, a
-block, sees h rows of n + w − 1 pixels: contiguous pieces of the image, which are cheap to lay side by side, where the
-patches of single positions (im2col) are not. The product's matrix has the kernel once for each position, between
-zeros: of few channels, the multiplications with zero cost less than XLA's convolution does.
+Convolution by columns, as a matrix product, for few channels and stride 1. A block of n adjacent
+output positions depends on h rows of n + w − 1 pixels. These are contiguous pieces of the image and
+cheap to copy, unlike the patches of single positions (im2col). The matrix of the product has the
+kernel once per position, and zeros elsewhere: for few channels the multiplications with zero cost
+less than XLA's convolution does.
 
-A kernel's gradient by rows, a row of its taps at a time: for CPUs without AVX-512, where XLA's own runs at 6 to 30
-GFLOP/s once the map is large, with oneDNN or without. Two cores of an AMD EPYC with 256-bit vectors, batch 16,
-milliseconds on JAX 0.12 with oneDNN (on 0.10 without), 2026-11-26: 7 x 7 stride 2, 3 to 64 channels, 224 px: 179 for 357
-(158 for 569); 5 x 5, 64 to 192, 27 px, batch 32: 241 for 600 (217 for 1,090); 3 x 3 stride 2, 128 to 256, 28 px: 23 for 36
-(20 for 45). To 16 or 32 channels XLA's is the faster one: 10 for 32 ms at 16 px, batch 128.
+Kernel gradient by rows, one row of taps at a time, for CPUs without AVX-512. There XLA reaches only
+6 to 30 GFLOP/s on large maps. Two cores of an AMD EPYC with 256-bit vectors, batch 16, JAX 0.12
+with oneDNN (in brackets 0.10 without), 2026-11-26: 7 x 7 stride 2, 3 to 64 channels, 224 px: 357 →
+179 ms (569 → 158); 5 x 5, 64 to 192, 27 px, batch 32: 600 → 241 (1,090 → 217); 3 x 3 stride 2, 128
+to 256, 28 px: 36 → 23 (45 → 20). With 16 or 32 output channels XLA is faster: 10 instead of 32 ms
+at 16 px, batch 128.
 
-Max-pooling that remembers which value of a window was the largest: its gradient need not search again.
+Max pooling that stores the position of each window's maximum, so that the gradient need not search
+for it.
 """
 
 from functools import partial
@@ -24,30 +27,30 @@ from vision.models.cpu.startup import has_avx512, has_ynn
 
 Pair = tuple[int, int]
 
-# Of 2, 4, 7 and 8 the best for most of the shapes below (1 to 32 channels: 2, by a third).
-_BLOCK = 4
-_BLOCK_OF_MORE = 2  # of more than 3 channels; of 2, 4, 5, 7 and 10 the best
-_SPREAD = 5  # columns of a gradient; of 5 and 10 the better one
+# Numbers of positions in a block, found by measuring.
+_BLOCK = 4  # best of 2, 4, 7, 8 for most shapes below (1 to 32 channels: 2, by a third)
+_BLOCK_OF_MORE = 2  # for more than 3 channels: best of 2, 4, 5, 7, 10
+_SPREAD = 5  # for input gradients: best of 5 and 10
 
 
 def columns_suit(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bool:
-    """True if a convolution is computed so.
+    """Returns True if a convolution is computed by columns.
 
-    Without oneDNN (JAX 0.10) 32 px, 5 x 5, 1 to 6 channels, batch 100: 0.5 for 2.8 ms (with it 0.6
-    for 0.7); 28 px, 3 x 3, 1 to 16, batch 128: 0.7 for 2.8 (0.6 for 0.5). With 3 channels the
-    multiplications with zero weigh as much as what is gained.
+    32 px, 5 x 5, 1 to 6 channels, batch 100: 0.7 → 0.6 ms (without oneDNN, JAX 0.10: 2.8 → 0.5); 28
+    px, 3 x 3, 1 to 16, batch 128: 0.5 → 0.6 (2.8 → 0.7). With 3 input channels the multiplications
+    with zero cost as much as is gained.
     """
     _, _, channels, features = kernel
     return strides == (1, 1) and channels == 1 and features <= 16 and dtype == jnp.float32
 
 
 def columns_suit_gradient(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bool:
-    """True if the kernel's gradient is computed so.
+    """Returns True if the kernel's gradient is computed by columns.
 
-    32 px, 5 x 5, 1 to 6 channels, batch 100: 0.5 for 1.3 ms; 32 px, 3 x 3, 3 to 16, batch 128: 2.4 for
-    4.5; 28 px, 1 to 32: 1.7 for 5.5; 224 px, 3 to 64, batch 8: 25 for 35. 5 x 5, 6 to 16 channels, in LeNet-5's
-    step at batch 128, without AVX-512: with JAX 0.10 a step of 12.2 for 14.2 ms, with 0.12, which has a library for it, 11.5
-    for 10.6.
+    32 px, 5 x 5, 1 to 6 channels, batch 100: 1.3 → 0.5 ms; 32 px, 3 x 3, 3 to 16, batch 128: 4.5 →
+    2.4; 28 px, 1 to 32: 5.5 → 1.7; 224 px, 3 to 64, batch 8: 35 → 25. A whole step of LeNet-5 (5 x
+    5, 6 to 16 channels, batch 128, without AVX-512): 14.2 → 12.2 on JAX 0.10, and 10.6 → 11.5 on
+    0.12, which has YNNPACK for it.
     """
     height, width, channels, _ = kernel
     few = channels <= (8 if min(height, width) >= 5 and not has_ynn() else 3)
@@ -55,7 +58,7 @@ def columns_suit_gradient(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dty
 
 
 def convolve_by_columns(x: jax.Array, kernel: jax.Array, padding: Pair) -> jax.Array:
-    """Convolves [B, H, W, C] with [h, w, C, K], stride 1."""
+    """Convolves [B, H, W, C] with [h, w, C, K] at stride 1."""
     pieces, (height, width) = _pieces(x, kernel.shape, padding, _BLOCK)
     y = pieces @ _matrix(kernel, _BLOCK)
     return y.reshape(x.shape[0], height, -1, kernel.shape[3])[:, :, :width]
@@ -64,7 +67,7 @@ def convolve_by_columns(x: jax.Array, kernel: jax.Array, padding: Pair) -> jax.A
 def kernel_gradient_by_columns(
     x: jax.Array, shape: tuple[int, ...], gradient: jax.Array, padding: Pair
 ) -> jax.Array:
-    """The transpose of `convolve_by_columns` in its kernel, [h, w, C, K], of gradients [B, H', W', K]."""
+    """Transpose of `convolve_by_columns` with respect to the kernel [h, w, C, K]."""
     block = _BLOCK if shape[2] <= 3 else _BLOCK_OF_MORE
     pieces, (_, width) = _pieces(x, shape, padding, block)
     gradient = jnp.pad(gradient, ((0, 0), (0, 0), (0, -width % block), (0, 0)))
@@ -74,10 +77,10 @@ def kernel_gradient_by_columns(
 
 
 def columns_suit_input_gradient(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bool:
-    """True if the gradient of images of few channels is computed so.
+    """Returns True if the gradient of an input with few channels is computed by columns.
 
-    14 px, 5 x 5, 6 to 16 channels, batch 128, on a CPU without AVX-512: 1.9 for 2.5 ms with oneDNN, 1.9 for 4.8
-    without. 28 px, 3 x 3, 8 to 8: 6.1 for 1.8.
+    Without AVX-512, 14 px, 5 x 5, 6 to 16 channels, batch 128: 2.5 → 1.9 ms (without oneDNN 4.8 →
+    1.9). 28 px, 3 x 3, 8 to 8: 1.8 → 6.1.
     """
     height, width, channels, _ = kernel
     return strides == (1, 1) and min(height, width) >= 5 and channels <= 8 and dtype == jnp.float32
@@ -86,15 +89,17 @@ def columns_suit_input_gradient(kernel: tuple[int, ...], strides: Pair, dtype: j
 def input_gradient_by_columns(
     shape: tuple[int, ...], kernel: jax.Array, gradient: jax.Array, padding: Pair
 ) -> jax.Array:
-    """The transpose of `convolve_by_columns` in its images, [B, H, W, C], of gradients [B, H', W', K].
+    """Transpose of `convolve_by_columns` with respect to the images [B, H, W, C].
 
-    One product spreads each block of columns over the h rows of pixels that it has seen.
+    One matrix product spreads the gradient of each block over the h rows of pixels that the block
+    depends on.
     """
     h, w, channels, features = kernel.shape
     batch, height, width, _ = gradient.shape
     gradient = jnp.pad(gradient, ((0, 0), (0, 0), (0, -width % _SPREAD), (0, 0)))
     spread = gradient.reshape(-1, _SPREAD * features) @ _matrix(kernel, _SPREAD).T
-    # In parts as long as a block: part j of what a block has seen lies under block + j.
+    # Split each block's pixels into parts as long as a block: part j belongs to block + j. Then add
+    # the shifted parts.
     step, parts = _SPREAD * channels, -(-(_SPREAD + w - 1) // _SPREAD)
     spread = lax.optimization_barrier(spread.reshape(batch, height, -1, h, spread.shape[1] // h))
     zero = jnp.zeros((), gradient.dtype)
@@ -112,12 +117,12 @@ def input_gradient_by_columns(
 def _pieces(
     x: jax.Array, kernel: tuple[int, ...], padding: Pair, block: int
 ) -> tuple[jax.Array, Pair]:
-    """The pixels that each block of positions sees, [B · H' · blocks, h · (block + w − 1) · C], and (H', W')."""
+    """Returns each block's pixels [B · H' · blocks, h · (block + w − 1) · C] and (H', W')."""
     (h, w), (top, left) = kernel[:2], padding
     batch, _, _, channels = x.shape
     height, width = x.shape[1] + 2 * top - h + 1, x.shape[2] + 2 * left - w + 1
     x = jnp.pad(x, ((0, 0), (top, top), (left, left + -width % block), (0, 0)))
-    x = x.reshape(batch, x.shape[1], -1)  # a row's pixels and their channels in one axis
+    x = x.reshape(batch, x.shape[1], -1)  # merge width and channels
     rows = jnp.stack([x[:, i : i + height] for i in range(h)], 2)
     step, length = block * channels, (block + w - 1) * channels
     starts = range(0, width * channels, step)
@@ -126,7 +131,7 @@ def _pieces(
 
 
 def _matrix(kernel: jax.Array, block: int) -> jax.Array:
-    """[h, w, C, K] -> [h · (block + w − 1) · C, block · K]: column j has the kernel j pixels to the right."""
+    """[h, w, C, K] -> [h · (block + w − 1) · C, block · K]: column j has the kernel at j."""
     h, w, channels, features = kernel.shape
     matrix = jnp.zeros((h, block + w - 1, channels, block, features), kernel.dtype)
     for j in range(block):
@@ -134,26 +139,27 @@ def _matrix(kernel: jax.Array, block: int) -> jax.Array:
     return matrix.reshape(-1, block * features)
 
 
+# Minimum number of output channels of the kernel gradient by rows.
 FEATURES = 64
 
 
 def rows_suit_gradient(kernel: tuple[int, ...], dtype: jnp.dtype) -> bool:
-    """True if the gradient of a kernel [h, w, C, K] is computed so."""
+    """Returns True if the gradient of a kernel [h, w, C, K] is computed by rows."""
     return not has_avx512() and kernel[3] >= FEATURES and dtype == jnp.float32
 
 
 def kernel_gradient_by_rows(
     x: jax.Array, shape: tuple[int, ...], gradient: jax.Array, strides: Pair, padding: Pair
 ) -> jax.Array:
-    """The gradient [h, w, C, K] of the kernel, of x [B, H, W, C] and of gradients [B, H', W', K].
+    """Computes the gradient of a kernel [h, w, C, K] from x [B, H, W, C] and [B, H', W', K].
 
-    What the w taps of a row see of the image is laid side by side once, for all h rows.
+    The pixels of the w taps in a row are gathered once and used for all h rows.
     """
     h, w, channels, features = shape
     height, width = gradient.shape[1:3]
     x = jnp.pad(x, ((0, 0), *((p, p) for p in padding), (0, 0)))
     taps = [x[:, :, j : j + strides[1] * (width - 1) + 1 : strides[1]] for j in range(w)]
-    # Without the barrier each product would gather them again.
+    # Without the barrier XLA would gather the pixels again for each product.
     taps = lax.optimization_barrier(jnp.concatenate(taps, -1))
     rows = [taps[:, i : i + strides[0] * (height - 1) + 1 : strides[0]] for i in range(h)]
     gradient = gradient.reshape(-1, features)
@@ -165,30 +171,31 @@ def kernel_gradient_by_rows(
 def max_pool(
     x: jax.Array, size: Pair, window: int, strides: int, padding: tuple[Pair, Pair]
 ) -> jax.Array:
-    """Largest value in each window of [B, *size, C], `padding` (before, after) in height and width."""
+    """Max pooling of [B, *size, C], with `padding` (before, after) in height and width."""
     return lax.optimization_barrier(_largest(x, window, strides, padding)[0])
 
 
 def _pool_forward(
     x: jax.Array, size: Pair, window: int, strides: int, padding: tuple[Pair, Pair]
 ) -> tuple[jax.Array, jax.Array]:
+    """Forward pass that keeps the position of each maximum."""
     return lax.optimization_barrier(_largest(x, window, strides, padding))
 
 
 def _wide(dtype: jnp.dtype) -> jnp.dtype:
-    """The type that is compared and added in: at least float32, which XLA's loops are made for.
+    """Returns the type for comparisons and sums: at least float32, for which XLA has fast loops.
 
-    Left in bfloat16, (112, 112, 64), 3 stride 2, batch 16, takes 151 ms and its gradient 224: 12 and 18 so.
+    (112, 112, 64), 3 stride 2, batch 16 in bfloat16: 151 → 12 ms, and the gradient 224 → 18.
     """
     return jnp.promote_types(dtype, jnp.float32)
 
 
 def _number(dtype: jnp.dtype) -> jnp.dtype:
-    """The type of a winner's number: one byte, but as wide as its gradient without AVX-512.
+    """Returns the type of a maximum's position: int8, or the gradient's width without AVX-512.
 
-    There a comparison of bytes does not choose between wider values in one vector. Gradients in float32, batch 16: (112, 112,
-    64), 3 stride 2: 23 for 66 ms; (28, 28, 192), 3 stride 1: 4.5 for 20; (28, 28, 6), 2 stride 2, batch 128: 0.35 for 1.0.
-    (112, 112, 64), 2 stride 2: 11.5 for 7.8.
+    Without AVX-512 a comparison of bytes cannot select among wider values in one vector. Gradients
+    in float32, batch 16: (112, 112, 64), 3 stride 2: 66 → 23 ms; (28, 28, 192), 3 stride 1: 20 →
+    4.5; (28, 28, 6), 2 stride 2, batch 128: 1.0 → 0.35; (112, 112, 64), 2 stride 2: 7.8 → 11.5.
     """
     return jnp.int8 if has_avx512() else _wide(dtype)
 
@@ -196,15 +203,15 @@ def _number(dtype: jnp.dtype) -> jnp.dtype:
 def _largest(
     x: jax.Array, window: int, strides: int, padding: tuple[Pair, Pair]
 ) -> tuple[jax.Array, jax.Array]:
-    """The largest value of each window, and which of the window's it is: the first of equals."""
-    # Behind barriers: fused with their neighbours, the comparisons of one pool are done again for
-    # each of those of the next, and compilation never ends.
+    """Returns the maximum of each window and its (first) position in the window."""
+    # Without barriers XLA would fuse successive pools and repeat the comparisons of the first for
+    # each comparison of the second; compilation would not end.
     dtype, wide = x.dtype, _wide(x.dtype)
     sides = [(0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)]
     x = lax.pad(x.astype(wide), jnp.array(-jnp.inf, wide), sides)
     x = lax.optimization_barrier(x)
     of_rows = _along(2, x, jnp.zeros(x.shape, _number(dtype)), window, strides, 1)
-    if x.shape[3] % 8:  # not whole vectors: 0.7 for 1.3 ms at (28, 28, 6), batch 128
+    if x.shape[3] % 8:  # channels do not fill vectors: 1.3 → 0.7 ms at (28, 28, 6), batch 128
         of_rows = lax.optimization_barrier(of_rows)
     y, winners = _along(1, *of_rows, window, strides, window)
     return y.astype(dtype), winners
@@ -213,7 +220,10 @@ def _largest(
 def _along(
     axis: int, x: jax.Array, winners: jax.Array, window: int, strides: int, weight: int
 ) -> tuple[jax.Array, jax.Array]:
-    """The largest of each window along one axis, and its winner: its own, plus `weight` for each step."""
+    """Returns the maximum of each window along one axis, and its position.
+
+    The position is that of the preceding axis, plus `weight` for each step along this one.
+    """
     last = (x.shape[axis] - window) // strides * strides
 
     def part(array: jax.Array, i: int) -> jax.Array:
@@ -238,21 +248,22 @@ def _pool_backward(
     winners: jax.Array,
     gradient: jax.Array,
 ) -> tuple[jax.Array]:
-    """Adds each window's gradient at its winner.
+    """Adds each window's gradient at the position of its maximum.
 
-    XLA searches every window again: (112, 112, 64), 3 stride 2: 6 for 217 ms; (28, 28, 192), 3 stride
-    1: 1 for 106 ms.
+    XLA searches every window again: (112, 112, 64), 3 stride 2: 217 → 6 ms; (28, 28, 192), 3 stride
+    1: 106 → 1 ms.
     """
     dtype, wide = gradient.dtype, _wide(gradient.dtype)
     (h, w), zero = gradient.shape[1:3], jnp.zeros((), wide)
     winners, gradient = lax.optimization_barrier((winners, gradient.astype(wide)))
-    if window == strides and size == (h * window, w * window):  # no pixel is in two windows
-        # (28, 28, 6), batch 100: 0.13 for 0.28 ms.
+    if window == strides and size == (h * window, w * window):
+        # Windows do not overlap: no sums. (28, 28, 6), batch 100: 0.28 → 0.13 ms.
         parts = [jnp.where(winners == i, gradient, zero) for i in range(window**2)]
         rows = [jnp.stack(parts[i : i + window], 3) for i in range(0, window**2, window)]
         spread = jnp.stack(rows, 2)  # [B, h, window, w, window, C]
         spread = spread.reshape(gradient.shape[0], *size, gradient.shape[3])
         return (lax.optimization_barrier(spread.astype(dtype)),)
+    # Windows overlap: for each position, pad its gradients to the size of the input and add them.
     lengths = [n + sum(p) for n, p in zip(size, padding, strict=True)]
     total = zero
     for i in range(window):

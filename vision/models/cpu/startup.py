@@ -1,8 +1,8 @@
-"""The processor, and what makes XLA's CPU backend faster and must be set before JAX is used: oneDNN and huge pages.
+"""Processor features, and process settings that make XLA's CPU backend faster: oneDNN, huge pages.
 
-Importing this module registers the settings with `vision.core.startup`, which commands apply. `VISION_TUNE=0` in the
-environment leaves the process as it is. (`VISION_FAST=0` is the switch of the fast forms of layers, in
-`vision.models.cpu.fast`: they need none of this, but gain from it.)
+Importing this module registers the settings with `vision.core.startup`, which the commands apply
+before JAX starts. `VISION_TUNE=0` in the environment disables them. `VISION_FAST=0` disables the
+fast forms of layers instead (`vision.models.cpu.fast`), which work without these settings.
 """
 
 import functools
@@ -15,8 +15,8 @@ from vision.core import startup
 
 SWITCH = 'VISION_TUNE'
 
-# The versions of jaxlib with which oneDNN was tried, by their first two numbers: XLA ends a process
-# that gives it a flag it does not know. On 0.10 the flag changes nothing.
+# Versions of jaxlib (major, minor) that oneDNN was tested with. XLA ends the process on a flag that
+# it does not know. On 0.10 the flag has no effect.
 _ONEDNN_VERSIONS = ((0, 12),)
 _ONEDNN_FLAG = '--xla_cpu_experimental_onednn_custom_call'
 
@@ -24,26 +24,25 @@ _TUNABLES = 'GLIBC_TUNABLES'  # glibc's variable
 
 
 def use_onednn() -> None:
-    """Gives XLA's CPU backend oneDNN where that was tested; to be called before JAX has a backend.
+    """Enables oneDNN in XLA's CPU backend on tested versions; call it before JAX has a backend.
 
-    A user's own value of the flag in XLA_FLAGS stays as it is.
+    A user-defined value of the flag in XLA_FLAGS is kept.
     """
     if os.environ.get(SWITCH) == '0':
         return
     flags = os.environ.get('XLA_FLAGS', '')
     if _jaxlib() in _ONEDNN_VERSIONS and _ONEDNN_FLAG not in flags:
         os.environ['XLA_FLAGS'] = f'{flags} {_ONEDNN_FLAG}=true'.strip()
-        # XLA cannot serialise oneDNN's convolutions: such a program is compiled at each start.
+        # XLA cannot serialise oneDNN's convolutions, so such programs are compiled at each start.
         warnings.filterwarnings('ignore', 'Error writing persistent compilation cache.*bad_alloc')
 
 
 def use_huge_pages() -> None:
-    """Starts this process again with glibc asking for huge pages, which it must be told at its start.
+    """Restarts this process with huge pages enabled in glibc, which reads the setting at its start.
 
-    A step's large arrays are new memory each time, and the kernel clears it page by page: with
-    pages of 2 MB in place of 4 kB that costs a step of ResNet-50 a sixth less time (measured:
-    `docs/performance.md`). Not on other systems than Linux; a user's own GLIBC_TUNABLES stay as
-    they are.
+    Large arrays of a step are new memory each time, which the kernel clears page by page. Pages of
+    2 MB instead of 4 kB make a step of ResNet-50 faster by a sixth (`docs/performance.md`). Linux
+    only; a user-defined GLIBC_TUNABLES is kept.
     """
     if sys.platform != 'linux' or os.environ.get(SWITCH) == '0' or _TUNABLES in os.environ:
         return
@@ -52,23 +51,23 @@ def use_huge_pages() -> None:
 
 @functools.cache
 def vector_bits() -> int:
-    """The width of the processor's vectors: 512 with AVX-512, else 256; 0 where Linux does not tell."""
+    """Returns the vector width of the processor: 512 with AVX-512, else 256; 0 if unknown."""
     about = Path('/proc/cpuinfo')
     return (512 if 'avx512f' in about.read_text() else 256) if about.exists() else 0
 
 
 def has_avx512() -> bool:
-    """True if vectors are 512 bits wide, as far as is known."""
+    """Returns True if the processor is known to have AVX-512."""
     return vector_bits() == 512
 
 
 def has_ynn() -> bool:
-    """True if XLA hands small convolutions and products to YNNPACK: seen in jaxlib 0.12, not in 0.10."""
+    """Returns True if XLA uses YNNPACK for small convolutions: jaxlib 0.12, not 0.10."""
     return _jaxlib() >= (0, 12)
 
 
 def _jaxlib() -> tuple[int, ...]:
-    """The first two numbers of its version."""
+    """Returns jaxlib's version as (major, minor)."""
     from importlib import metadata
 
     return tuple(map(int, metadata.version('jaxlib').split('.')[:2]))

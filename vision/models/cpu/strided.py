@@ -1,4 +1,4 @@
-"""The input gradient of a strided convolution, by phases; `vision.models.cpu.fast` says what was measured on."""
+"""Input gradient of strided convolutions by phases; timings as in `vision.models.cpu.fast`."""
 
 from functools import partial
 
@@ -15,19 +15,23 @@ Pair = tuple[int, int]
 def by_phases(
     shape: tuple[int, ...], flipped: jax.Array, gradient: jax.Array, strides: Pair, padding: Pair
 ) -> jax.Array:
-    """The input gradient of a strided convolution, one convolution for each residue of the position.
+    """Input gradient of a strided convolution: one convolution per phase of the position.
 
-    XLA multiplies with the zeros that it puts between the positions: 12 for 15 ms at 56 px, 64 to
-    128 channels; in bfloat16 4.4 for 11.2 at 28 px, 128 to 256.
+    XLA instead inserts zeros between the positions and multiplies with them: 15 → 12 ms at 56 px,
+    64 to 128 channels; in bfloat16 11.2 → 4.4 at 28 px, 128 to 256.
 
     Args:
       shape: of the input, [B, H, W, C].
-      flipped: the kernel, turned by half, [h, w, K, C].
+      flipped: kernel rotated by 180°, [h, w, K, C].
+      gradient: of the output, [B, H', W', K].
+      strides: of the convolution.
+      padding: of the convolution.
     """
     phases = [
         [_taps(flipped.shape[axis], shape[axis + 1], s, padding[axis], r) for r in range(s)]
         for axis, s in enumerate(strides)
     ]
+    # Convolve each phase of rows and columns with its taps, and interleave the results.
     lines = []
     for rows, before_y, positions_y in phases[0]:
         line = []
@@ -48,12 +52,12 @@ def by_phases(
 
 
 def _taps(size: int, length: int, stride: int, padding: int, residue: int) -> tuple:
-    """The taps of a flipped kernel that the positions of one residue meet.
+    """Finds the taps of a flipped kernel that contribute to the positions of one phase.
 
     Returns:
-      Their slice, the padding before the gradient, and the number of positions.
+      The slice of taps, the padding before the gradient, and the number of positions.
     """
-    # Position stride * u + residue gets tap i of output u + (residue + padding - i) / stride.
+    # Position stride * u + residue receives tap i of output u + (residue + padding - i) / stride.
     taps = [i for i in range(size) if (residue + padding - i) % stride == 0]
     last = taps[-1]
     before = -((residue + padding - last) // stride)

@@ -1,8 +1,8 @@
-"""Winograd's minimal filtering for 3 x 3 convolutions of stride 1, and its choice by shape.
+"""Winograd's minimal filtering for 3 x 3 convolutions of stride 1.
 
-F(2 x 2, 3 x 3), after Lavin and Gray 2015, section 4.1: tiles of 4 x 4 give 2 x 2 outputs. F(4 x 4, 3 x 3)
-needs fewer products still, but rounds ten times as coarsely. `vision.models.cpu.fast` says what was
-measured on, and decides where it is used.
+F(2 x 2, 3 x 3) of Lavin and Gray 2015, section 4.1: tiles of 4 x 4 give 2 x 2 outputs. F(4 x 4, 3 x
+3) needs fewer products, but its rounding errors are ten times as large. Timings are as in
+`vision.models.cpu.fast`, which chooses the form.
 """
 
 import math
@@ -18,20 +18,21 @@ from vision.models.cpu.startup import has_avx512
 
 Pair = tuple[int, int]
 
-# Winograd's product costs 16 multiplications where the definition has 36, but its 4 x 4 transforms
-# move four times the data: it needs this many channels on both sides, and in the kernel's gradient,
-# whose products are long and thin on large maps, more.
-# 64 channels at 56 px: 16 for 19 ms forward, but 54 for 24 ms in the kernel's gradient;
-# 128 at 28 px: 11.7 for 18.7 and 14 for 24; 256 at 14 px: 9.5 for 18.7 and 11 for 22;
-# 512 at 7 px: 12.7 for 21.8 and 15 for 23.
-# Without AVX-512 XLA's gradient is the slow one: 64 channels at 56 px 93 for 183 ms (93 for 231 without oneDNN), 64 at
-# 224 px, batch 4: 333 for 1,565; 32 channels, batch 128, at 14 px 8 for 12 (7 for 22), at 28 px 40 for 164 (41 for 458).
+# Minimum number of input and output channels. Winograd's form needs 16 multiplications instead of
+# 36, but its 4 x 4 transforms move four times the data. The kernel's gradient needs more channels,
+# since its products are long and thin on large maps. Forward, and kernel's gradient, in ms:
+#   64 channels at 56 px: 19 → 16, and 24 → 54;    128 at 28 px: 18.7 → 11.7, and 24 → 14;
+#   256 at 14 px: 18.7 → 9.5, and 22 → 11;         512 at 7 px: 21.8 → 12.7, and 23 → 15.
+# Without AVX-512 XLA's gradient is slow, and fewer channels suffice (in brackets without oneDNN):
+#   64 channels at 56 px: 183 → 93 (231 → 93);     64 at 224 px, batch 4: 1,565 → 333;
+#   32 at 14 px, batch 128: 12 → 8 (22 → 7);       32 at 28 px, batch 128: 164 → 40 (458 → 41).
 CHANNELS = 64
 GRADIENT_CHANNELS = 96 if has_avx512() else 32
-# Multiplications below which XLA's form takes well under a millisecond: nothing to gain.
+# Minimum number of multiplications; below it XLA takes well under a millisecond.
 WORK = 10**8
 
 _TILE = 4
+# Transforms of the input tiles, the kernel and the output tiles.
 _OF_INPUT = np.array([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]], float)
 _OF_KERNEL = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
 _OF_OUTPUT = np.array([[1, 1, 1, 0], [0, 1, -1, -1]], float)
@@ -45,7 +46,7 @@ def suits(
     dtype: jnp.dtype,
     channels: int,
 ) -> bool:
-    """True if this convolution is done by Winograd; in bfloat16 its transforms would round."""
+    """Returns True if Winograd's form is used; in bfloat16 its transforms would round too much."""
     work = 9 * math.prod(shape) * kernel[-1]
     return (
         kernel[:2] == (3, 3)
@@ -59,20 +60,24 @@ def suits(
 
 @partial(jax.jit, static_argnums=(2, 3))
 def convolve(x: jax.Array, kernel: jax.Array, padding: Pair, transposed: bool = False) -> jax.Array:
-    """Convolves with a 3 x 3 kernel, stride 1; `transposed`: with the kernel [3, 3, K, C] turned by half.
+    """Convolves with a 3 x 3 kernel at stride 1.
 
-    Products take a matrix either way round; to swap the axes of a kernel of 512 to 512 channels takes 50 ms.
+    With `transposed`, the kernel is [3, 3, K, C] rotated by 180°. The products take either
+    orientation of a matrix, while swapping the axes of a kernel of 512 x 512 channels takes 50 ms.
     """
     batch, features = x.shape[0], kernel.shape[2 if transposed else 3]
     h, w = (n + 2 * p - 2 for n, p in zip(x.shape[1:3], padding, strict=True))
     tiles = (batch, -(-h // 2), -(-w // 2), features)
+    # Transform input and kernel.
     inputs = _input_tiles(x, padding)
     taps = [kernel[i, j] for i in range(3) for j in range(3)]
     if transposed:
         taps.reverse()
     multiply = partial(lax.dot_general, dimension_numbers=(((1,), (int(transposed),)), ((), ())))
     kernels = [_combine(np.outer(a, b).ravel(), taps) for a in _OF_KERNEL for b in _OF_KERNEL]
+    # Multiply: one matrix product for each of the 16 values of a tile.
     products = [multiply(x, k).reshape(tiles) for x, k in zip(inputs, kernels, strict=True)]
+    # Transform the products to 2 x 2 outputs.
     columns = [products[j::_TILE] for j in range(_TILE)]
     rows = []
     for a in _OF_OUTPUT:
@@ -84,9 +89,10 @@ def convolve(x: jax.Array, kernel: jax.Array, padding: Pair, transposed: bool = 
 
 @partial(jax.jit, static_argnums=2)
 def kernel_gradient(x: jax.Array, gradient: jax.Array, padding: Pair) -> jax.Array:
-    """The transpose of `convolve` in its kernel: [3, 3, C, K]."""
+    """Transpose of `convolve` with respect to its kernel: [3, 3, C, K]."""
     h, w, features = gradient.shape[1:]
     gradient = jnp.pad(gradient, ((0, 0), (0, h % 2), (0, w % 2), (0, 0)))
+    # The transposed steps of `convolve`, in reverse order.
     rows = [gradient[:, i::2] for i in range(2)]
     outputs = []
     for a in _OF_OUTPUT.T:
@@ -102,7 +108,7 @@ def kernel_gradient(x: jax.Array, gradient: jax.Array, padding: Pair) -> jax.Arr
 
 
 def _input_tiles(x: jax.Array, padding: Pair) -> list[jax.Array]:
-    """[B, H, W, C] -> the 16 values of each transformed tile, [tiles, C] each."""
+    """[B, H, W, C] -> the 16 values of each transformed tile, each [tiles, C]."""
     channels = x.shape[-1]
     counts = [-(-(n + 2 * p - 2) // 2) for n, p in zip(x.shape[1:3], padding, strict=True)]
     pads = [
@@ -120,6 +126,6 @@ def _input_tiles(x: jax.Array, padding: Pair) -> list[jax.Array]:
 
 
 def _combine(weights: np.ndarray, arrays: Sequence[jax.Array]) -> jax.Array:
-    """The weighted sum of some arrays, without the terms that are zero."""
+    """Returns the weighted sum of arrays, without the terms that are zero."""
     terms = [x if w == 1 else x * float(w) for w, x in zip(weights, arrays, strict=True) if w]
     return sum(terms[1:], start=terms[0])

@@ -1,4 +1,4 @@
-"""Batch normalisation folded into the convolutions before it: the form that predicts."""
+"""Folding of batch normalisation into the preceding convolutions, for inference."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ Path = tuple[str, ...]
 
 @dataclass(frozen=True)
 class FoldedModel:
-    """A model of which some batch normalisations live in the convolutions before them.
+    """A model whose batch normalisations are folded into the preceding convolutions.
 
-    It evaluates like `model` and cannot be trained. Attributes of the model are the model's.
+    It evaluates like `model` and cannot be trained. Other attributes are those of `model`.
 
     Attributes:
-      model: the module that was folded.
-      pairs: path of each folded BatchNorm, and of the Conv that it was folded into.
+      model: the original module.
+      pairs: path of each folded BatchNorm and path of its Conv.
     """
 
     model: nn.Module
@@ -34,11 +34,12 @@ class FoldedModel:
     def apply(
         self, variables: Mapping[str, Any], images: jax.Array, train: bool = False, **kwargs: Any
     ) -> tuple[jax.Array, Endpoints]:
-        """Returns (logits, endpoints) as the model's `apply` does; UserError if `train`."""
+        """Returns (logits, endpoints) like the model's `apply`; UserError if `train`."""
         if train:
-            raise UserError('a model with batch normalisation folded in cannot be trained')
+            raise UserError('a model with folded batch normalisation cannot be trained')
         norms, convs = ({pair[i] for pair in self.pairs} for i in (0, 1))
 
+        # Skip the folded norms, and add their bias to the convolutions.
         def run(next_fun, args, call_kwargs, context):
             module = context.module
             if context.method_name != '__call__':
@@ -55,7 +56,7 @@ class FoldedModel:
         return result
 
     def __getattr__(self, name: str) -> Any:
-        """The model's own attribute, such as num_classes."""
+        """Returns an attribute of the model, such as num_classes."""
         if name.startswith('__'):
             raise AttributeError(name)
         return getattr(self.model, name)
@@ -66,33 +67,33 @@ def fold_batch_norm(
     variables: Mapping[str, Any],
     input_shape: tuple[int, int, int] | None = None,
 ) -> tuple[Any, dict[str, Any]]:
-    """Folds each BatchNorm into the convolution whose output it alone reads.
+    """Folds each BatchNorm into the convolution before it, if nothing else reads its output.
 
-    conv(x, w) then (y - mean) * factor + bias is conv(x, w * factor) + (bias - mean * factor). A
-    norm that follows no convolution (pre-activation) stays.
+    conv(x, w) followed by (y - mean) * factor + bias equals conv(x, w * factor) + (bias - mean *
+    factor). A norm without a preceding convolution (pre-activation) stays.
 
-    What it saves is the norm's arithmetic, three of five variables of each pair and 40 % of the
-    compilation (ResNet-50: 2.2 s, not 4.0 s). XLA fuses the norm with the ReLU behind it, one pass
-    over the activation either way, so that in float32 on a CPU a call gains little where weights
-    are arguments, as in predict and embed: 2 % on JAX 0.12 with oneDNN, as the commands set it
-    (ResNet-50, batch 2 and 4; GoogLeNet, batch 2); without oneDNN it loses 1 to 4.5 %. Where they
-    are constants, as in an exported program, ResNet-50 is 7 to 8 % faster (batch 1). Measured in
-    turn on AMD EPYC, 1 core with oneDNN and 2 without, 2026-11-25.
+    Folding saves the norm's arithmetic, three of five variables per pair and 40 % of the compile
+    time (ResNet-50: 4.0 → 2.2 s). XLA fuses the norm with the ReLU anyway, so calls gain little if
+    weights are arguments, as in predict and embed: float32 on CPU with oneDNN 2 % faster
+    (ResNet-50, GoogLeNet), without oneDNN 1 to 4.5 % slower. If weights are constants, as in an
+    exported program, ResNet-50 is 7 to 8 % faster at batch 1. Measured on AMD EPYC, JAX 0.12,
+    2026-11-25.
 
     Args:
-      model: any model that is made of the house's layers.
+      model: any model built from `vision.models.layers`.
       variables: its 'params' and 'batch_stats'.
-      input_shape: (H, W, C) of an image to trace the model with; found out by default.
+      input_shape: (H, W, C) of an image to trace the model with; found by default.
 
     Returns:
-      A model with the same `apply`, for evaluation only, and its variables. A model without
-      batch normalisation is returned as it is.
+      A model with the same `apply`, for evaluation only, and its variables. A model without batch
+      normalisation is returned unchanged.
     """
     if not jax.tree.leaves(variables.get('batch_stats', {})):
         return model, dict(variables)
     pairs = _find_pairs(model, variables, input_shape)
     params = dict(flatten_dict(variables['params']))
     stats = dict(flatten_dict(variables['batch_stats']))
+    # Scale the kernel, and merge mean and bias into the convolution's bias.
     for norm, (conv, epsilon) in pairs.items():
         scale = params.pop((*norm, 'scale'), 1.0)
         mean, var = stats.pop((*norm, 'mean')), stats.pop((*norm, 'var'))
@@ -109,9 +110,10 @@ def fold_batch_norm(
 def _find_pairs(
     model: nn.Module, variables: Mapping[str, Any], input_shape: tuple[int, int, int] | None
 ) -> dict[Path, tuple[Path, float]]:
-    """Returns, by the path of each norm that can be folded, its convolution's path and its ε."""
-    seen: dict[str, float | None] = {}  # ε of a norm, None of a convolution
+    """Returns the convolution's path and ε by the path of each norm that can be folded."""
+    seen: dict[str, float | None] = {}  # ε of a norm, None for a convolution
 
+    # Tag the output of each convolution and the input of each norm in the traced program.
     def tag(next_fun, args, kwargs, context):
         module = context.module
         if context.method_name != '__call__' or not isinstance(module, Conv | BatchNorm):
@@ -129,6 +131,7 @@ def _find_pairs(
                 {k: variables[k] for k in ('params', 'batch_stats')}, image
             )
 
+    # A norm can be folded if it is the only reader of a convolution's tagged output.
     program = _first_that_fits(trace, model, variables, input_shape)
     pairs: dict[Path, tuple[Path, float]] = {}
     for before, after in _sole_readers(program.jaxpr):
@@ -139,9 +142,10 @@ def _find_pairs(
 
 
 def _first_that_fits(trace, model, variables, input_shape) -> Any:
-    """Traces the model with the first image shape that its parameters accept."""
+    """Traces the model with the first image shape that fits its parameters."""
     default = getattr(model, 'input_shape', ImageModel.input_shape)
     shapes = [input_shape or default]
+    # The number of channels is that of the first convolution's kernel; try all kernels'.
     if input_shape is None:
         kernels = [v for v in jax.tree.leaves(variables['params']) if jnp.ndim(v) == 4]
         channels = sorted({k.shape[2] for k in kernels})
@@ -156,7 +160,7 @@ def _first_that_fits(trace, model, variables, input_shape) -> Any:
 
 
 def _sole_readers(jaxpr: Any) -> Iterator[tuple[str, str]]:
-    """Yields (tag, tag of the one operation that reads it) for tagged values, in every program."""
+    """Yields (tag, reader's tag) of tagged values with one reader, in inner programs too."""
     readers: dict[Any, list[Any]] = {}
     for eqn in jaxpr.eqns:
         for v in eqn.invars:

@@ -1,8 +1,9 @@
-"""Files of `torch.save`, read without torch and without running what is in them.
+"""Reading of `torch.save` files without torch and without running code from them.
 
-Such a file is a pickle of names and shapes, with the values beside it: in a zip (since torch 1.6), or behind the pickle
-in the same file. The pickle is followed with the few constructors of `_CONSTRUCTORS`. Whatever else it names, as a
-trainer's arguments or a module's class, is neither imported nor called, and leaves an `Unread`.
+Such a file is a pickle of names and shapes, with the values beside it: in a zip file (since torch
+1.6), or after the pickle in the same file. Only the constructors in `_CONSTRUCTORS` are executed.
+Everything else that the pickle names, such as a trainer's arguments or a module's class, is neither
+imported nor called and becomes an `Unread`.
 """
 
 import io
@@ -17,9 +18,9 @@ from typing import Any, ClassVar, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file that is no zip
+_MAGIC = 0x1950A86A20F9469CFC6C  # the first pickle of a file that is not a zip
 
-# What torch calls a storage of each type.
+# torch's names of the types of storages.
 _TYPES = {
     'Double': np.float64, 'Float': np.float32, 'Half': np.float16, 'BFloat16': jnp.bfloat16, 'Long': np.int64,
     'Int': np.int32, 'Short': np.int16, 'Char': np.int8, 'Byte': np.uint8, 'Bool': np.bool_,
@@ -27,10 +28,10 @@ _TYPES = {
 
 
 class Unread:
-    """Stands for what is not read: it takes whatever a pickle would do to it, and holds nothing."""
+    """Placeholder of an object that is not read; ignores everything that a pickle does to it."""
 
     def __init__(self, *arguments: Any, **named: Any):
-        """Takes anything."""
+        """Ignores all arguments."""
 
     def _nothing(self, *arguments: Any, **named: Any) -> 'Unread':
         return Unread()
@@ -39,14 +40,14 @@ class Unread:
 
 
 class Storage(NamedTuple):
-    """A row of numbers in a file, by the name that the pickle has for it."""
+    """A flat array of numbers in the file; `key` is its name in the pickle."""
 
     key: str
     dtype: np.dtype
 
 
 class Tensor(NamedTuple):
-    """Where the values of a tensor are; `offset` and `stride` in numbers."""
+    """A view into a storage; `offset` and `stride` count numbers."""
 
     storage: Storage
     offset: int
@@ -54,7 +55,11 @@ class Tensor(NamedTuple):
     stride: tuple[int, ...]
 
     def array(self, read: Callable[[Storage], np.ndarray]) -> np.ndarray:
-        """The values, out of the storage that `read` returns; ValueError if they are not all in it."""
+        """Returns the values from the storage that `read` returns.
+
+        Raises:
+          ValueError: the storage is too short.
+        """
         numbers = read(self.storage)
         if math.prod(self.shape) > len(numbers):
             raise ValueError(f'{len(numbers)} values for a tensor of shape {self.shape}')
@@ -73,11 +78,11 @@ _CONSTRUCTORS: dict[tuple[str, str], Any] = {
 }
 
 
-# In Python: the one in C reserves as much memory as a damaged instruction asks for.
+# The Python implementation: the C one allocates whatever a damaged instruction asks for.
 class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
-    """Follows a pickle, without imports, without calls and without setting attributes."""
+    """Interprets a pickle without imports, calls and attribute assignments."""
 
-    # Without BYTEARRAY8, which reserves memory, too, and which torch does not use.
+    # Without BYTEARRAY8, which allocates memory too and is not used by torch.
     dispatch: ClassVar[dict[int, Callable]] = {
         **{k: v for k, v in pickle._Unpickler.dispatch.items() if k != pickle.BYTEARRAY8[0]},  # type: ignore[attr-defined]
         pickle.BUILD[0]: lambda self: self.stack.pop(),
@@ -88,9 +93,11 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
         self.storages: dict[str, Storage] = {}
 
     def find_class(self, module: str, name: str) -> Any:
+        """Returns a known constructor, else `Unread`."""
         return _CONSTRUCTORS.get((module, name), Unread)
 
     def persistent_load(self, pid: Any) -> Any:
+        """Returns the `Storage` that a persistent id names."""
         kind, dtype, key = pid[:3]
         if kind != 'storage' or not isinstance(dtype, np.dtype):
             return Unread()
@@ -98,28 +105,30 @@ class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
 
 
 def read_torch_file(path: Path) -> tuple[Any, Callable[[Storage], np.ndarray]]:
-    """Reads what `torch.save` wrote.
+    """Reads a file of `torch.save`.
 
     Args:
       path: of the file.
 
     Returns:
-      The object, with `Tensor` for tensors and `Unread` for what is not read; and the function that reads a storage.
+      The object, with `Tensor` for tensors and `Unread` for objects that are not read; and a
+      function that reads a storage.
 
     Raises:
-      Exception: of any kind, if the file is damaged or another one.
+      Exception: of any kind, if the file is damaged or has another format.
     """
     return _read_zip(path) if zipfile.is_zipfile(path) else _read_in_a_row(path)
 
 
 def _read_zip(path: Path) -> tuple[Any, Callable[[Storage], np.ndarray]]:
+    """Reads the zip format of torch 1.6 and later."""
     archive = zipfile.ZipFile(path)
     (index,) = [name for name in archive.namelist() if name.endswith('/data.pkl')]
     root = index.removesuffix('data.pkl')
 
     def read(name: str) -> bytes:
         if archive.getinfo(root + name).compress_type != zipfile.ZIP_STORED:
-            # torch writes none that is, and a small one could become any size.
+            # torch does not compress, and a small compressed file could expand to any size.
             raise ValueError(f'{name} is compressed')
         return archive.read(root + name)
 
@@ -130,16 +139,18 @@ def _read_zip(path: Path) -> tuple[Any, Callable[[Storage], np.ndarray]]:
 
 
 def _read_in_a_row(path: Path) -> tuple[Any, Callable[[Storage], np.ndarray]]:
+    """Reads the old format: several pickles, followed by the storages."""
     data = path.read_bytes()
     file = io.BytesIO(data)
     if _Unpickler(file).load() != _MAGIC:
-        raise ValueError('it does not begin as one')
+        raise ValueError('it has no magic number of torch')
     _, about = _Unpickler(file).load(), _Unpickler(file).load()
     _check_order(about['little_endian'])
     unpickler = _Unpickler(file)
     found, keys = unpickler.load(), _Unpickler(file).load()
+    # The storages follow in the order of `keys`, each after its 8-byte count.
     places, place = {}, file.tell()
-    for key in keys:  # each has its count before it
+    for key in keys:
         places[key] = place + 8, int.from_bytes(data[place : place + 8], 'little')
         place += 8 + places[key][1] * unpickler.storages[key].dtype.itemsize
 
@@ -151,5 +162,6 @@ def _read_in_a_row(path: Path) -> tuple[Any, Callable[[Storage], np.ndarray]]:
 
 
 def _check_order(little: bool) -> None:
+    """Raises ValueError for big-endian files."""
     if not little:
         raise ValueError('its numbers are big-endian')

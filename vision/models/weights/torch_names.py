@@ -1,4 +1,4 @@
-"""torchvision's and timm's names of our parameters."""
+"""Names of our parameters in torchvision and timm."""
 
 import os
 import re
@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 import flax.linen as nn
 
 from vision.core.errors import UserError
-from vision.models import MODELS, create_model
 from vision.models.alexnet import AlexNet
 from vision.models.googlenet import GoogLeNet
 from vision.models.inception import InceptionV3
+from vision.models.registry import MODELS, create_model
 from vision.models.resnet import CifarResNet, ResNet
 from vision.models.vgg import CONFIGURATIONS, VGG
 
 Path = tuple[str, ...]
 
-# What torchvision has under the same name. No two of them have the same tensors; other models of
-# the registry have the tensors of one of these (vgg_a those of vgg11, resnet50_v1 those of resnet50).
+# Models that torchvision has under the same name, no two of them with the same tensors. Variants in
+# the registry share their tensors with one of these: vgg_a with vgg11, resnet50_v1 with resnet50.
 TORCHVISION_MODELS = (
     'alexnet',
     *(f'vgg{depth}{norm}' for depth in (11, 13, 16, 19) for norm in ('', '_bn')),
@@ -36,7 +36,7 @@ _LEAVES = {
     'mean': 'running_mean',
     'var': 'running_var',
 }
-# timm's VGG runs its fully connected layers as convolutions, under other names.
+# timm's VGG has its fully connected layers as convolutions with other names.
 _TIMM = {
     'pre_logits.fc1.': 'classifier.0.',
     'pre_logits.fc2.': 'classifier.3.',
@@ -49,7 +49,7 @@ class TorchNames:
     """Names and layouts of one architecture's parameters in torch.
 
     Attributes:
-      layer: turns the path of a module, below the model, into its name there.
+      layer: maps the path of a module, below the model, to its name in torch.
       windows: by path, the side of the map that a fully connected layer flattens (1 if absent);
         torch flattens channels first.
     """
@@ -58,27 +58,28 @@ class TorchNames:
     windows: dict[Path, int] = field(default_factory=dict)
 
     def key(self, path: Path) -> str:
-        """Returns the name of a variable, given its path with its collection in front."""
+        """Returns torch's name of a variable, given its path including the collection."""
         return f'{self.layer(path[1:-1])}.{_LEAVES[path[-1]]}'
 
 
 def torch_names(name: str) -> TorchNames:
-    """Returns the names for the model called `name`.
+    """Returns the torch names for the model called `name`.
 
     Raises:
-      UserError: if neither torchvision nor timm has such a model.
+      UserError: neither torchvision nor timm has such a model.
     """
     names = _names_of(create_model(name, num_classes=10))
     if names is None:
         known = [key for key in MODELS if _names_of(create_model(key, num_classes=10))]
         raise UserError(
-            f'there are no torchvision or timm weights for model {name!r}; there are for: '
+            f'there are no torchvision or timm weights for model {name!r}, only for: '
             + ', '.join(sorted(known))
         )
     return names
 
 
 def _names_of(model: nn.Module) -> TorchNames | None:
+    """Returns the torch names for a model; None if torch has no such model."""
     if isinstance(model, VGG) and model.stem == 'imagenet':
         return TorchNames(_table(_vgg_layers(model)), {('fc6',): 7})
     if isinstance(model, AlexNet):
@@ -93,18 +94,19 @@ def _names_of(model: nn.Module) -> TorchNames | None:
 
 
 def normalise_keys(state: dict) -> dict:
-    """Returns the state dict with torchvision's names for timm's, and without a prefix that all names share.
+    """Returns the state dict with torchvision's names for timm's, and without a common prefix.
 
-    Wrappers make one: `module.` (DataParallel), `_orig_mod.` (compile), whatever a LightningModule calls the model.
+    Wrappers add a prefix: `module.` (DataParallel), `_orig_mod.` (compile), or a LightningModule's
+    attribute.
     """
     shared = os.path.commonprefix([key for key in state if '.' in key])  # noqa: RUF071 - of letters
     shared = shared[: shared.rfind('.') + 1]
 
     def rename(key: str) -> str:
         key = key.removeprefix(shared)
-        for theirs, torchvisions in _TIMM.items():
-            if key.startswith(theirs):
-                return torchvisions + key.removeprefix(theirs)
+        for timm_name, name in _TIMM.items():
+            if key.startswith(timm_name):
+                return name + key.removeprefix(timm_name)
         return key
 
     return {rename(key): value for key, value in state.items()}
@@ -117,7 +119,7 @@ _ALEXNET = {
 
 
 def _vgg_layers(model: VGG) -> dict[str, str]:
-    """torchvision numbers convolutions, norms, ReLUs and pools in one row."""
+    """torchvision numbers convolutions, norms, ReLUs and pools consecutively."""
     layers = {'fc6': 'classifier.0', 'fc7': 'classifier.3', 'fc8': 'classifier.6'}
     position = 0
     for stage, widths in enumerate(CONFIGURATIONS[model.configuration].split('|'), 1):
@@ -130,14 +132,16 @@ def _vgg_layers(model: VGG) -> dict[str, str]:
 
 
 def _table(layers: dict[str, str]) -> Callable[[Path], str]:
+    """Looks up the first part of a path."""
     return lambda path: layers[path[0]]
 
 
 def _indexed(path: Path) -> str:
-    """branch2_0 is torch's branch2.0."""
+    """Joins a path, with numbers as indices: branch2_0 becomes branch2.0."""
     return '.'.join(re.sub(r'_(\d+)$', r'.\1', part) for part in path)
 
 
 def _resnet_layer(path: Path) -> str:
+    """Renames the shortcut's layers."""
     shortcut = {'shortcut_conv': 'downsample.0', 'shortcut_bn': 'downsample.1'}
     return '.'.join(shortcut.get(part, _indexed((part,))) for part in path)

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from vision.core.startup import tf_cpu
-from vision.preprocess.ops import Rng
 from vision.preprocess.ops.enhance import NAMES, apply_one
+from vision.preprocess.ops.registry import Rng
 from vision.preprocess.opstring import check_choice
 
 # Transformations whose magnitude gets a random sign.

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision.core.startup import tf_cpu
-from vision.preprocess.ops import Rng
+from vision.preprocess.ops.registry import Rng
 from vision.preprocess.ops.resampling import to_uint8
 
 # Weights of ITU-R 601 luma (0.299, 0.587, 0.114), rounded to 16 bits as in Pillow.

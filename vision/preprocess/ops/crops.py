@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from vision.core.errors import UserError
 from vision.core.startup import tf_cpu
-from vision.preprocess.ops import DeviceRng, Rng
+from vision.preprocess.ops.registry import DeviceRng, Rng
 from vision.preprocess.ops.resampling import resize_bilinear_fast
 
 

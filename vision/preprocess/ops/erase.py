@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from vision.core.startup import tf_cpu
-from vision.preprocess.ops import DeviceRng, Rng
+from vision.preprocess.ops.registry import DeviceRng, Rng
 
 
 def cutout(image: Any, rng: Rng, size: int, value: float = 0.0) -> Any:

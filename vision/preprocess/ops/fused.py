@@ -12,8 +12,9 @@ from typing import Any
 
 from vision.core.startup import tf_cpu
 from vision.preprocess import opstring
-from vision.preprocess.ops import Rng, crops, resampling
+from vision.preprocess.ops import crops, resampling
 from vision.preprocess.ops.decode import decode, is_plain_jpeg, read_in_graph
+from vision.preprocess.ops.registry import Rng
 
 Rngs = tuple[Any, Any]  # the `Rng` of each op; None for an op without random numbers
 

@@ -6,7 +6,8 @@ import numpy as np
 
 from vision.data.order import hash64
 from vision.preprocess import opstring
-from vision.preprocess.ops import HOST, PER_OP, Rng, find, fused
+from vision.preprocess.ops import fused
+from vision.preprocess.ops.registry import HOST, PER_OP, Rng, find
 
 
 def draw(seed: int, epochs: np.ndarray, ids: np.ndarray, num_ops: int) -> np.ndarray:

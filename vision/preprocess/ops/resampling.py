@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision.core.startup import tf_cpu
-from vision.preprocess.ops import DeviceRng, Rng
+from vision.preprocess.ops.registry import DeviceRng, Rng
 from vision.preprocess.opstring import check_choice
 
 

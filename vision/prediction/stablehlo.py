@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vision import data
 from vision.core.errors import UserError
 from vision.core.text import AnyPath, output_file
+from vision.data import registry as data
 from vision.data.source import Source
 from vision.models.layers import xla_only
 from vision.prediction.classifier import Classifier

@@ -40,9 +40,9 @@ def find_lr(run: Setup, steps: int = 150) -> dict[str, Any]:
     Raises:
       UserError: training would refuse the run, images cannot be read, or the loss never fell.
     """
-    # Replace the schedule of the run by an exponential one.
     start = check_start(run)
     run = normalised(run)
+    # Replace the schedule of the run by an exponential one.
     factor = (HIGHEST / LOWEST) ** (1 / max(steps - 1, 1))
     schedule: optax.Schedule = lambda step: LOWEST * factor**step  # noqa: E731
     run = dataclasses.replace(run, recipe=dataclasses.replace(run.recipe, schedule=schedule))
@@ -52,9 +52,7 @@ def find_lr(run: Setup, steps: int = 150) -> dict[str, Any]:
     # Train; read the losses only every few steps, so that the device does not wait for the host.
     losses: list[float] = []
     pending = []
-    for step in track(
-        range(1, steps + 1), steps, 'compiling the first step, then trying learning rates'
-    ):
+    for step in track(range(1, steps + 1), steps, 'compiling, then trying learning rates'):
         state, metrics = train_step(state, next(batches))
         pending.append(metrics)
         if step % _READ_EVERY == 0 or step == steps:

@@ -28,8 +28,8 @@ from vision.core.errors import unknown
 # For each open section: the module and name of its registry, and the number of leading arguments of
 # a registered function that the code passes itself.
 _REGISTRIES = {
-    'task': ('vision.task', 'TASKS', 1),
-    'data': ('vision.data', 'SOURCES', 1),
+    'task': ('vision.task.base', 'TASKS', 1),
+    'data': ('vision.data.registry', 'SOURCES', 1),
     'loss': ('vision.task.losses', 'LOSSES', 2),
     'update': ('vision.training.step', 'UPDATES', 3),
     'optimizer': ('vision.training.optimizer', 'OPTIMIZERS', 0),
@@ -92,7 +92,7 @@ def markdown() -> str:
     lines = [
         '# Keys of a config',
         '',
-        'Generated from `vision/core/config_keys.py` by `vision.studies.explain.markdown`.',
+        'Generated from `vision/core/config_keys.py` by `vision.studies.config_help.markdown`.',
         '`python -m experiments.train --config=… --explain=SECTION` prints the same table for a',
         'config, with its values and the arguments of the model, source, optimizer, schedule, loss',
         'and update that it names. `--config.KEY=VALUE` overrides a key. A key accepts `None` if its',
@@ -152,7 +152,7 @@ def _argument_rows(section: str, values: Mapping[str, Any]) -> Iterator[dict[str
 def _named(section: str, name: str) -> tuple[Callable, int]:
     """Returns the function that a section names, and how many of its arguments the code passes."""
     if section == 'model':
-        from vision.models import find_model
+        from vision.models.registry import find_model
 
         return find_model(name), 0
     module, registry, skipped = _REGISTRIES[section]

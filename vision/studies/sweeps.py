@@ -22,7 +22,7 @@ from vision.core.errors import UserError
 from vision.core.progress import track
 from vision.core.text import json_text
 from vision.studies.grid import Trial, make_trials, name_of
-from vision.task import read_task
+from vision.task.base import read_task
 from vision.task.metrics import Metric, Selection
 from vision.training.loop import train
 from vision.training.records import Results

@@ -26,7 +26,7 @@ from vision.core.errors import UserError
 from vision.core.progress import progress_bar
 from vision.core.text import json_text
 from vision.evaluation.evals import evaluate_runs, named_entries
-from vision.studies.sweep import sweep
+from vision.studies.sweeps import sweep
 
 _SUMMARY, _CONFIG, _RECORDS = 'summary.json', 'config.json', 'records.jsonl'
 _HEADER = (

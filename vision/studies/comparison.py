@@ -16,7 +16,7 @@ from vision.core.text import AnyPath, as_list
 from vision.evaluation.evals import Predicted, predict_run
 from vision.evaluation.figures import mcnemar
 from vision.evaluation.run import load_run, open_checkpoints
-from vision.task import read_task
+from vision.task.base import read_task
 from vision.task.metrics import Metric, Selection
 from vision.training.records import results
 

@@ -8,10 +8,10 @@ import jax
 
 from vision.core import config as config_lib
 from vision.core.errors import UserError
-from vision.core.progress import progress_bar
+from vision.core.progress import phase
 from vision.models.summary import count
 from vision.preprocess import inputs
-from vision.preprocess.ops import describe_place
+from vision.preprocess.ops.registry import describe_place
 from vision.training.setup import Setup
 from vision.training.start import check_start, first_state
 from vision.training.step import make_train_step
@@ -49,20 +49,20 @@ def dry_run(run: Setup, workdir: Path | None = None) -> dict[str, Any]:
     batch = next(batches)
     # Compile the step ahead of time, which gives its memory use.
     began = time.perf_counter()
-    with progress_bar() as start:
-        start('compiling', 1)
+    with phase('compiling'):
         compiled = jax.jit(train_step, donate_argnums=0).lower(state, batch).compile()
     compile_seconds = time.perf_counter() - began
     memory = compiled.memory_analysis()
     state_bytes = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(state))
     # Time a few steps after the first, including the loading of their batches.
-    state, metrics = compiled(state, batch)
-    jax.block_until_ready(metrics)
-    began = time.perf_counter()
-    for _ in range(STEPS):
-        state, metrics = compiled(state, next(batches))
-    jax.block_until_ready(metrics)
-    step_seconds = (time.perf_counter() - began) / STEPS
+    with phase(f'timing {STEPS} steps'):
+        state, metrics = compiled(state, batch)
+        jax.block_until_ready(metrics)
+        began = time.perf_counter()
+        for _ in range(STEPS):
+            state, metrics = compiled(state, next(batches))
+        jax.block_until_ready(metrics)
+        step_seconds = (time.perf_counter() - began) / STEPS
     # Refuse the run if too many of the images could not be read; then count the model's operations.
     batches.check()
     summary = count(run.config.model.name, run.model, run.input_shape)
@@ -88,6 +88,7 @@ def dry_run(run: Setup, workdir: Path | None = None) -> dict[str, Any]:
     }
 
 
+@phase('reading the validation split')
 def _check_validation(run: Setup) -> None:
     """Reads the first validation batch; raises UserError if too many images cannot be read."""
     source = run.validation

@@ -10,13 +10,13 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from vision import data
 from vision.core import config as config_lib
 from vision.core import fonts
 from vision.core import mesh as mesh_lib
 from vision.core.errors import UserError
-from vision.core.progress import progress_bar
+from vision.core.progress import phase
 from vision.core.text import json_text
+from vision.data import registry as data
 from vision.data.folder import SPLITS
 from vision.data.source import NoSplitError, Source, label_text
 from vision.preprocess import inputs
@@ -55,18 +55,17 @@ def preview(config: ConfigDict, output: str) -> dict[str, Any]:
     # Images that cannot be read do not stop the preview: it reports them.
     loading = dataclasses.replace(loading_of(config), max_corrupt=1.0)
     sources, faults = _open(config.data)
-    with progress_bar() as start:
-        move = start('drawing', 1)
+    with phase('drawing inputs.png'):
         _draw_inputs(next(iter(sources.values())), loading, folder / 'inputs.png')
-        move(1)
     summary = describe(sources) | {'faults': faults}
     # Escape bytes of file names that are not UTF-8.
     (folder / 'summary.json').write_text(
         json_text(summary, indent=2, ensure_ascii=False), 'utf-8', 'backslashreplace'
     )
     # The page embeds the two pictures, so it comes last.
-    _draw_classes(summary, folder / 'classes.png')
-    write_page(folder, summary, sources, text(summary))
+    with phase('writing the page'):
+        _draw_classes(summary, folder / 'classes.png')
+        write_page(folder, summary, sources, text(summary))
     return summary
 
 

@@ -1,0 +1,153 @@
+"""Registry of the models by name. A new model takes one file and one line in `MODELS`.
+
+A user-defined model, 'package.module:Class', needs neither. A model's file is imported on demand.
+"""
+
+import importlib
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from vision.core.config_keys import check_arguments, find
+from vision.core.errors import UserError, unknown
+
+if TYPE_CHECKING:
+    import flax.linen as nn
+
+
+class Entry:
+    """A model of the registry: the path of its class, imported on demand, and arguments."""
+
+    def __init__(self, path: str, **arguments: Any):
+        """Takes 'file:Class' in this folder, and the arguments of the variant."""
+        self._path, self._arguments = path, arguments
+
+    def load(self) -> 'Callable[..., nn.Module]':
+        """Returns the class, with its arguments bound."""
+        module, _, name = self._path.partition(':')
+        cls = getattr(importlib.import_module(f'vision.models.{module}'), name)
+        return partial(cls, **self._arguments) if self._arguments else cls
+
+
+_SHALLOW: dict[str, Any] = {'block': 'basic', 'stage_sizes': (3, 4, 6, 3)}
+_ORIGINAL: dict[str, Any] = {'stride_in': '1x1', 'zero_init_residual': False}
+
+MODELS: dict[str, Entry] = {
+    'lenet5_1998': Entry('lenet_1998:LeNet5Original'),
+    'lenet5': Entry('lenet:LeNet5'),
+    'alexnet_2012': Entry('alexnet:AlexNet2012'),
+    'alexnet': Entry('alexnet:AlexNet'),
+    # Columns of table 1, with dense evaluation as in the paper.
+    'vgg_a': Entry('vgg:VGG', configuration='A', weight_init='glorot', dense_evaluation=True),
+    'vgg_a_lrn': Entry(
+        'vgg:VGG', configuration='A', lrn=True, weight_init='glorot', dense_evaluation=True
+    ),
+    'vgg_b': Entry('vgg:VGG', configuration='B', weight_init='glorot', dense_evaluation=True),
+    'vgg_c': Entry('vgg:VGG', configuration='C', weight_init='glorot', dense_evaluation=True),
+    'vgg_d': Entry('vgg:VGG', configuration='D', weight_init='glorot', dense_evaluation=True),
+    'vgg_e': Entry('vgg:VGG', configuration='E', weight_init='glorot', dense_evaluation=True),
+    'vgg11': Entry('vgg:VGG', configuration='A'),
+    'vgg13': Entry('vgg:VGG', configuration='B'),
+    'vgg16': Entry('vgg:VGG', configuration='D'),
+    'vgg19': Entry('vgg:VGG', configuration='E'),
+    'vgg11_bn': Entry('vgg:VGG', configuration='A', batch_norm=True),
+    'vgg13_bn': Entry('vgg:VGG', configuration='B', batch_norm=True),
+    'vgg16_bn': Entry('vgg:VGG', configuration='D', batch_norm=True),
+    'vgg19_bn': Entry('vgg:VGG', configuration='E', batch_norm=True),
+    'googlenet_2014': Entry('googlenet:GoogLeNet', original=True, dropout=0.4),
+    'googlenet': Entry('googlenet:GoogLeNet'),
+    'inception_v3': Entry('inception:InceptionV3'),
+    # As published: shortcut options A to C, and bottlenecks with the stride in the 1x1 convolution.
+    'resnet34_a': Entry('resnet:ResNet', shortcut='A', zero_init_residual=False, **_SHALLOW),
+    'resnet34_b': Entry('resnet:ResNet', shortcut='B', zero_init_residual=False, **_SHALLOW),
+    'resnet34_c': Entry('resnet:ResNet', shortcut='C', zero_init_residual=False, **_SHALLOW),
+    'resnet50_v1': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3), **_ORIGINAL),
+    'resnet101_v1': Entry('resnet:ResNet', stage_sizes=(3, 4, 23, 3), **_ORIGINAL),
+    'resnet152_v1': Entry('resnet:ResNet', stage_sizes=(3, 8, 36, 3), **_ORIGINAL),
+    'resnet18': Entry('resnet:ResNet', block='basic', stage_sizes=(2, 2, 2, 2)),
+    'resnet34': Entry('resnet:ResNet', **_SHALLOW),
+    'resnet50': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3)),
+    'resnet101': Entry('resnet:ResNet', stage_sizes=(3, 4, 23, 3)),
+    'resnet152': Entry('resnet:ResNet', stage_sizes=(3, 8, 36, 3)),
+    'wide_resnet50_2': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3), base_width=128),
+    'resnext50_32x4d': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3), groups=32, base_width=4),
+    # CIFAR-10: 6n + 2 layers.
+    'resnet20': Entry('resnet:CifarResNet', stage_sizes=(3,) * 3),
+    'resnet32': Entry('resnet:CifarResNet', stage_sizes=(5,) * 3),
+    'resnet44': Entry('resnet:CifarResNet', stage_sizes=(7,) * 3),
+    'resnet56': Entry('resnet:CifarResNet', stage_sizes=(9,) * 3),
+    'resnet110': Entry('resnet:CifarResNet', stage_sizes=(18,) * 3),
+    'resnet1202': Entry('resnet:CifarResNet', stage_sizes=(200,) * 3),
+    # Pre-activation.
+    'resnet50_v2': Entry('resnet_v2:ResNetV2', stage_sizes=(3, 4, 6, 3)),
+    'resnet101_v2': Entry('resnet_v2:ResNetV2', stage_sizes=(3, 4, 23, 3)),
+    'resnet152_v2': Entry('resnet_v2:ResNetV2', stage_sizes=(3, 8, 36, 3)),
+    'resnet110_v2': Entry('resnet_v2:CifarResNetV2', bottleneck=False, shortcut='A'),
+    'resnet164_v2': Entry('resnet_v2:CifarResNetV2'),
+    'resnet1001_v2': Entry('resnet_v2:CifarResNetV2', stage_sizes=(111,) * 3),
+}
+
+
+def create_model(
+    name: str, num_classes: int = 1000, dtype: Any = 'float32', **kwargs: Any
+) -> 'nn.Module':
+    """Returns the model called `name`, unbound, without parameters.
+
+    Args:
+      name: a key of `MODELS`, or 'package.module:Class' for a user-defined model: a linen module
+        (or a function that returns one) with fields `num_classes` and `dtype`, whose
+        `__call__(images, train)` returns (logits float32 [B, K], endpoints).
+      num_classes: the number of logits.
+      dtype: type of the computation, float32 or bfloat16 (or its name); parameters are float32.
+      **kwargs: other arguments of the model, its dataclass fields.
+
+    Raises:
+      UserError: an unknown name or argument, or an invalid value.
+    """
+    import flax.linen as nn
+
+    factory = find_model(name)
+    arguments = {'num_classes': num_classes, 'dtype': _read_dtype(dtype), **kwargs}
+    _check_arguments(name, factory, arguments)
+    model = factory(**arguments)
+    if not isinstance(model, nn.Module):
+        raise UserError(f'model {name!r} must be a Flax module, not {type(model).__name__}')
+    return model
+
+
+def find_model(name: str) -> 'Callable[..., nn.Module]':
+    """Returns the class or function called `name`, a key of `MODELS` or 'package.module:Class'."""
+    if name in MODELS:
+        return MODELS[name].load()
+    if ':' not in str(name):
+        raise unknown('model', name, MODELS)
+    return find('model', name, {})
+
+
+def _read_dtype(dtype: Any) -> Any:
+    """Converts `dtype` to a NumPy dtype; raises UserError for unsupported ones."""
+    import jax.numpy as jnp
+
+    if dtype is None:  # NumPy would take it for float64
+        raise UserError('dtype None is not a number type: use float32 or bfloat16')
+    try:
+        read = jnp.dtype(dtype)
+    except TypeError as e:
+        raise UserError(f'dtype {dtype!r} is not a number type: use float32 or bfloat16') from e
+    if read.name not in ('float32', 'bfloat16', 'float16'):  # JAX would turn float64 to float32
+        raise UserError(f'dtype {read} is not supported: use float32 or bfloat16')
+    return read
+
+
+def _check_arguments(name: str, factory: Callable, arguments: dict[str, Any]) -> None:
+    """Raises UserError for an unknown argument or an invalid number of classes."""
+    parameters = dict(inspect.signature(factory).parameters)
+    known = [key for key in parameters if key not in ('parent', 'name')]
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        known += arguments
+    if not {'num_classes', 'dtype'} <= set(known):
+        raise UserError(f'model {name!r} must take num_classes and dtype, like all models')
+    check_arguments(f'model {name!r}', factory, known, arguments)
+    if isinstance(arguments['num_classes'], int) and arguments['num_classes'] < 1:
+        raise UserError(f'model {name!r}: num_classes={arguments["num_classes"]} must be 1 or more')

@@ -25,11 +25,11 @@ def main(argv: list[str]) -> None:
     from vision.core.progress import phase
 
     with phase('starting'):
-        from vision.studies.comparison import compare, compare_tables, draw
+        from vision.studies.comparison import compare, compare_tables, draw_curves
 
     result = compare(argv[1:], SPLIT.value)
     with phase('drawing'):
-        draw(argv[1:], path)
+        draw_curves(argv[1:]).savefig(path)
     if FORMAT.value == 'json':
         print(json_text(result | {'picture': str(path)}))
         return

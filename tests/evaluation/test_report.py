@@ -11,9 +11,10 @@ from tests.browser import browser, complaints, requests
 from tests.task.judged import figures_of, judged, write_workdir
 from vision.core.config import default_config, default_eval
 from vision.data.source import ArraySource
-from vision.evaluation.evals import Evaluation
+from vision.evaluation.evals import Evaluation, Predicted
 from vision.evaluation.predictions import read_predictions
 from vision.evaluation.report import write_report
+from vision.evaluation.report.classification import draw_mistakes
 from vision.evaluation.run import Run
 
 NASTY = '<script>document.title = "broken"</script>'
@@ -141,6 +142,22 @@ def test_mistakes_are_named_by_their_paths_below_the_common_folder(tmp_path):
     assert all(name.startswith(('cat/', '&lt;dog&gt;/')) for name in shown)
     page, _ = report(tmp_path, 10, 100)
     assert '<span class="quiet name">example ' in page.read_text()
+
+
+def test_mistakes_are_drawn_those_with_the_highest_loss_first():
+    labels, scores = (
+        np.arange(4),
+        np.array([[0, 2, 0, 0], [0, 0, 5, 0], [0, 0, 9, 0], [3, 0, 0, 0]]),
+    )
+    p = judged(labels, labels, scores, 'abcd')
+    images = np.arange(4, dtype=np.uint8)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint8)
+    predicted = Predicted(ArraySource('made up', tuple('abcd'), images, labels), p, {})
+    shown = draw_mistakes(predicted, 2).axes
+    assert [axes.get_title() for axes in shown] == ['b → c: 98%', 'd → a: 87%']
+    assert [axes.get_images()[0].get_array().max() for axes in shown] == [1, 3]
+    right = judged(labels, labels, np.eye(4), 'abcd')
+    (nothing,) = draw_mistakes(predicted._replace(predictions=right)).axes
+    assert nothing.get_title() == 'no mistakes'
 
 
 def test_no_mistakes_no_records_no_room(tmp_path, capsys):

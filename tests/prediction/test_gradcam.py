@@ -17,6 +17,7 @@ from vision.models.base import ImageModel
 from vision.models.layers import Conv, Dense, global_avg_pool
 from vision.models.weights.fold import fold_batch_norm
 from vision.prediction import Classifier, gradcam
+from vision.prediction.explain import draw_heat_maps
 
 
 class TwoStages(ImageModel):
@@ -195,6 +196,15 @@ def test_explain_takes_classes_stages_and_nothing_else(classifier, digits):
         classifier.explain(images, stage='stage3')
     with pytest.raises(UserError, match='0 … 9'):
         classifier.explain(images, 10)
+
+
+def test_heat_maps_of_images_in_memory_are_a_figure(classifier, digits):
+    figure = draw_heat_maps(classifier, digits.images[:2])
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles[0] == 'images, example 0' and titles[4] == 'images, example 1'
+    names = [name for name, _ in classifier.predict(digits.images[0], top_k=3)]
+    assert [title.split(':')[0] for title in titles[1:4]] == names
+    assert all(axes.get_images()[0].get_array().shape == (32, 32, 3) for axes in figure.axes)
 
 
 def test_predict_draws_a_png_and_a_page(workdir, digits, tmp_path):

@@ -363,6 +363,75 @@ def test_colours_of_a_profile_become_srgb(decode, encode, space, kind):
     np.testing.assert_array_equal(decode(data), read(data))
 
 
+# To linear sRGB, as CSS Color 4 and BT.2087 give them, and from linear values to sRGB's.
+P3 = [[1.22494, -0.22494, 0], [-0.042057, 1.042057, 0], [-0.019638, -0.078636, 1.098274]]
+BT2020 = [
+    [1.660491, -0.587641, -0.07285],
+    [-0.12455, 1.1329, -0.008349],
+    [-0.018151, -0.100579, 1.11873],
+]
+ADOBE = [[1.398284, -0.398284, 0], [0, 1, 0], [0, -0.042938, 1.042938]]
+COLOURS = np.array(
+    [[200, 100, 50], [30, 160, 60], [90, 90, 90], [0, 0, 0], [255, 255, 255]], np.uint8
+)
+
+
+def in_srgb(matrix, gamma=None):
+    """COLOURS of another space in sRGB, of a gamma or sRGB's own curve."""
+    x = COLOURS / 255
+    linear = (
+        np.where(x <= 0.04045, x / 12.92, ((x + 0.055) / 1.055) ** 2.4)
+        if gamma is None
+        else x**gamma
+    )
+    x = np.clip(linear @ np.transpose(matrix), 0, 1)
+    return 255 * np.where(x <= 0.0031308, 12.92 * x, 1.055 * x ** (1 / 2.4) - 0.055)
+
+
+def chrm(*xy):
+    return b'cHRM', struct.pack('>8I', *(round(100_000 * v) for v in (0.3127, 0.329, *xy)))
+
+
+GAMMA = (b'gAMA', struct.pack('>I', 45_455))
+ADOBE_XY = chrm(0.64, 0.33, 0.21, 0.71, 0.15, 0.06)
+
+
+@pytest.mark.parametrize(
+    ('chunks', 'expected'),
+    [
+        ([(b'cICP', bytes([12, 13, 0, 1]))], in_srgb(P3)),
+        ([(b'cICP', bytes([9, 13, 0, 1]))], in_srgb(BT2020)),
+        ([(b'cICP', bytes([9, 14, 0, 1]))], in_srgb(BT2020, 2.4)),  # BT.1886
+        ([(b'cICP', bytes([1, 8, 0, 1]))], in_srgb(np.eye(3), 1)),
+        ([(b'cICP', bytes([12, 13, 0, 1])), (b'sRGB', b'\0'), GAMMA], in_srgb(P3)),
+        ([(b'cICP', bytes([9, 16, 0, 1]))], COLOURS),  # HDR stays as it is
+        ([(b'cICP', bytes([1, 13, 0, 1]))], COLOURS),
+        ([ADOBE_XY, GAMMA], in_srgb(ADOBE, 2.2)),
+        ([ADOBE_XY], in_srgb(ADOBE)),
+        ([ADOBE_XY, GAMMA, (b'sRGB', b'\0')], COLOURS),
+        ([chrm(0.64, 0.33, 0.3, 0.6, 0.15, 0.06), GAMMA], COLOURS),
+        ([chrm(0.3, 0.3, 0.3, 0.3, 0.3, 0.3)], COLOURS),
+        ([(b'cHRM', bytes(32))], COLOURS),
+        ([(b'cHRM', b'\xff' * 32)], COLOURS),
+        ([(b'cHRM', bytes(8))], COLOURS),
+    ],
+)
+def test_code_points_and_chromaticities_of_a_png_count(decode, chunks, expected):
+    data = png(len(COLOURS), 1, 8, 2, COLOURS.tobytes(), chunks)
+    np.testing.assert_allclose(read(data)[0], expected, atol=0 if expected is COLOURS else 1.6)
+    np.testing.assert_array_equal(decode(data), read(data))
+    np.testing.assert_array_equal(pixels(Image.open(io.BytesIO(data))), read(data))
+
+
+def test_code_points_of_an_avif_count_where_it_has_no_profile(encode):
+    stored = Image.fromarray(np.kron(COLOURS[None], np.ones((16, 16, 1), np.uint8)))
+    plain = encode(stored, 'AVIF', quality=100, subsampling='4:4:4')
+    at = plain.index(b'colrnclx') + 8
+    data = plain[:at] + struct.pack('>HH', 12, 13) + plain[at + 4 :]
+    np.testing.assert_allclose(read(data)[0, 8::16], in_srgb(P3), atol=4)
+    np.testing.assert_allclose(read(plain)[0, 8::16], COLOURS, atol=3)
+
+
 def test_profiles_that_change_nothing_leave_the_pixels_and_the_fast_path(photo, encode):
     is_plain = tf.function(decode_lib.is_plain_jpeg)
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()

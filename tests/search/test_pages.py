@@ -48,6 +48,8 @@ def test_a_copy_in_another_class_is_seen_as_one(run, root, tmp_path):
     assert captions[4] == 'dog/sub/y.png: 0.990'
     assert f'Paths are relative to {root}.' in page
     assert 'Images of another class or folder are marked in orange (1).' in page
+    titles = [axes.get_title() for axes in search.draw_neighbours(run, results).axes]
+    assert titles[:2] == ['cat/x.png', 'another class: dog\ndog/x.png: 0.990']
     search.write_results(run, results, 'cosine', tmp_path / 'figure.png')
     assert Image.open(tmp_path / 'figure.png').size[0] > 300
 

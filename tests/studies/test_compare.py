@@ -12,7 +12,7 @@ from vision.evaluation.evals import predict_run
 from vision.evaluation.figures import mcnemar
 from vision.evaluation.run import load_run
 from vision.studies import comparison as compare_lib
-from vision.studies.comparison import compare, compare_tables, draw, short_names
+from vision.studies.comparison import compare, compare_tables, draw_curves, short_names
 from vision.training import train
 
 
@@ -61,7 +61,7 @@ def test_a_run_that_goes_on_is_compared_too(runs, tmp_path):
     result = compare([runs / 'one', runs / 'early'])
     assert result['runs'][1]['test'] is None and result['runs'][1]['checkpoint'] == 6
     assert result['pairs'][0]['error'] is None
-    draw([runs / 'one', runs / 'two', runs / 'early'], tmp_path / 'curves.png')
+    draw_curves([runs / 'one', runs / 'two', runs / 'early']).savefig(tmp_path / 'curves.png')
     assert (tmp_path / 'curves.png').read_bytes().startswith(b'\x89PNG')
 
 

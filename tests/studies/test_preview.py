@@ -96,6 +96,8 @@ def test_the_pictures_before_are_those_after(config):
 def test_digits_have_a_preview_too(tmp_path):
     from configs.digits_lenet5 import get_config
 
+    figure = preview_lib.draw_inputs(get_config(), 4)
+    assert sum(len(axes.get_images()) for axes in figure.axes) == 8
     summary = preview(get_config(), str(tmp_path))
     assert sum(s['examples'] for s in summary['splits'].values()) == 1797
     assert (tmp_path / 'inputs.png').stat().st_size > 10_000

@@ -11,9 +11,10 @@ from tests.task.judged import judged
 from tests.training.test_step import Linear, batch
 from vision.core import cli
 from vision.core.config import default_config
+from vision.core.errors import UserError
 from vision.core.mesh import make_mesh
 from vision.evaluation.answers import make_step
-from vision.task.metrics import figures
+from vision.task.metrics import check_metrics, figures
 from vision.training.setup import make_recipe
 from vision.training.step import trace
 
@@ -170,3 +171,58 @@ def test_a_wrong_metric(capsys, of, says):
     metrics = {'x': dataclasses.replace(p.task.metrics['loss'], of=of)}
     task = type('Own', (type(p.task),), {'metrics': metrics})(p.task.settings)
     assert says in said(capsys, lambda: figures(task, p.columns))
+
+
+@pytest.mark.parametrize(
+    ('of', 'error', 'says'),
+    [
+        (lambda c: c['rnk'] < 1, UserError, "unknown column in metric 'x': 'rnk'. Did you mean 'rank'?"),
+        (lambda c: np.maen(c['loss']), AttributeError, "module 'numpy' has no attribute 'maen'"),
+        (lambda c: lss, NameError, "name 'lss' is not defined"),  # noqa: F821
+    ],
+)  # fmt: skip
+def test_a_metric_that_names_what_is_not_there_is_refused_before_the_run(of, error, says):
+    with pytest.raises(error) as raised:
+        before_the_run(of)
+    assert says in str(raised.value)
+
+
+def needs_21(columns):
+    np.argpartition(np.eye(len(columns['loss'])), 20)
+
+
+def needs_two_classes(columns):
+    for label in np.unique(columns['label'])[1:]:
+        last = label
+    return last
+
+
+def needs_an_answer(columns):
+    best = None
+    for row in np.flatnonzero(columns['loss'] > 0):
+        best = columns['loss'][row]
+    return best.item()
+
+
+def looks_up(columns):
+    return {0: 1.0}[int(columns['rank'].max()) + 1]
+
+
+def takes_what_there_is(columns):
+    try:
+        return columns['no such']
+    except KeyError:
+        return 1 / columns.get('no', 0)
+
+
+@pytest.mark.parametrize(
+    'of', [needs_21, needs_two_classes, needs_an_answer, looks_up, takes_what_there_is]
+)
+def test_a_metric_that_zeros_do_not_suit_is_not_refused(of):
+    before_the_run(of)
+
+
+def before_the_run(of):
+    p = judged([0, 1, 2], [0, 1, 2], np.eye(3), 'abc')
+    metrics = {'x': dataclasses.replace(p.task.metrics['loss'], of=of)}
+    check_metrics(type('Own', (type(p.task),), {'metrics': metrics})(p.task.settings), p.columns)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     )
     from vision.evaluation.figures import confusion, intervals, mcnemar, per_class
     from vision.evaluation.predictions import Predictions, read_predictions
+    from vision.evaluation.report.classification import draw_mistakes
     from vision.evaluation.report.page import write_report
     from vision.evaluation.run import Run, load_run, pretrained_run
 else:

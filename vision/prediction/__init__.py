@@ -13,7 +13,7 @@ from vision.core.lazy import public_names
 if TYPE_CHECKING:
     from vision.prediction.classifier import Classifier
     from vision.prediction.demo import serve
-    from vision.prediction.explain import explain_files
+    from vision.prediction.explain import draw_heat_maps, explain_files
     from vision.prediction.feed import files
     from vision.prediction.gradcam import Explanation
     from vision.prediction.pages import Picture, write_page

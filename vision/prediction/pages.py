@@ -3,11 +3,10 @@
 import html
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
-from vision.preprocess.pictures import THUMBNAIL, data_uri
+from vision.preprocess.pictures import THUMBNAIL, Picture, data_uri
 
 _STYLE = """
 :root { color-scheme: light dark; font: 14px/1.4 system-ui, sans-serif; }
@@ -29,20 +28,6 @@ figcaption { font-size: 12px; margin-top: 3px; overflow-wrap: anywhere; }
 """
 # The style of a missing picture. It is inline, because several pages with other styles use it.
 _NO_PICTURE = 'background: #8882; border-radius: 4px; line-height: 6rem; text-align: center'
-
-
-class Picture(NamedTuple):
-    """A picture with its caption, for a page or a figure.
-
-    Attributes:
-      image: uint8 [H, W, C], or None if the picture is missing.
-      caption: the text below the picture.
-      mark: a highlighted note above the caption, such as 'another class'; '' for none.
-    """
-
-    image: np.ndarray | None
-    caption: str
-    mark: str = ''
 
 
 Row = tuple[str, list[Picture]]

@@ -1,13 +1,8 @@
-"""Drawing of heat maps and of grids of pictures."""
-
-import textwrap
-from pathlib import Path
+"""Drawing of heat maps, and small grey versions of images."""
 
 import numpy as np
 
-from vision.core.fonts import legible
-from vision.prediction.pages import Picture
-from vision.preprocess.pictures import thumbnail, to_rgb
+from vision.preprocess.pictures import to_rgb
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -38,28 +33,3 @@ def grey(image: np.ndarray, side: int) -> np.ndarray:
 
     small = Image.fromarray(to_rgb(image)).convert('L').resize((side, side), Image.Resampling.BOX)
     return np.asarray(small, np.float32)
-
-
-def draw_grid(rows: list[list[Picture]], path: Path) -> None:
-    """Writes a PNG with rows of pictures of equal width and their captions above."""
-    from matplotlib.figure import Figure
-
-    columns = max(map(len, rows))
-    figure = Figure(figsize=(1.5 * columns, 1.75 * len(rows)), layout='constrained')
-    grid = figure.subplots(len(rows), columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes_row, row in zip(grid, rows, strict=True):
-        for axes, (image, caption, mark) in zip(axes_row, row, strict=False):
-            # The mark may take several lines of 24 characters, the caption takes one.
-            title = '\n'.join([*textwrap.wrap(plain(mark, 60), 24), plain(caption)])
-            colour = '#c2410c' if mark else 'black'
-            axes.set_title(title, fontsize=8, parse_math=False, color=colour)
-            if image is not None:
-                axes.imshow(np.asarray(thumbnail(image)))
-    figure.savefig(path, dpi=90, format='png')
-
-
-def plain(text: str, length: int = 24) -> str:
-    """Shortens a text to `length` and escapes the characters that the figures' font lacks."""
-    return legible(text, length=length)

@@ -2,6 +2,8 @@
 
 import functools
 import io
+import struct
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,25 @@ _WHITE_IS_ZERO, _YCBCR, _APART, _SIGNED = 0, 6, 2, 2
 _SRGB_GAMMA = 1 / 2.2
 # A profile whose colours differ from sRGB by at most this much, out of 255, counts as sRGB.
 _SAME = 1
+
+# Code points of ITU-T H.273, table 2: x and y of the white, red, green and blue of a display.
+_D65 = (0.3127, 0.329)
+_PRIMARIES = {
+    1: (*_D65, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06),  # BT.709 and sRGB
+    5: (*_D65, 0.64, 0.33, 0.29, 0.6, 0.15, 0.06),  # BT.601, 625 lines
+    6: (*_D65, 0.63, 0.34, 0.31, 0.595, 0.155, 0.07),  # BT.601, 525 lines
+    9: (*_D65, 0.708, 0.292, 0.17, 0.797, 0.131, 0.046),  # BT.2020
+    11: (0.314, 0.351, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),  # DCI-P3
+    12: (*_D65, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),  # Display P3
+}
+# Code points of table 3: the gamma of the display (for video by ITU-R BT.1886), None for the curve of sRGB. HDR images are
+# not converted.
+_GAMMAS = {1: 2.4, 4: 2.2, 5: 2.8, 6: 2.4, 8: 1.0, 13: None, 14: 2.4, 15: 2.4}
+# The white of ICC profiles, and the matrix to the cone responses in which a white is adapted to it (ICC.1:2022, annex E).
+_D50 = np.array([0.9642, 1.0, 0.8249])
+_BRADFORD = np.array(
+    [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
+)
 
 
 def check_tiff(image: Any) -> None:
@@ -109,12 +130,16 @@ def mend_transparency(image: Any, data: bytes) -> Any:
     return image
 
 
-def to_srgb(image: Any, grey: bool) -> Any:
-    """Converts an image to sRGB if its file has another colour profile or a gamma value.
+def to_srgb(image: Any, grey: bool, data: bytes = b'') -> Any:
+    """Converts an image to sRGB if its file has another colour space or a gamma value.
+
+    The colour space is that of an embedded profile, of code points (the chunk cICP of PNG, the box nclx of AVIF and
+    HEIC), or of the chromaticities and the gamma of a PNG (cHRM, gAMA).
 
     Args:
       image: an image of mode L, RGB, RGBA, CMYK, LAB or P; transparency is kept.
       grey: True if the file is grey; its profile must then be grey, too.
+      data: the bytes of the file; b'' if they are not at hand.
 
     Returns:
       The same image if nothing has to be converted, otherwise RGB or RGBA. A grey image with a
@@ -123,6 +148,8 @@ def to_srgb(image: Any, grey: bool) -> Any:
     from PIL import ImageCms
 
     profile, gamma = image.info.get('icc_profile'), image.info.get('gamma')
+    if not grey:
+        profile = _described_profile(image.info, data) or profile
     # Lab has no profile of its own.
     if image.mode == 'LAB':
         return ImageCms.applyTransform(image, _from_lab())
@@ -149,6 +176,74 @@ def to_srgb(image: Any, grey: bool) -> Any:
 def _says_something(gamma: float) -> bool:
     """True if a gamma value is plausible and differs from sRGB's."""
     return 0.1 < gamma < 5 and abs(gamma - _SRGB_GAMMA) > 0.02
+
+
+def _described_profile(info: dict[Any, Any], data: bytes) -> bytes | None:
+    """Makes a profile of a colour space that a file gives by numbers; None if its own profile, or none, applies."""
+    if points := _code_points(data, bool(info.get('icc_profile'))):
+        primaries, transfer = points
+        if primaries in _PRIMARIES and transfer in _GAMMAS:
+            return _make_profile(_PRIMARIES[primaries], _GAMMAS[transfer])
+    if 'chromaticity' in info and not ('srgb' in info or info.get('icc_profile')):
+        xy, gamma = info['chromaticity'], info.get('gamma', 0)
+        if any(abs(one - other) > 0.002 for one, other in zip(xy, _PRIMARIES[1], strict=False)):
+            return _make_profile(xy, 1 / gamma if 0.1 < gamma < 5 else None)
+    return None
+
+
+def _code_points(data: bytes, has_profile: bool) -> tuple[int, int] | None:
+    """The code points of the primaries and the transfer function of a PNG, AVIF or HEIC file.
+
+    In a PNG they have precedence over an embedded profile, in AVIF and HEIC the profile has.
+    """
+    if data.startswith(b'\x89PNG'):
+        at = data.find(b'\0\0\0\x04cICP', 0, data.find(b'IDAT'))
+        return None if at < 0 else (data[at + 8], data[at + 9])
+    at = -1 if has_profile or data[4:8] != b'ftyp' else data.find(b'colrnclx')
+    return None if at < 0 else struct.unpack('>HH', data[at + 8 : at + 12])
+
+
+@functools.lru_cache(maxsize=64)
+def _make_profile(chromaticities: Sequence[float], gamma: float | None) -> bytes | None:
+    """Makes an ICC profile (ICC.1:2022) of a display.
+
+    Args:
+      chromaticities: x and y of its white, red, green and blue.
+      gamma: the exponent of its transfer function; None for that of sRGB.
+
+    Returns:
+      The profile; None if no display can have these chromaticities.
+    """
+    if len(chromaticities) != 8 or max(chromaticities) > 1:
+        return None
+    xy = np.reshape(chromaticities, (4, 2))
+    white, *colours = np.column_stack([xy, 1 - xy.sum(1)])
+    matrix = np.transpose(colours)
+    if white[1] < 0.1 or abs(np.linalg.det(matrix)) < 0.01:  # the triangle of sRGB has 0.22
+        return None
+    # Scale the columns so that they add up to the white, and adapt them to the white of profiles.
+    white = white / white[1]
+    matrix = matrix * np.linalg.solve(matrix, white)
+    scale = (_BRADFORD @ _D50) / (_BRADFORD @ white)
+    matrix = np.linalg.solve(_BRADFORD, scale[:, None] * (_BRADFORD @ matrix))
+
+    def fixed(values: Sequence[float] | np.ndarray) -> bytes:
+        return np.rint(65536 * np.asarray(values)).astype('>i4').tobytes()
+
+    # Write the tags: primaries, white, and one curve for all three channels.
+    names = (b'rXYZ', b'gXYZ', b'bXYZ', b'wtpt')
+    columns = zip(names, (*matrix.T, _D50), strict=True)
+    tags = {name: b'XYZ \0\0\0\0' + fixed(column) for name, column in columns}
+    # (a x + b)^g from d on, c x before: g, a, b, c, d.
+    srgb = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
+    curve = fixed(srgb if gamma is None else (gamma, 1, 0, 0, 0))
+    tags |= dict.fromkeys((b'rTRC', b'gTRC', b'bTRC'), b'para\0\0\0\0\0\3\0\0' + curve)
+    table, body, start = struct.pack('>I', len(tags)), b'', 128 + 4 + 12 * len(tags)
+    for name, value in tags.items():
+        table += struct.pack('>4sII', name, start + len(body), len(value))
+        body += value
+    head = struct.pack('>I4xI12s12x4s28x', start + len(body), 0x04300000, b'mntrRGB XYZ ', b'acsp')
+    return (head + fixed(_D50)).ljust(128, b'\0') + table + body
 
 
 def is_srgb(image: Any) -> bool:

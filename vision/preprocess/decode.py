@@ -5,7 +5,8 @@ all other files with `read` below:
 
 * CMYK is converted to RGB and grey is repeated. Grey of more than 8 bits is scaled to 8 bits by the
   file's tags (`vision.preprocess.colour`).
-* Colours with an embedded profile, such as Adobe RGB or Display P3, are converted to sRGB.
+* Colours of another space, such as Adobe RGB or Display P3, are converted to sRGB. The space is given by an embedded
+  profile, by the code points of PNG, AVIF and HEIC, or by the chromaticities of a PNG.
 * Transparent pixels are composed on white, as in a browser. Dropping the alpha channel would show
   colours that are not meant to be seen.
 * The first frame of an animation is used. The EXIF orientation is applied, and all other tags are
@@ -39,7 +40,7 @@ MAX_ASPECT = 100
 _ORIENTATION = 0x0112
 _PNG = b'\x89PNG\r\n\x1a\n'
 # Optional chunks of a PNG that affect how its pixels are interpreted.
-_CHUNKS = (b'tRNS', b'iCCP', b'gAMA', b'sRGB', b'eXIf')
+_CHUNKS = (b'tRNS', b'iCCP', b'cICP', b'cHRM', b'gAMA', b'sRGB', b'eXIf')
 
 
 def read(data: bytes, channels: int = 3) -> np.ndarray:
@@ -102,6 +103,7 @@ def pixels(
     """
     _check_size(*image.size)
     try:
+        data = data or _file_of(image)
         # TIFF needs checks before its pixels are loaded.
         if image.format == 'TIFF':
             colour.check_tiff(image)
@@ -114,6 +116,17 @@ def pixels(
         name = image.format or 'image'
         cut = any(sign in str(e).lower() for sign in ('truncated', 'not enough image data'))
         raise BadImage(f'truncated {name}' if cut else f'damaged {name} ({e})') from None
+
+
+def _file_of(image: Any) -> bytes:
+    """Reads the file of an opened PNG or AVIF image, because Pillow passes not all of its tags on; otherwise b''."""
+    file = getattr(image, 'fp', None)
+    if image.format not in ('PNG', 'AVIF') or file is None:
+        return b''
+    at, _ = file.tell(), file.seek(0)
+    data = file.read()
+    file.seek(at)
+    return data
 
 
 def _check_size(width: int, height: int) -> None:
@@ -136,7 +149,7 @@ def _to_array(image: Any, data: bytes, channels: int, orientation: int) -> np.nd
         image = colour.to_8_bit(image)
     image = colour.mend_transparency(image, data)
     transparent = image.has_transparency_data
-    image = colour.to_srgb(image.convert('RGBA') if transparent else image, grey)
+    image = colour.to_srgb(image.convert('RGBA') if transparent else image, grey, data)
     # Compose transparent pixels on white, then turn the image upright.
     if transparent:
         white = Image.new('RGBA', image.size, (255, 255, 255, 255))

@@ -1,12 +1,33 @@
-"""Conversion of images for display: RGB, thumbnails and `data:` URIs."""
+"""Conversion of images for display: RGB, thumbnails, `data:` URIs, and figures of several images."""
 
 import base64
 import io
-from typing import Any
+import textwrap
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from vision.core.fonts import legible
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 THUMBNAIL = 160  # pixels of the longer side
+
+
+class Picture(NamedTuple):
+    """A picture with its caption, for a page or a figure.
+
+    Attributes:
+      image: uint8 [H, W, C], or None if the picture is missing.
+      caption: the text below the picture.
+      mark: a highlighted note above the caption, such as 'another class'; '' for none.
+    """
+
+    image: np.ndarray | None
+    caption: str
+    mark: str = ''
 
 
 def to_rgb(image: np.ndarray) -> np.ndarray:
@@ -33,3 +54,28 @@ def data_uri(image: np.ndarray, side: int = THUMBNAIL) -> str:
     kind = 'png' if picture.width * picture.height <= 64 * 64 else 'jpeg'
     picture.save(buffer, kind, quality=80, optimize=True)
     return f'data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}'
+
+
+def draw_grid(rows: Sequence[Sequence[Picture]]) -> 'Figure':
+    """Draws rows of pictures of equal width with their captions above."""
+    from matplotlib.figure import Figure
+
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(1.5 * columns, 1.75 * len(rows)), dpi=90, layout='constrained')
+    grid = figure.subplots(len(rows), columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes_row, row in zip(grid, rows, strict=True):
+        for axes, (image, caption, mark) in zip(axes_row, row, strict=False):
+            # The mark may take several lines of 24 characters, the caption takes one.
+            title = '\n'.join([*textwrap.wrap(plain(mark, 60), 24), plain(caption)])
+            colour = '#c2410c' if mark else 'black'
+            axes.set_title(title, fontsize=8, parse_math=False, color=colour)
+            if image is not None:
+                axes.imshow(np.asarray(thumbnail(image)))
+    return figure
+
+
+def plain(text: str, length: int = 24) -> str:
+    """Shortens a text to `length` and escapes the characters that the figures' font lacks."""
+    return legible(text, length=length)

@@ -14,6 +14,15 @@ if TYPE_CHECKING:
     from vision.search.duplicates import find_duplicates
     from vision.search.features import judge, judge_run
     from vision.search.index import Index, create, load
-    from vision.search.search import Similar, add, build, named, query, write_results
+    from vision.search.search import (
+        Similar,
+        add,
+        build,
+        draw_neighbours,
+        named,
+        query,
+        whole_split,
+        write_results,
+    )
 else:
     __all__, __getattr__, __dir__ = public_names(__name__)

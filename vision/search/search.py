@@ -5,7 +5,7 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from absl import logging
@@ -21,11 +21,14 @@ from vision.data.source import (
     read_each,
 )
 from vision.evaluation.run import Run
-from vision.prediction import feed, pages, pictures
+from vision.prediction import feed, pages
 from vision.prediction.classifier import Classifier
-from vision.prediction.pages import Picture
 from vision.preprocess.inputs import examples
+from vision.preprocess.pictures import Picture, draw_grid
 from vision.search.index import Index, create, faiss, fingerprint
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 OF_SPLIT = re.compile(r'(train|validation|test):(\d+)')
 _BATCH = 1024  # vectors that are added to the index at once
@@ -243,27 +246,19 @@ def write_results(
       UserError: the path has another suffix, or cannot be written.
     """
     target, shown = output_file('output', path, PICTURES), results[:limit]
-    others = [n['path'] for r in results for n in r['neighbours']]
-    show = Pictures(run, [r['path'] for r in results], others)
-    drawn = target.suffix.lower() == '.png'
+    if target.suffix.lower() == '.png':
+        draw_neighbours(run, shown).savefig(target, format='png')
+        return
+    show = _pictures_of(run, results)
     # Find the neighbours of other classes first: the note above the rows counts them.
     marks = [[show.mark(r['path'], n['path']) for n in r['neighbours']] for r in shown]
 
     def rows() -> Iterator[pages.Row]:
         for r, marked in zip(shown, marks, strict=True):
-            # A figure has no headings, so that the caption of its first picture is the title.
-            head, error = r['path'], r.get('error')
-            title = ': '.join(filter(None, (show.title(head), error)))
-            row = [Picture(show(head), title if drawn else error or show.label(head))]
-            for n, mark in zip(r['neighbours'], marked, strict=True):
-                caption = f'{show.title(n["path"])}: {n["score"]:.3f}'
-                row.append(Picture(show(n['path']), caption, mark))
-            yield show.name(head), row
+            head = r['path']
+            first = Picture(show(head), r.get('error') or show.label(head))
+            yield show.name(head), [first, *show.neighbours(r, marked)]
 
-    if drawn:
-        grid = [row for _, row in rows()]
-        pictures.draw_grid(grid or [[Picture(None, 'nothing found')]], target)
-        return
     # The note explains the scores, the paths, the marks and what is left out.
     word = (
         'cosine similarity, 1 if identical'
@@ -278,6 +273,22 @@ def write_results(
     if len(shown) < len(results):
         note += f' The first {len(shown):,} of {len(results):,} images are shown.'
     pages.write_page(target, title, note, rows())
+
+
+def draw_neighbours(run: Run, results: Sequence[dict[str, Any]]) -> 'Figure':
+    """Draws each image with its neighbours beside it; see `write_results`."""
+    show, grid = _pictures_of(run, results), []
+    for r in results:
+        # A figure has no headings, so that the caption of its first picture is the title.
+        title = ': '.join(filter(None, (show.title(r['path']), r.get('error'))))
+        marks = [show.mark(r['path'], n['path']) for n in r['neighbours']]
+        grid.append([Picture(show(r['path']), title), *show.neighbours(r, marks)])
+    return draw_grid(grid or [[Picture(None, 'nothing found')]])
+
+
+def _pictures_of(run: Run, results: Sequence[dict[str, Any]]) -> 'Pictures':
+    others = [n['path'] for r in results for n in r['neighbours']]
+    return Pictures(run, [r['path'] for r in results], others)
 
 
 class Pictures:
@@ -310,6 +321,11 @@ class Pictures:
         if not source.indexed:
             return None
         return next((image for _, image in examples(source, [index])), None)
+
+    def neighbours(self, result: dict[str, Any], marks: Iterable[str]) -> Iterator[Picture]:
+        """Yields the picture of each neighbour of a result, with its title, score and mark."""
+        for n, mark in zip(result['neighbours'], marks, strict=True):
+            yield Picture(self(n['path']), f'{self.title(n["path"])}: {n["score"]:.3f}', mark)
 
     def name(self, name: str) -> str:
         """Returns a file's path below the root, or the name 'SPLIT:ID' unchanged."""
@@ -368,9 +384,7 @@ class Similar:
         """Yields each neighbour's picture with its title and score."""
         asked = Named(source, source.paths)
         (found,) = query(self._classifier, self._index, [asked], top_k)
-        for n in found['neighbours']:
-            caption = f'{self._show.title(n["path"])}: {n["score"]:.3f}'
-            yield Picture(self._show(n['path']), caption)
+        yield from self._show.neighbours(found, [''] * len(found['neighbours']))
 
 
 def _each(

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 from vision.core.lazy import public_names
 
 if TYPE_CHECKING:
-    from vision.studies.comparison import compare, compare_tables
+    from vision.studies.comparison import compare, compare_tables, draw_curves
     from vision.studies.config_help import explain, explain_table
     from vision.studies.cost import dry_run, dry_run_text
-    from vision.studies.input_preview import preview
+    from vision.studies.input_preview import draw_inputs, preview
     from vision.studies.inspect import describe
     from vision.studies.lr_range import find_lr
     from vision.studies.reproduction import Row, reproduce

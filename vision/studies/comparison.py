@@ -3,7 +3,7 @@
 import itertools
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from rich.table import Column, Table
@@ -19,6 +19,9 @@ from vision.evaluation.run import load_run, open_checkpoints
 from vision.task.base import read_task
 from vision.task.metrics import Metric, Selection
 from vision.training.records import results
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _LEGEND = 125  # characters of one line of the legend
 
@@ -57,14 +60,14 @@ def compare(workdirs: Iterable[AnyPath] | AnyPath, split: str = 'test') -> dict[
     return {'split': split, 'runs': runs, 'pairs': pairs}
 
 
-def draw(workdirs: Iterable[AnyPath] | AnyPath, path: Path) -> None:
-    """Draws the loss and the selection metric of several runs over epochs, as a PNG."""
+def draw_curves(workdirs: Iterable[AnyPath] | AnyPath) -> 'Figure':
+    """Draws the loss and the selection metric of one run or several over epochs."""
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     paths = [Path(w).expanduser().absolute() for w in as_list(workdirs)]
     names = short_names(paths)
-    figure = Figure(figsize=(11, 4.2), layout='constrained')
+    figure = Figure(figsize=(11, 4.2), dpi=120, layout='constrained')
     axes = figure.subplots(1, 2)
     chosen = _selection(paths[0])
     # One colour for each run; dots for training, lines for validation.
@@ -97,7 +100,7 @@ def draw(workdirs: Iterable[AnyPath] | AnyPath, path: Path) -> None:
     columns = max(1, _LEGEND // (max(map(len, names)) + 7))
     figure.legend(handles, labels, loc='outside lower center', ncols=min(len(paths), columns))
     figure.suptitle('validation (solid) and training (dotted)', fontsize=10)
-    figure.savefig(path, dpi=120)
+    return figure
 
 
 def compare_tables(result: dict[str, Any]) -> list[Table]:

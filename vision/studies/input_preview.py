@@ -5,7 +5,7 @@ import dataclasses
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -24,6 +24,9 @@ from vision.studies.inspect import describe
 from vision.studies.preview_page import write_page
 from vision.studies.survey import survey
 from vision.training.setup import loading_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _COLUMNS = 8
 _PAIRS = 24  # images that are shown before and after augmentation
@@ -56,7 +59,7 @@ def preview(config: ConfigDict, output: str) -> dict[str, Any]:
     loading = dataclasses.replace(loading_of(config), max_corrupt=1.0)
     sources, faults = _open(config.data)
     with phase('drawing inputs.png'):
-        _draw_inputs(next(iter(sources.values())), loading, folder / 'inputs.png')
+        _draw_inputs(next(iter(sources.values())), loading).savefig(folder / 'inputs.png')
     summary = describe(sources) | {'faults': faults}
     # Escape bytes of file names that are not UTF-8.
     (folder / 'summary.json').write_text(
@@ -171,19 +174,32 @@ def _draw_classes(summary: dict[str, Any], path: Path) -> None:
         figure.savefig(path, dpi=120)
 
 
-def _draw_inputs(source: Source, loading: inputs.Loading, path: Path) -> None:
-    """Draws training images before augmentation, and below each the model input made of it."""
+def draw_inputs(config: ConfigDict, count: int = _PAIRS) -> 'Figure':
+    """Draws training images before augmentation, and below each the model input made of it.
+
+    Args:
+      config: the whole config.
+      count: the number of images, at most 24.
+
+    Raises:
+      UserError: the data cannot be opened, or the op strings do not fit them.
+    """
+    config = config_lib.resolve(config)
+    return _draw_inputs(data.load(config.data, 'train'), loading_of(config), count)
+
+
+def _draw_inputs(source: Source, loading: inputs.Loading, count: int = _PAIRS) -> 'Figure':
     import matplotlib
     from matplotlib.figure import Figure
 
-    before, after, labels = _pairs(source, loading)
+    before, after, labels = (x[:count] for x in _pairs(source, loading))
     titles = [label_text(source.class_names, label) for label in labels]
     head = f'{source.name}; below each image the model input, after {loading.ops}'
     # Choose fonts that have the characters of all titles.
     families = fonts.families_for([head, *titles])
     with matplotlib.rc_context({'font.family': families}):
         rows = -(-len(after) // _COLUMNS)
-        figure = Figure(figsize=(1.5 * _COLUMNS, 3.3 * rows), layout='constrained')
+        figure = Figure(figsize=(1.5 * _COLUMNS, 3.3 * rows), dpi=120, layout='constrained')
         grid = figure.subplots(2 * rows, _COLUMNS, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
@@ -195,7 +211,7 @@ def _draw_inputs(source: Source, loading: inputs.Loading, path: Path) -> None:
             _show(grid[2 * row, column], one)
             _show(grid[2 * row + 1, column], other)
         figure.suptitle(fonts.legible(head, families, _HEAD), fontsize=9, parse_math=False)
-        figure.savefig(path, dpi=120)
+        return figure
 
 
 def _show(axes: Any, image: np.ndarray) -> None:

@@ -5,6 +5,8 @@ Every metric equals scikit-learn's on the same predictions (`tests/task/test_met
 
 import dataclasses
 import math
+import types
+import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -131,6 +133,49 @@ def figures(task: 'Task', columns: Columns) -> dict[str, Any]:
                 value = (math.fsum(values) if np.isfinite(values).all() else values.sum()) / count
         found[name] = None if value is None else float(value)
     return without_nan({**found, 'count': count})
+
+
+class _Known(dict):
+    """Columns that raise their own exception for an unknown name, to tell it from other `KeyError`s of a metric."""
+
+    def __missing__(self, name: str) -> Any:
+        raise _UnknownColumn(name)
+
+
+class _UnknownColumn(KeyError):
+    pass
+
+
+def check_metrics(task: 'Task', columns: Mapping[str, Any]) -> None:
+    """Calls each metric of a task with columns of zeros, to find mistakes before training begins.
+
+    A correct metric may fail on zeros, so most of its errors are ignored. An unknown name is a mistake with any
+    values: the name of a column, of a variable, of a module, or of a function of a module.
+
+    Args:
+      task: a user-defined task.
+      columns: shapes and types of the columns that `task.answers` returns, by name.
+
+    Raises:
+      UserError: a metric uses a column that does not exist.
+      NameError, ImportError, AttributeError: a metric uses another name that does not exist.
+    """
+    zeros = _Known({k: np.zeros(c.shape, c.dtype) for k, c in columns.items() if k != 'mask'})
+    for name, metric in task.metrics.items():
+        try:
+            with warnings.catch_warnings(action='ignore'), np.errstate(all='ignore'):
+                metric.of(zeros)
+        except _UnknownColumn as e:
+            raise unknown(f'column in metric {name!r}:', e.args[0], zeros) from None
+        except UnboundLocalError:  # zeros have one class: a loop over the others has no iteration
+            continue
+        except (NameError, ImportError):
+            raise
+        except AttributeError as e:
+            if isinstance(e.obj, types.ModuleType):
+                raise
+        except Exception:
+            continue
 
 
 def metrics_table(

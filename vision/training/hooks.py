@@ -15,7 +15,7 @@ import numpy as np
 
 from vision.core import processes
 from vision.core.checkpoints import Rank
-from vision.core.progress import on_terminal, progress_bar
+from vision.core.progress import Cell, in_notebook, on_terminal, progress_bar
 from vision.preprocess.device import Batch
 from vision.task.base import Task
 from vision.task.metrics import Metric
@@ -64,7 +64,7 @@ class Hook:
 
 
 class Display(Hook):
-    """Progress of a run on stderr, on the first process."""
+    """Progress of a run on stderr, or below the cell of a notebook, on the first process."""
 
     def __init__(self, data: str, total_steps: int, metrics: Mapping[str, Metric]):
         """Creates the progress bar.
@@ -77,6 +77,7 @@ class Display(Hook):
         self._metrics = {'loss': metrics['loss'], **metrics} if 'loss' in metrics else metrics
         self._data, self._total = data, total_steps
         self._bar = ExitStack()
+        self._cell = Cell() if in_notebook() else None
 
     def __enter__(self) -> 'Display':
         self._start_bar = self._bar.enter_context(progress_bar(processes.is_first()))
@@ -93,7 +94,9 @@ class Display(Hook):
 
     def say(self, text: str) -> None:
         """Prints a line above the bar."""
-        if processes.is_first():
+        if self._cell:
+            self._cell.say(text)
+        elif processes.is_first():
             print(text, file=sys.stderr, flush=True)
 
     def after_step(self, step: int, batch: Batch, metrics: Metrics) -> None:
@@ -106,8 +109,11 @@ class Display(Hook):
         if record['images_per_second'] is not None:
             figures += f'  {record["images_per_second"]:,.0f} images/s'
         self._move(step, figures=figures)
-        if not on_terminal():
-            self.say(f'step {step}/{self._total}  {figures}  {_clock(seconds_left)} left')
+        line = f'step {step}/{self._total}  {figures}  {_clock(seconds_left)} left'
+        if self._cell:
+            self._cell.show(line)
+        elif not on_terminal():
+            self.say(line)
 
     def after_evaluation(self, step: int, scores: dict[str, Any]) -> None:
         """Prints the validation metrics."""

@@ -22,7 +22,7 @@ from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import Checkpoints, newest_step
 from vision.core.errors import Stopped, UserError
 from vision.core.processes import Interrupted, StopSignals
-from vision.core.progress import progress_bar
+from vision.core.progress import in_notebook, progress_bar
 from vision.data import identity
 from vision.evaluation.answers import Member, answer, make_step
 from vision.models.base import check_finite
@@ -405,6 +405,6 @@ class Evaluator:
 
 
 def _print(text: str) -> None:
-    """Prints a line on stderr, on the first process only."""
+    """Prints a line on stderr, in a notebook on stdout, on the first process only."""
     if processes.is_first():
-        print(text, file=sys.stderr)
+        print(text, file=sys.stdout if in_notebook() else sys.stderr)

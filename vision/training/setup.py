@@ -26,7 +26,7 @@ from vision.models.registry import create_model
 from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
 from vision.task.base import Task, task_of
-from vision.task.metrics import Selection
+from vision.task.metrics import Selection, check_metrics
 from vision.training.optimizer import (
     BACKBONE,
     RateFactors,
@@ -170,7 +170,8 @@ def setup(config: ConfigDict) -> Setup:
         batch = _batch_of(train, training.batch_size, (*views, *train_shape))
         trace(recipe, input_shape, mesh, batch)
         evaluated = _batch_of(train, config.evaluation.batch_size * mesh.size, input_shape)
-        jax.eval_shape(make_step(recipe.task, model, mesh), shapes, evaluated)
+        columns = jax.eval_shape(make_step(recipe.task, model, mesh), shapes, evaluated)
+        check_metrics(recipe.task, columns)
     selection = Selection(recipe.task, training.best_by)
     if training.best_by is not None:
         step = make_step(recipe.task, model, mesh)

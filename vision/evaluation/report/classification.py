@@ -1,22 +1,26 @@
 """The report's section on classification: confusion matrix, mistakes, classes and calibration."""
 
 import html
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from vision.core.text import below, common_root, json_text
 from vision.evaluation import figures
-from vision.evaluation.evals import Evaluation
+from vision.evaluation.evals import Evaluation, Predicted
 from vision.evaluation.predictions import Predictions
 from vision.evaluation.report.charts import reliability_chart
 from vision.preprocess.inputs import examples
-from vision.preprocess.pictures import data_uri
+from vision.preprocess.pictures import Picture, data_uri, draw_grid
 from vision.task.classification import confidence, correct
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _MISTAKES = 16  # number of pictures of each kind
 _THUMBNAIL = 112  # maximum of the longer side, in pixels
 _PAIRS = 25  # number of confused pairs in the table
+_IN_ROW = 8  # pictures in a row of a figure
 _SIDE_BY_SIDE = 12  # maximum number of classes for which matrix and table fit side by side
 
 
@@ -44,6 +48,28 @@ def section(e: Evaluation) -> str:
 {_class_table(p, matrix)}
 <h3>Calibration</h3>
 <div class="charts">{reliability_chart(reliability)}</div>"""
+
+
+def draw_mistakes(evaluated: Evaluation | Predicted, count: int = _MISTAKES) -> 'Figure':
+    """Draws the mistakes with the highest loss: 'class → predicted class: its probability'.
+
+    Args:
+      evaluated: an evaluation of a classification, as `evaluate_runs` or `predict_run` returns it.
+      count: the largest number of mistakes to draw.
+    """
+    p, source = evaluated.predictions, evaluated.source
+    rows = _mistakes(p)[0][:count]
+    images = dict(examples(source, {int(p.ids[i]) for i in rows}))
+    names, said = p.class_names, p['top_classes'][:, 0]
+    shown = [
+        Picture(
+            images.get(int(p.ids[i])),
+            f'{names[p["label"][i]]} → {names[said[i]]}: {confidence(p.columns)[i]:.0%}',
+        )
+        for i in rows
+    ]
+    grid = [shown[i : i + _IN_ROW] for i in range(0, len(shown), _IN_ROW)]
+    return draw_grid(grid or [[Picture(None, 'no mistakes')]])
 
 
 def _mistakes(p: Predictions) -> tuple[list[int], list[int]]:

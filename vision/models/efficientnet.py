@@ -23,7 +23,7 @@ from vision.models.layers import (
 Framework = Literal['tensorflow', 'torch']
 
 # BatchNorm's constants in the authors' TensorFlow code, and in torchvision.
-_BATCH_NORM = {
+_BATCH_NORM: dict[str, dict[str, Any]] = {
     'tensorflow': {'momentum': 0.99, 'epsilon': 1e-3},
     'torch': {'momentum': 0.9, 'epsilon': 1e-5},
 }

@@ -71,7 +71,12 @@ def test_photos_get_their_true_classes(name):
     photos = [skimage.data.chelsea(), skimage.data.coffee(), skimage.data.rocket()]
     chelsea, coffee, rocket = (answer[0][0] for answer in classifier.predict(photos))
     assert chelsea in ('tabby', 'tiger cat', 'Egyptian cat')
-    assert (coffee, rocket) == ('espresso', 'missile')
+    assert coffee == 'espresso'
+    assert (
+        rocket == 'missile'
+        if name == 'efficientnet_lite0'
+        else rocket in ('missile', 'space shuttle')
+    )
     foolbox = importlib.util.find_spec('foolbox')
     if foolbox is not None:
         folder = Path(foolbox.submodule_search_locations[0]) / 'data'

@@ -62,6 +62,18 @@ def test_convolutions(size, kernel, strides, padding, groups, dtype):
     _assert_same(lambda x, k: convolve(x, k, strides, padding, groups), x, k)
 
 
+@pytest.mark.parametrize(
+    ('size', 'kernel', 'strides', 'padding'),
+    [((6, 5), 3, 1, 1), ((7, 8), 5, 2, 'same'), ((9, 4), 3, (2, 3), 'same')],
+)
+def test_depthwise_convolutions(size, kernel, strides, padding):
+    x, k = _draw(0, (2, *size, 6)), _draw(1, (kernel, kernel, 1, 6))
+    assert 'conv_general' not in str(
+        jax.make_jaxpr(lambda x, k: convolve(x, k, strides, padding, 6))(x, k)
+    )
+    _assert_same(lambda x, k: convolve(x, k, strides, padding, 6), x, k)
+
+
 @examples(2)
 @given(
     st.tuples(st.integers(1, 2), st.integers(3, 9), st.integers(3, 9)),

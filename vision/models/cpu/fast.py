@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vision.models import layers
-from vision.models.cpu import forms
+from vision.models.cpu import depthwise, forms
 from vision.models.layers import Sides, xla_convolve
 
 Pair = tuple[int, int]
@@ -35,7 +35,9 @@ _MOST_PARTS = 16  # each part adds to the compile time
 def convolve(
     x: jax.Array, kernel: jax.Array, strides: Pair, padding: Sides, groups: int
 ) -> jax.Array | None:
-    """Fast form of `vision.models.layers.xla_convolve`, or None; grouped convolutions have none."""
+    """Fast form of `vision.models.layers.xla_convolve`, or None; of grouped ones only depthwise have one."""
+    if jax.default_backend() == 'cpu' and depthwise.suits(x, kernel, groups):
+        return depthwise.convolve(x, kernel, strides, tuple(padding))
     if jax.default_backend() != 'cpu' or groups != 1 or x.dtype not in (jnp.float32, jnp.bfloat16):
         return None
     (top, bottom), (left, right) = padding

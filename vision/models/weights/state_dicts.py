@@ -140,7 +140,10 @@ def _download(source: str, filename: str) -> Path | None:
             return None
         network = type(e).__module__.split('.')[0] in ('httpx', 'requests', 'httpcore')
         if network or isinstance(e, HfHubHTTPError | HFValidationError | OSError | ValueError):
-            raise UserError(f'{source} cannot be downloaded: {_first_line(e)}') from e
+            raise UserError(
+                f'{source} cannot be downloaded: {_first_line(e)}. Without a network, name a file '
+                '(FILE.safetensors); training from scratch takes config.init_from=None'
+            ) from e
         raise
     finally:
         hub_logging.set_verbosity(verbosity)

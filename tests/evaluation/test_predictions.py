@@ -78,7 +78,7 @@ def test_what_is_no_number_survives(tmp_path):
 
 
 def test_what_is_not_there_is_said(tmp_path):
-    with pytest.raises(UserError, match=r'predictions_test.jsonl: there are no such.*evaluate'):
+    with pytest.raises(UserError, match=r'predictions_test.jsonl: no such predictions.*evaluate'):
         read_predictions(tmp_path)
     write(tmp_path, predictions()[0], 'validation')
     with pytest.raises(UserError, match='did you mean validation'):

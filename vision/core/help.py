@@ -1,4 +1,4 @@
-"""The text of `--help`: a command's docstring, then its own flags under headings."""
+"""The text of `--help`: a command's docstring, followed by its flags under headings."""
 
 import re
 import sys
@@ -7,8 +7,9 @@ from typing import Any
 
 from absl import flags
 
-_NAME, _WIDTH = 26, 100  # columns: where the explanations begin and end
-_headings: list[tuple[str, int]] = []  # each with the number of flags that were defined before it
+_NAME, _WIDTH = 26, 100  # the first and the last column of explanations
+# The headings, each with the number of flags that are defined before it.
+_headings: list[tuple[str, int]] = []
 
 
 def heading(title: str) -> None:
@@ -17,7 +18,7 @@ def heading(title: str) -> None:
 
 
 def own_flags() -> list[Any]:
-    """Returns the command's flags in their order, without absl's and overrides of a config."""
+    """Returns the command's flags in order, without those of absl and overrides of a config."""
     modules = flags.FLAGS.flags_by_module_dict()
     names = {
         flag.name
@@ -29,7 +30,8 @@ def own_flags() -> list[Any]:
 
 
 def help_text() -> str:
-    """Returns what `--help` prints."""
+    """Returns the text that `--help` prints."""
+    # Cut the list of flags at the headings.
     own, headings = own_flags(), list(_headings)
     if not headings or headings[0][1]:  # flags before the first heading
         headings.insert(0, ('Flags', 0))
@@ -41,7 +43,7 @@ def help_text() -> str:
 
 
 def _entry(flag: Any) -> str:
-    """A flag with its explanation, which is indented and wrapped."""
+    """Returns the name of a flag, and its explanation and default, indented and wrapped."""
     name = f'  --[no]{flag.name}' if flag.boolean else f'  --{flag.name}={_values(flag)}'
     default = flag.default
     if isinstance(default, list):
@@ -63,7 +65,7 @@ def _entry(flag: Any) -> str:
 
 
 def _values(flag: Any) -> str:
-    """The values that a flag takes: the words of an enum, N for a number, else an ellipsis."""
+    """Returns a flag's possible values: the words of an enum, N for a number, otherwise '…'."""
     if hasattr(flag.parser, 'enum_values'):
         return '|'.join(flag.parser.enum_values)
     return 'N' if flag.flag_type() in ('int', 'float') else '…'

@@ -1,4 +1,4 @@
-"""Progress bars on stderr for what takes seconds; nothing where stderr is no terminal. In a notebook: text below the cell."""
+"""Progress bars on stderr, if it is a terminal, and text output below the cell of a notebook."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -7,7 +7,8 @@ from typing import Any, Protocol, TypeVar
 
 T = TypeVar('T')
 
-_display: Any = None  # the one on the terminal; bars that are started meanwhile are added to it
+# The active display. Bars that start while it is shown are added to it.
+_display: Any = None
 
 
 class Start(Protocol):
@@ -17,26 +18,27 @@ class Start(Protocol):
         """Starts a bar.
 
         Args:
-          name: what is done: 'classifying'.
-          total: the number of items; None if unknown.
-          done: the number of items that were done before.
+          name: description of the bar: 'classifying'.
+          total: number of items; None if unknown.
+          done: number of items that are already finished.
 
         Returns:
-          `move(done, **shown)`: shows the number of items done; `shown` may have another
-          `description`, and `figures`, text behind the bar.
+          A function `move(done, **shown)` that sets the number of finished items. `shown` may have
+          a new `description`, and `figures`, a text after the bar.
         """
 
 
 @contextmanager
 def progress_bar(show: bool = True) -> Iterator[Start]:
-    """Yields the function that starts bars; they are removed at the end of the block.
+    """Yields a function that starts bars, which are removed at the end of the block.
 
-    A bar shows the time that has passed and, where the total is known, the time left. Bars that are
-    started while others are shown are added to them.
+    A bar shows the elapsed time and, if the total is known, the time left. Bars that start while
+    others are shown are added below them.
 
     Args:
-      show: False where answers are printed on the same terminal meanwhile.
+      show: False shows no bars, for example while results are printed on the same terminal.
     """
+    # Join a display that is shown already; Rich allows only one.
     global _display
     outer, tasks = _display, list[Any]()
     display = outer if outer is not None and show else _make_display(show)
@@ -62,7 +64,7 @@ def progress_bar(show: bool = True) -> Iterator[Start]:
 
 
 class Cell:
-    """Output of a notebook's cell: lines that stay, and a last line that is replaced."""
+    """Output of a notebook cell: permanent lines, and a last line that is replaced."""
 
     def __init__(self) -> None:
         """Starts the output, empty."""
@@ -72,7 +74,7 @@ class Cell:
         self._handle = display({'text/plain': ''}, raw=True, display_id=True)
 
     def say(self, text: str) -> None:
-        """Adds a line that stays."""
+        """Adds a permanent line."""
         self._lines.append(text)
         self.show('')
 
@@ -90,7 +92,7 @@ def in_notebook() -> bool:
 
 
 def on_terminal() -> bool:
-    """True if bars are shown: stderr is a terminal."""
+    """True if stderr is a terminal, where bars are shown."""
     from rich.console import Console
 
     return Console(stderr=True).is_terminal
@@ -98,20 +100,20 @@ def on_terminal() -> bool:
 
 @contextmanager
 def phase(what: str) -> Iterator[None]:
-    """Shows on a terminal what the program does in the block, as 'compiling', and for how long."""
+    """Shows the name of a phase, such as 'compiling', and its elapsed time during the block."""
     with progress_bar() as start:
         start(what, None)
         yield
 
 
 def track(items: Iterable[T], total: int | None, what: str, show: bool = True) -> Iterator[T]:
-    """Yields the items and shows how many of them are done.
+    """Yields the items while a progress bar counts them.
 
     Args:
-      items: of any kind.
-      total: the number of items; None if unknown.
-      what: is done to them, in a word: 'classifying'.
-      show: as of `progress_bar`.
+      items: any iterable.
+      total: number of items; None if unknown.
+      what: description of the bar: 'classifying'.
+      show: as in `progress_bar`.
     """
     with progress_bar(show) as start:
         move = start(what, total)
@@ -121,12 +123,13 @@ def track(items: Iterable[T], total: int | None, what: str, show: bool = True) -
 
 
 def _make_display(show: bool) -> Any:
+    """Makes Rich's display for bars; it is disabled if nothing is to be shown."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
     from rich.text import Text
 
     class Figures(ProgressColumn):
-        """The items done, the time that has passed, the time left, and a bar's own figures."""
+        """Column with the number of finished items, elapsed time, time left and figures."""
 
         def render(self, task: Task) -> Text:
             done = f'{task.completed:,.0f}' if task.completed or task.total is not None else ''
@@ -140,17 +143,18 @@ def _make_display(show: bool) -> Any:
     console = Console(stderr=True)
     return Progress(
         SpinnerColumn(),
-        TextColumn('{task.description}', markup=False),  # a name may have brackets
+        TextColumn('{task.description}', markup=False),  # a name may contain brackets
         BarColumn(bar_width=20),  # the figures of a run need room
         Figures(),
         console=console,
         transient=True,
-        redirect_stdout=False,  # Rich would send it, a pipe perhaps, to this console
+        redirect_stdout=False,  # Rich would send stdout to this console even if it is a pipe
         disable=not (show and console.is_terminal),
     )
 
 
 def _clock(seconds: float | None) -> str:
+    """A time as '1:02:03' or '2:03'."""
     minutes, seconds = divmod(int(seconds or 0), 60)
     hours, minutes = divmod(minutes, 60)
     return f'{hours}:{minutes:02}:{seconds:02}' if hours else f'{minutes}:{seconds:02}'

@@ -60,6 +60,7 @@ class Classes(NamedTuple):
         Raises:
           UserError: an example has no label or an excluded one.
         """
+        # Multi-label data may have any set of labels.
         if labels.ndim == 2:
             return
         known = (labels >= 0) & (labels < len(self.labels))
@@ -98,6 +99,7 @@ def match(run_names: tuple[str, ...], source: Source, which: str = 'data') -> Cl
         return Classes(run_names, None, places)
     # Compare the logits of the data set's own classes only.
     kept = np.arange(len(places)) if kept is None else kept
+    # Excluded labels map to −1.
     labels = np.full(len(places), -1)
     labels[kept] = np.arange(len(kept))
     return Classes(tuple(run_names[i] for i in places[kept]), places[kept], labels)

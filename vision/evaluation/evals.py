@@ -118,6 +118,7 @@ def evaluate_entry(
             check_shape(run, source)
     # Compute the answers over all runs and passes.
     classes = match(first.class_names, source, entry['classes'])
+    # Every run makes every pass; all outputs are averaged.
     passes = [(run, view) for run in runs for view in _passes(run, entry)]
     report_done = progress(name, len(passes) * source.num_examples)
     _, predictions, corrupt = _predict(passes, source, classes, skip_corrupt, report_done)
@@ -268,6 +269,7 @@ def named_entries(
 
 def _name(entry: Mapping[str, Any]) -> str:
     """Makes a file name for an evaluation that is not in the config."""
+    # Data, split and everything that differs from the default evaluation.
     words = [
         entry['data'].get('name'),
         entry['data'].get('path'),

@@ -180,6 +180,7 @@ def per_class(matrix: Confusion) -> PerClass:
     def total(classes: np.ndarray, counts: np.ndarray) -> np.ndarray:
         return np.bincount(classes, counts, matrix.num_classes).astype(np.int64)
 
+    # The diagonal has the correct predictions.
     right = matrix.rows == matrix.columns
     found = total(matrix.rows[right], matrix.counts[right])
     support, predicted = (total(of, matrix.counts) for of in (matrix.rows, matrix.columns))
@@ -202,6 +203,7 @@ def reliability(
       correct: bool [N].
       bins: number of bins of equal width. Bins include their right edge, the first also 0.
     """
+    # Mean confidence and accuracy in each bin.
     where = bins_of(confidence, bins)
     count = np.bincount(where, minlength=bins)
     return Reliability(

@@ -114,4 +114,5 @@ def _pass(*ops: str) -> Pass:
 
 def _scales(given: tuple[int, ...], published: tuple[int, ...], size: int) -> tuple[int, ...]:
     """Returns the given scales, or the published ones for 224 px, scaled to another size."""
+    # Published scales are for 224 px.
     return given or tuple(round(scale * size / 224) for scale in published)

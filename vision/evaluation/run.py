@@ -137,6 +137,7 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
     model = create_model(name, num_classes=len(pretrained.IMAGENET_CLASSES))
     task = task_of(config, pretrained.IMAGENET_CLASSES, model.num_classes)
     input_shape = (fed.crop, fed.crop, 3)
+    # Initial values give the structure that the weights are loaded into.
     variables = run_once(lambda: init_variables(model, input_shape, jax.random.key(0)))
     mesh = mesh_lib.make_mesh()
     return Run(

@@ -154,6 +154,7 @@ class AlexNet(ImageModel):
             init = uniform_bias(x.shape[-1])
             x = nn.relu(Dense(self.hidden, bias_init=init, dtype=self.dtype, name=name)(x))
         x = self.record(endpoints, 'features', x)
+        # Classifier.
         logits = Dense(
             self.num_classes,
             bias_init=uniform_bias(self.hidden),

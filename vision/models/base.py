@@ -84,6 +84,7 @@ def init_variables(model: nn.Module, input_shape: Sequence[int], key: jax.Array)
     Returns:
       `params`, and `batch_stats` ({} without BatchNorm).
     """
+    # Train mode creates auxiliary heads too.
     images = jnp.zeros((2, *input_shape), jnp.float32)
     variables = model.init({'params': key, 'dropout': key}, images, train=True)
     return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
@@ -111,6 +112,7 @@ def abstract_variables(model: nn.Module, input_shape: tuple[int, int, int]) -> d
     """
     image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
+    # Train mode traces auxiliary heads, which may need larger images.
     try:
         shapes = jax.eval_shape(lambda x: model.init(rngs, x, train=True), image)
     except UserError:
@@ -129,6 +131,7 @@ def check_contract(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
     title = type(model).__name__
     image = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
     rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
+    # Trace with abstract shapes, so that nothing is computed.
     for train in (True, False):
         try:
             out, _ = jax.eval_shape(

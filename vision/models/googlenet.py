@@ -55,9 +55,11 @@ class ConvUnit(nn.Module):
         conv = partial(
             Conv, self.features, self.kernel_size, self.strides, self.padding, dtype=self.dtype
         )
+        # As published.
         if self.original:
             bias = nn.initializers.constant(0.2)
             return nn.relu(conv(kernel_init=glorot_uniform, bias_init=bias, name='conv')(x))
+        # With batch normalisation, whose bias replaces the convolution's.
         x = conv(use_bias=False, kernel_init=truncated_normal(0.01), name='conv')(x)
         return nn.relu(BatchNorm(epsilon=1e-3, dtype=self.dtype, name='bn')(x, train))
 
@@ -191,12 +193,15 @@ class GoogLeNet(ImageModel):
             arguments = {'original': self.original, 'dtype': self.dtype} | kwargs
             return ConvUnit(scaled(width, self.width), *args, **arguments)
 
+        # Only the published form has local response normalisation.
         norm = local_response_norm if self.original else lambda x: x
         if self.stem == 'small':
             x = norm(unit(192, 3, padding=1, name='conv3')(x, train))
             return self.record(endpoints, 'stage2', x)
+        # Stage 1.
         x = unit(64, 7, strides=2, padding=3, name='conv1')(x, train)
         x = self.record(endpoints, 'stage1', norm(max_pool(x, 3, 2, ceil=True)))
+        # Stage 2.
         x = unit(64, 1, name='conv2')(x, train)
         x = norm(unit(192, 3, padding=1, name='conv3')(x, train))
         return self.record(endpoints, 'stage2', max_pool(x, 3, 2, ceil=True))

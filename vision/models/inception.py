@@ -177,6 +177,7 @@ class AuxiliaryHead(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, 17, 17, 768] -> logits [B, K]."""
         x = avg_pool(x, 3, 2) if self.stem == 'small' else avg_pool(x, 5, 3)
+        # 1x1 projection, then 5x5 over the whole map.
         x = ConvUnit(128, 1, dtype=self.dtype, name='conv0')(x, train)
         x = ConvUnit(768, 5, std=0.01, dtype=self.dtype, name='conv1')(x, train)
         init = {'kernel_init': truncated_normal(0.001), 'dtype': self.dtype}
@@ -184,6 +185,7 @@ class AuxiliaryHead(nn.Module):
         return logits(global_avg_pool(x))
 
 
+# Table 1, with torchvision's names.
 MODULES = {
     '5b': partial(InceptionA, 32),
     '5c': partial(InceptionA, 64),
@@ -259,6 +261,7 @@ class InceptionV3(ImageModel):
 
     def _module(self, make: Any, name: str) -> nn.Module:
         """Makes a module of `MODULES`, recomputed in the backward pass with `remat`."""
+        # `nn.remat` takes the class, so unpack it from the partial.
         if self.remat:
             cls, *args = (make.func, *make.args) if isinstance(make, partial) else (make,)
             make = partial(nn.remat(cls, static_argnums=(2,)), *args)
@@ -270,10 +273,12 @@ class InceptionV3(ImageModel):
         if self.stem == 'small':
             x = unit(192, 3, padding=1, name='Conv2d_4a_3x3')(x, train)
             return self.record(endpoints, 'stage2', x)
+        # Stage 1.
         x = unit(32, 3, strides=2, name='Conv2d_1a_3x3')(x, train)
         x = unit(32, 3, name='Conv2d_2a_3x3')(x, train)
         x = unit(64, 3, padding=1, name='Conv2d_2b_3x3')(x, train)
         x = self.record(endpoints, 'stage1', max_pool(x, 3, 2))
+        # Stage 2.
         x = unit(80, 1, name='Conv2d_3b_1x1')(x, train)
         x = unit(192, 3, name='Conv2d_4a_3x3')(x, train)
         return self.record(endpoints, 'stage2', max_pool(x, 3, 2))

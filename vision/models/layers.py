@@ -141,6 +141,7 @@ class Conv(nn.Module):
         _check_fan_in(self, channels // self.groups, 'channels')
         shape = (height, width, channels // self.groups, self.features)
         kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
+        # Parameters are float32 and are cast to the type of the computation.
         x = convolve(
             x.astype(self.dtype),
             kernel.astype(self.dtype),
@@ -226,6 +227,7 @@ class BatchNorm(nn.Module):
         running_var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
         x = x.astype(jnp.float32)
         if train:
+            # Batch statistics.
             axes = tuple(range(x.ndim - 1))
             mean = x.mean(axes)
             var = jnp.square(x - mean).mean(axes)
@@ -238,6 +240,7 @@ class BatchNorm(nn.Module):
                 running_var.value = keep * running_var.value + (1 - keep) * unbiased
         else:
             mean, var = running_mean.value, running_var.value
+        # One multiplication and one addition per value.
         factor = lax.rsqrt(var + self.epsilon) * scale
         return ((x - mean) * factor + bias).astype(self.dtype)
 
@@ -254,6 +257,7 @@ def local_response_norm(
     before = size // 2
     window = (1,) * (x.ndim - 1) + (size,)
     padding = [(0, 0)] * (x.ndim - 1) + [(before, size - 1 - before)]
+    # Sum the squares over a window along the channels.
     total = lax.reduce_window(squares, 0.0, lax.add, window, (1,) * x.ndim, padding)
     return (x * (k + alpha * total) ** -beta).astype(x.dtype)
 
@@ -317,6 +321,7 @@ def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
 def _adaptive_weights(length: int, size: int) -> np.ndarray:
     """Returns the weights [size, length] of the windows along one axis."""
     weights = np.zeros((size, length), np.float32)
+    # Row i averages the pixels of window i.
     for i in range(size):
         start, stop = i * length // size, -(-(i + 1) * length // size)
         weights[i, start:stop] = 1 / (stop - start)

@@ -51,10 +51,12 @@ class LeNet5(ImageModel):
         activate = {'relu': nn.relu, 'tanh': jnp.tanh}[self.activation]
         pool = {'max': max_pool, 'average': avg_pool}[self.pool]
         init = {'kernel_init': glorot_uniform, 'dtype': self.dtype}
+        # C1, S2, C3, S4.
         x = activate(Conv(6, 5, padding=self.padding, **init, name='conv1')(images))
         x = self.record(endpoints, 'stage1', pool(x, 2, 2))
         x = activate(Conv(16, 5, **init, name='conv2')(x))
         x = self.record(endpoints, 'stage2', pool(x, 2, 2))
+        # C5, F6 and the classifier.
         x = activate(Dense(120, **init, name='fc1')(flatten(x)))
         x = self.record(endpoints, 'stage3', x)
         x = activate(Dense(84, **init, name='fc2')(x))

@@ -69,6 +69,7 @@ class Subsample(nn.Module):
         init = uniform_by_fan_in(4)
         coefficient = self.param('coefficient', init, (x.shape[-1],), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],), jnp.float32)
+        # The sum over 2x2 pixels is four times their mean.
         total = 4 * avg_pool(x, 2, 2)
         return squash(total * coefficient.astype(self.dtype) + bias.astype(self.dtype))
 
@@ -86,6 +87,7 @@ class TableConv(nn.Module):
         fan_in = np.asarray([25 * len(C3_INPUTS[t]) for t in targets])
         weights = self.param('kernel', uniform_by_fan_in(fan_in), (5, 5, 60), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (16,), jnp.float32)
+        # Scatter the weights into a dense kernel that is zero elsewhere.
         kernel = jnp.zeros((5, 5, 6, 16), jnp.float32).at[:, :, sources, targets].set(weights)
         return convolve(x, kernel.astype(self.dtype)) + bias.astype(self.dtype)
 
@@ -127,6 +129,7 @@ class LeNet5Original(ImageModel):
         endpoints: Endpoints = {}
         conv = _conv_1998(self.dtype)
         x = images.astype(self.dtype)
+        # Convolutions and subsampling, as in figure 2.
         x = self.record(endpoints, 'c1', squash(conv(6, 25, name='C1')(x)))
         x = self.record(endpoints, 's2', Subsample(self.dtype, name='S2')(x))
         x = self.record(endpoints, 'c3', squash(TableConv(self.dtype, name='C3')(x)))

@@ -107,6 +107,7 @@ def create_model(
     """
     import flax.linen as nn
 
+    # Check the arguments before the model is built.
     factory = find_model(name)
     arguments = {'num_classes': num_classes, 'dtype': _read_dtype(dtype), **kwargs}
     _check_arguments(name, factory, arguments)
@@ -120,6 +121,7 @@ def find_model(name: str) -> 'Callable[..., nn.Module]':
     """Returns the class or function called `name`, a key of `MODELS` or 'package.module:Class'."""
     if name in MODELS:
         return MODELS[name].load()
+    # A name without a module must be in the registry.
     if ':' not in str(name):
         raise unknown('model', name, MODELS)
     return find('model', name, {})
@@ -144,6 +146,7 @@ def _check_arguments(name: str, factory: Callable, arguments: dict[str, Any]) ->
     """Raises UserError for an unknown argument or an invalid number of classes."""
     parameters = dict(inspect.signature(factory).parameters)
     known = [key for key in parameters if key not in ('parent', 'name')]
+    # A function with **kwargs takes any argument.
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         known += arguments
     if not {'num_classes', 'dtype'} <= set(known):

@@ -73,6 +73,7 @@ class Block(nn.Module):
         """Returns `x`, padded or projected if the residual has another shape."""
         if self.shortcut == 'none':
             return jnp.zeros((), x.dtype)
+        # Identity, unless the shape changes or option C projects always.
         same = self.strides == 1 and x.shape[-1] == features
         if same and self.shortcut != 'C':
             return x
@@ -103,6 +104,7 @@ class Bottleneck(Block):
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """[B, H, W, C] -> [B, H / strides, W / strides, 4 width]."""
+        # ResNeXt and Wide ResNet change the width of the 3x3 convolution.
         inner = self.width * self.base_width // 64 * self.groups
         first, second = (self.strides, 1) if self.stride_in == '1x1' else (1, self.strides)
         y = self.conv(inner, 1, 'conv1', strides=first)(x)
@@ -163,6 +165,7 @@ class ResNet(ImageModel):
         """Returns (logits [B, K], endpoints) for images of at least the network's total stride."""
         check_size(self, images)
         endpoints: Endpoints = {}
+        # Stem.
         x = self._stem(images.astype(self.dtype), train)
         x = self.record(endpoints, 'stem', x)
         # Each stage but the first halves the size in its first block.
@@ -184,6 +187,7 @@ class ResNet(ImageModel):
     def _block(self) -> Callable[..., Block]:
         """Returns the constructor of the blocks."""
         cls = BLOCKS[self.block]
+        # All blocks share these arguments; width and strides differ.
         return partial(
             nn.remat(cls, static_argnums=(2,)) if self.remat else cls,
             shortcut=self.shortcut,
@@ -229,6 +233,7 @@ class CifarResNet(ResNet):
 def check_size(model: Any, images: jax.Array) -> None:
     """Raises UserError if an image is smaller than the total stride of a residual network."""
     small = model.stem == 'small'
+    # The imagenet stem has a stride of 4; each stage but the first halves the size.
     stride = 2 ** (len(model.stage_sizes) - 1) * (1 if small else 4)
     hint = '' if small else "stem='small' takes smaller images"
     model.check_images(images, min_size=stride, hint=hint)

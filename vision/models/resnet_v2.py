@@ -91,6 +91,7 @@ class ResNetV2(ImageModel):
         """Returns (logits [B, K], endpoints) for images of at least the network's total stride."""
         check_size(self, images)
         endpoints: Endpoints = {}
+        # Stem.
         x = stem_convolution(self, he_normal)(images.astype(self.dtype))
         x = nn.relu(BatchNorm(dtype=self.dtype, name='bn1')(x, train))
         x = x if self.stem == 'small' else max_pool(x, 3, 2, padding=1)
@@ -98,6 +99,7 @@ class ResNetV2(ImageModel):
         block: Any = PreActivationBlock
         if self.remat:
             block = nn.remat(PreActivationBlock, static_argnums=(2,))
+        # Each stage but the first halves the size in its first block.
         for stage, blocks in enumerate(self.stage_sizes):
             for i in range(blocks):
                 x = block(
@@ -110,6 +112,7 @@ class ResNetV2(ImageModel):
                     name=f'layer{stage + 1}_{i}',
                 )(x, train)
             x = self.record(endpoints, f'stage{stage + 1}', x)
+        # The last addition needs a norm and ReLU of its own.
         x = nn.relu(BatchNorm(dtype=self.dtype, name='bn_last')(x, train))
         x = self.record(endpoints, 'features', global_avg_pool(x))
         return classify(self, x), endpoints

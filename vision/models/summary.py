@@ -77,6 +77,7 @@ def summarise(
         does not follow the contract (see `check_contract`).
     """
     model, shape = default_model(name, num_classes, **kwargs)
+    # The paper's image size and channels by default.
     size = input_size or shape[0]
     input_shape = (size, size, channels or shape[2])
     if name not in MODELS:
@@ -312,9 +313,11 @@ def _product(eqn: Any) -> tuple[int, int]:
         return 0, 0
     out = eqn.outvars[0].aval.size
     if name == 'conv_general_dilated':
+        # Every output value of a convolution sums over the kernel's inputs.
         kernel = eqn.invars[1].aval
         out_features = kernel.shape[eqn.params['dimension_numbers'].rhs_spec[0]]
         return out * kernel.size // out_features, out
+    # Every output value of a matrix product sums over the contracted axes.
     (contracted, _), _ = eqn.params['dimension_numbers']
     return out * math.prod(eqn.invars[0].aval.shape[i] for i in contracted), out
 

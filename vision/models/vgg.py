@@ -59,6 +59,7 @@ class WindowDense(nn.Module):
         bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         out = self.output_dtype or self.dtype
+        # A single window is a matrix product; more are a convolution.
         if x.shape[1:3] == (self.window, self.window):
             y = multiply(flatten(x), kernel, out)[:, None, None]
         else:
@@ -152,6 +153,7 @@ class VGG(ImageModel):
         for name, window in (('fc6', 7), ('fc7', 1)):
             x = nn.relu(layer(4096, window, name=name)(x))
             x = nn.Dropout(self.dropout)(x, deterministic=not train)
+        # Features are averaged over the positions of dense evaluation.
         endpoints['features'] = self.perturb('features', global_avg_pool(x))
         if x.shape[1:3] == (1, 1):
             # Classify the perturbed features, so that gradients with respect to them exist.

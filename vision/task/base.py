@@ -82,6 +82,7 @@ class Apply(NamedTuple):
           Outputs float32 [B, K], endpoints by name, and the new running statistics.
         """
         stats = self.batch_stats if batch_stats is None else batch_stats
+        # `mutable` returns the new running statistics instead of storing them.
         (outputs, endpoints), updated = self.model.apply(
             {'params': self.params if params is None else params, 'batch_stats': stats},
             images,
@@ -115,7 +116,7 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A task: pure functions from a batch to the objective, and from the model's outputs to metrics.
+    """Pure functions from a batch to the objective, and from the model's outputs to metrics.
 
     A subclass is a frozen dataclass too. Its fields after `settings` are keys of `config.task`. It
     must define `loss`, `answers` and `metrics`.
@@ -181,6 +182,7 @@ class Task:
         self, images: jax.Array, targets: jax.Array, mask: jax.Array, key: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Applies mixup and CutMix, if configured, to images [B, H, W, C] and targets [B, K]."""
+        # Import the code only if it is used.
         mixup, cutmix = self.settings.mixup, self.settings.cutmix
         if not mixup and not cutmix:
             return images, targets
@@ -250,11 +252,11 @@ class Task:
         )
 
     def named(self, probabilities: np.ndarray, top_k: int) -> np.ndarray:
-        """Returns the predicted classes, int [n ≤ top_k], most likely first, from probabilities [K]."""
+        """Returns predicted classes int [n ≤ top_k], most likely first, for probabilities [K]."""
         return np.argsort(-probabilities, kind='stable')[:top_k]
 
     def caption(self, columns: Columns, row: int) -> tuple[str, bool]:
-        """Returns a caption for a validation picture in TensorBoard, and whether the answer is correct."""
+        """Returns a caption for TensorBoard's pictures, and whether the answer is correct."""
         return '', True
 
     def check(self, source: Any) -> None:
@@ -266,6 +268,7 @@ class Task:
 
     def from_records(self, records: list[dict[str, Any]]) -> Columns:
         """Restores columns from the records that `record` returned."""
+        # Every column but those that `Predictions` stores itself.
         names = [k for k in records[0] if k not in ('id', 'path', 'not_finite')]
         columns = {name: np.array([r[name] for r in records]) for name in names}
         # None stands for NaN in JSON.
@@ -297,6 +300,7 @@ def make_task(config: Mapping[str, Any], settings: Settings) -> Task:
     missing = [m for m in _REQUIRED if getattr(cls, m, None) in (None, getattr(Task, m))]
     if missing:
         raise UserError(f'task {name!r} lacks {", ".join(missing)}: see vision.task.Task')
+    # Check the arguments against the dataclass's fields.
     given = {key: value for key, value in config.items() if key != 'name'}
     own = [p for p in inspect.signature(cls).parameters if p != 'settings']
     check_arguments(f'task {name!r}', cls, own, given)
@@ -309,8 +313,9 @@ def make_task(config: Mapping[str, Any], settings: Settings) -> Task:
 
 
 def _check_own(task: Task) -> None:
-    """Raises UserError unless a task's methods have the right signatures and its metrics are valid."""
+    """Raises UserError unless a task's methods and metrics follow the contract."""
     name = type(task).__name__
+    # Bind each overridden method to the arguments of the base class's.
     for method, ours in inspect.getmembers(Task, inspect.isfunction):
         if method.startswith('_'):
             continue
@@ -319,6 +324,7 @@ def _check_own(task: Task) -> None:
             inspect.signature(getattr(task, method)).bind(*parameters)
         except TypeError as e:
             raise UserError(f'{name}.{method} must take ({", ".join(parameters)}): {e}') from None
+    # Metrics must be a non-empty dict of `Metric`.
     metrics = task.metrics
     if not isinstance(metrics, dict) or not metrics:
         raise UserError(f'{name}.metrics must be a dict of metrics, not {metrics!r:.60}')
@@ -364,6 +370,7 @@ def task_of(config: Any, class_names: Sequence[str], num_outputs: int) -> Task:
 
 def read_task(workdir: Path) -> Task:
     """Reads the task of a run from its workdir, without model and data, for metrics and records."""
+    # Classes are recorded in `dataset.json`; `num_classes` may exceed their number.
     config = workdir_lib.read_config(workdir)
     names = workdir_lib.read_json(workdir, 'dataset.json')['class_names']
     return task_of(config, names, config.model.get('num_classes', len(names)))

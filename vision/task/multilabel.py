@@ -218,6 +218,7 @@ def macro_ap(columns: Columns) -> float:
 
 def micro_ap(columns: Columns) -> float:
     """Returns the average precision over all decisions (example, class) at once."""
+    # All decisions as one class.
     labels, probabilities = columns['label'], columns['probabilities']
     return float(average_precisions(labels.reshape(-1, 1), probabilities.reshape(-1, 1))[0])
 
@@ -231,6 +232,7 @@ def f1(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
       labels: [N, K] of 0 and 1.
       predicted: bool [N, K].
     """
+    # In float64, since counts may exceed float32's integers.
     right = (labels * predicted).sum(axis=0, dtype=np.float64)
     both = labels.sum(axis=0, dtype=np.float64) + predicted.sum(axis=0)
     return np.divide(2 * right, both, out=np.zeros(len(both)), where=both > 0)

@@ -31,7 +31,7 @@ class Profile(Hook):
         """
         self._first, self._last, self._workdir = first, last, workdir
         self._step: jax.profiler.StepTraceAnnotation | None = None  # while it traces
-        self._traced = 0  # steps
+        self._traced = 0  # number of traced steps
 
     def before_step(self, step: int) -> None:
         """Starts the trace at the first step to trace, or later if the run resumes between them."""

@@ -133,6 +133,7 @@ def _kernel_gradient(
         return (positions.T @ gradient.reshape(-1, features))[None, None]
     if forms.columns_suit_gradient(shape, strides, x.dtype):
         return forms.kernel_gradient_by_columns(x, shape, gradient, padding)
+    # 3 x 3: Winograd's form if there are enough channels.
     if (height, width) == (3, 3):
         from vision.models.cpu import winograd
 
@@ -141,6 +142,7 @@ def _kernel_gradient(
             return winograd.kernel_gradient(x, gradient, padding)
     if forms.rows_suit_gradient(shape, x.dtype):
         return forms.kernel_gradient_by_rows(x, shape, gradient, strides, padding)
+    # Few channels: XLA on parts of the batch.
     of_images = partial(_xla_kernel_gradient, shape, strides, padding)
     if max(channels, features) <= 32 and x.dtype == jnp.float32:
         return _sum_of_parts(of_images, x, gradient)
@@ -205,6 +207,7 @@ def _spread(x: jax.Array, shape: tuple[int, ...], strides: Pair) -> jax.Array:
     if strides == (1, 1):
         return x
     (h, w), (height, width) = x.shape[1:3], shape[1:3]
+    # `interior` padding of lax.pad inserts the zeros.
     after = [n - 1 - (m - 1) * s for n, m, s in zip((height, width), (h, w), strides, strict=True)]
     zero = jnp.zeros((), x.dtype)
     inner = [(0, a, s - 1) for a, s in zip(after, strides, strict=True)]

@@ -59,6 +59,7 @@ def columns_suit_gradient(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dty
 
 def convolve_by_columns(x: jax.Array, kernel: jax.Array, padding: Pair) -> jax.Array:
     """Convolves [B, H, W, C] with [h, w, C, K] at stride 1."""
+    # The last block of a row may exceed it: cut the result to the width.
     pieces, (height, width) = _pieces(x, kernel.shape, padding, _BLOCK)
     y = pieces @ _matrix(kernel, _BLOCK)
     return y.reshape(x.shape[0], height, -1, kernel.shape[3])[:, :, :width]
@@ -71,6 +72,7 @@ def kernel_gradient_by_columns(
     block = _BLOCK if shape[2] <= 3 else _BLOCK_OF_MORE
     pieces, (_, width) = _pieces(x, shape, padding, block)
     gradient = jnp.pad(gradient, ((0, 0), (0, 0), (0, -width % block), (0, 0)))
+    # Transposing `_matrix` adds the kernel's copies up.
     product = pieces.T @ gradient.reshape(-1, block * shape[3])
     like = jax.ShapeDtypeStruct(shape, x.dtype)
     return jax.linear_transpose(partial(_matrix, block=block), like)(product)[0]
@@ -229,6 +231,7 @@ def _along(
     def part(array: jax.Array, i: int) -> jax.Array:
         return lax.slice_in_dim(array, i, i + last + 1, strides, axis)
 
+    # Compare the window's positions one after the other.
     y, number = part(x, 0), part(winners, 0)
     for i in range(1, window):
         other = part(x, i)

@@ -86,6 +86,7 @@ def load_pretrained(
       UserError: the source cannot be read, its tensors do not match the model (one error names all
         that are missing, surplus or misshapen), or values are not finite.
     """
+    # Match all tensors first, so that one error names every problem.
     names = torch_names(name)
     converted, fresh = convert(read_state_dict(source), names, variables, f'{source} ({name})')
     check_finite(converted, source)
@@ -117,6 +118,7 @@ def guess_name(source: str) -> str:
     name = re.split(r'[.-]', source.removeprefix('hf:').rsplit('/', 1)[-1])[0]
     if name in MODELS:
         return name
+    # The name says nothing: compare the tensors.
     state = read_state_dict(source)
     for known in TORCHVISION_MODELS:
         if not match(state, torch_names(known), _shapes(known)).problems:
@@ -190,6 +192,7 @@ def convert(
     if found.problems:
         raise UserError(f'{title} does not match the model: {"; ".join(found.problems)}')
     expected = flatten_dict({k: v for k, v in variables.items() if k in ('params', 'batch_stats')})
+    # Variables without a tensor keep their initial values.
     filled = {
         path: jnp.asarray(found.tensors[path], value.dtype) if path in found.tensors else value
         for path, value in expected.items()

@@ -25,6 +25,7 @@ def read_state_dict(source: str) -> StateDict:
     Raises:
       UserError: the source does not exist, cannot be read, or needs a library that is missing.
     """
+    # Local files by suffix; 'hf:' sources are downloaded first.
     path = _download_weights(source) if source.startswith('hf:') else Path(source)
     if not path.is_file():
         raise UserError(f'{source}: no such file, and not hf:organisation/name on the hub')

@@ -63,6 +63,7 @@ class Tensor(NamedTuple):
         numbers = read(self.storage)
         if math.prod(self.shape) > len(numbers):
             raise ValueError(f'{len(numbers)} values for a tensor of shape {self.shape}')
+        # Build a strided view; NumPy checks offset and strides against the buffer.
         size = self.storage.dtype.itemsize
         stride = tuple(n * size for n in self.stride)
         return np.ndarray(self.shape, numbers.dtype, numbers, self.offset * size, stride)

@@ -100,6 +100,7 @@ def normalise_keys(state: dict) -> dict:
     attribute.
     """
     shared = os.path.commonprefix([key for key in state if '.' in key])  # noqa: RUF071 - of letters
+    # Cut the common prefix at its last dot.
     shared = shared[: shared.rfind('.') + 1]
 
     def rename(key: str) -> str:

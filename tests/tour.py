@@ -48,6 +48,12 @@ def execute(path: Path) -> tuple[Any, float]:
     seconds = time.monotonic() - begin
     for cell in notebook.cells:
         cell.metadata.clear()
+        # Messages name files by their absolute paths; the stored ones begin at the notebook's folder.
+        for output in cell.get('outputs', []):
+            texts = output if 'text' in output else output.get('data', {})
+            for kind, text in texts.items():
+                if isinstance(text, str) and kind in ('text', 'text/plain'):
+                    texts[kind] = text.replace(f'{folder}/', '')
     version = '.'.join(map(str, sys.version_info[:2]))
     kernel = {'display_name': 'Python 3', 'language': 'python', 'name': 'python3'}
     notebook.metadata = {

@@ -6,7 +6,7 @@ A page's fences:
     ```bash no-run WHY commands that cannot run here, for one of the reasons in WHY; their flags are checked
     ```console         lines that begin with `$ ` are commands that run, the others are their output
     ```python          a script that runs; one that begins with `# name.py` is a file beside the commands
-    ```text            output and drawings
+    ```text, ```       output and drawings
 """
 
 import ast
@@ -32,7 +32,8 @@ from vision.studies import config_help as explain
 PAGES = {p.name: p.read_text() for p in (REPO / 'README.md', *sorted((REPO / 'docs').glob('*.md')))}
 WHY = {'network', 'data', 'minutes', 'peer', 'server', 'cluster'}
 FENCE = re.compile(r'^```(\S*) *([^\n]*)\n(.*?)^```$', re.M | re.S)
-FIRST = '--config=configs/digits_lenet5.py --workdir=runs/digits'
+WRITE = ('train', 'sweep', 'evaluate')  # into a workdir
+FIRST = '--config=configs/digits_lenet5.py --workdir=runs/digits'  # which `digits_run` runs
 
 # In the quick tests runs are shorter, by flags that come after their own.
 SHORT = {
@@ -79,7 +80,7 @@ class Step:
         """The paths that the command writes and that later steps may read."""
         flags = dict(re.findall(r'--(\w+)=(runs/\S+)', self.text))
         writing = {'output', 'explain'}
-        if self.words[:1] in (('experiments.train',), ('experiments.sweep',)):
+        if self.text.startswith(tuple(f'python -m experiments.{c}' for c in WRITE)):
             writing.add('workdir')
         if {'build', 'add'} & set(self.words):
             writing.add('index')
@@ -97,7 +98,7 @@ def fences(page):
 
 def lines(text):
     """The command lines of a fence: continued ones joined, comments left out."""
-    joined = text.replace('\\\n', ' ').splitlines()
+    joined = re.sub(r' *\\\n *', ' ', text).splitlines()
     return [line for line in joined if line.strip() and not line.startswith('#')]
 
 
@@ -214,7 +215,7 @@ def test_every_page_is_there_and_every_fence_is_of_a_known_kind():
         for language, information, text in fences(page):
             if language.startswith('{'):  # a directive of Sphinx
                 continue
-            assert language in ('bash', 'console', 'python', 'text'), (page, language, text)
+            assert language in ('bash', 'console', 'python', 'text', ''), (page, language, text)
             if information:
                 mark, _, why = information.partition(' ')
                 assert (language, mark) == ('bash', 'no-run') and why in WHY, (page, information)

@@ -148,11 +148,11 @@ def test_what_cannot_be_is_one_line_before_anything_is_made(tmp_path, task, chan
 
 
 def test_views_need_a_task_that_takes_them(tmp_path):
-    with pytest.raises(UserError, match=r'data.views=2: the task Classification takes one view'):
+    with pytest.raises(UserError, match=r'data.views=2: the task Classification supports one view per image'):
         train(tiny_config(data__views=2), tmp_path / 'run')
 
 
 def test_a_loss_that_returns_something_else_is_one_line(tmp_path):
-    with pytest.raises(UserError, match=r'must return .* vision.task.Outcome, not dict'):
+    with pytest.raises(UserError, match=r'must return .* vision.task.Outcome\), not dict'):
         train(with_task('OnlyALoss'), tmp_path / 'run')
     assert not (tmp_path / 'run').exists()

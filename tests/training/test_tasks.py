@@ -148,7 +148,9 @@ def test_what_cannot_be_is_one_line_before_anything_is_made(tmp_path, task, chan
 
 
 def test_views_need_a_task_that_takes_them(tmp_path):
-    with pytest.raises(UserError, match=r'data.views=2: the task Classification supports one view per image'):
+    with pytest.raises(
+        UserError, match=r'data.views=2: the task Classification supports one view per image'
+    ):
         train(tiny_config(data__views=2), tmp_path / 'run')
 
 

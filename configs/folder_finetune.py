@@ -1,19 +1,22 @@
 """Fine-tuning ImageNet weights on a folder of photos, `FOLDER/CLASS/*.jpg`.
 
-Papers: He et al. 2015 (arXiv:1512.03385), ResNet-50; Donahue et al. 2013, "DeCAF"
-(arXiv:1310.1531), on how well the features of such a network transfer.
+Papers: Tan and Le 2019 (arXiv:1905.11946), EfficientNet, in its Lite form; He et al. 2015
+(arXiv:1512.03385), ResNet-50; Donahue et al. 2013, "DeCAF" (arXiv:1310.1531), on how well the
+features of such a network transfer.
 
     pip install -e ".[pretrained]"
     python -m experiments.train --config=configs/folder_finetune.py --workdir=runs/photos
     … --config.data.path=FOLDER                the photos; required
     …:frozen                                   train the new classifier only
+    …:resnet50                                 ResNet-50, with weights from the Hugging Face hub
     … --config.init_from=resnet50.safetensors  weights from a file, or from a workdir
-    … --config.init_from=None                  from scratch
+    … --config.init_from=None '--config.lr_factors=()'  from scratch
 
 Result: depends on the photos; not measured here.
 Cost: not measured. Peak memory and time a step: add --dry_run.
-Deviations: torchvision's weights, a new classifier for the folder's classes; the whole network is
-trained, the backbone at a tenth of the classifier's learning rate.
+Deviations: the weights of EfficientNet-Lite0 come as a package, without a hub; a new classifier
+for the folder's classes; the whole network is trained, the backbone at a tenth of the classifier's
+learning rate.
 """
 
 from ml_collections import ConfigDict
@@ -24,18 +27,26 @@ from vision.core.errors import unknown
 
 
 def get_config(variant: str = 'full') -> ConfigDict:
-    """Returns the config; 'frozen' trains the classifier only."""
-    if variant not in ('full', 'frozen'):
-        raise unknown('variant of folder_finetune.py', variant, ['full', 'frozen'])
+    """Returns the config; 'frozen' trains the classifier only, 'resnet50' another network."""
+    if variant not in ('full', 'frozen', 'resnet50'):
+        raise unknown('variant of folder_finetune.py', variant, ['full', 'frozen', 'resnet50'])
     config = default_config()
-    config.model = ConfigDict({'name': 'resnet50'})
-    config.init_from = 'hf:timm/resnet50.tv_in1k'
     config.data.source = 'folder'
     config.data.path = placeholder(str)
     config.preprocess.train = 'decode|random_resized_crop(224)|flip_lr'
-    config.preprocess.eval = 'decode|resize_small(256)|central_crop(224)'
-    config.preprocess.mean = (0.485, 0.456, 0.406)
-    config.preprocess.std = (0.229, 0.224, 0.225)
+    # Each network's pixels are normalised as its weights expect.
+    if variant == 'resnet50':
+        config.model = ConfigDict({'name': 'resnet50'})
+        config.init_from = 'hf:timm/resnet50.tv_in1k'
+        config.preprocess.eval = 'decode|resize_small(256)|central_crop(224)'
+        config.preprocess.mean = (0.485, 0.456, 0.406)
+        config.preprocess.std = (0.229, 0.224, 0.225)
+    else:
+        config.model = ConfigDict({'name': 'efficientnet_lite0'})
+        config.init_from = 'efficientnet_lite0'
+        config.preprocess.eval = "decode|resize_small(256, 'bicubic')|central_crop(224)"
+        config.preprocess.mean = (127 / 255,)
+        config.preprocess.std = (128 / 255,)
     config.optimizer.lr = 0.01
     config.weight_decay = 1e-4
     config.schedule.warmup = '0.5 epochs'

@@ -28,7 +28,7 @@ CHECKPOINT = flags.DEFINE_string(
 PRETRAINED = flags.DEFINE_string(
     'pretrained',
     None,
-    'ImageNet weights to use instead of a run: FILE.safetensors, FILE.pth or hf:org/name.',
+    'ImageNet weights to use instead of a run: efficientnet_lite0 (lite1, lite2), FILE.safetensors, FILE.pth or hf:org/name.',
 )
 MODEL = flags.DEFINE_string('model', None, 'Model of --pretrained, where the weights do not tell.')
 FOLD = flags.DEFINE_bool('fold', True, 'Fold BatchNorm into the convolutions, which is faster.')

@@ -88,7 +88,7 @@ def load(name):
 
 def parameters(config):
     model = create_model(**{'num_classes': 10} | config.model.to_dict())
-    images = jnp.zeros((1, *type(model).input_shape))
+    images = jnp.zeros((1, *model.input_shape))
     shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images, train=True))
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes['params']))
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-# Square of the bound of uniform weights, times fan-in. 6 keeps the signal's size through ReLU (He);
-# 3 where a shortcut adds to it.
-GAIN = {'resnet': 3.0, 'other': 6.0}
+# Square of the bound of uniform weights, times fan-in, by what a model's name contains. 6 keeps the signal's size
+# through ReLU (He); 3 where a shortcut adds to it; 6.5 through swish and squeeze-and-excitation.
+GAIN = {'resne': 3.0, 'efficientnet_b': 6.5, '': 6.0}
 LABELS = np.array([1, 7, 300, 999])
 LEARNING_RATE = 1.0
 AUX_WEIGHT = 0.3
@@ -25,7 +25,7 @@ def uniform(name: str, shape: Sequence[int]) -> np.ndarray:
 
 def state_dict(model: str, shapes: Mapping[str, Sequence[int]]) -> dict[str, np.ndarray]:
     """A torch state dict for `model`: tensors of the names and shapes that are given."""
-    gain = GAIN['resnet' if 'resne' in model else 'other']
+    gain = next(gain for part, gain in GAIN.items() if part in model)
     return {name: _tensor(name, shape, gain) for name, shape in shapes.items()}
 
 

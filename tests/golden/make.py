@@ -1,6 +1,7 @@
-"""Writes the golden outputs: runs torchvision's models in float64 on weights drawn by `generator.py`.
+"""Writes the golden outputs: runs models of torch in float64 on weights drawn by `generator.py`.
 
-Needs torch 2.14.1 and torchvision 0.29.1, and nothing else of this repository.
+Needs torch 2.14.1 and torchvision 0.29.1 (EfficientNets: 2.13.0, 0.28.0, efficientnet_lite_pytorch 0.1.0), and nothing
+else of this repository.
 """
 
 import json
@@ -14,16 +15,18 @@ import torchvision
 
 HERE = Path(__file__).parent
 
-# Evaluated at the paper's size and at an odd one.
+# Evaluated at the paper's size (EfficientNets, slow in float64, at a smaller one) and at an odd one.
 EVALUATION = {
     **{name: (224, 193) for name in ('alexnet', 'googlenet')},
     **{f'vgg{n}{bn}': (224, 193) for n in (11, 13, 16, 19) for bn in ('', '_bn')},
     **{f'resnet{n}': (224, 193) for n in (18, 34, 50, 101, 152)},
     **{name: (224, 193) for name in ('wide_resnet50_2', 'resnext50_32x4d')},
     'inception_v3': (299, 213),
+    **{f'efficientnet_{kind}{n}': (96, 65) for kind in ('b', 'lite') for n in range(5)},
 }
 # Inception's auxiliary head needs 299 px.
-TRAINING = {'alexnet': 95, 'vgg11_bn': 64, 'googlenet': 96, 'inception_v3': 299, 'resnet18': 64}
+TRAINING = {'alexnet': 95, 'vgg11_bn': 64, 'googlenet': 96, 'inception_v3': 299, 'resnet18': 64,
+            'efficientnet_b0': 64, 'efficientnet_lite0': 64}  # fmt: skip
 
 
 def main(names: list[str]) -> None:
@@ -36,11 +39,18 @@ def main(names: list[str]) -> None:
         print(name, (HERE / f'{name}.npz').stat().st_size, flush=True)
 
 
-def build(name: str) -> torch.nn.Module:
+def build(name: str, size: int = 224) -> torch.nn.Module:
     kwargs = {}
     if name in ('googlenet', 'inception_v3'):
         kwargs = {'init_weights': False, 'aux_logits': True}
-    model = getattr(torchvision.models, name)(weights=None, **kwargs)
+    if 'lite' in name:
+        import efficientnet_lite_pytorch
+
+        # Its padding is made for one size.
+        make = efficientnet_lite_pytorch.EfficientNet.from_name
+        model = make(name.replace('_', '-'), image_size=size, drop_connect_rate=0.0)
+    else:
+        model = getattr(torchvision.models, name)(weights=None, **kwargs)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
     state = generator.state_dict(name, shapes)
     model.load_state_dict({key: torch.from_numpy(value) for key, value in state.items()})
@@ -56,6 +66,7 @@ def evaluate(name: str) -> dict[str, np.ndarray]:
     shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     golden = {'shapes': np.array(json.dumps(shapes))}
     for size in EVALUATION[name]:
+        model = build(name, size).eval()
         with torch.no_grad():
             logits = model(read_images(size, 2)).numpy()
         assert np.isfinite(logits).all()
@@ -66,9 +77,9 @@ def evaluate(name: str) -> dict[str, np.ndarray]:
 
 
 def train(name: str) -> dict[str, np.ndarray]:
-    model = build(name).train()
+    model = build(name, TRAINING[name]).train()
     for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
+        if isinstance(module, torch.nn.Dropout | torchvision.ops.StochasticDepth):
             module.p = 0.0
     before = {key: value.clone() for key, value in model.state_dict().items()}
     images = read_images(TRAINING[name], len(generator.LABELS))

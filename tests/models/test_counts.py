@@ -52,6 +52,17 @@ COUNTS = {
     'resnet56': (853_018, None, None),
     'resnet110': (1_727_962, None, None),
     'resnet1202': (19_421_274, None, None),
+    # torchvision's and timm's counts; B2's multiply-adds are table 2's 1.0 billion.
+    'efficientnet_b0': (5_288_548, None, 0.386),
+    'efficientnet_b1': (7_794_184, None, 0.687),
+    'efficientnet_b2': (9_109_994, None, 0.994),
+    'efficientnet_b3': (12_233_232, None, 1.827),
+    'efficientnet_b4': (19_341_616, None, 4.394),
+    'efficientnet_lite0': (4_652_008, None, None),
+    'efficientnet_lite1': (5_416_680, None, None),
+    'efficientnet_lite2': (6_092_072, None, None),
+    'efficientnet_lite3': (8_197_096, None, None),
+    'efficientnet_lite4': (13_006_568, None, None),
 }
 # The papers print these in millions: VGG table 2; ResNet v2 table 4 (164 and 1001 layers), and 110
 # layers as in v1. ResNet-34 with option A lacks the weights and norms of the projections.
@@ -80,7 +91,11 @@ DEEP = ('resnet34_b', 'resnet101', 'resnet152', 'resnet50_v1', 'resnet101_v1', '
         'resnet164_v2', 'resnet1001_v2')  # fmt: skip
 
 
-@pytest.mark.parametrize('name', split(COUNTS, [n for n in COUNTS if n not in DEEP]))
+# Larger forms of B0 and Lite0.
+SCALED = [n for n in COUNTS if n.startswith('efficientnet') and not n.endswith('0')]
+
+
+@pytest.mark.parametrize('name', split(COUNTS, [n for n in COUNTS if n not in (*DEEP, *SCALED)]))
 def test_counts_are_the_papers(name):
     parameters, with_aux, gmacs = COUNTS[name]
     summary = summary_of(name)
@@ -133,7 +148,9 @@ def test_connections_of_lenet_are_counted_by_hand():
     assert summary_of('lenet5_1998').macs == expected
 
 
-@pytest.mark.parametrize('name', ['resnet50', 'googlenet', 'vgg16', 'alexnet', 'inception_v3'])
+@pytest.mark.parametrize(
+    'name', ['resnet50', 'googlenet', 'vgg16', 'alexnet', 'inception_v3', 'efficientnet_b0']
+)
 def test_the_docstring_gives_the_shapes_of_the_stages(name):
     model, _ = default_model(name)
     doc = type(model).__doc__

@@ -6,7 +6,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from tests.tiers import split
-from vision.models import create_model, googlenet, inception
+from vision.models import create_model, efficientnet, googlenet, inception
 
 
 def start(module, size, channels=3):
@@ -58,6 +58,15 @@ def test_cifar_resnets_are_hes_over_the_inputs(name):
     params = start(create_model(name, num_classes=10, stage_sizes=(1, 1, 1)), 8)
     kernel = params['layer3_0/conv1/kernel']
     assert kernel.std() == pytest.approx(np.sqrt(2 / fan_in(kernel)), rel=0.03)
+
+
+def test_efficientnet_is_its_authors():
+    params = start(efficientnet.MBConv(32, 5), 4, 64)
+    kernel = params['depthwise_conv/kernel']
+    assert kernel.shape == (5, 5, 1, 384)
+    assert kernel.std() == pytest.approx(np.sqrt(2 / 25), rel=0.03)
+    kernel = params['expand_conv/kernel']
+    assert kernel.std() == pytest.approx(np.sqrt(2 / 384), rel=0.03)
 
 
 def test_googlenet_of_the_paper_is_the_caffe_replicas():

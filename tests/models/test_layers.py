@@ -11,10 +11,12 @@ from vision.models.layers import (
     Dense,
     adaptive_avg_pool,
     avg_pool,
+    convolve,
     he_normal,
     he_normal_fan_out,
     local_response_norm,
     max_pool,
+    same_padding,
     truncated_normal,
 )
 
@@ -37,6 +39,27 @@ def test_convolution_is_the_sum_over_windows_in_groups():
         window = padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 2, group]
         expected[:, i, j, out] = (window * kernel[..., out]).sum((1, 2, 3))
     np.testing.assert_allclose(model.apply(variables, x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('length', 'window', 'stride', 'expected'),
+    [
+        (224, 3, 2, (0, 1)),
+        (112, 5, 2, (1, 2)),
+        (65, 3, 2, (1, 1)),
+        (7, 5, 1, (2, 2)),
+        (9, 1, 2, (0, 0)),
+    ],
+)
+def test_same_padding_is_tensorflows(length, window, stride, expected):
+    assert same_padding(length, window, stride) == expected
+    x, kernel = draw(1, length, 3, 2), draw(window, 1, 1, 2)
+    y = convolve(x, kernel, (stride, 1), 'same', groups=2)
+    assert y.shape[1] == -(-length // stride)
+    sides = np.pad(x, ((0, 0), expected, (0, 0), (0, 0)))
+    np.testing.assert_allclose(
+        y[:, 0], (sides[:, :window] * kernel[:, :, 0]).sum(1), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_local_response_norm_is_the_papers_sum():

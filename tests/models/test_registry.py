@@ -135,6 +135,8 @@ def test_dense_evaluation_takes_any_size_from_the_papers_and_means_over_position
             ('resnet20', {}, 4),
             ('resnet50', {'stem': 'small'}, 8),
             ('resnet50_v2', {}, 32),
+            ('efficientnet_b0', {}, 32),
+            ('efficientnet_lite0', {'stem': 'small'}, 16),
         ],
         [
             ('alexnet_2012', {}, 67),
@@ -218,7 +220,7 @@ def test_auxiliary_heads_exist_in_training_only(name):
     'name',
     split(
         ['alexnet', 'alexnet_2012', 'vgg11', 'vgg_a', 'googlenet', 'googlenet_2014']
-        + ['inception_v3', 'resnet50', 'resnet50_v2'],
+        + ['inception_v3', 'resnet50', 'resnet50_v2', 'efficientnet_b0'],
         ['alexnet', 'vgg_a', 'googlenet', 'resnet50', 'resnet50_v2'],
     ),
 )
@@ -237,6 +239,7 @@ REMAT = {
     'resnet110_v2': {'stage_sizes': (1, 1, 1)},
     'googlenet': {'stem': 'small', 'dropout': 0.0, 'aux_dropout': 0.0},
     'inception_v3': {'stem': 'small', 'dropout': 0.0},
+    'efficientnet_b0': {'depth': 0.1, 'dropout': 0.0, 'drop_path': 0.0},
 }
 
 

@@ -98,7 +98,7 @@ def test_the_longest_axis_that_divides_is_shared(shape, spec):
 def test_the_rule_shares_the_papers_models(name):
     """By shapes alone: at most 2 % more than an eighth per device."""
     model = create_model(name)
-    size = type(model).input_shape
+    size = model.input_shape
     shapes = jax.eval_shape(
         lambda: model.init(
             {'params': jax.random.key(0), 'dropout': jax.random.key(0)},

@@ -185,7 +185,7 @@ def _patterns(value: Any, kind: Any) -> list[str]:
 # fmt: off
 KEYS = (
     Key('seed', int, 0, 'Seed of all randomness: initial parameters, order of the examples, augmentation, dropout', low=0, below=2**32),
-    Key('init_from', str | None, None, "Pretrained weights to start from: a workdir, a .safetensors or .pth file, or 'hf:org/name'"),
+    Key('init_from', str | None, None, "Pretrained weights to start from: a workdir, a .safetensors or .pth file, 'hf:org/name', or 'efficientnet_lite0' (lite1, lite2)"),
     Key('freeze', Pattern | None, None, "Parameters to freeze: a regular expression on their names, or 'backbone' for all but the classifier; a frozen backbone runs in evaluation mode, and frozen layers keep their running statistics"),
     Key('lr_factors', Factors, (), "Factors on the learning rate of groups of parameters, as pairs of a regular expression on names (or 'backbone') and a factor; the first match counts", low=0),
     Key('weight_decay', float, 0.0, 'Coefficient of weight decay', low=0),

@@ -6,6 +6,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -18,7 +19,7 @@ from vision.core.errors import UserError
 from vision.core.text import AnyPath
 from vision.data.identity import check_unchanged
 from vision.data.source import Source
-from vision.models.base import check_finite, init_variables, run_once
+from vision.models.base import abstract_variables, check_finite, init_variables
 from vision.models.registry import create_model
 from vision.task.base import Task, task_of
 from vision.task.metrics import Selection
@@ -117,7 +118,8 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
     """Makes a `Run` from ImageNet weights: model, classes and preprocessing, without data.
 
     Args:
-      source: a `.safetensors` or `.pth` file of torchvision or timm, or 'hf:org/name'.
+      source: a `.safetensors` or `.pth` file of torchvision or timm, 'hf:org/name', or the name
+        of packaged weights, such as 'efficientnet_lite0'.
       name: name of the model in the registry; guessed from the source by default.
 
     Raises:
@@ -134,11 +136,14 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
     config.preprocess.eval = f'decode|{resize}|central_crop({fed.crop})'
     config.preprocess.mean, config.preprocess.std = fed.mean, fed.std
     config.evaluation.batch_size = 32
-    model = create_model(name, num_classes=len(pretrained.IMAGENET_CLASSES))
+    arguments = pretrained.model_arguments(name, source)
+    config.model.update(arguments)
+    model = create_model(name, num_classes=len(pretrained.IMAGENET_CLASSES), **arguments)
     task = task_of(config, pretrained.IMAGENET_CLASSES, model.num_classes)
     input_shape = (fed.crop, fed.crop, 3)
-    # Initial values give the structure that the weights are loaded into.
-    variables = run_once(lambda: init_variables(model, input_shape, jax.random.key(0)))
+    # The weights replace all values that predict. Drawing initial values would take longer than reading them.
+    shapes = abstract_variables(model, input_shape)
+    variables = {'batch_stats': {}, **jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)}
     mesh = mesh_lib.make_mesh()
     return Run(
         path=Path(source),

@@ -1,7 +1,7 @@
 """Layers that the model families share: convolution, pooling, normalisation, dense.
 
 Images are [B, H, W, C], kernels [h, w, in, out]. Parameters are float32, and `dtype` is the type of
-the computation. Padding is symmetric and in pixels, as in the papers' tables.
+the computation. Padding is symmetric and in pixels, as in the papers' tables, or TensorFlow's 'same'.
 
 Convolution and max pooling use XLA or a registered fast form. A fast form is a function with the
 arguments of `xla_convolve` or `xla_max_pool`. It returns the same values up to rounding, or None if
@@ -22,6 +22,7 @@ from jax import lax
 from vision.core.errors import UserError
 
 Pair = int | tuple[int, int]
+Padding = Pair | Literal['same']
 Sides = Sequence[tuple[int, int]]  # padding before and after, in height and width
 Initializer = Callable[..., jax.Array]
 
@@ -98,12 +99,23 @@ def uniform_bias(fan_in: int) -> Initializer:
 
 
 def convolve(
-    x: jax.Array, kernel: jax.Array, strides: Pair = 1, padding: Pair = 0, groups: int = 1
+    x: jax.Array, kernel: jax.Array, strides: Pair = 1, padding: Padding = 0, groups: int = 1
 ) -> jax.Array:
     """Convolves [B, H, W, C] with [h, w, C / groups, K]; all models use this function."""
-    strides, sides = pair(strides), [(p, p) for p in pair(padding)]
+    strides = pair(strides)
+    if padding == 'same':
+        sizes = zip(x.shape[1:3], kernel.shape[:2], strides, strict=True)
+        sides = [same_padding(*size) for size in sizes]
+    else:
+        sides = [(p, p) for p in pair(padding)]
     y = _fast_form('convolve', x, kernel, strides, sides, groups)
     return xla_convolve(x, kernel, strides, sides, groups) if y is None else y
+
+
+def same_padding(length: int, window: int, stride: int) -> tuple[int, int]:
+    """TensorFlow's padding 'same': ceil(length / stride) outputs, an odd pixel of padding at the end."""
+    total = max((-(-length // stride) - 1) * stride + window - length, 0)
+    return total // 2, total - total // 2
 
 
 def xla_convolve(
@@ -126,7 +138,7 @@ class Conv(nn.Module):
     features: int
     kernel_size: Pair
     strides: Pair = 1
-    padding: Pair = 0
+    padding: Padding = 0
     groups: int = 1
     use_bias: bool = True
     kernel_init: Initializer = he_normal_fan_out

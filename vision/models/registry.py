@@ -32,6 +32,10 @@ class Entry:
 
 _SHALLOW: dict[str, Any] = {'block': 'basic', 'stage_sizes': (3, 4, 6, 3)}
 _ORIGINAL: dict[str, Any] = {'stride_in': '1x1', 'zero_init_residual': False}
+_EFFICIENT = 'efficientnet:EfficientNet'
+_SCALE_2: dict[str, Any] = {'width': 1.1, 'depth': 1.2, 'dropout': 0.3}
+_SCALE_3: dict[str, Any] = {'width': 1.2, 'depth': 1.4, 'dropout': 0.3}
+_SCALE_4: dict[str, Any] = {'width': 1.4, 'depth': 1.8, 'dropout': 0.4}
 
 MODELS: dict[str, Entry] = {
     'lenet5_1998': Entry('lenet_1998:LeNet5Original'),
@@ -86,6 +90,19 @@ MODELS: dict[str, Entry] = {
     'resnet110_v2': Entry('resnet_v2:CifarResNetV2', bottleneck=False, shortcut='A'),
     'resnet164_v2': Entry('resnet_v2:CifarResNetV2'),
     'resnet1001_v2': Entry('resnet_v2:CifarResNetV2', stage_sizes=(111,) * 3),
+    # Width, depth and resolution of the authors' code; B0 to B4 with torchvision's padding and ε.
+    'efficientnet_b0': Entry(_EFFICIENT, framework='torch'),
+    'efficientnet_b1': Entry(_EFFICIENT, depth=1.1, resolution=240, framework='torch'),
+    'efficientnet_b2': Entry(_EFFICIENT, **_SCALE_2, resolution=260, framework='torch'),
+    'efficientnet_b3': Entry(_EFFICIENT, **_SCALE_3, resolution=300, framework='torch'),
+    'efficientnet_b4': Entry(_EFFICIENT, **_SCALE_4, resolution=380, framework='torch'),
+    'efficientnet_lite0': Entry(_EFFICIENT, lite=True),
+    'efficientnet_lite1': Entry(_EFFICIENT, depth=1.1, resolution=240, lite=True),
+    'efficientnet_lite2': Entry(_EFFICIENT, **_SCALE_2, resolution=260, lite=True),
+    'efficientnet_lite3': Entry(_EFFICIENT, **_SCALE_3, resolution=280, lite=True),
+    'efficientnet_lite4': Entry(
+        _EFFICIENT, **{**_SCALE_4, 'dropout': 0.3}, resolution=300, lite=True
+    ),
 }
 
 

@@ -56,7 +56,9 @@ class Classifier:
         self.class_names, self.run = run.class_names, run
         self.model, self.variables = run.model, run.variables
         if fold:
-            folded, variables = fold_batch_norm(run.model, run.variables, run.input_shape)
+            # On the host: on the device each shape's arithmetic would be compiled.
+            trained = jax.device_get(run.variables)
+            folded, variables = fold_batch_norm(run.model, trained, run.input_shape)
             self.model, self.variables = folded, mesh_lib.put_replicated(variables, run.mesh)
         self._feed, self._computed = Feed(run), Stream(run)
 
@@ -83,7 +85,8 @@ class Classifier:
         """Loads a classifier from torchvision or timm ImageNet weights, or from a workdir.
 
         Args:
-          source: a `.safetensors` or `.pth` file, 'hf:org/name', or a workdir.
+          source: a workdir, a `.safetensors` or `.pth` file, 'hf:org/name', or the name of
+            packaged weights: 'efficientnet_lite0', 'efficientnet_lite1' or 'efficientnet_lite2'.
           model: the model's name in the registry. By default it is inferred from the beginning of
             the source's name.
           fold: fold BatchNorm into the convolutions.

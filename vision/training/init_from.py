@@ -14,6 +14,7 @@ from vision.core.errors import UserError, similar
 from vision.core.state import TrainState
 from vision.evaluation.run import load_run
 from vision.models.base import is_head
+from vision.models.weights.packages import is_packaged
 from vision.models.weights.pretrained import load_pretrained
 
 
@@ -28,7 +29,8 @@ def read_weights(source: str, model_name: str, variables: dict[str, Any]) -> dic
     A classifier with another number of classes keeps its initial values, and a warning names it.
 
     Args:
-      source: a workdir (its best checkpoint), a `.safetensors` or `.pth` file, or 'hf:org/name'.
+      source: a workdir (its best checkpoint), a `.safetensors` or `.pth` file, 'hf:org/name', or
+        the name of packaged weights, such as 'efficientnet_lite0'.
       model_name: name of the model in the registry.
       variables: params and batch_stats of the model, or their shapes.
 
@@ -44,7 +46,7 @@ def read_weights(source: str, model_name: str, variables: dict[str, Any]) -> dic
     shapes = mesh_lib.abstract(variables)
     if os.path.isdir(source):
         return _from_run(source, shapes)
-    if not source.startswith('hf:') and not os.path.exists(source):
+    if not (source.startswith('hf:') or is_packaged(source) or os.path.exists(source)):
         raise UserError(f'init_from={source}: no such file or workdir{similar(source)}')
     return load_pretrained(source, model_name, shapes)
 

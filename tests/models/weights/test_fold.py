@@ -28,6 +28,8 @@ SMALL = {
     'inception_v3': {'stem': 'small', 'aux_heads': False},
     'resnet20': {},
     'resnet50_v2': {'stem': 'small'},
+    'efficientnet_b0': {'depth': 0.1},
+    'efficientnet_lite0': {'depth': 0.1, 'stem': 'small'},
 }
 # In the quick tests each stage of a ResNet has one block.
 QUICK = {

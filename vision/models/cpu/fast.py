@@ -38,7 +38,9 @@ def convolve(
     """Fast form of `vision.models.layers.xla_convolve`, or None; grouped convolutions have none."""
     if jax.default_backend() != 'cpu' or groups != 1 or x.dtype not in (jnp.float32, jnp.bfloat16):
         return None
-    (top, _), (left, _) = padding  # the layers' padding is symmetric
+    (top, bottom), (left, right) = padding
+    if (top, left) != (bottom, right):
+        return None
     return _convolve(x, kernel, strides, (top, left))
 
 

@@ -97,7 +97,7 @@ def fold_batch_norm(
     for norm, (conv, epsilon) in pairs.items():
         scale = params.pop((*norm, 'scale'), 1.0)
         mean, var = stats.pop((*norm, 'mean')), stats.pop((*norm, 'var'))
-        factor = scale / jnp.sqrt(var + epsilon)
+        factor = scale * (var + epsilon) ** -0.5
         bias = params.pop((*norm, 'bias')) - mean * factor
         params[(*conv, 'kernel')] = params[(*conv, 'kernel')] * factor
         params[(*conv, 'bias')] = params.get((*conv, 'bias'), 0.0) * factor + bias

@@ -18,7 +18,7 @@ from vision.models.base import abstract_variables, check_finite, is_auxiliary, i
 from vision.models.registry import MODELS
 from vision.models.summary import default_model
 from vision.models.weights.state_dicts import StateDict, read_hub_config, read_state_dict
-from vision.models.weights.torch_names import TORCHVISION_MODELS, Path, TorchNames, torch_names
+from vision.models.weights.torch_names import TORCH_MODELS, Path, TorchNames, torch_names
 
 IMAGENET_CLASSES: tuple[str, ...] = tuple(
     (resources.files('vision.models.weights') / 'imagenet_classes.txt')
@@ -38,18 +38,33 @@ class PretrainedInput:
     method: str = 'bilinear'
 
 
+_HALF = (0.5,) * 3  # what torchvision's `transform_input` makes of ImageNet's mean and std
+
+
+def _lite(crop: int) -> PretrainedInput:
+    """EfficientNet-Lite's: pixels (x - 127) / 128, and a margin of 16 px on each side, in the authors' code."""
+    return PretrainedInput(crop + 32, crop, (127 / 255,) * 3, (128 / 255,) * 3, 'bicubic')
+
+
+_INPUTS = {
+    'inception_v3': PretrainedInput(342, 299, _HALF, _HALF),
+    'googlenet': PretrainedInput(256, 224, _HALF, _HALF),
+    'efficientnet_b0': PretrainedInput(256, 224, method='bicubic'),
+    'efficientnet_b1': PretrainedInput(256, 240, method='bicubic'),
+    'efficientnet_b2': PretrainedInput(288, 288, method='bicubic'),
+    'efficientnet_b3': PretrainedInput(320, 300, method='bicubic'),
+    'efficientnet_b4': PretrainedInput(384, 380, method='bicubic'),
+    **{f'efficientnet_lite{i}': _lite(size) for i, size in enumerate((224, 240, 260, 280, 300))},
+}
+
+
 def pretrained_input(name: str, source: str = '') -> PretrainedInput:
     """Returns the preprocessing that weights of the model `name` expect.
 
     It is torchvision's, unless the weights come from the hub with a `config.json` of timm. timm
     evaluates many models at 288 px with bicubic resizing.
     """
-    half = (0.5, 0.5, 0.5)  # torchvision's `transform_input` converts to this mean and std
-    default = PretrainedInput()
-    if name == 'inception_v3':
-        default = PretrainedInput(342, 299, half, half)
-    if name == 'googlenet':
-        default = PretrainedInput(256, 224, half, half)
+    default = _INPUTS.get(name, PretrainedInput())
     # timm's config overrides the default if it is complete.
     config = read_hub_config(source) if source.startswith('hf:') else {}
     timm = config.get('pretrained_cfg', {})
@@ -68,6 +83,17 @@ def pretrained_input(name: str, source: str = '') -> PretrainedInput:
         raise UserError(f'{source}: its config.json has an invalid input description: {e}') from e
 
 
+def model_arguments(name: str, source: str) -> dict[str, Any]:
+    """Returns arguments of the model `name` that weights decide.
+
+    timm has EfficientNets with TensorFlow's padding and constants, as tf_efficientnet_b0, and with torch's.
+    """
+    if not name.startswith('efficientnet') or not source.startswith('hf:timm/'):
+        return {}
+    of_tensorflow = source.startswith('hf:timm/tf_')
+    return {'framework': 'tensorflow' if of_tensorflow else 'torch'}
+
+
 def load_pretrained(
     source: str, name: str, variables: Mapping[str, Any], new_head: bool = True
 ) -> dict[str, Any]:
@@ -77,7 +103,8 @@ def load_pretrained(
     auxiliary heads that the source does not have.
 
     Args:
-      source: a `.safetensors` or `.pth` file, or `hf:organisation/name` on the Hugging Face hub.
+      source: a `.safetensors` or `.pth` file, `hf:organisation/name` on the Hugging Face hub, or the name
+        of packaged weights, such as 'efficientnet_lite0'.
       name: name of the model in the registry.
       variables: 'params' and 'batch_stats' of the model, as `init` makes them.
       new_head: whether the classifier may keep its initial values; False for immediate prediction.
@@ -109,23 +136,23 @@ def load_pretrained(
 def guess_name(source: str) -> str:
     """Guesses the registry's name for a source such as 'hf:timm/resnet50.tv_in1k'.
 
-    It is the beginning of the source's own name, or else the only torchvision model that matches
-    all tensors, for any number of classes.
+    It is the beginning of the source's own name, or else the only model of torchvision or timm
+    that matches all tensors, for any number of classes.
 
     Raises:
       UserError: no model can be found.
     """
-    name = re.split(r'[.-]', source.removeprefix('hf:').rsplit('/', 1)[-1])[0]
+    name = re.split(r'[.-]', source.removeprefix('hf:').rsplit('/', 1)[-1])[0].removeprefix('tf_')
     if name in MODELS:
         return name
     # The name says nothing: compare the tensors.
     state = read_state_dict(source)
-    for known in TORCHVISION_MODELS:
+    for known in TORCH_MODELS:
         if not match(state, torch_names(known), _shapes(known)).problems:
             return known
     raise UserError(
         f'{source}: neither its name nor its tensors match any of '
-        f'{", ".join(TORCHVISION_MODELS)}; name the model with --model'
+        f'{", ".join(TORCH_MODELS)}; name the model with --model'
     )
 
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision.core.errors import UserError
+from vision.models.weights import packages
 from vision.models.weights.torch_files import Tensor, read_torch_file
 from vision.models.weights.torch_names import normalise_keys
 
@@ -20,15 +21,22 @@ def read_state_dict(source: str) -> StateDict:
     """Returns the tensors of `source` by torchvision's names, with floats as float32.
 
     Args:
-      source: a `.safetensors` file, a `.pth`, `.pt` or `.bin` file, or 'hf:organisation/name'.
+      source: a `.safetensors` file, a `.pth`, `.pt` or `.bin` file, 'hf:organisation/name', or a name of
+        `packages.PACKAGES`.
 
     Raises:
       UserError: the source does not exist, cannot be read, or needs a library that is missing.
     """
-    # Local files by suffix; 'hf:' sources are downloaded first.
-    path = _download_weights(source) if source.startswith('hf:') else Path(source)
+    # Local files by suffix; 'hf:' sources are downloaded first, packaged ones are found.
+    if packages.is_packaged(source):
+        path = packages.locate(source)
+    else:
+        path = _download_weights(source) if source.startswith('hf:') else Path(source)
     if not path.is_file():
-        raise UserError(f'{source}: no such file, and not hf:organisation/name on the hub')
+        raise UserError(
+            f'{source}: no such file, and neither hf:organisation/name on the hub nor one of '
+            f'{", ".join(packages.PACKAGES)}'
+        )
     if path.suffix == '.safetensors':
         tensors = _read_safetensors(path)
     elif path.suffix in ('.pth', '.pt', '.bin'):
@@ -141,8 +149,9 @@ def _download(source: str, filename: str) -> Path | None:
         network = type(e).__module__.split('.')[0] in ('httpx', 'requests', 'httpcore')
         if network or isinstance(e, HfHubHTTPError | HFValidationError | OSError | ValueError):
             raise UserError(
-                f'{source} cannot be downloaded: {_first_line(e)}. Without a network, name a file '
-                '(FILE.safetensors); training from scratch takes config.init_from=None'
+                f'{source} cannot be downloaded: {_first_line(e)}. Without a network, name '
+                f'FILE.safetensors or {next(iter(packages.PACKAGES))}; training from scratch takes '
+                'config.init_from=None'
             ) from e
         raise
     finally:

@@ -9,11 +9,13 @@ import flax.linen as nn
 
 from vision.core.errors import UserError
 from vision.models.alexnet import AlexNet
+from vision.models.efficientnet import EfficientNet
 from vision.models.googlenet import GoogLeNet
 from vision.models.inception import InceptionV3
 from vision.models.registry import MODELS, create_model
 from vision.models.resnet import CifarResNet, ResNet
 from vision.models.vgg import CONFIGURATIONS, VGG
+from vision.models.weights import efficientnet_names
 
 Path = tuple[str, ...]
 
@@ -27,7 +29,10 @@ TORCHVISION_MODELS = (
     *(f'resnet{depth}' for depth in (18, 34, 50, 101, 152)),
     'wide_resnet50_2',
     'resnext50_32x4d',
+    *(f'efficientnet_b{i}' for i in range(5)),
 )
+# Those, and what timm has.
+TORCH_MODELS = (*TORCHVISION_MODELS, *(f'efficientnet_lite{i}' for i in range(5)))
 
 _LEAVES = {
     'kernel': 'weight',
@@ -90,6 +95,8 @@ def _names_of(model: nn.Module) -> TorchNames | None:
         return TorchNames('.'.join)
     if isinstance(model, ResNet) and not isinstance(model, CifarResNet):
         return TorchNames(_resnet_layer)
+    if isinstance(model, EfficientNet) and model.stem == 'imagenet':
+        return TorchNames('.'.join)
     return None
 
 
@@ -110,7 +117,7 @@ def normalise_keys(state: dict) -> dict:
                 return name + key.removeprefix(timm_name)
         return key
 
-    return {rename(key): value for key, value in state.items()}
+    return efficientnet_names.normalise({rename(key): value for key, value in state.items()})
 
 
 _ALEXNET = {

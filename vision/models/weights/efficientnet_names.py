@@ -1,0 +1,69 @@
+"""EfficientNet's tensor names in torchvision, timm and efficientnet_lite_pytorch, turned into ours."""
+
+import re
+from collections import defaultdict
+
+# The layers of a block in the order in which they are computed. A block without expansion lacks the first two.
+_LAYERS = ('expand_conv', 'expand_bn', 'depthwise_conv', 'depthwise_bn', 'se_reduce', 'se_expand', 'project_conv',
+           'project_bn')  # fmt: skip
+_SE = ('se.conv_reduce', 'se.conv_expand')
+# By library: the pattern of a block's tensors (stage, block, layer, leaf; one library counts its blocks in one row),
+# the names of `_LAYERS`, and those of a block without expansion. These two libraries number a block's layers, so
+# that the same name means another layer there.
+_BLOCKS = {
+    'torchvision': (
+        re.compile(r'features\.(\d)\.(\d+)\.block\.(.+)\.(\w+)$'),
+        ('0.0', '0.1', '1.0', '1.1', '2.fc1', '2.fc2', '3.0', '3.1'),
+        ('', '', '0.0', '0.1', '1.fc1', '1.fc2', '2.0', '2.1'),
+    ),
+    'timm': (
+        re.compile(r'blocks\.(\d)\.(\d+)\.(.+)\.(\w+)$'),
+        ('conv_pw', 'bn1', 'conv_dw', 'bn2', *_SE, 'conv_pwl', 'bn3'),
+        ('', '', 'conv_dw', 'bn1', *_SE, 'conv_pw', 'bn2'),
+    ),
+    'efficientnet_lite_pytorch': (
+        re.compile(r'_blocks()\.(\d+)\._(.+)\.(\w+)$'),
+        ('expand_conv', 'bn0', 'depthwise_conv', 'bn1', 'se_reduce', 'se_expand', 'project_conv', 'bn2'),
+        ('', '', 'depthwise_conv', 'bn1', 'se_reduce', 'se_expand', 'project_conv', 'bn2'),
+    ),
+}  # fmt: skip
+# A tensor that only one library's files have, and the layers outside of blocks.
+_FIRST = {
+    'features.1.0.block.0.0.weight': 'torchvision',
+    'conv_stem.weight': 'timm',
+    '_conv_stem.weight': 'efficientnet_lite_pytorch',
+}
+_OTHERS = {
+    'torchvision': ('features.0.0', 'features.0.1', 'features.8.0', 'features.8.1', 'classifier.1'),
+    'timm': ('conv_stem', 'bn1', 'conv_head', 'bn2', 'classifier'),
+    'efficientnet_lite_pytorch': ('_conv_stem', '_bn0', '_conv_head', '_bn1', '_fc'),
+}
+_OUR_OTHERS = ('stem_conv', 'stem_bn', 'top_conv', 'top_bn', 'classifier')
+
+
+def normalise(state: dict) -> dict:
+    """Returns a state dict with our names; one of no EfficientNet is returned as it is."""
+    library = next((_FIRST[key] for key in _FIRST if key in state), None)
+    if library is None:
+        return state
+    pattern, names, without_expansion = _BLOCKS[library]
+    others = dict(zip(_OTHERS[library], _OUR_OTHERS, strict=True))
+
+    # Our blocks are counted in one row: find them all, and the layers that each has.
+    layers = defaultdict(set)
+    for match in filter(None, map(pattern.match, state)):
+        layers[match[1], int(match[2])].add(match[3])
+    rank = {block: i for i, block in enumerate(sorted(layers))}
+
+    def rename(key: str) -> str:
+        match = pattern.match(key)
+        if match is None:
+            layer, _, leaf = key.rpartition('.')
+            return f'{others[layer]}.{leaf}' if layer in others else key
+        block = match[1], int(match[2])
+        known = names if names[-1] in layers[block] else without_expansion
+        if match[3] not in known:
+            return key
+        return f'block{rank[block]}.{_LAYERS[known.index(match[3])]}.{match[4]}'
+
+    return {rename(key): value for key, value in state.items()}

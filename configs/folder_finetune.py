@@ -10,7 +10,7 @@ features of such a network transfer.
     …:frozen                                   train the new classifier only
     …:resnet50                                 ResNet-50, with weights from the Hugging Face hub
     … --config.init_from=resnet50.safetensors  weights from a file, or from a workdir
-    … --config.init_from=None                  from scratch
+    … --config.init_from=None '--config.lr_factors=()'  from scratch
 
 Result: depends on the photos; not measured here.
 Cost: not measured. Peak memory and time a step: add --dry_run.

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import re
 
 import pandas
 import pytest
@@ -59,15 +60,22 @@ def test_what_csv_cannot_hold_is_refused():
         read_rows(io.StringIO('path,label\na.png,cat\n"b.png,dog'), 'list.csv')
 
 
-def test_paths_are_whole_on_a_narrow_terminal():
+@pytest.mark.parametrize('terminal', [True, False])
+def test_paths_are_whole_on_a_narrow_terminal_and_all_text_in_a_pipe(terminal, monkeypatch):
     path = '/a folder/' + 'x' * 90 + '.png'
     table = Table(title=f'{path}: [step] 3', caption=f'{path} failed')
     table.add_column('image', no_wrap=True)
     table.add_column('why')
-    table.add_row(path, 'a reason of many words, which may well be wrapped ' * 3)
+    reason = 'a reason of many words, which may well be wrapped ' * 3
+    table.add_row(path, reason)
     file = io.StringIO()
+    monkeypatch.setattr(file, 'isatty', lambda: terminal, raising=False)
+    monkeypatch.setenv('TERM', 'xterm')
     print_table(table, file)
-    lines = file.getvalue().splitlines()
+    lines = re.sub(r'\x1b\[\d*m', '', file.getvalue()).splitlines()
     assert lines[0] == f'{path}: [step] 3' and lines[-1] == f'{path} failed'
     assert sum(path in line for line in lines) == 3
-    assert max(map(len, lines)) < 130
+    if terminal:
+        assert max(map(len, lines)) < 130
+    else:
+        assert any(path in line and reason in line for line in lines)

@@ -405,8 +405,10 @@ def test_what_is_wrong_with_a_folder_is_said(tmp_path, made, split, why):
 
 
 def test_missing_folder_and_empty_split(tmp_path):
-    with pytest.raises(UserError, match='no such folder'):
+    with pytest.raises(UserError, match=r'no such folder$'):
         folder('train', str(tmp_path / 'none'))
+    with pytest.raises(UserError, match=rf'no such folder; did you mean {tmp_path}\?$'):
+        folder('train', f'{tmp_path}s/')
     touch(tmp_path, 'cat/a.jpg')
     in_split = [s for s in ('train', 'validation', 'test') if _opens(s, tmp_path)]
     assert len(in_split) == 1

@@ -108,7 +108,9 @@ def test_its_keys_are_its_own(about, folder):
         data.load(ConfigDict({'source': 'my_zip:ZipSource'}), 'test')
     with pytest.raises(UserError, match=r"source 'my_zip:ZipSource': .*No such file.*none.zip"):
         data.load(ConfigDict({**about, 'path': 'none.zip'}), 'test')
-    with pytest.raises(UserError, match=r"module 'my_zip' has no 'ZipSorce'"):
+    with pytest.raises(
+        UserError, match=r"module 'my_zip' has no 'ZipSorce'; did you mean 'ZipSource'\?"
+    ):
         data.load(ConfigDict({**about, 'source': 'my_zip:ZipSorce'}), 'test')
     with pytest.raises(UserError, match=r"unknown data.source 'digit'. Did you mean 'digits'"):
         data.load(ConfigDict({'source': 'digit'}), 'test')

@@ -58,7 +58,7 @@ def refuse(module, *args):
         ([DIGITS, '--explain=optimiser'], "Did you mean 'optimizer'"),
         ([DIGITS, 'stray'], 'stray'),
         ([DIGITS, '--wrkdir=x'], 'workdir'),
-        ([], '--config'),
+        ([], '--config=… is missing, for example --config=configs/'),
         (['--config=configs/mnist_lenet5.py', '--config.data.source=idx'], 'data.path'),
         (['--config=configs/mnist_lenet5.py', '--config.data.source=idx', '--config.data.path=/no'], '/no'),
     ],

@@ -47,7 +47,7 @@ def test_a_users_own_model_needs_no_line_in_the_registry(name):
 @pytest.mark.parametrize(
     'name, arguments, says',
     [
-        ('resnet51', {}, "unknown model 'resnet51'.* Did you mean 'resnet5.'.*Known: .*vgg16"),
+        ('resnet51', {}, r"unknown model 'resnet51'.* Did you mean 'resnet5.'\?$"),
         (
             'resnet50',
             {'stm': 'small'},

@@ -123,6 +123,7 @@ def test_globs_jsonl_csv_and_table(workdir, folder):
     done = run_module('experiments.predict', *args, COLUMNS='400')
     assert done.returncode == 3
     assert 'no such file' in done.stdout and 'scan.png' in done.stdout
+    assert 'no such file' not in done.stderr  # the row says it
 
 
 def test_all_well_is_exit_code_0(workdir, folder):

@@ -34,8 +34,15 @@ def test_the_figures(tmp_path, monkeypatch):
     assert result['config']['optimizer']['lr'] == 0.05
     assert result['ops'] == {'train': 'on the device', 'eval': 'on the device'}
     text = dry_run_text(result)
-    assert 'training on the device; evaluation on the device' in text
+    assert 'training and evaluation on the device\n' in text
+    assert 's to compile; without evaluations' in text
     assert '24 steps of 32 images' in text and f'{summary.parameters:,} parameters' in text
+    # A number of whole epochs may end within a batch, and the ops may run in two places.
+    config.training.duration = '2 epochs'
+    other = {'config': config.to_dict(), 'steps': 67, 'ops': {'train': 'here', 'eval': 'there'}}
+    text = dry_run_text(result | other)
+    assert '1.991 epochs (rounded to whole steps)' in text
+    assert 'training here; evaluation there\n' in text
     assert list(tmp_path.iterdir()) == []
     assert jax.devices()
 

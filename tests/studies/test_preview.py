@@ -178,6 +178,15 @@ def test_a_list_is_looked_at_as_a_whole(tmp_path, photos):
     assert sources['images'].num_examples == 2 and sources['images'].class_names == ('cat',)
 
 
+def test_without_a_path_nothing_is_listed(config, tmp_path):
+    config.data.path = None
+    with pytest.raises(
+        UserError, match=r'^data.path is not set; set it with --config.data.path=…$'
+    ):
+        preview(config, str(tmp_path / 'out'))
+    assert survey({'source': 'list', 'path': ''}) == ({}, [])
+
+
 def test_a_folder_that_cannot_be_written_to_is_one_line(config, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(UserError, match=r'--output=.*file/out: the folder cannot be written to'):

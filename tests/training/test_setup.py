@@ -63,6 +63,13 @@ def test_more_logits_than_classes_are_allowed():
     assert setup(config).model.num_classes == 12
 
 
+@pytest.mark.parametrize('held', [{'freeze': 'backbone'}, {'lr_factors': (('backbone', 0.1),)}, {}])
+def test_a_backbone_that_is_held_back_from_random_values_is_told(held, caplog):
+    for init_from in (None, 'weights'):
+        setup(tiny_config(init_from=init_from, **held))
+    assert caplog.text.count('starts from random values') == bool(held)
+
+
 def test_a_metric_that_this_data_cannot_have_is_refused_before_the_run():
     config = tiny_config(training__best_by='top5')
     config.data = ConfigDict(

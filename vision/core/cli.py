@@ -198,10 +198,13 @@ def refuse_arguments(argv: Sequence[str]) -> None:
 
 
 def require(**values: object) -> None:
-    """Raises UserError for the first flag that was not given."""
+    """Raises UserError for the first flag that was not given, with an example from the help."""
     for name, value in values.items():
         if value is None:
-            raise UserError(f'--{name}=… is missing; see --help')
+            examples = (sys.modules['__main__'].__doc__ or '').partition('Examples:')[2]
+            found = re.search(rf'--{name}=\S+', examples)
+            example = f', for example {found[0]}' if found else ''
+            raise UserError(f'--{name}=… is missing{example}; see --help')
 
 
 def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:

@@ -15,7 +15,7 @@ from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple, NewType
 
 from vision.core import durations
-from vision.core.errors import UserError, unknown
+from vision.core.errors import UserError, nearest, unknown
 
 Duration = NewType('Duration', str)  # '20 epochs', '5000 steps', '1e6 examples'
 Pattern = NewType('Pattern', str)  # a regular expression
@@ -313,7 +313,9 @@ def find(kind: str, name: str, known: Mapping[str, Callable | str]) -> Callable:
     # Look up the attribute.
     found = getattr(module, attribute, None)
     if found is None:
-        raise UserError(f'{kind} {name!r}: module {module_name!r} has no {attribute!r}')
+        guess = nearest(attribute, vars(module))
+        hint = f'; did you mean {guess!r}?' if guess else ''
+        raise UserError(f'{kind} {name!r}: module {module_name!r} has no {attribute!r}{hint}')
     if not callable(found):
         raise UserError(f'{kind} {name!r} must be a class or function, not {type(found).__name__}')
     return found

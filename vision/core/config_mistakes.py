@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from vision.core.cli import read_literal
 from vision.core.config import plain
 from vision.core.config_keys import KEYS
-from vision.core.errors import UserError, in_a_line, meant, nearest
+from vision.core.errors import UserError, in_a_line, meant, nearest, similar
 from vision.core.help import own_flags
 
 
@@ -35,9 +35,7 @@ def explained(error: Exception, argv: Sequence[str]) -> str:
     file, _, argument = value.partition(':')
     path = Path(file)
     if not path.is_file():
-        known = [str(p) for p in path.parent.glob('*.py')] if path.parent.is_dir() else []
-        guess = nearest(str(path), known)
-        return f'--config: there is no file {path}' + (f'; did you mean {guess}?' if guess else '')
+        return f'--config: there is no file {path}{similar(str(path))}'
     try:
         get_config = runpy.run_path(file).get('get_config')
     except Exception as e:

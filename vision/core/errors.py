@@ -12,6 +12,7 @@ _ALSO = {
     'learning_rate': 'lr', 'epochs': 'duration', 'bs': 'batch_size', 'wd': 'weight_decay', 'output_dir': 'workdir',
     'logdir': 'workdir',
 }  # fmt: skip
+_FEW = 20  # known names that a message lists even if it suggests one
 
 
 class UserError(Exception):
@@ -31,6 +32,19 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
         return spelt[_ALSO[name]]
     matches = difflib.get_close_matches(name, list(spelt), n=1, cutoff=0.6)
     return spelt[matches[0]] if matches else None
+
+
+def similar(path: str) -> str:
+    """Returns '; did you mean PATH?' for a path that does not exist; '' if no name is close.
+
+    PATH is the entry of the same folder with the closest spelling.
+    """
+    path = os.path.expanduser(path).rstrip(os.sep)
+    try:
+        guess = nearest(os.path.basename(path), os.listdir(os.path.dirname(path) or os.curdir))
+    except OSError:
+        return ''
+    return f'; did you mean {os.path.join(os.path.dirname(path), guess)}?' if guess else ''
 
 
 def _plain(name: str) -> str:
@@ -54,7 +68,9 @@ def meant(name: str, known: Iterable[str]) -> list[str]:
 
 
 def unknown(kind: str, name: str, known: Iterable[str], elsewhere: Iterable[str] = ()) -> UserError:
-    """Returns the error for an unknown name, with a suggestion and all known names.
+    """Returns the error for an unknown name, with a suggestion, all known names, or both.
+
+    With a suggestion, only a short list of known names is added.
 
     Args:
       kind: what the name stands for: 'model', 'config key', ….
@@ -66,7 +82,9 @@ def unknown(kind: str, name: str, known: Iterable[str], elsewhere: Iterable[str]
     guess = nearest(str(name), known)
     guesses = [guess] if guess else meant(str(name), elsewhere)
     hint = f' Did you mean {" or ".join(map(repr, guesses))}?' if guesses else ''
-    return UserError(f'unknown {kind} {name!r}.{hint} Known: {", ".join(known) or "none"}.')
+    if not guesses or len(known) <= _FEW:
+        hint += f' Known: {", ".join(known) or "none"}.'
+    return UserError(f'unknown {kind} {name!r}.{hint}')
 
 
 def at_least_one(name: str, value: Any) -> int:

@@ -192,6 +192,8 @@ def read_rows(lines: Iterable[str], name: str) -> list[dict[str, str | None]]:
 def print_table(table: Any, file: TextIO | None = None) -> None:
     """Prints a Rich table without breaking paths; it may be wider than the terminal.
 
+    Where the output is no terminal, nothing is wrapped.
+
     Args:
       table: a table whose path columns have `no_wrap=True`, or text. Its title and caption are
         printed as separate lines.
@@ -204,12 +206,14 @@ def print_table(table: Any, file: TextIO | None = None) -> None:
     if isinstance(table, str):
         print(table, file=file)
         return
-    # Widen the console to the table's minimum width, measured without a limit.
+    # Widen the console to the table's minimum width, measured without a limit; to its full width
+    # for a file or a pipe.
     console = Console(file=file)
     title, caption = table.title, table.caption
     table.title = table.caption = None
     wide = console.options.update(max_width=10**6)
-    console.width = max(console.width, Measurement.get(console, wide, table).minimum)
+    width = Measurement.get(console, wide, table)
+    console.width = max(console.width, width.minimum if console.is_terminal else width.maximum)
     # Print title and caption as plain lines, which may be wrapped.
     for part in filter(None, (title, table, caption)):
         console.print(part, crop=False, soft_wrap=part is not table, markup=False, highlight=False)

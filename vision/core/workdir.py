@@ -34,7 +34,7 @@ from ml_collections import ConfigDict
 from vision.core import config as config_lib
 from vision.core import processes
 from vision.core.config_keys import KEYS
-from vision.core.errors import UserError
+from vision.core.errors import UserError, similar
 from vision.core.text import AnyPath, as_path, json_text
 
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorflow-cpu')
@@ -408,8 +408,9 @@ def _read(workdir: Path, name: str) -> str:
     try:
         return (workdir / name).read_text(encoding='utf-8')
     except FileNotFoundError:
-        what = 'is not a workdir' if workdir.is_dir() else 'does not exist'
-        raise UserError(f'{workdir} {what}: it has no {name}') from None
+        if workdir.is_dir():
+            raise UserError(f'{workdir} is not a workdir: it has no {name}') from None
+        raise UserError(f'{workdir} does not exist{similar(str(workdir))}') from None
     except NotADirectoryError:
         raise UserError(f'{workdir} is a file, but a workdir must be a folder') from None
     except OSError as e:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from vision.core.errors import UserError
+from vision.core.errors import UserError, similar
 from vision.core.text import read_rows
 from vision.data.files import is_path, is_utf8
 from vision.data.shares import SPLITS, Share, Shares, check_split, in_order, split_named
@@ -113,7 +113,7 @@ def read_list(path: str) -> list[dict]:
     """Returns the unchecked rows of a list as dicts; raises UserError if it cannot be read."""
     full = os.path.expanduser(path)
     if not os.path.isfile(full):
-        raise UserError(f'data.path={path!r}: no such file')
+        raise UserError(f'data.path={path!r}: no such file{similar(path)}')
     # The suffix decides between JSON lines and CSV.
     is_json = full.lower().endswith(('.jsonl', '.json', '.ndjson'))
     try:

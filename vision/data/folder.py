@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vision.core.errors import UserError
+from vision.core.errors import UserError, similar
 from vision.data import files as files_lib
 from vision.data.files import warn_once
 from vision.data.shares import (
@@ -63,7 +63,7 @@ def folder(
         raise UserError('data.path is not set; set it with --config.data.path=…')
     root = os.path.abspath(os.path.expanduser(path))
     if not os.path.isdir(root):
-        raise UserError(f'data.path={path!r}: no such folder')
+        raise UserError(f'data.path={path!r}: no such folder{similar(path)}')
     shares = Shares(validation, test, fold, rules)
     # Without split folders, split the images by hash.
     own = split_folders(root)

@@ -11,6 +11,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+from absl import logging
+
 from vision.core.config import complete_eval
 from vision.core.config_keys import find
 from vision.core.errors import UserError, unknown
@@ -202,6 +204,8 @@ def _predict(
         progress,
     )
     corrupt = {name: why for batches in every for name, why in batches.corrupt.items()}
+    for name, why in corrupt.items() if skip_corrupt else ():
+        logging.warning('%s: %s', name[:1000].encode('utf-8', 'backslashreplace').decode(), why)
     # Skipped examples have no path in the result.
     paths = source.paths and tuple(source.paths[i] for i in columns['id'])
     return Predicted(source, Predictions(task, columns, paths), corrupt)

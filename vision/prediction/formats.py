@@ -90,7 +90,7 @@ def _table(predictions: Iterable[Prediction], file: TextIO) -> None:
         table = Table()
         table.add_column('image', no_wrap=True)
         table.add_column('class', overflow='fold')
-        table.add_column('probability', justify='right')
+        table.add_column('probability', justify='right', no_wrap=True)
         table.add_column('then', overflow='fold')
         for path, answer, probability, then in chunk:
             style = 'bold' if probability or answer == 'none' else 'red'

@@ -198,7 +198,12 @@ class Preprocess:
             return None
 
     def fill(
-        self, plan: Plan, slots: np.ndarray, images: np.ndarray, corrupt: dict[str, str]
+        self,
+        plan: Plan,
+        slots: np.ndarray,
+        images: np.ndarray,
+        corrupt: dict[str, str],
+        warn: bool = True,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Puts images into their slots, and tries those that failed again with Pillow.
 
@@ -207,6 +212,7 @@ class Preprocess:
           slots: the slots of `images`, int64 [m].
           images: uint8 [m, H, W, C].
           corrupt: names and reasons; images that fail again are added.
+          warn: log each added image; False if the caller reports them.
 
         Returns:
           Images uint8 [b, H, W, C], zeros in empty slots, and the mask float32 [b].
@@ -223,7 +229,7 @@ class Preprocess:
                 filled[slot] = self._again(int(plan.ids[slot]), draws[slot], name)
                 mask[slot] = 1
             except BadImage as e:
-                if name not in corrupt:  # warn once for each image
+                if warn and name not in corrupt:  # once for each image
                     shown = name[:1000].encode('utf-8', 'backslashreplace').decode()
                     logging.warning('%s: %s', shown, e)
                 corrupt[name] = str(e)

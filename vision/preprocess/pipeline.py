@@ -149,7 +149,9 @@ class EvalBatches:
         plan, slots, images = next(self._steps, nothing)
         if len(slots) == len(plan.ids):
             return _batch(plan, images, np.ones(len(slots), np.float32))
-        filled, mask = self._preprocess.fill(plan, slots, images, self.corrupt)
+        filled, mask = self._preprocess.fill(
+            plan, slots, images, self.corrupt, warn=0 < self._max_corrupt < 1
+        )
         if self.corrupt and not self._max_corrupt:
             name, reason = next(iter(self.corrupt.items()))
             raise UserError(

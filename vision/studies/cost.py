@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from vision.core import config as config_lib
+from vision.core.durations import steps_in
 from vision.core.errors import UserError
 from vision.core.progress import phase
 from vision.models.summary import count
@@ -115,18 +116,26 @@ def dry_run_text(result: dict[str, Any]) -> str:
     memory = f'training state {_mib(result["state_bytes"])}'
     if result['step_bytes'] is not None:
         memory += f', peak of a step {_mib(result["step_bytes"])}'
+    train, evaluation = result['ops']['train'], result['ops']['eval']
+    exact = steps_in(
+        result['config']['training']['duration'], result['batch_size'], result['examples']
+    )
+    whole = '' if exact == result['steps'] else ' (rounded to whole steps)'
     # Each row is a name and a sentence; the names are right-aligned below the config.
     rows = {
         'model': f'{result["model"]}, input {shape}, {result["parameters"]:,} parameters, '
         f'{result["gmacs"]:.4g} GMACs per image',
         'data': f'{result["examples"]:,} training examples',
-        'ops': f'training {result["ops"]["train"]}; evaluation {result["ops"]["eval"]}',
+        'ops': f'training and evaluation {train}'
+        if train == evaluation
+        else f'training {train}; evaluation {evaluation}',
         'length': f'{result["steps"]:,} steps of {result["batch_size"]:,} images, '
-        f'{epochs:.4g} epochs',
+        f'{epochs:.4g} epochs{whole}',
         'memory': f'{memory}, on each of {result["devices"]} device(s)',
         'speed': f'{result["step_seconds"]:.3g} s per step, {throughput:,.0f} images/s; '
         f'compiled in {result["compile_seconds"]:.1f} s',
-        'time': f'about {_duration(result["estimated_seconds"])}, without evaluations',
+        'time': f'about {_duration(result["estimated_seconds"])}, plus '
+        f'{_duration(result["compile_seconds"])} to compile; without evaluations',
     }
     figures = '\n'.join(f'{name:>8}  {text}' for name, text in rows.items())
     return f'{config_lib.to_json(result["config"])}\n{figures}\nNothing was written.'

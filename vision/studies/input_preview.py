@@ -194,7 +194,7 @@ def _draw_inputs(source: Source, loading: inputs.Loading, count: int = _PAIRS) -
 
     before, after, labels = (x[:count] for x in _pairs(source, loading))
     titles = [label_text(source.class_names, label) for label in labels]
-    head = f'{source.name}; below each image the model input, after {loading.ops}'
+    head = f'Training images; below each the model input, after {loading.ops}'
     # Choose fonts that have the characters of all titles.
     families = fonts.families_for([head, *titles])
     with matplotlib.rc_context({'font.family': families}):

@@ -24,8 +24,10 @@ def survey(settings: Mapping[str, Any]) -> tuple[dict[str, Source], list[str]]:
       The source of each split, and the faults, one line each. The only split is 'images' if a hash
       of the path decides the split. There are no sources if nothing can be opened.
     """
-    given = settings.get('path') or ''
-    # Other sources, and paths that do not exist, leave the message of the source as it is.
+    given = settings.get('path')
+    # Other sources, and paths that are not set or do not exist, leave the source's message as it is.
+    if not given:
+        return {}, []
     path = os.path.abspath(os.path.expanduser(given))
     if settings['source'] == 'folder' and os.path.isdir(path):
         return _survey_folder(path)

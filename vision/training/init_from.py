@@ -10,7 +10,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vision.core import mesh as mesh_lib
-from vision.core.errors import UserError
+from vision.core.errors import UserError, similar
 from vision.core.state import TrainState
 from vision.evaluation.run import load_run
 from vision.models.base import is_head
@@ -47,7 +47,7 @@ def read_weights(source: str, model_name: str, variables: dict[str, Any]) -> dic
     if os.path.isdir(source):
         return _from_run(source, shapes)
     if not (source.startswith('hf:') or is_packaged(source) or os.path.exists(source)):
-        raise UserError(f'init_from={source}: no such file or workdir')
+        raise UserError(f'init_from={source}: no such file or workdir{similar(source)}')
     return load_pretrained(source, model_name, shapes)
 
 

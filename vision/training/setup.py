@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -179,6 +180,11 @@ def setup(config: ConfigDict) -> Setup:
         _check_selection(selection, columns, train)
     # Check parameter patterns and the optimizer against the shapes of the parameters.
     recipe.factors.check(shapes['params'])
+    if config.init_from is None and BACKBONE in (config.freeze, *dict(config.lr_factors)):
+        logging.warning(
+            "freeze or lr_factors holds back 'backbone', which starts from random values: to train "
+            'from scratch, set --config.freeze=None and --config.lr_factors="()"'
+        )
     optimizer = config.optimizer.to_dict()
     if config.weight_decay or optimizer.get('weight_decay'):
         check_pattern('weight_decay_pattern', config.weight_decay_pattern, shapes['params'])

@@ -120,8 +120,8 @@ def test_the_registry_has_every_form_and_no_other():
         ('resize(32)|affine(degrees=10)|flip_lr', True, 'on the device'),
         ('resize(32)|randaugment', True, 'on the host, since randaugment has no form for the device'),
         ("resize(16, method='bicubic')|flip_lr", True, "on the host, since the form of resize for the device does not take all of resize(16, method='bicubic')"),
-        ('decode|resize(32)', False, 'on the host, since the images are not in memory, all of one size'),
-        ('resize(32)', False, 'on the host, since the images are not in memory, all of one size'),
+        ('decode|resize(32)', False, 'on the host, since the device takes only images of one size in memory'),
+        ('resize(32)', False, 'on the host, since the device takes only images of one size in memory'),
     ],
 )  # fmt: skip
 def test_where_a_string_runs_and_why(text, in_memory, where):

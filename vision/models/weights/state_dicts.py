@@ -148,7 +148,11 @@ def _download(source: str, filename: str) -> Path | None:
             return None
         network = type(e).__module__.split('.')[0] in ('httpx', 'requests', 'httpcore')
         if network or isinstance(e, HfHubHTTPError | HFValidationError | OSError | ValueError):
-            raise UserError(f'{source} cannot be downloaded: {_first_line(e)}') from e
+            raise UserError(
+                f'{source} cannot be downloaded: {_first_line(e)}. Without a network, name '
+                f'FILE.safetensors or {next(iter(packages.PACKAGES))}; training from scratch takes '
+                'config.init_from=None'
+            ) from e
         raise
     finally:
         hub_logging.set_verbosity(verbosity)

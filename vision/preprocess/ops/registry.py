@@ -172,7 +172,7 @@ def _why_host(text: str, in_memory: bool) -> str:
     """Returns the reason why an op string cannot run on the device; empty if it can."""
     entries = [(op, find(op.name)) for op in opstring.parse(text)]
     if not in_memory:
-        return 'the images are not in memory, all of one size'
+        return 'the device takes only images of one size in memory'
     for op, entry in entries:
         form = entry.form(DEVICE)
         if form is None:

@@ -1,4 +1,4 @@
-"""LeNet-5 on scikit-learn's bundled digits: the smallest real experiment, with no download.
+"""LeNet-5 on scikit-learn's bundled digits: the smallest experiment here; it needs no download.
 
 Paper: LeCun et al. 1998, "Gradient-based learning applied to document recognition", section II.B.
 
@@ -6,9 +6,10 @@ Paper: LeCun et al. 1998, "Gradient-based learning applied to document recogniti
 
 Result: test error 0.89 ± 0.46 % (5 seeds; results/table.md).
 Cost: 24 seconds on two CPU cores.
-Deviations: today's form of the network (dense C3, ReLU, max pooling, softmax) and other data: 1,077
-scans to train on, 360 to select on, 360 to report. With so few scans, single checkpoints are hard
-to tell apart; a moving average of the parameters is evaluated and selected instead.
+Deviations: the current form of the network (C3 reads all maps of S2; ReLU, max pooling, softmax)
+and other data: 1,077 scans for training, 360 for validation and 360 for testing. With so few scans,
+the validation results of single checkpoints are hard to compare, so a moving average of the
+parameters is evaluated and selected instead.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,9 @@
-"""Step 4, train: `train(config, workdir)`, the same from the command line, Python and a notebook.
+"""Step 4, train: `train(config, workdir)`, which the command, Python code and notebooks all call.
 
-A config becomes objects once (`Setup`, made by `vision.training.setup.setup`); the loop, the training step and the
-optimizer know no config. A `Hook` is called after each step. `OPTIMIZERS`, `SCHEDULES` and `UPDATES` have the choices
-by name.
+`vision.training.setup.setup` turns a config into a `Setup`, which holds the data, the model and the
+recipe of the training step as objects. The loop and the training step take their settings from
+these objects, not from the config. The loop calls each `Hook` at fixed points, such as after each
+step. `OPTIMIZERS`, `SCHEDULES` and `UPDATES` map names to the available choices.
 
 Read first: `setup.py` (from config to objects), `loop.py` (the run), `step.py` (one update).
 """

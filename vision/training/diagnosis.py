@@ -22,19 +22,19 @@ class Profile(Hook):
     """Traces steps START to STOP into `workdir/plugins/profile/`, in each process."""
 
     def __init__(self, first: int, last: int, workdir: Path):
-        """Stores the steps; starts nothing.
+        """Stores the range of steps; `before_step` starts the trace.
 
         Args:
           first: first step to trace, from 1.
           last: last step to trace, inclusive.
-          workdir: of the run.
+          workdir: workdir of the run.
         """
         self._first, self._last, self._workdir = first, last, workdir
-        self._step: jax.profiler.StepTraceAnnotation | None = None  # while it traces
+        self._step: jax.profiler.StepTraceAnnotation | None = None  # set while tracing
         self._traced = 0  # number of traced steps
 
     def before_step(self, step: int) -> None:
-        """Starts the trace at the first step to trace, or later if the run resumes between them."""
+        """Starts the trace at START, or later if the run resumes between START and STOP."""
         if self._first <= step <= self._last:
             if self._step is None:
                 jax.profiler.start_trace(str(self._workdir), create_perfetto_trace=True)
@@ -82,9 +82,9 @@ def profile(text: str, workdir: str) -> Profile:
 
 
 class NoTransfers(Hook):
-    """Disallows implicit transfers between host and device within a step and its batch.
+    """Disallows implicit transfers between host and device while a step runs and its batch loads.
 
-    The first step of a process is exempt, since it is compiled.
+    The first step of a process is exempt, since it includes the compilation.
     """
 
     def __init__(self) -> None:
@@ -99,7 +99,7 @@ class NoTransfers(Hook):
         self._guard.__enter__()
 
     def after_step(self, step: int, batch: Batch, metrics: Metrics) -> None:
-        """Leaves the transfer guard: other hooks, records and checkpoints transfer explicitly."""
+        """Leaves the transfer guard, since hooks, records and checkpoints transfer on purpose."""
         self._compiled = True
         self.__exit__()
 
@@ -110,7 +110,7 @@ class NoTransfers(Hook):
 
 @contextmanager
 def debugging(what: Sequence[str]) -> Iterator[list[Hook]]:
-    """Context manager that switches debugging on, for this thread.
+    """Context manager that enables debugging in the current thread.
 
     Args:
       what: names from DEBUG. `nans` stops at the first operation that makes a NaN, and names it;
@@ -126,7 +126,7 @@ def debugging(what: Sequence[str]) -> Iterator[list[Hook]]:
     for name in what:
         if name not in DEBUG:
             raise unknown('--debug', name, DEBUG)
-    # Context managers, since JAX 0.10 resets `jax_debug_nans` if it was set by `jax.config.update`.
+    # Use context managers: JAX 0.10 resets `jax_debug_nans` if `jax.config.update` has set it.
     with (
         jax.debug_nans(True) if 'nans' in what else nullcontext(),
         jax.disable_jit() if 'no_jit' in what else nullcontext(),

@@ -22,16 +22,17 @@ from vision.task.metrics import Metric
 from vision.training.records import Recorder, visible
 from vision.training.step import Metrics
 
-_TRAIN, _VALIDATION = 64, 32  # images in a grid
+_TRAIN, _VALIDATION = 64, 32  # maximum number of images in a grid
 _TILE = 96  # minimum side of a captioned image, in pixels
 _RIGHT, _WRONG = (60, 160, 60), (210, 50, 50)
 
 
 class Hook:
-    """Base class of hooks, which does nothing; a context manager, entered before the first step.
+    """Base class of hooks: a context manager whose methods do nothing.
 
-    Every process has its own hooks. Only `after_log` and `after_evaluation` may read from the
-    device: elsewhere a read would make the host wait for the step that is running.
+    The loop enters the context manager before the first step. Every process has its own hooks. Only
+    `after_log` and `after_evaluation` may read from the device: in other methods a read would make
+    the host wait for the step that is running.
     """
 
     def __enter__(self) -> 'Hook':
@@ -50,9 +51,9 @@ class Hook:
         """Called when the step has been dispatched to the device.
 
         Args:
-          step: from 1.
-          batch: of the step.
-          metrics: of the step; they may still be running.
+          step: number of the step, from 1.
+          batch: the step's batch.
+          metrics: the step's metrics, which the device may still be computing.
         """
 
     def after_log(self, step: int, record: dict[str, Any], seconds_left: float) -> None:
@@ -64,14 +65,14 @@ class Hook:
 
 
 class Display(Hook):
-    """Progress of a run on stderr, or below the cell of a notebook, on the first process."""
+    """Shows the progress of a run on stderr or below a notebook's cell, on the first process."""
 
     def __init__(self, data: str, total_steps: int, metrics: Mapping[str, Metric]):
         """Creates the progress bar.
 
         Args:
           data: name of the training split.
-          total_steps: length of the run.
+          total_steps: length of the run in steps.
           metrics: metrics of the task, by name.
         """
         self._metrics = {'loss': metrics['loss'], **metrics} if 'loss' in metrics else metrics
@@ -87,7 +88,7 @@ class Display(Hook):
         self._bar.close()
 
     def start(self, step: int) -> None:
-        """Prints the start of the run."""
+        """Prints that the run starts or resumes."""
         self._move = self._start_bar('compiling', self._total, step)
         what = f'resuming from step {step}' if step else 'training'
         self.say(f'{what} on {self._data}: {self._total} steps; compiling the first one')
@@ -104,7 +105,7 @@ class Display(Hook):
         self._move(step, description='step')
 
     def after_log(self, step: int, record: dict[str, Any], seconds_left: float) -> None:
-        """Shows metrics of an interval: beside the bar, or on a line if stderr is no terminal."""
+        """Shows an interval's metrics: beside the bar, or on a line if stderr is not a terminal."""
         figures = self._figures({k.removeprefix('train/'): v for k, v in record.items()})
         if record['images_per_second'] is not None:
             figures += f'  {record["images_per_second"]:,.0f} images/s'
@@ -162,7 +163,7 @@ class EarlyStopping(Hook):
 
     @property
     def reached(self) -> bool:
-        """True if the patience is used up."""
+        """Whether `patience` steps have passed since the best evaluation."""
         return self._patience is not None and self._last_step - self._best_step >= self._patience
 
     def after_evaluation(self, step: int, scores: dict[str, Any]) -> str | None:
@@ -186,7 +187,7 @@ class Pictures(Hook):
     def __init__(
         self, recorder: Recorder, validated: Callable[[], tuple[Batch, Batch]], task: Task
     ):
-        """Takes the recorder and the task.
+        """Stores what is needed to draw the pictures.
 
         Args:
           recorder: writes the pictures.
@@ -196,7 +197,7 @@ class Pictures(Hook):
         self._recorder, self._validated, self._task = recorder, validated, task
 
     def after_step(self, step: int, batch: Batch, metrics: Metrics) -> None:
-        """Shows the images of the first step that this process holds."""
+        """Shows this process's images of the first step."""
         # A resumed run has these images in its events already.
         if step == 1:
             images = _local(batch['image'])
@@ -209,8 +210,7 @@ class Pictures(Hook):
             return
         batch, answers = self._validated()
         images, ids = (_local(batch[k]) for k in ('image', 'id'))
-        # The answers are replicated, the images are not: find the answers to the local images by
-        # id.
+        # Every process has all answers but only its own images, so match the two by id.
         columns = jax.device_get(dict(answers))
         rows = {int(example): row for row, example in enumerate(columns['id'])}
         tiles = []

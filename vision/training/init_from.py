@@ -26,7 +26,8 @@ def init_from(source: str, model_name: str, state: TrainState) -> TrainState:
 def read_weights(source: str, model_name: str, variables: dict[str, Any]) -> dict[str, Any]:
     """Reads pretrained weights.
 
-    A classifier with another number of classes keeps its initial values, and a warning names it.
+    If the source has another number of classes, the model's classifier keeps its initial values,
+    and a warning names the layer.
 
     Args:
       source: a workdir (its best checkpoint), a `.safetensors` or `.pth` file, 'hf:org/name', or
@@ -35,8 +36,8 @@ def read_weights(source: str, model_name: str, variables: dict[str, Any]) -> dic
       variables: params and batch_stats of the model, or their shapes.
 
     Returns:
-      The weights as a PyTree like `variables`, with a shape in place of each initial value that is
-      kept.
+      The weights as a PyTree like `variables`. A variable that keeps its initial value is
+      represented by its shape.
 
     Raises:
       UserError: the source cannot be read, belongs to another model (all differences are named), or
@@ -79,7 +80,7 @@ def _from_run(workdir: str, variables: dict[str, Any]) -> dict[str, Any]:
     expected = flatten_dict(variables)
     result, fresh = dict(expected), set()
     problems = [f'surplus {_name(path)}' for path in saved if path not in expected]
-    # Only the classifier may have another shape: it keeps its initial values.
+    # A classifier of another shape keeps its initial values; any other difference is an error.
     for path, value in expected.items():
         if path not in saved:
             problems.append(f'missing {_name(path)}')
@@ -104,5 +105,5 @@ def _name(path: tuple[str, ...]) -> str:
 
 
 def _copy(tree: Any) -> Any:
-    """Copies all arrays: the state is donated, and no buffer can be donated twice."""
+    """Copies all arrays, because the state is donated and must not contain a buffer twice."""
     return jax.tree.map(lambda x: x.copy(), tree)

@@ -1,7 +1,7 @@
 """The training loop that every experiment uses.
 
-A run is a function of its config. It may be killed at any moment and restarted with the same
-command, and its result is the same to the bit.
+The result of a run depends only on its config. A run may be killed at any moment. Started again
+with the same command, it resumes, and its result has the same bits as that of an uninterrupted run.
 """
 
 import os
@@ -48,9 +48,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] 
       hooks: user-defined hooks, called after the built-in ones; see `vision.training.hooks`.
 
     Returns:
-      The metrics of the best checkpoint and `count` by split: 'validation' and 'test', where these
-      splits exist. 'test' has `corrupt`, the number of unreadable images, if there were any. Empty
-      if `training.stop_after` stopped the run before its end.
+      A dict from each split that exists, 'validation' and 'test', to the metrics of the best
+      checkpoint and `count`, the number of examples. If test images were unreadable, 'test' also
+      has their number, `corrupt`. The dict is empty if `training.stop_after` stopped the run before
+      its end.
 
     Raises:
       UserError: the config, data or workdir is invalid, the data differ from those that the run was
@@ -66,7 +67,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] 
     workdir_lib.create(path)
     with workdir_lib.Lock(path):
         processes.on_first(lambda: workdir_lib.check_config(path, run.config))
-        # All processes take part in reading and writing checkpoints; the first one writes the rest.
+        # All processes read and write checkpoints; only the first process writes other files.
         with Checkpoints(path, run.selection.rank, run.keep) as checkpoints:
             loop = Loop(run, path, checkpoints)
             if loop.is_finished():
@@ -87,7 +88,8 @@ class Loop:
     state, and then logs, evaluates and saves if that is due.
 
     Attributes:
-      run: the setup. `restore` adds the data's mean and deviation if the config asks for them.
+      run: the setup. If the config normalises by the data's statistics, `restore` adds the mean and
+        standard deviation.
       ended: whether all steps are done or a hook has ended the run.
       state: the `TrainState` after the last step.
     """
@@ -100,8 +102,9 @@ class Loop:
         self._early_stopping = EarlyStopping(run.patience, run.selection.rank)
         self._early_stopping.replay(processes.on_first(lambda: evaluations(path, latest or 0)))
         self.ended = latest == run.total_steps or self._early_stopping.reached
-        # If a signal interrupted an evaluation, the state of that step was saved apart from the
-        # checkpoints. It is then later than the last checkpoint, and its evaluation comes first.
+        # If a signal interrupted an evaluation, the state of that step was saved outside of the
+        # checkpoints. The step is then later than the last checkpoint, and the run resumes with its
+        # evaluation.
         self._interrupted = path / _INTERRUPTED
         interrupted_step = newest_step(self._interrupted)
         self._resumes_evaluation = interrupted_step is not None and interrupted_step > (latest or 0)
@@ -122,14 +125,15 @@ class Loop:
     def restore(self, start: Start) -> None:
         """Makes the initial state or restores the last one, and writes the run's description."""
         path, resumed = self._path, self._start_step > 0
-        # A resumed run keeps the mean and deviation of its `dataset.json`.
+        # A resumed run keeps the mean and standard deviation of its `dataset.json`.
         known = workdir_lib.read_json(path, 'dataset.json') if resumed else None
         self.run = run = normalised(self.run, known)
         self.state = first_state(run, start)
         self._template = mesh_lib.abstract(self.state.eval_variables)
         if resumed:
             self._read_checkpoint()
-        # Written last: if anything above fails, the workdir can still be used with another config.
+        # Describe the run last, so that after a failure above, the workdir can still be used with
+        # another config.
         workdir_lib.describe(path, run.config)
         if processes.is_first():
             identity.record(path, run.dataset, start.examples)
@@ -149,7 +153,7 @@ class Loop:
         self._interval = Interval(saved, selection.name)
 
     def train(self, hooks: Sequence[Hook]) -> None:
-        """Takes the remaining steps up to `run.stop_step`; if the run has ended, tests it."""
+        """Takes the remaining steps up to `run.stop_step`, and tests the model if the run ends."""
         run, evaluator = self.run, self._evaluator
         with Recorder(self._path, self._start_step) as self._recorder:
             if not self.ended and (self._resumes_evaluation or self._start_step < run.stop_step):
@@ -164,7 +168,7 @@ class Loop:
                 self._test()
 
     def _take_steps(self) -> None:
-        """Takes steps until `run.stop_step` or until a hook ends the run; leaves a checkpoint."""
+        """Takes steps until `run.stop_step` or until a hook ends the run; the last step is saved."""
         run, start = self.run, self._start_step
         self._train_step = make_train_step(run.recipe, run.mesh)
         self._batches = inputs.TrainBatches(run.train, run.loading, run.mesh, start)
@@ -180,7 +184,7 @@ class Loop:
                 self._finish_step(step)
                 if self._reasons:
                     break
-        # Report only what is safely on disk.
+        # Report the end only when the checkpoint is on disk.
         self._checkpoints.wait()
         for reason in self._reasons:
             _print(reason)
@@ -207,7 +211,7 @@ class Loop:
         self._metrics = metrics
 
     def _finish_step(self, step: int) -> None:
-        """Logs, evaluates, saves and stops after a step, as far as each is due."""
+        """Logs, evaluates and saves after a step if each is due, and stops after a signal."""
         run, signals = self.run, self._signals
         # Decide what is due. Every process gets the same signal for the same step.
         end = step == run.total_steps
@@ -215,10 +219,10 @@ class Loop:
         logging = step > self._start_step and (end or run.log_every.due(step))
         evaluating = run.validation is not None and (end or run.eval_every.due(step))
         saving = run.checkpoint_every.due(step) or step == run.stop_step or signum is not None
-        # A signal before an evaluation may interrupt it, so it is answered later.
+        # If an evaluation is due, the signal may interrupt the evaluation and is answered later.
         if signum is not None and not evaluating:
             signals.answer()
-        # A state is neither evaluated nor saved before its metrics have been read and are finite.
+        # Before a state is evaluated or saved, its metrics are read and must be finite.
         if logging or evaluating or saving:
             self._batches.check()
             self._check_finite()
@@ -248,9 +252,13 @@ class Loop:
             hook.after_log(step, record, seconds_left)
 
     def _evaluate(self, step: int) -> dict[str, Any]:
-        """Validates the weights: their moving average and, if there is one, also the raw ones."""
+        """Returns the validation metrics of the weights.
+
+        With a moving average, these are the metrics of the averaged weights, and the metrics of the
+        raw weights are recorded, too.
+        """
         state, raw = self.state, None
-        # A signal interrupts the evaluation, which the next start repeats.
+        # A signal interrupts the evaluation, and the next start repeats the evaluation.
         try:
             with self._signals.interruptible(self._save_interrupted):
                 if state.ema_params is not None:
@@ -276,8 +284,8 @@ class Loop:
     def _save_interrupted(self) -> None:
         """Saves the state of a step whose evaluation was interrupted.
 
-        Orbax cannot add metrics to a checkpoint later, so this state is saved in a folder of its
-        own. The next start evaluates it first and saves it as a checkpoint.
+        Orbax cannot add metrics to a checkpoint later, so this state is saved in a separate folder.
+        The next start first evaluates this state and then saves it as a checkpoint.
         """
         self._checkpoints.wait()
         if newest_step(self._interrupted) != int(self.state.step):  # may be called twice
@@ -316,7 +324,7 @@ class Loop:
     def _test(self) -> None:
         """Evaluates the best checkpoint on the test split, unless a signal stops it."""
         best, last = self._checkpoints.find('best'), self._checkpoints.find('last')
-        # Averaged weights, if the run has them, of the step with the best validation result.
+        # Restore the weights of the best checkpoint, averaged if the run has a moving average.
         variables = self._checkpoints.restore_variables(best, self._template)
         with StopSignals() as signals:
             # All processes stop after the same batch.
@@ -343,7 +351,7 @@ class Evaluator:
     first: tuple[Batch, Batch]
 
     def __init__(self, run: Setup):
-        """Stores the run; compiles and reads nothing."""
+        """Stores the run; compiling and reading wait for the first evaluation."""
         self._run = run
         self._step = make_step(run.task, run.model, run.mesh)
         self._batches: dict[str, inputs.EvalBatches] = {}
@@ -351,9 +359,9 @@ class Evaluator:
     def __call__(
         self, split: str, variables: Any, after_batch: Callable[[int], None] = lambda batch: None
     ) -> dict[str, Any]:
-        """Returns the task's metrics and `count` of 'validation' or 'test'.
+        """Returns the task's metrics and `count` of the split 'validation' or 'test'.
 
-        'test' has `corrupt`, the number of unreadable images, if there were any; they are left out.
+        Unreadable test images are left out, and their number is returned as `corrupt`.
         `after_batch` is called with the number of each batch, from 1.
         """
         run, source = self._run, self._run.sources[split]
@@ -364,7 +372,7 @@ class Evaluator:
                 run.eval_ops,
                 run.eval_batch_size,
                 run.mesh,
-                # The run is finished: metrics of most of the test split are better than none.
+                # After a finished run, metrics of the readable test images are better than none.
                 skip_corrupt=split == 'test',
                 max_corrupt=run.loading.max_corrupt,
             )
@@ -405,6 +413,6 @@ class Evaluator:
 
 
 def _print(text: str) -> None:
-    """Prints a line on stderr, in a notebook on stdout, on the first process only."""
+    """Prints a line on the first process only: on stderr, or on stdout in a notebook."""
     if processes.is_first():
         print(text, file=sys.stdout if in_notebook() else sys.stderr)

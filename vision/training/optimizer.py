@@ -1,7 +1,7 @@
-"""Optimizers: optax's by name, with weight decay, learning rate factors and freezing by parameter.
+"""Optimizers of optax by name, with weight decay, learning rate factors and frozen parameters.
 
 A parameter filter is a pattern: a regular expression that is searched for in the parameter's path
-('layer1_0/conv1/kernel'), or the word 'backbone', which matches all parameters but those of the
+('layer1_0/conv1/kernel'), or the word 'backbone', which matches all parameters except those of the
 classifier and the auxiliary heads.
 """
 
@@ -24,9 +24,10 @@ from vision.models.base import is_head
 if TYPE_CHECKING:
     from vision.training.plateau import Plateau
 
-# The optax optimizers that need only gradient, parameters, learning rate and loss. Left out: lbfgs
-# and sophia (evaluate the loss again), rprop (takes no schedule), polyak_sgd (has its own),
-# schedule_free (evaluates other parameters than it trains), dpsgd (needs per-example gradients).
+# The optax optimizers that need only gradient, parameters, learning rate and loss. Left out are
+# lbfgs and sophia, which evaluate the loss again; rprop, which takes no schedule; polyak_sgd, which
+# has its own schedule; schedule_free, which evaluates other parameters than it trains; and dpsgd,
+# which needs per-example gradients.
 _OPTAX = (
     'adabelief', 'adadelta', 'adafactor', 'adagrad', 'adam', 'adamax', 'adamaxw', 'adamw', 'adan',
     'amsgrad', 'fromage', 'lamb', 'lars', 'lion', 'nadam', 'nadamw', 'noisy_sgd', 'novograd',
@@ -89,8 +90,8 @@ class RateFactors:
     def keep_frozen(self, old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
         """Returns the new `params` and `batch_stats` with the old values for everything frozen.
 
-        A layer's running statistics are frozen if all parameters of the layer are. For a layer
-        without parameters, those of the enclosing module decide.
+        A layer's running statistics are frozen if all parameters of the layer are frozen. For a
+        layer without parameters, the parameters of the enclosing module decide.
         """
         if not self:
             return new
@@ -105,7 +106,7 @@ class RateFactors:
                 path = path[:-1]
             return False
 
-        # Compare parameters by their own path, statistics by their layer's.
+        # Look up a parameter by its path, and a running statistic by the path of its layer.
         kept = {
             kind: {
                 path: value
@@ -158,7 +159,7 @@ class WeightDecay:
       rate: decay rate; 0 for none.
       pattern: parameter filter.
       form: how the decay is applied:
-        - 'l2': rate · parameter is added to the gradient first of all, as in the papers;
+        - 'l2': rate · parameter is added to the gradient before the optimizer, as in the papers;
         - 'decoupled': −learning rate · rate · parameter is added to the update (Loshchilov and
           Hutter 2019: SGDW, AdamW);
         - 'default': the optimizer's own weight decay if it has one (adamw and lion: decoupled;
@@ -188,12 +189,13 @@ def make_optimizer(
     the optax optimizer, decoupled weight decay, learning rate factors, and the plateau's scale.
     Frozen parameters have no gradient, do not count in any norm, and have no optimizer state.
 
-    Its `update` takes the loss as `value`, which a few optimizers read.
+    The transformation's `update` takes the loss as `value`, which a few optimizers read.
 
     Args:
       optimizer: `config.optimizer`: name, clipping and the arguments of the optax function.
       schedule: learning rate as a function of the step.
-      decay: weight decay. `optimizer` may have the rate instead if the optimizer has its own.
+      decay: weight decay. If the named optimizer has an argument for weight decay, `optimizer` may
+        give the rate instead.
       rates: learning rate factors by parameter.
       plateau: settings of the plateau schedule, or None.
       seed: for optimizers that draw random numbers.
@@ -252,7 +254,7 @@ def check_optimizer(
 
     Args:
       optimizer: `config.optimizer`.
-      built: as `make_optimizer` built it.
+      built: the result of `make_optimizer`.
       params: parameters, or their shapes.
 
     Raises:
@@ -280,11 +282,11 @@ def _arguments(optimizer: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in own_arguments('optimizer', optimizer).items():
         if key == 'weight_decay':
             continue
-        # Unknown arguments are errors, except for the default config's.
+        # Unknown arguments are errors, except those of the default config.
         if key in known:
             _check_argument(name, key, value, parameters[key].default)
             arguments[key] = value
-        # The default config has sgd's momentum: ignore it if another optimizer is named.
+        # The default config has sgd's momentum; ignore the momentum if another optimizer is named.
         elif key not in SGD or value != SGD[key]:
             names = {*known, *declared('optimizer'), 'weight_decay'}
             raise unknown(f'argument of optimizer {name!r}', key, names)
@@ -314,7 +316,7 @@ def _with_schedule(
     name: str, schedule: optax.Schedule, arguments: dict[str, Any]
 ) -> optax.GradientTransformation:
     """Builds the optax optimizer with the schedule as its learning rate."""
-    if name == 'sm3':  # its learning rate must be a number; it is applied last
+    if name == 'sm3':  # takes only a number as learning rate: apply the schedule last
         return optax.chain(optax.sm3(1.0, **arguments), optax.scale_by_schedule(schedule))
     return OPTIMIZERS[name](learning_rate=schedule, **arguments)
 

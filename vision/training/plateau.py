@@ -27,8 +27,8 @@ class Plateau:
 
     Attributes:
       metric: 'loss', or None for the metric that selects the best checkpoint.
-      arguments: arguments of `optax.contrib.reduce_on_plateau` by name; the others have its
-        defaults.
+      arguments: arguments of `optax.contrib.reduce_on_plateau` by name; arguments that are missing
+        have optax's defaults.
     """
 
     metric: str | None = None
@@ -44,7 +44,7 @@ class Plateau:
     def transformation(self) -> optax.GradientTransformation:
         """Returns a transformation that multiplies updates by the schedule's current scale."""
 
-        # Only applies the scale; `observe` updates it after an evaluation.
+        # Only apply the scale; `observe` updates the scale after an evaluation.
         def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
             return jax.tree.map(lambda u: state.scale * u, updates), state
 
@@ -63,7 +63,7 @@ class Plateau:
         Args:
           state: the evaluated state.
           scores: metrics of the validation split.
-          cost: value of the selection metric, lower is better.
+          cost: the selection metric as a cost, where lower is better.
           mesh: all devices.
 
         Returns:
@@ -72,7 +72,7 @@ class Plateau:
         value = scores['loss'] if self.metric == 'loss' else cost
         placed = mesh_lib.put_replicated(np.float32(value), mesh)
         update = self._compiled(mesh)
-        # Replace the schedule's state wherever it is in the optimizer's state.
+        # Replace the schedule's state inside the optimizer's state.
         opt_state = jax.tree.map(
             lambda leaf: update(leaf, placed) if _is_state(leaf) else leaf,
             state.opt_state,

@@ -94,11 +94,12 @@ class Clock:
     def waiting(self, running: Metrics | None) -> Iterator[None]:
         """Context manager that counts the time of its block as waiting for data.
 
-        It counts only if the last step had finished by the end of the block. Otherwise the device
-        was busy and data were not the bottleneck.
+        The time counts only if the device had finished the last step by the end of the block.
+        Otherwise the device was busy and data were not the bottleneck.
 
         Args:
-          running: metrics of the last step, which may still be running; None before the first step.
+          running: metrics of the last step, which the device may still be computing; None before
+            the first step.
         """
         with _timed(lambda seconds: self._count_wait(seconds, running)):
             yield
@@ -125,7 +126,7 @@ class Clock:
           `images_per_second`; `data_wait`, the fraction of the time in which the devices waited for
           data; and `seconds` since the run started. `data_wait` is an upper bound: a wait that
           began while a step was running counts in full. `images_per_second` and `data_wait` are
-          None for an interval that has only the compiled first step.
+          None for an interval that consists only of the first step, which includes the compilation.
         """
         seconds, total = time.perf_counter() - self._begin, time.perf_counter() - self._born
         figures: dict[str, float | None] = {
@@ -140,7 +141,7 @@ class Clock:
         return figures
 
     def seconds_left(self, steps: int) -> float:
-        """Estimates the duration of `steps` steps from the last interval; NaN before it."""
+        """Estimates the duration of `steps` steps from the last interval; NaN before the first."""
         return steps * self._seconds_per_step
 
 
@@ -163,7 +164,7 @@ class Recorder:
         """Opens the records and drops those that a killed run wrote after its last checkpoint.
 
         Args:
-          workdir: of the run.
+          workdir: workdir of the run.
           step: the step that the run resumes from; records of later steps are dropped.
         """
         self._writes = processes.is_first()
@@ -176,9 +177,10 @@ class Recorder:
             kept = [record for record in read_records(workdir) if record['step'] <= step]
             write_text(path, ''.join(json_text(record) + '\n' for record in kept))
         self._file = open(path, 'a')  # noqa: SIM115 - closed by __exit__
-        # SummaryWriter names its file by the second: another file within a second would replace it.
+        # SummaryWriter's file names contain the time in whole seconds. The suffix prevents that a
+        # run that is restarted within a second overwrites the file.
         suffix = f'.{time.time_ns()}'
-        # SummaryWriter calls fsync at each flush, which fails on file systems that have none.
+        # SummaryWriter calls fsync at each flush, which fails on file systems without fsync.
         self._events = SummaryWriter(
             str(workdir),
             purge_step=step + 1,
@@ -224,7 +226,7 @@ def newest(
     records: list[dict[str, Any]], split: str, step: int | None = None
 ) -> dict[str, Any] | None:
     """Returns the last recorded metrics of a split, or those of a given step; None if missing."""
-    # A record holds a full evaluation of the split if it has its `count`.
+    # A record holds a full evaluation of the split if it has the split's `count`.
     prefix = f'{split}/'
     for record in reversed(records):
         if f'{split}/count' in record and step in (None, record['step']):
@@ -234,7 +236,7 @@ def newest(
 
 
 def grid(images: np.ndarray, columns: int = 8) -> np.ndarray:
-    """Arranges uint8 images [N, H, W, C] in a grid with lines between them: one RGB image."""
+    """Arranges uint8 images [N, H, W, C] in one RGB image, as a grid with lines between them."""
     images = visible(images)
     n, height, width, _ = images.shape
     columns = min(columns, n)
@@ -272,12 +274,12 @@ def evaluations(workdir: Path, last: int) -> list[tuple[int, dict[str, Any]]]:
 
 
 def results_table(results: Results, metrics: Mapping[str, Metric], workdir: str) -> Table | str:
-    """Formats what `train` returned as a table for the terminal.
+    """Formats the results of `train` as a table for the terminal.
 
     Args:
-      results: as `train` returned them.
-      metrics: of the run's task.
-      workdir: of the run, for the title.
+      results: the value that `train` returned.
+      metrics: metrics of the run's task, by name.
+      workdir: workdir of the run, for the title.
     """
     if not results:
         return f'{workdir}: stopped early by training.stop_after'

@@ -49,7 +49,7 @@ def make_schedule(
     own = list(inspect.signature(SCHEDULES[name]).parameters)[3:]
     check_arguments(f'schedule {name!r}', SCHEDULES[name], own, args)
 
-    # Durations count from the start of the run, the schedule's steps from the end of the warm-up.
+    # Durations count from the start of the run; a schedule counts from the end of the warm-up.
     def after_warmup(text: str, key: str) -> int:
         return to_steps(text, key) - warmup
 
@@ -62,8 +62,8 @@ def make_schedule(
 def peak_rate(lr: float, lr_for_batch: int | None, batch_size: int) -> float:
     """Returns the learning rate after the warm-up, scaled linearly with the batch size.
 
-    `lr` times batch_size / lr_for_batch, or `lr` if no `lr_for_batch` is given (Goyal et al. 2017,
-    section 2.1).
+    The rate is `lr` · batch_size / lr_for_batch, or `lr` if `lr_for_batch` is None (Goyal et al.
+    2017, section 2.1).
     """
     return lr if lr_for_batch is None else lr * batch_size / lr_for_batch
 
@@ -101,7 +101,7 @@ def _step(
     """Multiplies the learning rate by `factor` at each duration in `at`.
 
     Args:
-      at: durations from the start of the run, rising.
+      at: durations from the start of the run, in increasing order.
       factor: one factor for all, or one per duration as in LeNet-5's paper.
     """
     factors = list(factor) if isinstance(factor, tuple | list) else [factor] * len(at)
@@ -117,9 +117,10 @@ def _step(
 def _exponential(
     lr: float, steps: int, to_steps: ToSteps, every: str = '8 epochs', factor: Positive = 0.96
 ) -> optax.Schedule:
-    """Multiplies the learning rate by `factor` after each period `every`, in steps.
+    """Multiplies the learning rate by `factor` after each period of length `every`.
 
-    GoogLeNet decreases it by 4 % every 8 epochs (section 6).
+    The rate is constant within a period. GoogLeNet decreases the learning rate by 4 % every 8
+    epochs (section 6).
 
     Args:
       every: duration of a period, counted from the end of the warm-up.
@@ -145,7 +146,7 @@ def _plateau(
 ) -> optax.Schedule:
     """Multiplies the learning rate by `factor` after `patience` evaluations without improvement.
 
-    An evaluation is better by `training.best_by`, or with `metric='loss'` by the validation loss.
+    Evaluations are compared by `training.best_by`, or by the validation loss if `metric='loss'`.
     This schedule itself is constant: `vision.training.plateau` scales it with optax's
     `reduce_on_plateau`.
 
@@ -182,7 +183,7 @@ class Averaging:
 
     Attributes:
       ema_decay: decay of an exponential moving average; 0 for none. The average starts at the
-        initial parameters. To forget them quickly, the decay at step t is at most
+        initial parameters. To reduce their weight quickly, the decay at step t is at most
         (1 + t) / (10 + t), as in TensorFlow's `ExponentialMovingAverage`, with which Inception-v3
         was trained.
       polyak_from: first step of a Polyak average, the plain mean of the parameters after every step
@@ -197,7 +198,7 @@ class Averaging:
 
     def pull(self, t: jax.Array) -> jax.Array:
         """Returns the weight of step t ≥ 1: average += pull(t) · (parameters − average)."""
-        # Polyak: the mean over n steps moves by 1/n. Before `polyak_from` it follows the
+        # Polyak: the mean over n steps moves by 1/n. Before `polyak_from` the average equals the
         # parameters.
         if self.polyak_from is not None:
             return 1.0 / jnp.maximum(t - self.polyak_from + 1, 1.0)

@@ -42,10 +42,10 @@ from vision.training.step import Recipe, make_update, trace
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """A fully resolved run. Durations are in steps, and nothing below reads the config again.
+    """A fully resolved run, with durations in steps; later code reads no settings from the config.
 
     Attributes:
-      config: the config as recorded: checked, complete, with `training.polyak_from` in steps.
+      config: the config that is recorded: checked, complete, with `training.polyak_from` in steps.
       mesh: all devices.
       train: the training split.
       validation: the split that selects the best checkpoint, or None.
@@ -107,8 +107,8 @@ class Setup:
 
     @property
     def dataset(self) -> dict[str, Any]:
-        """The content of `dataset.json`: prediction reads it, a resumed run is checked with it."""
-        # Encoded images (JPEG, PNG) have their own sizes.
+        """Content of `dataset.json`, which prediction reads and a resumed run is compared with."""
+        # Encoded images (JPEG, PNG) may differ in size.
         shape = None if self.train.encoded else self.train.image_shape
         return {
             'class_names': list(self.train.class_names),
@@ -264,7 +264,7 @@ def _open(settings: Mapping[str, Any]) -> tuple[Source, Source | None, Source | 
 
 
 def _load_optional(settings: Mapping[str, Any], split: str) -> Source | None:
-    """Opens a split; None if the data set does not have it."""
+    """Opens a split, or returns None if the data set does not have this split."""
     try:
         return data.load(settings, split)
     except NoSplitError:
@@ -342,9 +342,9 @@ def make_recipe(
 
     Args:
       config: checked and resolved.
-      model: unbound.
+      model: the unbound module.
       class_names: names of the data's classes.
-      total_steps: length of the run.
+      total_steps: length of the run in steps.
       to_steps: converts a duration and its key's name to steps; may be omitted if all durations
         are in steps.
 
@@ -386,12 +386,12 @@ def make_recipe(
 
 
 def normalised(run: Setup, dataset: Mapping[str, Any] | None = None) -> Setup:
-    """Replaces mean and deviation by the training split's if `preprocess.normalise='dataset'`.
+    """Sets mean and standard deviation to the data's if `preprocess.normalise='dataset'`.
 
     Args:
-      run: as `setup` returns it.
-      dataset: `dataset.json` of a resumed run, which has the statistics. Without it they are
-        computed in one pass over the training split.
+      run: the result of `setup`.
+      dataset: `dataset.json` of a resumed run, which has the statistics. If None, the statistics
+        are computed in one pass over the training split.
 
     Raises:
       UserError: the training split is empty or all its pixels have the same value.

@@ -1,4 +1,4 @@
-"""Checks before a run starts: everything that can be refused before its workdir is touched."""
+"""Checks that a run must pass before its workdir is changed, and the first state of a run."""
 
 import dataclasses
 from pathlib import Path
@@ -25,7 +25,7 @@ class Start:
 
     Attributes:
       examples: identities of the examples by split, from `vision.data.identity`; empty on all
-        processes but the first.
+        processes except the first.
       weights: the weights that `init_from` names, for a new run; else None.
     """
 
@@ -38,7 +38,7 @@ def check_start(run: Setup, path: Path | None = None) -> Start:
     """Checks a run against its workdir and its initial weights; writes nothing.
 
     Args:
-      run: as `setup` returns it.
+      run: the result of `setup`.
       path: the workdir, which need not exist; None for a dry run.
 
     Raises:

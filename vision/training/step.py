@@ -65,13 +65,13 @@ def sam(
     the optimizer and does not affect the ascent. A step costs two forward and backward passes.
 
     Args:
-      state: before the step.
-      examples: of the batch.
+      state: the state before the step.
+      examples: the examples of the batch.
       gradient_of: differentiates the loss.
       rho: radius ρ of the ascent.
     """
     ascent, outcome = gradient_of(state.params, examples)
-    # Climb to the approximate maximum within radius rho; a zero gradient stays where it is.
+    # Climb to the approximate maximum within radius rho; with a zero gradient, do not move.
     scale = rho / jnp.maximum(optax.global_norm(ascent), 1e-12)
     climbed = jax.tree.map(lambda p, g: p + scale * g, state.params, ascent)
     # Descend with the gradient from there.
@@ -106,7 +106,7 @@ class Recipe:
     """Everything that a training step is built from.
 
     Attributes:
-      model: unbound.
+      model: the unbound module.
       task: computes the objective.
       update: computes the optimizer's gradient from the examples.
       optimizer_for: builds the optax optimizer for a schedule.
@@ -147,7 +147,7 @@ def init_state(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh) -> TrainS
     The state must therefore fit into the memory of one device, with 'fsdp' too.
 
     Args:
-      recipe: of the run.
+      recipe: the recipe of the run.
       input_shape: (H, W, C) of the model's input.
       mesh: all devices.
     """
@@ -158,7 +158,7 @@ def trace(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh, batch: Mapping
     """Traces one step with abstract shapes, to check a user-defined task or update.
 
     Args:
-      recipe: of the run.
+      recipe: the recipe of the run.
       input_shape: (H, W, C) of the model's input.
       mesh: all devices.
       batch: shapes and dtypes of a batch.
@@ -321,12 +321,13 @@ def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Arra
                 )
                 return mesh_lib.constrain_state(gradient, mesh, shard), outcome
 
-            # Split the arrays into microbatches. Scalars, such as `count`, are of the whole batch.
+            # Split the arrays into microbatches. Scalars, such as `count`, stay whole.
             scalars = {k: v for k, v in examples.items() if not jnp.ndim(v)}
             arrays = {k: v for k, v in examples.items() if jnp.ndim(v)}
 
             # Add one microbatch's gradient and sums; pass on the running statistics and `extra`.
-            # Tasks divide by the `count` of the whole batch, so gradients add up to that of its mean.
+            # Tasks divide by the `count` of the whole batch, so the gradients add up to the
+            # gradient of the mean over the whole batch.
             def add(carry: tuple, part: tuple) -> tuple[tuple, None]:
                 gradient, sums, stats, extra = carry
                 part_key, rows = part
@@ -363,7 +364,7 @@ _RESERVED = {'count', 'lr', 'grad_norm', 'param_norm', 'finite'}
 def _checked(result: Any, who: str, batch_stats: Any, extra: Any) -> tuple[Any, Outcome]:
     """Returns the result of a loss or an update after checking it, at trace time.
 
-    It must be a pair of a value and an `Outcome` whose PyTrees match the state's.
+    The result must be a pair of a value and an `Outcome` whose PyTrees match the state's.
 
     Raises:
       UserError: the result is something else.
@@ -374,7 +375,7 @@ def _checked(result: Any, who: str, batch_stats: Any, extra: Any) -> tuple[Any, 
             f'{who} must return a pair (value, vision.task.Outcome), '
             f'not {described(result[1] if pair else result)}'
         )
-    # The log needs a sum 'loss', and some names are taken by its own metrics.
+    # The log needs a sum 'loss', and the metrics that the step adds reserve some names.
     outcome = result[1]
     sums = outcome.sums if isinstance(outcome.sums, dict) else {}
     if 'loss' not in sums:

@@ -30,7 +30,8 @@ class Labels(NamedTuple):
 
     Attributes:
       outputs: int [K'], the outputs that are compared; None for all.
-      of: int, indexed by the data set's label: position among the compared classes, −1 for none.
+      of: int, indexed by the data set's label: position of the class among the compared classes, or
+        −1 if it is not compared.
       size: number of compared classes, K'.
     """
 
@@ -62,10 +63,10 @@ def make_step(
 
     Args:
       task: prepares the batch and computes the answers.
-      model: unbound.
+      model: the unbound module.
       mesh: all devices.
       labels: mapping between the data's classes and the outputs; None if they are the same.
-      judge: whether to return the task's answers, or the outputs for averaging.
+      judge: True returns the task's answers, False the outputs, which are then averaged.
 
     Returns:
       A function that returns columns [B, …], replicated on all devices: `id` and `mask` of the
@@ -108,7 +109,7 @@ def make_step(
 def _answers(
     task: Task, outputs: jax.Array, endpoints: dict[str, Any], batch: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-    """Returns the task's answers, checked.
+    """Returns the task's answers after checking them.
 
     Raises:
       UserError: the task needs endpoints, which do not exist for averaged outputs, or it does not
@@ -146,8 +147,8 @@ def answer(
     """Feeds a split to every member and collects the answers.
 
     A single member's answers are computed on the device, batch by batch. The outputs of several
-    members are averaged with equal weights (`Task.combine`), which keeps float32 [N, K] in memory,
-    and the answers are computed at the end.
+    members are averaged with equal weights (`Task.combine`), which keeps an array float32 [N, K] in
+    memory, and the answers are computed from the averages at the end.
 
     Args:
       task: computes the answers.

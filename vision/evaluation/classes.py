@@ -8,9 +8,9 @@ import numpy as np
 from vision.core.errors import UserError, nearest
 from vision.data.source import Source
 
-# TFDS labels ImageNet-A and ImageNet-R with all 1,000 classes of ImageNet. These are the 200 that
-# each has. Their authors compare only the logits of these classes: Hendrycks et al. 2021,
-# arXiv:1907.07174 and 2006.16241 (`eval.py`).
+# In TFDS, ImageNet-A and ImageNet-R list all 1,000 classes of ImageNet, but each has images of only
+# these 200 classes. The authors of the data sets compare only the logits of these classes:
+# Hendrycks et al. 2021, arXiv:1907.07174 and 2006.16241 (`eval.py`).
 SUBSETS: dict[str, tuple[int, ...]] = {
     'imagenet_a': (
         6, 11, 13, 15, 17, 22, 23, 27, 30, 37, 39, 42, 47, 50, 57, 70, 71, 76, 79, 89, 90, 94, 96,
@@ -42,11 +42,11 @@ SUBSETS: dict[str, tuple[int, ...]] = {
 
 
 class Classes(NamedTuple):
-    """A data set's classes among a run's.
+    """Positions of a data set's classes among those of a run.
 
     Attributes:
       names: names of the K' compared classes.
-      logits: int64 [K'], positions among the run's logits; None for all in their own order.
+      logits: int64 [K'], positions among the run's logits; None for all logits in the run's order.
       labels: int64, indexed by the data set's label: position in `names`, −1 for an excluded class.
     """
 
@@ -77,12 +77,13 @@ class Classes(NamedTuple):
 def match(run_names: tuple[str, ...], source: Source, which: str = 'data') -> Classes:
     """Finds a data set's classes among a run's, by name.
 
-    Some data sets have numbers for names: folders 0 … 9, 'cifar10_corrupted' of TFDS, an `.npz`. If
-    the run has no such names, the numbers are indices of the run's classes; if they are the first
-    ones, all logits are compared. For ImageNet-A and -R, 200 of 1,000 classes are compared.
+    Some data sets have numbers as class names: folders 0 … 9, 'cifar10_corrupted' of TFDS, an
+    `.npz`. If the run's class names are not numbers, the numbers are indices of the run's classes.
+    If these are the first classes of the run, all logits are compared. For ImageNet-A and -R, 200
+    of 1,000 classes are compared.
 
     Args:
-      run_names: K names.
+      run_names: names of the run's K classes.
       source: the data set.
       which: 'data' compares only the logits of the data set's classes, as the authors of such data
         sets do; 'all' compares all logits of the run.
@@ -119,7 +120,7 @@ def _places(run_names: tuple[str, ...], source: Source) -> np.ndarray:
     index = {name: i for i, name in enumerate(run_names)}
     missing = [name for name in names if name not in index]
     if missing:
-        # At least one of the two has numbers for names.
+        # Match by number if the data set or the run has numbers as class names.
         own, known = _indices(names), _indices(run_names)
         if own is not None and known is None and own.max() < len(run_names):
             return own

@@ -31,7 +31,7 @@ from vision.preprocess import inputs
 from vision.preprocess.device import Batch
 from vision.task.metrics import figures
 
-# Keys that another data set inherits from the run's own: how data are read, not which.
+# Keys of `config.data` that apply to another data set, too: how data are read, not which data.
 _HOW_TO_READ = ('source', 'data_dir', 'in_memory', 'cache', 'max_corrupt')
 
 
@@ -49,14 +49,14 @@ class Evaluation:
     """Result of one evaluation.
 
     Attributes:
-      name: the split's, or the entry's in `config.evals`.
-      entry: complete.
+      name: name of the split, or of the entry in `config.evals`.
+      entry: the entry, with all keys.
       source: the data.
-      predictions: for every example.
-      figures: for JSON: the task's metrics, `count`, `intervals` (95 % confidence, (low, high) by
-        metric), `split`, `checkpoint` and `corrupt`. If they differ from the run's own data and
-        preprocessing, also `data`, `classes` (number of compared classes), `protocol`, `ops`,
-        `weights` and `models`.
+      predictions: predictions for every example.
+      figures: values for JSON: the task's metrics, `count`, `intervals` (95 % confidence, (low,
+        high) by metric), `split`, `checkpoint` and `corrupt`. Where the evaluation differs from the
+        run's own data and preprocessing, also `data`, `classes` (number of compared classes),
+        `protocol`, `ops`, `weights` and `models`.
       corrupt: unreadable images: name → reason.
     """
 
@@ -78,9 +78,9 @@ def evaluate_runs(
     """Evaluates a run, or several as an ensemble, once per entry.
 
     Args:
-      workdirs: of the runs. The probabilities of several runs are averaged. All must have the same
-        classes; the data are those of the first run.
-      entries: by name, from `named_entries`.
+      workdirs: workdirs of the runs. The probabilities of several runs are averaged. All runs must
+        have the same classes; the data are those of the first run.
+      entries: entries by name, from `named_entries`.
       checkpoint: 'best', 'last' or a step.
       skip_corrupt: whether to skip unreadable images.
       progress: starts a progress display.
@@ -184,7 +184,7 @@ def _predict(
     # One member per run and pass.
     members, every = [], []
     for run, view in passes:
-        # Dense evaluation is a field of the models that support it.
+        # Models that support dense evaluation have a field that enables it.
         model = run.model
         if view.dense and hasattr(model, 'dense_evaluation'):
             model = model.clone(dense_evaluation=True)
@@ -244,7 +244,7 @@ def named_entries(
     """Returns the evaluations that a command line asks for.
 
     Args:
-      config: of the run.
+      config: config of the run.
       names: keys of `config.evals`, or 'all'; None for a single evaluation, named by its split.
       overrides: keys of an entry, applied to every evaluation.
 

@@ -30,7 +30,9 @@ class McNemar(NamedTuple):
 
 
 class Confusion(NamedTuple):
-    """A sparse confusion matrix, row by row. A dense one of 20,000 classes has 400 million cells.
+    """A sparse confusion matrix, row by row.
+
+    A dense matrix of 20,000 classes would have 400 million cells.
 
     Attributes:
       rows: int64 [cells], true class.
@@ -102,8 +104,9 @@ def bootstrap(
 ) -> dict[str, tuple[float, float]]:
     """Computes 95 % confidence intervals by the percentile bootstrap (Efron) over examples.
 
-    The intervals cover other samples of test examples, not other training runs. If all examples are
-    correct, every resample is too, and the interval of the accuracy is a single point.
+    The intervals reflect the choice of test examples, not the variation between training runs. If
+    all predictions are correct, they are correct in every resample, too, and the interval of the
+    accuracy is a single point.
 
     Args:
       n: number of examples, N.
@@ -134,7 +137,7 @@ def bootstrap(
     for name in biased:
         grown = float(np.mean(drawn[name])) - functions[name](np.ones(n))
         drawn[name] = [max(value - grown, 0.0) for value in drawn[name]]
-    # Percentiles on both sides.
+    # Take the percentiles on both sides.
     outside = 50 * (1 - CONFIDENCE)
     return {
         name: (float(low), float(high))
@@ -146,7 +149,7 @@ def bootstrap(
 def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
     """McNemar's exact test, two-sided and binomial (McNemar 1947; Dietterich 1998).
 
-    It compares two trained models, and does not account for other training seeds.
+    The test compares two trained models, and does not account for other training seeds.
 
     Args:
       first: bool [N], whether the first classifier is correct.
@@ -162,14 +165,14 @@ def mcnemar(first: np.ndarray, second: np.ndarray) -> McNemar:
 
 
 def confusion(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> Confusion:
-    """Counts how often each class was predicted as each other.
+    """Counts the examples of each class by predicted class.
 
     Args:
       labels: int [N].
       predicted: int [N].
       num_classes: K.
     """
-    # Count pairs (label, prediction) as single numbers.
+    # Encode each pair (label, prediction) as one number, and count the numbers.
     cells, counts = np.unique(labels.astype(np.int64) * num_classes + predicted, return_counts=True)
     return Confusion(cells // num_classes, cells % num_classes, counts, num_classes)
 

@@ -58,7 +58,7 @@ class Predictions:
 
     @property
     def correct(self) -> np.ndarray | None:
-        """Correctness by the task's first metric, bool [N]; None if the metric has none."""
+        """Correctness by the task's first metric, bool [N]; None if that metric is not boolean."""
         value = next(iter(self.task.metrics.values())).of(self.columns)
         return value if isinstance(value, np.ndarray) and value.dtype == bool else None
 
@@ -84,7 +84,7 @@ def read_predictions(workdir: AnyPath, name: str = 'test') -> Predictions:
     """Reads the predictions that `experiments.evaluate` wrote to a workdir.
 
     Args:
-      workdir: of the run.
+      workdir: workdir of the run.
       name: the split, or the evaluation in `config.evals`.
 
     Raises:
@@ -117,7 +117,7 @@ def read_predictions(workdir: AnyPath, name: str = 'test') -> Predictions:
 
 
 def _with_names(task: Task, records: list[dict[str, Any]]) -> Task:
-    """Returns the task with the class names in the records, which may be of another data set."""
+    """Returns the task with the records' class names, which may be those of another data set."""
     names: dict[int, str] = {}
     for record in records:
         # Single-label records name their class directly.

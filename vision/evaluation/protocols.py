@@ -1,10 +1,10 @@
 """The papers' test protocols: how an image is cropped for testing and how the views are averaged.
 
-`--eval.protocol=NAME` or `NAME(arguments)`, in the grammar of op strings. A protocol is one or
-several passes over the data, each an op string. All views of an image in a pass go through the
-model in one batch. Softmax probabilities are averaged over views and passes with equal weights, as
-in AlexNet (section 4.1), VGG (3.2) and GoogLeNet (7). Over the positions of a dense pass the model
-itself averages logits (VGG, 3.2) or pools features (ResNet).
+`--eval.protocol=NAME` or `NAME(arguments)` selects a protocol, in the grammar of op strings. A
+protocol is one or several passes over the data, each an op string. All views of an image in a pass
+go through the model in one batch. Softmax probabilities are averaged over views and passes with
+equal weights, as in AlexNet (section 4.1), VGG (3.2) and GoogLeNet (7). In a dense pass, the model
+itself averages the logits (VGG, 3.2) or pools the features (ResNet) over the positions.
 """
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ def multi_scale_crops(decode: str, size: int, *scales: int) -> list[Pass]:
       decode: as in `ten_crop`.
       size: as in `ten_crop`.
       *scales: shorter sides; by default 224, 256, 384, 480, 640 for a size of 224, scaled for
-      others.
+        others.
     """
     return [_pass(decode, f'multi_scale_crops({size}, {_scales(scales, _RESNET_SCALES, size)})')]
 
@@ -108,7 +108,7 @@ def passes(protocol: str | None, eval_ops: str, size: int) -> list[Pass]:
 
 
 def _pass(*ops: str) -> Pass:
-    """Joins ops to a pass; empty ones are left out."""
+    """Joins the ops that are not empty to a pass."""
     return Pass('|'.join(op for op in ops if op))
 
 

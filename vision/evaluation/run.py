@@ -31,12 +31,12 @@ class Run:
 
     Attributes:
       path: the workdir.
-      config: the config of the training, with the mean and deviation that were used.
-      class_names: K names.
+      config: the config of the training, with the mean and standard deviation that were used.
+      class_names: names of the K classes.
       image_shape: (H, W, C) of the source's images; None if it varies.
       input_shape: (H, W, C) of the model's input.
       step: step of the checkpoint.
-      model: unbound.
+      model: the unbound module.
       task: the task that the model was trained for.
       variables: params and batch_stats, replicated on `mesh`.
       mesh: all devices.
@@ -58,7 +58,7 @@ def load_run(workdir: AnyPath, checkpoint: str = 'best', weights: str | None = N
     """Restores the model of a run.
 
     Args:
-      workdir: of a run with at least one checkpoint; the run may still be training.
+      workdir: workdir of a run with at least one checkpoint; the run may still be training.
       checkpoint: 'best' (on the validation split), 'last', or a step.
       weights: 'ema', 'raw', or None for the moving average if there is one.
 
@@ -141,7 +141,8 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
     model = create_model(name, num_classes=len(pretrained.IMAGENET_CLASSES), **arguments)
     task = task_of(config, pretrained.IMAGENET_CLASSES, model.num_classes)
     input_shape = (fed.crop, fed.crop, 3)
-    # The weights replace all values that predict. Drawing initial values would take longer than reading them.
+    # Start from zeros: the pretrained weights replace all values that prediction uses, and drawing
+    # initial values would take longer than reading the weights.
     shapes = abstract_variables(model, input_shape)
     variables = {'batch_stats': {}, **jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)}
     mesh = mesh_lib.make_mesh()
@@ -165,7 +166,7 @@ def check_data(run: Run, source: Source, split: str | None = None) -> None:
     """Checks that a run's data are still those that it was trained on.
 
     Args:
-      run: as `load_run` returns it.
+      run: the result of `load_run`.
       source: the data.
       split: split whose examples must be unchanged; None to check classes and shape only.
 

@@ -19,9 +19,10 @@ STRIDE = 32  # total stride of the networks that are evaluated densely
 class WholeBatches:
     """Every example of a split once, with its mirror image, in batches of equal shape.
 
-    Each shape is compiled separately. To keep their number small, the longer side is cropped around
-    the centre to the shorter side plus a multiple of `STRIDE` pixels. The loss is less than one
-    position of the last stage. The order of the examples is not that of their ids.
+    Each shape is compiled separately. To keep the number of shapes small, the longer side is
+    cropped around the centre to the shorter side plus a multiple of `STRIDE` pixels. The crop
+    removes less than one position of the last stage. The examples are not in the order of their
+    ids.
 
     Attributes:
       corrupt: unreadable images of the last pass: name → reason.
@@ -45,7 +46,7 @@ class WholeBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yields padded batches `{'image': uint8 [B, 2, H, W, C], 'id', 'label', 'mask'}`."""
-        self.corrupt.clear()  # callers hold on to the dict
+        self.corrupt.clear()  # callers keep a reference to the dict
         seen = np.zeros(self._source.num_examples, bool)
         for ids, labels, images in self._dataset().as_numpy_iterator():
             seen[ids] = True

@@ -28,11 +28,11 @@ Examples = dict[str, jax.Array]
 
 
 class Outcome(NamedTuple):
-    """Result of a loss, beside the objective that is differentiated.
+    """Result of a loss, apart from the objective that is differentiated.
 
     Attributes:
-      sums: float32 scalars by name, summed over the real examples. The log divides them by the
-        number of examples and shows them as `train/NAME`. `loss` is required.
+      sums: float32 scalars by name, summed over the examples without padding. The log divides them
+        by the number of examples and shows them as `train/NAME`. `loss` is required.
       batch_stats: BatchNorm's running statistics after the step, as `apply` returned them.
       extra: new value of `TrainState.extra`.
       objective: float32 scalar, set by the training step for updates and optimizers.
@@ -48,8 +48,8 @@ class Apply(NamedTuple):
     """Forward pass of the model at the parameters of a training step.
 
     Attributes:
-      model: unbound.
-      params: parameters that the objective is differentiated by.
+      model: the unbound module.
+      params: parameters with respect to which the objective is differentiated.
       batch_stats: BatchNorm's running statistics before the step.
       train: whether dropout and BatchNorm run in training mode: False with `freeze='backbone'`.
     """
@@ -72,10 +72,10 @@ class Apply(NamedTuple):
 
         Args:
           images: float32 [B, H, W, C], as `Task.prepare` returns them.
-          key: for dropout.
+          key: random key for dropout.
           params: other parameters than the step's, such as a teacher's.
-          batch_stats: other running statistics; a second call in one loss takes those that the
-            first call returned.
+          batch_stats: other running statistics. For a second call within one loss, pass those that
+            the first call returned.
           train: False runs the model in evaluation mode.
 
         Returns:
@@ -100,7 +100,7 @@ class Settings:
     Attributes:
       class_names: K names of the data's classes.
       num_outputs: size of the model's last layer (`model.num_classes`), at least K for classifiers.
-      mean, std: per channel or one for all, for pixels scaled to 0 … 1.
+      mean, std: statistics of pixels scaled to 0 … 1, one value per channel or one for all.
       mixup, cutmix: `config.preprocess.mixup` and `.cutmix`.
       loss: `config.loss` as a dict.
     """
@@ -143,9 +143,9 @@ class Task:
         """Makes `TrainState.extra`: arrays that the loss reads and replaces (a teacher, a queue).
 
         Args:
-          model: unbound.
+          model: the unbound module.
           variables: the initial `params` and `batch_stats`.
-          key: for random values.
+          key: key for random values.
 
         Returns:
           A PyTree of arrays, saved, restored and sharded like parameters; None for nothing.
@@ -158,13 +158,13 @@ class Task:
         Args:
           batch: `image` uint8 or float32 [B, H, W, C] in 0 … 255, or [B, V, H, W, C] with
             `data.views` = V; `label` int32 [B] or float32 [B, K]; `id`; `mask` float32 [B].
-          key: of the step; None in evaluation, where nothing is random.
+          key: key of the step; None in evaluation, where nothing is random.
 
         Returns:
           `image` float32, normalised; `label`; `mask`; and `count`, float32 scalar: the number of
-          real examples of the global batch, at least 1. With `training.accumulate` the loss gets
-          arrays in parts and scalars whole. Dividing sums by `count` makes the parts add up to the
-          batch's mean.
+          examples in the global batch without padding, at least 1. With `training.accumulate` the
+          loss gets one microbatch of each array, but scalars of the whole batch. Losses that are
+          divided by `count` therefore add up to the mean over the batch.
         """
         mask = batch['mask']
         return {
@@ -199,7 +199,7 @@ class Task:
           apply: forward pass.
           examples: from `prepare`, or a microbatch of them.
           extra: `TrainState.extra`.
-          key: of the step or the microbatch.
+          key: key of the step or the microbatch.
 
         Returns:
           The objective, float32 scalar, and the `Outcome`.
@@ -215,7 +215,7 @@ class Task:
 
         Args:
           outputs: float32 [B, K].
-          endpoints: the model's, by name; {} if several passes were averaged.
+          endpoints: endpoints of the model by name; {} if several passes were averaged.
           batch: `label`, `mask` and `id` of the examples.
 
         Returns:
@@ -268,7 +268,7 @@ class Task:
 
     def from_records(self, records: list[dict[str, Any]]) -> Columns:
         """Restores columns from the records that `record` returned."""
-        # Every column but those that `Predictions` stores itself.
+        # Take every column except those that `Predictions` stores itself.
         names = [k for k in records[0] if k not in ('id', 'path', 'not_finite')]
         columns = {name: np.array([r[name] for r in records]) for name in names}
         # None stands for NaN in JSON.
@@ -286,7 +286,8 @@ def make_task(config: Mapping[str, Any], settings: Settings) -> Task:
     """Returns the task that `config.task` names, with its arguments.
 
     Args:
-      config: `config.task`: `name`, of `TASKS` or 'package.module:Class', and arguments.
+      config: `config.task`: `name`, which is a key of `TASKS` or 'package.module:Class', and the
+        arguments of the task.
       settings: from the rest of the config and the data.
 
     Raises:
@@ -315,7 +316,7 @@ def make_task(config: Mapping[str, Any], settings: Settings) -> Task:
 def _check_own(task: Task) -> None:
     """Raises UserError unless a task's methods and metrics follow the contract."""
     name = type(task).__name__
-    # Bind each overridden method to the arguments of the base class's.
+    # Check that each method accepts the arguments of the base class's method.
     for method, ours in inspect.getmembers(Task, inspect.isfunction):
         if method.startswith('_'):
             continue
@@ -349,8 +350,8 @@ def task_of(config: Any, class_names: Sequence[str], num_outputs: int) -> Task:
 
     Args:
       config: the whole config of the run.
-      class_names: classes of its data.
-      num_outputs: of its model.
+      class_names: names of the data's classes.
+      num_outputs: size of the model's last layer.
 
     Raises:
       UserError: as in `make_task`.
@@ -369,7 +370,7 @@ def task_of(config: Any, class_names: Sequence[str], num_outputs: int) -> Task:
 
 
 def read_task(workdir: Path) -> Task:
-    """Reads the task of a run from its workdir, without model and data, for metrics and records."""
+    """Reads the task of a run from its workdir, without building the model or opening the data."""
     # Classes are recorded in `dataset.json`; `num_classes` may exceed their number.
     config = workdir_lib.read_config(workdir)
     names = workdir_lib.read_json(workdir, 'dataset.json')['class_names']

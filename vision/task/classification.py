@@ -21,7 +21,7 @@ TOP = 5  # number of most likely classes that the answers keep
 class Classification(Task):
     """Classification with one of K classes per example.
 
-    The loss is `config.loss`. Images and labels are mixed by mixup and CutMix if the config asks.
+    The loss is `config.loss`. Mixup and CutMix mix images and labels if the config enables them.
     """
 
     takes_views = False
@@ -50,11 +50,11 @@ class Classification(Task):
     def loss(
         self, apply: Apply, examples: Examples, extra: Any, key: jax.Array
     ) -> tuple[jax.Array, Outcome]:
-        """Returns the weighted mean of the criterion over the batch, plus that of auxiliary heads.
+        """Returns the weighted mean of the criterion over the batch, plus the auxiliary losses.
 
         The loss of each auxiliary head is multiplied by `aux_weight`. The sums are `loss` (with
         class weights, `count` times the weighted mean) and `top1`, the number of correct
-        predictions; a mixed label counts as the class with its largest share.
+        predictions; a mixed label counts as the class with the largest target.
         """
         logits, endpoints, batch_stats = apply(examples['image'], key)
         targets, mask, total = examples['targets'], examples['mask'], examples['total_weight']
@@ -84,11 +84,11 @@ class Classification(Task):
         outputs = outputs[:, : len(self.settings.class_names)]  # ignore surplus outputs
         label = batch['label'][:, None]
         right = jnp.take_along_axis(outputs, label, axis=-1)
-        # The rank of the correct class, without sorting: count the classes ahead of it.
+        # Compute the rank of the correct class without sorting: count the classes ahead of it.
         index = jnp.arange(outputs.shape[-1])
         ahead = ~(outputs <= right) | ((outputs == right) & (index < label))
         probabilities = jax.nn.softmax(outputs)
-        # The most likely classes, in the order that `rank` uses: map NaN to infinity and -0 to 0.
+        # Find the most likely classes in the order of `rank`: map NaN to infinity and -0 to 0.
         # Sorting all of 1,000 classes would take 20 to 60 times as long on a CPU.
         comparable = jnp.where(outputs == 0, 0.0, jnp.where(jnp.isnan(outputs), jnp.inf, outputs))
         top = jax.lax.top_k(comparable, min(TOP, outputs.shape[-1]))[1]
@@ -109,8 +109,8 @@ class Classification(Task):
         return METRICS
 
     def combine(self, outputs: jax.Array, weights: jax.Array) -> jax.Array:
-        """Returns log of the mean probabilities, logits of that mean: [M, B, K] → [B, K]."""
-        # log Σ w · softmax, computed stably from log-softmax.
+        """Returns the log of the mean probabilities, which are valid logits: [M, B, K] → [B, K]."""
+        # Compute log Σ w · softmax stably from log-softmax.
         return jax.nn.logsumexp(jax.nn.log_softmax(outputs), axis=0, b=weights[:, None, None])
 
     def probabilities(self, outputs: jax.Array) -> jax.Array:

@@ -2,7 +2,7 @@
 
 Targets are class probabilities (one-hot, smoothed or mixed), multiplied by class weights if there
 are any. The loss of a mixed target is the mix of the losses, since each loss is linear in the
-targets. The sigmoid cross-entropy is linear up to a constant and takes no class weights.
+targets. Only the sigmoid cross-entropy is linear up to a constant; it takes no class weights.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ def focal(
       gamma: exponent γ.
     """
     log_p = jax.nn.log_softmax(logits.astype(jnp.float32))
-    # 1 − p from log p, clipped above 0, so that the gradient is finite where p is 1.
+    # Compute 1 − p from log p, and clip it above 0, so that the gradient is finite where p is 1.
     others = jnp.clip(-jnp.expm1(log_p), jnp.finfo(jnp.float32).tiny)
     return -jnp.sum(targets * others**gamma * log_p, axis=-1)
 
@@ -105,7 +105,7 @@ class Criterion:
 
     Attributes:
       function: per-example loss, logits [B, K] and targets [B, K] → [B].
-      label_smoothing: ε: weight of the uniform distribution in the targets (Szegedy et al. 2015b,
+      label_smoothing: weight ε of the uniform distribution in the targets (Szegedy et al. 2015b,
         section 7).
       aux_weight: weight of each auxiliary head's loss.
       class_weights: one weight per class; () for none.

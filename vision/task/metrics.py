@@ -63,7 +63,7 @@ class Metric:
 
     def cost(self, value: float | None) -> float:
         """Returns the value as a cost, where lower is better; infinite if there is no value."""
-        # A missing value is the worst.
+        # Treat a missing value as the worst.
         if value is None or np.isnan(value):
             return float('inf')
         if not self.higher_is_better:
@@ -109,9 +109,9 @@ def figures(task: 'Task', columns: Columns) -> dict[str, Any]:
       columns: columns of n examples, [n, …].
 
     Returns:
-      A float by the metric's name, None if the metric is undefined or not finite; `count` = n; and
-      `not_finite`, which maps the name of each metric that is not finite to 'NaN', 'Infinity' or
-      '-Infinity'.
+      A dict from the name of each metric to a float, or to None if the metric is undefined or not
+      finite. It also has `count` = n, and `not_finite`, which maps the name of each metric that is
+      not finite to 'NaN', 'Infinity' or '-Infinity'.
     """
     count = len(columns['id'])
     found: dict[str, Any] = {}
@@ -136,7 +136,10 @@ def figures(task: 'Task', columns: Columns) -> dict[str, Any]:
 
 
 class _Known(dict):
-    """Columns that raise their own exception for an unknown name, to tell it from other `KeyError`s of a metric."""
+    """Dict of columns that raises `_UnknownColumn` for a name that does not exist.
+
+    The special exception tells a wrong column name from other `KeyError`s of a metric.
+    """
 
     def __missing__(self, name: str) -> Any:
         raise _UnknownColumn(name)
@@ -149,8 +152,8 @@ class _UnknownColumn(KeyError):
 def check_metrics(task: 'Task', columns: Mapping[str, Any]) -> None:
     """Calls each metric of a task with columns of zeros, to find mistakes before training begins.
 
-    A correct metric may fail on zeros, so most of its errors are ignored. An unknown name is a mistake with any
-    values: the name of a column, of a variable, of a module, or of a function of a module.
+    A correct metric may fail on zeros, so most errors are ignored. An unknown name is a mistake
+    whatever the values are: the name of a column, a variable, a module, or a function of a module.
 
     Args:
       task: a user-defined task.

@@ -89,7 +89,7 @@ class MultiLabel(Task):
         """
         labels = batch['label']
         outputs = outputs[:, : labels.shape[-1]]
-        # The unweighted, unsmoothed loss, whatever `config.loss` is.
+        # Compute the loss without weights and smoothing, whatever `config.loss` is.
         loss = -labels * jax.nn.log_sigmoid(outputs) - (1 - labels) * jax.nn.log_sigmoid(-outputs)
         return {
             'label': labels,
@@ -218,7 +218,7 @@ def macro_ap(columns: Columns) -> float:
 
 def micro_ap(columns: Columns) -> float:
     """Returns the average precision over all decisions (example, class) at once."""
-    # All decisions as one class.
+    # Treat all decisions as those of one class.
     labels, probabilities = columns['label'], columns['probabilities']
     return float(average_precisions(labels.reshape(-1, 1), probabilities.reshape(-1, 1))[0])
 
@@ -226,13 +226,13 @@ def micro_ap(columns: Columns) -> float:
 def f1(labels: np.ndarray, predicted: np.ndarray) -> np.ndarray:
     """Returns 2 · true positives / (positives + predicted positives) of each class, float64 [K].
 
-    A class with neither positives nor predicted positives has 0.
+    F1 is 0 for a class with neither positives nor predicted positives.
 
     Args:
       labels: [N, K] of 0 and 1.
       predicted: bool [N, K].
     """
-    # In float64, since counts may exceed float32's integers.
+    # Count in float64, since float32 does not represent large integers exactly.
     right = (labels * predicted).sum(axis=0, dtype=np.float64)
     both = labels.sum(axis=0, dtype=np.float64) + predicted.sum(axis=0)
     return np.divide(2 * right, both, out=np.zeros(len(both)), where=both > 0)

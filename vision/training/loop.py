@@ -168,7 +168,7 @@ class Loop:
                 self._test()
 
     def _take_steps(self) -> None:
-        """Takes steps until `run.stop_step` or until a hook ends the run; the last step is saved."""
+        """Takes steps until `run.stop_step` or a hook ends the run, and saves a checkpoint."""
         run, start = self.run, self._start_step
         self._train_step = make_train_step(run.recipe, run.mesh)
         self._batches = inputs.TrainBatches(run.train, run.loading, run.mesh, start)

@@ -1,6 +1,7 @@
-"""The report of an evaluation: `report/index.html` in a workdir, one file that loads nothing from outside.
+"""The report of an evaluation: `report/index.html` in a workdir, one file that loads no others.
 
-`write_report` writes the page. A task adds a section of its own (`Task.report`), which may draw with `line_chart`.
+`write_report` writes the page. A task may add a section (`Task.report`), which may draw charts with
+`line_chart`.
 
 Read first: `page.py`, `classification.py`.
 """

@@ -36,7 +36,10 @@ def curves(records: Sequence[dict[str, Any]], metric: str) -> list[Curve]:
 def line_chart(
     title: str, lines: Sequence[Curve], percent: bool = False, x_name: str = 'step'
 ) -> str:
-    """Draws a line chart over the step, or over a fraction called `x_name`; '' without points."""
+    """Draws a line chart over the step, or over a fraction called `x_name`.
+
+    Returns '' if there are no points.
+    """
     points = [p for line in lines for p in line.points]
     if not points:
         return ''
@@ -73,7 +76,7 @@ def reliability_chart(bins: Reliability) -> str:
         count = int(bins.examples[i])
         if not count:
             continue
-        # A bar for the number of examples, and before it one for the accuracy.
+        # Draw a bar for the number of examples, and in front of it a bar for the accuracy.
         left, right = place.x(i / n), place.x((i + 1) / n)
         accuracy, confidence = float(bins.accuracy[i]), float(bins.confidence[i])
         tooltip_text = (
@@ -89,7 +92,7 @@ def reliability_chart(bins: Reliability) -> str:
             f'<rect class="bar" fill-opacity="{0.3 + 0.6 * math.sqrt(count / most):.2f}" x="{left + 2:.1f}" width="{right - left - 4:.1f}" '
             f'y="{place.y(accuracy):.1f}" height="{place.y(0) - place.y(accuracy):.1f}"/></g>'
         )
-    # The diagonal of perfect calibration.
+    # Draw the diagonal of perfect calibration.
     corners = f'x1="{place.x(0)}" y1="{place.y(0)}" x2="{place.x(1)}" y2="{place.y(1)}"'
     parts.append(f'<line class="diagonal" {corners}/>')
     legend = (

@@ -51,7 +51,7 @@ def section(e: Evaluation) -> str:
 
 
 def draw_mistakes(evaluated: Evaluation | Predicted, count: int = _MISTAKES) -> 'Figure':
-    """Draws the mistakes with the highest loss: 'class → predicted class: its probability'.
+    """Draws the mistakes with the highest loss, titled 'class → predicted class: probability'.
 
     Args:
       evaluated: an evaluation of a classification, as `evaluate_runs` or `predict_run` returns it.

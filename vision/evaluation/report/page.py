@@ -22,8 +22,8 @@ def write_report(runs: list[Run], evaluations: list[Evaluation]) -> Path | None:
     """Writes the report page and the predictions of each evaluation.
 
     Args:
-      runs: the evaluated runs; an ensemble's report is in `report/ensemble` of the first.
-      evaluations: of the runs.
+      runs: the evaluated runs; an ensemble's report is in `report/ensemble` of the first run.
+      evaluations: evaluations of the runs.
 
     Returns:
       The path of the page; None, with a line on stderr, if the workdir is not writable.
@@ -115,7 +115,7 @@ def _overview(evaluations: list[Evaluation]) -> str:
 
 def _evaluation(e: Evaluation) -> str:
     """Returns the section of one evaluation: its metrics and the task's own section."""
-    # A task may have a section of its own, named as 'module:function'.
+    # A task may define a section, named as 'module:function'.
     name = e.predictions.task.report
     section = None if name is None else find('report of a task', name, {})
     return f'''<section class="evaluation" id="{anchor(e)}">

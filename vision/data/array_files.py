@@ -115,7 +115,7 @@ def npz(
         raise UserError(f'data.path={path}: there is no such file') from None
     except _NOT_NPZ as e:
         raise UserError(f'{path} is not a readable .npz file: {e}') from None
-    # Bring the arrays to [N], [N, K] and [N, H, W, C].
+    # Convert the arrays to the shapes [N] or [N, K], and [N, H, W, C].
     labels = labels[:, 0] if labels.ndim == 2 and labels.shape[1] == 1 else labels
     images = images[..., None] if images.ndim == 3 else images
     name = f'npz:{path}:{split}'

@@ -42,9 +42,9 @@ def synthetic(
     image_size: int = 224,
     channels: int = 3,
 ) -> ArraySource:
-    """Opens one split of synthetic images: noise and a bright square, whose place is the class.
+    """Opens one split of synthetic images: noise and a bright square, whose position is the class.
 
-    It is meant for benchmarks and smoke tests. No two splits share an image.
+    The images are meant for benchmarks and smoke tests. No two splits share an image.
 
     Returns:
       A source with images uint8 [num_examples, image_size, image_size, channels].
@@ -84,7 +84,7 @@ def from_arrays(
       name: the source's name, for messages.
       images: uint8 [N, H, W, C].
       labels: integers [N]; or floats 0 and 1 [N, K] for images with several labels.
-      class_names: K names; empty for '0' … the largest label.
+      class_names: K names; if empty, the names are '0' … the largest label.
 
     Raises:
       UserError: an array has the wrong dtype or shape or no example, or a label has no name.

@@ -139,13 +139,13 @@ def list_folder(root: str) -> Listing:
 
 
 def _ending(name: str) -> str:
-    """The suffix of a file name in lower case; '' if it has none."""
+    """Returns the suffix of a file name in lower case; '' if it has none."""
     dot = name.rfind('.')
     return name[dot:].lower() if dot > 0 else ''
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
-    """True for a folder or a link to one."""
+    """Returns True for a folder or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link to itself, or into an unreadable folder
@@ -153,7 +153,7 @@ def _is_folder(entry: os.DirEntry) -> bool:
 
 
 def _is_file(entry: os.DirEntry) -> bool:
-    """True for a file or a broken link, but not for a pipe, on which reading would block.
+    """Returns True for a file or a broken link, but not for a pipe, on which reading would block.
 
     A broken link is reported later as an unreadable image.
     """
@@ -178,7 +178,7 @@ def _entries(folder: str) -> Iterator[os.DirEntry]:
 
 
 def _is_walked(entry: os.DirEntry, folder: str) -> bool:
-    """True if a folder is neither hidden nor a link to the folder it is in or to a parent of it."""
+    """Returns True unless a folder is hidden, or a link to the folder it is in or to a parent."""
     if entry.name.startswith('.'):
         return False
     return not (entry.is_symlink() and _leads_back(entry.path, folder))
@@ -192,7 +192,7 @@ def _stat(folder: str) -> os.stat_result:
 
 
 def _leads_back(link: str, folder: str) -> bool:
-    """True if a link leads to a folder or to one of its parents."""
+    """Returns True if a link leads to a folder or to one of its parents."""
     target, here = os.path.realpath(link), os.path.realpath(folder)
     return here == target or here.startswith(target.rstrip(os.sep) + os.sep)
 
@@ -219,8 +219,8 @@ def expand(path: str) -> list[str]:
     """Returns the images that a path stands for: a file, a folder, or a pattern such as `**/*.jpg`.
 
     A file is kept whatever its suffix, even if it does not exist. Images of a folder or pattern are
-    sorted. If the first folders of a pattern exist, their names are taken literally: brackets in
-    them match themselves.
+    sorted. If the first folders of a pattern exist, their names are not patterns: brackets in these
+    names match brackets.
 
     Raises:
       UserError: a folder or pattern has no images.
@@ -258,7 +258,7 @@ def expand(path: str) -> list[str]:
 
 
 def is_path(name: str) -> bool:
-    """True if a file can have this path.
+    """Returns True if a file can have this path.
 
     TensorFlow would silently cut a path at a zero byte.
     """
@@ -269,7 +269,7 @@ def is_path(name: str) -> bool:
 
 
 def is_utf8(name: str) -> bool:
-    """True if a name can be encoded as UTF-8, which class names require."""
+    """Returns True if a name can be encoded as UTF-8, which class names require."""
     try:
         return bool(name.encode())
     except UnicodeEncodeError:

@@ -23,7 +23,8 @@ from vision.data.shares import (
 )
 from vision.data.source import FileSource
 
-# Nanoseconds after a change of a folder from which any further change has a new modification time.
+# If a folder has not changed for this many nanoseconds, its next change is sure to get another
+# modification time.
 _AT_REST = 2_000_000_000
 
 
@@ -97,10 +98,11 @@ def files(paths: Sequence[str]) -> FileSource:
 def split_folders(root: str) -> dict[str, str]:
     """Returns the split folders of a data set: {'validation': 'val', …}; {} if there are none.
 
-    A single folder called `test` among other folders is a class. Two of the three names are splits.
+    A single folder called `test` among other folders is a class. Folders with at least two of the
+    three names are splits.
     """
     names = files_lib.subfolders(root)
-    # A lone folder `train` is a split, too.
+    # If `train` is the only folder, it is a split, too.
     # Find the folders of each split, the preferred name first.
     every = {s: preferred(n for n in names if split_named(n) == s) for s in SPLITS}
     own = {split: found[0] for split, found in every.items() if found}
@@ -189,7 +191,7 @@ def _given_split(root: str, split: str, own: dict[str, str], shares: Shares) -> 
         if given in own:
             shares.refuse(f'{root} has the folder {own[given]}', *keys)
     classes = _classes(os.path.join(root, own['train']), shares.rules)
-    # Without a test folder, the validation folder serves as both, unless a share is asked for.
+    # Without a test folder, the validation folder serves as both, unless a test share is given.
     asked = shares.given['test'] is not None or shares.given['fold'] is not None
     if 'test' not in own and 'validation' in own and not asked:
         own = own | {'test': own['validation']}

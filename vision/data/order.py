@@ -63,7 +63,7 @@ def batch_ids(
     positions = step * batch_size + apart(batch_size, repeats)
     epochs, places = positions // n, positions % n
     ids = np.empty(batch_size, np.int64)
-    # The epochs that the batch touches.
+    # Find the epochs that the batch belongs to.
     first, last = step * batch_size // n, ((step + 1) * batch_size - 1) // n
     # Look up the ids epoch by epoch.
     for epoch in range(first, last + 1):
@@ -74,10 +74,11 @@ def batch_ids(
 
 @functools.lru_cache(maxsize=4)
 def apart(batch_size: int, repeats: int) -> np.ndarray:
-    """Returns the position within the batch of each row, int64 [B], read-only.
+    """Returns for each row of a batch its position in the batch's part of the stream, int64 [B].
 
-    The views of an image lie far apart, because mixup would otherwise mix an image with itself in
-    the neighbouring row. torchvision similarly sends the views to different GPUs.
+    The array is read-only. The rows with views of one image lie far apart, because mixup would
+    otherwise mix an image with itself in the neighbouring row. torchvision similarly sends the
+    views to different GPUs.
     """
     rows = np.concatenate([np.arange(first, batch_size, repeats) for first in range(repeats)])
     rows.flags.writeable = False

@@ -21,7 +21,7 @@ def mistake(source: Source) -> str | None:
     for name in _CONTRACT:
         if name not in vars(source) and inspect.getattr_static(source, name, absent) is absent:
             return f'{kind} has no {name!r}; derive it from vision.data.Source, which documents it'
-    # Check the methods, the number of examples and the labels if they are known.
+    # Check the method that reads, and the number of examples.
     needed = 'read' if source.indexed else 'stream'
     if getattr(type(source), needed) is getattr(Source, needed):
         return f'{kind} has no method {needed!r}'

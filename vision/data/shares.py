@@ -176,10 +176,10 @@ def by_rank(
     """Splits each class by the rank of its examples' hashes.
 
     The split is stratified, and stable when examples are added: test gets the lowest ranks of a
-    class and validation the highest, so that new examples move few old ones, and none from one of
-    the two to the other. The sizes of the splits follow the hashes, within one example of the
-    share. When 10 % of examples are added, 1.3 to 2.9 % of the old ones move in classes of 12 to
-    100 examples, and 0.6 % in classes of 500.
+    class and validation the highest, so that new examples move few old ones to another split, and
+    none between test and validation. The sizes of the splits follow the hashes, within one example
+    of the share. When 10 % of examples are added, 1.3 to 2.9 % of the old ones move in classes of
+    12 to 100 examples, and 0.6 % in classes of 500.
 
     Args:
       hashes: hash of each example's name, uint64 [N].
@@ -191,7 +191,8 @@ def by_rank(
 
     Returns:
       TRAIN, VALIDATION or TEST for each example, int8 [N]. In each class every split has its share
-      within one example. Train has at least one example; the others do if there are enough.
+      within one example. Train has at least one example; so has every other split with a share, if
+      the class has enough examples.
     """
     parts = np.full(len(hashes), TRAIN, np.int8)
     # Map the hashes to [0, 1), and sort the examples by class and hash.
@@ -200,7 +201,7 @@ def by_rank(
     _, starts, sizes = np.unique(classes[order], return_index=True, return_counts=True)
     for turn, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
         ranked = order[start : start + size]
-        # Find the size of each split: as asked for, and as the hashes alone would give it.
+        # Find the size of each split: by its share, and by comparing the hashes with the share.
         if fold is None:
             asked = size * test, size * validation
             here = places[ranked]
@@ -270,7 +271,7 @@ def _fraction(share: int | float | None, count: int, key: str) -> float:
 def _distinct(names: list[str]) -> tuple[list[str], np.ndarray, np.ndarray]:
     """Returns distinct names, the index of each one's first occurrence, and each name's position.
 
-    The distinct names at the positions give the names again.
+    Indexing the distinct names with the positions gives the original names.
     """
     if len(set(names)) == len(names):
         return names, np.arange(len(names)), np.arange(len(names))

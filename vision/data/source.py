@@ -34,7 +34,7 @@ class BadImage(ValueError):
 # An encoded image, or pixels uint8 [H, W, C].
 Image = bytes | np.ndarray
 Images = Sequence[Image] | np.ndarray
-# Images; an unreadable one is replaced by the reason.
+# Images, with a `BadImage` that holds the reason in place of each unreadable image.
 Found = Sequence[Image | BadImage] | np.ndarray
 # Ids int64 [b], their images, and their labels [b] or [b, K].
 Chunk = tuple[np.ndarray, Found, np.ndarray]
@@ -118,7 +118,7 @@ class Source:
         return self.paths[example] if self.paths else f'{self.name}, example {example}'
 
     def identities(self) -> Iterator[tuple[str, str]]:
-        """Yields a name and a mark for each example, by which a run recognises its data.
+        """Yields a name and a mark for each example, from which a run detects changes of its data.
 
         A mark changes when its example changes. By default the names are paths relative to their
         common folder, and the marks are labels. If labels are known only by reading examples, at
@@ -275,7 +275,7 @@ def _sizes(paths: Sequence[str]) -> list[int]:
 
 
 def _mark(label: Any) -> str:
-    """The classes of an example as text: '3', or '0 5'."""
+    """Returns the classes of an example as text: '3', or '0 5'."""
     return ' '.join(map(str, label_indices(label)))
 
 
@@ -342,7 +342,8 @@ def read_some(
 ) -> Iterator[tuple[int, Image | BadImage, np.ndarray]]:
     """Yields some examples as (id, image or BadImage, label).
 
-    A source that is not indexed is read from the start up to the last of the ids, in their order.
+    A source that is not indexed is read from the start up to the last of the ids, and its examples
+    are yielded in the order of the split.
     """
     if source.indexed:
         for example in ids:

@@ -331,7 +331,7 @@ def _records(source: TFDSSource, order: int | None, index: int, count: int) -> A
 
 
 def _shard_begins(builder: Any, part: Any) -> list[tuple[str, int]]:
-    """Returns for each shard the offset from an index in the shard to the index in the part."""
+    """Returns the name of each shard, and the offset from its indices to those of the part."""
     begins, before = [], 0
     for instruction in _instructions(builder, part):
         begins.append((os.path.basename(instruction.filename), before - instruction.skip))

@@ -1,10 +1,12 @@
 """Step 3, choose: the models by name, and the layers that they are made of.
 
-`create_model('resnet50', num_classes=10)` makes a Flax module; `MODELS` has all names. A model of your own is an
-`ImageModel` built of `Conv`, `Dense`, `BatchNorm` and the pools, which the config names as 'my_module:MyNet'. The
-package `weights` reads weights of torchvision and timm; the package `cpu` has faster forms of layers for CPUs.
+`create_model('resnet50', num_classes=10)` makes a Flax module; `MODELS` has all names. A
+user-defined model is an `ImageModel` built of `Conv`, `Dense`, `BatchNorm` and the pools, and the
+config names it as 'my_module:MyNet'. The package `weights` reads weights of torchvision and timm;
+the package `cpu` has faster forms of layers for CPUs.
 
-Read first: `registry.py` (the models by name), `base.py` (their contract), `layers.py`, `lenet.py` as an example.
+Read first: `registry.py` (the models by name), `base.py` (the contract of models), `layers.py`, and
+`lenet.py` as an example.
 """
 
 from typing import TYPE_CHECKING

@@ -20,7 +20,7 @@ from vision.models.layers import (
     uniform_bias,
 )
 
-# Smallest image of which three 3x3 pools with stride 2 leave a pixel.
+# Smallest image size at which three 3x3 pools with stride 2 leave at least one pixel.
 MIN_SIZE_SMALL_STEM = 15
 
 
@@ -34,7 +34,7 @@ class AlexNet2012(ImageModel):
 
     | stage    | shape       |                                                     |
     |----------|-------------|-----------------------------------------------------|
-    | input    | 227, 227, 3 | (224 in the paper, which its strides do not give)   |
+    | input    | 227, 227, 3 | (224 in the paper, which does not fit its strides)  |
     | stage1   | 27, 27, 96  | 11x11 stride 4, LRN, pool 3 stride 2                |
     | stage2   | 13, 13, 256 | 5x5 in two groups, LRN, pool 3 stride 2             |
     | stage3   | 13, 13, 384 | 3x3 over both towers                                |

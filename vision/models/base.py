@@ -25,7 +25,7 @@ class ImageModel(nn.Module):
     if the model has auxiliary heads, `aux`, a tuple of their logits. Parameters are float32, and
     `dtype` is the type of the computation.
 
-    A subclass sets `input_shape` and `default_classes` to the paper's.
+    A subclass sets `input_shape` and `default_classes` to the values of the paper.
     """
 
     num_classes: int = 1000
@@ -35,7 +35,7 @@ class ImageModel(nn.Module):
     default_classes: ClassVar[int] = 1000
 
     def record(self, endpoints: Endpoints, name: str, x: jax.Array) -> jax.Array:
-        """Stores a stage's activation as an endpoint that gradients can be taken of."""
+        """Stores a stage's activation as an endpoint, and makes its gradient accessible."""
         endpoints[name] = self.perturb(name, x)
         return endpoints[name]
 
@@ -77,9 +77,9 @@ def init_variables(model: nn.Module, input_shape: Sequence[int], key: jax.Array)
     """Initialises a model.
 
     Args:
-      model: unbound.
+      model: the unbound module.
       input_shape: (H, W, C) of the model's input.
-      key: for the parameters.
+      key: random key for the parameters.
 
     Returns:
       `params`, and `batch_stats` ({} without BatchNorm).
@@ -108,7 +108,7 @@ def abstract_variables(model: nn.Module, input_shape: tuple[int, int, int]) -> d
     If the images are too small for the auxiliary heads, these are left out.
 
     Raises:
-      UserError: the images are too small for the model even so.
+      UserError: the images are too small for the model, even without auxiliary heads.
     """
     image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
     rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
@@ -169,7 +169,7 @@ def check_finite(variables: Any, where: str) -> None:
     """
     bad = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        # Of an array that is distributed over processes, check this process's shard.
+        # If an array is distributed over processes, check this process's shard.
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             leaf = leaf.addressable_data(0)
         if not isinstance(leaf, jax.ShapeDtypeStruct):
@@ -189,11 +189,11 @@ def is_head(path: Path) -> bool:
     names its last layer 'head' or 'classifier'.
 
     Args:
-      path: of the parameter, below 'params'.
+      path: path of the parameter below 'params'.
     """
     return path[0] in HEADS or is_auxiliary(path)
 
 
 def is_auxiliary(path: Path) -> bool:
-    """Returns True if a parameter, given by its path below 'params', is of an auxiliary head."""
+    """Returns True if the parameter at a path below 'params' belongs to an auxiliary head."""
     return path[0].lower().startswith('aux')

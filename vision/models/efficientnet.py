@@ -32,7 +32,7 @@ _fan_out_uniform = nn.initializers.variance_scaling(1 / 3, 'fan_out', 'uniform')
 
 
 class Stage(NamedTuple):
-    """A row of table 1: blocks of one kind, of which the first has the stride."""
+    """A row of table 1: blocks of one kind; only the first block has the stride."""
 
     kernel: int
     expansion: int
@@ -70,12 +70,12 @@ class MBConv(nn.Module):
     """Inverted residual block (Sandler et al. 2018): 1x1 expansion, depthwise, 1x1 projection.
 
     Attributes:
-      channels: of the output.
+      channels: number of output channels.
       kernel: side of the depthwise kernel.
       expansion: factor of the inner width; 1 leaves the first convolution out.
       drop_path: probability that an image skips the block in training (Huang et al. 2016), where
         the block has a shortcut.
-      lite: ReLU6 and no squeeze-and-excitation, in place of swish with it.
+      lite: whether to use ReLU6 without squeeze-and-excitation instead of swish with it.
       framework: see `EfficientNet`.
     """
 
@@ -90,29 +90,31 @@ class MBConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, H, W, C] -> [B, H / strides, W / strides, channels]."""
+        """Maps [B, H, W, C] to [B, H / strides, W / strides, channels]."""
         shortcut, inner = x, x.shape[-1] * self.expansion
         layers = Layers(self.framework, self.dtype)
         activation = nn.relu6 if self.lite else nn.silu
+        # Expansion.
         if self.expansion != 1:
             x = layers.conv(inner, 1, name='expand_conv')(x)
             x = activation(layers.norm('expand_bn')(x, train))
-        # The variance of a depthwise kernel counts one input channel.
+        # Depthwise convolution. He's initialisation counts one input channel here.
         depthwise = partial(layers.conv, groups=inner, kernel_init=he_normal)
         x = depthwise(inner, self.kernel, strides=self.strides, name='depthwise_conv')(x)
         x = activation(layers.norm('depthwise_bn')(x, train))
         if not self.lite:
             x = x * self._excitation(x, max(1, shortcut.shape[-1] // 4))
+        # Projection and shortcut.
         x = layers.conv(self.channels, 1, name='project_conv')(x)
         x = layers.norm('project_bn')(x, train)
         if x.shape != shortcut.shape:
             return x
-        # One draw for each image.
+        # Draw once per image whether to skip the block.
         x = nn.Dropout(self.drop_path, broadcast_dims=(1, 2, 3))(x, deterministic=not train)
         return x + shortcut
 
     def _excitation(self, x: jax.Array, reduced: int) -> jax.Array:
-        """Factors [B, 1, 1, C] of the channels (Hu et al. 2018), from their means."""
+        """Returns a factor for each channel, [B, 1, 1, C], from the means (Hu et al. 2018)."""
         conv = partial(Conv, kernel_size=1, dtype=self.dtype)
         y = conv(reduced, name='se_reduce')(global_avg_pool(x)[:, None, None])
         return nn.sigmoid(conv(x.shape[-1], name='se_expand')(nn.silu(y)))
@@ -125,13 +127,13 @@ class Layers(NamedTuple):
     dtype: Any
 
     def conv(self, features: int, kernel: int, **kwargs: Any) -> Conv:
-        """A convolution without bias that keeps the size, but for its strides."""
+        """Makes a convolution without bias, padded to keep the size at stride 1."""
         padding: Any = 'same' if self.framework == 'tensorflow' else kernel // 2
         kwargs = {'kernel_init': he_normal_fan_out, **kwargs}
         return Conv(features, kernel, padding=padding, use_bias=False, dtype=self.dtype, **kwargs)
 
     def norm(self, name: str) -> BatchNorm:
-        """A batch normalisation."""
+        """Makes a batch normalisation."""
         return BatchNorm(**_BATCH_NORM[self.framework], dtype=self.dtype, name=name)
 
 
@@ -161,15 +163,15 @@ class EfficientNet(ImageModel):
     Attributes:
       width: coefficient of the channels.
       depth: coefficient of the number of blocks.
-      resolution: side of the published model's images; images of other sizes are taken too.
+      resolution: side of the published model's images; images of other sizes are accepted, too.
       dropout: before the classifier.
       drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
-      lite: EfficientNet-Lite, for devices: ReLU6, no squeeze-and-excitation, and the same stem,
-        top, and number of blocks in the first and last stage at all scales.
+      lite: whether to build EfficientNet-Lite for mobile devices: ReLU6, no squeeze-and-excitation,
+        and the same stem, top, and number of blocks in the first and last stage at all scales.
       framework: padding and BatchNorm constants. 'tensorflow' is the authors' code: padding
         'same', uneven at stride 2, and ε 1e-3. 'torch' is torchvision: symmetric, and ε 1e-5.
       stem: 'small' is the form for 28 and 32 px: the first convolution has stride 1.
-      remat: computes each block again in the backward pass, to save memory.
+      remat: whether to recompute each block in the backward pass, to save memory.
     """
 
     width: float = 1.0
@@ -191,22 +193,25 @@ class EfficientNet(ImageModel):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, Endpoints]:
-        """Returns (logits [B, K], endpoints) for images at least as large as the network's stride."""
+        """Returns (logits [B, K], endpoints) for images of at least 32 px (small stem: 16)."""
         self._check(images)
         layers = Layers(self.framework, self.dtype)
         activation = nn.relu6 if self.lite else nn.silu
         width = 1.0 if self.lite else self.width  # of the stem and the top
         endpoints: Endpoints = {}
+        # Stem.
         strides = 1 if self.stem == 'small' else 2
         x = images.astype(self.dtype)
         x = layers.conv(round_filters(_STEM, width), 3, strides=strides, name='stem_conv')(x)
         x = activation(layers.norm('stem_bn')(x, train))
         x = self.record(endpoints, 'stem', x)
+        # Blocks; the last block of each stage gives an endpoint.
         blocks = list(self._blocks())
         for i, (stage, make) in enumerate(blocks):
             x = make(drop_path=self.drop_path * i / len(blocks), name=f'block{i}')(x, train)
             if i + 1 == len(blocks) or blocks[i + 1][0] != stage:
                 x = self.record(endpoints, f'stage{stage}', x)
+        # Top and classifier.
         x = layers.conv(round_filters(_TOP, width), 1, name='top_conv')(x)
         x = activation(layers.norm('top_bn')(x, train))
         x = self.record(endpoints, 'top', x)
@@ -216,7 +221,7 @@ class EfficientNet(ImageModel):
         return Dense(self.num_classes, **init, name='classifier')(x), endpoints
 
     def _blocks(self) -> Iterator[tuple[int, Callable[..., MBConv]]]:
-        """Yields for each block the number of its stage, and what makes it."""
+        """Yields the stage number and the constructor of each block."""
         cls = nn.remat(MBConv, static_argnums=(2,)) if self.remat else MBConv
         for stage, row in enumerate(STAGES, 1):
             # Lite scales neither the first stage's depth nor the last one's.

@@ -51,7 +51,7 @@ class ConvUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, H, W, C] -> [B, H', W', features]."""
+        """Maps [B, H, W, C] to [B, H', W', features]."""
         conv = partial(
             Conv, self.features, self.kernel_size, self.strides, self.padding, dtype=self.dtype
         )
@@ -59,7 +59,7 @@ class ConvUnit(nn.Module):
         if self.original:
             bias = nn.initializers.constant(0.2)
             return nn.relu(conv(kernel_init=glorot_uniform, bias_init=bias, name='conv')(x))
-        # With batch normalisation, whose bias replaces the convolution's.
+        # With batch normalisation, whose bias replaces the bias of the convolution.
         x = conv(use_bias=False, kernel_init=truncated_normal(0.01), name='conv')(x)
         return nn.relu(BatchNorm(epsilon=1e-3, dtype=self.dtype, name='bn')(x, train))
 
@@ -73,7 +73,7 @@ class Inception(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, H, W, C] -> [B, H, W, sum of the branches' widths]."""
+        """Maps [B, H, W, C] to [B, H, W, sum of the branches' widths]."""
         one, reduce3, three, reduce5, five, project = self.widths
         unit = partial(ConvUnit, original=self.original, dtype=self.dtype)
         # The current form has 3x3 in place of the paper's 5x5.
@@ -97,7 +97,7 @@ class AuxiliaryHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, 14, 14, C] -> logits [B, K]."""
+        """Maps [B, 14, 14, C] to logits [B, K]."""
         x = avg_pool(x, 5, 3) if self.original else adaptive_avg_pool(x, 4)
         x = ConvUnit(128, 1, original=self.original, dtype=self.dtype, name='conv')(x, train)
         init = glorot_uniform if self.original else truncated_normal(0.01)
@@ -128,8 +128,8 @@ class GoogLeNet(ImageModel):
     0.3.
 
     Attributes:
-      original: LRN, biases, 5x5 convolutions and no batch normalisation. The paper gives no
-        initialisation. This is the Caffe replica's: Glorot's, with biases of 0.2.
+      original: LRN, biases, 5x5 convolutions and no batch normalisation. The initialisation, which
+        the paper does not give, is that of the Caffe replica: Glorot's, with biases of 0.2.
       dropout: rate before the last layer: 0.4 in the paper, 0.2 in the current form.
       aux_heads: whether the two auxiliary heads exist.
       aux_dropout: rate in the hidden layer of the heads.

@@ -33,7 +33,7 @@ class ConvUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, H, W, C] -> [B, H', W', features]."""
+        """Maps [B, H, W, C] to [B, H', W', features]."""
         x = Conv(
             self.features,
             self.kernel_size,
@@ -50,7 +50,7 @@ class ConvUnit(nn.Module):
 def _runner(train: bool, dtype: Any) -> Callable[..., jax.Array]:
     """Returns `run(x, *units)`, which applies units in sequence within the calling module.
 
-    A unit is (name, width, kernel[, strides]). It keeps the size unless it has strides.
+    A unit is (name, width, kernel[, strides]). A unit without strides keeps the size.
     """
 
     def run(x: jax.Array, *units: tuple) -> jax.Array:
@@ -73,7 +73,7 @@ class InceptionA(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, 35, 35, C] -> [B, 35, 35, 224 + pool_features]."""
+        """Maps [B, 35, 35, C] to [B, 35, 35, 224 + pool_features]."""
         run = _runner(train, self.dtype)
         b1 = run(x, ('branch1x1', 64, 1))
         b5 = run(x, ('branch5x5_1', 48, 1), ('branch5x5_2', 64, 5))
@@ -89,7 +89,7 @@ class ReductionA(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, 35, 35, 288] -> [B, 17, 17, 768]."""
+        """Maps [B, 35, 35, 288] to [B, 17, 17, 768]."""
         run = _runner(train, self.dtype)
         b3 = run(x, ('branch3x3', 384, 3, 2))
         dbl = run(
@@ -109,7 +109,7 @@ class InceptionB(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, 17, 17, 768] -> [B, 17, 17, 768]."""
+        """Maps [B, 17, 17, 768] to [B, 17, 17, 768]."""
         run = _runner(train, self.dtype)
         w, row, column = self.width, (1, 7), (7, 1)
         b1 = run(x, ('branch1x1', 192, 1))
@@ -133,7 +133,7 @@ class ReductionB(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, 17, 17, 768] -> [B, 8, 8, 1280]."""
+        """Maps [B, 17, 17, 768] to [B, 8, 8, 1280]."""
         run = _runner(train, self.dtype)
         b3 = run(x, ('branch3x3_1', 192, 1), ('branch3x3_2', 320, 3, 2))
         b7 = run(
@@ -153,7 +153,7 @@ class InceptionC(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, 8, 8, C] -> [B, 8, 8, 2048]."""
+        """Maps [B, 8, 8, C] to [B, 8, 8, 2048]."""
         run = _runner(train, self.dtype)
         b1 = run(x, ('branch1x1', 320, 1))
         b3 = run(x, ('branch3x3_1', 384, 1))
@@ -175,7 +175,7 @@ class AuxiliaryHead(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, 17, 17, 768] -> logits [B, K]."""
+        """Maps [B, 17, 17, 768] to logits [B, K]."""
         x = avg_pool(x, 3, 2) if self.stem == 'small' else avg_pool(x, 5, 3)
         # 1x1 projection, then 5x5 over the whole map.
         x = ConvUnit(128, 1, dtype=self.dtype, name='conv0')(x, train)
@@ -223,7 +223,7 @@ class InceptionV3(ImageModel):
 
     Attributes:
       dropout: rate before the last layer.
-      aux_heads: whether the auxiliary head exists. To train it, images must have 299 px.
+      aux_heads: whether the auxiliary head exists. Its training needs images of at least 299 px.
       stem: 'small' is for images of 28 and 32 px: one 3x3 convolution replaces stages 1 and 2, and
         the auxiliary head pools less.
       remat: whether to recompute each module in the backward pass, to save memory.
@@ -261,7 +261,7 @@ class InceptionV3(ImageModel):
 
     def _module(self, make: Any, name: str) -> nn.Module:
         """Makes a module of `MODULES`, recomputed in the backward pass with `remat`."""
-        # `nn.remat` takes the class, so unpack it from the partial.
+        # `nn.remat` takes a class, so unpack the class from the partial.
         if self.remat:
             cls, *args = (make.func, *make.args) if isinstance(make, partial) else (make,)
             make = partial(nn.remat(cls, static_argnums=(2,)), *args)

@@ -1,7 +1,8 @@
 """Layers that the model families share: convolution, pooling, normalisation, dense.
 
 Images are [B, H, W, C], kernels [h, w, in, out]. Parameters are float32, and `dtype` is the type of
-the computation. Padding is symmetric and in pixels, as in the papers' tables, or TensorFlow's 'same'.
+the computation. Padding is either symmetric and given in pixels, as in the papers' tables, or
+TensorFlow's 'same'.
 
 Convolution and max pooling use XLA or a registered fast form. A fast form is a function with the
 arguments of `xla_convolve` or `xla_max_pool`. It returns the same values up to rounding, or None if
@@ -113,7 +114,10 @@ def convolve(
 
 
 def same_padding(length: int, window: int, stride: int) -> tuple[int, int]:
-    """TensorFlow's padding 'same': ceil(length / stride) outputs, an odd pixel of padding at the end."""
+    """Returns TensorFlow's padding 'same', (before, after), for ceil(length / stride) outputs.
+
+    If the sum of the padding is odd, `after` is larger by one pixel.
+    """
     total = max((-(-length // stride) - 1) * stride + window - length, 0)
     return total // 2, total - total // 2
 
@@ -147,7 +151,7 @@ class Conv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H', W', features]; UserError if C does not fit the kernel."""
+        """Maps [B, H, W, C] to [B, H', W', features]; UserError if C does not fit the kernel."""
         height, width = pair(self.kernel_size)
         channels = x.shape[-1]
         _check_fan_in(self, channels // self.groups, 'channels')
@@ -188,7 +192,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[..., in] -> [..., features]; UserError if the kernel has another input size."""
+        """Maps [..., in] to [..., features]; UserError if the kernel has another input size."""
         _check_fan_in(self, x.shape[-1], 'values for each image')
         shape = (x.shape[-1], self.features)
         kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
@@ -216,9 +220,9 @@ class BatchNorm(nn.Module):
     """Batch normalisation (Ioffe and Szegedy 2015), with PyTorch's running statistics.
 
     Training normalises by the batch's mean and biased variance. It moves the running mean and the
-    *unbiased* running variance by `1 - momentum` towards the batch's. Under jit over a mesh, the
-    mean over the batch axis is over the global batch: no `axis_name` and no synchronisation is
-    needed. All arithmetic is in float32.
+    running variance by `1 - momentum` towards the batch's mean and *unbiased* variance. Under jit
+    over a mesh, the mean over the batch axis is over the global batch: no `axis_name` and no
+    synchronisation is needed. All arithmetic is in float32.
 
     Parameters `scale` and `bias` [C]; batch_stats `mean` and `var` [C].
     """
@@ -302,7 +306,7 @@ def avg_pool(x: jax.Array, window: int, strides: int, padding: int = 0) -> jax.A
 def _pool_padding(
     length: int, window: int, stride: int, padding: int, ceil: bool
 ) -> tuple[int, int]:
-    """Returns the padding before and after, which is larger after if the windows are rounded up."""
+    """Returns the padding (before, after); `after` is larger if the windows are rounded up."""
     if not ceil:
         return padding, padding
     outputs = -(-(length + 2 * padding - window) // stride) + 1
@@ -312,7 +316,7 @@ def _pool_padding(
 
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
-    """[B, H, W, C] -> [B, C], summed in float32."""
+    """Averages [B, H, W, C] over positions to [B, C], in float32."""
     return x.astype(jnp.float32).mean((1, 2)).astype(x.dtype)
 
 
@@ -341,7 +345,7 @@ def _adaptive_weights(length: int, size: int) -> np.ndarray:
 
 
 def flatten(x: jax.Array) -> jax.Array:
-    """[B, ...] -> [B, D]."""
+    """Flattens [B, ...] to [B, D]."""
     return x.reshape(x.shape[0], -1)
 
 

@@ -20,7 +20,7 @@ C3_INPUTS = (
 )
 
 # Figure 3: stylised bitmaps of the digits 0 to 9, 7 wide and 12 high, which are the targets of F6.
-# The printed figure is small. Public implementations read it like this, pixel by pixel (see
+# The printed figure is small. These pixels are those of public implementations (see
 # github.com/mattwang44/LeNet-from-Scratch, utils/RBF_initial_weight.py).
 DIGIT_BITMAPS = """
 .#####.  ...##..  .#####.  #######  .#####.  .#####.  ..####.  #######  .#####.  .#####.
@@ -51,7 +51,7 @@ def squash(x: jax.Array) -> jax.Array:
 
 
 def uniform_by_fan_in(fan_in: int | np.ndarray):
-    """Appendix A's initialiser, U(±2.4/fan-in); an array gives each output its own fan-in."""
+    """Appendix A's initialiser, U(±2.4/fan-in); an array gives the fan-in of each output."""
     bound = 2.4 / np.asarray(fan_in, np.float32)
     return lambda key, shape, dtype=jnp.float32: (
         bound * jax.random.uniform(key, shape, dtype, -1, 1)
@@ -65,7 +65,7 @@ class Subsample(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H / 2, W / 2, C]."""
+        """Maps [B, H, W, C] to [B, H / 2, W / 2, C]."""
         init = uniform_by_fan_in(4)
         coefficient = self.param('coefficient', init, (x.shape[-1],), jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (x.shape[-1],), jnp.float32)
@@ -81,7 +81,7 @@ class TableConv(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, 14, 14, 6] -> [B, 10, 10, 16]."""
+        """Maps [B, 14, 14, 6] to [B, 10, 10, 16]."""
         sources = np.concatenate(C3_INPUTS)
         targets = np.repeat(np.arange(16), [len(maps) for maps in C3_INPUTS])
         fan_in = np.asarray([25 * len(C3_INPUTS[t]) for t in targets])

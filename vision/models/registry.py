@@ -1,4 +1,4 @@
-"""Registry of the models by name. A new model takes one file and one line in `MODELS`.
+"""Registry of the models by name. A new model needs one file and one line in `MODELS`.
 
 A user-defined model, 'package.module:Class', needs neither. A model's file is imported on demand.
 """

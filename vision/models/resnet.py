@@ -34,8 +34,8 @@ class Block(nn.Module):
     """Base class of the residual blocks: layers and shortcut.
 
     Attributes:
-      width: of the block's inner convolutions.
-      strides: of the block.
+      width: width of the block's inner convolutions.
+      strides: strides of the block.
       shortcut: option of section 3.3: 'A' pads with zeros and 'B' projects where the shape changes,
         'C' always projects. 'none' gives the plain network for comparison.
       zero_init: whether the last norm's scale is initialised to 0, so that the block starts as the
@@ -57,7 +57,7 @@ class Block(nn.Module):
     expansion: ClassVar[int] = 1
 
     def conv(self, features: int, kernel: int, name: str, **kwargs: Any) -> Conv:
-        """Makes a convolution without bias, padded to keep the size up to its strides."""
+        """Makes a convolution without bias, padded to keep the size at stride 1."""
         init = {'kernel_init': self.kernel_init, 'dtype': self.dtype}
         return Conv(
             features, kernel, padding=kernel // 2, use_bias=False, name=name, **init, **kwargs
@@ -73,7 +73,7 @@ class Block(nn.Module):
         """Returns `x`, padded or projected if the residual has another shape."""
         if self.shortcut == 'none':
             return jnp.zeros((), x.dtype)
-        # Identity, unless the shape changes or option C projects always.
+        # Use the identity, unless the shape changes or option C always projects.
         same = self.strides == 1 and x.shape[-1] == features
         if same and self.shortcut != 'C':
             return x
@@ -88,7 +88,7 @@ class BasicBlock(Block):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, H, W, C] -> [B, H / strides, W / strides, width]."""
+        """Maps [B, H, W, C] to [B, H / strides, W / strides, width]."""
         y = self.conv(self.width, 3, 'conv1', strides=self.strides)(x)
         y = nn.relu(self.norm('bn1')(y, train))
         y = self.conv(self.width, 3, 'conv2')(y)
@@ -103,7 +103,7 @@ class Bottleneck(Block):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, H, W, C] -> [B, H / strides, W / strides, 4 width]."""
+        """Maps [B, H, W, C] to [B, H / strides, W / strides, 4 width]."""
         # ResNeXt and Wide ResNet change the width of the 3x3 convolution.
         inner = self.width * self.base_width // 64 * self.groups
         first, second = (self.strides, 1) if self.stride_in == '1x1' else (1, self.strides)
@@ -122,9 +122,9 @@ BLOCKS: dict[str, type[Block]] = {'basic': BasicBlock, 'bottleneck': Bottleneck}
 class ResNet(ImageModel):
     """ResNet: He et al., Deep Residual Learning for Image Recognition, 2015, section 3.3, table 1.
 
-    The bottleneck has its stride in the 3x3 convolution (v1.5, the current form). In the paper it
-    is in the 1x1: `stride_in='1x1'`. Wide ResNet (Zagoruyko and Komodakis 2016) doubles the
-    `base_width`, ResNeXt (Xie et al. 2017) has 32 groups.
+    The bottleneck has its stride in the 3x3 convolution (v1.5, the current form), or with
+    `stride_in='1x1'` in the first 1x1 convolution, as in the paper. Wide ResNet (Zagoruyko and
+    Komodakis 2016) doubles the `base_width`, ResNeXt (Xie et al. 2017) has 32 groups.
 
     | stage    | shape        | 18, 34          | 50, 101, 152                  |
     |----------|--------------|-----------------|-------------------------------|
@@ -162,7 +162,7 @@ class ResNet(ImageModel):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, Endpoints]:
-        """Returns (logits [B, K], endpoints) for images of at least the network's total stride."""
+        """Returns (logits [B, K], endpoints) for images not smaller than the total stride."""
         check_size(self, images)
         endpoints: Endpoints = {}
         # Stem.

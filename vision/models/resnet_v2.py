@@ -15,9 +15,9 @@ from vision.models.resnet import check_size, classify, pad_shortcut, stem_convol
 class PreActivationBlock(nn.Module):
     """Pre-activation block (figure 4e): norm and ReLU come before each convolution.
 
-    The input of the network's first block is `activated` by the stem already (appendix). Where the
-    shape changes, the shortcut is a 1x1 convolution of the activated input, or zero padding with
-    option 'A'.
+    In the network's first block, `activated` is True, because the stem ends with norm and ReLU
+    (appendix). Where the shape changes, the shortcut is a 1x1 convolution of the activated input,
+    or zero padding with option 'A'.
     """
 
     width: int
@@ -29,7 +29,7 @@ class PreActivationBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """[B, H, W, C] -> [B, H / strides, W / strides, width, or 4 width]."""
+        """Maps [B, H, W, C] to [B, H / strides, W / strides, width, or 4 width]."""
         features = self.width * (4 if self.bottleneck else 1)
         conv = partial(Conv, use_bias=False, kernel_init=he_normal, dtype=self.dtype)
 
@@ -88,7 +88,7 @@ class ResNetV2(ImageModel):
 
     @nn.compact
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, Endpoints]:
-        """Returns (logits [B, K], endpoints) for images of at least the network's total stride."""
+        """Returns (logits [B, K], endpoints) for images not smaller than the total stride."""
         check_size(self, images)
         endpoints: Endpoints = {}
         # Stem.
@@ -112,7 +112,7 @@ class ResNetV2(ImageModel):
                     name=f'layer{stage + 1}_{i}',
                 )(x, train)
             x = self.record(endpoints, f'stage{stage + 1}', x)
-        # The last addition needs a norm and ReLU of its own.
+        # Apply norm and ReLU after the last addition.
         x = nn.relu(BatchNorm(dtype=self.dtype, name='bn_last')(x, train))
         x = self.record(endpoints, 'features', global_avg_pool(x))
         return classify(self, x), endpoints

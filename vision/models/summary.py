@@ -73,8 +73,8 @@ def summarise(
       **kwargs: arguments of the model.
 
     Raises:
-      UserError: from `create_model`; the model does not support the size; or a user-defined model
-        does not follow the contract (see `check_contract`).
+      UserError: as in `create_model`; or the model does not support the size; or a user-defined
+        model does not follow the contract (see `check_contract`).
     """
     model, shape = default_model(name, num_classes, **kwargs)
     # The paper's image size and channels by default.
@@ -242,8 +242,8 @@ def _keys() -> dict[str, jax.Array]:
 def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Returns a hashable key of all that decides a call's shapes and cost; None if impossible.
 
-    `train` is left out. It may change which submodules a model has, but for the submodules of the
-    registry's models it changes neither variables, outputs nor products.
+    `train` is left out. In the registry's models it may change which submodules a model has, but
+    within a submodule it changes neither variables, outputs nor products.
     """
     left_out = _initialisers(module)
     kind: Any = type(module)
@@ -286,7 +286,7 @@ def _shape(array: Any) -> jax.ShapeDtypeStruct:
 
 
 def _stand_in(given: Any, shape: Any) -> Any:
-    """Returns some array of the given shape, if possible the input itself."""
+    """Returns a placeholder of the given shape: the input if it has this shape, else zeros."""
     if _is_array(given) and (given.shape, given.dtype) == (shape.shape, shape.dtype):
         return given
     return jnp.zeros(shape.shape, shape.dtype)

@@ -53,13 +53,13 @@ class WindowDense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """[B, H, W, C] -> [B, H - window + 1, W - window + 1, features]."""
+        """Maps [B, H, W, C] to [B, H - window + 1, W - window + 1, features]."""
         shape = (self.window**2 * x.shape[-1], self.features)
         kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
         bias = self.param('bias', nn.initializers.zeros, (self.features,), jnp.float32)
         x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
         out = self.output_dtype or self.dtype
-        # A single window is a matrix product; more are a convolution.
+        # Use a matrix product for a single window, and a convolution for several.
         if x.shape[1:3] == (self.window, self.window):
             y = multiply(flatten(x), kernel, out)[:, None, None]
         else:
@@ -94,7 +94,7 @@ class VGG(ImageModel):
         images of at least 224 px, and averages logits and features over positions (section 3.2).
         Otherwise the last stage is pooled to 7x7 for every image size.
       stem: 'small' is for images of 28 and 32 px: the five stages reduce them to one pixel (pools
-        keep an odd edge), and a single layer computes the logits.
+        round odd sizes up), and a single layer computes the logits.
       width: multiplier of all convolution widths, for small data.
     """
 

@@ -1,7 +1,9 @@
-"""Depthwise convolutions as sums of shifted products; `vision.models.cpu.fast` says what was measured on.
+"""Depthwise convolutions as sums of shifted products.
 
-XLA's own takes one channel at a time. Forward, batch 4, on a busy machine (least of 5, JAX 0.10): 112 px, 32 channels, 3 x 3:
-286 → 1.6 ms; 56 px, 144, 5 x 5 stride 2: 87 → 3.3 ms; 28 px, 240, 5 x 5: 585 → 4.6 ms; 14 px, 480, 3 x 3: 58 → 0.8 ms.
+XLA's depthwise convolution computes one channel at a time. Times of the forward pass at batch 4 as
+"XLA → this form", the least of 5 on a busy machine with JAX 0.10 (`vision.models.cpu.fast` names
+the processor): 112 px, 32 channels, 3 x 3: 286 → 1.6 ms; 56 px, 144 channels, 5 x 5 stride 2: 87 →
+3.3 ms; 28 px, 240 channels, 5 x 5: 585 → 4.6 ms; 14 px, 480 channels, 3 x 3: 58 → 0.8 ms.
 """
 
 from functools import partial
@@ -15,14 +17,14 @@ Sides = tuple[Pair, Pair]
 
 
 def suits(x: jax.Array, kernel: jax.Array, groups: int) -> bool:
-    """True if each channel is convolved with a kernel of its own, in float32."""
+    """Returns True for a depthwise convolution (one kernel per channel) in float32."""
     channels = x.shape[-1]
     return groups == channels == kernel.shape[3] > 1 and x.dtype == jnp.float32
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def convolve(x: jax.Array, kernel: jax.Array, strides: Pair, sides: Sides) -> jax.Array:
-    """Convolves [B, H, W, C] with [h, w, 1, C], each channel by itself."""
+    """Convolves each channel of [B, H, W, C] separately with a kernel [h, w, 1, C]."""
     return _sum_of_products(_pad(x, sides), kernel, strides)
 
 
@@ -32,7 +34,8 @@ def _forward(x: jax.Array, kernel: jax.Array, strides: Pair, sides: Sides) -> tu
 
 def _backward(strides: Pair, sides: Sides, residuals: tuple, gradient: jax.Array) -> tuple:
     x, kernel = residuals
-    # The input gradient: the turned kernel over the gradient, with zeros between strided positions.
+    # Input gradient: insert zeros between the strided positions of the output gradient, and
+    # convolve it with the kernel rotated by 180°.
     pads = []
     for axis, stride in enumerate(strides):
         before = kernel.shape[axis] - 1 - sides[axis][0]
@@ -42,7 +45,7 @@ def _backward(strides: Pair, sides: Sides, residuals: tuple, gradient: jax.Array
     zero = jnp.zeros((), gradient.dtype)
     around = lax.pad(gradient, zero, [(0, 0, 0), *pads, (0, 0, 0)])
     of_x = _sum_of_products(around, kernel[::-1, ::-1], (1, 1))
-    # The kernel gradient: a sum over images and positions for each tap.
+    # Kernel gradient: for each tap, a sum over images and positions.
     taps = _taps(_pad(x, sides), kernel.shape, gradient.shape, strides)
     of_kernel = jnp.stack([jnp.einsum('bhwc,bhwc->c', tap, gradient) for tap in taps])
     return of_x, of_kernel.reshape(kernel.shape)
@@ -67,8 +70,8 @@ def _sum_of_products(x: jax.Array, kernel: jax.Array, strides: Pair) -> jax.Arra
 def _taps(
     x: jax.Array, kernel: tuple[int, ...], shape: tuple[int, ...], strides: Pair
 ) -> list[jax.Array]:
-    """What each tap of the kernel sees of a padded image, of the output's shape."""
-    # Behind a barrier, so that the products read memory without asking where the padding is.
+    """Returns for each tap of the kernel the pixels that it multiplies, in the output's shape."""
+    # The barrier stores the padded image, so that the products need not test for padding.
     x = lax.optimization_barrier(x)
     (h, w), (sy, sx) = shape[1:3], strides
     return [

@@ -1,16 +1,17 @@
 """Fast forms of convolution and max pooling for CPUs; other backends use XLA's.
 
 Results and gradients equal those of `lax` up to rounding. The form is chosen by shape and dtype
-when a program is traced; this module has the choice, `forms`, `winograd` and `strided` have the
-forms. Timings stand beside each choice as "XLA → fast form". They are milliseconds on two cores of
-an AMD EPYC with AVX-512, JAX 0.12 with oneDNN (see `startup`), batch 16, 2026-11-25, unless noted.
+when a program is traced. This module chooses; `forms`, `winograd`, `strided` and `depthwise`
+implement the forms. Timings stand beside each choice as "XLA → fast form". They are milliseconds on
+two cores of an AMD EPYC with AVX-512, JAX 0.12 with oneDNN (see `startup`), batch 16, 2026-11-25,
+unless noted.
 
 `VISION_FAST=0` in the environment disables the fast forms. Only two lines outside of this folder
 import from it, in `vision/models/layers.py` and `vision/__init__.py` (process settings, `startup`).
 Delete the folder and the two lines, and every layer uses XLA.
 
-Images are [B, H, W, C], kernels [h, w, C, K]. Reverse-mode gradients are supported, once; forward
-mode and second derivatives are not.
+Images are [B, H, W, C], kernels [h, w, C, K]. First derivatives in reverse mode are supported;
+forward mode and second derivatives are not.
 """
 
 import math
@@ -35,7 +36,10 @@ _MOST_PARTS = 16  # each part adds to the compile time
 def convolve(
     x: jax.Array, kernel: jax.Array, strides: Pair, padding: Sides, groups: int
 ) -> jax.Array | None:
-    """Fast form of `vision.models.layers.xla_convolve`, or None; of grouped ones only depthwise have one."""
+    """Computes the fast form of `vision.models.layers.xla_convolve`; None if there is none.
+
+    Among grouped convolutions, only depthwise ones have a fast form.
+    """
     if jax.default_backend() == 'cpu' and depthwise.suits(x, kernel, groups):
         return depthwise.convolve(x, kernel, strides, tuple(padding))
     if jax.default_backend() != 'cpu' or groups != 1 or x.dtype not in (jnp.float32, jnp.bfloat16):
@@ -47,7 +51,7 @@ def convolve(
 
 
 def max_pool(x: jax.Array, window: int, strides: int, padding: Sides) -> jax.Array | None:
-    """Fast form of `vision.models.layers.xla_max_pool`, or None."""
+    """Computes the fast form of `vision.models.layers.xla_max_pool`; None if there is none."""
     on_cpu = jax.default_backend() == 'cpu'
     if not on_cpu or window > 11 or not jnp.issubdtype(x.dtype, jnp.floating):
         return None
@@ -58,7 +62,7 @@ def max_pool(x: jax.Array, window: int, strides: int, padding: Sides) -> jax.Arr
 def _convolve(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair) -> jax.Array:
     """Convolves with the fastest form for the shape."""
     if kernel.shape[:2] == (1, 1) and padding == (0, 0) and x.dtype == jnp.float32:
-        # A matrix product. 1024 to 256 channels at 14 px: 9.2 → 8.3 ms (without oneDNN 11 → 8;
+        # Use a matrix product. 1024 to 256 channels at 14 px: 9.2 → 8.3 ms (without oneDNN 11 → 8;
         # 256 to 64 at 56 px: 23 → 9). In bfloat16 XLA's convolution is faster.
         return _strided(x, strides) @ kernel[0, 0]
     if forms.columns_suit(kernel.shape, strides, x.dtype):
@@ -93,7 +97,7 @@ def _input_gradient(
 ) -> jax.Array:
     """Computes the gradient of the input with the fastest form for the shape."""
     height, width = kernel.shape[:2]
-    # 1 x 1: a matrix product, or in bfloat16 a convolution.
+    # For 1 x 1 kernels use a matrix product, or in bfloat16 a convolution.
     if (height, width) == (1, 1) and padding == (0, 0):
         if gradient.dtype == jnp.float32:
             return _spread(gradient @ kernel[0, 0].T, shape, strides)
@@ -107,7 +111,7 @@ def _input_gradient(
         convolution = partial(xla_convolve, strides=strides, padding=[(p, p) for p in padding])
         like = jax.ShapeDtypeStruct(shape, gradient.dtype)
         return jax.linear_transpose(lambda x: convolution(x, kernel), like)(gradient)[0]
-    # Else a convolution of the gradient with the flipped kernel.
+    # Otherwise convolve the gradient with the flipped kernel.
     around = (height - 1 - padding[0], width - 1 - padding[1])
     turned = (height, width, kernel.shape[3], kernel.shape[2])
     if (height, width) == (3, 3):
@@ -169,18 +173,18 @@ def _sum_of_parts(
 
     For larger batches XLA's time grows faster than in proportion. Without AVX-512, 3 x 3, 16 to 16
     channels, 28 px, batch 128: 21 → 8.7 ms (one core: 86 → 14; without oneDNN 27 → 10); at 32 px
-    84 → 12.6 (200 → 13); stride 2, 16 to 32, 28 px: 7.4 → 7.2 (14.8 → 6.2). Where it does not gain
-    it costs little: 32 to 32, 14 px, 12.2 → 8.5; 16 px, 13 → 14.
+    84 → 12.6 (200 → 13); stride 2, 16 to 32, 28 px: 7.4 → 7.2 (14.8 → 6.2). Where the parts gain
+    nothing, they cost little: 32 to 32 channels, 12.2 → 8.5 at 14 px, but 13 → 14 at 16 px.
     """
     batch, size = len(x), x.size * x.dtype.itemsize
     if size <= 2 * _PART:
         return kernel_gradient(x, gradient)
-    # The images of a part are the channels of the gradient's convolution. It needs multiples of
-    # eight to fill its vectors.
+    # The images of a part are the channels of the gradient's convolution. That convolution needs
+    # multiples of eight channels to fill its vectors.
     numbers = [n for n in range(1, _MOST_PARTS + 1) if batch % (8 * n) == 0 and size <= n * _PART]
     parts = min(numbers, default=1)
 
-    # Part i has every n-th image from i on: no image of a sharded batch leaves its device.
+    # Part i has every n-th image from i on, so that no image of a sharded batch leaves its device.
     def part(values: jax.Array, i: int) -> jax.Array:
         return values.reshape(batch // parts, parts, *values.shape[1:])[:, i]
 
@@ -191,9 +195,9 @@ def _sum_of_parts(
 def _plain(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair) -> jax.Array:
     """XLA's convolution, with a workaround for images smaller than the kernel.
 
-    XLA swaps the two, which oneDNN does not support, and falls back to its slowest loop. 3 x 3, 256
-    channels, 2 px, batch 128 in bfloat16 on one core: 120 ms, and under 4 with explicit padding
-    behind a barrier.
+    For such images XLA exchanges image and kernel. oneDNN does not support this, and XLA falls back
+    to its slowest loop. 3 x 3, 256 channels, 2 px, batch 128 in bfloat16 on one core: 120 ms, and
+    under 4 ms with explicit padding and a barrier after it.
     """
     if math.prod(x.shape[1:3]) < math.prod(kernel.shape[:2]):
         sides = [(0, 0), *((p, p) for p in padding), (0, 0)]

@@ -6,7 +6,7 @@ cheap to copy, unlike the patches of single positions (im2col). The matrix of th
 kernel once per position, and zeros elsewhere: for few channels the multiplications with zero cost
 less than XLA's convolution does.
 
-Kernel gradient by rows, one row of taps at a time, for CPUs without AVX-512. There XLA reaches only
+Kernel gradient by rows, one row of taps at a time, for CPUs without AVX-512, where XLA reaches only
 6 to 30 GFLOP/s on large maps. Two cores of an AMD EPYC with 256-bit vectors, batch 16, JAX 0.12
 with oneDNN (in brackets 0.10 without), 2026-11-26: 7 x 7 stride 2, 3 to 64 channels, 224 px: 357 →
 179 ms (569 → 158); 5 x 5, 64 to 192, 27 px, batch 32: 600 → 241 (1,090 → 217); 3 x 3 stride 2, 128
@@ -28,7 +28,7 @@ from vision.models.cpu.startup import has_avx512, has_ynn
 Pair = tuple[int, int]
 
 # Numbers of positions in a block, found by measuring.
-_BLOCK = 4  # best of 2, 4, 7, 8 for most shapes below (1 to 32 channels: 2, by a third)
+_BLOCK = 4  # best of 2, 4, 7, 8 for most shapes below (for 1 to 32 channels 2 is better by a third)
 _BLOCK_OF_MORE = 2  # for more than 3 channels: best of 2, 4, 5, 7, 10
 _SPREAD = 5  # for input gradients: best of 5 and 10
 
@@ -50,7 +50,7 @@ def columns_suit_gradient(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dty
     32 px, 5 x 5, 1 to 6 channels, batch 100: 1.3 → 0.5 ms; 32 px, 3 x 3, 3 to 16, batch 128: 4.5 →
     2.4; 28 px, 1 to 32: 5.5 → 1.7; 224 px, 3 to 64, batch 8: 35 → 25. A whole step of LeNet-5 (5 x
     5, 6 to 16 channels, batch 128, without AVX-512): 14.2 → 12.2 on JAX 0.10, and 10.6 → 11.5 on
-    0.12, which has YNNPACK for it.
+    0.12, which uses YNNPACK for this convolution.
     """
     height, width, channels, _ = kernel
     few = channels <= (8 if min(height, width) >= 5 and not has_ynn() else 3)
@@ -59,7 +59,7 @@ def columns_suit_gradient(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dty
 
 def convolve_by_columns(x: jax.Array, kernel: jax.Array, padding: Pair) -> jax.Array:
     """Convolves [B, H, W, C] with [h, w, C, K] at stride 1."""
-    # The last block of a row may exceed it: cut the result to the width.
+    # The last block of a row may exceed the row: cut the result to the width.
     pieces, (height, width) = _pieces(x, kernel.shape, padding, _BLOCK)
     y = pieces @ _matrix(kernel, _BLOCK)
     return y.reshape(x.shape[0], height, -1, kernel.shape[3])[:, :, :width]
@@ -133,7 +133,10 @@ def _pieces(
 
 
 def _matrix(kernel: jax.Array, block: int) -> jax.Array:
-    """[h, w, C, K] -> [h · (block + w − 1) · C, block · K]: column j has the kernel at j."""
+    """Makes the matrix [h · (block + w − 1) · C, block · K] of a kernel [h, w, C, K].
+
+    Block j of the columns holds the kernel shifted by j pixels.
+    """
     h, w, channels, features = kernel.shape
     matrix = jnp.zeros((h, block + w - 1, channels, block, features), kernel.dtype)
     for j in range(block):
@@ -193,7 +196,7 @@ def _wide(dtype: jnp.dtype) -> jnp.dtype:
 
 
 def _number(dtype: jnp.dtype) -> jnp.dtype:
-    """Returns the type of a maximum's position: int8, or the gradient's width without AVX-512.
+    """Returns the type of a maximum's position: int8 with AVX-512, else one as wide as the values.
 
     Without AVX-512 a comparison of bytes cannot select among wider values in one vector. Gradients
     in float32, batch 16: (112, 112, 64), 3 stride 2: 66 → 23 ms; (28, 28, 192), 3 stride 1: 20 →
@@ -224,7 +227,7 @@ def _along(
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the maximum of each window along one axis, and its position.
 
-    The position is that of the preceding axis, plus `weight` for each step along this one.
+    The position is the one along the preceding axis, plus `weight` for each step along this axis.
     """
     last = (x.shape[axis] - window) // strides * strides
 
@@ -260,7 +263,7 @@ def _pool_backward(
     (h, w), zero = gradient.shape[1:3], jnp.zeros((), wide)
     winners, gradient = lax.optimization_barrier((winners, gradient.astype(wide)))
     if window == strides and size == (h * window, w * window):
-        # Windows do not overlap: no sums. (28, 28, 6), batch 100: 0.28 → 0.13 ms.
+        # Windows do not overlap, so no sums are needed. (28, 28, 6), batch 100: 0.28 → 0.13 ms.
         parts = [jnp.where(winners == i, gradient, zero) for i in range(window**2)]
         rows = [jnp.stack(parts[i : i + window], 3) for i in range(0, window**2, window)]
         spread = jnp.stack(rows, 2)  # [B, h, window, w, window, C]

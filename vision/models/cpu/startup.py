@@ -15,8 +15,8 @@ from vision.core import startup
 
 SWITCH = 'VISION_TUNE'
 
-# Versions of jaxlib (major, minor) that oneDNN was tested with. XLA ends the process on a flag that
-# it does not know. On 0.10 the flag has no effect.
+# Versions of jaxlib (major, minor) that oneDNN was tested with. XLA ends the process if it does not
+# know a flag. On 0.10 the flag has no effect.
 _ONEDNN_VERSIONS = ((0, 12),)
 _ONEDNN_FLAG = '--xla_cpu_experimental_onednn_custom_call'
 
@@ -24,7 +24,7 @@ _TUNABLES = 'GLIBC_TUNABLES'  # glibc's variable
 
 
 def use_onednn() -> None:
-    """Enables oneDNN in XLA's CPU backend on tested versions; call it before JAX has a backend.
+    """Enables oneDNN in XLA's CPU backend on tested versions; call it before JAX makes its backend.
 
     A user-defined value of the flag in XLA_FLAGS is kept.
     """
@@ -40,9 +40,9 @@ def use_onednn() -> None:
 def use_huge_pages() -> None:
     """Restarts this process with huge pages enabled in glibc, which reads the setting at its start.
 
-    Large arrays of a step are new memory each time, which the kernel clears page by page. Pages of
-    2 MB instead of 4 kB make a step of ResNet-50 faster by a sixth (`docs/performance.md`). Linux
-    only; a user-defined GLIBC_TUNABLES is kept.
+    Each step allocates its large arrays again, and Linux clears this memory page by page. Pages of
+    2 MB instead of 4 kB make a step of ResNet-50 faster by a sixth (`docs/performance.md`). The
+    function does nothing on other systems, and keeps a user-defined GLIBC_TUNABLES.
     """
     if sys.platform != 'linux' or os.environ.get(SWITCH) == '0' or _TUNABLES in os.environ:
         return

@@ -15,17 +15,18 @@ Pair = tuple[int, int]
 def by_phases(
     shape: tuple[int, ...], flipped: jax.Array, gradient: jax.Array, strides: Pair, padding: Pair
 ) -> jax.Array:
-    """Input gradient of a strided convolution: one convolution per phase of the position.
+    """Computes the input gradient of a strided convolution with one convolution per phase.
 
-    XLA instead inserts zeros between the positions and multiplies with them: 15 → 12 ms at 56 px,
-    64 to 128 channels; in bfloat16 11.2 → 4.4 at 28 px, 128 to 256.
+    The phase of a position is its remainder modulo the stride. XLA instead inserts zeros between
+    the positions and multiplies with them: 15 → 12 ms at 56 px, 64 to 128 channels; in bfloat16
+    11.2 → 4.4 ms at 28 px, 128 to 256 channels.
 
     Args:
-      shape: of the input, [B, H, W, C].
+      shape: shape of the input, [B, H, W, C].
       flipped: kernel rotated by 180°, [h, w, K, C].
-      gradient: of the output, [B, H', W', K].
-      strides: of the convolution.
-      padding: of the convolution.
+      gradient: gradient of the output, [B, H', W', K].
+      strides: strides of the convolution.
+      padding: padding of the convolution.
     """
     phases = [
         [_taps(flipped.shape[axis], shape[axis + 1], s, padding[axis], r) for r in range(s)]

@@ -62,8 +62,8 @@ def suits(
 def convolve(x: jax.Array, kernel: jax.Array, padding: Pair, transposed: bool = False) -> jax.Array:
     """Convolves with a 3 x 3 kernel at stride 1.
 
-    With `transposed`, the kernel is [3, 3, K, C] rotated by 180°. The products take either
-    orientation of a matrix, while swapping the axes of a kernel of 512 x 512 channels takes 50 ms.
+    With `transposed`, the kernel is [3, 3, K, C] rotated by 180°. Matrix products accept a matrix
+    in either orientation, whereas swapping the axes of a kernel of 512 x 512 channels takes 50 ms.
     """
     batch, features = x.shape[0], kernel.shape[2 if transposed else 3]
     h, w = (n + 2 * p - 2 for n, p in zip(x.shape[1:3], padding, strict=True))
@@ -108,7 +108,7 @@ def kernel_gradient(x: jax.Array, gradient: jax.Array, padding: Pair) -> jax.Arr
 
 
 def _input_tiles(x: jax.Array, padding: Pair) -> list[jax.Array]:
-    """[B, H, W, C] -> the 16 values of each transformed tile, each [tiles, C]."""
+    """Returns the 16 values of each transformed tile of [B, H, W, C], each [tiles, C]."""
     channels = x.shape[-1]
     counts = [-(-(n + 2 * p - 2) // 2) for n, p in zip(x.shape[1:3], padding, strict=True)]
     pads = [

@@ -1,6 +1,7 @@
-"""Pretrained weights of torchvision and timm, read without torch, and BatchNorm folded into convolutions.
+"""Pretrained weights of torchvision and timm, read without torch, and folding of BatchNorm.
 
 `load_pretrained` reads a file or a model of the Hugging Face hub into a model's variables.
+`fold_batch_norm` folds batch normalisation into convolutions.
 
 Read first: `pretrained.py`, `torch_names.py` (parameter names), `fold.py`.
 """

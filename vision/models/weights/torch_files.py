@@ -79,7 +79,7 @@ _CONSTRUCTORS: dict[tuple[str, str], Any] = {
 }
 
 
-# The Python implementation: the C one allocates whatever a damaged instruction asks for.
+# Use the Python implementation: the C one allocates any size that a damaged instruction states.
 class _Unpickler(pickle._Unpickler):  # type: ignore[name-defined]
     """Interprets a pickle without imports, calls and attribute assignments."""
 

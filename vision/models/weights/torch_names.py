@@ -31,7 +31,7 @@ TORCHVISION_MODELS = (
     'resnext50_32x4d',
     *(f'efficientnet_b{i}' for i in range(5)),
 )
-# Those, and what timm has.
+# The models of torchvision, and further ones of timm.
 TORCH_MODELS = (*TORCHVISION_MODELS, *(f'efficientnet_lite{i}' for i in range(5)))
 
 _LEAVES = {
@@ -127,7 +127,7 @@ _ALEXNET = {
 
 
 def _vgg_layers(model: VGG) -> dict[str, str]:
-    """torchvision numbers convolutions, norms, ReLUs and pools consecutively."""
+    """Returns torchvision's layer names: convolutions, norms, ReLUs and pools are numbered."""
     layers = {'fc6': 'classifier.0', 'fc7': 'classifier.3', 'fc8': 'classifier.6'}
     position = 0
     for stage, widths in enumerate(CONFIGURATIONS[model.configuration].split('|'), 1):
@@ -140,7 +140,7 @@ def _vgg_layers(model: VGG) -> dict[str, str]:
 
 
 def _table(layers: dict[str, str]) -> Callable[[Path], str]:
-    """Looks up the first part of a path."""
+    """Returns a function that looks up the first part of a path."""
     return lambda path: layers[path[0]]
 
 

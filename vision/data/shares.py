@@ -99,7 +99,7 @@ class Shares:
         Raises:
           UserError: no image is left for train.
         """
-        # Version 1 splits each image alone; unwanted splits go to train.
+        # Version 1 splits each image by its hash alone; images of unwanted splits go to train.
         if self.rules == 1:
             parts = _by_hash_alone([path for path, _ in images])
             parts[~np.isin(parts, [SPLITS.index(split) for split in made])] = TRAIN
@@ -119,7 +119,7 @@ class Shares:
         # Split each class by the rank of the paths' hashes.
         hashes = hash64(np.array([_path_hash(name) for name in names], np.uint64))
         found = by_rank(hashes, _strata(labels), validation, test, fold)
-        # A class with few images may have none in train.
+        # With several labels per image, a class with few images may have none in train.
         if labels.ndim == 2:
             _leave_one_for_train(labels, found)
         return found[inverse]

@@ -44,7 +44,7 @@ class Member(NamedTuple):
     """One model and one pass over the data. All members count equally in the average.
 
     Attributes:
-      step: from `make_step`.
+      step: the result of `make_step`.
       variables: params and batch_stats, on the mesh.
       batches: every example of the split once; padding has mask 0.
       skipped: returns the number of examples that the pass skipped; called after the pass.

@@ -154,7 +154,7 @@ def predict_run(run: Run, split: str = 'test') -> Predicted:
     """Returns the predictions of a run for one split of its own data.
 
     Args:
-      run: as `load_run` returns it.
+      run: the result of `load_run`.
       split: train, validation or test.
 
     Raises:

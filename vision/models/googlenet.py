@@ -187,7 +187,7 @@ class GoogLeNet(ImageModel):
         return logits(x), endpoints
 
     def _stem(self, x: jax.Array, endpoints: Endpoints, train: bool) -> jax.Array:
-        """Stages 1 and 2."""
+        """Applies stages 1 and 2."""
 
         def unit(width: int, *args: Any, **kwargs: Any) -> ConvUnit:
             arguments = {'original': self.original, 'dtype': self.dtype} | kwargs

@@ -268,7 +268,7 @@ class InceptionV3(ImageModel):
         return make(dtype=self.dtype, name=f'Mixed_{name}')
 
     def _stem(self, x: jax.Array, endpoints: Endpoints, train: bool) -> jax.Array:
-        """Stages 1 and 2."""
+        """Applies stages 1 and 2."""
         unit = partial(ConvUnit, dtype=self.dtype)
         if self.stem == 'small':
             x = unit(192, 3, padding=1, name='Conv2d_4a_3x3')(x, train)

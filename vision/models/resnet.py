@@ -40,7 +40,7 @@ class Block(nn.Module):
         'C' always projects. 'none' gives the plain network for comparison.
       zero_init: whether the last norm's scale is initialised to 0, so that the block starts as the
         identity.
-      groups, base_width: of the 3x3 convolution of a bottleneck, for ResNeXt and Wide ResNet.
+      groups, base_width: groups and width of a bottleneck's 3x3 convolution (ResNeXt, Wide ResNet).
       stride_in: which convolution of a bottleneck has the stride.
     """
 
@@ -179,7 +179,7 @@ class ResNet(ImageModel):
         return classify(self, x), endpoints
 
     def _stem(self, x: jax.Array, train: bool) -> jax.Array:
-        """First convolution, norm, ReLU and pooling."""
+        """Applies the first convolution, norm, ReLU and pooling."""
         x = stem_convolution(self, self._kernel_init())(x)
         x = nn.relu(BatchNorm(dtype=self.dtype, name='bn1')(x, train))
         return x if self.stem == 'small' else max_pool(x, 3, 2, padding=1)

@@ -26,7 +26,7 @@ class Summary:
     """Cost of a model for one image.
 
     Attributes:
-      name: of the model.
+      name: name of the model.
       input_shape: (height, width, channels).
       parameters: number of parameters in evaluation, without auxiliary heads.
       parameters_with_aux: number of parameters in training.
@@ -66,7 +66,7 @@ def summarise(
     """Returns the cost of a model.
 
     Args:
-      name: as for `create_model`.
+      name: name of the model, as for `create_model`.
       input_size: side of the image in pixels; the paper's by default.
       channels: number of image channels; the paper's by default.
       num_classes: the paper's by default.

@@ -138,7 +138,7 @@ class VGG(ImageModel):
     def _convolution(
         self, x: jax.Array, kernel: int, width: int, name: str, train: bool
     ) -> jax.Array:
-        """Convolution, optional batch normalisation, ReLU."""
+        """Applies a convolution, batch normalisation if it is enabled, and ReLU."""
         init = {'he': he_normal_fan_out, 'glorot': glorot_uniform}[self.weight_init]
         conv = partial(Conv, kernel_init=init, dtype=self.dtype)
         x = conv(width, kernel, padding=kernel // 2, name=f'conv{name}')(x)
@@ -147,7 +147,7 @@ class VGG(ImageModel):
         return nn.relu(x)
 
     def _classify(self, x: jax.Array, endpoints: Endpoints, train: bool):
-        """Two hidden layers and the classifier, averaged over positions."""
+        """Applies two hidden layers and the classifier, and averages over positions."""
         init = {'he': normal(0.01), 'glorot': glorot_uniform}[self.weight_init]
         layer = partial(WindowDense, kernel_init=init, dtype=self.dtype)
         for name, window in (('fc6', 7), ('fc7', 1)):

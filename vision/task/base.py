@@ -122,7 +122,7 @@ class Task:
     must define `loss`, `answers` and `metrics`.
 
     Attributes:
-      settings: from the config and the data.
+      settings: settings from the config and the data.
       takes_views: whether training images may be [B, V, H, W, C] (`data.views`).
       report: 'module:function' that returns the task's own section of the report page for an
         evaluation; None for none.
@@ -197,7 +197,7 @@ class Task:
 
         Args:
           apply: forward pass.
-          examples: from `prepare`, or a microbatch of them.
+          examples: the result of `prepare`, or a microbatch of it.
           extra: `TrainState.extra`.
           key: key of the step or the microbatch.
 
@@ -288,7 +288,7 @@ def make_task(config: Mapping[str, Any], settings: Settings) -> Task:
     Args:
       config: `config.task`: `name`, which is a key of `TASKS` or 'package.module:Class', and the
         arguments of the task.
-      settings: from the rest of the config and the data.
+      settings: settings from the rest of the config and the data.
 
     Raises:
       UserError: an unknown task or argument, or a class that lacks a required method.

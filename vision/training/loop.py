@@ -43,7 +43,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] 
     """Trains the model of a config in a workdir, or resumes the run that the workdir holds.
 
     Args:
-      config: as a file in `configs/` returns it.
+      config: a config as the files in `configs/` return it.
       workdir: folder of the run, created if missing.
       hooks: user-defined hooks, called after the built-in ones; see `vision.training.hooks`.
 

@@ -198,7 +198,7 @@ def make_optimizer(
         give the rate instead.
       rates: learning rate factors by parameter.
       plateau: settings of the plateau schedule, or None.
-      seed: for optimizers that draw random numbers.
+      seed: seed for optimizers that draw random numbers.
 
     Raises:
       UserError: an unknown optimizer or argument, an invalid value, or weight decay given twice.

@@ -201,7 +201,7 @@ class Recorder:
 
         Args:
           step: number of steps done.
-          values: by name, such as 'train/loss'; None for a missing value.
+          values: values by name, such as 'train/loss'; None for a missing value.
         """
         if not self._writes:
             return

@@ -48,7 +48,7 @@ def page(runs: list[Run], evaluations: list[Evaluation]) -> str:
 
     Args:
       runs: the evaluated runs.
-      evaluations: of the runs.
+      evaluations: evaluations of the runs.
     """
     records = read_records(runs[0].path)
     # Training curves of the first run.

@@ -8,7 +8,7 @@ unless noted.
 
 `VISION_FAST=0` in the environment disables the fast forms. Only two lines outside of this folder
 import from it, in `vision/models/layers.py` and `vision/__init__.py` (process settings, `startup`).
-Delete the folder and the two lines, and every layer uses XLA.
+If the folder and the two lines are deleted, every layer uses XLA.
 
 Images are [B, H, W, C], kernels [h, w, C, K]. First derivatives in reverse mode are supported;
 forward mode and second derivatives are not.
@@ -81,7 +81,7 @@ def _forward(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair) -> t
 
 
 def _backward(strides: Pair, padding: Pair, residuals: tuple, gradient: jax.Array) -> tuple:
-    """Gradients with respect to input and kernel."""
+    """Returns the gradients with respect to input and kernel."""
     x, kernel = residuals
     return (
         _input_gradient(x.shape, kernel, gradient, strides, padding),

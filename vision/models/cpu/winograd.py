@@ -20,7 +20,7 @@ Pair = tuple[int, int]
 
 # Minimum number of input and output channels. Winograd's form needs 16 multiplications instead of
 # 36, but its 4 x 4 transforms move four times the data. The kernel's gradient needs more channels,
-# since its products are long and thin on large maps. Forward, and kernel's gradient, in ms:
+# since its matrices are long and thin on large maps. Times in ms, forward and kernel's gradient:
 #   64 channels at 56 px: 19 → 16, and 24 → 54;    128 at 28 px: 18.7 → 11.7, and 24 → 14;
 #   256 at 14 px: 18.7 → 9.5, and 22 → 11;         512 at 7 px: 21.8 → 12.7, and 23 → 15.
 # Without AVX-512 XLA's gradient is slow, and fewer channels suffice (in brackets without oneDNN):

@@ -109,7 +109,7 @@ def read_torch_file(path: Path) -> tuple[Any, Callable[[Storage], np.ndarray]]:
     """Reads a file of `torch.save`.
 
     Args:
-      path: of the file.
+      path: path of the file.
 
     Returns:
       The object, with `Tensor` for tensors and `Unread` for objects that are not read; and a

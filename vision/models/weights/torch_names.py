@@ -55,7 +55,7 @@ class TorchNames:
 
     Attributes:
       layer: maps the path of a module, below the model, to its name in torch.
-      windows: by path, the side of the map that a fully connected layer flattens (1 if absent);
+      windows: side of the map that a fully connected layer flattens, by path (1 if absent);
         torch flattens channels first.
     """
 

@@ -52,7 +52,7 @@ def leave_on_signals() -> None:
 
 
 def exit_at_once(code: int) -> None:
-    """Ends the process without unwinding; a terminal gets its cursor back, which progress bars hide."""
+    """Ends the process without unwinding; restores the terminal's cursor, which bars hide."""
     with contextlib.suppress(OSError):
         if os.isatty(2):
             os.write(2, b'\r\x1b[K\x1b[?25h')

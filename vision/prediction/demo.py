@@ -29,7 +29,7 @@ MAX_UPLOAD = 20  # MB
 _CLASSES, _EXPLAINED, _SIMILAR = 5, 3, 8
 _UPLOAD_SIDE = 320  # pixels of the longer side of the uploaded image on the page
 _FEW = 20  # class names are unfolded from the start up to this number of classes
-_KEPT = 60  # seconds that an upload stays on disk; gradio never deletes it (gradio issue 4620)
+_KEPT = 60  # seconds that an upload stays on disk; by default gradio keeps it (gradio issue 4620)
 
 # Returns up to the given number of images that resemble the image of a source.
 Similar = Callable[[FileSource, int], Iterable[pages.Picture]]

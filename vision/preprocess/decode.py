@@ -213,9 +213,9 @@ def _orientation_in(data: bytes) -> int:
 def _without_metadata(data: bytes) -> Iterator[tuple[bytes, int | None]]:
     """Yields copies of an image without metadata, each with the EXIF orientation that was removed.
 
-    For a PNG the first copy keeps the chunks that affect its pixels. AVIF does not store its
-    orientation in EXIF, so only EXIF is disabled, because libavif refuses damaged EXIF (libavif
-    issue 3306).
+    For a PNG the first copy keeps the chunks that affect its pixels. For an AVIF only EXIF is
+    disabled, because libavif refuses damaged EXIF (libavif issue 3306); the orientation is stored
+    elsewhere and remains.
     """
     if data.startswith(b'\xff\xd8\xff'):
         yield _bare_jpeg(data), _orientation_in(data)

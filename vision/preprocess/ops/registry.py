@@ -228,8 +228,8 @@ class Rng:
 
         Args:
           shape: any shape, possibly a tensor.
-          low, high: bounds.
-          dtype: of the result.
+          low, high: bounds of the numbers.
+          dtype: dtype of the result.
         """
         tf = tf_cpu()
         seed = tf.cast(self.uniform(shape=(2,)) * 2.0**62, tf.int64)

@@ -56,6 +56,7 @@ def main(argv: list[str]) -> None:
         from vision.evaluation.evals import evaluate_runs, named_entries
         from vision.evaluation.report import write_report
 
+    # Evaluate, then write the report, then print the figures.
     config = read_config(locate(WORKDIR.value[0]))
     entries = named_entries(config, EVALS.value, _overrides())
     with progress_bar() as progress:

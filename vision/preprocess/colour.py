@@ -201,6 +201,7 @@ def _code_points(data: bytes, has_profile: bool) -> tuple[int, int] | None:
     None if there are none. In a PNG, the code points take precedence over an embedded profile. In
     AVIF and HEIC, the profile takes precedence over the code points.
     """
+    # In a PNG, the chunk is before the pixels.
     if data.startswith(b'\x89PNG'):
         at = data.find(b'\0\0\0\x04cICP', 0, data.find(b'IDAT'))
         return None if at < 0 else (data[at + 8], data[at + 9])
@@ -221,6 +222,7 @@ def _make_profile(chromaticities: Sequence[float], gamma: float | None) -> bytes
     """
     if len(chromaticities) != 8 or max(chromaticities) > 1:
         return None
+    # Extend x and y to XYZ vectors. The columns of the matrix are red, green and blue, unscaled.
     xy = np.reshape(chromaticities, (4, 2))
     white, *colours = np.column_stack([xy, 1 - xy.sum(1)])
     matrix = np.transpose(colours)

@@ -14,8 +14,8 @@ Grids; add ';seed=0,1,2' for means and deviations:
             'preprocess.train=resize(14),resize(14)|random_crop(14, padding=2)|flip_lr'
     vgg     'model.batch_norm=False,True'    and    'model.lrn=False,True'
 Result: docs/results.md, "Ablations" (3 seeds on a GPU).
-Cost: 8 to 19 minutes of one CPU core a trial; of `digits`, `resnet` on scikit-learn's digits,
-seconds.
+Cost: 8 to 19 minutes of one CPU core for each trial; seconds for the family `digits`, which is
+`resnet` on scikit-learn's digits.
 Deviations: Fashion-MNIST at 14 x 14 pixels, 10,000 training images, 20 epochs; 50,000 held out.
 """
 

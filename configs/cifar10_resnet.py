@@ -2,7 +2,7 @@
 
 Paper: He et al. 2015, "Deep residual learning for image recognition" (arXiv:1512.03385), section
 4.2: batch 128, learning rate .1 divided by 10 at 32k and 48k of 64k iterations, momentum .9, weight
-decay 1e-4; padded by 4, cropped, flipped. 110 layers and more begin at .01.
+decay 1e-4; images padded by 4, cropped and flipped. Networks of 110 layers or more begin at .01.
 
     python -m experiments.train --config=configs/cifar10_resnet.py:56 --workdir=runs/cifar10_56
     …:20  …:32  …:44  …:110  …:1202      …:110-v2  …:164-v2   pre-activation (arXiv:1603.05027)

@@ -1,13 +1,13 @@
 """Small VGG, GoogLeNet and ResNets on Fashion-MNIST; the model follows the colon.
 
 Papers: Xiao, Rasul and Vollgraf 2017 (arXiv:1708.07747), the data; He et al. 2015, section 4.2;
-Simonyan and Zisserman 2014; Szegedy et al. 2014. The data set's own list, accuracy: VGG-16 93.5,
-GoogLeNet 93.7, ResNet-18 94.9, DenseNet-BC 95.4, WRN-40-4 96.7 %.
+Simonyan and Zisserman 2014; Szegedy et al. 2014. Accuracies in the data set's own list: VGG-16
+93.5, GoogLeNet 93.7, ResNet-18 94.9, DenseNet-BC 95.4, WRN-40-4 96.7 %.
 
     python -m experiments.train --config=configs/fashion_mnist.py:resnet20 --workdir=runs/fashion
     … --config.data.source=idx --config.data.path=FOLDER     the four IDX files, no internet
 
-Result: test error (results/table.md); minutes a seed on an NVIDIA H100 shared by up to 20 runs:
+Result: test error (results/table.md); minutes per seed on an NVIDIA H100 shared by up to 20 runs:
     resnet20    6.27 ± 0.06 %, 3 seeds,  3 min
     vgg11_bn    6.54 ± 0.21 %, 3 seeds,  2 min   half as wide as published
     googlenet   6.72 ± 0.12 %, 5 seeds,  7 min   a quarter as wide, 8 epochs

@@ -1,4 +1,4 @@
-"""LeNet-5 on Fashion-MNIST: 60,000 pictures of clothes of 28 x 28 pixels, and 10,000 to report.
+"""LeNet-5 on Fashion-MNIST: 60,000 training and 10,000 test images of clothes, 28 x 28 pixels.
 
 Paper: Xiao, Rasul and Vollgraf 2017, "Fashion-MNIST: a novel image dataset for benchmarking machine
 learning algorithms" (arXiv:1708.07747). The data set's own list has 87.6 to 91.6 % accuracy for two

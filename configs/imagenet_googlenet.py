@@ -2,8 +2,8 @@
 
 Paper: Szegedy et al. 2014, "Going deeper with convolutions" (arXiv:1409.4842). Section 6: SGD with
 momentum .9, learning rate down 4 % each 8 epochs, Polyak averaging, crops of 8 to 100 % of the area
-and aspect 3/4 to 4/3, photometric distortions. Section 5: auxiliary losses times .3, their dropout
-.7, the main .4.
+and aspect 3/4 to 4/3, photometric distortions. Section 5: auxiliary losses weighted by .3; dropout
+.7 in the auxiliary heads and .4 in the main one.
 
     python -m experiments.train --config=configs/imagenet_googlenet.py --workdir=runs/googlenet
     … --config.data.data_dir=DIR     the prepared data set
@@ -11,9 +11,9 @@ and aspect 3/4 to 4/3, photometric distortions. Section 5: auxiliary losses time
 Result: not run here. Paper's top-5 error: 10.07 % (one crop), 7.89 % (144 crops,
 `evals.crops_144`).
 Cost: not measured; about 1,239,000 steps of batch 256.
-Deviations: 1 % of the training images is held out. The paper does not give the following, set here:
-learning rate .01 for batch 256, weight decay 2e-4 (as in Caffe's replica) but not of biases, 250
-epochs, the average from epoch 200 on, colour factors within .4.
+Deviations: 1 % of the training images is held out. These values are not in the paper: learning rate
+.01 for batch 256, weight decay 2e-4 (as in Caffe's replica) but not of biases, 250 epochs, the
+average from epoch 200 on, colour factors within .4.
 """
 
 from ml_collections import ConfigDict

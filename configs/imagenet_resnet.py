@@ -18,10 +18,10 @@ Result: not run here. Paper's error, top-1 / top-5, ten crops (`evals.ten_crop`)
 torchvision's accuracy: 50-v1 76.130 %, 50-v2 80.858 %.
 Cost: not measured; 600,000 steps of batch 256.
 Deviations. All: 1 % of the training images is held out. Paper's recipe: only the channels' means
-are subtracted, in pixels; 5 epochs without a better validation figure divide the learning rate;
-biases and norms are not decayed. 50-v2: erased boxes get random pixels, not grey; the warm-up
-begins at 0, not .005; the EMA moves at each step, not each 32nd, and faster at first, as (1 + t) /
-(10 + t); BatchNorm and mixup see the whole batch of 1024, not the 128 of a GPU.
+are subtracted, in pixels; the learning rate is divided after 5 epochs without a better validation
+figure; biases and norms are not decayed. 50-v2: erased boxes get random pixels, not grey; the
+warm-up begins at 0, not .005; the EMA is updated at each step, not each 32nd, and faster at first,
+as (1 + t) / (10 + t); BatchNorm and mixup see the whole batch of 1024, not the 128 images of a GPU.
 """
 
 from ml_collections import ConfigDict
@@ -63,7 +63,7 @@ def get_config(variant: str = '50') -> ConfigDict:
         config.schedule = ConfigDict({'name': 'plateau', 'warmup': '0 steps', 'patience': 5})
         config.training.duration = '600000 steps'
         return config
-    # torchvision trains without Goyal et al.'s zeros in each block's last scale.
+    # Unlike Goyal et al., torchvision does not initialise the last scale of each block to zero.
     config.model = ConfigDict({'name': 'resnet50', 'zero_init_residual': False})
     if variant == '50-v1':
         config.preprocess.train = 'decode|random_resized_crop(224)|flip_lr'

@@ -8,8 +8,9 @@ Paper: Simonyan and Zisserman 2014 (arXiv:1409.1556), configuration A, for the n
 
 Result: test error 0.33 ± 0.05 % (5 seeds, 0.26 to 0.38; results/table.md).
 Cost: 18,750 steps, 5 minutes on an NVIDIA H100 that ran other trainings at the same time.
-Deviations: VGG with BatchNorm, half as wide, with one linear layer; distortions rotate, too, and
-are new in each pass. All 60,000 images are trained on, and the last step is reported.
+Deviations: VGG with BatchNorm, half as wide, with one linear layer; the distortions include
+rotations and are drawn anew in each pass. All 60,000 images are trained on, and the last step is
+reported.
 """
 
 from ml_collections import ConfigDict

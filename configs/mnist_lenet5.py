@@ -7,7 +7,7 @@ II.C and III. Test error there: 0.95 %, with distorted training images 0.8 %.
     … --config.data.source=idx --config.data.path=FOLDER     the four IDX files, no internet
 
 Result: test error, mean of 5 seeds (results/table.md), by variant.
-Cost: minutes of one CPU core for a seed, behind the error.
+Cost: minutes of one CPU core for each seed, to the right of the error.
     full (default)     0.50 ± 0.03 %   4   dense C3, ReLU, max pooling, softmax; distortions
     plain              0.78 ± 0.07 %   1   the same for 10 epochs, without distortions
     1998               1.14 ± 0.08 %   5   network, loss (eq. 9) and schedule as published
@@ -16,8 +16,8 @@ Cost: minutes of one CPU core for a seed, behind the error.
     quick              not measured        full for 200 steps, a smoke test of seconds
 Deviations of 1998: batches of 128 with momentum replace single patterns with a diagonal
 Levenberg-Marquardt step, so the first rate (6e-3) was found on validation; 5,000 training images
-are held out (not by 1998-cosine), and the best of 20 passes on them is reported; distortions are
-new in each pass and rotate, too (the paper made 540,000 distorted images once).
+are held out (not by 1998-cosine), and the best of 20 passes on them is reported; the distortions
+include rotations and are drawn anew in each pass (the paper made 540,000 distorted images once).
 """
 
 from ml_collections import ConfigDict
@@ -61,7 +61,7 @@ def get_config(variant: str = 'full') -> ConfigDict:
     if variant in ('plain', '1998', '1998-cosine'):
         config.preprocess.train = 'pad(2)'  # no distortions
     if variant.startswith('1998'):
-        # Sections II.B, II.C and III.B: the network, its loss, its pixels.
+        # Sections II.B, II.C and III.B: the network, its loss and the range of its pixels.
         config.model = ConfigDict({'name': 'lenet5_1998'})
         config.loss.name = 'lenet_discriminative'
         config.preprocess.mean = (0.1 / 1.275,)  # white paper becomes -0.1, black ink 1.175

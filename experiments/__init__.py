@@ -1,11 +1,11 @@
-"""The commands, `python -m experiments.NAME`: thin files that parse flags, call `vision`, print."""
+"""The commands, `python -m experiments.NAME`: each parses its flags, calls `vision` and prints."""
 
 import os
 import signal
 import sys
 
 if sys.argv[0] == '-m':  # Python is about to run a command
-    # Before anything of `vision` is imported, which takes a moment.
+    # Handle signals before `vision` is imported, because the imports take a moment.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda signum, frame: os._exit(128 + signum))
 

@@ -1,4 +1,4 @@
-"""Serves a web page that classifies an image which is dropped on it.
+"""Serves a web page that classifies images dropped onto it.
 
     python -m experiments.demo --workdir=DIR|--pretrained=SOURCE [--index=FILE] [--port=7860]
 
@@ -6,9 +6,9 @@ Examples:
     python -m experiments.demo --workdir=runs/photos --index=photos.index
     python -m experiments.demo --pretrained=resnet50.safetensors --host=0.0.0.0
 
-With --index (see experiments.search) the page also shows similar images. It is reached from this
-machine only; with --host, also by everyone who has the address that is printed, with its token.
-Images are sent nowhere else.
+With --index (see experiments.search) the page also shows similar images. Only this machine can open
+the page; with --host, also everyone who has the printed address with its token. Images are sent
+nowhere else.
 """
 
 from pathlib import Path

@@ -12,7 +12,7 @@ Examples:
     --eval.protocol=ten_crop             a paper's test protocol: ten_crop, crops_144, dense(…), …
     --eval.data.name=imagenet_v2         another data set
     --eval.weights=raw                   the weights as trained, not their moving average
-Several workdirs are an ensemble: the mean of the runs' probabilities. The report is
+Several workdirs form an ensemble, which averages the runs' probabilities. The report is
 DIR/report/index.html; the predictions for each example are beside it.
 """
 
@@ -56,6 +56,7 @@ def main(argv: list[str]) -> None:
         from vision.evaluation.evals import evaluate_runs, named_entries
         from vision.evaluation.report import write_report
 
+    # Evaluate, then write the report, then print the figures.
     config = read_config(locate(WORKDIR.value[0]))
     entries = named_entries(config, EVALS.value, _overrides())
     with progress_bar() as progress:

@@ -1,4 +1,4 @@
-"""Exports a trained run as StableHLO, uint8 images in, probabilities out; JAX alone runs it.
+"""Exports a trained run as StableHLO, which maps uint8 images to probabilities; JAX alone runs it.
 
     python -m experiments.export --workdir=DIR --output=FILE [--checkpoint=best] [--nofold]
 

@@ -7,8 +7,8 @@ Examples:
     python -m experiments.models resnet50 --input=320   one model, stage by stage
 
 Multiply-adds are the fused ones of convolutions and matrix products, for one image in evaluation;
-activations are the values that these return. Auxiliary heads, which are used in training only, are
-counted only in 'parameters with auxiliary heads'.
+activations are the output values of these operations. Auxiliary heads, which are used in training
+only, are counted only in 'parameters with auxiliary heads'.
 """
 
 from absl import flags

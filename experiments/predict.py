@@ -6,9 +6,9 @@ Examples:
     python -m experiments.predict --workdir=runs/photos holiday/ --format=csv
     python -m experiments.predict --pretrained=hf:timm/resnet50.tv_in1k cat.jpg --explain=why.png
 
-A PATH is an image, a folder or a glob. --explain also shows which parts of the images the answers
-rest on (Grad-CAM). Exit code 3: some images could not be read; their rows say why, the others are
-answered.
+A PATH is an image, a folder or a glob. --explain also draws heat maps of the parts of each image
+that the answers depend on (Grad-CAM). Exit code 3: some images could not be read; their rows give
+the reasons, and all other images were classified.
 """
 
 import itertools

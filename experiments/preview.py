@@ -6,9 +6,9 @@ Examples:
     python -m experiments.preview --config=configs/digits_lenet5.py
     python -m experiments.preview --config=configs/folder_finetune.py --config.data.path=DIR
 
-The page is index.html in --output. It shows copies, images that are blurred, dark, tiny or cannot be
-read, and the preprocessed images. Exit code 3: training would refuse the data; everything that it
-would refuse is listed.
+The page is index.html in --output. It shows the preprocessed images, copies, and images that are
+blurred, dark, tiny or unreadable. Exit code 3: training would refuse the data; the page lists all
+reasons.
 """
 
 import sys

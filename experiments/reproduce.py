@@ -44,8 +44,9 @@ FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the table 
 
 _LECUN, _HE = 'LeCun 1998, MNIST', 'He 2015, CIFAR-10'
 _FASHION = "Fashion-MNIST's list"
-# Name, config, paper and published error; then, where they differ from the config's test, the
-# evaluation in config.evals that follows the paper's protocol, and the metric.
+# The fields of a row are its name, config, paper and published error. Two more follow if the paper
+# reports something other than the config's test: the evaluation in config.evals that follows the
+# paper's protocol, and the metric.
 ROWS = (
     ('digits-lenet5', 'configs/digits_lenet5.py', 'scikit-learn digits', '–'),
     ('mnist-lenet5', 'configs/mnist_lenet5.py:plain', _LECUN, '0.95 %'),

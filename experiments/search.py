@@ -1,4 +1,4 @@
-"""Search by image: the nearest images in a folder or a split, near-duplicates, judging features.
+"""Searches by image: finds nearest images and near-duplicates, and measures how good features are.
 
     python -m experiments.search COMMAND --workdir=DIR|--pretrained=SOURCE [--index=FILE] [PATH…]
 
@@ -12,8 +12,8 @@ Examples:
     python -m experiments.search build photos/ --workdir=runs/photos --index=photos.index
     python -m experiments.search query cat.jpg --workdir=runs/photos --index=photos.index --top_k=5
 
-A PATH or IMAGE is a file, a folder, a glob or, of the run's own data, SPLIT:NUMBER, as test:12. Exit
-code 3: some images could not be read.
+A PATH or IMAGE is a file, a folder, a glob, or an example of the run's own data, SPLIT:NUMBER, such
+as test:12. Exit code 3: some images could not be read.
 """
 
 import sys

@@ -53,6 +53,7 @@ def main(argv: list[str]) -> int:
     if EXPLAIN.value is not None:
         _explain()
         return 0
+    # Join the other processes before anything uses a device.
     if not DRY_RUN.value:
         cli.require(workdir=WORKDIR.value)
     join_others()
@@ -65,6 +66,7 @@ def main(argv: list[str]) -> int:
 
     result = _dry_run() if DRY_RUN.value else _train(train)
     code = cli.ANSWERED_IN_PART if not DRY_RUN.value and _left_out(result) else 0
+    # Only process 0 prints: JSON, the text of a dry run, or a table.
     if not processes.is_first():
         return code
     if FORMAT.value == 'json':

@@ -2,7 +2,7 @@
 
 A checkpoint has the items `model` (params and batch_stats), `ema` (the same two, if the run keeps a
 moving average), `training` (step, optimizer state, rng) and `loop` (JSON with the counters of the
-training loop). Prediction therefore reads only the weights.
+training loop). Because they are separate, prediction reads only the weights.
 """
 
 import json

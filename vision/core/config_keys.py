@@ -372,7 +372,7 @@ def fits(value: Any, hint: Any) -> bool:
     # Any member of a union suffices.
     if origin in (typing.Union, types.UnionType):
         return any(fits(value, a) for a in arguments)
-    # Tuples have fixed types by position, or one type of any number.
+    # A tuple type lists a type for each position, or one type for any number of values.
     if origin is tuple:
         if not isinstance(value, tuple | list):
             return False

@@ -52,7 +52,7 @@ def leave_on_signals() -> None:
 
 
 def exit_at_once(code: int) -> None:
-    """Ends the process without unwinding; a terminal gets its cursor back, which progress bars hide."""
+    """Ends the process without unwinding; restores the terminal's cursor, which bars hide."""
     with contextlib.suppress(OSError):
         if os.isatty(2):
             os.write(2, b'\r\x1b[K\x1b[?25h')
@@ -71,8 +71,8 @@ class Leaving:
     """Ends the process within seconds of SIGTERM or SIGINT, whatever it is doing.
 
     The first signal raises SystemExit or KeyboardInterrupt in the main thread; a second one ends
-    the process at once. During imports the first signal does so, too: no work is lost, and
-    extension modules would print a traceback.
+    the process at once. During imports even the first signal ends the process at once, because no
+    work is lost and extension modules would otherwise print a traceback.
 
     The main thread may be in code that does not return for minutes, such as XLA's compiler, or may
     wait for other threads. A watcher thread therefore ends the process after a few seconds. If
@@ -108,7 +108,7 @@ class Leaving:
         if cls.received is not None:
             sys.stderr.flush()
             exit_at_once(128 + cls.received)
-        leave_on_signals()  # an exception would interrupt the interpreter's own end with a traceback
+        leave_on_signals()  # an exception would interrupt the interpreter's exit with a traceback
 
     @classmethod
     def _leave(cls, signum: int, frame: types.FrameType | None) -> None:
@@ -178,7 +178,7 @@ def restart(**variables: str) -> None:
 def shipped_environment() -> dict[str, str]:
     """Returns the environment without the variables that `restart` has set.
 
-    Other frameworks are measured with it, as their users run them.
+    Benchmarks run other frameworks in this environment, as the users of those frameworks do.
     """
     ours = {_OURS, *os.environ.get(_OURS, '').split()}
     return {k: v for k, v in os.environ.items() if k not in ours}

@@ -13,7 +13,7 @@ import flax.struct
 import jax
 
 # Constants that are folded into `key(seed)`.
-PARAMS, RUN = 0, 1  # `split(key(seed))`: the initial parameters; the training steps
+PARAMS, RUN = 0, 1  # the two keys of `split(key(seed))`: initial parameters and training steps
 AUGMENT = 0x41750000  # the lowest 16 bits are the number of the view
 EXTRA = 0x45780000  # the state that a task adds
 

@@ -93,7 +93,7 @@ def json_text(value: Any, **options: Any) -> str:
       value: any value that `json.dumps` accepts.
       options: keyword arguments of `json.dumps`.
     """
-    # Convert only if a number is not finite: that is rare, and takes time.
+    # Convert only if a number is not finite, which is rare, because the conversion takes time.
     try:
         return json.dumps(value, allow_nan=False, **options)
     except ValueError:
@@ -192,7 +192,7 @@ def read_rows(lines: Iterable[str], name: str) -> list[dict[str, str | None]]:
 def print_table(table: Any, file: TextIO | None = None) -> None:
     """Prints a Rich table without breaking paths; it may be wider than the terminal.
 
-    Where the output is no terminal, nothing is wrapped.
+    If the output is not a terminal, nothing is wrapped.
 
     Args:
       table: a table whose path columns have `no_wrap=True`, or text. Its title and caption are

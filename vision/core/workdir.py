@@ -9,7 +9,7 @@ modules/           user-defined modules that the config names
 metrics.jsonl      one record per line, each with its `step`
 events.out.*       the same records for TensorBoard
 checkpoints/       Orbax checkpoints
-interrupted/       the state of a step whose evaluation a signal stopped, until it is evaluated
+interrupted/       the state at a step whose evaluation a signal stopped; kept until it is evaluated
 """
 
 import datetime

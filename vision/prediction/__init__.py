@@ -1,7 +1,8 @@
 """Step 6, predict: classify new images with a trained run or with pretrained weights.
 
-A `Classifier` takes paths, encoded bytes, Pillow images and arrays, and returns probabilities, features or heat maps.
-`export` writes its model as StableHLO, `explain_files` pictures of heat maps, and `serve` starts the demo page.
+A `Classifier` takes paths, encoded bytes, Pillow images and arrays, and returns probabilities,
+features or heat maps. `export` writes its model as StableHLO, `explain_files` writes pictures of
+heat maps, and `serve` starts the demo page.
 
 Read first: `classifier.py`, `feed.py` (images in), `gradcam.py` (heat maps).
 """

@@ -56,7 +56,7 @@ class Classifier:
         self.class_names, self.run = run.class_names, run
         self.model, self.variables = run.model, run.variables
         if fold:
-            # On the host: on the device each shape's arithmetic would be compiled.
+            # Fold on the host: on the device, the arithmetic would be compiled for each shape.
             trained = jax.device_get(run.variables)
             folded, variables = fold_batch_norm(run.model, trained, run.input_shape)
             self.model, self.variables = folded, mesh_lib.put_replicated(variables, run.mesh)

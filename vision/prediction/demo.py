@@ -29,12 +29,12 @@ MAX_UPLOAD = 20  # MB
 _CLASSES, _EXPLAINED, _SIMILAR = 5, 3, 8
 _UPLOAD_SIDE = 320  # pixels of the longer side of the uploaded image on the page
 _FEW = 20  # class names are unfolded from the start up to this number of classes
-_KEPT = 60  # seconds that an upload stays on disk; gradio's default is for ever (its issue 4620)
+_KEPT = 60  # seconds that an upload stays on disk; by default gradio keeps it (gradio issue 4620)
 
 # Returns up to the given number of images that resemble the image of a source.
 Similar = Callable[[FileSource, int], Iterable[pages.Picture]]
 
-# Forbids the browser to load anything from another host, such as fonts of the gradio page.
+# Keeps the browser from loading anything from another host, such as fonts of the gradio page.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
 _STYLE = """
 .row { display: flex; flex-wrap: wrap; gap: .75rem; margin: .5rem 0 1rem; }
@@ -255,7 +255,7 @@ def _about(classifier: Classifier) -> str:
 
 
 class _OwnSourcesOnly:
-    """ASGI middleware that forbids the browser to load anything from another host."""
+    """ASGI middleware that keeps the browser from loading anything from another host."""
 
     def __init__(self, app: Any):
         self._app = app

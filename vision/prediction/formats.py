@@ -24,7 +24,7 @@ def write(predictions: Iterable[Prediction], form: str, file: TextIO | None = No
     Returns:
       The number of predictions that are errors.
     """
-    # Count the errors while the predictions pass by: they may be too many to hold.
+    # Count the errors while streaming, because the predictions may not fit in memory.
     failed = 0
 
     def counted() -> Iterator[Prediction]:

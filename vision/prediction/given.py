@@ -71,7 +71,7 @@ def gather(
     found = [_item(x, i, channels, image_shape) for i, x in enumerate(items)]
     if found and all(isinstance(x, str) for x in found):
         return FileSource('files', (), tuple(found), np.full(len(found), -1, np.int32)), one  # type: ignore
-    # The pixels of a Pillow image may have any shape, so they count as a file does.
+    # The pixels of a Pillow image may have any shape, so they are treated like a file.
     if found and image_shape is not None and all(map(_is_array, items)):
         return _in_memory(np.stack(found)), one  # type: ignore[arg-type]
     return Given(found), one

@@ -53,7 +53,7 @@ class Stream:
                 yield compiled(*arguments), batch['mask']
                 start += size
 
-        # Read a batch's outputs only after the next batch was dispatched, and cut off the padding.
+        # Read a batch's outputs only after the next batch is dispatched, and cut off the padding.
         start = 0
         for outputs, mask in map(jax.device_get, _one_behind(compute())):
             real = slice(fed.num_examples - start)

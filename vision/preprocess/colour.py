@@ -27,10 +27,11 @@ _PRIMARIES = {
     11: (0.314, 0.351, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),  # DCI-P3
     12: (*_D65, 0.68, 0.32, 0.265, 0.69, 0.15, 0.06),  # Display P3
 }
-# Code points of table 3: the gamma of the display (for video by ITU-R BT.1886), None for the curve of sRGB. HDR images are
-# not converted.
+# Code points of table 3: the gamma of the display (for video by ITU-R BT.1886), or None for the
+# curve of sRGB. HDR images are not converted.
 _GAMMAS = {1: 2.4, 4: 2.2, 5: 2.8, 6: 2.4, 8: 1.0, 13: None, 14: 2.4, 15: 2.4}
-# The white of ICC profiles, and the matrix to the cone responses in which a white is adapted to it (ICC.1:2022, annex E).
+# The white point of ICC profiles, and the Bradford matrix from XYZ to cone responses. Other white
+# points are adapted to it by scaling the cone responses (ICC.1:2022, annex E).
 _D50 = np.array([0.9642, 1.0, 0.8249])
 _BRADFORD = np.array(
     [[0.8951, 0.2664, -0.1614], [-0.7502, 1.7135, 0.0367], [0.0389, -0.0685, 1.0296]]
@@ -39,7 +40,7 @@ _BRADFORD = np.array(
 
 def check_tiff(image: Any) -> None:
     """Raises BadImage for kinds of TIFF that Pillow 12 silently reads with wrong pixels."""
-    # Planar files of 16 bits, and YCbCr without compression.
+    # Refuse planar files of more than 8 bits, and YCbCr without compression.
     tags = image.tag_v2
     if tags.get(_PLANES) == _APART and max(tags.get(_BITS, (8,))) > 8:
         raise BadImage('is a planar TIFF of more than 8 bits, which is not supported')
@@ -68,7 +69,7 @@ def to_8_bit(image: Any) -> Any:
         if not signed:
             return image
         raw = raw.view(np.int8)
-    # Collect possible values of white, the smallest first: the file's tags do not always tell it.
+    # List the possible values of white from small to large; the tags do not always give the value.
     values = raw.astype(np.float64)
     tops = [2.0 ** (bits - signed * (bits != 12)) - 1]
     if image.mode == 'F':
@@ -133,13 +134,13 @@ def mend_transparency(image: Any, data: bytes) -> Any:
 def to_srgb(image: Any, grey: bool, data: bytes = b'') -> Any:
     """Converts an image to sRGB if its file has another colour space or a gamma value.
 
-    The colour space is that of an embedded profile, of code points (the chunk cICP of PNG, the box nclx of AVIF and
-    HEIC), or of the chromaticities and the gamma of a PNG (cHRM, gAMA).
+    The colour space is given by an embedded profile, by code points (the chunk cICP of PNG, the box
+    nclx of AVIF and HEIC), or by the chromaticities and the gamma of a PNG (cHRM, gAMA).
 
     Args:
       image: an image of mode L, RGB, RGBA, CMYK, LAB or P; transparency is kept.
       grey: True if the file is grey; its profile must then be grey, too.
-      data: the bytes of the file; b'' if they are not at hand.
+      data: the bytes of the file; b'' if they are not available.
 
     Returns:
       The same image if nothing has to be converted, otherwise RGB or RGBA. A grey image with a
@@ -179,7 +180,10 @@ def _says_something(gamma: float) -> bool:
 
 
 def _described_profile(info: dict[Any, Any], data: bytes) -> bytes | None:
-    """Makes a profile of a colour space that a file gives by numbers; None if its own profile, or none, applies."""
+    """Makes an ICC profile of the colour space that a file describes by code points or numbers.
+
+    None if the file has no such description, or if its embedded profile takes precedence.
+    """
     if points := _code_points(data, bool(info.get('icc_profile'))):
         primaries, transfer = points
         if primaries in _PRIMARIES and transfer in _GAMMAS:
@@ -194,8 +198,10 @@ def _described_profile(info: dict[Any, Any], data: bytes) -> bytes | None:
 def _code_points(data: bytes, has_profile: bool) -> tuple[int, int] | None:
     """The code points of the primaries and the transfer function of a PNG, AVIF or HEIC file.
 
-    In a PNG they have precedence over an embedded profile, in AVIF and HEIC the profile has.
+    None if there are none. In a PNG, the code points take precedence over an embedded profile. In
+    AVIF and HEIC, the profile takes precedence over the code points.
     """
+    # In a PNG, the chunk is before the pixels.
     if data.startswith(b'\x89PNG'):
         at = data.find(b'\0\0\0\x04cICP', 0, data.find(b'IDAT'))
         return None if at < 0 else (data[at + 8], data[at + 9])
@@ -216,12 +222,14 @@ def _make_profile(chromaticities: Sequence[float], gamma: float | None) -> bytes
     """
     if len(chromaticities) != 8 or max(chromaticities) > 1:
         return None
+    # Extend x and y to XYZ vectors. The columns of the matrix are red, green and blue, unscaled.
     xy = np.reshape(chromaticities, (4, 2))
     white, *colours = np.column_stack([xy, 1 - xy.sum(1)])
     matrix = np.transpose(colours)
     if white[1] < 0.1 or abs(np.linalg.det(matrix)) < 0.01:  # the triangle of sRGB has 0.22
         return None
-    # Scale the columns so that they add up to the white, and adapt them to the white of profiles.
+    # Scale the columns so that they add up to the white point of the display, then adapt them to
+    # the white point of ICC profiles.
     white = white / white[1]
     matrix = matrix * np.linalg.solve(matrix, white)
     scale = (_BRADFORD @ _D50) / (_BRADFORD @ white)
@@ -234,7 +242,7 @@ def _make_profile(chromaticities: Sequence[float], gamma: float | None) -> bytes
     names = (b'rXYZ', b'gXYZ', b'bXYZ', b'wtpt')
     columns = zip(names, (*matrix.T, _D50), strict=True)
     tags = {name: b'XYZ \0\0\0\0' + fixed(column) for name, column in columns}
-    # (a x + b)^g from d on, c x before: g, a, b, c, d.
+    # The values g, a, b, c, d of the curve that is (a x + b)^g for x ≥ d, and c x for smaller x.
     srgb = (2.4, 1 / 1.055, 0.055 / 1.055, 1 / 12.92, 0.04045)
     curve = fixed(srgb if gamma is None else (gamma, 1, 0, 0, 0))
     tags |= dict.fromkeys((b'rTRC', b'gTRC', b'bTRC'), b'para\0\0\0\0\0\3\0\0' + curve)

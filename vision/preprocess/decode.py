@@ -5,18 +5,19 @@ all other files with `read` below:
 
 * CMYK is converted to RGB and grey is repeated. Grey of more than 8 bits is scaled to 8 bits by the
   file's tags (`vision.preprocess.colour`).
-* Colours of another space, such as Adobe RGB or Display P3, are converted to sRGB. The space is given by an embedded
-  profile, by the code points of PNG, AVIF and HEIC, or by the chromaticities of a PNG.
+* Colours of another space, such as Adobe RGB or Display P3, are converted to sRGB. The space is
+  given by an embedded profile, by the code points of PNG, AVIF and HEIC, or by the chromaticities
+  of a PNG.
 * Transparent pixels are composed on white, as in a browser. Dropping the alpha channel would show
   colours that are not meant to be seen.
 * The first frame of an animation is used. The EXIF orientation is applied, and all other tags are
   ignored: damaged metadata does not make an image unreadable.
 
 A JPEG that ends before its end marker is refused, even if a part of the image is there. A JPEG with
-an end marker and damage inside is read as browsers read it: the part before the damage is intact,
-and libjpeg continues after it as well as it can. Neither TensorFlow nor Pillow reports such damage,
-because JPEG has no checksum; libjpeg prints a warning on stderr. Files that libjpeg refuses are
-refused.
+an end marker but damage inside is read as browsers read it: the part before the damage is correct,
+and libjpeg recovers as much as it can of the rest. Neither TensorFlow nor Pillow reports such
+damage, because JPEG has no checksum; libjpeg prints a warning on stderr. Files that libjpeg refuses
+are refused here, too.
 """
 
 import io
@@ -119,7 +120,10 @@ def pixels(
 
 
 def _file_of(image: Any) -> bytes:
-    """Reads the file of an opened PNG or AVIF image, because Pillow passes not all of its tags on; otherwise b''."""
+    """Returns the bytes of an opened PNG or AVIF file, some of whose tags Pillow does not expose.
+
+    b'' for other formats, and for images without a file.
+    """
     file = getattr(image, 'fp', None)
     if image.format not in ('PNG', 'AVIF') or file is None:
         return b''
@@ -209,8 +213,9 @@ def _orientation_in(data: bytes) -> int:
 def _without_metadata(data: bytes) -> Iterator[tuple[bytes, int | None]]:
     """Yields copies of an image without metadata, each with the EXIF orientation that was removed.
 
-    For a PNG the first copy keeps the chunks that affect its pixels. For AVIF the orientation is no
-    EXIF tag; only EXIF is disabled, because libavif refuses damaged EXIF (libavif issue 3306).
+    For a PNG the first copy keeps the chunks that affect its pixels. For an AVIF only EXIF is
+    disabled, because libavif refuses damaged EXIF (libavif issue 3306); the orientation is stored
+    elsewhere and remains.
     """
     if data.startswith(b'\xff\xd8\xff'):
         yield _bare_jpeg(data), _orientation_in(data)

@@ -1,9 +1,9 @@
 """The host's tf.data graph, which preprocesses images in parallel, and its handling of failures.
 
-The input of the graph is a stream of rows. A row is one slot of one batch. After the rows of each
-batch comes a tick, a row without an image. A row whose image fails is dropped from the stream. Slot
-numbers and ticks tell which one it was, so other images keep their slots, and examples that do not
-fail cost nothing extra.
+The input of the graph is a stream of rows. Each row has the image for one slot (position) of one
+batch. The rows of a batch are followed by a tick, a row without an image that marks the end of the
+batch. tf.data drops each row whose image fails. The slot numbers and ticks show which rows are
+missing, so that all other images keep their slots, and images that do not fail cost nothing extra.
 """
 
 import collections
@@ -186,7 +186,7 @@ class Preprocess:
         """Preprocesses one image; returns None if that fails, and `fill` finds the reason."""
         tf = tf_cpu()
         data = image if isinstance(image, np.ndarray) else os.fsencode(image)
-        # Images of the other kind need a function of their own.
+        # A batch may mix encoded images and pixels, which need separate functions.
         kind, encoded = self._example, isinstance(data, bytes)
         if encoded != kind.encoded:
             kind = dataclasses.replace(kind, encoded=encoded)

@@ -106,7 +106,7 @@ def _check_values(op: str, arguments: dict[str, Any]) -> None:
         fits, what = RULES.get(name, (lambda v: True, ''))
         if value is not None and not fits(value):
             raise UserError(f'op {op!r}: {name}={value!r} must be {what}')
-    # Bounds that are both integers are pixels, others are factors.
+    # Two integer bounds are lengths in pixels; all other bounds are factors.
     if {'low', 'high'} <= set(arguments):
         low, high = arguments['low'], arguments['high']
         both = _whole(1) if isinstance(low, int) and isinstance(high, int) else _number(0, _LARGEST)

@@ -42,9 +42,9 @@ class Found(NamedTuple):
 def find_unreadable(source: Source, seconds: float = _SECONDS) -> Found:
     """Checks the first and last bytes of a split's files, and decodes those that look damaged.
 
-    It finds files that are missing, empty, cut off, no regular files or no images. Damage inside a
-    file is found only when the file is decoded. The check reads 27,000 JPEGs per second from the
-    page cache on two shared cores.
+    The check finds files that are missing, empty or cut off, and those that are not regular files
+    or not images. Damage inside a file is found only when the file is decoded. The check reads
+    27,000 JPEGs per second from the page cache on two shared cores.
 
     Args:
       source: the split; without files nothing is checked.

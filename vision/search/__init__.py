@@ -1,7 +1,8 @@
-"""Search by image: features in an index, nearest neighbours, duplicates, and how well features tell classes apart.
+"""Search by image: an index of features, nearest neighbours, duplicates, and feature quality.
 
-`build` describes folders or splits with a classifier's features and writes an `Index`, `query` finds the nearest
-images for new ones, `find_duplicates` the copies inside an index, and `judge_run` measures the features.
+`build` computes a classifier's features of folders or splits and makes an `Index` of them. `query`
+finds the images in an index that are nearest to new ones, `find_duplicates` finds copies within an
+index, and `judge_run` measures how well the features separate the classes.
 
 Read first: `search.py`, `index.py`.
 """

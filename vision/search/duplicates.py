@@ -76,7 +76,8 @@ def find_duplicates(index: Index, run: Run, threshold: float = 0.95) -> list[dic
             for i, s in nearest
             if i not in {position, *same} and i not in left_out and alike(position, i)
         ]
-        # Start a group with those that have none yet; if all have one, join the group of the first.
+        # Start a group with the duplicates that are in no group yet. If each of them is in a group
+        # already, join the group of the first.
         free = [(i, score) for i, score in near if i not in group_of]
         if free:
             neighbours = neighbours_of(index, free)
@@ -92,8 +93,8 @@ def find_duplicates(index: Index, run: Run, threshold: float = 0.95) -> list[dic
 def _real_names(index: Index) -> tuple[list[str], set[int]]:
     """Replaces links by the files' real paths, and returns the positions of names to skip.
 
-    Skipped are missing files and further links to the same file. A user who keeps one file of each
-    group and deletes the others must never lose an image.
+    Missing files and further links to the same file are skipped. Otherwise, a user who keeps one
+    file of each group and deletes the others could lose an image.
     """
     gone = tell_changed(index, index.names)
     real, left_out, seen = list[str](), set[int](), dict[tuple[int, int], int]()
@@ -158,7 +159,7 @@ def _near(index: Index, vectors: np.ndarray, threshold: float) -> Iterator[list[
     At most `_LOOKED_AT` neighbours are considered.
     """
     for start in range(0, len(vectors), _BATCH):
-        # Ask for more neighbours as long as the farthest one of any image is still near enough.
+        # Ask for more neighbours while any image's farthest one still reaches the threshold.
         some = vectors[start : start + _BATCH]
         count = 16
         found = index.search(some, count)

@@ -279,7 +279,7 @@ def draw_neighbours(run: Run, results: Sequence[dict[str, Any]]) -> 'Figure':
     """Draws each image with its neighbours beside it; see `write_results`."""
     show, grid = _pictures_of(run, results), []
     for r in results:
-        # A figure has no headings, so that the caption of its first picture is the title.
+        # A figure has no headings, so the title becomes the caption of the row's first picture.
         title = ': '.join(filter(None, (show.title(r['path']), r.get('error'))))
         marks = [show.mark(r['path'], n['path']) for n in r['neighbours']]
         grid.append([Picture(show(r['path']), title), *show.neighbours(r, marks)])
@@ -309,7 +309,8 @@ class Pictures:
         """
         self._run = run
         self._splits: dict[str, Source] = {}
-        # Names of splits have no folder. A query from elsewhere may leave only '/' in common.
+        # Names of splits have no folder. A query from another place may have only '/' in common
+        # with the neighbours; their own common folder is used then.
         asked, found = ([n for n in names if not OF_SPLIT.fullmatch(n)] for names in (asked, found))
         roots = common_root([*asked, *found]), common_root(found)
         self.root = next((root for root in roots if root.strip(os.sep)), '')
@@ -353,7 +354,10 @@ class Pictures:
         return next((part for part in parts if part in self._run.class_names), '')
 
     def mark(self, name: str, other: str) -> str:
-        """Returns the note of a neighbour that has another class (or folder, without classes)."""
+        """Returns the note for a neighbour of another class; '' for one of the same class.
+
+        If neither class is known, the folders of the two files are compared instead.
+        """
         # Compare classes if both are known.
         one, another = self.label(name), self.label(other)
         if one and another:

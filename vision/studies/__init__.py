@@ -1,11 +1,11 @@
-"""Studies over configs and runs.
+"""Studies of configs and runs.
 
 - `preview`: pictures of what a model is fed, and a summary of the data;
 - `explain`: the keys of a config with their meaning and value;
 - `dry_run`: size, cost, memory and time of a run, from three steps;
 - `find_lr`: the range test for the learning rate;
 - `sweep`: a grid of runs;
-- `compare`: the curves and metrics of several runs, and whether they differ;
+- `compare`: the curves and metrics of several runs, and a test of whether they differ;
 - `reproduce`: the table of the papers' figures beside ours.
 
 Each is one file; read the one that you need.

@@ -111,7 +111,7 @@ def with_values(config: ConfigDict, values: Mapping[str, str]) -> ConfigDict:
             )  # fmt: skip
             read(argv)
         except (flags.Error, AttributeError, LookupError, TypeError, ValueError):
-            # The parser's own messages are of several kinds and name no remedy.
+            # The parser's own messages vary in form and do not say what to do.
             raise UserError(explain_value(config, key, text)) from None
     return own
 

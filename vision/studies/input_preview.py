@@ -138,7 +138,7 @@ def _open(settings: Mapping[str, Any]) -> tuple[dict[str, Source], list[str]]:
             with contextlib.suppress(NoSplitError):
                 sources[split] = data.load(settings, split)
     except UserError as e:
-        # A source stops at its first fault. Open the images that there are, and list all faults.
+        # A source stops at its first fault. Open the images that can be found, and list all faults.
         sources, faults = survey(settings)
         if not sources:
             raise UserError('; '.join(faults) or str(e)) from None
@@ -175,7 +175,7 @@ def _draw_classes(summary: dict[str, Any], path: Path) -> None:
 
 
 def draw_inputs(config: ConfigDict, count: int = _PAIRS) -> 'Figure':
-    """Draws training images before augmentation, and below each the model input made of it.
+    """Draws training images before augmentation, each with the model input made from it below.
 
     Args:
       config: the whole config.

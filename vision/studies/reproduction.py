@@ -6,8 +6,8 @@ The results of a row are kept in a small folder under version control:
     summary.json    the test error and cost of each seed
     config.json     the experiment, for any seed
     records.jsonl   the `metrics.jsonl` of all seeds, in order of the seeds, with "seed" as the
-                    first key of each line. Its test metrics are of the run's own evaluation,
-                    whatever the protocol of the row.
+                    first key of each line. Its test metrics come from the run's own evaluation,
+                    even if the row has another test protocol.
 """
 
 import json

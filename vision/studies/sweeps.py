@@ -104,8 +104,8 @@ def _check(trials: list[Trial], folder: Path) -> str:
     """
     starts = [(trial.config.to_dict(), folder / trial.name) for trial in trials]
     try:
-        # Check in another process, unless this one holds the devices already: a device that is
-        # held here would be missing in the trials.
+        # Check in another process, unless this one holds the devices already, because the trials
+        # cannot use a device that this process holds.
         here = apart.holds_devices()
         found = _selections(starts) if here else apart.run_apart(_selections, starts)
     except apart.Died:  # the trial that ended the process will fail again, and report the reason

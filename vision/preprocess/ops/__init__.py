@@ -1,7 +1,7 @@
 """The ops of op strings, one file for each kind, with their host and device forms side by side.
 
-`OPS` has the ops by name, and `parse` reads and checks an op string. A random op gets
-its numbers from its `Rng` on the host or its `DeviceRng` on the device.
+`OPS` has the ops by name, and `parse` reads and checks an op string. A random op gets its numbers
+from its `Rng` on the host or its `DeviceRng` on the device.
 
 Read first: `registry.py`, then `crops.py` as an example.
 """

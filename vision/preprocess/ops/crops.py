@@ -17,8 +17,8 @@ def central_crop(image: Any, height: int, width: int | None = None) -> Any:
     Args:
       image: uint8 [H, W, C], at least as large as the crop. If a margin is odd, its larger half is
         at the bottom or right.
-      height: of the crop, in pixels.
-      width: equal to height by default.
+      height: height of the crop in pixels.
+      width: width in pixels; equal to the height by default.
 
     Returns:
       uint8 [height, width, C].
@@ -49,8 +49,8 @@ def random_crop(
     `random_crop(32, padding=4)` is the usual augmentation of CIFAR (ResNet, arXiv:1512.03385, 4.2).
 
     Args:
-      height: of the crop, in pixels.
-      width: equal to height by default.
+      height: height of the crop in pixels.
+      width: width in pixels; equal to the height by default.
       padding: number of rows and columns of zeros on each side.
 
     Returns:
@@ -172,8 +172,8 @@ def random_resized_crop(
     pixels.
 
     Args:
-      height: of the output, in pixels.
-      width: equal to height by default.
+      height: height of the output in pixels.
+      width: width in pixels; equal to the height by default.
       area: least and greatest area of the box, as a fraction of the image.
       ratio: least and greatest width / height of the box.
 
@@ -218,7 +218,7 @@ def pad(image: Any, pixels: int, value: float = 0.0) -> Any:
 
     Args:
       pixels: width of the border.
-      value: 0 … 255.
+      value: value of the border, 0 … 255.
 
     Returns:
       uint8 [H + 2·pixels, W + 2·pixels, C].

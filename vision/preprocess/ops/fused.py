@@ -2,9 +2,9 @@
 
 `decode|random_resized_crop` decodes only the box, at reduced resolution if that is enough. A crop
 after a resize of the shorter side computes only the pixels of the crop:
-`decode|resize_small(256)|central_crop(224)` of a 500 × 375 JPEG takes 6 → 4 ms, and
-`scale_jitter(256, 480)|random_crop(224)` gains more. The sampling points are rounded in another
-order. A few pixels in 100,000 (in 1,000 at scales such as 6/5) therefore differ by one from the
+`decode|resize_small(256)|central_crop(224)` of a 500 × 375 JPEG takes 4 ms instead of 6, and
+`scale_jitter(256, 480)|random_crop(224)` gains more. Because the sampling points are rounded in
+another order, a few pixels in 100,000 (a few in 1,000 at scales such as 6/5) differ by one from the
 result of the two separate ops.
 """
 
@@ -120,7 +120,7 @@ def _decode_window(data: Any, window: Any, channels: int, size: tuple[int, int])
     rounding).
     """
     tf = tf_cpu()
-    # How many times larger the window is than the output.
+    # The factor by which the window is larger than the output.
     spare = tf.minimum(window[2] // size[0], window[3] // size[1])
 
     def at(scale: int) -> Any:

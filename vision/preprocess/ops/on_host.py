@@ -36,7 +36,7 @@ def draw(seed: int, epochs: np.ndarray, ids: np.ndarray, num_ops: int) -> np.nda
 def apply(ops: tuple[opstring.Op, ...], image: Any, draws: Any, decoded: bool = False) -> Any:
     """Applies ops to one image on the host.
 
-    `vision.preprocess.device.apply_ops` does it on the device.
+    `vision.preprocess.device.apply_ops` is its counterpart on the device.
 
     Args:
       ops: parsed ops.

@@ -1,8 +1,8 @@
 """The registry of ops, the choice of where an op string runs, and the random numbers of ops.
 
 An op is a function of one image. It may have two forms, side by side in a file: one for the host,
-in TensorFlow, and one for the device, in JAX, for images in memory of one size. The forms do the
-same; docstrings state any difference beyond this table:
+in TensorFlow, and one for the device, in JAX, for images in memory of one size. The forms compute
+the same; docstrings state any difference beyond this table:
 
 | | host: `def op(image, rng, …)` | device: `def op_on_device(image, rng, …)` |
 |---|---|---|
@@ -12,7 +12,7 @@ same; docstrings state any difference beyond this table:
 | `rng`, for random ops | `Rng` | `DeviceRng`, which gets the same requests |
 
 The other parameters come from the op string. To add an op, write one form or both, and add a line
-to `OPS`. Or write it in a module of your own and name that in the op string:
+to `OPS`. An op in a module of your own needs no line; the op string names its module:
 `'resize(32)|my_ops:blur(sigma=2)'`.
 
 The random numbers depend only on seed, epoch, id and the op's position. Both forms of an op make
@@ -228,8 +228,8 @@ class Rng:
 
         Args:
           shape: any shape, possibly a tensor.
-          low, high: bounds.
-          dtype: of the result.
+          low, high: bounds of the numbers.
+          dtype: dtype of the result.
         """
         tf = tf_cpu()
         seed = tf.cast(self.uniform(shape=(2,)) * 2.0**62, tf.int64)

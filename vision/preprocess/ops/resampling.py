@@ -30,8 +30,8 @@ def resize(
     Pixel centres are at half integers, as in Pillow.
 
     Args:
-      height: of the output, in pixels.
-      width: equal to height by default.
+      height: height of the output in pixels.
+      width: width in pixels; equal to the height by default.
       method: bilinear, bicubic (Keys' kernel with a = −0.5) or area.
       antialias: widens the filter when shrinking, as in Pillow; the method area always averages.
 
@@ -146,7 +146,7 @@ def _matrix(rows: list[list[Any]]) -> Any:
 
 
 def rotate(image: Any, rng: Rng, degrees: float, fill: float = 0.0) -> Any:
-    """Rotates about the centre by an angle drawn uniformly from ± degrees, bilinear.
+    """Rotates bilinearly about the centre by an angle drawn uniformly from ± degrees.
 
     Args:
       degrees: largest angle; positive angles are counter-clockwise.
@@ -167,7 +167,7 @@ def rotation(radians: Any) -> Any:
 
 
 def zoom(image: Any, rng: Rng, low: float, high: float, fill: float = 0.0) -> Any:
-    """Magnifies about the centre by a factor drawn uniformly from low … high, bilinear.
+    """Magnifies bilinearly about the centre by a factor drawn uniformly from low … high.
 
     Args:
       low: smallest factor, above 0; factors below 1 shrink the image and fill its border.
@@ -182,7 +182,7 @@ def zoom(image: Any, rng: Rng, low: float, high: float, fill: float = 0.0) -> An
 
 
 def shear(image: Any, rng: Rng, degrees: float, fill: float = 0.0) -> Any:
-    """Shears horizontally by an angle drawn uniformly from ± degrees, bilinear.
+    """Shears horizontally by an angle drawn uniformly from ± degrees; interpolates bilinearly.
 
     Args:
       degrees: largest angle between vertical lines and their images.
@@ -204,7 +204,9 @@ def affine(
     shear: float = 0.0,
     shift: float = 0.0,
 ) -> Any:
-    """Applies a random affine map about the centre, bilinear, with zeros outside the image.
+    """Applies a random affine map about the centre, with bilinear interpolation.
+
+    Pixels from outside the image are zero.
 
     These are the planar distortions of LeNet (LeCun et al. 1998, III.B): translation, scaling,
     squeezing and horizontal shearing. All parameters are drawn uniformly.
@@ -251,10 +253,11 @@ def affine_on_device(
 
 
 def elastic(image: Any, rng: Rng, alpha: float, sigma: float) -> Any:
-    """Applies an elastic distortion (Simard, Steinkraus and Platt 2003, section 2), bilinear.
+    """Applies an elastic distortion (Simard, Steinkraus and Platt 2003, section 2).
 
-    Pixels from outside the image are zero. The displacements are noise drawn uniformly from ± 1,
-    smoothed by a Gaussian, times alpha. There is no noise outside the image.
+    The image is interpolated bilinearly, and pixels from outside it are zero. The displacements are
+    noise drawn uniformly from ± 1, smoothed by a Gaussian and multiplied by alpha. There is no
+    noise outside the image.
 
     Args:
       alpha: scale of the displacements, in pixels.
@@ -291,7 +294,7 @@ def gaussian_blur(field: Any, sigma: float) -> Any:
 
 
 def displace(image: Any, displacement: Any) -> Any:
-    """Takes each pixel from (y, x) + displacement, bilinear, with zeros outside.
+    """Takes each pixel from (y, x) + displacement by bilinear interpolation, with zeros outside.
 
     Args:
       image: uint8 [H, W, C].
@@ -336,7 +339,7 @@ def _grid(image: jax.Array) -> jax.Array:
 
 
 def _sample(image: jax.Array, coordinates: jax.Array) -> jax.Array:
-    """Samples an image at float coordinates [2, H, W], bilinear, with zeros outside."""
+    """Samples an image bilinearly at float coordinates [2, H, W], with zeros outside."""
     channels = [
         jax.scipy.ndimage.map_coordinates(image[..., c], list(coordinates), order=1)
         for c in range(image.shape[2])

@@ -53,8 +53,7 @@ SHORT = {
 }
 # Beside the README's, the steps that the quick tests run.
 QUICK = (
-    'my_models:TinyNet', 'contrastive:Contrastive', 'runs/superclass --config.task',
-    '--workdir=runs/paper', 'runs/paper.png', '--explain=runs/why.png', 'heat_maps =',
+    'contrastive:Contrastive', '--workdir=runs/paper', 'runs/paper.png', '--explain=runs/why.png', 'heat_maps =',
     '--split=train query docs/digits', '--output=runs/digits.stablehlo', 'jax.export',
 )  # fmt: skip
 

@@ -163,7 +163,7 @@ class EarlyStopping(Hook):
 
     @property
     def reached(self) -> bool:
-        """Whether `patience` steps have passed since the best evaluation."""
+        """True if `patience` steps have passed since the best evaluation."""
         return self._patience is not None and self._last_step - self._best_step >= self._patience
 
     def after_evaluation(self, step: int, scores: dict[str, Any]) -> str | None:

@@ -118,13 +118,14 @@ def _query(words: list[str]) -> int:
         raise UserError('--index=FILE, or --split of the run to look in, is missing; see --help')
     classifier = _classifier()
     asked = search.named(classifier.run, words)
+    total = sum(some.source.num_examples for some in asked)
     if INDEX.value is not None:
+        classifier.expect(total)
         made = _load(Path(INDEX.value).expanduser())
         made.check(classifier, ENDPOINT.value)
     else:
         where = [search.whole_split(classifier.run, SPLIT.value)]
         made, _ = search.build(classifier, where, _endpoint(), METRIC.value, HNSW.value)
-    total = sum(some.source.num_examples for some in asked)
     results = list(track(search.query(classifier, made, asked, TOP_K.value), total, 'searching'))
     return _tell_found(results, made.metric, classifier, output, 'Nearest images')
 

@@ -4,7 +4,7 @@
 
 Examples:
     python -m experiments.demo --workdir=runs/photos --index=photos.index
-    python -m experiments.demo --pretrained=resnet50.safetensors --host=0.0.0.0
+    python -m experiments.demo --pretrained=efficientnet_lite0 --host=0.0.0.0
 
 With --index (see experiments.search) the page also shows similar images. Only this machine can open
 the page; with --host, also everyone who has the printed address with its token. Images are sent

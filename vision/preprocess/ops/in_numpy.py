@@ -5,14 +5,15 @@ results are those of the host forms, bit for bit: Pillow decodes like TensorFlow
 does the float32 operations of TensorFlow's kernel `ScaleAndTranslate` in the same order.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from vision.preprocess import opstring
 from vision.preprocess.ops import crops, decode, fused, resampling
 
-_HOST_FORMS = {
+_HOST_FORMS: dict[str, Callable[..., Any]] = {
     'decode': decode.decode,
     'resize': resampling.resize,
     'resize_small': resampling.resize_small,
@@ -84,7 +85,7 @@ def apply(ops: tuple[opstring.Op, ...], image: np.ndarray) -> np.ndarray:
     return image
 
 
-def _arguments(op: opstring.Op) -> dict:
+def _arguments(op: opstring.Op) -> dict[str, Any]:
     return opstring.arguments(op, _HOST_FORMS[op.name])
 
 

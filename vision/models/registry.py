@@ -34,6 +34,7 @@ _SHALLOW: dict[str, Any] = {'block': 'basic', 'stage_sizes': (3, 4, 6, 3)}
 _ORIGINAL: dict[str, Any] = {'stride_in': '1x1', 'zero_init_residual': False}
 _EFFICIENT = 'efficientnet:EfficientNet'
 _SCALE_2: dict[str, Any] = {'width': 1.1, 'depth': 1.2, 'dropout': 0.3}
+_DEEP = (3, 3, 27, 3)
 _SCALE_3: dict[str, Any] = {'width': 1.2, 'depth': 1.4, 'dropout': 0.3}
 _SCALE_4: dict[str, Any] = {'width': 1.4, 'depth': 1.8, 'dropout': 0.4}
 
@@ -117,6 +118,15 @@ def create_model(
         `__call__(images, train)` returns (logits float32 [B, K], endpoints).
       num_classes: the number of logits.
       dtype: type of the computation, float32 or bfloat16 (or its name); parameters are float32.
+    # Section 3, with the stochastic depth of table 5.
+    'convnext_tiny': Entry('convnext:ConvNeXt'),
+    'convnext_small': Entry('convnext:ConvNeXt', stage_sizes=_DEEP, drop_path=0.4),
+    'convnext_base': Entry(
+        'convnext:ConvNeXt', stage_sizes=_DEEP, widths=(128, 256, 512, 1024), drop_path=0.5
+    ),
+    'convnext_large': Entry(
+        'convnext:ConvNeXt', stage_sizes=_DEEP, widths=(192, 384, 768, 1536), drop_path=0.5
+    ),
       **kwargs: other arguments of the model, its dataclass fields.
 
     Raises:

@@ -241,6 +241,8 @@ def _our_layout(tensor: np.ndarray, path: Path, ndim: int, names: TorchNames) ->
         window = names.windows.get(path[1:-1], 1)
         if tensor.shape[1] % window**2:
             return tensor.T
+    if path[-1] == 'gamma':  # torchvision's is [C, 1, 1]
+        return tensor.reshape(-1)
         tensor = tensor.reshape(len(tensor), -1, window, window)
     tensor = tensor.transpose(*range(2, tensor.ndim), 1, 0)
     return tensor.reshape(-1, tensor.shape[-1]) if ndim == 2 else tensor

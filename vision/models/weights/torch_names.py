@@ -10,12 +10,13 @@ import flax.linen as nn
 from vision.core.errors import UserError
 from vision.models.alexnet import AlexNet
 from vision.models.efficientnet import EfficientNet
+from vision.models.convnext import ConvNeXt
 from vision.models.googlenet import GoogLeNet
 from vision.models.inception import InceptionV3
 from vision.models.registry import MODELS, create_model
 from vision.models.resnet import CifarResNet, ResNet
 from vision.models.vgg import CONFIGURATIONS, VGG
-from vision.models.weights import efficientnet_names
+from vision.models.weights import convnext_names, efficientnet_names
 
 Path = tuple[str, ...]
 
@@ -31,6 +32,7 @@ TORCHVISION_MODELS = (
     'resnext50_32x4d',
     *(f'efficientnet_b{i}' for i in range(5)),
 )
+    *(f'convnext_{size}' for size in ('tiny', 'small', 'base', 'large')),
 # The models of torchvision, and further ones of timm.
 TORCH_MODELS = (*TORCHVISION_MODELS, *(f'efficientnet_lite{i}' for i in range(5)))
 
@@ -46,6 +48,7 @@ _TIMM = {
     'pre_logits.fc1.': 'classifier.0.',
     'pre_logits.fc2.': 'classifier.3.',
     'head.fc.': 'classifier.6.',
+    'gamma': 'gamma',
 }
 
 
@@ -94,8 +97,8 @@ def _names_of(model: nn.Module) -> TorchNames | None:
     if isinstance(model, InceptionV3):
         return TorchNames('.'.join)
     if isinstance(model, ResNet) and not isinstance(model, CifarResNet):
-        return TorchNames(_resnet_layer)
-    if isinstance(model, EfficientNet) and model.stem == 'imagenet':
+        return TorchNames(partial(_resnet_layer, model))
+    if isinstance(model, EfficientNet | ConvNeXt) and model.stem == 'imagenet':
         return TorchNames('.'.join)
     return None
 

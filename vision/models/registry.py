@@ -32,6 +32,7 @@ class Entry:
 
 _SHALLOW: dict[str, Any] = {'block': 'basic', 'stage_sizes': (3, 4, 6, 3)}
 _ORIGINAL: dict[str, Any] = {'stride_in': '1x1', 'zero_init_residual': False}
+_WIDE: dict[str, Any] = {'bottleneck': False, 'stem_width': 16}
 _EFFICIENT = 'efficientnet:EfficientNet'
 _SCALE_2: dict[str, Any] = {'width': 1.1, 'depth': 1.2, 'dropout': 0.3}
 _DEEP = (3, 3, 27, 3)
@@ -78,6 +79,11 @@ MODELS: dict[str, Entry] = {
     'wide_resnet50_2': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3), base_width=128),
     'resnext50_32x4d': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3), groups=32, base_width=4),
     # CIFAR-10: 6n + 2 layers.
+    'seresnet50': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3), squeeze_excite=True),
+    'resnet50d': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3), stem='deep', shortcut='D'),
+    'sscd_resnet50': Entry(
+        'resnet:ResNet', stage_sizes=(3, 4, 6, 3), pooling_power=3.0, embedding=512
+    ),
     'resnet20': Entry('resnet:CifarResNet', stage_sizes=(3,) * 3),
     'resnet32': Entry('resnet:CifarResNet', stage_sizes=(5,) * 3),
     'resnet44': Entry('resnet:CifarResNet', stage_sizes=(7,) * 3),
@@ -92,6 +98,13 @@ MODELS: dict[str, Entry] = {
     'resnet164_v2': Entry('resnet_v2:CifarResNetV2'),
     'resnet1001_v2': Entry('resnet_v2:CifarResNetV2', stage_sizes=(111,) * 3),
     # Width, depth and resolution of the authors' code; B0 to B4 with torchvision's padding and ε.
+    # Wide ResNet for CIFAR: 6n + 4 layers, widths times 10 and 4.
+    'wide_resnet28_10': Entry(
+        'resnet_v2:CifarResNetV2', stage_sizes=(4,) * 3, widths=(160, 320, 640), **_WIDE
+    ),
+    'wide_resnet40_4': Entry(
+        'resnet_v2:CifarResNetV2', stage_sizes=(6,) * 3, widths=(64, 128, 256), **_WIDE
+    ),
     'efficientnet_b0': Entry(_EFFICIENT, framework='torch'),
     'efficientnet_b1': Entry(_EFFICIENT, depth=1.1, resolution=240, framework='torch'),
     'efficientnet_b2': Entry(_EFFICIENT, **_SCALE_2, resolution=260, framework='torch'),
@@ -105,6 +118,15 @@ MODELS: dict[str, Entry] = {
         _EFFICIENT, **{**_SCALE_4, 'dropout': 0.3}, resolution=300, lite=True
     ),
 }
+    # Section 3, with the stochastic depth of table 5.
+    'convnext_tiny': Entry('convnext:ConvNeXt'),
+    'convnext_small': Entry('convnext:ConvNeXt', stage_sizes=_DEEP, drop_path=0.4),
+    'convnext_base': Entry(
+        'convnext:ConvNeXt', stage_sizes=_DEEP, widths=(128, 256, 512, 1024), drop_path=0.5
+    ),
+    'convnext_large': Entry(
+        'convnext:ConvNeXt', stage_sizes=_DEEP, widths=(192, 384, 768, 1536), drop_path=0.5
+    ),
 
 
 def create_model(
@@ -118,15 +140,6 @@ def create_model(
         `__call__(images, train)` returns (logits float32 [B, K], endpoints).
       num_classes: the number of logits.
       dtype: type of the computation, float32 or bfloat16 (or its name); parameters are float32.
-    # Section 3, with the stochastic depth of table 5.
-    'convnext_tiny': Entry('convnext:ConvNeXt'),
-    'convnext_small': Entry('convnext:ConvNeXt', stage_sizes=_DEEP, drop_path=0.4),
-    'convnext_base': Entry(
-        'convnext:ConvNeXt', stage_sizes=_DEEP, widths=(128, 256, 512, 1024), drop_path=0.5
-    ),
-    'convnext_large': Entry(
-        'convnext:ConvNeXt', stage_sizes=_DEEP, widths=(192, 384, 768, 1536), drop_path=0.5
-    ),
       **kwargs: other arguments of the model, its dataclass fields.
 
     Raises:

@@ -27,7 +27,7 @@ _TIMED = 40  # timed steps of a round
 
 
 def synthetic_config(model: str, image_size: int, batch_size: int) -> ConfigDict:
-    """Returns the config of a run on synthetic images; nothing is evaluated or saved while timed."""
+    """Returns the config of a run on synthetic images, without evaluations while it is timed."""
     config = default_config()
     config.model.name = model
     config.data.source = 'synthetic'

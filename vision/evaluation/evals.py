@@ -35,8 +35,8 @@ from vision.task.metrics import figures
 _HOW_TO_READ = ('source', 'data_dir', 'in_memory', 'cache', 'max_corrupt')
 
 
-# Called with an evaluation's name and number of examples; returns a function that is called with the
-# number of examples done so far.
+# Called with an evaluation's name and number of examples; returns a function that is called with
+# the number of examples done so far.
 Start = Callable[[str, int], Progress]
 
 

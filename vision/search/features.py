@@ -149,7 +149,7 @@ def _vectors(
 ) -> tuple[np.ndarray, np.ndarray]:
     if source.multi_label:
         raise UserError(f'{source.name}: features can only be judged with one class per image')
-    # Every image must be readable, so that the vectors belong to the labels.
+    # Every image must be readable, so that vectors and labels have the same order.
     parts = []
     done = 0
     with progress_bar() as start:

@@ -1,9 +1,9 @@
 """Race to 99 % accuracy on the MNIST test set, between this project and plain PyTorch.
 
-The race measures the seconds from the start of a process. Both sides use the same recipe: LeNet-5,
-batches of 100 (600 steps per epoch), SGD with warm-up and a cosine schedule, no augmentation. The
-test set is evaluated after each epoch, and the race ends once the accuracy is reached. The test set
-therefore decides when to stop, so the accuracy of a race must not be reported as a result.
+The race measures the seconds from the start of a process until the accuracy is reached. Both sides
+use the same recipe: LeNet-5, batches of 100 (600 steps per epoch), SGD with warm-up and a cosine
+schedule, no augmentation. The test set is evaluated after each epoch and decides when a race ends,
+so the accuracy of a race must not be reported as a result.
 """
 
 import json

@@ -54,10 +54,10 @@ class Evaluation:
       entry: the entry, with all keys.
       source: the data.
       predictions: predictions for every example.
-      figures: values for JSON: the task's metrics, `count`, `intervals` (95 % confidence, (low,
-        high) by metric), `split`, `checkpoint` and `corrupt`. Where the evaluation differs from the
-        run's own data and preprocessing, also `data`, `classes` (number of compared classes),
-        `protocol`, `ops`, `weights` and `models`.
+      figures: values for JSON: the task's metrics, `count`, `intervals` (95 % confidence intervals
+        (low, high) by metric), `split`, `checkpoint` and `corrupt`. If they differ from the run's
+        own evaluation, also `data`, `classes` (number of compared classes), `protocol`, `ops`,
+        `weights` and `models`.
       corrupt: unreadable images: name → reason.
     """
 

@@ -48,7 +48,7 @@ class Confusion(NamedTuple):
 
 
 class PerClass(NamedTuple):
-    """Figures of each of K classes; NaN where a quotient has the denominator 0.
+    """Precision, recall and F1 of each of K classes; NaN where the denominator is 0.
 
     Attributes:
       support: int64 [K], number of examples of the class.

@@ -184,8 +184,8 @@ class _Alike:
     def __call__(self, one: int, other: int) -> bool:
         """Compares the images at two positions.
 
-        Images of a split without random access cannot be looked at and count as equal, so that
-        their vectors decide. A file that can no longer be read is equal to no other.
+        Images of a split without random access cannot be compared and count as equal, so that only
+        their vectors decide. A file that can no longer be read is not equal to any other image.
         """
         a, b = self._looks(one), self._looks(other)
         if a is None or b is None:

@@ -90,7 +90,7 @@ class Index:
         if self.metric == 'euclidean':
             scores = np.sqrt(np.maximum(scores, 0))  # faiss returns squared distances
         else:
-            # Remove the rounding of float32: a vector's cosine with itself is 1, not 1.0000001.
+            # Round off errors of float32: a vector's cosine with itself is 1, not 1.0000001.
             scores = np.clip(np.round(scores, _DIGITS), -1, 1)
         return [
             [(int(i), float(s)) for i, s in zip(*pair, strict=True) if i >= 0]

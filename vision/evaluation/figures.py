@@ -133,8 +133,8 @@ def bootstrap(
             drawn[name].append(float((times * values).sum()) / n)
         for name, function in functions.items():
             drawn[name].append(function(times))
-    # Subtract the bias.
-    for name in biased:
+    # Subtract the bias, which means of values do not have.
+    for name in functions.keys() & set(biased):
         grown = float(np.mean(drawn[name])) - functions[name](np.ones(n))
         drawn[name] = [max(value - grown, 0.0) for value in drawn[name]]
     # Take the percentiles on both sides.

@@ -21,7 +21,9 @@ class _Bridged(nnx.bridge.ToLinen):
     The items of an `nnx.List` have text keys among the variables ('0', '1', …), as in linen.
     """
 
-    def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, Endpoints]:
+    def __call__(  # type: ignore[override]
+        self, images: jax.Array, train: bool
+    ) -> tuple[jax.Array, Endpoints]:
         """Returns (logits, endpoints), after the module's `train()` or `eval()`."""
         return super().__call__(images, train=train, nnx_method=_call)
 
@@ -49,7 +51,10 @@ def from_nnx(cls: type[nnx.Module], arguments: Mapping[str, Any]) -> nnx.bridge.
 def _kind(cls: type[nnx.Module]) -> type[_Bridged]:
     """Returns a linen class with the name and the published shape of an NNX class."""
     kept = ('__doc__', 'input_shape', 'default_classes')
-    return type(cls.__name__, (_Bridged,), {k: getattr(cls, k) for k in kept if hasattr(cls, k)})
+    kind: Any = type(
+        cls.__name__, (_Bridged,), {k: getattr(cls, k) for k in kept if hasattr(cls, k)}
+    )
+    return kind
 
 
 def _call(module: Any, images: jax.Array, train: bool) -> Any:

@@ -150,7 +150,7 @@ def create_model(
     import flax.linen as nn
 
     # Check the arguments before the model is built.
-    factory = find_model(name)
+    factory: Any = find_model(name)
     arguments = {'num_classes': num_classes, 'dtype': _read_dtype(dtype), **kwargs}
     if _is_nnx(factory):
         from vision.models.bridge import from_nnx
@@ -189,20 +189,20 @@ def _read_dtype(dtype: Any) -> Any:
     return read
 
 
-def _is_nnx(factory: Callable) -> bool:
+def _is_nnx(factory: Any) -> bool:
     """Returns True for a class of NNX modules."""
     nnx = sys.modules.get('flax.nnx')  # a module that defines such a class has imported it
     return nnx is not None and inspect.isclass(factory) and issubclass(factory, nnx.Module)
 
 
-def _check_nnx_arguments(name: str, factory: Callable, arguments: dict[str, Any]) -> None:
+def _check_nnx_arguments(name: str, factory: Any, arguments: dict[str, Any]) -> None:
     """Checks the arguments of an NNX class; drops `dtype` if it takes none.
 
     Raises:
       UserError: as in `_check_arguments`; or a type other than float32 for a class without `dtype`.
     """
     # The metaclass hides the constructor's signature.
-    constructor = partial(factory.__init__, None)  # type: ignore[misc]
+    constructor = partial(factory.__init__, None)
     parameters = inspect.signature(constructor).parameters
     if 'dtype' not in parameters and arguments.pop('dtype') != 'float32':
         raise UserError(f'model {name!r} takes no dtype, so it computes in float32 only')

@@ -1,7 +1,7 @@
 """The contract of tasks: `Task`, and the objects that it exchanges with the training step.
 
 `config.task` names the task that a model is trained and evaluated for: `classification`,
-`multilabel`, or a user-defined subclass of `Task` as 'package.module:Class' (docs/extending.md).
+`multilabel`, `distillation`, or a user-defined subclass of `Task` as 'package.module:Class' (docs/extending.md).
 """
 
 import dataclasses
@@ -278,6 +278,7 @@ class Task:
 TASKS = {
     'classification': 'vision.task.classification:Classification',
     'multilabel': 'vision.task.multilabel:MultiLabel',
+    'distillation': 'vision.training.distillation:Distillation',
 }
 _REQUIRED = ('loss', 'answers', 'metrics')
 

@@ -21,7 +21,7 @@ from typing import Any
 
 _GRACE = 3.0  # seconds that the main thread has to end after a signal
 
-# The environment variable with the names of the variables that `restart` has set.
+# Name of the environment variable that lists the names of the variables that `restart` has set.
 _OURS = 'VISION_SET'
 
 _AT_START: list[Callable[[], None]] = []
@@ -214,7 +214,7 @@ def tf_cpu() -> ModuleType:
       RuntimeError: TensorFlow was used before and already holds an accelerator.
     """
     # TensorFlow prints a traceback for each image that cannot be decoded, even if the error is
-    # caught. JAX has set the level to 1 by now.
+    # caught. A level of 1 is taken for JAX's, which sets this level when it is imported.
     if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':
         os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
     # oneDNN prints a notice on stderr, and the order of its sums depends on the machine.

@@ -98,7 +98,7 @@ class Source:
     def stream(self, order: int | None = None, part: int = 0, parts: int = 1) -> Iterator[Chunk]:
         """Yields all examples in chunks of any size.
 
-        The arguments other than the defaults are used only for sources that are not `indexed`.
+        Callers pass `order`, `part` and `parts` only to sources that are not `indexed`.
 
         Args:
           order: seed of the shuffled order; None for the order of the ids.
@@ -187,7 +187,7 @@ class FileSource(Source):
     Attributes:
       name: origin of the examples.
       class_names: K names in the order of the labels.
-      paths: N paths, absolute for a data set; for prediction they are the caller's.
+      paths: N paths; absolute for a data set, as given by the caller for prediction.
       labels: int32 [N], or float32 [N, K]; −1 in prediction, where labels are unknown.
     """
 
@@ -398,12 +398,12 @@ def label_indices(label: Any) -> list[int]:
 
 
 def label_text(class_names: Sequence[str], label: Any) -> str:
-    """Returns the names of an example's classes: 'cat', 'cat, dog', or '' for none."""
+    """Returns the names of an example's classes: 'cat', 'cat, dog', or '' if it has none."""
     return ', '.join(class_names[i] for i in label_indices(label) if 0 <= i < len(class_names))
 
 
 def count_named(source: Source, names: Collection[str]) -> int:
-    """Counts the examples that have one of these names; a list may name a file repeatedly."""
+    """Counts the examples that have one of these names; a list may name one file several times."""
     if source.paths is None or not names:
         return len(names)
     return sum(path in names for path in source.paths)

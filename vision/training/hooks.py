@@ -225,7 +225,7 @@ def captioned(image: np.ndarray, caption: str, color: tuple[int, int, int]) -> n
 
     Args:
       image: uint8 or float32 [H, W, C] in 0 … 255; small images are enlarged.
-      caption: truncated to the width of the picture.
+      caption: the text, which is cut at its end to fit the width of the picture.
       color: background of the caption, RGB.
 
     Returns:

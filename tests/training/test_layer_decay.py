@@ -57,6 +57,14 @@ def test_auxiliary_heads_belong_to_the_last_layer():
     assert (block, last) == (['inception5b'], ['fc', 'aux1', 'aux2'])
 
 
+class Trunk(nn.Module):
+    """Two dense layers."""
+
+    @nn.compact
+    def __call__(self, images):
+        return nn.Dense(3)(nn.Dense(3)(images))
+
+
 class Whole(nn.Module):
     """A model of a user's own, with one module at its top level besides the classifier."""
 
@@ -64,7 +72,7 @@ class Whole(nn.Module):
 
     @nn.compact
     def __call__(self, images, train):
-        features = nn.Sequential([nn.Dense(3), nn.Dense(3)], name='trunk')(images).mean((1, 2))
+        features = Trunk(name='trunk')(images).mean((1, 2))
         return nn.Dense(self.num_classes, name='head')(features), {'features': features}
 
 

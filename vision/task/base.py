@@ -148,7 +148,9 @@ class Task:
           key: key for random values.
 
         Returns:
-          A PyTree of arrays, saved, restored and sharded like parameters; None for nothing.
+          A PyTree of arrays, saved, restored and sharded like parameters; None for nothing. NumPy
+          arrays, such as weights read from a file, are not compiled into the program that makes the
+          state.
         """
         return None
 

@@ -204,6 +204,8 @@ def test_one_that_is_read_in_order_is_trained_on_and_evaluated(folder):
 
     source = InOrder()
     np.testing.assert_array_equal(source.labels[:, 1], np.arange(23) % 3 == 0)
+    with pytest.raises(UserError, match='in order can only be read in order'):
+        source.subset([3])
     # Evaluation yields every example once, in order.
     batches = list(eval_batches(source, '', batch_size=8))
     ids, labels, mask = (np.concatenate([b[k] for b in batches]) for k in ('id', 'label', 'mask'))

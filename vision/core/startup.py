@@ -175,6 +175,13 @@ def restart(**variables: str) -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
+def available_cpus() -> int:
+    """Returns the number of CPUs that this process may use."""
+    # macOS has no affinity.
+    affinity = getattr(os, 'sched_getaffinity', None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def shipped_environment() -> dict[str, str]:
     """Returns the environment without the variables that `restart` has set.
 

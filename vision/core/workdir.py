@@ -32,7 +32,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vision.core import config as config_lib
-from vision.core import processes
+from vision.core import processes, startup
 from vision.core.config_keys import KEYS
 from vision.core.errors import UserError, similar
 from vision.core.text import AnyPath, as_path, json_text
@@ -372,9 +372,7 @@ def environment() -> dict[str, Any]:
         'backend': jax.default_backend(),
         'devices': [d.device_kind for d in jax.devices()],
         'processes': jax.process_count(),
-        'cpu_count': len(os.sched_getaffinity(0))
-        if hasattr(os, 'sched_getaffinity')
-        else os.cpu_count(),
+        'cpu_count': startup.available_cpus(),
         'environment': {
             k: os.environ[k] for k in ('XLA_FLAGS', 'JAX_PLATFORMS') if k in os.environ
         },

@@ -139,7 +139,15 @@ class Source:
             yield name, f'label {marks[i]}' if i in marks else ''
 
     def subset(self, ids: Sequence[int] | np.ndarray) -> 'Source':
-        """Returns a source of some of the examples, in the order of `ids`."""
+        """Returns a source of some of the examples, in the order of `ids`.
+
+        Raises:
+          UserError: the examples can only be read in order.
+        """
+        if not self.indexed:
+            raise UserError(
+                f'{self.name} can only be read in order: single examples cannot be picked'
+            )
         return _Subset(self, np.asarray(ids, np.int64))
 
 
@@ -238,6 +246,9 @@ class _Subset(Source):
             self.paths = tuple(whole.paths[i] for i in self.ids)
         if whole.images is not None:
             self.images = whole.images[self.ids]
+        # Labels that are known need not be read again.
+        if 'labels' in vars(whole) or type(whole).labels is not Source.labels:
+            self.labels = whole.labels[self.ids]
 
     def read(self, ids: Sequence[int]) -> tuple[Images, np.ndarray]:
         return self.source.read(self.ids[ids].tolist())

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vision.core.errors import UserError
-from vision.core.startup import first_line, tf_cpu
+from vision.core.startup import available_cpus, first_line, tf_cpu
 from vision.data.files import is_path
 from vision.data.order import view_counters
 from vision.data.source import BadImage, Image, Source, no_labels, read_each
@@ -354,7 +354,7 @@ def _in_threads(function: Callable, arguments: Sequence[tuple]) -> list[Any]:
 
 def _threads() -> int:
     """The number of threads: one per CPU core, at least two."""
-    return max(2, len(os.sched_getaffinity(0)))
+    return max(2, available_cpus())
 
 
 def parse(source: Source, text: str) -> tuple[Any, ...]:

@@ -177,7 +177,7 @@ class EarlyStopping(Hook):
             return None
         return (
             f'stopped early at step {step}: no better validation result since step '
-            f'{self._best_step}, longer than training.patience'
+            f'{self._best_step}, and training.patience has passed'
         )
 
 

@@ -220,7 +220,7 @@ def test_a_student_on_other_data_or_images_is_refused(tmp_path, teacher):
         config.data = {**other, 'channels': 1}
     with pytest.raises(UserError, match=r'has 10 classes \(0, 1, 2, …\) and the data 3'):
         train(config, tmp_path / 'run')
-    config = distilled(teacher, model__name='lenet5', preprocess__train='resize(28)')
+    config = distilled(teacher, model__name='resnet20', preprocess__train='resize(28)')
     config.preprocess.eval = 'resize(28)'
     with pytest.raises(UserError, match='of 32x32x1 and does not take 28x28x1: Net takes images'):
         train(config, tmp_path / 'run')

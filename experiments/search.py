@@ -2,13 +2,17 @@
 
     python -m experiments.search COMMAND --workdir=DIR|--pretrained=SOURCE [--index=FILE] [PATH…]
 
-    build PATH…       describe images (or --split of the run's data) and write them into a new index
+    describe PATH…    write what is known of each image into the folder --output, as Parquet shards;
+                      started again it goes on, or describes what is new or has changed
+    build PATH…       describe images (or --split of the run's data) and write them into a new index;
+                      a PATH may be a folder of shards, which needs no model
     add PATH…         add images to an index
     query IMAGE…      find the nearest images in the index, or in --split, which is described first
     duplicates        find images in the index that are nearly the same
     evaluate          measure how well features tell the classes of --split apart (without an index)
 
 Examples:
+    python -m experiments.search describe photos/ --workdir=runs/photos --output=photos.shards
     python -m experiments.search build photos/ --workdir=runs/photos --index=photos.index
     python -m experiments.search query cat.jpg --workdir=runs/photos --index=photos.index --top_k=5
 
@@ -50,6 +54,11 @@ METRIC = flags.DEFINE_enum(
     ['cosine', 'euclidean'],
     'Similarity or distance that neighbours are ranked by.',
 )
+DISTRIBUTED = flags.DEFINE_bool(
+    'distributed',
+    False,
+    'Share the work of describe with other processes that run the same command.',
+)
 HNSW = flags.DEFINE_bool('hnsw', False, 'Build an approximate index, for 100,000 images and more.')
 cli.heading('The answers')
 TOP_K = flags.DEFINE_integer('top_k', 10, 'Number of neighbours that query finds.', lower_bound=1)
@@ -57,15 +66,15 @@ THRESHOLD = flags.DEFINE_float(
     'threshold', 0.95, 'Least cosine between images that may be duplicates.'
 )
 OUTPUT = flags.DEFINE_string(
-    'output', None, 'File for the pictures of query and duplicates, .html or .png.'
+    'output',
+    None,
+    'Folder of the shards of describe, or file for the pictures of query and duplicates, .html or .png.',
 )
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the answers are printed.')
 
 
 def main(argv: list[str]) -> int:
     """Runs the command that the first word names."""
-    if (WORKDIR.value is None) == (PRETRAINED.value is None):
-        raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
     if len(argv) < 2 or argv[1] not in COMMANDS:
         known = ', '.join(COMMANDS)
         raise (
@@ -73,9 +82,28 @@ def main(argv: list[str]) -> int:
             if len(argv) < 2
             else unknown('command', argv[1], COMMANDS)
         )
+    needs_model = argv[1] != 'build' or not _are_shards(argv[2:])
+    if needs_model and (WORKDIR.value is None) == (PRETRAINED.value is None):
+        raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
     with phase('starting'):
         import vision.search.search  # noqa: F401
     return COMMANDS[argv[1]](argv[2:])
+
+
+def _describe(words: list[str]) -> int:
+    from vision.search import shards
+
+    cli.require(output=OUTPUT.value)
+    _require_images(words)
+    classifier = _classifier()
+    found = shards.describe(
+        classifier, _images(classifier, words), OUTPUT.value, _endpoint(), DISTRIBUTED.value
+    )
+    errors = found.pop('errors')
+    for path, reason in errors.items():
+        print(f'{path} cannot be read: {reason}', file=sys.stderr)
+    _print({'output': OUTPUT.value, **found})
+    return cli.ANSWERED_IN_PART if found['failed'] else 0
 
 
 def _build(words: list[str]) -> int:
@@ -84,10 +112,13 @@ def _build(words: list[str]) -> int:
     path = _index_path()
     _require_images(words)
     index.check_replaceable(path)
-    classifier = _classifier()
-    made, failed = search.build(
-        classifier, _images(classifier, words), _endpoint(), METRIC.value, HNSW.value
-    )
+    if _are_shards(words):
+        made, failed = search.build_from_shards(words[0], METRIC.value, HNSW.value)
+    else:
+        classifier = _classifier()
+        made, failed = search.build(
+            classifier, _images(classifier, words), _endpoint(), METRIC.value, HNSW.value
+        )
     with phase('writing the index'):
         made.save(path)
         recall = {'recall@10': made.recall()} if made.approximate else {}
@@ -149,6 +180,11 @@ def _evaluate(words: list[str]) -> int:
     figures = features.judge_run(_classifier(), SPLIT.value or 'test', _endpoint())
     _print(figures)
     return 0
+
+
+def _are_shards(words: list[str]) -> bool:
+    alone = len(words) == 1 and SPLIT.value is None
+    return alone and (Path(words[0]).expanduser() / 'manifest.json').is_file()
 
 
 def _index_path() -> Path:
@@ -229,6 +265,7 @@ def _print(figures: dict[str, Any]) -> None:
 
 
 COMMANDS = {
+    'describe': _describe,
     'build': _build,
     'add': _add,
     'query': _query,

@@ -12,7 +12,7 @@ from tests.processes import run_module
 from vision.core.errors import UserError
 from vision.data import arrays
 from vision.prediction import Classifier
-from vision.search import index, search
+from vision.search import fingerprint, index, search
 from vision.search.duplicates import find_duplicates
 
 ABOUT = {'model': 'm', 'preprocessing': 'p', 'endpoint': 'features', 'weights': 'w'}
@@ -365,7 +365,7 @@ def test_every_duplicate_is_in_one_group_however_many_are_near(classifier, digit
         names.append(str(tmp_path / f'copy{i:02}.png'))
         (tmp_path / names[-1]).write_bytes((tmp_path / '00.png').read_bytes())
     others = [f'test:{i}' for i in range(1, 41)]
-    about = index.fingerprint(classifier, 'features')
+    about = fingerprint.made_by(classifier, 'features')
     made = index.create(about, 16)
     near = np.ones((1, 16), np.float32) + vectors(65, seed=3) * 1e-3
     made.add([names[0], *others, *names[1:]], near)

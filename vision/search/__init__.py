@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vision.core.lazy import public_names
 
 if TYPE_CHECKING:
+    from vision.search.descriptions import Described, Named, describe_images
     from vision.search.duplicates import find_duplicates
     from vision.search.features import judge, judge_run
     from vision.search.index import Index, create, load
@@ -19,11 +20,13 @@ if TYPE_CHECKING:
         Similar,
         add,
         build,
+        build_from_shards,
         draw_neighbours,
         named,
         query,
         whole_split,
         write_results,
     )
+    from vision.search.shards import describe, open_shards, read_shards
 else:
     __all__, __getattr__, __dir__ = public_names(__name__)

@@ -19,6 +19,7 @@ import numpy as np
 from vision.core.errors import UserError, at_least_one, unknown
 from vision.core.text import AnyPath, as_path, json_text
 from vision.prediction.classifier import Classifier
+from vision.search import fingerprint
 
 _MARK = b'\nVISION-INDEX-1\n'
 # HNSW's M, efConstruction and efSearch: links of a node, and beam widths of build and search.
@@ -48,7 +49,7 @@ class Index:
     """A searchable index of image vectors.
 
     Attributes:
-      made_by: the `fingerprint` of the classifier that computed the vectors.
+      made_by: `fingerprint.made_by` of the classifier that computed the vectors.
       metric: 'cosine' (higher is nearer) or 'euclidean' (lower is nearer).
       names: the images' names in the order of the vectors: paths, or 'SPLIT:ID' of the run's data.
       index: the faiss index.
@@ -130,14 +131,7 @@ class Index:
           classifier: the classifier to compare.
           endpoint: the endpoint in use; by default that of the index.
         """
-        here = fingerprint(classifier, endpoint or self.made_by['endpoint'])
-        for key, value in here.items():
-            if self.made_by[key] != value:
-                in_index, in_run = _difference(key, self.made_by, here)
-                raise UserError(
-                    f'the index and the run differ in their {key}: {in_index} in the index, '
-                    f'{in_run} in the run; build the index again, or use the run that made it'
-                )
+        fingerprint.check(self.made_by, classifier, endpoint)
 
     def save(self, path: AnyPath) -> None:
         """Writes the index file atomically.
@@ -193,7 +187,7 @@ def create(made_by: dict[str, str], size: int, metric: str = 'cosine', hnsw: boo
     """Creates an empty index.
 
     Args:
-      made_by: the classifier's `fingerprint`.
+      made_by: `fingerprint.made_by` of the classifier.
       size: D, the length of the vectors.
       metric: 'cosine' or 'euclidean'.
       hnsw: use an approximate index (Malkov and Yashunin 2016, "Efficient and robust approximate
@@ -287,64 +281,3 @@ def _checksum(file: BinaryIO, size: int) -> int:
     while size and (data := file.read(min(size, 1 << 24))):
         checksum, size = zlib.crc32(data, checksum), size - len(data)
     return checksum
-
-
-def fingerprint(classifier: Classifier, endpoint: str) -> dict[str, str]:
-    """Returns everything that determines a classifier's vectors, for `Index.check`."""
-    run = classifier.run
-    config = run.config
-    # Sorted strings, because configs of the same run may order or type their values differently.
-    model = {k: str(v) for k, v in sorted(config.model.to_dict().items())}
-    preprocess = [
-        config.preprocess.eval,
-        *map(list, (config.preprocess.mean, config.preprocess.std)),
-    ]
-    return {
-        'model': json_text(model),
-        'preprocessing': json_text([*preprocess, run.image_shape, run.input_shape]),
-        'endpoint': endpoint,
-        'weights': classifier.digest,
-    }
-
-
-def _difference(key: str, there: dict[str, str], here: dict[str, str]) -> tuple[str, str]:
-    """Describes the difference between two fingerprints at a key: (there, here)."""
-    if key == 'weights':
-        model = _read_model(here)['name']
-        return f'{model} with weights {there[key]}', f'{model} with weights {here[key]}'
-    if key == 'preprocessing':
-        pairs = zip(*(_parts(made[key]) for made in (there, here)), strict=False)
-        return next((pair for pair in pairs if pair[0] != pair[1]), (there[key], here[key]))
-    if key != 'model':
-        return there[key], here[key]
-    first, second = _read_model(there), _read_model(here)
-    if first.get('name') != second.get('name'):
-        return first.get('name', 'a model'), second.get('name', 'a model')
-    # The same model with other arguments: name those that differ.
-    names = [name for name in first | second if first.get(name) != second.get(name)]
-    texts = (
-        [f'{name}={model[name]}' if name in model else f'no {name}' for name in names]
-        for model in (first, second)
-    )
-    one, other = (' '.join([first.get('name', 'a model'), *words]) for words in texts)
-    return one, other
-
-
-def _read_model(made_by: dict[str, str]) -> dict[str, str]:
-    """Returns the model's name and arguments of a fingerprint; old versions hold only the name."""
-    try:
-        model = json.loads(made_by['model'])
-    except ValueError:
-        return {'name': made_by['model']}
-    return model if isinstance(model, dict) else {'name': str(model)}
-
-
-def _parts(preprocessing: str) -> list[str]:
-    """Splits the preprocessing of a fingerprint into its named parts."""
-    try:
-        values = json.loads(preprocessing)
-    except ValueError:
-        return [preprocessing]
-    names = ('ops', 'mean', 'std', 'image size', 'input size')
-    texts = (', '.join(map(str, v)) if isinstance(v, list) else v for v in values)
-    return [f'{name} {text}' for name, text in zip(names, texts, strict=False)]

@@ -1,9 +1,7 @@
 """Reverse image search: indexing of folders and splits, queries, and pages of results."""
 
-import dataclasses
 import itertools
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -25,21 +23,15 @@ from vision.prediction import feed, pages
 from vision.prediction.classifier import Classifier
 from vision.preprocess.inputs import examples
 from vision.preprocess.pictures import Picture, draw_grid
-from vision.search.index import Index, create, faiss, fingerprint
+from vision.search import shards
+from vision.search.descriptions import OF_SPLIT, Named
+from vision.search.fingerprint import made_by
+from vision.search.index import Index, create, faiss
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-OF_SPLIT = re.compile(r'(train|validation|test):(\d+)')
 _BATCH = 1024  # vectors that are added to the index at once
-
-
-@dataclasses.dataclass(frozen=True)
-class Named:
-    """A source with names for its images: paths as given, or 'SPLIT:ID' of a run's data."""
-
-    source: Source
-    names: Sequence[str]
 
 
 def whole_split(run: Run, split: str) -> Named:
@@ -127,11 +119,35 @@ def build(
     # Report a missing library before the long work.
     faiss()
     size = classifier.embedding_size(endpoint)
-    index = create(fingerprint(classifier, endpoint), size, metric, hnsw)
+    index = create(made_by(classifier, endpoint), size, metric, hnsw)
     failed = add(classifier, index, images)
     if not index.names:
         name, reason = next(iter(failed.items()))
         raise UserError(f'no image could be read, for example {name}: {reason}')
+    return index, failed
+
+
+def build_from_shards(
+    folder: AnyPath, metric: str = 'cosine', hnsw: bool = False
+) -> tuple[Index, dict[str, str]]:
+    """Builds an index of the shards that `describe` has written.
+
+    Returns:
+      The index, and the reasons for images that could not be read, by name.
+
+    Raises:
+      UserError: faiss is not installed, the shards are not complete, or have no readable image.
+    """
+    manifest = shards.open_shards(folder)
+    index = create(manifest.made_by, manifest.size, metric, hnsw)
+    failed = dict[str, str]()
+    for table, vectors in track(shards.read_shards(manifest), manifest.shards, 'reading shards'):
+        names, errors = table['path'].to_pylist(), table['error'].to_pylist()
+        failed |= {name: e for name, e in zip(names, errors, strict=True) if e}
+        good = [i for i, e in enumerate(errors) if not e]
+        index.add([names[i] for i in good], vectors[good])
+    if not index.names:
+        raise UserError(f'{folder} has no image that could be read')
     return index, failed
 
 

@@ -31,7 +31,7 @@ def search_speed(count: int = 100_000) -> dict[str, Any]:
         return centres[rng.integers(_CLUSTERS, size=n)] + noise
 
     stored, asked = draw(count), draw(_QUERIES)
-    exact, graph = (create({}, _SIZE, hnsw=hnsw) for hnsw in (False, True))
+    exact, graph = (create({}, _SIZE, kind=kind) for kind in ('exact', 'hnsw'))
     names = list(map(str, range(count)))
     # Build both; only the graph takes time. The exact index gives the true neighbours.
     exact.add(names, stored)

@@ -7,6 +7,8 @@
     build PATH…       describe images (or --split of the run's data) and write them into a new index;
                       a PATH may be a folder of shards, which needs no model
     add PATH…         add images to an index
+    replace PATH…     describe images again that may be in the index, and replace them
+    remove PATH…      remove files and folders from an index; needs no model
     query IMAGE…      find the nearest images in the index, or in --split, which is described first
     duplicates        find images in the index that are nearly the same
     evaluate          measure how well features tell the classes of --split apart (without an index)
@@ -59,9 +61,21 @@ DISTRIBUTED = flags.DEFINE_bool(
     False,
     'Share the work of describe with other processes that run the same command.',
 )
-HNSW = flags.DEFINE_bool('hnsw', False, 'Build an approximate index, for 100,000 images and more.')
+KIND = flags.DEFINE_enum(
+    'kind',
+    'exact',
+    ['exact', 'hnsw', 'ivfpq'],
+    'Kind of the index: exact, or approximate from 100,000 images (hnsw) or a million (ivfpq).',
+)
+HNSW = flags.DEFINE_bool('hnsw', False, 'The old name of --kind=hnsw, which is refused.')
+FIELDS = flags.DEFINE_string(
+    'fields', None, 'CSV file with fields of the images for --where, by its column path.'
+)
 cli.heading('The answers')
 TOP_K = flags.DEFINE_integer('top_k', 10, 'Number of neighbours that query finds.', lower_bound=1)
+WHERE = flags.DEFINE_string(
+    'where', None, 'Condition on what query finds: "class=\'cat\' and width>800".'
+)
 THRESHOLD = flags.DEFINE_float(
     'threshold', 0.95, 'Least cosine between images that may be duplicates.'
 )
@@ -82,7 +96,10 @@ def main(argv: list[str]) -> int:
             if len(argv) < 2
             else unknown('command', argv[1], COMMANDS)
         )
-    needs_model = argv[1] != 'build' or not _are_shards(argv[2:])
+    if HNSW.value:
+        raise UserError('--hnsw is --kind=hnsw now')
+    from_shards = argv[1] in ('build', 'add', 'replace') and _are_shards(argv[2:])
+    needs_model = argv[1] != 'remove' and not from_shards
     if needs_model and (WORKDIR.value is None) == (PRETRAINED.value is None):
         raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
     with phase('starting'):
@@ -112,31 +129,50 @@ def _build(words: list[str]) -> int:
     path = _index_path()
     _require_images(words)
     index.check_replaceable(path)
-    if _are_shards(words):
-        made, failed = search.build_from_shards(words[0], METRIC.value, HNSW.value)
-    else:
-        classifier = _classifier()
-        made, failed = search.build(
-            classifier, _images(classifier, words), _endpoint(), METRIC.value, HNSW.value
-        )
+    classifier, images = _classifier_and_images(words)
+    made, failed = search.build(
+        classifier, images, _endpoint(), METRIC.value, KIND.value, FIELDS.value
+    )
     with phase('writing the index'):
         made.save(path)
-        recall = {'recall@10': made.recall()} if made.approximate else {}
-    return _tell_built(made, len(made.names), failed, recall)
+        recall = made.recall() if made.approximate else None
+    return _tell_built(made, len(made), failed, {} if recall is None else {'recall@10': recall})
 
 
-def _add(words: list[str]) -> int:
-    from vision.search import search
+def _add(words: list[str], replace: bool = False) -> int:
+    from vision.search import fields, search
 
     path = _index_path()
     _require_images(words)
-    made, classifier = _load(path), _classifier()
-    made.check(classifier, ENDPOINT.value)
-    before = len(made.names)
-    failed = search.add(classifier, made, _images(classifier, words))
+    made = _load(path)
+    classifier, images = _classifier_and_images(words)
+    if classifier is not None:
+        made.check(classifier, ENDPOINT.value)
+    before = len(made)
+    failed = search.add(classifier, made, images, replace)
+    if FIELDS.value is not None:
+        made.table = fields.add_own(FIELDS.value, made.table)
     with phase('writing the index'):
         made.save(path)
-    return _tell_built(made, len(made.names) - before, failed, {})
+    return _tell_built(made, len(made) - before, failed, {})
+
+
+def _replace(words: list[str]) -> int:
+    return _add(words, replace=True)
+
+
+def _remove(words: list[str]) -> int:
+    from vision.search import search
+
+    path = _index_path()
+    if not words:
+        raise UserError('name files or folders to remove')
+    made = _load(path)
+    removed = search.remove(made, words)
+    with phase('writing the index'):
+        made.save(path)
+    _print({'index': INDEX.value, 'images': len(made), 'removed': removed})
+    return 0
 
 
 def _query(words: list[str]) -> int:
@@ -150,13 +186,14 @@ def _query(words: list[str]) -> int:
     classifier = _classifier()
     asked = search.named(classifier.run, words)
     if INDEX.value is not None:
-        made = _load(Path(INDEX.value).expanduser())
+        made = _load(Path(INDEX.value).expanduser(), read_only=True)
         made.check(classifier, ENDPOINT.value)
     else:
-        where = [search.whole_split(classifier.run, SPLIT.value)]
-        made, _ = search.build(classifier, where, _endpoint(), METRIC.value, HNSW.value)
+        whole = [search.whole_split(classifier.run, SPLIT.value)]
+        made, _ = search.build(classifier, whole, _endpoint(), METRIC.value, KIND.value)
     total = sum(some.source.num_examples for some in asked)
-    results = list(track(search.query(classifier, made, asked, TOP_K.value), total, 'searching'))
+    found = search.query(classifier, made, asked, TOP_K.value, WHERE.value)
+    results = list(track(found, total, 'searching'))
     return _tell_found(results, made.metric, classifier, output, 'Nearest images')
 
 
@@ -166,7 +203,7 @@ def _duplicates(words: list[str]) -> int:
     cli.refuse_arguments(['', *words])
     output = _output_path()
     cli.require(index=INDEX.value)
-    made, classifier = _load(Path(INDEX.value).expanduser()), _classifier()
+    made, classifier = _load(Path(INDEX.value).expanduser(), True), _classifier()
     made.check(classifier, ENDPOINT.value)
     results = duplicates.find_duplicates(made, classifier.run, THRESHOLD.value)
     title = 'Images that are nearly the same'
@@ -200,11 +237,21 @@ def _output_path() -> Path | None:
     return output_file('output', OUTPUT.value, PICTURES) if OUTPUT.value else None
 
 
-def _load(path: Path) -> Any:
+def _load(path: Path, read_only: bool = False) -> Any:
     from vision.search import index
 
     with phase('reading the index'):
-        return index.load(path)
+        return index.load(path, read_only)
+
+
+def _classifier_and_images(words: list[str]) -> tuple[Any, Any]:
+    """Returns the classifier and the images; for a folder of shards None and its manifest."""
+    from vision.search import shards
+
+    if _are_shards(words):
+        return None, shards.open_shards(words[0])
+    classifier = _classifier()
+    return classifier, _images(classifier, words)
 
 
 def _classifier() -> Any:
@@ -231,11 +278,10 @@ def _images(classifier: Any, words: list[str]) -> list[Any]:
 def _tell_built(made: Any, count: int, failed: dict[str, str], more: dict[str, Any]) -> int:
     for path, reason in failed.items():
         print(f'{path} cannot be read: {reason}', file=sys.stderr)
-    about = {'index': INDEX.value, 'images': len(made.names), 'new': count, 'metric': made.metric}
-    kind = 'hnsw' if made.approximate else 'exact'
+    about = {'index': INDEX.value, 'images': len(made), 'new': count, 'metric': made.metric}
     errors = [{'path': p, 'error': e} for p, e in failed.items()]
     extra = {'failed': errors} if FORMAT.value == 'json' else {'failed': len(failed)}
-    _print({**about, 'endpoint': made.made_by['endpoint'], 'kind': kind, **more, **extra})
+    _print({**about, 'endpoint': made.made_by['endpoint'], 'kind': made.kind, **more, **extra})
     return cli.ANSWERED_IN_PART if failed else 0
 
 
@@ -268,6 +314,8 @@ COMMANDS = {
     'describe': _describe,
     'build': _build,
     'add': _add,
+    'replace': _replace,
+    'remove': _remove,
     'query': _query,
     'duplicates': _duplicates,
     'evaluate': _evaluate,

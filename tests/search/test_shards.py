@@ -161,12 +161,12 @@ def test_what_is_new_changed_and_gone(classifier, photos, undisturbed, tmp_path)
     shutil.copy2(photos / '0' / '00.png', ours / '0' / '00.png')
     found = described(classifier, ours / '0', folder)
     assert (found['described'], found['gone'], found['images']) == (0, 0, 42)
-    built, failed = search.build_from_shards(folder)
+    built, failed = search.build(None, shards.open_shards(folder))
     assert len(built.names) == 41 and failed == {str(ours / 'broken.png'): 'not an image'}
 
 
 def test_an_index_of_shards_is_that_of_the_images(classifier, photos, undisturbed):
-    built, failed = search.build_from_shards(undisturbed, 'euclidean')
+    built, failed = search.build(None, shards.open_shards(undisturbed), metric='euclidean')
     direct, _ = search.build(classifier, search.named(classifier.run, photos), metric='euclidean')
     assert failed == {str(photos / 'broken.png'): 'not an image'}
     order = [built.names.index(name) for name in direct.names]
@@ -193,18 +193,18 @@ def test_a_shard_that_is_damaged_missing_or_of_another_model(
     half = folder / 'shard-00002.parquet'
     half.write_bytes(half.read_bytes()[:500])
     with pytest.raises(UserError, match=r'shard-00002\.parquet is damaged'):
-        search.build_from_shards(folder)
+        search.build(None, shards.open_shards(folder))
     assert described(classifier, photos, folder)['described'] >= 1
     assert 'is damaged' in caplog.text and contents(folder) == contents(undisturbed)
     half.unlink()
     with pytest.raises(
         UserError, match='not complete: 1 of 5 shards are missing; start `describe`'
     ):
-        search.build_from_shards(folder)
+        search.build(None, shards.open_shards(folder))
     other = parquet.read_table(undisturbed / half.name)
     parquet.write_table(other.replace_schema_metadata({'made_by': '{}'}), half)
     with pytest.raises(UserError, match='was written with another model'):
-        search.build_from_shards(folder)
+        search.build(None, shards.open_shards(folder))
     with pytest.raises(UserError, match='name a folder that `describe` has written'):
         shards.open_shards(photos)
     (folder / 'manifest.json').write_text('{"format": 1')

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
         Similar,
         add,
         build,
-        build_from_shards,
         draw_neighbours,
         named,
         query,
+        remove,
         whole_split,
         write_results,
     )

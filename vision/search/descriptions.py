@@ -28,6 +28,12 @@ class Named(NamedTuple):
     names: Sequence[str]
 
 
+def full_name(images: Named, position: int) -> str:
+    """Returns the name of an image in an index: the absolute path of a file, or 'SPLIT:ID'."""
+    name = images.names[position]
+    return name if images.source.paths is None else os.path.abspath(name)
+
+
 class Described(NamedTuple):
     """What is known of an image besides its vector.
 

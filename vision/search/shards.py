@@ -32,7 +32,15 @@ from vision.core.progress import progress_bar
 from vision.core.text import AnyPath, as_path, json_text
 from vision.prediction.classifier import Classifier
 from vision.search import fingerprint
-from vision.search.descriptions import OF_SPLIT, Described, Named, describe_images, perceptual_hash
+from vision.search.descriptions import (
+    OF_SPLIT,
+    Described,
+    Named,
+    describe_images,
+    full_name,
+    perceptual_hash,
+)
+from vision.search.fields import pyarrow, utf8
 
 _FORMAT = 1
 _ROWS = 8192  # images of a shard: some seconds of work on a GPU, some minutes on a CPU
@@ -68,7 +76,7 @@ def schema(size: int) -> Any:
     `error`, the reason why there is no vector; `gone`, true if the file no longer exists; `vector`,
     D float16 in little-endian bytes, which every engine reads.
     """
-    pa = _pyarrow()
+    pa = pyarrow()
     kinds = {
         'path': pa.string(),
         'class': pa.string(),
@@ -115,7 +123,7 @@ def describe(
       UserError: the folder holds something else, or descriptions by another classifier; it cannot
         be written to, or is in use; a source cannot be read by number; or no image can be read.
     """
-    _pyarrow(), perceptual_hash()  # report a missing library before the long work
+    pyarrow(), perceptual_hash()  # report a missing library before the long work
     for some in images:
         if not some.source.indexed:
             raise UserError(
@@ -138,13 +146,13 @@ def describe(
                         busy.append(number)
                         continue
                     with claim:
-                        for count in work(number):
-                            done += count
+                        for more in work(number):
+                            done += more
                             move(done)
                 if len(busy) == len(waiting):
                     time.sleep(_PAUSE)
                 waiting = busy
-    found = _count(manifest)
+    found = count(manifest)
     if found['images'] and found['images'] == found['failed']:
         some = next((f', for example {path}: {why}' for path, why in work.errors.items()), '')
         raise UserError(f'no image could be read{some}')
@@ -164,7 +172,7 @@ class _Work:
         self._began = time.time()
         self.described, self.errors = 0, dict[str, str]()
         # Sort all images by their shards; one number per image is all that is kept.
-        names = (_name(some, i) for some in images for i in range(len(some.names)))
+        names = (full_name(some, i) for some in images for i in range(len(some.names)))
         share = np.fromiter((_share_of(name, manifest.shards) for name in names), np.int32)
         self._order = np.argsort(share, kind='stable')
         self._bounds = np.searchsorted(share[self._order], np.arange(manifest.shards + 1))
@@ -172,7 +180,7 @@ class _Work:
 
     def __call__(self, number: int) -> Iterator[int]:
         """Updates a shard, and yields the numbers of images that were done meanwhile."""
-        pa, path = _pyarrow(), self._manifest.shard(number)
+        pa, path = pyarrow(), self._manifest.shard(number)
         old = self._read(number)
         # Errors that were noted before this command began are worth another try.
         again = old is None or path.stat().st_mtime < self._began
@@ -182,7 +190,7 @@ class _Work:
         wanted = self._wanted(number)
         now = {name: _state(name) for name in names}
         for name, (which, example) in wanted.items():
-            now[name] = _state(_name(self._images[which], example))
+            now[name] = _state(full_name(self._images[which], example))
         new = [n for n in wanted if n not in known or (now[n] and known[n] != now[n])]
         yield len(wanted) - len(new)
         tables = []
@@ -212,7 +220,7 @@ class _Work:
         for position in self._order[self._bounds[number] : self._bounds[number + 1]]:
             which = int(np.searchsorted(self._starts, position, 'right')) - 1
             example = int(position - self._starts[which])
-            found[_text(_name(self._images[which], example))] = which, example
+            found[utf8(full_name(self._images[which], example))] = which, example
         return dict(sorted(found.items()))
 
     def _by_source(self, places: Any) -> Iterator[tuple[Named, list[int]]]:
@@ -273,7 +281,7 @@ def read_shards(manifest: Manifest) -> Iterator[tuple[Any, np.ndarray]]:
 
     The vectors of images with an `error` are zero.
     """
-    pc = _pyarrow().compute
+    pc = pyarrow().compute
     for number in range(manifest.shards):
         try:
             table = _read(manifest, number)
@@ -287,8 +295,8 @@ def read_shards(manifest: Manifest) -> Iterator[tuple[Any, np.ndarray]]:
         yield table.drop_columns(['vector', 'gone']), vectors.astype(np.float32)
 
 
-def _count(manifest: Manifest) -> dict[str, int]:
-    """Returns the numbers of images, of those that are gone, and of those that cannot be read."""
+def count(manifest: Manifest) -> dict[str, int]:
+    """Counts `images`, those of which that cannot be read, `failed`, and what is `gone`."""
     found = dict.fromkeys(('images', 'gone', 'failed'), 0)
     for number in range(manifest.shards):
         table = _read(manifest, number, ['gone', 'error'])
@@ -337,7 +345,7 @@ def _open_or_create(folder: Path, classifier: Classifier, endpoint: str, shards:
 def _manifest(folder: Path) -> Manifest:
     path = folder / 'manifest.json'
     try:
-        about = json.loads(path.read_text('utf-8'))
+        about = json.loads(path.readutf8('utf-8'))
         if about['format'] != _FORMAT:
             raise UserError(f'{path} has another format; describe into a new folder')
         return Manifest(
@@ -358,7 +366,7 @@ def _read(manifest: Manifest, number: int, columns: list[str] | None = None) -> 
       FileNotFoundError: there is none.
       UserError: it is damaged, or belongs to another model.
     """
-    pa = _pyarrow()
+    pa = pyarrow()
     from pyarrow import parquet
 
     path = manifest.shard(number)
@@ -376,17 +384,17 @@ def _read(manifest: Manifest, number: int, columns: list[str] | None = None) -> 
 
 def _table(about: list[Described], vectors: np.ndarray) -> Any:
     """Returns the rows of a shard."""
-    pa, rows = _pyarrow(), []
+    pa, rows = pyarrow(), []
     with np.errstate(over='ignore'):
         halves = vectors.astype('<f2')
     for known, half in zip(about, halves, strict=True):
         row = known._asdict()
-        row['class'], row['date'] = _text(row.pop('label')), row.pop('modified')
+        row['class'], row['date'] = utf8(row.pop('label')), row.pop('modified')
         if row['error'] is None and not np.isfinite(half).all():
             row['error'] = _TOO_LARGE
-        if row['error'] is None and _text(known.path) != known.path:
+        if row['error'] is None and utf8(known.path) != known.path:
             row['error'] = _NO_UTF8
-        row['path'], row['gone'] = _text(known.path), False
+        row['path'], row['gone'] = utf8(known.path), False
         row['vector'] = None if row['error'] else half.tobytes()
         rows.append(row)
     return pa.Table.from_pylist(rows, schema(vectors.shape[1]))
@@ -418,7 +426,7 @@ def _whole(folder: Path, shared: bool) -> Iterator[None]:
     file = _take(path, shared, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     if file is None:
         with contextlib.suppress(OSError):
-            holder = path.read_text().strip()
+            holder = path.readutf8().strip()
         raise UserError(
             f'--output={folder} is in use by {holder or "another process"}; to share the work, '
             'start each with --distributed'
@@ -453,19 +461,8 @@ def _take(path: Path, shared: bool, how: int = fcntl.LOCK_EX, wait: bool = False
     return file
 
 
-def _name(some: Named, position: int) -> str:
-    """Returns the name of an image in the shards."""
-    name = some.names[position]
-    return name if some.source.paths is None else os.path.abspath(name)
-
-
-def _text(name: str) -> str:
-    """Returns a name as valid UTF-8."""
-    return name.encode('utf-8', 'backslashreplace').decode()
-
-
 def _share_of(name: str, shards: int) -> int:
-    return zlib.crc32(_text(name).encode()) % shards
+    return zlib.crc32(utf8(name).encode()) % shards
 
 
 def _state(name: str) -> tuple | None:
@@ -475,15 +472,3 @@ def _state(name: str) -> tuple | None:
     except (OSError, ValueError):
         return (None, None) if OF_SPLIT.fullmatch(name) else None
     return about.st_size, about.st_mtime_ns // 1000
-
-
-def _pyarrow() -> Any:
-    """Imports and returns pyarrow with its compute functions; raises UserError without it."""
-    try:
-        import pyarrow
-        import pyarrow.compute
-    except ImportError:
-        raise UserError(
-            'search needs pyarrow: pip install "jax-image-classification[search]"'
-        ) from None
-    return pyarrow

@@ -124,15 +124,14 @@ def _describe(words: list[str]) -> int:
 
 
 def _build(words: list[str]) -> int:
-    from vision.search import index, search
+    from vision.search import fields, index, search
 
     path = _index_path()
     _require_images(words)
     index.check_replaceable(path)
+    own = fields.Own(FIELDS.value) if FIELDS.value else None
     classifier, images = _classifier_and_images(words)
-    made, failed = search.build(
-        classifier, images, _endpoint(), METRIC.value, KIND.value, FIELDS.value
-    )
+    made, failed = search.build(classifier, images, _endpoint(), METRIC.value, KIND.value, own)
     with phase('writing the index'):
         made.save(path)
         recall = made.recall() if made.approximate else None
@@ -148,10 +147,8 @@ def _add(words: list[str], replace: bool = False) -> int:
     classifier, images = _classifier_and_images(words)
     if classifier is not None:
         made.check(classifier, ENDPOINT.value)
-    before = len(made)
-    failed = search.add(classifier, made, images, replace)
-    if FIELDS.value is not None:
-        made.table = fields.add_own(FIELDS.value, made.table)
+    before, own = len(made), fields.Own(FIELDS.value) if FIELDS.value else None
+    failed = search.add(classifier, made, images, replace, own)
     with phase('writing the index'):
         made.save(path)
     return _tell_built(made, len(made) - before, failed, {})

@@ -10,8 +10,7 @@ import operator
 import os
 import tokenize
 from collections.abc import Callable, Iterable
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -82,8 +81,16 @@ def utf8(name: str) -> str:
 
 
 def join(*tables: Any) -> Any:
-    """Appends tables to one another; fields that one of them lacks are null there."""
-    return pyarrow().concat_tables(tables, promote_options='default')
+    """Appends tables to one another; fields that one of them lacks are null there.
+
+    Raises:
+      UserError: a field is text in one of them and a number in another.
+    """
+    pa = pyarrow()
+    try:
+        return pa.concat_tables(tables, promote_options='permissive')
+    except pa.ArrowException as e:
+        raise UserError(f'--fields: {str(e).splitlines()[0]}') from None
 
 
 def to_bytes(table: Any) -> Any:
@@ -96,59 +103,63 @@ def to_bytes(table: Any) -> Any:
     return sink.getvalue()
 
 
-def map_file(path: Path, start: int, length: int) -> Any:
+def map_file(file: BinaryIO, start: int, length: int) -> Any:
     """Maps the table in a part of a file into memory, without reading it."""
     pa = pyarrow()
-    with open(path, 'rb') as file:
-        whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    whole = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     part = pa.py_buffer(memoryview(whole)[start : start + length])
     return pa.ipc.open_file(pa.BufferReader(part)).read_all()
 
 
-def add_own(path: AnyPath, table: Any) -> Any:
-    """Adds the columns of a CSV file to a table, by the column `path`.
+class Own:
+    """Fields of the user's own from a CSV file, by its column `path`.
 
-    Paths may be relative to the current folder. Images that the file does not name get null, or
-    keep the value that they have.
-
-    Raises:
-      UserError: the file cannot be read, has no column `path`, names a path twice, names no image
-        of the table, or has a column whose name is taken or no word.
+    Attributes:
+      used: the number of images that were found in the file so far.
     """
-    pa, file = pyarrow(), as_path(path)
-    from pyarrow import csv
 
-    try:
-        own = csv.read_csv(os.fspath(file))
-    except (pa.ArrowException, OSError) as e:
-        raise UserError(f'--fields={file}: {str(e).splitlines()[0]}') from None
-    if 'path' not in own.column_names:
-        raise UserError(f'--fields={file} has no column path, by which rows belong to images')
-    for name in own.column_names:
-        if name != 'path' and (name in _OWN or not name.isidentifier() or name in _WORDS):
-            raise UserError(f'--fields={file}: a field cannot be called {name!r}; rename it')
-    # Find the row of each image.
-    rows: dict[str, int] = {}
-    for row, name in enumerate(map(str, own['path'].to_pylist())):
-        name = name if OF_SPLIT.fullmatch(name) else os.path.abspath(name)
-        if name in rows:
-            raise UserError(f'--fields={file} names {name} twice')
-        rows[name] = row
-    found = [rows.get(name) for name in names(table)]
-    if len(table) and not any(row is not None for row in found):
-        raise UserError(f'--fields={file} names none of the images, for example {names(table)[0]}')
-    picked = own.drop_columns(['path']).take(pa.array(found, pa.int64()))
-    for name in picked.column_names:
-        column = picked[name]
-        if name in table.column_names:
-            # Rows that the file does not name keep what they have.
-            try:
-                column = pa.compute.coalesce(column.cast(table[name].type), table[name])
-            except pa.ArrowException:
-                raise UserError(f'--fields={file}: {name} is {table[name].type} so far') from None
-            table = table.drop_columns([name])
-        table = table.append_column(name, column)
-    return table
+    def __init__(self, path: AnyPath):
+        """Reads the file; its paths may be relative to the current folder.
+
+        Raises:
+          UserError: the file cannot be read, has no column `path`, names a path twice, or has a
+            column whose name is taken or is no word.
+        """
+        pa, file = pyarrow(), as_path(path)
+        from pyarrow import csv
+
+        self._file, self.used = file, 0
+        try:
+            self._table = csv.read_csv(os.fspath(file))
+        except (pa.ArrowException, OSError) as e:
+            raise UserError(f'--fields={file}: {str(e).splitlines()[0]}') from None
+        if 'path' not in self._table.column_names:
+            raise UserError(f'--fields={file} has no column path, by which rows belong to images')
+        for name in self._table.column_names:
+            if name != 'path' and (name in _OWN or not name.isidentifier() or name in _WORDS):
+                raise UserError(f'--fields={file}: a field cannot be called {name!r}; rename it')
+        self._rows: dict[str, int] = {}
+        for row, name in enumerate(map(str, self._table['path'].to_pylist())):
+            name = name if OF_SPLIT.fullmatch(name) else os.path.abspath(name)
+            if name in self._rows:
+                raise UserError(f'--fields={file} names {name} twice')
+            self._rows[name] = row
+
+    def join(self, table: Any) -> Any:
+        """Adds the fields to a table of images; what the file does not name gets null."""
+        found = [self._rows.get(name) for name in names(table)]
+        self.used += sum(row is not None for row in found)
+        picked = self._table.drop_columns(['path']).take(pyarrow().array(found, 'int64'))
+        for name in picked.column_names:
+            table = table.append_column(name, picked[name])
+        return table
+
+    def check_used(self) -> None:
+        """Raises UserError if the file names none of the images that were joined."""
+        if not self.used:
+            raise UserError(
+                f'--fields={self._file} names none of the images, for example {next(iter(self._rows))}'
+            )
 
 
 def choose(table: Any, where: str) -> np.ndarray:

@@ -339,7 +339,8 @@ def create(
         codes = max(m for m in range(1, max(1, size // _PER_BYTE) + 1) if size % m == 0)
         made = faiss().index_factory(size, f'IVF{lists},PQ{codes}', measure)
         made.nprobe = max(1, lists // _PROBED)
-        made.verbose = made.cp.verbose = made.pq.cp.verbose = False
+        made.do_polysemous_training = False  # takes most of the time, for a filter that is not used
+        made.cp.min_points_per_centroid = made.pq.cp.min_points_per_centroid = 1  # no warnings
     return Index(made_by, metric, fields.table([]), made)
 
 
@@ -371,11 +372,8 @@ def load(path: AnyPath, read_only: bool = False) -> Index:
     faiss()
     path = as_path(path)
     try:
-        # Read again if another process has replaced the file between its parts.
-        while True:
-            index = _load(path, read_only)
-            if _version(path) in (None, index.read and index.read[1]):
-                return index
+        with open(path, 'rb') as file:
+            return _load(path, file, read_only)
     except OSError as e:
         raise UserError(f'--index={path}: {e.strerror}; create it with `build`') from None
     except (ValueError, RuntimeError, LookupError, TypeError, MemoryError) as e:
@@ -385,39 +383,37 @@ def load(path: AnyPath, read_only: bool = False) -> Index:
         ) from None
 
 
-def _load(path: Path, read_only: bool) -> Index:
-    with open(path, 'rb') as file:
-        # Read the marker and the JSON at the end of the file.
-        version = _version(file.fileno())
-        tail = len(_MARKS[0]) + 8
-        file.seek(0, os.SEEK_END)
-        end = file.tell() - tail
-        file.seek(max(end, 0))
-        trailer = file.read()
-        if trailer[8:] not in _MARKS:
-            raise ValueError('it has no list of images')
-        (length,) = struct.unpack('<Q', trailer[:8])
-        if length > end:
-            raise ValueError('it is cut off')
-        file.seek(end - length)
-        about = json.loads(file.read(length))
-        # Check the bytes before faiss reads them: a damaged count would make it allocate
-        # any amount of memory.
-        if 'crc32' in about and about['crc32'] != _checksum(file, end - length):
-            raise ValueError('its checksum does not match')
-        file.seek(0)
-        head = file.read(4)
-        file.seek(0)
-        if not read_only:
-            index = faiss().read_index(faiss().PyCallbackIOReader(file.read))
-    table = fields.map_file(path, *about['table']) if 'table' in about else None
-    if table is None:
-        table = fields.table(about['names'])
+def _load(path: Path, file: BinaryIO, read_only: bool) -> Index:
+    """Loads an index from an open file, whose path may lead to another version meanwhile."""
+    # Read the marker and the JSON at the end of the file.
+    version = _version(file.fileno())
+    tail = len(_MARKS[0]) + 8
+    file.seek(0, os.SEEK_END)
+    end = file.tell() - tail
+    file.seek(max(end, 0))
+    trailer = file.read()
+    if trailer[8:] not in _MARKS:
+        raise ValueError('it has no list of images')
+    (length,) = struct.unpack('<Q', trailer[:8])
+    if length > end:
+        raise ValueError('it is cut off')
+    file.seek(end - length)
+    about = json.loads(file.read(length))
+    # Check the bytes before faiss reads them: a damaged count would make it allocate any amount of
+    # memory.
+    if 'crc32' in about and about['crc32'] != _checksum(file, end - length):
+        raise ValueError('its checksum does not match')
+    # Version 1 has the names in the JSON.
+    table = fields.map_file(file, *about['table']) if 'table' in about else None
+    table = fields.table(about['names']) if table is None else table
+    file.seek(0)
     if read_only:
         # faiss maps the lists of an IVF index, and the vectors of the others, by different flags.
-        of_lists = head.startswith(b'Iw')
+        of_lists = file.read(2) == b'Iw'
         flag = faiss().IO_FLAG_MMAP if of_lists else faiss().IO_FLAG_MMAP_IFC
-        index = faiss().read_index(str(path), flag)
+        index = faiss().read_index(f'/dev/fd/{file.fileno()}', flag)
+    else:
+        index = faiss().read_index(faiss().PyCallbackIOReader(file.read))
     if index.ntotal != len(table):
         raise ValueError(f'{index.ntotal} vectors for {len(table)} images')
     return Index(about['made_by'], about['metric'], table, index, (path, version or ()))

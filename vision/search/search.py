@@ -101,7 +101,7 @@ def build(
     endpoint: str = 'features',
     metric: str = 'cosine',
     kind: str = 'exact',
-    own: AnyPath | None = None,
+    own: fields.Own | None = None,
 ) -> tuple[Index, dict[str, str]]:
     """Builds an index of images batch by batch, with a progress bar on a terminal.
 
@@ -112,7 +112,7 @@ def build(
       endpoint: see `Classifier.embed`.
       metric: 'cosine', of vectors of length 1, or 'euclidean'.
       kind: 'exact', 'hnsw' or 'ivfpq', see `index.create`.
-      own: a CSV file with more fields of the images, see `fields.add_own`.
+      own: more fields of the images, from a CSV file.
 
     Returns:
       The index, and the reasons for images that could not be read, by name.
@@ -145,12 +145,12 @@ def build(
             index.train(np.random.default_rng(0).permutation(every)[:needed])
         batches = itertools.chain(first, batches)
     for table, vectors in batches:
-        index.add(table, vectors)
+        index.add(own.join(table) if own else table, vectors)
     if not len(index):
         name, reason = next(iter(failed.items()), ('the shards', 'they are empty'))
         raise UserError(f'no image could be read, for example {name}: {reason}')
-    if own is not None:
-        index.table = fields.add_own(own, index.table)
+    if own:
+        own.check_used()
     return index, failed
 
 
@@ -159,6 +159,7 @@ def add(
     index: Index,
     images: Iterable[Named] | Manifest,
     replace: bool = False,
+    own: fields.Own | None = None,
 ) -> dict[str, str]:
     """Adds images whose names are not in the index yet; paths become absolute.
 
@@ -167,6 +168,7 @@ def add(
       index: the index.
       images: as for `build`.
       replace: describe also the images that are in the index, and replace those that can be read.
+      own: as for `build`.
 
     Returns:
       The reasons for images that could not be read, by name.
@@ -188,7 +190,9 @@ def add(
         known = {*index.names}
         batches = _batches(classifier, images, endpoint, failed, known, again)
     for table, vectors in batches:
-        index.add(table, vectors)
+        index.add(own.join(table) if own else table, vectors)
+    if own:
+        own.check_used()
     # Warn of files that have changed since an earlier run indexed them.
     tell_changed(index, again)
     return failed

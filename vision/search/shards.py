@@ -345,7 +345,7 @@ def _open_or_create(folder: Path, classifier: Classifier, endpoint: str, shards:
 def _manifest(folder: Path) -> Manifest:
     path = folder / 'manifest.json'
     try:
-        about = json.loads(path.readutf8('utf-8'))
+        about = json.loads(path.read_text('utf-8'))
         if about['format'] != _FORMAT:
             raise UserError(f'{path} has another format; describe into a new folder')
         return Manifest(
@@ -426,7 +426,7 @@ def _whole(folder: Path, shared: bool) -> Iterator[None]:
     file = _take(path, shared, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     if file is None:
         with contextlib.suppress(OSError):
-            holder = path.readutf8().strip()
+            holder = path.read_text().strip()
         raise UserError(
             f'--output={folder} is in use by {holder or "another process"}; to share the work, '
             'start each with --distributed'

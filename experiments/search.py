@@ -311,9 +311,9 @@ COMMANDS = {
     'describe': _describe,
     'build': _build,
     'add': _add,
+    'query': _query,
     'replace': _replace,
     'remove': _remove,
-    'query': _query,
     'duplicates': _duplicates,
     'evaluate': _evaluate,
 }

@@ -116,11 +116,14 @@ class Feed:
             while some := list(itertools.islice(rest, size)):
                 mask = np.zeros(size, np.float32)
                 mask[: len(some)] = [image is not None for image in some]
-                shape = self._run.input_shape if self._host_only else self._run.image_shape
-                shape = next((image.shape for image in some if image is not None), shape)
+                there = {slot: image for slot, image in enumerate(some) if image is not None}
+                shape = self._run.image_shape
+                if self._host_only or shape is None:
+                    shape = self._run.input_shape
+                shape = next((image.shape for image in there.values()), shape)
                 filled = np.zeros((size, *shape), np.uint8)
-                for slot in np.flatnonzero(mask):
-                    filled[slot] = some[slot]
+                for slot, image in there.items():
+                    filled[slot] = image
                 if self._host_only:
                     yield mesh_lib.put_batch({'image': filled, 'mask': mask}, self._run.mesh)
                 else:

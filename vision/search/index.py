@@ -271,8 +271,8 @@ class Index:
                 start, table = file.tell(), fields.to_bytes(self.table)
                 write(table)
                 about = {'made_by': self.made_by, 'metric': self.metric}
-                about |= {'table': [start, len(table)], 'crc32': checksum}
-                data = json_text(about).encode()
+                place = {'table': [start, len(table)], 'crc32': checksum}
+                data = json_text({**about, **place}).encode()
                 file.write(data + struct.pack('<Q', len(data)) + _MARKS[-1])
                 file.flush()
                 os.fsync(file.fileno())

@@ -184,8 +184,9 @@ def add(
     failed, again, endpoint = dict[str, str](), set[str](), index.made_by['endpoint']
     if replace:
         # Remove all of them at once, which takes a pass over the index.
-        batches = list(_batches(classifier, images, endpoint, failed))
-        index.remove({name for table, _ in batches for name in fields.names(table)})
+        every = list(_batches(classifier, images, endpoint, failed))
+        index.remove({name for table, _ in every for name in fields.names(table)})
+        batches = iter(every)
     else:
         known = {*index.names}
         batches = _batches(classifier, images, endpoint, failed, known, again)

@@ -154,8 +154,8 @@ def describe(
                 waiting = busy
     found = count(manifest)
     if found['images'] and found['images'] == found['failed']:
-        some = next((f', for example {path}: {why}' for path, why in work.errors.items()), '')
-        raise UserError(f'no image could be read{some}')
+        example = next((f', for example {path}: {why}' for path, why in work.errors.items()), '')
+        raise UserError(f'no image could be read{example}')
     return {**found, 'described': work.described, 'errors': work.errors}
 
 
@@ -261,7 +261,8 @@ def open_shards(folder: AnyPath) -> Manifest:
     Raises:
       UserError: it has no manifest, or one of another version, or shards are missing.
     """
-    manifest = _manifest(as_path(folder))
+    folder = as_path(folder)
+    manifest = _manifest(folder)
     there = sum(manifest.shard(i).is_file() for i in range(manifest.shards))
     if there < manifest.shards:
         raise UserError(
@@ -271,9 +272,9 @@ def open_shards(folder: AnyPath) -> Manifest:
     return manifest
 
 
-def is_shards(folder: AnyPath) -> bool:
+def is_shards(folder: Path) -> bool:
     """True if a folder has a manifest of shards."""
-    return os.path.isfile(os.path.join(folder, 'manifest.json'))
+    return (folder / 'manifest.json').is_file()
 
 
 def read_shards(manifest: Manifest) -> Iterator[tuple[Any, np.ndarray]]:

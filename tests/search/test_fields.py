@@ -171,7 +171,7 @@ def test_fields_of_a_csv_file(table, tmp_path, monkeypatch):
 def test_ivfpq_finds_what_faiss_does_by_hand(indexes, vectors):
     made = indexes['ivfpq']
     lists = made.index.nlist
-    hand = faiss.index_factory(SIZE, f'IVF{lists},PQ2', faiss.METRIC_INNER_PRODUCT)
+    hand = faiss.index_factory(SIZE, f'IVF{lists},PQ4', faiss.METRIC_INNER_PRODUCT)
     hand.do_polysemous_training = False
     hand.train(index.unit(vectors)), hand.add(index.unit(vectors))
     hand.nprobe = made.index.nprobe

@@ -28,7 +28,7 @@ _HNSW_LINKS, _HNSW_BUILD, _HNSW_SEARCH = 32, 200, 256
 # IVF-PQ: lists per root of the number of images, images that train a list, the part of the lists
 # that a query looks into, numbers of a vector that share a byte, images that train the codes, and
 # the fewest images.
-_LISTS, _PER_LIST, _PROBED, _PER_BYTE, _CODES, _LEAST = 4, 64, 64, 8, 65536, 1000
+_LISTS, _PER_LIST, _PROBED, _PER_BYTE, _CODES, _LEAST = 4, 64, 64, 4, 65536, 1000
 _SAMPLE = 1000  # vectors that the recall is measured on
 _DIGITS = 6  # decimal places of a cosine, as many as float32 has
 _ALIGN = 64  # bytes; the table starts at a multiple, so that it can be mapped
@@ -188,8 +188,8 @@ class Index:
             # Remove the rounding of float32: a vector's cosine with itself is 1, not 1.0000001.
             scores = np.clip(np.round(scores, _DIGITS), -1, 1)
         return [
-            [(int(i), float(s)) for i, s in zip(*pair, strict=True) if i >= 0]
-            for pair in zip(rows, scores, strict=True)
+            [(i, s) for i, s in zip(*pair, strict=True) if i >= 0]
+            for pair in zip(rows.tolist(), scores.tolist(), strict=True)
         ]
 
     def choose(self, where: str) -> np.ndarray:
@@ -311,7 +311,7 @@ def create(
       metric: 'cosine' or 'euclidean'.
       kind: 'exact'; 'hnsw', a graph of neighbours (Malkov and Yashunin 2016, "Efficient and robust
         approximate nearest neighbor search using hierarchical navigable small world graphs"), which
-        pays off from about 100,000 images; or 'ivfpq', lists of codes of about D / 8 bytes (Jégou
+        pays off from about 100,000 images; or 'ivfpq', lists of codes of about D / 4 bytes (Jégou
         et al. 2011, "Product quantization for nearest neighbor search"), for millions of images.
       count: the number of images that an IVF-PQ index is made for.
 

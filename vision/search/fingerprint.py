@@ -75,7 +75,7 @@ def _difference(key: str, there: dict[str, str], here: dict[str, str]) -> tuple[
 
 
 def _read_model(made_by: dict[str, str]) -> dict[str, str]:
-    """Returns the model's name and arguments of a fingerprint; old versions hold only the name."""
+    """Returns the model's name and arguments from a fingerprint; old ones have only the name."""
     try:
         model = json.loads(made_by['model'])
     except ValueError:

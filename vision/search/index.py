@@ -185,7 +185,7 @@ class Index:
         if self.metric == 'euclidean':
             scores = np.sqrt(np.maximum(scores, 0))  # faiss returns squared distances
         else:
-            # Remove the rounding of float32: a vector's cosine with itself is 1, not 1.0000001.
+            # Round off errors of float32: a vector's cosine with itself is 1, not 1.0000001.
             scores = np.clip(np.round(scores, _DIGITS), -1, 1)
         return [
             [(i, s) for i, s in zip(*pair, strict=True) if i >= 0]
@@ -250,7 +250,7 @@ class Index:
             was loaded from it.
         """
         path, checksum = as_path(path), 0
-        # Images that another process has added since would be lost.
+        # Do not overwrite images that another process has added since this index was loaded.
         if self.read and self.read[0] == path and _version(path) not in (None, self.read[1]):
             raise UserError(
                 f'--index={path} was changed by another process in the meantime; '
@@ -326,7 +326,7 @@ def create(
     if kind == 'exact':
         made = faiss().IndexFlat(size, measure)
     elif kind == 'hnsw':
-        # A graph of neighbours, with the beam widths that it is built and searched with.
+        # A graph of neighbours, with the beam widths of building and searching.
         made = faiss().IndexHNSWFlat(size, _HNSW_LINKS, measure)
         made.hnsw.efConstruction, made.hnsw.efSearch = _HNSW_BUILD, _HNSW_SEARCH
     else:

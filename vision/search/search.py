@@ -87,7 +87,7 @@ def named(run: Run, words: AnyPath | Iterable[AnyPath]) -> list[Named]:
 
 
 def _one_example(run: Run, word: str, split: str, index: int) -> Named:
-    # One example of a split: a source of its own, so that the rest need not be read.
+    # Make a source of this one example, so that the rest of the split need not be read.
     source = own_split(run, split)
     if index >= source.num_examples:
         raise UserError(f'{word}: the split has examples 0 … {source.num_examples - 1}')
@@ -110,7 +110,7 @@ def build(
       images: the images to index, or the shards that `describe` has written of them (`open_shards`),
         whose endpoint is used.
       endpoint: see `Classifier.embed`.
-      metric: 'cosine', of vectors of length 1, or 'euclidean'.
+      metric: 'cosine', for which vectors are normalised to length 1, or 'euclidean'.
       kind: 'exact', 'hnsw' or 'ivfpq', see `index.create`.
       own: more fields of the images, from a CSV file.
 
@@ -161,7 +161,7 @@ def add(
     replace: bool = False,
     own: fields.Own | None = None,
 ) -> dict[str, str]:
-    """Adds images whose names are not in the index yet; paths become absolute.
+    """Adds images whose names are not in the index yet; their paths are stored as absolute paths.
 
     Args:
       classifier: as for `build`.
@@ -380,7 +380,7 @@ def write_results(
         draw_neighbours(run, shown).savefig(target, format='png')
         return
     show = _pictures_of(run, results)
-    # Find the neighbours of other classes first: the note above the rows counts them.
+    # Find the neighbours of other classes first, because the note above the rows has their number.
     marks = [[show.mark(r['path'], n['path']) for n in r['neighbours']] for r in shown]
 
     def rows() -> Iterator[pages.Row]:
@@ -422,7 +422,7 @@ def _pictures_of(run: Run, results: Sequence[dict[str, Any]]) -> 'Pictures':
 
 
 class Pictures:
-    """Images, titles and classes of the names in an index.
+    """Images, titles and classes by the images' names in an index.
 
     Attributes:
       root: the common folder of all files; '' if they have none, or there are no files.

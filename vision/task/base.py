@@ -1,7 +1,7 @@
 """The contract of tasks: `Task`, and the objects that it exchanges with the training step.
 
 `config.task` names the task that a model is trained and evaluated for: `classification`,
-`multilabel`, or a user-defined subclass of `Task` as 'package.module:Class' (docs/extending.md).
+`multilabel`, `distillation`, or a user-defined subclass of `Task` as 'package.module:Class' (docs/extending.md).
 """
 
 import dataclasses
@@ -51,7 +51,7 @@ class Apply(NamedTuple):
       model: the unbound module.
       params: parameters with respect to which the objective is differentiated.
       batch_stats: BatchNorm's running statistics before the step.
-      train: whether dropout and BatchNorm run in training mode: False with `freeze='backbone'`.
+      train: whether dropout and BatchNorm run in training mode; False with `freeze='backbone'`.
     """
 
     model: nn.Module
@@ -73,10 +73,10 @@ class Apply(NamedTuple):
         Args:
           images: float32 [B, H, W, C], as `Task.prepare` returns them.
           key: random key for dropout.
-          params: other parameters than the step's, such as a teacher's.
-          batch_stats: other running statistics. For a second call within one loss, pass those that
-            the first call returned.
-          train: False runs the model in evaluation mode.
+          params: parameters to use instead of the step's, such as a teacher's.
+          batch_stats: running statistics to use instead of the step's. For a second call within one
+            loss, pass those that the first call returned.
+          train: False runs the model in evaluation mode; None uses `Apply.train`.
 
         Returns:
           Outputs float32 [B, K], endpoints by name, and the new running statistics.
@@ -148,7 +148,9 @@ class Task:
           key: key for random values.
 
         Returns:
-          A PyTree of arrays, saved, restored and sharded like parameters; None for nothing.
+          A PyTree of arrays, saved, restored and sharded like parameters; None for nothing. NumPy
+          arrays, such as weights read from a file, are not compiled into the program that makes the
+          state.
         """
         return None
 
@@ -278,6 +280,7 @@ class Task:
 TASKS = {
     'classification': 'vision.task.classification:Classification',
     'multilabel': 'vision.task.multilabel:MultiLabel',
+    'distillation': 'vision.training.distillation:Distillation',
 }
 _REQUIRED = ('loss', 'answers', 'metrics')
 

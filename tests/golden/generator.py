@@ -33,6 +33,8 @@ def _tensor(name: str, shape: Sequence[int], gain: float) -> np.ndarray:
     if name.endswith('num_batches_tracked'):
         return np.zeros(shape, np.int64)
     values = uniform(name, shape)
+    if name.endswith(('gamma', 'layer_scale')):
+        return np.float32(0.5) + np.float32(0.25) * values
     if len(shape) > 1:
         values *= np.float32(math.sqrt(gain / math.prod(shape[1:])))
         return values

@@ -45,8 +45,9 @@ def _pretrained(name):
 
 
 def test_there_is_a_golden_for_each_model_that_torchvision_or_timm_has():
-    # EfficientNets of other scales have the same blocks and other numbers of them.
+    # EfficientNets and ConvNeXts of other scales have the same blocks and other numbers of them.
     scaled = {f'efficientnet_{kind}{i}' for kind in ('b', 'lite') for i in range(1, 5)}
+    scaled |= {f'convnext_{size}' for size in ('small', 'base', 'large')}
     assert set(TORCH_MODELS) - scaled <= set(NAMES) <= set(TORCH_MODELS)
 
 

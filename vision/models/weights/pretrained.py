@@ -57,6 +57,11 @@ _INPUTS = {
     'efficientnet_b2': PretrainedInput(288, 288, method='bicubic'),
     'efficientnet_b3': PretrainedInput(320, 300, method='bicubic'),
     'efficientnet_b4': PretrainedInput(384, 380, method='bicubic'),
+    'convnext_tiny': PretrainedInput(236),
+    'convnext_small': PretrainedInput(230),
+    'convnext_base': PretrainedInput(232),
+    'convnext_large': PretrainedInput(232),
+    'sscd_resnet50': PretrainedInput(288, 288),
     **{f'efficientnet_lite{i}': _lite(size) for i, size in enumerate((224, 240, 260, 280, 300))},
 }
 
@@ -103,8 +108,8 @@ def load_pretrained(
 ) -> dict[str, Any]:
     """Returns `variables` filled with a torchvision or timm state dict.
 
-    If the source has another number of classes, the classifier keeps its initial values, with a
-    warning. So do auxiliary heads that the source does not have.
+    If the source has no classifier or one for another number of classes, the classifier keeps its
+    initial values, with a warning. So do auxiliary heads that the source does not have.
 
     Args:
       source: a `.safetensors` or `.pth` file, `hf:organisation/name` on the Hugging Face hub, or
@@ -125,8 +130,8 @@ def load_pretrained(
     if not new_head:
         if not all(is_auxiliary((layer,)) for layer in fresh):
             raise UserError(
-                f'{source}: its classifier has another number of classes than the model; '
-                'fine-tune it (config.init_from), or use other weights'
+                f'{source}: it has no classifier, or its classifier has another number of classes '
+                'than the model; search with it, fine-tune it (config.init_from), or use other weights'
             )
     elif fresh:
         logging.warning(
@@ -149,6 +154,8 @@ def guess_name(source: str) -> str:
     name = re.split(r'[.-]', source.removeprefix('hf:').rsplit('/', 1)[-1])[0].removeprefix('tf_')
     if name in MODELS:
         return name
+    if name.startswith('sscd_'):  # tensors cannot tell: the embedding could be a classifier
+        return 'sscd_resnet50'
     # The name says nothing: compare the tensors.
     state = read_state_dict(source)
     for known in TORCH_MODELS:
@@ -234,6 +241,8 @@ def convert(
 def _our_layout(tensor: np.ndarray, path: Path, ndim: int, names: TorchNames) -> np.ndarray:
     """Transposes a torch tensor; torch kernels are [out, in, h, w] and [out, in]."""
     tensor = np.asarray(tensor)
+    if path[-1] == 'gamma':  # torchvision's is [C, 1, 1]
+        return tensor.reshape(-1)
     if path[-1] != 'kernel' or tensor.ndim not in (2, 4):
         return tensor
     if ndim == 2 and tensor.ndim == 2:
@@ -247,10 +256,10 @@ def _our_layout(tensor: np.ndarray, path: Path, ndim: int, names: TorchNames) ->
 
 
 def _absent_heads(expected: Mapping[Path, Any], names: TorchNames, state: StateDict) -> set[str]:
-    """Returns the auxiliary heads that the state dict does not have at all."""
+    """Returns the classifier and auxiliary heads that the state dict does not have at all."""
     there: dict[str, bool] = {}
     for path in expected:
-        if is_auxiliary(path[1:]):
+        if is_head(path[1:]):
             there[path[1]] = there.get(path[1], False) or names.key(path) in state
     return {head for head, any_tensor in there.items() if not any_tensor}
 

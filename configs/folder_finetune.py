@@ -41,7 +41,9 @@ def get_config(variant: str = 'full') -> ConfigDict:
         config.preprocess.mean = (0.485, 0.456, 0.406)
         config.preprocess.std = (0.229, 0.224, 0.225)
     else:
-        config.model = ConfigDict({'name': 'efficientnet_lite0'})
+        # With TensorFlow's momentum, 0.99, running statistics would still be ImageNet's after the few
+        # steps that a small folder makes, and validation would fail.
+        config.model = ConfigDict({'name': 'efficientnet_lite0', 'bn_momentum': 0.9})
         config.init_from = 'efficientnet_lite0'
         config.preprocess.eval = "decode|resize_small(256, 'bicubic')|central_crop(224)"
         config.preprocess.mean = (127 / 255,)

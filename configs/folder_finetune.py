@@ -41,9 +41,7 @@ def get_config(variant: str = 'full') -> ConfigDict:
         config.preprocess.mean = (0.485, 0.456, 0.406)
         config.preprocess.std = (0.229, 0.224, 0.225)
     else:
-        # With TensorFlow's momentum, 0.99, running statistics would still be ImageNet's after the few
-        # steps that a small folder makes, and validation would fail.
-        config.model = ConfigDict({'name': 'efficientnet_lite0', 'bn_momentum': 0.9})
+        config.model = ConfigDict({'name': 'efficientnet_lite0'})
         config.init_from = 'efficientnet_lite0'
         config.preprocess.eval = "decode|resize_small(256, 'bicubic')|central_crop(224)"
         config.preprocess.mean = (127 / 255,)
@@ -59,4 +57,8 @@ def get_config(variant: str = 'full') -> ConfigDict:
         config.freeze = 'backbone'
     else:
         config.lr_factors = (('backbone', 0.1),)
+    if variant == 'full':
+        # With TensorFlow's momentum, 0.99, running statistics would still be ImageNet's after the few
+        # steps that a small folder makes, and validation would fail.
+        config.model.bn_momentum = 0.9
     return config

@@ -176,7 +176,7 @@ def _classifier() -> Any:
 
     with phase('reading the model'):
         if PRETRAINED.value is not None:
-            return Classifier.from_pretrained(PRETRAINED.value, MODEL.value)
+            return Classifier.from_pretrained(PRETRAINED.value, MODEL.value, classify=False)
         return Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value)
 
 

@@ -16,7 +16,8 @@ from vision.task.losses import lenet_discriminative, lenet_mse
 
 # Models of the quick and of the slow tests; all others are nightly.
 QUICK = ('lenet5_1998-eq9', 'lenet5-cross_entropy', 'resnet20-cross_entropy')
-SLOW = ('lenet5_1998', 'alexnet', 'vgg_a', 'vgg11_bn', 'resnet18', 'efficientnet_lite0')
+SLOW = ('lenet5_1998', 'alexnet', 'vgg_a', 'vgg11_bn', 'resnet18', 'efficientnet_lite0', 'vit_s16')
+TRANSFORMERS = ('vit', 'deit3', 'dinov2', 'clip', 'siglip')
 CLASSES = 4
 MAX_STEPS = 100
 # Its 333 blocks would compile for many minutes as one program. Each kind of block compiles alone.
@@ -46,6 +47,12 @@ def setting(name):
             3,
             1e-3,
         )
+    if name.startswith(TRANSFORMERS):
+        arguments = {'patch': 4, 'width': 64, 'depth': 4, 'heads': 2}
+        # A factor of 1e-5 needs more steps than these to let an image through.
+        if default_model(name)[0].layer_scale:
+            arguments['layer_scale'] = 0.1
+        return arguments, 16, 3, 1e-3
     arguments = {'stage_sizes': (1, 1, 1)} if quick() and name == 'resnet20' else {}
     return arguments, 32 if default_model(name)[1][0] > 32 else 8, 3, 1e-3
 
@@ -126,7 +133,7 @@ def initialise(model, x, jit, seed=0):
 
     variables = jit(init)(x)
     params, stats = variables['params'], variables.get('batch_stats', {})
-    if stats or type(model).__name__.startswith('LeNet'):
+    if stats or type(model).__name__.startswith(('LeNet', 'VisionTransformer')):
         return params, stats
     normalised = {}
 

@@ -114,13 +114,14 @@ def open_checkpoints(path: Path, task: Task, best_by: str | None) -> Checkpoints
     return Checkpoints(path, selection.rank, read_only=True)
 
 
-def pretrained_run(source: str, name: str | None = None) -> Run:
+def pretrained_run(source: str, name: str | None = None, classify: bool = True) -> Run:
     """Makes a `Run` from ImageNet weights: model, classes and preprocessing, without data.
 
     Args:
       source: a `.safetensors` or `.pth` file of torchvision or timm, 'hf:org/name', or the name
         of packaged weights, such as 'efficientnet_lite0'.
       name: name of the model in the registry; guessed from the source by default.
+      classify: False to use endpoints only, so that the source needs no classifier.
 
     Raises:
       UserError: the source cannot be read, or its tensors do not match the model.
@@ -156,7 +157,7 @@ def pretrained_run(source: str, name: str | None = None) -> Run:
         model=model,
         task=task,
         variables=mesh_lib.put_replicated(
-            pretrained.load_pretrained(source, name, variables, new_head=False), mesh
+            pretrained.load_pretrained(source, name, variables, new_head=not classify), mesh
         ),
         mesh=mesh,
     )

@@ -80,7 +80,7 @@ class Classifier:
 
     @classmethod
     def from_pretrained(
-        cls, source: AnyPath, model: str | None = None, fold: bool = True
+        cls, source: AnyPath, model: str | None = None, fold: bool = True, classify: bool = True
     ) -> 'Classifier':
         """Loads a classifier from torchvision or timm ImageNet weights, or from a workdir.
 
@@ -90,6 +90,7 @@ class Classifier:
           model: the model's name in the registry. By default it is inferred from the beginning of
             the source's name.
           fold: fold BatchNorm into the convolutions.
+          classify: False to use endpoints only, so that the source needs no classifier, as DINOv2.
 
         Raises:
           UserError: the source cannot be read, or its tensors do not match the model.
@@ -97,7 +98,7 @@ class Classifier:
         source = source if isinstance(source, str) else os.fsdecode(as_path(source))
         if os.path.isdir(source):
             return cls.from_workdir(source, fold=fold)
-        return cls(pretrained_run(source, model), fold)
+        return cls(pretrained_run(source, model, classify), fold)
 
     def __call__(self, images: Images) -> np.ndarray:
         """Classifies images.

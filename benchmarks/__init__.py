@@ -1,11 +1,11 @@
-"""The benchmarks, `python -m benchmarks NAME`: one file each, and the PyTorch programs of the peer."""
+"""Benchmarks, `python -m benchmarks NAME`, one file each, and the PyTorch programs of the peer."""
 
 import os
 import signal
 import sys
 
 if sys.argv[0] == '-m':  # Python is about to run a command
-    # Before anything of `vision` is imported, which takes a moment.
+    # Handle signals before `vision` is imported, because the imports take a moment.
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda signum, frame: os._exit(128 + signum))
 

@@ -1,4 +1,4 @@
-"""Measures speed, here and in another library (the peer), in alternation.
+"""Measures the speed of this project and of another library (the peer), in alternation.
 
     python -m benchmarks NAME [--rounds=3] [--format=json]
 
@@ -12,7 +12,7 @@
     loop         the training loop and its bare jitted step, ResNet-20 on synthetic images
     scaling      images per second by batch size, memory by depth with and without recomputing, and
                  XLA's count of a ResNet-50 step
-    search       100,000 clustered vectors of 512 floats: recall@10 of the graph, ms a query
+    search       100,000 clustered vectors of 512 floats: recall@10 of the HNSW graph, ms per query
     gpu          all measurements for a GPU, each once, in less than eight minutes: ResNet-50's
                  training step and inference with MFU, epochs of LeNet-5 and ResNet-20, in
                  bfloat16 and float32
@@ -62,7 +62,7 @@ def _throughput(*words: str) -> list[dict[str, Any]]:
         if word not in MODES:
             raise unknown('mode of throughput', word, MODES)
     models = list(throughput.SIZES) if MODELS.value is None else MODELS.value
-    # Peers start with the environment of the shell, without the settings that we tune.
+    # Peers start with the environment of the shell, without the settings that this project tunes.
     peer = PEER.value, PEER_PYTHON.value
     environment = startup.shipped_environment()
     rows = []

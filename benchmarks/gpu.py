@@ -29,16 +29,16 @@ def gpu(
     They run the usual training loop on synthetic images in device memory.
 
     Args:
-      batch_size: the batch size of ResNet-50; reduce it if memory does not suffice.
-      tiny: use small images, batches and epochs, to check on any machine that it runs.
+      batch_size: the batch size of ResNet-50; reduce it if the GPU runs out of memory.
+      tiny: use small images, batches and epochs, to check on any machine that the benchmark runs.
       peer: the peer's command line (`throughput.peer_command`), which is measured right after each
         measurement of our ResNet-50.
       peer_env: the environment variables of the peer; None for those of this process.
 
     Returns:
-      One row for each measurement: `rate` and `peer` (images/s of ours and the peer), their
-      `ratio`, `seconds` of an epoch, `mfu` (the model's FLOP/s over the device's bfloat16 peak,
-      also in float32; None if the peak is unknown), and `device`.
+      One row for each measurement: `rate` (images/s of this project) and `peer` (images/s of the
+      peer), their `ratio`, `seconds` of an epoch, `mfu` (the model's FLOP/s over the device's
+      bfloat16 peak, also in float32; None if the peak is unknown), and `device`.
     """
     size, batch, divisor = (64, 2, 100) if tiny else (224, batch_size, 1)
     # ResNet-50, each measurement followed by the peer's.

@@ -54,17 +54,17 @@ def input_speed(peer: str | None, peer_python: str | None, rounds: int) -> dict[
       rounds: the number of measurements of each candidate, in turn.
 
     Returns:
-      `ours`, `simplejpeg` and `peer`: images/s, medians over the rounds, or None. `ratio`: ours
-      over the peer's. `rounds`: all readings. simplejpeg is measured if it is installed, as the
-      speed of libjpeg-turbo alone: it decodes whole images at the smallest scale with at least 224
-      pixels on each side, with the fast DCT, on as many threads as there are cores.
+      `ours`, `simplejpeg` and `peer`: images/s, medians over the rounds, or None. `ratio`: `ours`
+      over `peer`. `rounds`: all readings. simplejpeg, measured if it is installed, shows the speed
+      of libjpeg-turbo alone: it decodes whole images at the smallest scale with at least 224 pixels
+      on each side, with the fast DCT, on as many threads as there are cores.
 
     Raises:
       UserError: the peer is unknown, or fails.
     """
     if peer not in (None, 'torchvision'):
         raise UserError(f'--peer={peer}: the only peer is torchvision')
-    # Measure ours, the bare decoder and the peer on the same files, in turn.
+    # Measure this project, the decoder alone and the peer on the same files, in turn.
     with tempfile.TemporaryDirectory() as folder:
         source = make_jpegs(Path(folder))
         cores = len(os.sched_getaffinity(0))

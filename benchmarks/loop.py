@@ -1,4 +1,4 @@
-"""Throughput of the training loop: against its bare jitted step, and from files.
+"""Throughput of the training loop: compared with its bare jitted step, and on files.
 
 Other benchmarks also use `synthetic_config` and `loop_rate`.
 """
@@ -27,14 +27,14 @@ _TIMED = 40  # timed steps of a round
 
 
 def synthetic_config(model: str, image_size: int, batch_size: int) -> ConfigDict:
-    """Returns the config of a run on synthetic images that is too short to evaluate or save."""
+    """Returns the config of a run on synthetic images, without evaluations while it is timed."""
     config = default_config()
     config.model.name = model
     config.data.source = 'synthetic'
     config.data.num_examples, config.data.image_size = 512, image_size
     config.preprocess.mean, config.preprocess.std = (0.3,), (0.2,)
     config.training.batch_size = batch_size
-    # No measurement is long enough for an evaluation or a checkpoint.
+    # Measurements stop long before the first evaluation and the first checkpoint.
     config.training.duration = '1000000 steps'
     config.training.eval_every = config.training.checkpoint_every = '1000000 steps'
     return config
@@ -139,10 +139,10 @@ def epoch_speed(
     config = synthetic_config(model, image_size, batch_size)
     config.data.num_examples, config.data.channels = examples, channels
     config.model.dtype = dtype
-    # LeNet-5 expects 32 pixels: pad MNIST's 28 inside the model.
+    # LeNet-5 expects 32 pixels: the model pads MNIST's 28 pixels.
     if model == 'lenet5' and image_size == 28:
         config.model.padding = 2
-    # The first epoch includes compilation, so it is the warm-up.
+    # The first epoch includes compilation, so it serves as the warm-up.
     steps = -(-examples // batch_size)
     rate = loop_rate(config, steps, warm_up=steps)
     return {'rate': rate, 'device': jax.devices()[0].device_kind}

@@ -33,16 +33,16 @@ def predict_speed(name: str, rounds: int, images: int = 1000) -> dict[str, Any]:
       images: the number of files.
 
     Returns:
-      `predict`, `decoder` and `bare_model`: images/s, medians over the rounds. `of_slower`: predict
-      over the slower of the other two. `of_bound`: predict over 1 / (1 / decoder + 1 / bare_model),
-      the upper bound if decoder and model share the same cores. `one_image_cpu_ms` and
-      `one_image_cpu_ms_8_threads`: the CPU time of a call with one file minus that of the model,
-      called by one thread and by eight threads at once.
+      `predict`, `decoder` and `bare_model`: images/s, medians over the rounds. `of_slower`:
+      `predict` over the lower of the other two rates. `of_bound`: `predict` over
+      1 / (1 / decoder + 1 / bare_model), the upper bound if decoder and model share the same cores.
+      `one_image_cpu_ms` and `one_image_cpu_ms_8_threads`: the CPU time of a call with one file
+      minus that of the model, called by one thread and by eight threads at once.
 
     Raises:
       UserError: the model is unknown, or does not accept 224 pixels.
     """
-    # The speed does not depend on the weights, so random ones will do.
+    # The speed does not depend on the weights, so random weights suffice.
     run = _random_run(name)
     classifier, feed = Classifier(run), Feed(run)
     with tempfile.TemporaryDirectory() as folder:

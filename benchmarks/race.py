@@ -1,9 +1,9 @@
 """Race to 99 % accuracy on the MNIST test set, between this project and plain PyTorch.
 
-The race measures the seconds from the start of a process. Both sides use the same recipe: LeNet-5,
-batches of 100 (600 steps per epoch), SGD with warm-up and a cosine schedule, no augmentation. The
-test set is evaluated after each epoch, and the race ends once the accuracy is reached. The test set
-therefore decides when to stop, so the accuracy of a race must not be reported as a result.
+The race measures the seconds from the start of a process until the accuracy is reached. Both sides
+use the same recipe: LeNet-5, batches of 100 (600 steps per epoch), SGD with warm-up and a cosine
+schedule, no augmentation. The test set is evaluated after each epoch and decides when a race ends,
+so the accuracy of a race must not be reported as a result.
 """
 
 import json
@@ -65,9 +65,9 @@ def race(
     Returns:
       `ours` and `peer`: medians over the rounds that reached the accuracy (None if no round did) of
       the `seconds` in total, the seconds by phase (`import`, `data`, `compile`, `train`, `eval`)
-      and the number of `epochs`; and `reached`, the number of those rounds. `data` is the time to
-      read the data and to copy it to the device. `ratio`: the peer's seconds over ours. `rounds`:
-      all readings.
+      and the number of `epochs`; and `reached`, the number of rounds that reached the accuracy.
+      `data` is the time to read the data and to copy it to the device. `ratio`: the peer's seconds
+      over ours. `rounds`: all readings.
 
     Raises:
       UserError: the peer is unknown, the data cannot be read, or a process failed.
@@ -170,7 +170,7 @@ def _config(file: str, recipe: dict[str, Any], seed: int) -> ConfigDict:
     config.schedule.warmup = f'{recipe["warmup_epochs"]} epochs'
     config.training.batch_size = recipe['batch_size']
     config.training.duration = f'{recipe["epochs"]} epochs'
-    # The stopwatch takes the time at log records and evaluations: both at the end of an epoch.
+    # The stopwatch reads the time at log records and evaluations; both are at the end of an epoch.
     config.training.log_every = config.training.eval_every
     config.evaluation.batch_size = 1000
     return config

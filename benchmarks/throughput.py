@@ -35,7 +35,7 @@ _OURS = """
 from benchmarks.throughput import measure
 print(measure(*sys.argv[1:4], *map(int, sys.argv[4:])))
 """
-# Peak FLOP/s of dense bfloat16 products by a part of the device's name, from the data sheets.
+# Peak FLOP/s of dense bfloat16 products, from the data sheets; a key is a part of a device's name.
 PEAKS = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12, 'L4': 121e12, 'TPU v4': 275e12}
 _SECONDS = 6.0  # steps are timed for at least this long,
 _STEPS = 5  # and at least this number of steps
@@ -107,7 +107,7 @@ def _compare(
     peer_env: Mapping[str, str] | None,
 ) -> dict[str, Any]:
     """Returns the row of one model and dtype."""
-    # Ours and the peer's in turn, so that drifts of the machine concern both.
+    # Measure this project and the peer in turn, so that drifts of the machine affect both.
     readings: dict[str, list[Any]] = {'ours': [], 'peer': []}
     for _ in range(rounds):
         words = mode, model, dtype, *SIZES[model]
@@ -134,7 +134,7 @@ def _compare(
 
 
 def show(who: str, mode: str, model: str, dtype: str, reading: Mapping[str, Any]) -> None:
-    """Prints one reading on stderr as soon as it is there."""
+    """Prints one reading on stderr as soon as it is available."""
     speed = f'{reading["rate"]:,.2f} images/s'
     print(f'{model}, {mode}, {dtype}: {who} {speed}', file=sys.stderr, flush=True)
 
@@ -242,7 +242,7 @@ def _training(model: str, dtype: str, size: int, channels: int, batch: int) -> C
 def _inference(model: str, dtype: str, size: int, channels: int, batch: int) -> Callable[[], Any]:
     """Returns a function that computes the probabilities of a batch that is on the device.
 
-    It uses the form of the model that predicts, with BatchNorm folded.
+    BatchNorm is folded into the convolutions, as in prediction.
     """
     import jax
     import jax.numpy as jnp

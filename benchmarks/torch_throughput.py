@@ -19,7 +19,7 @@ _STEPS = 5
 
 
 def main(peer, mode, name, dtype, size, channels, batch):
-    """Measures a model in eager mode, and prints JSON with its `rate` in images/s (median step)."""
+    """Measures a model in eager mode; prints JSON with `rate`, the images/s of the median step."""
     import torch
 
     on_gpu = torch.cuda.is_available() and peer == 'torchvision'
@@ -82,7 +82,7 @@ def _onnx_step(model, images):
     with tempfile.NamedTemporaryFile(suffix='.onnx') as file, contextlib.redirect_stdout(None):
         torch.onnx.export(probabilities, (images,), file.name, dynamo=True, external_data=False)
         session = onnxruntime.InferenceSession(file.name, providers=['CPUExecutionProvider'])
-    # The session is in memory, so the file may go.
+    # The session is in memory and no longer needs the file.
     feed = {session.get_inputs()[0].name: images.numpy()}
     return lambda: session.run(None, feed)
 

@@ -10,9 +10,10 @@ decay 1e-4; images padded by 4, cropped and flipped. Networks of 110 layers or m
 Result: not run here. Paper's test error: 20 layers 8.75; 32 7.51; 44 7.17; 56 6.97; 110 6.43 (mean
 of five 6.61 ± .16); 1202 7.93 %.
 Cost: not measured; the data set must be downloaded (TFDS).
-Deviations: the channels' means and deviations replace the per-pixel mean; the best checkpoint on
-5,000 held-out images is reported; biases and norms are not decayed; 110 layers and more switch to
-.1 after 400 iterations (the paper: when the training error is below 80 %, about 400 iterations).
+Deviations: means and standard deviations of the channels replace the per-pixel mean; the best
+checkpoint on 5,000 held-out images is reported; biases and norms are not decayed; networks of 110
+layers or more switch to .1 after 400 iterations (the paper: when the training error is below 80 %,
+about 400 iterations).
 """
 
 from ml_collections import ConfigDict

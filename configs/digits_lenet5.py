@@ -5,11 +5,11 @@ Paper: LeCun et al. 1998, "Gradient-based learning applied to document recogniti
     python -m experiments.train --config=configs/digits_lenet5.py --workdir=runs/digits
 
 Result: test error 0.89 ± 0.46 % (5 seeds; results/table.md).
-Cost: 24 seconds on two CPU cores.
-Deviations: the current form of the network (C3 reads all maps of S2; ReLU, max pooling, softmax)
-and other data: 1,077 scans for training, 360 for validation and 360 for testing. With so few scans,
-the validation results of single checkpoints are hard to compare, so a moving average of the
-parameters is evaluated and selected instead.
+Cost: 24 to 28 seconds of one CPU core for each seed.
+Deviations: the modern form of the network (C3 reads all maps of S2; ReLU, max pooling, softmax) and
+other data: 1,077 scans for training, 360 for validation and 360 for testing. With so few scans, the
+validation results of single checkpoints are noisy, so a moving average of the parameters is
+evaluated and selected instead.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,8 @@
 """Small VGG, GoogLeNet and ResNets on Fashion-MNIST; the model follows the colon.
 
 Papers: Xiao, Rasul and Vollgraf 2017 (arXiv:1708.07747), the data; He et al. 2015, section 4.2;
-Simonyan and Zisserman 2014; Szegedy et al. 2014. Accuracies in the data set's own list: VGG-16
-93.5, GoogLeNet 93.7, ResNet-18 94.9, DenseNet-BC 95.4, WRN-40-4 96.7 %.
+Simonyan and Zisserman 2014; Szegedy et al. 2014. Accuracies in the list of the data set's authors:
+VGG-16 93.5, GoogLeNet 93.7, ResNet-18 94.9, DenseNet-BC 95.4, WRN-40-4 96.7 %.
 
     python -m experiments.train --config=configs/fashion_mnist.py:resnet20 --workdir=runs/fashion
     … --config.data.source=idx --config.data.path=FOLDER     the four IDX files, no internet
@@ -12,10 +12,11 @@ Result: test error (results/table.md); minutes per seed on an NVIDIA H100 shared
     vgg11_bn    6.54 ± 0.21 %, 3 seeds,  2 min   half as wide as published
     googlenet   6.72 ± 0.12 %, 5 seeds,  7 min   a quarter as wide, 8 epochs
     resnet18    5.06 ± 0.08 %, 3 seeds, 11 min   half as wide, 40 epochs, cutout (arXiv:1708.04552)
-Cost of an epoch on a CPU core: googlenet 15 and resnet20 5 minutes (no AVX-512), vgg11_bn 3 (with
-it).
-Deviations: one recipe for all (SGD, cosine, padded crops, flips, moving average), stems for small
-images; VGG and GoogLeNet have BatchNorm, VGG one linear layer, GoogLeNet no auxiliary heads.
+Cost of an epoch on one CPU core: googlenet 15 and resnet20 5 minutes (without AVX-512), vgg11_bn 3
+minutes (with AVX-512).
+Deviations: one recipe for all models (SGD, cosine, padded crops, flips, moving average) and stems
+for small images; VGG and GoogLeNet have BatchNorm, VGG one linear layer, GoogLeNet no auxiliary
+heads.
 """
 
 from ml_collections import ConfigDict
@@ -47,7 +48,7 @@ def get_config(model: str = 'resnet20') -> ConfigDict:
     config.weight_decay = 5e-4
     config.schedule.warmup = '1 epochs'
     config.training.batch_size = 128
-    # An epoch of GoogLeNet takes three times as long as one of the others.
+    # An epoch of GoogLeNet takes three times as long as an epoch of the other models.
     config.training.duration = '8 epochs' if model == 'googlenet' else '15 epochs'
     config.training.log_every = '100 steps'
     config.training.ema_decay = 0.999

@@ -10,8 +10,8 @@ convolutions with pooling, and 93.9 % with flips.
 
 Result: test error 9.03 ± 0.13 % (5 seeds; results/table.md).
 Cost: 4 minutes of one CPU core.
-Deviations: LeNet-5 of LeCun et al. 1998 in today's form; flips and small shifts; 5,000 training
-images are held out to select on.
+Deviations: LeNet-5 of LeCun et al. 1998 in its modern form; flips and small shifts; 5,000 training
+images are held out to select the checkpoint.
 """
 
 from ml_collections import ConfigDict

@@ -1,8 +1,7 @@
 """Fine-tuning ImageNet weights on a folder of photos, `FOLDER/CLASS/*.jpg`.
 
 Papers: Tan and Le 2019 (arXiv:1905.11946), EfficientNet, in its Lite form; He et al. 2015
-(arXiv:1512.03385), ResNet-50; Donahue et al. 2013, "DeCAF" (arXiv:1310.1531), on how well the
-features of such a network transfer.
+(arXiv:1512.03385), ResNet-50; Donahue et al. 2013, "DeCAF" (arXiv:1310.1531), transfer of features.
 
     pip install -e ".[pretrained]"
     python -m experiments.train --config=configs/folder_finetune.py --workdir=runs/photos
@@ -14,9 +13,9 @@ features of such a network transfer.
 
 Result: depends on the photos; not measured here.
 Cost: not measured. Peak memory and time a step: add --dry_run.
-Deviations: the weights of EfficientNet-Lite0 come as a package, without a hub; a new classifier
-for the folder's classes; the whole network is trained, the backbone at a tenth of the classifier's
-learning rate.
+Deviations: the weights of EfficientNet-Lite0 are installed as a package, not downloaded from a hub;
+the classifier is new, for the folder's classes; the whole network is trained, the backbone with a
+tenth of the classifier's learning rate.
 """
 
 from ml_collections import ConfigDict
@@ -27,7 +26,7 @@ from vision.core.errors import unknown
 
 
 def get_config(variant: str = 'full') -> ConfigDict:
-    """Returns the config; 'frozen' trains the classifier only, 'resnet50' another network."""
+    """Returns the config; 'frozen' trains only the classifier, 'resnet50' uses another network."""
     if variant not in ('full', 'frozen', 'resnet50'):
         raise unknown('variant of folder_finetune.py', variant, ['full', 'frozen', 'resnet50'])
     config = default_config()

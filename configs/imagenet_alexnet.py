@@ -11,8 +11,9 @@ crops at test.
 Result: not run here. Paper's error, top-1 / top-5: 40.7 / 18.2 % (`evals.ten_crop`).
 Cost: not measured; about 892,000 steps of batch 128.
 Deviations: 1 % of the training images is held out; the learning rate falls at 30, 60 and 80 epochs
-instead of when validation stops improving; crops are of 227 pixels, which conv1 needs for 55 x 55;
-one mean per channel is subtracted, not one per pixel. Biases are decayed as weights are.
+instead of when validation stops improving; crops are of 227 pixels, which conv1 needs to have an
+output of 55 x 55; one mean per channel is subtracted, not one per pixel. Biases are decayed, as
+weights are.
 """
 
 from ml_collections import ConfigDict

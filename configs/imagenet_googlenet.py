@@ -11,8 +11,8 @@ and aspect 3/4 to 4/3, photometric distortions. Section 5: auxiliary losses weig
 Result: not run here. Paper's top-5 error: 10.07 % (one crop), 7.89 % (144 crops,
 `evals.crops_144`).
 Cost: not measured; about 1,239,000 steps of batch 256.
-Deviations: 1 % of the training images is held out. These values are not in the paper: learning rate
-.01 for batch 256, weight decay 2e-4 (as in Caffe's replica) but not of biases, 250 epochs, the
+Deviations: 1 % of the training images is held out. Values that the paper does not give: learning
+rate .01 for batch 256, weight decay 2e-4 (as in Caffe's replica) but not of biases, 250 epochs, an
 average from epoch 200 on, colour factors within .4.
 """
 

@@ -11,10 +11,9 @@ weights. Section 7: label smoothing .1.
 Result: not run here. Paper's error with one crop, top-1 / top-5: 21.2 / 5.6 %.
 Cost: not measured; about 79,000 steps of batch 1600.
 Deviations: 1 % of the training images is held out; one synchronous batch of 1600 replaces 50
-asynchronous replicas, at the learning rate that the paper has for each of them. From the authors'
-code: momentum .9, weight decay 4e-5 (not of biases and norms), the auxiliary loss times .4, an
-average with decay .9999, crops of at least 5 % of the area, brightness within .125, saturation
-within .5.
+asynchronous replicas, at the paper's learning rate for one replica. From the authors' code:
+momentum .9, weight decay 4e-5 (not of biases and norms), the auxiliary loss times .4, an average
+with decay .9999, crops of at least 5 % of the area, brightness within .125, saturation within .5.
 """
 
 from ml_collections import ConfigDict

@@ -1,27 +1,23 @@
 """ResNet on ImageNet; the depth and the recipe follow the colon.
 
 Paper: He et al. 2015, "Deep residual learning for image recognition" (arXiv:1512.03385), section
-3.4: batch 256, learning rate .1 divided by 10 when validation stops improving, 60e4 iterations (120
-epochs), weight decay 1e-4, momentum .9, shorter side in [256, 480], crops of 224, flips, colour
-noise.
+3.4: batch 256, learning rate .1 divided by 10 on plateaus, 600,000 steps, weight decay 1e-4,
+momentum .9, shorter side in [256, 480], crops of 224, flips, colour noise.
 
     python -m experiments.train --config=configs/imagenet_resnet.py:50 --workdir=runs/resnet50
-    … --config.data.data_dir=DIR     the prepared data set
-    …:18  …:34a  …:34b  …:34c  …:101  …:152   other depths; shortcut options A (also of 18), B, C
-    …:50-v1                             torchvision's recipe of 90 epochs (its V1 weights)
-    …:50-v2                             torchvision's recipe of 600 epochs (its V2 weights)
+    …:18  …:34a  …:34b  …:34c  …:101  …:152     the paper's recipe; shortcuts A (also of 18), B, C
+    …:50-v1  …:50-v2     torchvision's recipes of 90 and 600 epochs
 
-Result: not run here. Paper's error, top-1 / top-5, ten crops (`evals.ten_crop`):
-    18: 27.88 %;   34a, 34b, 34c: 25.03 / 7.76, 24.52 / 7.46, 24.19 / 7.40 %
-    50, 101, 152: 22.85 / 6.71, 21.75 / 6.05, 21.43 / 5.71 %
-    50, 101, 152, one crop, by the authors' code: 24.7 / 7.8, 23.6 / 7.1, 23.0 / 6.7 %
-torchvision's accuracy: 50-v1 76.130 %, 50-v2 80.858 %.
-Cost: not measured; 600,000 steps of batch 256.
-Deviations. All: 1 % of the training images is held out. Paper's recipe: only the channels' means
-are subtracted, in pixels; the learning rate is divided after 5 epochs without a better validation
-figure; biases and norms are not decayed. 50-v2: erased boxes get random pixels, not grey; the
-warm-up begins at 0, not .005; the EMA is updated at each step, not each 32nd, and faster at first,
-as (1 + t) / (10 + t); BatchNorm and mixup see the whole batch of 1024, not the 128 images of a GPU.
+Result: not run here. Paper's top-1 error with ten crops (`evals.ten_crop`): 27.88 % (18), 25.03,
+24.52 and 24.19 % (34a, b, c), 22.85 % (50), 21.75 % (101), 21.43 % (152); with one crop, by the
+authors' code: 24.7, 23.6 and 23.0 % (50, 101, 152). torchvision's accuracy: 76.130 % (50-v1),
+80.858 % (50-v2).
+Cost: not measured; 600,000 steps of batch 256 with the paper's recipe.
+Deviations: 1 % of the training images is held out. Paper's recipe: channel means are subtracted,
+not pixel means; a plateau is 5 epochs without a better validation metric; biases and norms are not
+decayed. 50-v2: erased boxes get random pixels, not grey; the warm-up begins at 0, not .005; the EMA
+is updated at each step, not each 32nd, and faster at first, as (1 + t) / (10 + t); BatchNorm and
+mixup see the whole batch of 1024, not the 128 images of a GPU.
 """
 
 from ml_collections import ConfigDict

@@ -7,7 +7,7 @@ Paper: Simonyan and Zisserman 2014 (arXiv:1409.1556), configuration A, for the n
     … --config.data.source=idx --config.data.path=FOLDER     the four IDX files, no internet
 
 Result: test error 0.33 ± 0.05 % (5 seeds, 0.26 to 0.38; results/table.md).
-Cost: 18,750 steps, 5 minutes on an NVIDIA H100 that ran other trainings at the same time.
+Cost: 18,750 steps; 5 minutes on an NVIDIA H100 that ran other experiments at the same time.
 Deviations: VGG with BatchNorm, half as wide, with one linear layer; the distortions include
 rotations and are drawn anew in each pass. All 60,000 images are trained on, and the last step is
 reported.
@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.data.name = 'mnist'
     config.data.in_memory = True
     config.data.path = placeholder(str)
-    config.data.validation = 0  # chosen with 5,000 held out; trains on all
+    config.data.validation = 0  # the recipe was chosen with 5,000 images held out; train on all
     config.preprocess.train = 'affine(degrees=10, scale=0.15, shear=0.1, shift=2)'
     config.preprocess.mean = (0.13,)
     config.preprocess.std = (0.31,)

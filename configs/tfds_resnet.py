@@ -10,9 +10,9 @@ ImageNet: ResNet-50).
 
 Result: not run here. ResNet-20 on CIFAR-10 in the paper: 8.75 % test error.
 Cost: not measured; the data sets must be downloaded.
-Deviations: a cosine schedule; Inception's crops as in torchvision's recipe, evaluated on the
-centre. Validation is held out of the training split. Where a data set's test labels are not public,
-its validation split is reported as test.
+Deviations: a cosine schedule; for training, Inception's crops as in torchvision's recipe; for
+evaluation, the central crop. Validation images are held out of the training split. If a data set's
+test labels are not public, its validation split is reported as test.
 """
 
 from ml_collections import ConfigDict
@@ -54,7 +54,7 @@ def get_config(name: str = 'cifar10') -> ConfigDict:
     config.data.splits = ConfigDict(splits)
     config.preprocess.train = 'decode|random_resized_crop(224)|flip_lr'
     config.preprocess.eval = 'decode|resize_small(256)|central_crop(224)'
-    if imagenet:  # the constants are known; computing them would read 1.3 million images
+    if imagenet:  # use the known constants; computing them would read 1.3 million images
         config.preprocess.normalise = 'constants'
         config.preprocess.mean = (0.485, 0.456, 0.406)
         config.preprocess.std = (0.229, 0.224, 0.225)

@@ -1,4 +1,4 @@
-"""Compares runs: their curves in one picture, their figures in one table, and whether they differ.
+"""Compares runs: draws their curves, prints their metrics and tests whether the runs differ.
 
     python -m experiments.compare RUN RUN… [--output=compare.png] [--split=test]
 
@@ -6,7 +6,7 @@ Examples:
     python -m experiments.compare runs/a runs/b
     python -m experiments.compare runs/sweep/*/ --output=sweep.png --format=json
 
-For every two runs, McNemar's exact test is made of their answers for the same examples.
+McNemar's exact test compares the predictions of each pair of runs for the same examples.
 """
 
 from absl import flags
@@ -20,7 +20,7 @@ FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the figure
 
 
 def main(argv: list[str]) -> None:
-    """Compares the runs, draws their curves and prints their figures."""
+    """Compares the runs, draws their curves and prints their metrics."""
     path = output_file('output', OUTPUT.value, ['.png'])
     from vision.core.progress import phase
 

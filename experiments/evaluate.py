@@ -8,12 +8,12 @@ Examples:
     python -m experiments.evaluate --workdir=runs/resnet50 --evals=all
     python -m experiments.evaluate --workdir=runs/a --workdir=runs/b
 
---eval sets the keys of one evaluation, as an entry of config.evals has them:
+--eval.KEY sets a key of the evaluation; the keys are those of an entry of config.evals:
     --eval.protocol=ten_crop             a paper's test protocol: ten_crop, crops_144, dense(…), …
     --eval.data.name=imagenet_v2         another data set
     --eval.weights=raw                   the weights as trained, not their moving average
 Several workdirs form an ensemble, which averages the runs' probabilities. The report is
-DIR/report/index.html; the predictions for each example are beside it.
+DIR/report/index.html; the predictions for each example are in the same folder.
 """
 
 from absl import flags
@@ -47,7 +47,7 @@ FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the figure
 
 
 def main(argv: list[str]) -> None:
-    """Evaluates the runs, writes the report and prints the figures."""
+    """Evaluates the runs, writes the report and prints the metrics."""
     cli.refuse_arguments(argv)
     cli.require(workdir=WORKDIR.value or None)
     from vision.core.progress import phase, progress_bar
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> None:
         from vision.evaluation.evals import evaluate_runs, named_entries
         from vision.evaluation.report import write_report
 
-    # Evaluate, then write the report, then print the figures.
+    # Evaluate, then write the report, then print the metrics.
     config = read_config(locate(WORKDIR.value[0]))
     entries = named_entries(config, EVALS.value, _overrides())
     with progress_bar() as progress:

@@ -1,4 +1,4 @@
-"""Exports a trained run as StableHLO, which maps uint8 images to probabilities; JAX alone runs it.
+"""Exports a run as a StableHLO program from uint8 images to probabilities, which needs only JAX.
 
     python -m experiments.export --workdir=DIR --output=FILE [--checkpoint=best] [--nofold]
 
@@ -6,8 +6,9 @@ Examples:
     python -m experiments.export --workdir=runs/digits --output=digits.stablehlo
     python -m experiments.export --workdir=runs/photos --output=photos.stablehlo --checkpoint=last
 
-The exported model is checked against the run's model on images of its own data before the file is
-put in place. The file runs on the JAX version that wrote it and on newer ones.
+Before the file is moved into place, the probabilities of the exported model are compared with those
+of the run's model on images of its own data. The file runs on the JAX version that wrote it and on
+newer ones.
 """
 
 from absl import flags

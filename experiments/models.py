@@ -6,9 +6,9 @@ Examples:
     python -m experiments.models                        a list of all models
     python -m experiments.models resnet50 --input=320   one model, stage by stage
 
-Multiply-adds are the fused ones of convolutions and matrix products, for one image in evaluation;
-activations are the output values of these operations. Auxiliary heads, which are used in training
-only, are counted only in 'parameters with auxiliary heads'.
+Multiply-adds are the fused multiply-adds of convolutions and matrix products for one image in
+evaluation; activations are the output values of these operations. Auxiliary heads are used in
+training only; only 'parameters with auxiliary heads' includes them.
 """
 
 from absl import flags
@@ -27,7 +27,7 @@ CLASSES = flags.DEFINE_integer('num_classes', None, "Number of classes (default:
 
 
 def main(argv: list[str]) -> None:
-    """Prints the table of one model, or of all."""
+    """Prints the table of one model or of all models."""
     options = (INPUT.value, CHANNELS.value, CLASSES.value)
     for line in summary_tables.describe(argv[1:], FORMAT.value, *options):
         print(line, flush=True)

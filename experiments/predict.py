@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     source = feed.files(argv[1:])
     answers = classifier.classify_source(source, TOP_K.value)
     bar = FORMAT.value == 'table' or not sys.stdout.isatty()
-    if not bar:  # the answers appear on the terminal as they come, the first after compilation
+    if not bar:  # predictions appear on the terminal as they come, the first after compilation
         with phase('classifying the first images'):
             first = list(itertools.islice(answers, 1))
         answers = itertools.chain(first, answers)

@@ -1,4 +1,4 @@
-"""Shows the images that a model would be fed, and what is wrong with the data.
+"""Shows the model's input images, and faults of the data.
 
     python -m experiments.preview --config=FILE[:ARGUMENT] [--output=DIR] [--config.KEY=VALUE …]
 

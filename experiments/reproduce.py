@@ -7,9 +7,9 @@ Examples:
     python -m experiments.reproduce mnist-lenet5 --mnist=FOLDER        train and measure one row
     python -m experiments.reproduce cifar10-resnet20 --seeds=3,4 --dtype=bfloat16
 
-`--seeds=3` stands for the seeds 0, 1 and 2; `--seeds=3,4` for these two, in addition to those that
-the table has. The same command continues runs that were stopped. Data without a folder of IDX files
-are downloaded by TFDS.
+`--seeds=3` stands for the seeds 0, 1 and 2. `--seeds=3,4` stands for these two seeds, which are
+added to those that the table has. The same command continues runs that were stopped. TFDS downloads
+the data if no folder of IDX files is given.
 """
 
 import importlib
@@ -44,9 +44,9 @@ FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the table 
 
 _LECUN, _HE = 'LeCun 1998, MNIST', 'He 2015, CIFAR-10'
 _FASHION = "Fashion-MNIST's list"
-# The fields of a row are its name, config, paper and published error. Two more follow if the paper
-# reports something other than the config's test: the evaluation in config.evals that follows the
-# paper's protocol, and the metric.
+# The fields of a row are its name, config, paper and published error. Two more fields follow if the
+# paper's test differs from the config's: the name of the evaluation in config.evals that follows
+# the paper's protocol, and the metric.
 ROWS = (
     ('digits-lenet5', 'configs/digits_lenet5.py', 'scikit-learn digits', '–'),
     ('mnist-lenet5', 'configs/mnist_lenet5.py:plain', _LECUN, '0.95 %'),

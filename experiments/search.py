@@ -1,4 +1,4 @@
-"""Searches by image: finds nearest images and near-duplicates, and measures how good features are.
+"""Searches by image: finds nearest images and near-duplicates, and evaluates the model's features.
 
     python -m experiments.search COMMAND --workdir=DIR|--pretrained=SOURCE [--index=FILE] [PATH…]
 

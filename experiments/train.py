@@ -1,4 +1,4 @@
-"""Trains a model as a config says.
+"""Trains the model that a config describes.
 
     python -m experiments.train --config=FILE[:ARGUMENT] --workdir=DIR [--config.KEY=VALUE …]
 
@@ -47,7 +47,7 @@ join_others = cli.define_distributed()
 
 
 def main(argv: list[str]) -> int:
-    """Trains the model and prints the figures; returns 3 if test images could not be read."""
+    """Trains the model and prints its metrics; returns 3 if test images could not be read."""
     cli.refuse_arguments(argv)
     cli.require(config=CONFIG.value)
     if EXPLAIN.value is not None:

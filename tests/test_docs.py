@@ -53,8 +53,8 @@ SHORT = {
 }
 # Beside the README's, the steps that the quick tests run.
 QUICK = (
-    'contrastive:Contrastive', '--workdir=runs/paper', 'runs/paper.png', '--explain=runs/why.png', 'heat_maps =',
-    '--split=train query docs/digits', '--output=runs/digits.stablehlo', 'jax.export',
+    '--explain=runs/why.png', 'heat_maps =', '--split=train query docs/digits',
+    '--output=runs/digits.stablehlo', 'jax.export',
 )  # fmt: skip
 
 

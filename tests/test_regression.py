@@ -47,6 +47,7 @@ def test_digits_lose_what_they_lost(tmp_path):
     check_loss(records, DIGITS)  # tests/test_docs.py tests their accuracy
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.default_backend() != 'cpu', reason='recorded on a CPU')
 def test_mnist_loses_what_it_lost(tmp_path, mnist):
     records = train(

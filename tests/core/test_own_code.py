@@ -12,9 +12,11 @@ from vision.core import own_code
 def mine(tmp_path, monkeypatch):
     """An imported user-defined package, and a module beside it that the package imports."""
     root = tmp_path / 'mine'
-    (root / 'my_package').mkdir(parents=True)
+    # A folder called 'lib' is not a library.
+    (root / 'my_package' / 'lib').mkdir(parents=True)
     (root / 'my_package' / '__init__.py').touch()
-    (root / 'my_package' / 'task.py').write_text('from my_helper import WORD\n')
+    (root / 'my_package' / 'lib' / 'words.py').write_text('from my_helper import WORD\n')
+    (root / 'my_package' / 'task.py').write_text('from my_package.lib.words import WORD\n')
     (root / 'my_helper.py').write_text("WORD = 'kept'\n")
     (root / 'not_imported.py').touch()
     monkeypatch.setattr(sys, 'path', [str(root), *sys.path])
@@ -32,7 +34,8 @@ def test_what_is_kept_is_imported_where_the_original_is_gone(mine, tmp_path, mon
     workdir = tmp_path / 'run'
     own_code.keep(workdir, ['my_package.task', 'vision.task', 'numpy', 'no_such_module'])
     kept = {str(p.relative_to(workdir / 'modules')) for p in workdir.rglob('*.py')}
-    assert kept == {'my_package/__init__.py', 'my_package/task.py', 'my_helper.py'}
+    files = ('__init__.py', 'task.py', 'lib/words.py')
+    assert kept == {*(f'my_package/{file}' for file in files), 'my_helper.py'}
 
     forget()
     monkeypatch.setattr(sys, 'path', [p for p in sys.path if p != str(mine)])

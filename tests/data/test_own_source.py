@@ -74,6 +74,7 @@ def test_it_is_evaluated_with_a_report_of_its_images(trained, folder):
     assert 'data:image/png;base64,' in (trained / 'report' / 'index.html').read_text()
 
 
+@pytest.mark.slow
 def test_its_preview_counts_and_draws_it(folder):
     run(folder, 'experiments.preview', '--config=my_config.py', '--output=preview')
     summary = json.loads((folder / 'preview' / 'summary.json').read_text())
@@ -82,6 +83,7 @@ def test_its_preview_counts_and_draws_it(folder):
     assert (folder / 'preview' / 'inputs.png').stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_it_is_searched(trained, folder):
     search = ['experiments.search', '--workdir=run', '--index=scans.index']
     run(folder, *search, '--split=train', 'build')
@@ -204,6 +206,8 @@ def test_one_that_is_read_in_order_is_trained_on_and_evaluated(folder):
 
     source = InOrder()
     np.testing.assert_array_equal(source.labels[:, 1], np.arange(23) % 3 == 0)
+    with pytest.raises(UserError, match='in order can only be read in order'):
+        source.subset([3])
     # Evaluation yields every example once, in order.
     batches = list(eval_batches(source, '', batch_size=8))
     ids, labels, mask = (np.concatenate([b[k] for b in batches]) for k in ('id', 'label', 'mask'))

@@ -138,10 +138,11 @@ def trained(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.slow
 def test_the_figures_are_the_same_on_1_2_and_8_devices(trained):
     """The 360 test images of digits are a multiple of neither the batch nor the devices."""
     figures, predictions = [], []
-    for devices in (1, 8) if quick() else (1, 2, 8):
+    for devices in (1, 2, 8):
         done = run_module(
             'experiments.evaluate',
             f'--workdir={trained}',

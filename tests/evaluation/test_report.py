@@ -6,6 +6,7 @@ import re
 import shutil
 
 import numpy as np
+import pytest
 
 from tests.browser import browser, complaints, requests
 from tests.task.judged import figures_of, judged, write_workdir
@@ -99,6 +100,7 @@ def test_ten_classes(tmp_path):
         assert driver.execute_script('return document.documentElement.scrollWidth') <= 500
 
 
+@pytest.mark.slow
 def test_a_thousand_classes(tmp_path):
     page, _ = report(tmp_path, 1000, 5000)
     assert page.stat().st_size < 3_000_000

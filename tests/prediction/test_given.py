@@ -135,10 +135,14 @@ def test_names_and_probabilities(classifier, digits):
     probabilities = classifier(digits.images[:2])
     one = classifier.predict(digits.images[0], top_k=2)
     assert [name for name, _ in one] == [str(c) for c in np.argsort(-probabilities[0])[:2]]
-    assert [p for _, p in one] == sorted(probabilities[0].tolist(), reverse=True)[:2]
+    # Programs for one image and for two may round differently.
+    likeliest = sorted(probabilities[0].tolist(), reverse=True)[:2]
+    assert [p for _, p in one] == pytest.approx(likeliest, abs=1e-6)
     assert all(type(name) is str and type(p) is float for name, p in one)
     both = classifier.predict(digits.images[:2])
-    assert [len(names) for names in both] == [5, 5] and both[0][:2] == one
+    assert [len(names) for names in both] == [5, 5]
+    assert [name for name, _ in both[0][:2]] == [name for name, _ in one]
+    assert [p for _, p in both[0]] == sorted(probabilities[0].tolist(), reverse=True)[:5]
     assert classifier.predict([digits.images[0]], top_k=2) == [one]
     assert classifier.predict([]) == [] and classifier([]).shape == (0, 10)
     assert len(classifier.predict(digits.images[0], top_k=np.int64(99))) == 10

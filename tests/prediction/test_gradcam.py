@@ -122,6 +122,7 @@ def test_the_weights_are_mean_derivatives(name, size, channels, stage):
     )
 
 
+@pytest.mark.slow
 def test_folded_and_not_are_alike():
     model = create_model('resnet20', num_classes=10)
     images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))

@@ -93,6 +93,7 @@ def test_the_pictures_before_are_those_after(config):
     assert len(labels) == len(after) >= 24
 
 
+@pytest.mark.slow
 def test_digits_have_a_preview_too(tmp_path):
     from configs.digits_lenet5 import get_config
 

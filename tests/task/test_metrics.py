@@ -136,6 +136,11 @@ def test_intervals_are_scipys_percentile_bootstrap():
     np.testing.assert_allclose(got['balanced_accuracy'], paired, atol=0.01)
 
 
+def test_the_mean_of_a_biased_metric_without_weights_is_resampled_as_it_is():
+    values = {'m': np.arange(9.0)}
+    assert beside.bootstrap(9, values, ['m']) == beside.bootstrap(9, values)
+
+
 @pytest.mark.parametrize('right', ['never', 'as often as it says', 'always'])
 def test_intervals_are_seeded_and_hold_the_figure(right):
     p = example()

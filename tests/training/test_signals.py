@@ -192,13 +192,13 @@ def test_in_an_evaluation_nothing_is_lost_and_the_run_ends_in_the_same_bits(
     """
     evaluate, seen = loop.Evaluator.__call__, []
 
-    def interrupted(self, name, variables):
+    def interrupted(self, name, variables, *others):
         # The raw weights of a step are evaluated first.
         kind = name if name == 'test' else ('raw', 'average')[len(seen) % 2]
         seen.append(kind)
         if (kind, seen.count(kind)) == (split_of, nth) or len(seen) == 1 + stopped_after:
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(self, name, variables)
+        return evaluate(self, name, variables, *others)
 
     def terminated(signum, frame):
         raise SystemExit(128 + signum)

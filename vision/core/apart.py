@@ -84,10 +84,10 @@ def holds_devices() -> bool:
 
 
 def _context() -> Any:
-    """Returns a multiprocessing context that forks a process without threads of JAX."""
+    """Returns a multiprocessing context whose children are forked without threads of JAX."""
     if sys.platform == 'linux' and not holds_devices():
         return multiprocessing.get_context('fork')
-    # This process has threads, which a fork would break: fork a clean server instead.
+    # This process has threads, which a fork would break: fork a server process without them.
     context = multiprocessing.get_context('forkserver')
     context.set_forkserver_preload([*_PRELOADED, *(m for m in _LIBRARIES if m in sys.modules)])
     return context
@@ -97,7 +97,7 @@ def _context() -> Any:
 def _empty_main() -> Iterator[None]:
     """Hides the main module from multiprocessing.
 
-    Otherwise the server's children would import the user's script, which would run again.
+    Otherwise the server's children would import the user's script and thereby run it again.
     """
     main = sys.modules['__main__']
     sys.modules['__main__'] = types.ModuleType('__main__')
@@ -134,7 +134,7 @@ def _answer(sender: connection.Connection, function: Callable[..., Any], argumen
     startup.Leaving.watch()
     os.setpgid(0, 0)  # Ctrl-C on a terminal then reaches only the caller, which passes it on
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-    # End with the caller, even if that is killed.
+    # End this process when the caller ends, even if the caller is killed.
     threading.Thread(target=_end_with_caller, daemon=True).start()
     try:
         answer: tuple[str, Any] = 'returned', function(*arguments)
@@ -188,14 +188,14 @@ class _Forwarded:
     def __exit__(self, *_) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
-        # The child's id may never have become known.
+        # If the child did not start, `forward_to` was not called and signals are still blocked.
         if self._before:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     def _receive(self, signum: int, frame: object) -> None:
         # The handler runs in the caller; the child has its own handlers.
         again = self.received is not None
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
+        with contextlib.suppress(ProcessLookupError):  # the child has just ended
             os.kill(self._pid, signal.SIGKILL if again else signum)
         if again:
             startup.exit_at_once(128 + signum)

@@ -34,7 +34,7 @@ from vision.core.text import json_text
 logging.get_absl_logger().addFilter(lambda record: 'orbax' not in record.pathname)
 
 _SUMS = 'checksums.json'  # inside a checkpoint: the CRC-32 of each file
-_PLAIN = re.compile(r'[\w./+=,@-]+', re.ASCII)  # paths that Orbax's globbing leaves unchanged
+_PLAIN = re.compile(r'[\w./+=,@-]+', re.ASCII)  # paths that Orbax's globbing takes literally
 
 Rank = Callable[[dict[str, Any]], tuple[float, ...]]
 
@@ -118,7 +118,7 @@ class Checkpoints:
             self.wait()
             with self._explained():
                 self._manager.close()
-        else:  # report the first failure, not one that follows from it
+        else:  # report the exception of the block, not a failure that it causes here
             with suppress(Exception):
                 self._manager.close()
 
@@ -195,11 +195,11 @@ class Checkpoints:
         return steps[-1] if steps else None
 
     def best_step(self) -> int | None:
-        """The step of the best checkpoint on the validation split; the latest one among equals.
+        """The step of the best checkpoint on the validation split; the latest of equally good ones.
 
         None if no checkpoint was evaluated.
         """
-        # Rank the evaluated checkpoints; the step decides among equals.
+        # Rank the evaluated checkpoints; the step breaks ties.
         scored = []
         for step in self.steps():
             with self._damage_named(step):
@@ -271,7 +271,7 @@ class Checkpoints:
         averaged = (self._directory / str(step) / 'ema').is_dir()
         if weights not in (None, 'ema', 'raw'):
             raise unknown('weights', weights, ['ema', 'raw'])
-        # None would fall back to the trained parameters; an explicit 'ema' must not.
+        # Without a moving average, None selects the trained parameters, but 'ema' is an error.
         if weights == 'ema' and not averaged:
             raise UserError(
                 f'{self._directory / str(step)} has no moving average of the weights: '
@@ -303,7 +303,7 @@ class Checkpoints:
         """
         try:
             yield
-        # Errors that are already explained pass through.
+        # A UserError already has its one-line message.
         except UserError:
             raise
         except Exception as e:
@@ -351,7 +351,7 @@ def _check_metrics(directory: Path) -> None:
 
 
 def _files(directory: Path) -> Iterator[tuple[str, Path]]:
-    """Yields the relative name and the path of each file of a checkpoint, but for the checksums."""
+    """Yields the relative name and the path of each file of a checkpoint, except the checksums."""
     for path in sorted(directory.rglob('*')):
         # The prefix also covers a temporary checksum file that a kill left behind.
         if path.is_file() and not path.name.startswith(_SUMS):
@@ -393,10 +393,11 @@ def _check_sums(directory: Path, items: Collection[str]) -> None:
 def newest_step(workdir: Path) -> int | None:
     """The step of the newest complete checkpoint of a workdir.
 
-    None if there is no checkpoint or no such folder. Orbax is not needed.
+    None if there is no checkpoint or no such folder. Only the folder is listed; no
+    `CheckpointManager` is opened.
     """
     directory = workdir / 'checkpoints'
-    # Without Orbax, a checkpoint is a folder with a number and metadata.
+    # A complete checkpoint is a folder whose name is a number and that contains metadata.
     found = directory.iterdir() if directory.is_dir() else ()
     return max((int(p.name) for p in found if p.name.isdecimal() and _complete(p)), default=None)
 

@@ -1,7 +1,8 @@
 """Shared code of all commands: flag parsing, one-line error messages and exit codes.
 
-Exit codes: 0 done; 2 the user's mistake; 3 answered in part; 130 and 143 stopped by SIGINT or
-SIGTERM after the checkpoint was written; 1 a fault of the program (a traceback: please report it).
+Exit codes: 0 done; 2 the user's mistake; 3 answered in part, because some images could not be read
+or some trials failed; 130 and 143 stopped by SIGINT or SIGTERM after the checkpoint was written;
+1 a fault of the program, with a traceback (please report it).
 """
 
 import ast
@@ -270,15 +271,15 @@ def _fail(error: Exception) -> int:
 
 
 def _quiet_orbax() -> None:
-    """Silences the tracebacks that Orbax's threads print, because Orbax raises the failure, too.
+    """Silences the tracebacks that Orbax's threads print; Orbax also raises the same exceptions.
 
-    When a disk is full, Orbax's threads, the tasks of its event loop, and writers that return to
-    the closed loop each print a traceback.
+    When a disk is full, a traceback is printed by each of Orbax's threads, by each task of its
+    event loop, and by each writer that resumes after this loop is closed.
     """
 
     def of_thread(failed: threading.ExceptHookArgs) -> None:
         if isinstance(failed.exc_value, OSError) and failed.exc_value.errno in _NO_ROOM:
-            # This is TensorBoard's event writer. The main thread would wait for it forever.
+            # The thread is TensorBoard's event writer; the main thread would wait for it forever.
             os._exit(_complain_of_room(failed.exc_value))
         if not type(failed.thread).__module__.startswith('orbax'):
             threading.__excepthook__(failed)
@@ -289,8 +290,8 @@ def _quiet_orbax() -> None:
         if str(failed.exc_value) != 'Event loop is closed':
             before(failed)
 
-    # asyncio logs the exceptions of tasks that nobody awaits.
     threading.excepthook, sys.unraisablehook = of_thread, of_writer
+    # asyncio logs the exceptions of tasks that are not awaited.
     asyncio_logger = standard_logging.getLogger('asyncio')
     asyncio_logger.addFilter(lambda record: 'was never retrieved' not in record.getMessage())
 
@@ -316,13 +317,13 @@ def _parse(argv: Sequence[str]) -> list[str]:
             sys.exit(0)
         rest = flags.FLAGS(argv)
         if 'config' in flags.FLAGS and flags.FLAGS['config'].value is not None:
-            # Read the config now: a missing file fails only on first use.
+            # Read the config now; a missing file would otherwise raise an error on first use.
             flags.FLAGS['config'].value.keys()
         return rest
     except BrokenPipeError:  # the reader of --help has ended
         sys.exit(0)
     except Exception as e:
-        # Beside absl's errors, the code of a config file and ml_collections may raise anything.
+        # absl raises its own errors; a config file and ml_collections may raise any exception.
         from vision.core.config_mistakes import explained
 
         sys.exit(_complain(explained(e, argv)))

@@ -84,7 +84,7 @@ def _defaults(keys: Iterable[Key], config: ConfigDict) -> ConfigDict:
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Checks a config as far as possible without reading data.
+    """Checks the keys and values of a config, as far as possible without reading data.
 
     Raises:
       UserError: a key is missing or unknown, or a value has the wrong type or is out of range.

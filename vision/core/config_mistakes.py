@@ -57,12 +57,12 @@ def explained(error: Exception, argv: Sequence[str]) -> str:
             f'{file}: get_config must return a ConfigDict, not {type(config).__name__}; '
             'start from default_config()'
         )
-    # The file is sound, so an override is wrong: by its value or by its key.
+    # The file is valid, so the mistake is in an override: in its value or in its key.
     if isinstance(error, flags.IllegalFlagValueError):
         given = re.match(r'flag --config\.([\w.]+)=(.*?): ', text, re.DOTALL)
         return explain_value(config, *given.groups()) if given else text
     known = _leaves(config)
-    # Find the override that names no key.
+    # Find the override whose key does not exist.
     for override in argv:
         key = override.lstrip('-').split('=', 1)[0]
         if key.startswith('config.') and key.removeprefix('config.') not in known:

@@ -41,7 +41,7 @@ def initialize(
     if process_id is not None and num_processes is not None and process_id >= num_processes:
         raise UserError(f'--process_id={process_id}: the ids are 0 to {num_processes - 1}')
     _own_stdout()
-    # What is still None is found by JAX's cluster detection.
+    # JAX's cluster detection finds the values that are still None.
     try:
         jax.distributed.initialize(
             coordinator,

@@ -12,7 +12,7 @@ _ALSO = {
     'learning_rate': 'lr', 'epochs': 'duration', 'bs': 'batch_size', 'wd': 'weight_decay', 'output_dir': 'workdir',
     'logdir': 'workdir',
 }  # fmt: skip
-_FEW = 20  # known names that a message lists even if it suggests one
+_FEW = 20  # up to this number, all known names are listed even beside a suggestion
 
 
 class UserError(Exception):
@@ -70,7 +70,7 @@ def meant(name: str, known: Iterable[str]) -> list[str]:
 def unknown(kind: str, name: str, known: Iterable[str], elsewhere: Iterable[str] = ()) -> UserError:
     """Returns the error for an unknown name, with a suggestion, all known names, or both.
 
-    With a suggestion, only a short list of known names is added.
+    If there is a suggestion, the known names are listed only if they are few.
 
     Args:
       kind: what the name stands for: 'model', 'config key', ….
@@ -99,7 +99,7 @@ def at_least_one(name: str, value: Any) -> int:
 
 
 def in_a_line(error: BaseException) -> str:
-    """Describes an exception of user-defined code in a line.
+    """Describes an exception of user-defined code in one line.
 
     For example 'ValueError: no such thing (net.py, line 12)'.
     """

@@ -4,7 +4,8 @@ import functools
 from collections.abc import Iterable
 
 _DEFAULT = 'DejaVu Sans'  # Matplotlib's default font
-# Fonts that show boxes for all characters, and bitmap fonts that Matplotlib cannot draw.
+# Parts of the names of unusable fonts: those that show a box for every character, and bitmap fonts,
+# which Matplotlib cannot draw.
 _NO_LETTERS = (
     'last resort',
     'lastresort',
@@ -37,7 +38,7 @@ def legible(text: str, families: Iterable[str] = (_DEFAULT,), length: int | None
     shown = [
         c if c.isprintable() and any(_has(f, c) for f in families) else _escape(c) for c in text
     ]
-    # Drop characters from the start until the text fits, with an ellipsis.
+    # Drop characters from the start until the text fits together with an ellipsis.
     if length is not None and len(''.join(shown)) > length:
         while shown and len(''.join(shown)) > length - 1:
             shown.pop(0)

@@ -41,8 +41,8 @@ def state_sharding(shape: tuple[int, ...], mesh: Mesh, shard: str) -> NamedShard
       mesh: the mesh of all devices.
       shard: 'data' copies the array to every device. 'fsdp' (fully sharded data parallel:
         Rajbhandari et al. 2020, "ZeRO", stage 3) splits it along its longest axis that is divisible
-        by the number of devices, the last one among equals. Without such an axis, or with fewer
-        than `MIN_SHARDED` values, the array is copied to every device, too.
+        by the number of devices; of equally long axes, the last one is split. An array without such
+        an axis, or with fewer than `MIN_SHARDED` values, is copied to every device.
     """
     if shard == 'data' or np.prod(shape) < MIN_SHARDED:
         return replicated(mesh)
@@ -84,7 +84,7 @@ def microbatches(batch: Any, count: int, mesh: Mesh) -> Any:
     sharding = NamedSharding(mesh, PartitionSpec(None, 'data'))
 
     def deal(x: jax.Array) -> jax.Array:
-        # Rows are dealt out in turn: each device splits its own rows.
+        # Assign rows to microbatches in turn, so that each device only splits the rows it holds.
         dealt = x.reshape(len(x) // count, count, *x.shape[1:]).swapaxes(0, 1)
         return jax.lax.with_sharding_constraint(dealt, sharding)
 

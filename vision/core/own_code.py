@@ -63,11 +63,14 @@ def _is_own(frame: FrameType) -> bool:
     module, path = frame.f_globals.get('__name__', ''), Path(frame.f_code.co_filename)
     if module.split('.')[0] in _OURS or not path.is_file():  # generated code has no file
         return False
-    # Libraries are in the standard library or among the installed packages.
-    libraries = {sysconfig.get_path(name) for name in ('stdlib', 'platstdlib')}
-    return not {'site-packages', 'dist-packages'} & set(path.parts) and not any(
-        path.is_relative_to(library) for library in libraries
-    )
+    return not _is_library(path)
+
+
+def _is_library(path: Path) -> bool:
+    """True if a file belongs to the standard library or to an installed package."""
+    folders = [sysconfig.get_path(name) for name in ('stdlib', 'platstdlib')]
+    installed = {'site-packages', 'dist-packages'} & set(path.parts)
+    return bool(installed) or any(path.is_relative_to(Path(f).resolve()) for f in folders)
 
 
 def _root(name: str) -> Path | None:
@@ -96,7 +99,5 @@ def _imported_from(root: Path) -> Iterator[Path]:
         if module_name.split('.')[0] in _OURS or file is None or not file.endswith('.py'):
             continue
         path = Path(file).resolve()
-        if path.is_relative_to(root) and not {'site-packages', 'lib'} & set(
-            path.relative_to(root).parts
-        ):
+        if path.is_relative_to(root) and not _is_library(path):
             yield path

@@ -112,13 +112,13 @@ class StopSignals:
     The first signal asks the code to stop; the second ends the process at once. Code that stops
     calls `answer` and then has as much time as it needs. Inside `interruptible` a signal raises
     `Interrupted`. While a slow operation runs, such as a compilation or an evaluation (`slow` is
-    true), `leave` ends the process within seconds, after `make_safe`. A signal that is unanswered
-    when the context ends is sent again, for the code that follows.
+    true), `leave` calls `make_safe` and ends the process within seconds. If a signal is unanswered
+    when the context ends, the signal is sent again, so that the code after the block receives it.
 
     Outside the main thread, where Python cannot catch signals, it does nothing. With several
-    processes SIGTERM is handled by JAX, whose processes agree on the step to stop at
+    processes, JAX handles SIGTERM and makes all processes stop after the same step
     (`Checkpoints.reached_preemption`). A Python handler of SIGTERM would replace JAX's, so only
-    SIGINT is caught; it is sent again as SIGTERM.
+    SIGINT is caught, and the process sends itself SIGTERM instead.
 
     Attributes:
       received: the signal's number, or None.

@@ -38,7 +38,7 @@ def progress_bar(show: bool = True) -> Iterator[Start]:
     Args:
       show: False shows no bars, for example while results are printed on the same terminal.
     """
-    # Join a display that is shown already; Rich allows only one.
+    # Rich allows only one display at a time: add the bars to the one that is shown, if any.
     global _display
     outer, tasks = _display, list[Any]()
     display = outer if outer is not None and show else _make_display(show)

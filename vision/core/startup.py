@@ -21,7 +21,7 @@ from typing import Any
 
 _GRACE = 3.0  # seconds that the main thread has to end after a signal
 
-# The environment variable with the names of the variables that `restart` has set.
+# Name of the environment variable that lists the names of the variables that `restart` has set.
 _OURS = 'VISION_SET'
 
 _AT_START: list[Callable[[], None]] = []
@@ -175,6 +175,13 @@ def restart(**variables: str) -> None:
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
+def available_cpus() -> int:
+    """Returns the number of CPUs that this process may use."""
+    # macOS has no affinity.
+    affinity = getattr(os, 'sched_getaffinity', None)
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
+
+
 def shipped_environment() -> dict[str, str]:
     """Returns the environment without the variables that `restart` has set.
 
@@ -214,7 +221,7 @@ def tf_cpu() -> ModuleType:
       RuntimeError: TensorFlow was used before and already holds an accelerator.
     """
     # TensorFlow prints a traceback for each image that cannot be decoded, even if the error is
-    # caught. JAX has set the level to 1 by now.
+    # caught. A level of 1 is taken for JAX's, which sets this level when it is imported.
     if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':
         os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
     # oneDNN prints a notice on stderr, and the order of its sums depends on the machine.

@@ -20,7 +20,7 @@ EXTRA = 0x45780000  # the state that a task adds
 # Constants that are folded into a step's key, `fold_in(root_key(seed, RUN), step)`.
 DROPOUT = 0x44720000
 MIX = 0x4D690000
-PART = 0x50610000  # with gradient accumulation, followed by the number of the part
+PART = 0x50610000  # gradient accumulation; the resulting key is split into one per microbatch
 
 
 def root_key(seed: int, use: int | jax.Array) -> jax.Array:

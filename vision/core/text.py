@@ -206,8 +206,8 @@ def print_table(table: Any, file: TextIO | None = None) -> None:
     if isinstance(table, str):
         print(table, file=file)
         return
-    # Widen the console to the table's minimum width, measured without a limit; to its full width
-    # for a file or a pipe.
+    # Measure the table without a limit. Widen the console to the table's minimum width on a
+    # terminal, and to its full width for a file or a pipe.
     console = Console(file=file)
     title, caption = table.title, table.caption
     table.title = table.caption = None

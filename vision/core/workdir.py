@@ -32,7 +32,7 @@ from absl import logging
 from ml_collections import ConfigDict
 
 from vision.core import config as config_lib
-from vision.core import processes
+from vision.core import processes, startup
 from vision.core.config_keys import KEYS
 from vision.core.errors import UserError, similar
 from vision.core.text import AnyPath, as_path, json_text
@@ -45,8 +45,8 @@ _OWN_MODULES = re.compile(r'"([A-Za-z_][\w.]*):[A-Za-z_]\w*"')
 class Lock:
     """Context manager that reserves a workdir for one run.
 
-    It holds a `flock`, which the kernel releases however the process ends, even by kill -9. Process
-    0 holds it for all processes.
+    The lock is a `flock`, which the kernel releases when the process ends in any way, even by
+    kill -9. Process 0 holds the lock for all processes.
     """
 
     def __init__(self, workdir: Path):
@@ -161,13 +161,13 @@ def create(workdir: AnyPath) -> Path:
 
 
 def check_config(workdir: Path, config: Mapping[str, Any]) -> None:
-    """Checks that the run in a workdir, if any, has this config; for process 0.
+    """Checks that the run in a workdir, if any, has this config; called on process 0 only.
 
     Raises:
       UserError: the workdir belongs to another config; lists the differences.
     """
     if (workdir / 'config.json').exists():
-        # The paths of the data may differ if digests can tell that the data are the same.
+        # The paths of the data may differ if the run has recorded digests to compare the data by.
         known = (workdir / 'dataset.json').exists() and read_json(workdir, 'dataset.json')
         may_differ: tuple[str, ...] = config_lib.MAY_DIFFER
         if known and 'identity' in known:
@@ -296,7 +296,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 def sync(file: IO) -> bool:
     """Flushes a file to the disk.
 
-    Returns False, with one warning per run, if the file system cannot do it.
+    Returns False, with one warning per run, if the file system does not support fsync.
     """
     file.flush()
     try:
@@ -314,7 +314,7 @@ def sync(file: IO) -> bool:
 def replace(source: Path, target: Path) -> None:
     """Renames a file over another one atomically.
 
-    If the file system cannot do it atomically, it warns once and does it in several steps.
+    If the file system cannot replace a file atomically, warns once and uses several steps.
     """
     try:
         os.replace(source, target)
@@ -338,12 +338,12 @@ _told: set[str] = set()
 
 
 def _go_on_without(error: OSError, path: Any, consequence: str) -> None:
-    """Warns once that the file system lacks a call; raises any other error again.
+    """Warns once that the file system does not support a call; raises any other error again.
 
     Args:
       error: the error of the call.
-      path: the file concerned.
-      consequence: the risk of working without the call.
+      path: the file on which it was called.
+      consequence: the risk of continuing without the call.
     """
     if error.errno not in _NOT_THERE:
         raise error
@@ -372,9 +372,7 @@ def environment() -> dict[str, Any]:
         'backend': jax.default_backend(),
         'devices': [d.device_kind for d in jax.devices()],
         'processes': jax.process_count(),
-        'cpu_count': len(os.sched_getaffinity(0))
-        if hasattr(os, 'sched_getaffinity')
-        else os.cpu_count(),
+        'cpu_count': startup.available_cpus(),
         'environment': {
             k: os.environ[k] for k in ('XLA_FLAGS', 'JAX_PLATFORMS') if k in os.environ
         },

@@ -22,7 +22,7 @@ from vision.data.source import ArraySource, NoSplitError
 _IDX_PREFIX = {'train': 'train', 'test': 't10k'}
 
 # Exceptions of NumPy for a file of another kind (such as .npy, which has no names), a damaged file,
-# and a file that claims an enormous size.
+# and a file whose header states an enormous size.
 _NOT_NPZ = (
     OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile,
     zlib.error,
@@ -66,7 +66,7 @@ def idx(
         raise UserError(
             f'{image_file} and {label_file} do not match: shapes {images.shape} and {labels.shape}'
         )
-    # Name the classes by the training labels: the test split may lack the last class.
+    # Count the classes in the training labels, because the test split may lack the last class.
     names = class_names or number_names(
         read_idx(_find_idx(Path(path), 'train-labels', 'idx1-ubyte'))
     )
@@ -109,7 +109,7 @@ def npz(
                 )
             images, labels = file[names[0]], file[names[1]]
             has_validation = _npz_names(file.files, 'validation') is not None
-            # Count the classes by the training labels: another split may lack the last class.
+            # Count the classes in the training labels, because another split may lack the last.
             every_label = file[(_npz_names(file.files, 'train') or names)[1]]
     except FileNotFoundError:
         raise UserError(f'data.path={path}: there is no such file') from None

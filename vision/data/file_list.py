@@ -52,9 +52,9 @@ def file_list(
     for number, row in enumerate(rows, 1):
         if not row['label'] and not multi_label:
             raise UserError(f"{path}: image {number} has no 'label'; expected path and label")
-    # Turn the class names into labels.
+    # Read the class names of each image.
     named = [_names(row['label']) if multi_label else [row['label']] for row in rows]
-    # Number the classes in their order.
+    # Number the classes, and replace the names by the numbers.
     classes = in_order({name for names in named for name in names}, rules, of_list=True)
     index = {name: label for label, name in enumerate(classes)}
     found = [[index[name] for name in names] for names in named]
@@ -62,7 +62,8 @@ def file_list(
     without = [number for number, row in enumerate(rows, 1) if 'split' not in row]
     if without and len(without) < len(rows):
         raise UserError(f"{path}: image {without[0]} has no 'split', but other images have one")
-    # Split the images: by the column `split`, or by hashes of the paths.
+    # Split the images by the column `split`, or by hashes of the paths. Version 1 of the rules
+    # hashes a path as it is written in the list, version 2 hashes the normalised path.
     as_hashed = os.path.normpath if rules > 1 else str
     paths = [as_hashed(row['path']) for row in rows]
     images = list(zip(paths, labels, strict=True))

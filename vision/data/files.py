@@ -25,7 +25,7 @@ _OPENED_AS = {'MPO': 'JPEG'}  # formats that Pillow opens with the reader of ano
 _PLUG_INS = ('pillow_heif', 'pi_heif', 'pillow_avif', 'pillow_jxl')
 _TELL_EVERY = 1000  # files between updates of the progress bar
 
-# Warnings given so far: opening each split of a folder would repeat them.
+# Messages of the warnings so far. Without this, opening each split of a folder would repeat them.
 _told = set[str]()
 
 
@@ -219,8 +219,8 @@ def expand(path: str) -> list[str]:
     """Returns the images that a path stands for: a file, a folder, or a pattern such as `**/*.jpg`.
 
     A file is kept whatever its suffix, even if it does not exist. Images of a folder or pattern are
-    sorted. If the first folders of a pattern exist, their names are not patterns: brackets in these
-    names match brackets.
+    sorted. Existing folders at the start of a pattern are taken literally: brackets in their names
+    match only brackets.
 
     Raises:
       UserError: a folder or pattern has no images.

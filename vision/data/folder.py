@@ -102,10 +102,10 @@ def split_folders(root: str) -> dict[str, str]:
     three names are splits.
     """
     names = files_lib.subfolders(root)
-    # If `train` is the only folder, it is a split, too.
     # Find the folders of each split, the preferred name first.
     every = {s: preferred(n for n in names if split_named(n) == s) for s in SPLITS}
     own = {split: found[0] for split, found in every.items() if found}
+    # Folders of a single split are classes, unless `train` is the only folder.
     if len(own) < 2 and not list(own.values()) == names == every['train'][:1]:
         if 'train' in own and files_lib.subfolders(os.path.join(root, own['train'])):
             warn_once(
@@ -170,7 +170,7 @@ def _list(root: str) -> list[str]:
     begin = time.time_ns()
     listing = files_lib.list_folder(root)
     files_lib.tell_passed(root, listing.passed)
-    # Keep the listing only if a later change is sure to change a modification time.
+    # Keep the listing only if every later change is sure to change a modification time.
     _listing.clear()
     if max(listing.folders.values()) < begin - _AT_REST:
         _listing[root] = listing.folders, listing.images

@@ -1,7 +1,7 @@
 """The order of training examples, which depends only on (seed, epoch, id), and stratified hold-out.
 
-Integer hashes decide the order, so it is the same on every machine and version of NumPy. Epochs
-follow one another without a gap: position p of the endless stream is example
+Integer hashes decide the order, so the order is the same on every machine and version of NumPy.
+The epochs form one endless stream of examples. Position p of the stream is example
 `epoch_order(seed, p // n, n)[p % n]`, and batch `step` holds the positions
 `step * B … (step + 1) * B − 1`. A resumed run therefore computes its next batch directly.
 
@@ -132,8 +132,8 @@ def hold_out(labels: np.ndarray, count: int | float) -> tuple[np.ndarray, np.nda
 
     Returns:
       The remaining ids and the held-out ids, int64, each in ascending order. A class of n examples
-      loses n · count / N of them, rounded down or up so that the sum is exactly `count`. Where
-      possible a class does not lose all its examples.
+      loses n · count / N of them, rounded down or up so that the sum is exactly `count`. With one
+      label per image, a class loses all its examples only if the sum requires it.
 
     Raises:
       UserError: `count` is negative or leaves no examples.
@@ -148,8 +148,8 @@ def hold_out(labels: np.ndarray, count: int | float) -> tuple[np.ndarray, np.nda
     )
     shares = sizes * total / n
     quota = np.floor(shares).astype(int)
-    # Round up the largest remainders. Ties go to the first classes; among sets of labels, many of
-    # which are rare, a hash decides.
+    # Round up the largest remainders, those that take a whole class last. Equal remainders are
+    # ordered by class, or for sets of labels, many of which are rare, by a hash.
     ties = np.arange(len(sizes)) if labels.ndim == 1 else hash64(_SALT, first)
     all_of_it = (quota + 1 >= sizes) & (labels.ndim == 1)
     largest_remainders = np.lexsort((ties, quota - shares, all_of_it, quota == shares))

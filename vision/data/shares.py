@@ -99,7 +99,7 @@ class Shares:
         Raises:
           UserError: no image is left for train.
         """
-        # Version 1 splits each image by its hash alone; images of unwanted splits go to train.
+        # Version 1 splits each image by its hash alone. Images of splits not in `made` go to train.
         if self.rules == 1:
             parts = _by_hash_alone([path for path, _ in images])
             parts[~np.isin(parts, [SPLITS.index(split) for split in made])] = TRAIN
@@ -177,9 +177,10 @@ def by_rank(
 
     The split is stratified, and stable when examples are added: test gets the lowest ranks of a
     class and validation the highest, so that new examples move few old ones to another split, and
-    none between test and validation. The sizes of the splits follow the hashes, within one example
-    of the share. When 10 % of examples are added, 1.3 to 2.9 % of the old ones move in classes of
-    12 to 100 examples, and 0.6 % in classes of 500.
+    none between test and validation. The size of a split is the number of hashes that lie in its
+    share of the hash range, limited to within one example of the exact share. When 10 % of examples
+    are added, 1.3 to 2.9 % of the old ones move in classes of 12 to 100 examples, and 0.6 % in
+    classes of 500.
 
     Args:
       hashes: hash of each example's name, uint64 [N].
@@ -201,7 +202,7 @@ def by_rank(
     _, starts, sizes = np.unique(classes[order], return_index=True, return_counts=True)
     for turn, (start, size) in enumerate(zip(starts.tolist(), sizes.tolist(), strict=True)):
         ranked = order[start : start + size]
-        # Find the size of each split: by its share, and by comparing the hashes with the share.
+        # Find the exact share of each split, and the number of hashes in its part of [0, 1).
         if fold is None:
             asked = size * test, size * validation
             here = places[ranked]
@@ -232,9 +233,10 @@ def _counts(
       asked: the shares of test and validation, in examples.
       near: the preferred numbers, which are limited to within one example of `asked`.
       both: True if the number of test examples may be adjusted, too.
-      turn: number of the class; its parity decides between equal claims to a single example.
+      turn: number of the class; if both splits exceed their shares equally, its parity decides
+        which one gives an example to train.
     """
-    # Limit the preferred numbers, and give each split that is asked for at least one example.
+    # Limit the preferred numbers, and give each split with a share at least one example.
     rounding = 1e-9
     counts = [
         max(1, min(max(n, math.ceil(a - 1 - rounding)), math.floor(a + 1 + rounding))) if a else 0

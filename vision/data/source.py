@@ -98,7 +98,7 @@ class Source:
     def stream(self, order: int | None = None, part: int = 0, parts: int = 1) -> Iterator[Chunk]:
         """Yields all examples in chunks of any size.
 
-        The arguments other than the defaults are used only for sources that are not `indexed`.
+        Callers pass `order`, `part` and `parts` only to sources that are not `indexed`.
 
         Args:
           order: seed of the shuffled order; None for the order of the ids.
@@ -139,7 +139,15 @@ class Source:
             yield name, f'label {marks[i]}' if i in marks else ''
 
     def subset(self, ids: Sequence[int] | np.ndarray) -> 'Source':
-        """Returns a source of some of the examples, in the order of `ids`."""
+        """Returns a source of some of the examples, in the order of `ids`.
+
+        Raises:
+          UserError: the examples can only be read in order.
+        """
+        if not self.indexed:
+            raise UserError(
+                f'{self.name} can only be read in order: single examples cannot be picked'
+            )
         return _Subset(self, np.asarray(ids, np.int64))
 
 
@@ -187,7 +195,7 @@ class FileSource(Source):
     Attributes:
       name: origin of the examples.
       class_names: K names in the order of the labels.
-      paths: N paths, absolute for a data set; for prediction they are the caller's.
+      paths: N paths; absolute for a data set, as given by the caller for prediction.
       labels: int32 [N], or float32 [N, K]; −1 in prediction, where labels are unknown.
     """
 
@@ -238,6 +246,9 @@ class _Subset(Source):
             self.paths = tuple(whole.paths[i] for i in self.ids)
         if whole.images is not None:
             self.images = whole.images[self.ids]
+        # Labels that are known need not be read again.
+        if 'labels' in vars(whole) or type(whole).labels is not Source.labels:
+            self.labels = whole.labels[self.ids]
 
     def read(self, ids: Sequence[int]) -> tuple[Images, np.ndarray]:
         return self.source.read(self.ids[ids].tolist())
@@ -398,12 +409,12 @@ def label_indices(label: Any) -> list[int]:
 
 
 def label_text(class_names: Sequence[str], label: Any) -> str:
-    """Returns the names of an example's classes: 'cat', 'cat, dog', or '' for none."""
+    """Returns the names of an example's classes: 'cat', 'cat, dog', or '' if it has none."""
     return ', '.join(class_names[i] for i in label_indices(label) if 0 <= i < len(class_names))
 
 
 def count_named(source: Source, names: Collection[str]) -> int:
-    """Counts the examples that have one of these names; a list may name a file repeatedly."""
+    """Counts the examples that have one of these names; a list may name one file several times."""
     if source.paths is None or not names:
         return len(names)
     return sum(path in names for path in source.paths)

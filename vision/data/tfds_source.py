@@ -4,8 +4,9 @@ Data sets prepared as ArrayRecord are read by index and shuffled fully. TFRecord
 writes by default, have no index, so they are shuffled approximately. In each epoch every host reads
 its own contiguous part of the split (the parts differ by at most one example). It reads the shards
 in a new order, several at a time, and shuffles within a window of `SHUFFLE_WINDOW` examples. The
-order depends on seed, epoch, host and number of hosts. A resumed run reads the records of the
-current epoch again from its start, without decoding them, but no earlier epochs.
+order depends on seed, epoch, host and number of hosts. A resumed run reads no earlier epochs. It
+reads the records of the current epoch again from the start of the epoch, but does not decode those
+that it skips.
 """
 
 import dataclasses
@@ -298,7 +299,7 @@ def _records(source: TFDSSource, order: int | None, index: int, count: int) -> A
     tf = tf_cpu()
     # Take this host's part of the split.
     part = tfds_lib.even_splits(source.split, n=count)[index] if count > 1 else source.split
-    # Find the id of the part's first example, and a table of where each shard begins.
+    # Find the id of the part's first example, and make a table of the start of each shard.
     share, extra = divmod(source.num_examples, count)
     first = index * share + min(index, extra)
     begins = _shard_begins(source.builder, part) or [('', 0)]
@@ -331,7 +332,7 @@ def _records(source: TFDSSource, order: int | None, index: int, count: int) -> A
 
 
 def _shard_begins(builder: Any, part: Any) -> list[tuple[str, int]]:
-    """Returns the name of each shard, and the offset from its indices to those of the part."""
+    """Returns each shard's name, and what to add to an index in the shard for one in the part."""
     begins, before = [], 0
     for instruction in _instructions(builder, part):
         begins.append((os.path.basename(instruction.filename), before - instruction.skip))

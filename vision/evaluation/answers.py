@@ -1,7 +1,9 @@
 """The evaluation engine: computes a task's answers for every example of a split exactly once.
 
-Validation during training, `evaluate`, `compare` and the ablations use it. It supports several
-models, several views of an image, and any number of devices and hosts.
+Answers are the values that a task computes for each example, such as loss and predicted classes;
+metrics are computed from them. Validation during training, `evaluate`, `compare` and the ablations
+use this engine. It supports several models, several views of an image, and any number of devices
+and hosts.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -66,7 +68,8 @@ def make_step(
       model: the unbound module.
       mesh: all devices.
       labels: mapping between the data's classes and the outputs; None if they are the same.
-      judge: True returns the task's answers, False the outputs, which are then averaged.
+      judge: if True, the step returns the task's answers; if False, the model's outputs, which the
+        caller averages.
 
     Returns:
       A function that returns columns [B, …], replicated on all devices: `id` and `mask` of the
@@ -144,15 +147,16 @@ def answer(
     check_labels: Callable[[np.ndarray], None] = lambda labels: None,
     progress: Progress = lambda done: None,
 ) -> Columns:
-    """Feeds a split to every member and collects the answers.
+    """Runs every member on a split and collects the answers.
 
     A single member's answers are computed on the device, batch by batch. The outputs of several
-    members are averaged with equal weights (`Task.combine`), which keeps an array float32 [N, K] in
-    memory, and the answers are computed from the averages at the end.
+    members are averaged with equal weights (`Task.combine`), and the answers are computed from the
+    averages at the end; this keeps an array float32 [N, K] in memory.
 
     Args:
       task: computes the answers.
-      members: at least one. The step of a single member returns answers, those of several outputs.
+      members: at least one. The step of a single member returns answers; the steps of several
+        members return outputs.
       num_examples: size N of the split.
       check_labels: called with the data's labels of each batch; raises for an invalid one.
       progress: called with the number of examples done, over all members.
@@ -198,7 +202,7 @@ def _relabel(label: jax.Array, labels: Labels) -> jax.Array:
 
 
 def _read_behind(results: Iterator[Batch]) -> Iterator[Columns]:
-    """Yields columns without padding, one batch late so that the device keeps computing."""
+    """Yields columns without padding, delayed by one batch so that the device keeps computing."""
     previous = None
     for result in results:
         if previous is not None:

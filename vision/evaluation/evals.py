@@ -31,11 +31,12 @@ from vision.preprocess import inputs
 from vision.preprocess.device import Batch
 from vision.task.metrics import figures
 
-# Keys of `config.data` that apply to another data set, too: how data are read, not which data.
+# Keys of `config.data` that also apply to another data set: how data are read, not which data.
 _HOW_TO_READ = ('source', 'data_dir', 'in_memory', 'cache', 'max_corrupt')
 
 
-# Called with an evaluation's name and number of examples; returns a callback for the number done.
+# Called with an evaluation's name and number of examples; returns a function that is called with
+# the number of examples done so far.
 Start = Callable[[str, int], Progress]
 
 
@@ -53,10 +54,10 @@ class Evaluation:
       entry: the entry, with all keys.
       source: the data.
       predictions: predictions for every example.
-      figures: values for JSON: the task's metrics, `count`, `intervals` (95 % confidence, (low,
-        high) by metric), `split`, `checkpoint` and `corrupt`. Where the evaluation differs from the
-        run's own data and preprocessing, also `data`, `classes` (number of compared classes),
-        `protocol`, `ops`, `weights` and `models`.
+      figures: values for JSON: the task's metrics, `count`, `intervals` (95 % confidence intervals
+        (low, high) by metric), `split`, `checkpoint` and `corrupt`. If they differ from the run's
+        own evaluation, also `data`, `classes` (number of compared classes), `protocol`, `ops`,
+        `weights` and `models`.
       corrupt: unreadable images: name → reason.
     """
 
@@ -113,14 +114,15 @@ def evaluate_entry(
     source, own = _open(first, entry)
     for run in runs:
         if own:
-            # Other keys, such as the validation fraction, change which examples a split has.
+            # Keys other than these, such as the validation fraction, change which examples a split
+            # has, so that only classes and shape can be checked.
             same = set(entry['data']) <= set(_HOW_TO_READ)
             check_data(run, source, entry['split'] if same else None)
         else:
             check_shape(run, source)
-    # Compute the answers over all runs and passes.
+    # Compute the answers over all runs and passes: each run makes each pass, and all outputs are
+    # averaged.
     classes = match(first.class_names, source, entry['classes'])
-    # Every run makes every pass; all outputs are averaged.
     passes = [(run, view) for run in runs for view in _passes(run, entry)]
     report_done = progress(name, len(passes) * source.num_examples)
     _, predictions, corrupt = _predict(passes, source, classes, skip_corrupt, report_done)
@@ -214,7 +216,7 @@ def _predict(
 def _batches(
     run: Run, view: protocols.Pass, source: Source, skip_corrupt: bool
 ) -> 'inputs.EvalBatches | WholeBatches':
-    """Returns the batches of a pass. Several views per image make the batch smaller."""
+    """Returns the batches of a pass, which are smaller if an image has several views."""
     # Dense batches have two images per example, so they are half as large.
     size = run.config.evaluation.batch_size
     if view.dense:

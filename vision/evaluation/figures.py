@@ -21,7 +21,7 @@ class McNemar(NamedTuple):
     Attributes:
       only_first: number of examples that only the first classifies correctly.
       only_second: number of examples that only the second classifies correctly.
-      p_value: probability of a split at least this uneven if both are equally good.
+      p_value: probability of a difference at least this large if both are equally good.
     """
 
     only_first: int
@@ -48,7 +48,7 @@ class Confusion(NamedTuple):
 
 
 class PerClass(NamedTuple):
-    """Figures of each of K classes; NaN where a quotient has the denominator 0.
+    """Precision, recall and F1 of each of K classes; NaN where the denominator is 0.
 
     Attributes:
       support: int64 [K], number of examples of the class.
@@ -84,7 +84,7 @@ def intervals(task: Task, columns: Columns, resamples: int = RESAMPLES) -> dict[
     statistics: dict[str, Any] = {}
     for name, metric in task.metrics.items():
         value = metric.of(columns)
-        # Means are resampled by their values, other metrics by their weighted form.
+        # A mean is resampled from its values, another metric with its function of weights.
         if metric.weighted is not None:
             statistics[name] = metric.weighted(columns)
         elif value is not None and np.ndim(value) and np.isfinite(value).all():
@@ -105,7 +105,7 @@ def bootstrap(
     """Computes 95 % confidence intervals by the percentile bootstrap (Efron) over examples.
 
     The intervals reflect the choice of test examples, not the variation between training runs. If
-    all predictions are correct, they are correct in every resample, too, and the interval of the
+    all predictions are correct, they are also correct in every resample, and the interval of the
     accuracy is a single point.
 
     Args:
@@ -133,8 +133,8 @@ def bootstrap(
             drawn[name].append(float((times * values).sum()) / n)
         for name, function in functions.items():
             drawn[name].append(function(times))
-    # Subtract the bias.
-    for name in biased:
+    # Subtract the bias, which means of values do not have.
+    for name in functions.keys() & set(biased):
         grown = float(np.mean(drawn[name])) - functions[name](np.ones(n))
         drawn[name] = [max(value - grown, 0.0) for value in drawn[name]]
     # Take the percentiles on both sides.

@@ -7,8 +7,8 @@ classification:
     {"id": 0, "path": null, "label": 3, "class": "three", "rank": 0, "loss": 0.0012,
      "predictions": [{"class": "three", "index": 3, "probability": 0.9988}, …]}
 
-`read_predictions(workdir, 'test')` reads it. Examples in two files correspond if their ids are
-equal.
+`read_predictions(workdir, 'test')` reads it. Lines with the same id in the files of several runs
+belong to the same example.
 """
 
 import dataclasses

@@ -108,7 +108,7 @@ def passes(protocol: str | None, eval_ops: str, size: int) -> list[Pass]:
 
 
 def _pass(*ops: str) -> Pass:
-    """Joins the ops that are not empty to a pass."""
+    """Returns a pass with the ops that are not empty."""
     return Pass('|'.join(op for op in ops if op))
 
 

@@ -1,4 +1,4 @@
-"""A trained run, restored from its workdir alone."""
+"""A trained run, restored from its workdir without other inputs."""
 
 import dataclasses
 from pathlib import Path
@@ -142,8 +142,8 @@ def pretrained_run(source: str, name: str | None = None, classify: bool = True) 
     model = create_model(name, num_classes=len(pretrained.IMAGENET_CLASSES), **arguments)
     task = task_of(config, pretrained.IMAGENET_CLASSES, model.num_classes)
     input_shape = (fed.crop, fed.crop, 3)
-    # Start from zeros: the pretrained weights replace all values that prediction uses, and drawing
-    # initial values would take longer than reading the weights.
+    # Start from zeros instead of random values: the pretrained weights replace all values that
+    # prediction uses, and drawing random values would take longer than reading the weights.
     shapes = abstract_variables(model, input_shape)
     variables = {'batch_stats': {}, **jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)}
     mesh = mesh_lib.make_mesh()

@@ -17,12 +17,12 @@ STRIDE = 32  # total stride of the networks that are evaluated densely
 
 
 class WholeBatches:
-    """Every example of a split once, with its mirror image, in batches of equal shape.
+    """Every example of a split once, with its mirror image, in batches of images of one shape.
 
-    Each shape is compiled separately. To keep the number of shapes small, the longer side is
-    cropped around the centre to the shorter side plus a multiple of `STRIDE` pixels. The crop
-    removes less than one position of the last stage. The examples are not in the order of their
-    ids.
+    The model is compiled for each shape separately. To keep the number of shapes small, the longer
+    side of an image is cropped around the centre to the shorter side plus a multiple of `STRIDE`
+    pixels. The crop removes less than one position of the last stage. The examples are not in the
+    order of their ids.
 
     Attributes:
       corrupt: unreadable images of the last pass: name → reason.

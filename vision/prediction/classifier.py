@@ -175,14 +175,14 @@ class Classifier:
 
         Args:
           images: as for `__call__`.
-          classes: int [N], or one class for all images. By default the most probable class of each
-            image.
+          classes: int [N], or one class for all images. The default is the most probable class of
+            each image.
           stage: the stage whose feature maps are weighted. By default the last stage with more than
             one position.
 
         Returns:
-          Heat maps, float32 [N, H, W] in 0 … 1, of the model's input size. A map is all 0 if no
-          position supports the class.
+          Heat maps, float32 [N, H, W] in 0 … 1, where H and W are the model's input size. A map is
+          0 everywhere if no position supports the class.
 
         Raises:
           UserError: as for `__call__`, or the stage or a class is unknown.
@@ -264,7 +264,7 @@ class Classifier:
             yield start + np.flatnonzero(good), vectors[good], failed
 
     def explain_source(self, source: Source, top_k: int = 3) -> Iterator[Explanation]:
-        """Yields the heat maps of the `top_k` most probable classes of each image of a source.
+        """Yields the heat maps of the `top_k` most probable classes for each image of a source.
 
         Images that cannot be read are skipped. See `explain`.
         """
@@ -273,7 +273,7 @@ class Classifier:
         wanted = np.broadcast_to(ranks, (source.num_examples, len(ranks)))
         for start, outputs, mask in self._computed(self.variables, fed, self._explanation, wanted):
             for i in np.flatnonzero(mask):
-                # Sort by logits, as the maps are: small probabilities may both round to zero.
+                # Sort by logits, as the maps are sorted: two small probabilities may both be 0.
                 order = np.argsort(-outputs['logits'][i][: self._k], kind='stable')[: len(ranks)]
                 yield Explanation(
                     index=start + int(i),

@@ -28,8 +28,8 @@ from vision.preprocess import decode
 MAX_UPLOAD = 20  # MB
 _CLASSES, _EXPLAINED, _SIMILAR = 5, 3, 8
 _UPLOAD_SIDE = 320  # pixels of the longer side of the uploaded image on the page
-_FEW = 20  # class names are unfolded from the start up to this number of classes
-_KEPT = 60  # seconds that an upload stays on disk; by default gradio keeps it (gradio issue 4620)
+_FEW = 20  # the list of class names is open at first if there are at most this many
+_KEPT = 60  # seconds that an upload stays on disk; gradio's default is forever (gradio issue 4620)
 
 # Returns up to the given number of images that resemble the image of a source.
 Similar = Callable[[FileSource, int], Iterable[pages.Picture]]
@@ -97,7 +97,7 @@ def serve(
         print(f'http://{address}:{port}' + (f'/?token={token}' if token else ''), flush=True)
         config = uvicorn.Config(app, log_level='error', timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
-        # An open page holds requests; do not log that the shutdown cancels them.
+        # An open page keeps requests open; do not log that the shutdown cancels them.
         standard_logging.getLogger('uvicorn.error').addFilter(lambda record: not server.should_exit)
         server.run(sockets=[listener])
         # The server returns only after Ctrl-C, and its event loop may swallow the exception.
@@ -175,7 +175,7 @@ def answer(classifier: Classifier, similar: Similar | None, path: str) -> str:
 
 
 def _answer(classifier: Classifier, similar: Similar | None, source: FileSource) -> str:
-    # Predict; a file that is not an image ends here.
+    # Predict; for a file that is not an image, the answer is the reason.
     (path,) = source.paths
     (prediction,) = classifier.classify_source(source, _CLASSES)
     if prediction['error'] is not None:
@@ -242,7 +242,7 @@ def _name(classifier: Classifier) -> str:
 
 
 def _about(classifier: Classifier) -> str:
-    """Returns the head of the page: the run's name, model and step, and all its classes."""
+    """Returns the head of the page: the run's name, its model, its step and all its classes."""
     run, names = classifier.run, classifier.class_names
     step = f', checkpoint of step {run.step:,}' if run.step else ''
     every = ', '.join(names)
@@ -296,7 +296,7 @@ class _TokenOnly:
             await refusal(scope, receive, send)
             return
 
-        # Set the cookie, so that the requests that the page makes itself need no token in the URL.
+        # Set the cookie, so that further requests of the page need no token in the URL.
         async def send_with_cookie(message: Any) -> None:
             if by_address and message['type'] == 'http.response.start':
                 cookie = f'{self._cookie}={self._token}; Path=/; HttpOnly; SameSite=Strict'

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 CLASSES = 3  # heat maps of each image
-_IN_PNG, _IN_PAGE = 16, 500  # the most images that each shows
+_IN_PNG, _IN_PAGE = 16, 500  # the largest number of images in a PNG and in a page
 
 
 def explain_files(classifier: Classifier, source: FileSource, path: AnyPath) -> int:

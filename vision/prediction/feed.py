@@ -59,8 +59,8 @@ class Feed:
         if source.images is not None and inputs.on_device(source, self._ops):
             # Arrays in memory: preprocess on the device.
             return Fed(source.num_examples, self._on_device(source.images, size), dict)
-        # Otherwise use the loader of evaluation. The exception is a model that was trained on
-        # arrays of one shape: images of other sizes are first resized to that shape.
+        # Otherwise use the loader of evaluation, with one exception: if the model was trained on
+        # arrays of one shape, images of other sizes are first resized to that shape.
         of_one_size = not source.encoded and source.image_shape is not None
         if of_one_size or self._run.image_shape is None or place(self._ops, True) == HOST:
             every = inputs.EvalBatches(source, self._ops, size, self._run.mesh, skip_corrupt=True)

@@ -38,7 +38,7 @@ def write(predictions: Iterable[Prediction], form: str, file: TextIO | None = No
 
 
 def dump_json(value: Any, file: TextIO, indent: int | None = None) -> str:
-    """Returns JSON that `file` can encode; other characters are escaped, so nothing is lost."""
+    """Returns JSON that `file` can encode: characters that it cannot encode are escaped."""
     text = json_text(value, ensure_ascii=False, indent=indent)
     if printable(text, file) == text:
         return text
@@ -61,7 +61,7 @@ def _jsonl(predictions: Iterable[Prediction], file: TextIO) -> None:
 
 
 def _csv(predictions: Iterable[Prediction], file: TextIO) -> None:
-    """Writes one row for each predicted class, or one for an image without any or with an error."""
+    """Writes one row for each predicted class; an image with no class or an error has one row."""
     write_row(('path', 'rank', 'class', 'index', 'probability', 'error'), file)
     for p in predictions:
         if p['error'] is not None or not p['predictions']:

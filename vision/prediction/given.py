@@ -1,4 +1,4 @@
-"""Conversion of a caller's images to a source: paths, bytes, Pillow images, arrays, one or many."""
+"""Conversion of one or several images (paths, bytes, Pillow images, arrays) to a source."""
 
 import os
 import sys
@@ -55,14 +55,14 @@ def gather(
     Raises:
       UserError: an image has another type, or a `PIL.Image` cannot be read.
     """
-    # An array [N, H, W, C] of the run's shape is a source already.
+    # An array [N, H, W, C] of the run's shape needs no conversion.
     images = _scalar(images)
     if is_array := _is_array(images):
         images = _array(images)
     several = is_array and images.ndim == 4
     if several and (image_shape is not None or not len(images)):
         return _in_memory(_checked(images, image_shape)), False
-    # Make a list of images; reject anything that is neither an image nor several.
+    # Make a list of images; reject anything that is neither one image nor several.
     one = (is_array and images.ndim in (2, 3)) or _is_encoded(images) or _is_pillow(images)
     if not (one or several) and (is_array or not _has_several(images)):
         raise UserError(f'images: {_describe(images)} cannot be classified; give {_ACCEPTED}')
@@ -78,7 +78,7 @@ def gather(
 
 
 def _scalar(value: Any) -> Any:
-    """Unwraps a 0-dimensional array, which may hold a text or an object."""
+    """Unwraps a 0-dimensional array, which may hold a string or an object."""
     return value.item() if isinstance(value, np.ndarray) and not value.ndim else value
 
 

@@ -5,9 +5,9 @@ networks via gradient-based localization", section 3. Each feature map of a stag
 mean gradient of the class's logit with respect to that map. The heat map is the ReLU of their sum.
 
 Grad-CAM localises best in models that end with global average pooling (ResNet, GoogLeNet,
-Inception). In models with fully connected layers (LeNet, AlexNet, VGG) a feature map may matter at
-some positions only. The mean over positions loses this, so that the heat map also marks the same
-pattern elsewhere.
+Inception). In models with fully connected layers (LeNet, AlexNet, VGG) a feature map may affect the
+logit at some positions only. The mean over positions loses this information, so the heat map also
+marks other positions with the same pattern.
 """
 
 import dataclasses
@@ -55,8 +55,8 @@ def grad_cam(
       variables: the model's 'params' and 'batch_stats'.
       images: float32 [B, H, W, C], normalised.
       classes: int32 [B, k]. A negative value −j stands for the j-th most probable class.
-      stage: the endpoint whose feature maps [B, h, w, D] are weighted. By default the last one with
-        more than one position.
+      stage: the endpoint whose feature maps [B, h, w, D] are weighted. By default the last endpoint
+        with more than one position.
 
     Returns:
       Maps float32 [B, k, h, w], non-negative and not normalised, and logits float32 [B, K].
@@ -76,7 +76,7 @@ def grad_cam(
         return logits, endpoints[path[-1]]
 
     logits, pull_back, activation = jax.vjp(head, zeros[path], has_aux=True)
-    # Replace negative values by the classes of that rank.
+    # Replace each negative value −j by the j-th most probable class.
     likeliest = jnp.argsort(-logits, axis=-1, stable=True)
     ranks = jnp.clip(-classes - 1, 0)
     classes = jnp.where(classes < 0, jnp.take_along_axis(likeliest, ranks, axis=-1), classes)

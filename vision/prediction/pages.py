@@ -1,4 +1,4 @@
-"""Self-contained HTML pages: pictures are embedded, nothing is loaded, no script runs."""
+"""Self-contained HTML pages: pictures are embedded, no other files are loaded, no script runs."""
 
 import html
 from collections.abc import Iterable
@@ -26,7 +26,7 @@ figcaption { font-size: 12px; margin-top: 3px; overflow-wrap: anywhere; }
 .marked img { outline: 3px solid #ea580c; }
 @media (prefers-color-scheme: dark) { .mark { color: #fb923c; } }
 """
-# The style of a missing picture. It is inline, because several pages with other styles use it.
+# The style of a missing picture. It is inline, because pages with different style sheets use it.
 _NO_PICTURE = 'background: #8882; border-radius: 4px; line-height: 6rem; text-align: center'
 
 
@@ -42,7 +42,7 @@ def write_page(path: Path, title: str, note: str, rows: Iterable[Row]) -> None:
       note: a sentence below the title.
       rows: (heading, pictures) of each row.
     """
-    # File names that are not UTF-8 are escaped; everything else that users wrote is HTML-escaped.
+    # Bytes of file names that are not UTF-8 become backslash escapes. All text is HTML-escaped.
     with open(path, 'w', encoding='utf-8', errors='backslashreplace') as file:
         file.write(
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
@@ -64,7 +64,7 @@ def figure(image: np.ndarray | None, caption: str, mark: str = '', side: int = T
     if image is not None:
         scale = side / max(image.shape[:2])
         height, width = (max(1, round(scale * n)) for n in image.shape[:2])
-        # Keep the pixels of small images sharp, as on a figure.
+        # Keep the pixels of enlarged images sharp, as matplotlib does in figures.
         hard = ' style="image-rendering: pixelated"' if scale >= 2 else ''
         picture = (
             f'<img src="{data_uri(image, side)}" alt="{html.escape(caption, True)}" '

@@ -17,8 +17,8 @@ from vision.prediction.feed import Feed
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 _CHECKED = 64  # images that the exported program is checked with
-# Allowed differences of a probability. In bfloat16 they depend on what XLA fuses, because values
-# inside a fusion are not rounded.
+# Largest allowed difference of a probability. In bfloat16 differences depend on what XLA fuses,
+# because values inside a fusion are not rounded.
 _TOLERANCE, _TOLERANCE_16_BIT = 1e-4, 5e-2
 
 

@@ -62,7 +62,7 @@ class Stream:
 
     def jit(self, function: Callable) -> Callable:
         """Returns the jitted function; the same function always gives the same jitted one."""
-        # Methods and partials are new objects each time, so the key is the name and the keywords.
+        # Methods and partials are new objects at each access, so the key is name and keywords.
         parts = function if isinstance(function, functools.partial) else functools.partial(function)
         key = (parts.func.__name__, *sorted(parts.keywords.items()))
         layout = mesh_lib.replicated(self._run.mesh)

@@ -38,13 +38,16 @@ def report(source: Source, channels: int, cache: str) -> str:
         mean = float(np.mean([_size(path) for path in _spread(source.paths or ())]))
     else:
         mean = float(np.mean([_pixels(head) for head in _heads(source)])) * channels
-    # Compare the total with the free memory.
+    # Compare the total with the free memory, where the system tells it; macOS does not.
     total = mean * source.num_examples
-    free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
-    return (
+    text = (
         f'cache {cache} of {source.name}: about {total / 2**20:,.1f} MiB for '
-        f'{source.num_examples:,} images, of {free / 2**20:,.1f} MiB free'
+        f'{source.num_examples:,} images'
     )
+    if 'SC_AVPHYS_PAGES' not in os.sysconf_names:
+        return text
+    free = os.sysconf('SC_AVPHYS_PAGES') * os.sysconf('SC_PAGE_SIZE')
+    return f'{text}, of {free / 2**20:,.1f} MiB free'
 
 
 def _spread(examples: Sequence) -> Sequence:

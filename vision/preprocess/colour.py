@@ -69,7 +69,7 @@ def to_8_bit(image: Any) -> Any:
         if not signed:
             return image
         raw = raw.view(np.int8)
-    # List the possible values of white from small to large; the tags do not always give the value.
+    # List the values that white may have, from small to large: the tags do not always state it.
     values = raw.astype(np.float64)
     tops = [2.0 ** (bits - signed * (bits != 12)) - 1]
     if image.mode == 'F':

@@ -113,7 +113,7 @@ def pixels(
         return _to_array(image, data, channels, orientation or _orientation(image))
     except BadImage:
         raise
-    except Exception as e:  # word the error by the text of Pillow's exception
+    except Exception as e:  # the text of Pillow's exception tells truncated files from others
         name = image.format or 'image'
         cut = any(sign in str(e).lower() for sign in ('truncated', 'not enough image data'))
         raise BadImage(f'truncated {name}' if cut else f'damaged {name} ({e})') from None
@@ -251,10 +251,10 @@ def _bare_png(data: bytes, optional: Sequence[bytes]) -> bytes:
     parts, at = [_PNG], len(_PNG)
     while at + 12 <= len(data):
         size, name = struct.unpack_from('>I4s', data, at)
-        # The name of a critical chunk begins with a capital letter.
         chunk = data[at : at + 12 + size]
         # The checksum of an intact chunk matches.
         whole = zlib.crc32(chunk[4:-4]) == int.from_bytes(chunk[-4:], 'big')
+        # The name of a critical chunk begins with a capital letter.
         if name[:1].isupper() or (name in optional and whole):
             parts.append(chunk)
         at += len(chunk)

@@ -46,7 +46,7 @@ def apply_ops(ops: tuple[opstring.Op, ...], image: jax.Array, key: jax.Array) ->
         entry = ops_lib.find(op.name)
         form = entry.form(ops_lib.DEVICE)
         assert form is not None  # `ops.parse` has checked it
-        # Only random ops take random numbers; each op has its own.
+        # Only random ops take random numbers, and each op gets numbers of its own.
         rng = [DeviceRng(key, i)] if entry.draws() else []
         image = form(image, *rng, *op.args, **op.kwargs)
     return image

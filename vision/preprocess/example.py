@@ -65,13 +65,14 @@ class Example:
         return tf.TensorSpec(self.image_shape or (None, None, self.channels), tf.uint8)
 
     def function(self) -> Any:
-        """Returns the traced function, which equal examples share.
+        """Returns the traced function, which is shared by equal `Example`s without a cache.
 
         Raises:
           UserError: an op fails on the images, or the results differ in size.
         """
         tf = tf_cpu()
-        cached = self.raw is None and self.decoded is None  # a cache belongs to one source
+        # A function with a cache is not shared, because the cache belongs to one source.
+        cached = self.raw is None and self.decoded is None
         # Trace the function; TensorFlow checks the shapes while tracing.
         try:
             with _TRACING:
@@ -117,7 +118,7 @@ class Example:
         def decode() -> Any:
             return on_host.apply(self.ops[:1], encoded(), None)
 
-        # Without a cache and a known shape, decode and the first crop may run as one op.
+        # With neither a cache nor a known shape, decode and the first crop may run as one op.
         shape = self.image_shape
         if self.decoded is None and shape is None:
             return self.apply(encoded(), draws)

@@ -3,7 +3,7 @@
 The input of the graph is a stream of rows. Each row has the image for one slot (position) of one
 batch. The rows of a batch are followed by a tick, a row without an image that marks the end of the
 batch. tf.data drops each row whose image fails. The slot numbers and ticks show which rows are
-missing, so that all other images keep their slots, and images that do not fail cost nothing extra.
+missing, so that all other images keep their slots. Images that do not fail take no extra time.
 """
 
 import collections
@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vision.core.errors import UserError
-from vision.core.startup import first_line, tf_cpu
+from vision.core.startup import available_cpus, first_line, tf_cpu
 from vision.data.files import is_path
 from vision.data.order import view_counters
 from vision.data.source import BadImage, Image, Source, no_labels, read_each
@@ -88,7 +88,7 @@ def look_up(source: Source, batches: Iterable[tuple[np.ndarray, np.ndarray]]) ->
 
 
 class Preprocess:
-    """Applies an op string to batches, and finds the reasons for images that fail."""
+    """Applies an op string to batches, and finds out why images fail."""
 
     def __init__(
         self, source: Source, text: str, local: int, seed: int, cache: str = 'none', views: int = 1
@@ -169,8 +169,8 @@ class Preprocess:
         """Preprocesses batches without tf.data; the result is that of `batches`, bit for bit.
 
         TensorFlow builds the graph of each tf.data dataset anew, which takes a third of a second of
-        CPU time, too much for a few images. Here a batch may also mix encoded images and pixels
-        uint8 [H, W, channels].
+        CPU time, too much for a few images. A batch of this method may also mix encoded images and
+        pixels uint8 [H, W, channels].
         """
         for plan, images in planned:
             # Preprocess the images in threads, and leave out those that fail.
@@ -354,7 +354,7 @@ def _in_threads(function: Callable, arguments: Sequence[tuple]) -> list[Any]:
 
 def _threads() -> int:
     """The number of threads: one per CPU core, at least two."""
-    return max(2, len(os.sched_getaffinity(0)))
+    return max(2, available_cpus())
 
 
 def parse(source: Source, text: str) -> tuple[Any, ...]:

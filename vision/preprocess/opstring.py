@@ -67,7 +67,7 @@ def check(ops: tuple[Op, ...], registry: Mapping[str, Callable], skip: int = 1) 
     Args:
       ops: parsed ops.
       registry: functions by name.
-      skip: number of first parameters of a function that do not come from the op string, such as
+      skip: number of leading parameters of a function that do not come from the op string, such as
         the image.
 
     Raises:

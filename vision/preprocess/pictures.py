@@ -21,7 +21,7 @@ class Picture(NamedTuple):
 
     Attributes:
       image: uint8 [H, W, C], or None if the picture is missing.
-      caption: the text below the picture.
+      caption: the text below the picture on a page, or above it in a figure.
       mark: a highlighted note above the caption, such as 'another class'; '' for none.
     """
 

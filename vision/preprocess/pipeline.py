@@ -21,7 +21,7 @@ from vision.preprocess.unreadable import check_corrupt
 
 Batch = dict[str, np.ndarray]
 
-_FEW = 64  # images; for no more than these, building a tf.data dataset costs more than it saves
+_FEW = 64  # up to this number of images, building a tf.data dataset takes longer than it saves
 
 # An example: id, epoch or view number from `order.batch_ids`, image, label.
 _Read = tuple[int, int, Image | BadImage, np.ndarray]
@@ -54,7 +54,7 @@ class TrainBatches:
         self._preprocess = Preprocess(source, ops, local, seed, cache, views)
         self._source, self._max_corrupt = source, max_corrupt
         self.corrupt: dict[str, str] = {}
-        # Plan the batches: by computed ids, or by reading the stream from the current epoch on.
+        # Plan the batches: compute their ids, or read the stream from the current epoch on.
         if source.indexed:
             own = slice(process_index * local, (process_index + 1) * local)
             steps = itertools.count(start_step)
@@ -223,7 +223,7 @@ def _ended_by_error(steps: Generator) -> Iterator[None]:
     """Closes TensorFlow's iterator when a UserError is raised.
 
     The error's traceback would otherwise keep the iterator alive until Python collects garbage. If
-    that happens in one of the iterator's own threads, it waits for itself forever.
+    one of the iterator's own threads collected it, this thread would wait for itself forever.
     """
     try:
         yield

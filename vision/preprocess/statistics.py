@@ -17,9 +17,9 @@ def channel_statistics(
 ) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Computes the mean and standard deviation of each channel over all pixels of a split.
 
-    The result is exact up to the last rounding, so it does not depend on the batches or their
-    order: the sums are added without loss, and are whole numbers if the ops return uint8. Images
-    that cannot be read are skipped.
+    The sums over images are added exactly, and only the last few operations round. The result
+    therefore does not depend on the batches or their order. If the ops return uint8, the sums are
+    whole numbers. Images that cannot be read are skipped.
 
     Args:
       source: the training split.

@@ -19,8 +19,8 @@ from vision.data.source import BadImage, Source, read_file
 from vision.preprocess.decode import read
 
 _SECONDS = 10.0  # time limit for checking the files of a split
-# The files are checked in this number of passes, each spread over the whole split, so that a check
-# that runs out of time has seen files of all parts.
+# The files are checked in this number of passes. Each pass is spread over the whole split, so that
+# a check that runs out of time has seen files of all parts of the split.
 _PASSES = 16
 _THREADS, _CHUNK = 8, 256
 _NAMED = 5  # number of files that a warning names
@@ -114,7 +114,7 @@ def why_unreadable(path: str) -> str | None:
     try:
         # The file looks damaged: decode it to find the reason.
         if _ending_of(data) is None and _is_opened(data):
-            return None  # the format has no end marker, and decoding all such files takes too long
+            return None  # no end marker or size to check, and decoding such files takes too long
         read(data)
     except BadImage as e:
         return str(e)
@@ -129,7 +129,7 @@ def _open_at_once(path: str, flags: int) -> int:
 def _ending_of(head: bytes) -> Callable[[bytes, int], bool] | None:
     """Returns a test of a file's last bytes and size that tells whether the file is complete.
 
-    None for formats that do not tell.
+    None for formats without an end marker or a stated size.
     """
     # JPEG, PNG and GIF have end markers; WebP and BMP state their size.
     if head.startswith(b'\xff\xd8\xff'):
@@ -167,8 +167,8 @@ def look_before_training(
 ) -> None:
     """Warns of unreadable images before any computation.
 
-    In the test split their fraction may exceed `max_corrupt`, because test results report the
-    number of skipped images.
+    The test split may have a larger fraction of unreadable images than `max_corrupt`, because test
+    results report the number of skipped images.
 
     Raises:
       UserError: more than `max_corrupt` of train or validation cannot be read.

@@ -1,8 +1,8 @@
 """Search by image: an index of features, nearest neighbours, duplicates, and feature quality.
 
-`build` computes a classifier's features of folders or splits and makes an `Index` of them. `query`
-finds the images in an index that are nearest to new ones, `find_duplicates` finds copies within an
-index, and `judge_run` measures how well the features separate the classes.
+`build` computes a classifier's features for the images of folders or splits and stores them in an
+`Index`. `query` finds the images in an index that are nearest to new images, `find_duplicates`
+finds copies within an index, and `judge_run` measures how well the features separate the classes.
 
 Read first: `search.py`, `index.py`.
 """

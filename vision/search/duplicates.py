@@ -19,9 +19,9 @@ from vision.search.index import Index, faiss, unit
 from vision.search.search import OF_SPLIT, Pictures, neighbours_of, own_split, tell_changed
 
 _BATCH = 1024  # vectors of one search
-_LOOKED_AT = 1024  # the most neighbours of an image that are considered
-# Side of a thumbnail, and the correlation from which two thumbnails show the same image. It is
-# at least .98 between a photograph and a copy at a sixth of its size, at JPEG quality 20, or 1.4
+_LOOKED_AT = 1024  # the largest number of neighbours of an image that are considered
+# Side of a thumbnail, and the least correlation of thumbnails of the same image. The correlation
+# is at least .98 between a photograph and a copy at a sixth of its size, at JPEG quality 20, or 1.4
 # times as bright. It is .95 to .98 for a copy cropped by 3 % at each edge, but also for many pairs
 # of digits.
 _SIDE, _CORRELATION = 16, 0.98
@@ -33,8 +33,8 @@ def find_duplicates(index: Index, run: Run, threshold: float = 0.95) -> list[dic
 
     Files with the same bytes are exact copies. Two other images are duplicates if both the cosine
     of their vectors and the correlation of their thumbnails are high. The vectors alone do not
-    suffice: a classifier maps many images of a class to nearly the same vector. Several links to
-    one file, symbolic or hard, count as one image under its real path. Missing files are skipped
+    suffice: a classifier maps many images of a class to nearly the same vector. Several symbolic or
+    hard links to one file count as one image, under the file's real path. Missing files are skipped
     with a warning.
 
     Args:
@@ -44,8 +44,8 @@ def find_duplicates(index: Index, run: Run, threshold: float = 0.95) -> list[dic
 
     Returns:
       Groups `{'path', 'neighbours': [{'path', 'score'}, …]}`: an image and its duplicates, exact
-      copies first. An image may also join a group as a duplicate of another of its members. Each
-      image with a duplicate is in exactly one group.
+      copies first. A group may also contain an image that is a duplicate of a neighbour, not of the
+      first image. Each image with a duplicate is in exactly one group.
 
     Raises:
       UserError: the threshold is outside −1 … 1.
@@ -184,8 +184,8 @@ class _Alike:
     def __call__(self, one: int, other: int) -> bool:
         """Compares the images at two positions.
 
-        Images of a split without random access cannot be looked at and count as equal, so that
-        their vectors decide. A file that can no longer be read is equal to no other.
+        Images of a split without random access cannot be compared and count as equal, so that only
+        their vectors decide. A file that can no longer be read is not equal to any other image.
         """
         a, b = self._looks(one), self._looks(other)
         if a is None or b is None:

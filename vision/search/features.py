@@ -122,7 +122,7 @@ def retrieval(vectors: np.ndarray, labels: np.ndarray) -> dict[str, float | None
     start = 0
     for scores in _similarities(vectors, vectors):
         own = np.arange(start, start + len(scores))
-        # Rank all other images: the query itself comes last and is cut off.
+        # Rank all other images: the query itself is moved to the end and cut off.
         scores[np.arange(len(scores)), own] = -np.inf
         order = np.argsort(-scores, axis=1, kind='stable')[:, :-1]
         right = labels[order] == labels[own][:, None]
@@ -149,7 +149,7 @@ def _vectors(
 ) -> tuple[np.ndarray, np.ndarray]:
     if source.multi_label:
         raise UserError(f'{source.name}: features can only be judged with one class per image')
-    # Every image must be readable, so that the vectors belong to the labels.
+    # Every image must be readable, so that vectors and labels have the same order.
     parts = []
     done = 0
     with progress_bar() as start:

@@ -90,7 +90,7 @@ class Index:
         if self.metric == 'euclidean':
             scores = np.sqrt(np.maximum(scores, 0))  # faiss returns squared distances
         else:
-            # Remove the rounding of float32: a vector's cosine with itself is 1, not 1.0000001.
+            # Round off errors of float32: a vector's cosine with itself is 1, not 1.0000001.
             scores = np.clip(np.round(scores, _DIGITS), -1, 1)
         return [
             [(int(i), float(s)) for i, s in zip(*pair, strict=True) if i >= 0]
@@ -148,7 +148,7 @@ class Index:
         """
         about = {'made_by': self.made_by, 'metric': self.metric, 'names': self.names}
         path, checksum = as_path(path), 0
-        # Images that another process has added since would be lost.
+        # Do not overwrite images that another process has added since this index was loaded.
         if self.read and self.read[0] == path and _version(path) not in (None, self.read[1]):
             raise UserError(
                 f'--index={path} was changed by another process in the meantime; '
@@ -208,7 +208,7 @@ def create(made_by: dict[str, str], size: int, metric: str = 'cosine', hnsw: boo
     kind = faiss().METRIC_INNER_PRODUCT if metric == 'cosine' else faiss().METRIC_L2
     if not hnsw:
         return Index(made_by, metric, [], faiss().IndexFlat(size, kind))
-    # A graph of neighbours, with the beam widths that it is built and searched with.
+    # A graph of neighbours, with the beam widths of building and searching.
     graph = faiss().IndexHNSWFlat(size, _HNSW_LINKS, kind)
     graph.hnsw.efConstruction, graph.hnsw.efSearch = _HNSW_BUILD, _HNSW_SEARCH
     return Index(made_by, metric, [], graph)
@@ -331,7 +331,7 @@ def _difference(key: str, there: dict[str, str], here: dict[str, str]) -> tuple[
 
 
 def _read_model(made_by: dict[str, str]) -> dict[str, str]:
-    """Returns the model's name and arguments of a fingerprint; old versions hold only the name."""
+    """Returns the model's name and arguments from a fingerprint; old ones have only the name."""
     try:
         model = json.loads(made_by['model'])
     except ValueError:

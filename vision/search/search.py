@@ -94,7 +94,7 @@ def named(run: Run, words: AnyPath | Iterable[AnyPath]) -> list[Named]:
 
 
 def _one_example(run: Run, word: str, split: str, index: int) -> Named:
-    # One example of a split: a source of its own, so that the rest need not be read.
+    # Make a source of this one example, so that the rest of the split need not be read.
     source = own_split(run, split)
     if index >= source.num_examples:
         raise UserError(f'{word}: the split has examples 0 … {source.num_examples - 1}')
@@ -115,7 +115,7 @@ def build(
       classifier: computes the vectors.
       images: the images to index.
       endpoint: see `Classifier.embed`.
-      metric: 'cosine', of vectors of length 1, or 'euclidean'.
+      metric: 'cosine', for which vectors are normalised to length 1, or 'euclidean'.
       hnsw: build an approximate index, for large sets.
 
     Returns:
@@ -136,7 +136,7 @@ def build(
 
 
 def add(classifier: Classifier, index: Index, images: Iterable[Named]) -> dict[str, str]:
-    """Adds images whose names are not in the index yet; paths become absolute.
+    """Adds images whose names are not in the index yet; their paths are stored as absolute paths.
 
     Returns:
       The reasons for images that could not be read, by name.
@@ -250,7 +250,7 @@ def write_results(
         draw_neighbours(run, shown).savefig(target, format='png')
         return
     show = _pictures_of(run, results)
-    # Find the neighbours of other classes first: the note above the rows counts them.
+    # Find the neighbours of other classes first, because the note above the rows has their number.
     marks = [[show.mark(r['path'], n['path']) for n in r['neighbours']] for r in shown]
 
     def rows() -> Iterator[pages.Row]:
@@ -292,7 +292,7 @@ def _pictures_of(run: Run, results: Sequence[dict[str, Any]]) -> 'Pictures':
 
 
 class Pictures:
-    """Images, titles and classes of the names in an index.
+    """Images, titles and classes by the images' names in an index.
 
     Attributes:
       root: the common folder of all files; '' if they have none, or there are no files.

@@ -1,14 +1,14 @@
 """Studies of configs and runs.
 
-- `preview`: pictures of what a model is fed, and a summary of the data;
+- `preview`: pictures of a model's input, and a summary of the data;
 - `explain`: the keys of a config with their meaning and value;
 - `dry_run`: size, cost, memory and time of a run, from three steps;
 - `find_lr`: the range test for the learning rate;
 - `sweep`: a grid of runs;
 - `compare`: the curves and metrics of several runs, and a test of whether they differ;
-- `reproduce`: the table of the papers' figures beside ours.
+- `reproduce`: a table of the papers' results and of ours.
 
-Each is one file; read the one that you need.
+Each study is one file; read only the file that you need.
 """
 
 from typing import TYPE_CHECKING

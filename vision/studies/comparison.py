@@ -154,7 +154,7 @@ def _shown(paths: Sequence[Path]) -> dict[str, Metric]:
 
 
 def short_names(paths: Sequence[Path]) -> list[str]:
-    """Shortens paths to the last parts that distinguish them; trials of a sweep to their values."""
+    """Shortens paths to their last distinct parts, and trials of a sweep to their values."""
     # Take one more part of the paths until all names differ.
     for count in range(1, max(len(p.parts) for p in paths) + 1):
         names = [str(Path(*p.parts[-count:])) for p in paths]
@@ -216,7 +216,7 @@ def _try_predict(path: Path, split: str) -> Predicted | str:
 def _pair(first: Predicted | str, second: Predicted | str) -> dict[str, Any]:
     if isinstance(first, str) or isinstance(second, str):
         return {'error': first if isinstance(first, str) else second}
-    # McNemar's test is paired: both runs must answer for the same examples.
+    # McNemar's test is paired: both runs must have predictions for the same examples.
     one, other = first.predictions, second.predictions
     labels = [p.columns.get('label', p.ids) for p in (one, other)]
     if first.source.name != second.source.name or not np.array_equal(labels[0], labels[1]):

@@ -26,7 +26,7 @@ from vision.core.config_keys import (
 from vision.core.errors import unknown
 
 # For each open section: the module and name of its registry, and the number of leading arguments of
-# a registered function that the code passes itself.
+# a registered function that are not config keys, because the code passes them.
 _REGISTRIES = {
     'task': ('vision.task.base', 'TASKS', 1),
     'data': ('vision.data.registry', 'SOURCES', 1),

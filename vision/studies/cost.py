@@ -1,4 +1,4 @@
-"""Dry run of a config: model size, cost, memory, and training time estimated from three steps."""
+"""Dry run of a config: size and cost of the model, memory, and time estimated from three steps."""
 
 import time
 from pathlib import Path
@@ -31,11 +31,11 @@ def dry_run(run: Setup, workdir: Path | None = None) -> dict[str, Any]:
 
     Returns:
       `config` (resolved), `model`, `input_shape`, `parameters`, `gmacs` (1e9 fused multiply-adds of
-      one image in evaluation), `ops` (where the ops of train and eval run, and why), `examples` of
-      the training split, `batch_size`, `devices`, `steps`, `state_bytes` and `step_bytes` (per
-      device: the training state, and the peak of a step including the state; None if the backend
-      does not report it), `compile_seconds`, `step_seconds`, and `estimated_seconds` of all steps
-      without evaluations.
+      one image in evaluation), `ops` (where the ops of train and eval run, and why), `examples`
+      (number of training examples), `batch_size`, `devices`, `steps`, `state_bytes` (memory of the
+      training state on one device), `step_bytes` (peak memory of a step on one device, including
+      the state; None if the backend does not report it), `compile_seconds`, `step_seconds`, and
+      `estimated_seconds` of all steps without evaluations.
 
     Raises:
       UserError: training would refuse the run, or too many images of the first batches cannot be

@@ -34,7 +34,8 @@ class Trial(NamedTuple):
 def make_trials(config: Mapping[str, Any], grid: str) -> list[Trial]:
     """Returns a trial for every combination of a grid; the last key varies fastest.
 
-    Values are set as `--config.KEY=VALUE` sets them, so that references to a key follow it.
+    Values are set as `--config.KEY=VALUE` sets them, so that keys that refer to a key of the grid
+    get its value.
 
     Raises:
       UserError: the grid cannot be parsed, or the config refuses a key or value.
@@ -129,7 +130,7 @@ def _check_key(known: dict[str, Any], key: str) -> None:
 
 
 def name_of(values: dict[str, Any]) -> str:
-    """Returns a folder name made of the values, with a hash if characters were replaced or cut."""
+    """Returns a folder name made of the values; a hash is added if the text had to be changed."""
     text = ','.join(f'{key}={_text(value)}' for key, value in values.items())
     # Replace characters that are not safe in a file name.
     safe = re.sub(r'[^\w.=,+-]', '_', text)[:120]
@@ -143,7 +144,7 @@ def _text(value: Any) -> str:
 
 
 def _value(text: str) -> tuple[str, Any]:
-    """Returns a value as text for the command line (no outer quotes) and as Python reads it."""
+    """Returns a value as text for the command line, without outer quotes, and as a Python value."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _COLUMNS = 8
 _PAIRS = 24  # images that are shown before and after augmentation
 _BARS = 60  # classes in the bar chart; more would not be legible
-_LABEL, _HEAD = 20, 150  # the most characters of a class name and of the figure's title
+_LABEL, _HEAD = 20, 150  # largest number of characters of a class name and of the figure's title
 _NAMED = 20  # images of one kind that the text names
 _SHOWN = 160  # pixels of the shorter side of the pictures before augmentation
 
@@ -55,7 +55,7 @@ def preview(config: ConfigDict, output: str) -> dict[str, Any]:
     """
     config = config_lib.resolve(config)
     folder = _make_folder(output)
-    # Images that cannot be read do not stop the preview: it reports them.
+    # Images that cannot be read do not stop the preview, which reports them.
     loading = dataclasses.replace(loading_of(config), max_corrupt=1.0)
     sources, faults = _open(config.data)
     with phase('drawing inputs.png'):
@@ -153,7 +153,7 @@ def _draw_classes(summary: dict[str, Any], path: Path) -> None:
     import matplotlib
     from matplotlib.figure import Figure
 
-    # All splits have the same classes in the same order; show the first ones.
+    # All splits have the same classes in the same order; show the first `_BARS` classes.
     names = list(next(iter(summary['splits'].values()))['classes'])
     shown = names[:_BARS]
     families = fonts.families_for(shown)
@@ -203,7 +203,7 @@ def _draw_inputs(source: Source, loading: inputs.Loading, count: int = _PAIRS) -
         grid = figure.subplots(2 * rows, _COLUMNS, squeeze=False)
         for axes in grid.flat:
             axes.set_axis_off()
-        # Two rows of the grid for each row of images: before, and after.
+        # Each row of images takes two rows of the grid: before and after augmentation.
         for i, (one, other, title) in enumerate(zip(before, after, titles, strict=True)):
             row, column = divmod(i, _COLUMNS)
             label = fonts.legible(title, families, _LABEL)

@@ -1,7 +1,8 @@
 """Learning rate range test (Smith 2017, "Cyclical learning rates", section 3.3).
 
-The learning rate grows by a constant factor from step to step until the loss explodes. The rate at
-which the loss falls most steeply is a good choice. Rates beyond the lowest loss are too high.
+The learning rate grows by a constant factor from step to step until the loss explodes. The learning
+rate at which the loss falls most steeply is a good choice. Learning rates above that of the lowest
+loss are too high.
 """
 
 import dataclasses
@@ -49,7 +50,7 @@ def find_lr(run: Setup, steps: int = 150) -> dict[str, Any]:
     state = first_state(run, start)
     train_step = make_train_step(run.recipe, run.mesh)
     batches = inputs.TrainBatches(run.train, run.loading, run.mesh, 0)
-    # Train; read the losses only every few steps, so that the device does not wait for the host.
+    # Train. Read the losses only every few steps, so that the device does not wait for the host.
     losses: list[float] = []
     pending = []
     for step in track(range(1, steps + 1), steps, 'compiling, then trying learning rates'):
@@ -60,7 +61,7 @@ def find_lr(run: Setup, steps: int = 150) -> dict[str, Any]:
             read = jax.device_get(pending)
             losses += [float(m['loss']) / max(float(m['count']), 1) for m in read]
             pending = []
-            # Later learning rates are higher and would only diverge further.
+            # The next learning rates are higher, and the loss would only grow further.
             if has_exploded(losses):
                 break
     rates = LOWEST * factor ** np.arange(len(losses))
@@ -119,7 +120,8 @@ def draw(result: dict[str, Any], path: Path, title: str) -> None:
     axes.plot(result['lr'], result['smoothed'], color='C0', label='smoothed')
     suggestion = result['suggestion']
     axes.axvline(suggestion, color='C1', linestyle='--', label=f'suggestion {suggestion:.2g}')
-    # Scale the axis by the first half of the curve: the end would hide the descent.
+    # Scale the axis by the first half of the curve: with the high losses at the end, the descent
+    # would not be visible.
     smoothed = np.array(result['smoothed'])
     axes.set_ylim(0, 1.6 * smoothed[: len(smoothed) // 2 + 1].max())
     axes.set_xscale('log')

@@ -6,8 +6,8 @@ The results of a row are kept in a small folder under version control:
     summary.json    the test error and cost of each seed
     config.json     the experiment, for any seed
     records.jsonl   the `metrics.jsonl` of all seeds, in order of the seeds, with "seed" as the
-                    first key of each line. Its test metrics come from the run's own evaluation,
-                    even if the row has another test protocol.
+                    first key of each line. The test metrics in it are those of the run's own
+                    evaluation, even if the row has another test protocol.
 """
 
 import json
@@ -257,7 +257,7 @@ def _anywhere(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_kept(path: Path, folder: Path, seed: int, summary: dict[str, Any]) -> bool:
-    """Returns True if the summary has this very run, so that it need not be evaluated again."""
+    """Returns True if the summary already has this run, which then need not be evaluated again."""
     if str(seed) not in summary['seeds']:
         return False
     return _lines_by_seed(folder).get(seed) == _as_lines(seed, workdir_lib.read_records(path))
@@ -315,8 +315,8 @@ def _commit(environment: dict[str, Any]) -> str:
 def _seconds(records: Sequence[dict[str, Any]]) -> float:
     """Returns the recorded seconds of training.
 
-    Each process of a resumed run counts from 0, so that a smaller value starts a new process. The
-    time of a process after its last record is not known.
+    Each process of a resumed run counts from 0, so a value smaller than the one before it is the
+    first of a new process. The time of a process after its last record is not known.
     """
     total = last = 0.0
     for seconds in (record['seconds'] for record in records if 'seconds' in record):

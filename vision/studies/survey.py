@@ -1,4 +1,4 @@
-"""Survey of a folder or list of images that lists all its faults; a source stops at the first."""
+"""Survey of a folder or list of images: all its faults, where a source stops at the first fault."""
 
 import os
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from vision.data.folder import split_folders
 from vision.data.shares import source_of, split_named
 from vision.data.source import FileSource, Source
 
-_SHOWN = 20  # the most faults of a list that are returned
+_SHOWN = 20  # largest number of faults of a list file that are returned
 
 
 def survey(settings: Mapping[str, Any]) -> tuple[dict[str, Source], list[str]]:
@@ -25,7 +25,8 @@ def survey(settings: Mapping[str, Any]) -> tuple[dict[str, Source], list[str]]:
       of the path decides the split. There are no sources if nothing can be opened.
     """
     given = settings.get('path')
-    # Other sources, and paths that are not set or do not exist, leave the source's message as it is.
+    # For other sources, and for paths that are not set or do not exist, the message of the source
+    # itself suffices.
     if not given:
         return {}, []
     path = os.path.abspath(os.path.expanduser(given))
@@ -38,7 +39,7 @@ def survey(settings: Mapping[str, Any]) -> tuple[dict[str, Source], list[str]]:
 
 def _survey_folder(root: str) -> tuple[dict[str, Source], list[str]]:
     """Surveys a folder with a folder for each class, or for each split and class."""
-    # Without folders of splits, the root itself has the classes.
+    # If there are no folders of splits, the folders of the classes are in the root itself.
     own = split_folders(root) or {'images': ''}
     # List the images of each split and class.
     found: dict[str, dict[str, list[str]]] = {}

@@ -108,7 +108,7 @@ def _check(trials: list[Trial], folder: Path) -> str:
         # cannot use a device that this process holds.
         here = apart.holds_devices()
         found = _selections(starts) if here else apart.run_apart(_selections, starts)
-    except apart.Died:  # the trial that ended the process will fail again, and report the reason
+    except apart.Died:  # the trial that ended the process will fail again and report the reason
         return ''
     # Report the first mistake; trials with different metrics cannot be ranked.
     selections = {}

@@ -51,7 +51,7 @@ class Apply(NamedTuple):
       model: the unbound module.
       params: parameters with respect to which the objective is differentiated.
       batch_stats: BatchNorm's running statistics before the step.
-      train: whether dropout and BatchNorm run in training mode: False with `freeze='backbone'`.
+      train: whether dropout and BatchNorm run in training mode; False with `freeze='backbone'`.
     """
 
     model: nn.Module
@@ -73,10 +73,10 @@ class Apply(NamedTuple):
         Args:
           images: float32 [B, H, W, C], as `Task.prepare` returns them.
           key: random key for dropout.
-          params: other parameters than the step's, such as a teacher's.
-          batch_stats: other running statistics. For a second call within one loss, pass those that
-            the first call returned.
-          train: False runs the model in evaluation mode.
+          params: parameters to use instead of the step's, such as a teacher's.
+          batch_stats: running statistics to use instead of the step's. For a second call within one
+            loss, pass those that the first call returned.
+          train: False runs the model in evaluation mode; None uses `Apply.train`.
 
         Returns:
           Outputs float32 [B, K], endpoints by name, and the new running statistics.

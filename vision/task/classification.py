@@ -60,7 +60,7 @@ class Classification(Task):
         targets, mask, total = examples['targets'], examples['mask'], examples['total_weight']
         loss = jnp.sum(self.criterion(logits, targets) * mask)
         objective = loss / total
-        # Models have auxiliary heads in training only.
+        # Models have outputs of auxiliary heads in training mode only.
         for aux in endpoints.get('aux', ()):
             aux_loss = jnp.sum(self.criterion(aux, targets) * mask) / total
             objective += self.criterion.aux_weight * aux_loss

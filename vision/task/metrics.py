@@ -38,8 +38,8 @@ class Metric:
       higher_is_better: the direction in which models are compared.
       fraction: whether the value lies in 0 … 1 and is shown in percent.
       weighted: for a metric that is not a mean over examples: `weighted(columns)` returns a
-        function from example weights float64 [N] to the metric of the weighted examples, for the
-        bootstrap. None: no confidence interval.
+        function from example weights float64 [N] with sum N to the metric of the weighted examples,
+        for the bootstrap. None for a metric without a confidence interval.
       biased: whether resampling increases the metric, so that the bootstrap must correct it.
       in_tables: whether the tables in the terminal show it.
     """
@@ -152,8 +152,9 @@ class _UnknownColumn(KeyError):
 def check_metrics(task: 'Task', columns: Mapping[str, Any]) -> None:
     """Calls each metric of a task with columns of zeros, to find mistakes before training begins.
 
-    A correct metric may fail on zeros, so most errors are ignored. An unknown name is a mistake
-    whatever the values are: the name of a column, a variable, a module, or a function of a module.
+    A correct metric may fail on zeros, so most errors are ignored. An error is raised only for an
+    unknown name of a column, variable, module or function of a module, which is a mistake whatever
+    the values of the columns are.
 
     Args:
       task: a user-defined task.
@@ -170,7 +171,7 @@ def check_metrics(task: 'Task', columns: Mapping[str, Any]) -> None:
                 metric.of(zeros)
         except _UnknownColumn as e:
             raise unknown(f'column in metric {name!r}:', e.args[0], zeros) from None
-        except UnboundLocalError:  # zeros have one class: a loop over the others has no iteration
+        except UnboundLocalError:  # a loop over classes other than 0 may have no iteration
             continue
         except (NameError, ImportError):
             raise
@@ -246,7 +247,7 @@ def weighted_balanced_accuracy(
 def weighted_calibration_error(
     confidence: np.ndarray, correct: np.ndarray
 ) -> Callable[[np.ndarray], float]:
-    """Returns `expected_calibration_error` as a function of example weights, float64 [N]."""
+    """Returns `expected_calibration_error` as a function of example weights, float64 [N], sum N."""
     # The bins do not depend on the weights.
     where, gap = bins_of(confidence), confidence - correct.astype(np.float64)
 

@@ -43,7 +43,7 @@ class MultiLabel(Task):
                 "loss.name='sigmoid_cross_entropy'"
             )
         criterion = make_criterion(self.settings.loss, self.settings.num_outputs)
-        # The sigmoid's loss is not proportional to its targets.
+        # Class weights are applied by scaling the targets, which does not scale a binary loss.
         if criterion.class_weights:
             raise UserError("loss.class_weights: task 'multilabel' supports no class weights")
         return criterion
@@ -64,14 +64,14 @@ class MultiLabel(Task):
     def loss(
         self, apply: Apply, examples: Examples, extra: Any, key: jax.Array
     ) -> tuple[jax.Array, Outcome]:
-        """Returns the mean of the criterion, plus `aux_weight` times each auxiliary head's."""
+        """Returns the mean loss, plus `aux_weight` times the mean loss of each auxiliary head."""
         logits, endpoints, batch_stats = apply(examples['image'], key)
 
         def total(outputs: jax.Array) -> jax.Array:
             each = self.criterion.function(outputs, examples['targets'])
             return jnp.sum(each * examples['mask'])
 
-        # Models have auxiliary heads in training only.
+        # Models have outputs of auxiliary heads in training mode only.
         loss = total(logits)
         objective = loss / examples['count']
         for aux in endpoints.get('aux', ()):

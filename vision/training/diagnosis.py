@@ -42,7 +42,7 @@ class Profile(Hook):
             self._step.__enter__()
 
     def after_step(self, step: int, batch: Batch, metrics: Metrics) -> None:
-        """Ends the trace after the last step, when the device has finished it."""
+        """Ends the trace when the device has finished the last step."""
         if self._step is not None:
             self._step.__exit__(None, None, None)
             self._traced += 1
@@ -82,7 +82,7 @@ def profile(text: str, workdir: str) -> Profile:
 
 
 class NoTransfers(Hook):
-    """Disallows implicit transfers between host and device while a step runs and its batch loads.
+    """Disallows implicit transfers between host and device while a batch loads and its step runs.
 
     The first step of a process is exempt, since it includes the compilation.
     """

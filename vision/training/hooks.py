@@ -177,7 +177,7 @@ class EarlyStopping(Hook):
             return None
         return (
             f'stopped early at step {step}: no better validation result since step '
-            f'{self._best_step}, longer than training.patience'
+            f'{self._best_step}, and training.patience has passed'
         )
 
 
@@ -225,7 +225,7 @@ def captioned(image: np.ndarray, caption: str, color: tuple[int, int, int]) -> n
 
     Args:
       image: uint8 or float32 [H, W, C] in 0 … 255; small images are enlarged.
-      caption: truncated to the width of the picture.
+      caption: the text, which is cut at its end to fit the width of the picture.
       color: background of the caption, RGB.
 
     Returns:

@@ -105,7 +105,7 @@ def _from_run(workdir: str, variables: dict[str, Any]) -> dict[str, Any]:
     if fresh:
         layers = ', '.join(sorted(fresh))
         logging.warning('%s has other classes: %s keep their initial values', workdir, layers)
-    # Flattening drops the key of an empty subtree.
+    # `flatten_dict` drops empty subtrees: add `batch_stats` for models without BatchNorm.
     return {'batch_stats': {}, **unflatten_dict(result)}
 
 

@@ -1,7 +1,7 @@
 """The training loop that every experiment uses.
 
-The result of a run depends only on its config. A run may be killed at any moment. Started again
-with the same command, it resumes, and its result has the same bits as that of an uninterrupted run.
+The result of a run depends only on its config. A run may be killed at any moment. The same command
+then resumes it, and the result has the same bits as that of an uninterrupted run.
 """
 
 import os
@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] 
         started with, or the loss is not finite.
       Stopped: SIGTERM or SIGINT was received, and a checkpoint has been written.
     """
-    # Check everything first, so that a refused run leaves no workdir behind.
+    # Check everything before the workdir is created, so that a refused run does not create one.
     path = processes.together(lambda: workdir_lib.check_place(workdir))
     run = processes.together(lambda: setup(config))
     start = check_start(run, path)
@@ -132,8 +132,8 @@ class Loop:
         self._template = mesh_lib.abstract(self.state.eval_variables)
         if resumed:
             self._read_checkpoint()
-        # Describe the run last, so that after a failure above, the workdir can still be used with
-        # another config.
+        # Describe the run last. If anything above fails, the workdir has no config yet and can be
+        # used with another one.
         workdir_lib.describe(path, run.config)
         if processes.is_first():
             identity.record(path, run.dataset, start.examples)
@@ -200,8 +200,8 @@ class Loop:
         self.state, metrics = self._train_step(self.state, batch)
         self._interval.add(step, metrics)
         self._clock.step()
-        # The first step includes the compilation, which is excluded from the throughput. From here
-        # on steps are short, and a signal waits for the end of the step.
+        # The first step includes the compilation, which is excluded from the throughput. The steps
+        # after it are short, so a signal takes effect at the end of a step.
         if step == self._start_step + 1:
             jax.block_until_ready(metrics)
             self._clock.restart()
@@ -222,7 +222,7 @@ class Loop:
         # If an evaluation is due, the signal may interrupt the evaluation and is answered later.
         if signum is not None and not evaluating:
             signals.answer()
-        # Before a state is evaluated or saved, its metrics are read and must be finite.
+        # Before a state is logged, evaluated or saved, read its metrics, which must be finite.
         if logging or evaluating or saving:
             self._batches.check()
             self._check_finite()
@@ -372,7 +372,8 @@ class Evaluator:
                 run.eval_ops,
                 run.eval_batch_size,
                 run.mesh,
-                # After a finished run, metrics of the readable test images are better than none.
+                # Test the readable images even if others are unreadable, so that a finished run
+                # has test metrics.
                 skip_corrupt=split == 'test',
                 max_corrupt=run.loading.max_corrupt,
             )
@@ -396,7 +397,7 @@ class Evaluator:
             answers = answer(run.task, [member], source.num_examples, progress=progress)
         scores = figures(run.task, answers)
         self.first = first[0]
-        # Report unreadable test images, and a metric that cannot select checkpoints.
+        # Report unreadable test images. Refuse a selection metric that is undefined on the data.
         if split == 'test' and (corrupt := batches.skipped()):
             scores['corrupt'] = corrupt
             name, reason = next(iter(batches.corrupt.items()))

@@ -69,7 +69,7 @@ class Interval:
     def to_json(self) -> dict[str, float | str]:
         """Returns the sums, to be saved with a checkpoint."""
         assert not self._pending, 'read() comes first'
-        # JSON has no NaN.
+        # JSON has no NaN, so values that are not finite are saved as text.
         return {k: v if math.isfinite(v) else str(v) for k, v in self._sums.items()}
 
 
@@ -153,7 +153,7 @@ def _timed(report: Callable[[float], Any]) -> Iterator[None]:
     report(time.perf_counter() - began)
 
 
-# The metrics that differ between two otherwise identical runs: times and what is derived from them.
+# The metrics that differ between two otherwise identical runs: times, and values derived from them.
 TIMES = ('seconds', 'images_per_second', 'data_wait')
 
 
@@ -177,8 +177,8 @@ class Recorder:
             kept = [record for record in read_records(workdir) if record['step'] <= step]
             write_text(path, ''.join(json_text(record) + '\n' for record in kept))
         self._file = open(path, 'a')  # noqa: SIM115 - closed by __exit__
-        # SummaryWriter's file names contain the time in whole seconds. The suffix prevents that a
-        # run that is restarted within a second overwrites the file.
+        # SummaryWriter's file names contain the time in whole seconds. The suffix keeps a run that
+        # is restarted within a second from overwriting the file.
         suffix = f'.{time.time_ns()}'
         # SummaryWriter calls fsync at each flush, which fails on file systems without fsync.
         self._events = SummaryWriter(
@@ -205,7 +205,7 @@ class Recorder:
         """
         if not self._writes:
             return
-        # `sync` writes through to the disk; TensorBoard only gets numbers.
+        # `sync` writes the record to the disk. TensorBoard gets only the numbers of the record.
         self._file.write(json_text({'step': step, **values}) + '\n')
         sync(self._file)
         for name, value in values.items():

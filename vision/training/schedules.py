@@ -49,7 +49,8 @@ def make_schedule(
     own = list(inspect.signature(SCHEDULES[name]).parameters)[3:]
     check_arguments(f'schedule {name!r}', SCHEDULES[name], own, args)
 
-    # Durations count from the start of the run; a schedule counts from the end of the warm-up.
+    # Durations of the config count from the start of the run. The steps of a named schedule count
+    # from the end of the warm-up.
     def after_warmup(text: str, key: str) -> int:
         return to_steps(text, key) - warmup
 
@@ -107,7 +108,7 @@ def _step(
     factors = list(factor) if isinstance(factor, tuple | list) else [factor] * len(at)
     if len(factors) != len(at):
         raise UserError(f'schedule.factor has {len(factors)} values for {len(at)} durations in at')
-    # optax counts from the end of the warm-up.
+    # `to_steps` converts each duration to steps after the warm-up.
     boundaries = [to_steps(text, 'schedule.at') for text in at]
     if any(later <= sooner for sooner, later in zip([0, *boundaries], boundaries, strict=False)):
         raise UserError(f'schedule.at={tuple(at)!r} must be increasing and start after the warm-up')
@@ -198,8 +199,8 @@ class Averaging:
 
     def pull(self, t: jax.Array) -> jax.Array:
         """Returns the weight of step t ≥ 1: average += pull(t) · (parameters − average)."""
-        # Polyak: the mean over n steps moves by 1/n. Before `polyak_from` the average equals the
-        # parameters.
+        # The mean of n values moves by 1 / n of the difference to the n-th value. Before
+        # `polyak_from` the weight is 1, so the average equals the parameters.
         if self.polyak_from is not None:
             return 1.0 / jnp.maximum(t - self.polyak_from + 1, 1.0)
         return 1.0 - jnp.minimum(self.ema_decay, (1.0 + t) / (10.0 + t))

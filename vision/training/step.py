@@ -279,7 +279,7 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
         )
         return mesh_lib.constrain_state(after, mesh, shard), metrics
 
-    # None: the state keeps the sharding that it arrives with.
+    # None keeps the sharding of the state that is passed in.
     return jax.jit(train_step, in_shardings=(None, mesh_lib.split_batch(mesh)), donate_argnums=0)
 
 
@@ -314,7 +314,7 @@ def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Arra
 
     def at(state: TrainState, key: jax.Array) -> GradientOf:
         def gradient_of(params: Any, examples: Examples) -> tuple[Any, Outcome]:
-            # Without accumulation the whole batch is one part.
+            # Without accumulation, differentiate the loss of the whole batch at once.
             if parts == 1:
                 gradient, outcome = differentiate(
                     params, state.batch_stats, state.extra, examples, key
@@ -375,7 +375,7 @@ def _checked(result: Any, who: str, batch_stats: Any, extra: Any) -> tuple[Any, 
             f'{who} must return a pair (value, vision.task.Outcome), '
             f'not {described(result[1] if pair else result)}'
         )
-    # The log needs a sum 'loss', and the metrics that the step adds reserve some names.
+    # The log needs a sum 'loss'. The names of the metrics that the step adds are reserved.
     outcome = result[1]
     sums = outcome.sums if isinstance(outcome.sums, dict) else {}
     if 'loss' not in sums:

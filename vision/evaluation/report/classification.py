@@ -25,7 +25,7 @@ _SIDE_BY_SIDE = 12  # maximum number of classes for which matrix and table fit s
 
 
 def section(e: Evaluation) -> str:
-    """Returns the HTML of one evaluation, below its metrics."""
+    """Returns the HTML of one evaluation's section, which follows its metrics."""
     p = e.predictions
     matrix = figures.confusion(p['label'], p['top_classes'][:, 0], len(p.class_names))
     worst, confident = _mistakes(p)

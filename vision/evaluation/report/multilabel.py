@@ -12,12 +12,12 @@ _CURVES = 12  # number of classes whose curves are drawn
 
 
 def section(e: Evaluation) -> str:
-    """Returns the HTML of one evaluation, below its metrics."""
+    """Returns the HTML of one evaluation's section, which follows its metrics."""
     p = e.predictions
     labels, probabilities = p['label'], p['probabilities']
     threshold = p.task.threshold  # type: ignore[attr-defined]
     predicted = probabilities >= threshold
-    # Figures of each class.
+    # The metrics of each class.
     support, precision = labels.sum(0), average_precisions(labels, probabilities)
     scores = f1(labels, predicted)
     rows = ''.join(
@@ -37,7 +37,7 @@ def section(e: Evaluation) -> str:
 
 
 def _charts(names: tuple[str, ...], labels: np.ndarray, probabilities: np.ndarray) -> str:
-    """Draws the precision-recall curves of the classes with most examples."""
+    """Draws the precision-recall curves of the classes with the most examples."""
     from sklearn.metrics import precision_recall_curve
 
     charts = []

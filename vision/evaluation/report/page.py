@@ -127,7 +127,7 @@ def _evaluation(e: Evaluation) -> str:
 
 
 def _how(e: Evaluation) -> str:
-    """Describes data, number of examples and what differs from the run's own evaluation."""
+    """Describes the data, the number of examples, and differences from the run's own evaluation."""
     corrupt = f', {len(e.corrupt)} unreadable images skipped' if e.corrupt else ''
     among = f', restricted to {e.figures["classes"]:,} classes' if 'classes' in e.figures else ''
     extra = [str(e.figures[key]) for key in ('protocol', 'ops', 'weights') if key in e.figures]

@@ -128,7 +128,7 @@ def autoaugment(image: Any, rng: Rng, policy: str = 'imagenet') -> Any:
 
 
 def _signed(rng: Rng, chosen: Any, value: Any) -> Any:
-    """Negates a magnitude with probability 0.5, if the transformation has a signed one."""
+    """Negates a magnitude with probability 0.5, if the transformation's magnitudes are signed."""
     tf = tf_cpu()
     signed = tf.constant([name in _SIGNED for name in NAMES])[chosen]
     return tf.where(signed & rng.chance(0.5), -value, value)

@@ -87,7 +87,7 @@ def _window(image: Any, corner: Any, size: tuple[int, int]) -> Any:
 
 
 def _check_fits(image: Any, size: tuple[int, int], op: str) -> None:
-    """Checks that a window fits in an image: at tracing if its shape is known, and in the graph."""
+    """Checks that a window fits in an image: while tracing for a known shape, and in the graph."""
     for side, known in zip(size, image.shape[:2], strict=True):
         if known is not None and known < side:
             raise ValueError(_too_small(size, op))

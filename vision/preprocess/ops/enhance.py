@@ -1,7 +1,8 @@
 """The transformations of AutoAugment, RandAugment and TrivialAugment, with Pillow's arithmetic.
 
-Each takes uint8 [H, W, C] and a magnitude (a scalar, which some do not use) and returns uint8 [H,
-W, C]. Geometric ones resample to the nearest pixel and fill with black, as in torchvision.
+Each takes an image and a magnitude (a scalar, which some do not use), and returns an image; both
+images are uint8 [H, W, C]. Geometric transformations take the nearest pixel and fill with black, as
+in torchvision.
 """
 
 import math
@@ -45,7 +46,7 @@ def _shift(image: Any, pixels: Any, axis: int) -> Any:
     pixels = tf.cast(pixels, tf.int32)
     size = tf.shape(image)[axis]
     pixels = tf.clip_by_value(pixels, -size, size)
-    # Roll the axis, and blank what was rolled around.
+    # Roll the axis, and blacken the pixels that were moved around the end.
     rolled = tf.roll(image, pixels, axis)
     place = tf.range(size) - pixels
     inside = (place >= 0) & (place < size)

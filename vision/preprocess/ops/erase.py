@@ -27,7 +27,7 @@ def cutout(image: Any, rng: Rng, size: int, value: float = 0.0) -> Any:
 def cutout_on_device(image: jax.Array, rng: DeviceRng, size: int, value: float = 0.0) -> jax.Array:
     """Device form of `cutout`; does not round `value`."""
     corner = rng.below(image.shape[:2]) - size // 2
-    # Mark rows and columns, and combine them to a box.
+    # Mark the rows and columns inside the square, and combine the marks.
     inside = [
         (begin <= pixels) & (pixels < begin + size)
         for begin, pixels in zip(corner, map(jnp.arange, image.shape[:2]))

@@ -116,8 +116,8 @@ def _decode_random_resized_crop(
 def _decode_window(data: Any, window: Any, channels: int, size: tuple[int, int]) -> Any:
     """Decodes a window of a JPEG at reduced resolution.
 
-    The scale is the smallest of 1/8, 1/4, 1/2 and 1 that still gives `size` pixels (one less after
-    rounding).
+    The scale is the smallest of 1/8, 1/4, 1/2 and 1 at which the window has at least the height and
+    width of `size`, possibly less one pixel, because the window's edges are rounded inwards.
     """
     tf = tf_cpu()
     # The factor by which the window is larger than the output.

@@ -1,8 +1,8 @@
 """The registry of ops, the choice of where an op string runs, and the random numbers of ops.
 
 An op is a function of one image. It may have two forms, side by side in a file: one for the host,
-in TensorFlow, and one for the device, in JAX, for images in memory of one size. The forms compute
-the same; docstrings state any difference beyond this table:
+in TensorFlow, and one for the device, in JAX, for images in memory of one size. Both forms compute
+the same image; the docstring of an op states any difference that this table does not have:
 
 | | host: `def op(image, rng, …)` | device: `def op_on_device(image, rng, …)` |
 |---|---|---|
@@ -21,7 +21,7 @@ themselves differ:
 
 * On the host they are computed in NumPy from integer hashes (`on_host`). Crop boxes and choices are
   therefore the same on every machine, with every version of TensorFlow, and for any number of
-  threads, hosts and batches. Each hash takes five integers. The order of the examples
+  threads, hosts and batches. Each hash is of five integers. The order of the examples
   (`vision.data.order`) and their splits hash fewer integers, so no two uses share a hash.
 * On the device they come from a JAX key (`vision.core.state.image_key`).
 """
@@ -126,7 +126,7 @@ def find(name: str) -> Entry:
 
 
 def parse(text: str, place: str = HOST) -> tuple[opstring.Op, ...]:
-    """Parses an op string and checks that it can run on a place, HOST or DEVICE.
+    """Parses an op string and checks that it can run in a place, HOST or DEVICE.
 
     Raises:
       UserError: the op string is invalid, an op is unknown or has no form for the place, or an
@@ -193,7 +193,7 @@ class Rng:
         self._used = 0
 
     def again(self) -> 'Rng':
-        """Returns the same numbers from the start, for another branch of a condition."""
+        """Returns a copy that starts again with the first number, for another branch of a cond."""
         return Rng(self._uniform)
 
     def uniform(self, low: float = 0.0, high: float = 1.0, shape: tuple[int, ...] = ()) -> Any:

@@ -56,9 +56,9 @@ def multi_scale_crops(image: Any, size: int, scales: tuple[int, ...]) -> Any:
 def inception_crops(image: Any, size: int, scales: tuple[int, ...] = (256, 288, 320, 352)) -> Any:
     """Makes the 144 crops of GoogLeNet with the default four scales (arXiv:1409.4842, section 7).
 
-    Each scale has three squares (left, centre, right; or top, centre, bottom). The views of a
-    square are its four corners, its centre, the whole square resized, and the flipped images of
-    all.
+    Each scale has three squares (left, centre, right; or top, centre, bottom). A square gives
+    twelve views: crops of its four corners and its centre, the whole square resized, and the six
+    flipped images of these.
 
     Args:
       size: side of the crops in pixels.

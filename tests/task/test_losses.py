@@ -121,6 +121,22 @@ def test_sigmoid_cross_entropy_is_the_sum_over_classes_by_hand():
     np.testing.assert_allclose(far, 400, rtol=1e-6)
 
 
+@pytest.mark.parametrize(('threshold', 'expected'), [(0.2, [1, 1, 0]), (0.0, [1, 1, 1])])
+def test_a_threshold_sets_the_targets_of_a_mixed_image_to_1(threshold, expected):
+    """timm's BinaryCrossEntropy: targets above the threshold, and the mean over the classes."""
+    of = losses.make_criterion(
+        default_config().loss.to_dict()
+        | {'name': 'sigmoid_cross_entropy', 'threshold': threshold, 'average': True},
+        3,
+    )
+    logits = np.array([[0.3, -1.2, 0.8]])
+    found = of(jnp.float32(logits), jnp.array([[0.55, 0.35, 0.1]]))
+    p, t = 1 / (1 + np.exp(-logits)), np.array([expected])
+    np.testing.assert_allclose(
+        found, -(t * np.log(p) + (1 - t) * np.log(1 - p)).mean(-1), rtol=1e-6
+    )
+
+
 @pytest.mark.parametrize('gamma', [0.0, 0.5, 2.0])
 def test_focal_loss_is_the_papers(gamma):
     log_p = LOGITS - np.log(np.exp(LOGITS).sum(-1, keepdims=True))

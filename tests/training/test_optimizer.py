@@ -178,6 +178,23 @@ def test_lamb():
     assert_close(train('lamb', weight_decay=0.01), by_hand(rule), rtol=1e-4)
 
 
+def test_lamb_masked():
+    """apex's FusedLAMB and timm's Lamb: the norm clipped at 1, no trust ratio without decay."""
+    norms = [np.sqrt(sum((g**2).sum() for g in jax.tree.leaves(tree))) for tree in GRADIENTS]
+
+    def rule(p, gradients, decays):
+        m = v = 0.0
+        for t, (rate, norm, g) in enumerate(zip(RATES, norms, gradients, strict=True), 1):
+            g = g / max(norm, 1.0)
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+            r = (m / (1 - 0.9**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-6) + 0.01 * decays * p
+            p = p - rate * (np.linalg.norm(p) / np.linalg.norm(r) if decays else 1.0) * r
+        return p
+
+    got = train('lamb_masked', weight_decay=0.01, optimizer__clip_norm=1.0)
+    assert_close(got, by_hand(rule), rtol=1e-4)
+
+
 # Optimizers of the papers and of current recipes; compiling each takes most of the time.
 QUICK = ('sgd', 'adam', 'adamw', 'nadamw', 'rmsprop', 'lamb', 'lars', 'lion', 'adafactor', 'muon',
          'prodigy', 'adagrad', 'sm3')  # fmt: skip

@@ -188,6 +188,7 @@ KEYS = (
     Key('init_from', str | None, None, "Pretrained weights to start from: a workdir, a .safetensors or .pth file, 'hf:org/name', or 'efficientnet_lite0' (lite1, lite2)"),
     Key('freeze', Pattern | None, None, "Parameters to freeze: a regular expression on their names, or 'backbone' for all but the classifier; a frozen backbone runs in evaluation mode, and frozen layers keep their running statistics"),
     Key('lr_factors', Factors, (), "Factors on the learning rate of groups of parameters, as pairs of a regular expression on names (or 'backbone') and a factor; the first match counts", low=0),
+    Key('layer_decay', float | None, None, "Layer-wise learning rate decay: the learning rate of a layer is that of the layer above it times this factor, beginning at the classifier, as in BEiT and ConvNeXt", above=0, below=1),
     Key('weight_decay', float, 0.0, 'Coefficient of weight decay', low=0),
     Key('weight_decay_pattern', Pattern, 'kernel$', 'Regular expression on the names of the parameters that weight decay applies to'),
     Key('weight_decay_form', Literal['default', 'l2', 'decoupled'], 'default', "'l2' adds the decay to the gradient; 'decoupled' subtracts it from the parameters, times the learning rate (SGDW, AdamW); 'default' uses the optimizer's built-in form if it has one (adamw, lamb), otherwise L2"),
@@ -204,7 +205,7 @@ KEYS = (
     Key('data.repeats', int, 1, 'Repeated augmentation: number of augmented views of each image in an epoch, which then shows fewer different images', low=1),
     Key('data.views', int, 1, 'Number of augmented views of an image in each example, for tasks that compare views', low=1),
 
-    Key('task.name', str, 'classification', "Task, which defines targets, outputs and metrics: 'classification', 'multilabel' or 'package.module:Class'", required=True),
+    Key('task.name', str, 'classification', "Task, which defines targets, outputs and metrics: 'classification', 'multilabel', 'distillation' or 'package.module:Class'", required=True),
 
     Key('preprocess.train', str, '', "Preprocessing ops for training, for example 'decode|random_resized_crop(224)|flip_lr'"),
     Key('preprocess.eval', str, '', 'Preprocessing ops for evaluation and prediction'),

@@ -1,7 +1,7 @@
 """The contract of tasks: `Task`, and the objects that it exchanges with the training step.
 
 `config.task` names the task that a model is trained and evaluated for: `classification`,
-`multilabel`, or a user-defined subclass of `Task` as 'package.module:Class' (docs/extending.md).
+`multilabel`, `distillation`, or a user-defined subclass of `Task` as 'package.module:Class' (docs/extending.md).
 """
 
 import dataclasses
@@ -148,7 +148,9 @@ class Task:
           key: key for random values.
 
         Returns:
-          A PyTree of arrays, saved, restored and sharded like parameters; None for nothing.
+          A PyTree of arrays, saved, restored and sharded like parameters; None for nothing. NumPy
+          arrays, such as weights read from a file, are not compiled into the program that makes the
+          state.
         """
         return None
 
@@ -278,6 +280,7 @@ class Task:
 TASKS = {
     'classification': 'vision.task.classification:Classification',
     'multilabel': 'vision.task.multilabel:MultiLabel',
+    'distillation': 'vision.training.distillation:Distillation',
 }
 _REQUIRED = ('loss', 'answers', 'metrics')
 

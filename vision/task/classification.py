@@ -50,13 +50,28 @@ class Classification(Task):
     def loss(
         self, apply: Apply, examples: Examples, extra: Any, key: jax.Array
     ) -> tuple[jax.Array, Outcome]:
+        """Returns the objective of `label_loss`, with one forward pass."""
+        logits, endpoints, batch_stats = apply(examples['image'], key)
+        objective, sums = self.label_loss(logits, endpoints, examples)
+        return objective, Outcome(sums, batch_stats, extra)
+
+    def label_loss(
+        self, logits: jax.Array, endpoints: dict[str, Any], examples: Examples
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
         """Returns the weighted mean of the criterion over the batch, plus the auxiliary losses.
 
         The loss of each auxiliary head is multiplied by `aux_weight`. The sums are `loss` (with
         class weights, `count` times the weighted mean) and `top1`, the number of correct
         predictions; a mixed label counts as the class with the largest target.
+
+        Args:
+          logits: float32 [B, K].
+          endpoints: endpoints of the model by name.
+          examples: the result of `prepare`, or a microbatch of it.
+
+        Returns:
+          The objective, float32 scalar, and the sums over the examples by name.
         """
-        logits, endpoints, batch_stats = apply(examples['image'], key)
         targets, mask, total = examples['targets'], examples['mask'], examples['total_weight']
         loss = jnp.sum(self.criterion(logits, targets) * mask)
         objective = loss / total
@@ -66,8 +81,7 @@ class Classification(Task):
             objective += self.criterion.aux_weight * aux_loss
         # Count correct predictions for the log.
         right = jnp.sum((logits.argmax(-1) == targets.argmax(-1)) * mask)
-        sums = {'loss': loss * (examples['count'] / total), 'top1': right}
-        return objective, Outcome(sums, batch_stats, extra)
+        return objective, {'loss': loss * (examples['count'] / total), 'top1': right}
 
     def answers(
         self, outputs: jax.Array, endpoints: dict[str, Any], batch: Batch

@@ -2,7 +2,8 @@
 
 Targets are class probabilities (one-hot, smoothed or mixed), multiplied by class weights if there
 are any. The loss of a mixed target is the mix of the losses, since each loss is linear in the
-targets. Only the sigmoid cross-entropy is linear up to a constant; it takes no class weights.
+targets. Only the sigmoid cross-entropy is linear up to a constant, and with a threshold not at
+all; it takes no class weights.
 """
 
 import dataclasses
@@ -23,14 +24,31 @@ def softmax_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
     return -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
 
 
-def sigmoid_cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+def sigmoid_cross_entropy(
+    logits: jax.Array,
+    targets: jax.Array,
+    threshold: Annotated[float | None, Range(low=0, below=1)] = None,
+    average: bool = False,
+) -> jax.Array:
     """Binary cross-entropy of each class, summed over the classes, in float32.
 
     −Σ_k target_k · log σ(logit_k) + (1 − target_k) · log(1 − σ(logit_k)). Wightman et al. 2021,
-    "ResNet strikes back", section 2.1, use it with the mean over the classes.
+    "ResNet strikes back", section 2.1, average over the classes and set the targets of all classes
+    of a mixed image to 1; in timm, to which the paper belongs, of those with a share above 0.2.
+    DeiT III (Touvron et al. 2022) does the same with a threshold of 0.
+
+    Args:
+      logits: [B, K].
+      targets: [B, K].
+      threshold: targets above it become 1 and all others 0, after label smoothing; None leaves
+        them as they are.
+      average: whether to return the mean over the classes instead of the sum.
     """
     logits = logits.astype(jnp.float32)
-    return -jnp.sum(
+    if threshold is not None:
+        targets = (targets > threshold).astype(jnp.float32)
+    reduce = jnp.mean if average else jnp.sum
+    return -reduce(
         targets * jax.nn.log_sigmoid(logits) + (1 - targets) * jax.nn.log_sigmoid(-logits), axis=-1
     )
 

@@ -38,9 +38,34 @@ _CONTRIB = (
     'acprop', 'ademamix', 'adopt', 'cocob', 'dadapt_adamw', 'dog', 'dowg', 'galore', 'madgrad',
     'momo', 'momo_adam', 'muon', 'prodigy', 'simplified_ademamix',
 )  # fmt: skip
+
+
+def lamb_masked(
+    learning_rate: optax.ScalarOrSchedule,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-6,
+    weight_decay: float = 0.0,
+    mask: Any = True,
+) -> optax.GradientTransformation:
+    """LAMB whose trust ratio covers only the parameters that are decayed.
+
+    You et al. 2020, algorithm 2, as its authors' code, apex (`FusedLAMB`) and timm apply it: norms
+    and biases get Adam's update. optax's `lamb` scales them by the trust ratio, too. apex and timm
+    also clip the gradient's global norm at 1: `optimizer.clip_norm`.
+    """
+    return optax.chain(
+        optax.scale_by_adam(b1, b2, eps),
+        optax.add_decayed_weights(weight_decay, mask),
+        optax.masked(optax.scale_by_trust_ratio(), mask),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     **{name: getattr(optax, name) for name in _OPTAX},
     **{name: getattr(contrib, name) for name in _CONTRIB},
+    'lamb_masked': lamb_masked,
 }
 
 # Valid ranges of arguments by name.
@@ -69,21 +94,25 @@ class RateFactors:
     Attributes:
       freeze: pattern of the frozen parameters, whose factor is 0; or None.
       lr_factors: pairs of a pattern and a factor. The first pattern that matches applies.
+      layers: pairs of a top-level module and a further factor (`layer_factors`).
     """
 
     freeze: str | None = None
     lr_factors: tuple[tuple[str, float], ...] = ()
+    layers: tuple[tuple[str, float], ...] = ()
 
     def __bool__(self) -> bool:
-        return bool(self.freeze or self.lr_factors)
+        return bool(self.freeze or self.lr_factors or self.layers)
 
     def of(self, params: Any) -> Any:
         """Returns a PyTree like `params`: the learning rate factor of each parameter."""
         factors = [(self.freeze, 0.0)] if self.freeze else []
         factors += self.lr_factors
+        layers = dict(self.layers)
 
         def factor_of(path: tuple) -> float:
-            return next((factor for pattern, factor in factors if _names(pattern, path)), 1.0)
+            first = next((factor for pattern, factor in factors if _names(pattern, path)), 1.0)
+            return first * layers.get(_path(path)[0], 1.0)
 
         return jax.tree_util.tree_map_with_path(lambda path, _: factor_of(path), params)
 
@@ -232,7 +261,7 @@ def make_optimizer(
         parts.append(
             optax.add_decayed_weights(lambda step: -decay.rate * schedule(step), decay.mask)
         )
-    if rates.lr_factors:
+    if rates.lr_factors or rates.layers:
         parts.append(_scale_rates(rates))
     if plateau is not None:
         parts.append(plateau.transformation())

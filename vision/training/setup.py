@@ -28,6 +28,7 @@ from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
 from vision.task.base import Task, task_of
 from vision.task.metrics import Selection, check_metrics
+from vision.training.layer_decay import layer_factors
 from vision.training.optimizer import (
     BACKBONE,
     RateFactors,
@@ -159,14 +160,15 @@ def setup(config: ConfigDict) -> Setup:
 
     # Build the model and the recipe of the training step.
     model = create_model(**{'num_classes': len(train.class_names)} | config.model.to_dict())
-    recipe = make_recipe(config, model, train.class_names, total_steps, to_steps)
+    recipe = make_recipe(config, model, train.class_names, total_steps, to_steps, input_shape)
     _check_task(recipe, train, config.data.views)
-    # Trace the model, a user-defined task or update, and the metric to select by, so that mistakes
-    # show before anything is compiled.
+    # Trace the model, a user-defined task or update, a task that adds to the state, and the metric
+    # to select by, so that mistakes show before anything is compiled.
     for shape in input_shapes:
         check_contract(model, shape)
     shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
-    if ':' in config.task.name or ':' in config['update'].name:
+    adds_state = type(recipe.task).init is not Task.init
+    if ':' in config.task.name or ':' in config['update'].name or adds_state:
         views = (config.data.views,) if config.data.views > 1 else ()
         batch = _batch_of(train, training.batch_size, (*views, *train_shape))
         trace(recipe, input_shape, mesh, batch)
@@ -337,6 +339,7 @@ def make_recipe(
     class_names: Sequence[str],
     total_steps: int,
     to_steps: Callable[[str, str], int] = lambda text, key: durations.to_steps(text, 1, 1, key),
+    input_shape: Sequence[int] = (),
 ) -> Recipe:
     """Builds the recipe of the training step from a config.
 
@@ -347,6 +350,7 @@ def make_recipe(
       total_steps: length of the run in steps.
       to_steps: converts a duration and its key's name to steps; may be omitted if all durations
         are in steps.
+      input_shape: (H, W, C) of the model's input; only `layer_decay` needs it.
 
     Raises:
       UserError: an unknown name, argument or value.
@@ -355,7 +359,8 @@ def make_recipe(
     # Learning rate, averaging, and factors by parameter.
     lr = peak_rate(config.optimizer.lr, config.optimizer.lr_for_batch, training.batch_size)
     polyak_from = None if start is None else to_steps(start, 'training.polyak_from')
-    factors, plateau = RateFactors(config.freeze, config.lr_factors), None
+    layers = layer_factors(model, input_shape, config.layer_decay) if config.layer_decay else ()
+    factors, plateau = RateFactors(config.freeze, config.lr_factors, layers), None
     if config.schedule.name == 'plateau':
         from vision.training.plateau import Plateau
 

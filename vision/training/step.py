@@ -151,7 +151,13 @@ def init_state(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh) -> TrainS
       input_shape: (H, W, C) of the model's input.
       mesh: all devices.
     """
-    return mesh_lib.put_state(run_once(_initial(recipe, input_shape)), mesh, recipe.shard)
+    apart: dict[int, np.ndarray] = {}
+    state = run_once(_initial(recipe, input_shape, apart))
+    # Put the arrays that the program does not contain back into their places.
+    leaves, tree = jax.tree.flatten(state.extra)
+    leaves = [apart.get(i, leaf) for i, leaf in enumerate(leaves)]
+    state = dataclasses.replace(state, extra=jax.tree.unflatten(tree, leaves))
+    return mesh_lib.put_state(state, mesh, recipe.shard)
 
 
 def trace(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh, batch: Mapping[str, Any]) -> None:
@@ -170,8 +176,17 @@ def trace(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh, batch: Mapping
     jax.eval_shape(make_train_step(recipe, mesh), state, batch)
 
 
-def _initial(recipe: Recipe, input_shape: Sequence[int]) -> Callable[[], TrainState]:
-    """Returns a function without arguments that makes the state of step 0."""
+def _initial(
+    recipe: Recipe, input_shape: Sequence[int], apart: dict[int, np.ndarray] | None = None
+) -> Callable[[], TrainState]:
+    """Returns a function without arguments that makes the state of step 0.
+
+    Args:
+      recipe: the recipe of the run.
+      input_shape: (H, W, C) of the model's input.
+      apart: gets the NumPy arrays of `extra` by their position, such as a teacher's weights; the
+        state then has scalars in their place. As constants they would be compiled and cached.
+    """
     model, task, averaged = recipe.model, recipe.task, bool(recipe.averaging)
 
     def init() -> TrainState:
@@ -181,11 +196,18 @@ def _initial(recipe: Recipe, input_shape: Sequence[int]) -> Callable[[], TrainSt
         params, batch_stats = variables['params'], variables['batch_stats']
         extra = task.init(model, variables, root_key(recipe.seed, EXTRA))
         try:
-            extra = jax.tree.map(jnp.asarray, extra)
+            arrays = jax.tree.map(jnp.asarray, extra)
         except TypeError as e:
             raise UserError(
                 f'{type(task).__name__}.init must return a tree of arrays, or None: {e}'
             ) from None
+        if apart is not None:
+            leaves, tree = jax.tree.flatten(arrays)
+            for i, given in enumerate(jax.tree.leaves(extra)):
+                if isinstance(given, np.ndarray):
+                    apart[i] = np.asarray(given, leaves[i].dtype)
+                    leaves[i] = jnp.zeros(())
+            arrays = jax.tree.unflatten(tree, leaves)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -194,7 +216,7 @@ def _initial(recipe: Recipe, input_shape: Sequence[int]) -> Callable[[], TrainSt
             ema_params=params if averaged else None,
             ema_batch_stats=batch_stats if averaged else None,
             rng=run_key,
-            extra=extra,
+            extra=arrays,
         )
 
     return init

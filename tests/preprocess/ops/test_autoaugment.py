@@ -160,6 +160,25 @@ def test_autoaugments_tables_are_the_papers():
     np.testing.assert_allclose(table[NAMES.index('Solarize'), :2], [255, 255 * 8 / 9])
 
 
+def test_3_augment_is_pillows(photo):
+    """DeiT III, section 3.3: grey, solarized at 128, or blurred by a radius of .1 … 2."""
+    run = tf.function(lambda d: aa.three_augment(tf.constant(photo), aa.Rng(d)))
+
+    def of(choice, radius=0.1):
+        numbers = np.zeros(ops_lib.PER_OP)
+        numbers[:2] = (choice + 0.5) / 3, (radius - 0.1) / 1.9
+        return np.asarray(run(numbers)).astype(int)
+
+    image = Image.fromarray(photo)
+    assert np.abs(of(0) - np.asarray(image.convert('L'))[..., None]).max() <= 1
+    np.testing.assert_array_equal(of(1), ImageOps.solarize(image))
+    # Pillow approximates the Gaussian by three box filters.
+    for radius in (0.1, 1.0, 1.99):
+        theirs = np.asarray(image.filter(ImageFilter.GaussianBlur(radius))).astype(int)
+        difference = np.abs(of(2, radius) - theirs)
+        assert difference.mean() < 1 and difference.max() < 25
+
+
 @pytest.mark.parametrize(
     ('text', 'why'),
     [

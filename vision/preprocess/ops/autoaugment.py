@@ -1,8 +1,8 @@
-"""The augmentation policies AutoAugment, RandAugment and TrivialAugmentWide.
+"""The augmentation policies AutoAugment, RandAugment, TrivialAugmentWide and 3-Augment.
 
-The transformations are in `vision.preprocess.ops.enhance`. Magnitudes are torchvision's. They agree
+The transformations of the first three are in `vision.preprocess.ops.enhance`. Magnitudes are torchvision's. They agree
 with the papers' code, except that RandAugment's strongest magnitude is 30, as in the paper's text.
-All three policies take and return uint8 [H, W, 3].
+All policies take and return uint8 [H, W, 3].
 """
 
 from typing import Any
@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from vision.core.startup import tf_cpu
+from vision.preprocess.ops.color import grey
 from vision.preprocess.ops.enhance import NAMES, apply_one
 from vision.preprocess.ops.registry import Rng
+from vision.preprocess.ops.resampling import to_uint8
 from vision.preprocess.opstring import check_choice
 
 # Transformations whose magnitude gets a random sign.
@@ -125,6 +127,42 @@ def autoaugment(image: Any, rng: Rng, policy: str = 'imagenet') -> Any:
         chosen = tf.where(happens, chosen, NAMES.index('Identity'))
         image = apply_one(image, chosen, signed)
     return image
+
+
+def three_augment(image: Any, rng: Rng) -> Any:
+    """Converts to grey, solarizes or blurs, each as likely (3-Augment, arXiv:2204.07118, 3.3).
+
+    Solarization inverts the values of 128 and more. The blur is Gaussian, with a standard deviation
+    drawn uniformly from 0.1 … 2 pixels, and continues the border's pixels outside. The colour
+    jitter that follows in the paper is `brightness(0.3)|contrast(0.3)|saturation(0.3)`.
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    tf = tf_cpu()
+    chosen, sigma = rng.below(3), rng.uniform(0.1, 2.0)
+    branches = [
+        lambda: tf.broadcast_to(to_uint8(grey(image)), tf.shape(image)),
+        lambda: tf.where(image >= 128, 255 - image, image),
+        lambda: _blur(image, tf.cast(sigma, tf.float32)),
+    ]
+    return tf.ensure_shape(tf.switch_case(chosen, branches), image.shape)
+
+
+def _blur(image: Any, sigma: Any) -> Any:
+    """Smooths uint8 [H, W, C] by a Gaussian of at most 2 pixels."""
+    tf = tf_cpu()
+    radius = 8  # four standard deviations of the strongest blur
+    kernel = tf.exp(-0.5 * (tf.range(-radius, radius + 1, dtype=tf.float32) / sigma) ** 2)
+    kernel /= tf.reduce_sum(kernel)
+    # Treat the channels as a batch of grey images; smooth columns, then rows.
+    channels = tf.transpose(tf.cast(image, tf.float32), [2, 0, 1])[..., None]
+    for axis, shape in ((1, (-1, 1, 1, 1)), (2, (1, -1, 1, 1))):
+        size = tf.shape(channels)[axis]
+        inside = tf.clip_by_value(tf.range(-radius, size + radius), 0, size - 1)
+        channels = tf.gather(channels, inside, axis=axis)
+        channels = tf.nn.conv2d(channels, tf.reshape(kernel, shape), 1, 'VALID')
+    return to_uint8(tf.transpose(channels[..., 0], [1, 2, 0]))
 
 
 def _signed(rng: Rng, chosen: Any, value: Any) -> Any:

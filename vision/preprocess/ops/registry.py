@@ -93,6 +93,7 @@ OPS: dict[str, Entry] = {
     **_ops('color', 'rgb', on_device=True),
     **_ops('color', 'brightness', 'contrast', 'saturation', 'hue', 'grayscale', 'pca_noise'),
     **_ops('autoaugment', 'randaugment', 'autoaugment', 'trivialaugment_wide'),
+    **_ops('autoaugment', 'three_augment'),
     **_ops('views', 'ten_crop', 'multi_scale_crops', 'inception_crops', views=True),
 }
 

@@ -249,14 +249,14 @@ class VisionTransformer(ImageModel):
 
     def _tokens(self, patches: jax.Array) -> tuple[jax.Array, int]:
         """Returns the tokens [B, N, D] with their positions, and how many precede the patches."""
-        batch, *grid, width = patches.shape
+        batch, rows, columns, width = patches.shape
         init = INITIALISATIONS[self.weight_init]
         # The parameter keeps the grid that it was made for.
-        made = tuple(grid)
+        made = grid = rows, columns
         if self.has_variable('params', 'pos_embed'):
             made = jnp.shape(self.get_variable('params', 'pos_embed'))[:2]
         positions = self.param('pos_embed', normal(0.02), (*made, width), jnp.float32)
-        positions = resize_positions(positions, tuple(grid), self.resize)
+        positions = resize_positions(positions, grid, self.resize)
         x = (patches + positions.astype(self.dtype)).reshape(batch, -1, width)
         # The class token and the registers.
         before = []

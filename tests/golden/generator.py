@@ -36,8 +36,8 @@ def _tensor(name: str, shape: Sequence[int], gain: float) -> np.ndarray:
     values = uniform(name, shape)
     if 'pos_embed' in name:
         return np.float32(0.5) * values
-    if name.endswith('gamma'):  # LayerScale
-        return np.float32(0.5) * (1 + values)
+    if name.endswith(('gamma', 'layer_scale')):
+        return np.float32(0.5) + np.float32(0.25) * values
     if len(shape) > 1:
         values *= np.float32(math.sqrt(gain / math.prod(shape[1:])))
         return values

@@ -1,7 +1,7 @@
 """Writes the golden outputs: runs models of torch in float64 on weights drawn by `generator.py`.
 
-Needs torch 2.14.1 and torchvision 0.29.1 (EfficientNets: 2.13.0, 0.28.0, efficientnet_lite_pytorch 0.1.0), and nothing
-else of this repository.
+Needs torch 2.14.1 and torchvision 0.29.1 (from EfficientNet on: 2.13.0, 0.28.0,
+efficientnet_lite_pytorch 0.1.0, timm 1.0.31), and nothing else of this repository.
 """
 
 import json
@@ -23,6 +23,9 @@ EVALUATION = {
     **{name: (224, 193) for name in ('wide_resnet50_2', 'resnext50_32x4d')},
     'inception_v3': (299, 213),
     **{f'efficientnet_{kind}{n}': (96, 65) for kind in ('b', 'lite') for n in range(5)},
+    'convnext_tiny': (96, 65),
+    'seresnet50': (96, 65),
+    'resnet50d': (96, 65),
 }
 # Inception's auxiliary head needs 299 px.
 TRAINING = {'alexnet': 95, 'vgg11_bn': 64, 'googlenet': 96, 'inception_v3': 299, 'resnet18': 64,
@@ -49,6 +52,10 @@ def build(name: str, size: int = 224) -> torch.nn.Module:
         # Its padding is made for one size.
         make = efficientnet_lite_pytorch.EfficientNet.from_name
         model = make(name.replace('_', '-'), image_size=size, drop_connect_rate=0.0)
+    elif name in ('seresnet50', 'resnet50d'):
+        import timm
+
+        model = timm.create_model(name, pretrained=False)
     else:
         model = getattr(torchvision.models, name)(weights=None, **kwargs)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}

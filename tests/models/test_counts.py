@@ -63,6 +63,19 @@ COUNTS = {
     'efficientnet_lite2': (6_092_072, None, None),
     'efficientnet_lite3': (8_197_096, None, None),
     'efficientnet_lite4': (13_006_568, None, None),
+    # timm's counts.
+    'seresnet50': (28_088_024, None, None),
+    'resnet50d': (25_576_264, None, None),
+    # ResNet-50, the embedding, and a classifier of its 512 values.
+    'sscd_resnet50': (23_508_032 + 2049 * 512 + 513 * 1000, None, None),
+    # Kernels, norms and classifier by arithmetic; the paper's 36.5 M and 8.9 M.
+    'wide_resnet28_10': (36_479_194, None, None),
+    'wide_resnet40_4': (8_949_210, None, None),
+    # timm's counts; the multiply-adds of table 1 in billions.
+    'convnext_tiny': (28_589_128, None, 4.5),
+    'convnext_small': (50_223_688, None, 8.7),
+    'convnext_base': (88_591_464, None, 15.4),
+    'convnext_large': (197_767_336, None, 34.4),
     # timm's and torchvision's counts, with a head of 1,000 classes where there is none: 1,000 (D + 1).
     'vit_ti16': (5_717_416, None, None),
     'vit_s16': (22_050_664, None, None),
@@ -108,8 +121,9 @@ DEEP = ('resnet34_b', 'resnet101', 'resnet152', 'resnet50_v1', 'resnet101_v1', '
         'resnet164_v2', 'resnet1001_v2')  # fmt: skip
 
 
-# Larger forms of B0 and Lite0, and of ViT.
+# Larger forms of B0, Lite0 and ConvNeXt-T, and ResNet-50 with another end.
 SCALED = [n for n in COUNTS if n.startswith('efficientnet') and not n.endswith('0')]
+SCALED += ['convnext_small', 'convnext_base', 'convnext_large', 'sscd_resnet50']
 SCALED += [
     n
     for n in COUNTS
@@ -171,7 +185,16 @@ def test_connections_of_lenet_are_counted_by_hand():
 
 
 @pytest.mark.parametrize(
-    'name', ['resnet50', 'googlenet', 'vgg16', 'alexnet', 'inception_v3', 'efficientnet_b0']
+    'name',
+    [
+        'resnet50',
+        'googlenet',
+        'vgg16',
+        'alexnet',
+        'inception_v3',
+        'efficientnet_b0',
+        'convnext_tiny',
+    ],
 )
 def test_the_docstring_gives_the_shapes_of_the_stages(name):
     model, _ = default_model(name)

@@ -6,7 +6,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from tests.tiers import split
-from vision.models import create_model, efficientnet, googlenet, inception
+from vision.models import convnext, create_model, efficientnet, googlenet, inception
 
 
 def start(module, size, channels=3):
@@ -67,6 +67,14 @@ def test_efficientnet_is_its_authors():
     assert kernel.std() == pytest.approx(np.sqrt(2 / 25), rel=0.03)
     kernel = params['expand_conv/kernel']
     assert kernel.std() == pytest.approx(np.sqrt(2 / 384), rel=0.03)
+
+
+def test_convnext_is_its_authors():
+    params = start(convnext.Block(), 2, 96)
+    for layer in ('depthwise_conv', 'fc1', 'fc2'):
+        assert params[f'{layer}/kernel'].std() == pytest.approx(0.02, rel=0.05), layer
+        assert (params[f'{layer}/bias'] == 0).all()
+    assert (params['layer_scale/gamma'] == np.float32(1e-6)).all()
 
 
 def test_googlenet_of_the_paper_is_the_caffe_replicas():

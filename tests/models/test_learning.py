@@ -16,7 +16,16 @@ from vision.task.losses import lenet_discriminative, lenet_mse
 
 # Models of the quick and of the slow tests; all others are nightly.
 QUICK = ('lenet5_1998-eq9', 'lenet5-cross_entropy', 'resnet20-cross_entropy')
-SLOW = ('lenet5_1998', 'alexnet', 'vgg_a', 'vgg11_bn', 'resnet18', 'efficientnet_lite0', 'vit_s16')
+SLOW = (
+    'lenet5_1998',
+    'alexnet',
+    'vgg_a',
+    'vgg11_bn',
+    'resnet18',
+    'efficientnet_lite0',
+    'convnext_tiny',
+    'vit_s16',
+)
 TRANSFORMERS = ('vit', 'deit3', 'dinov2', 'clip', 'siglip')
 CLASSES = 4
 MAX_STEPS = 100
@@ -47,6 +56,8 @@ def setting(name):
             3,
             1e-3,
         )
+    if name.startswith('convnext'):
+        return {'stem': 'small', 'drop_path': 0.0}, 8, 3, 1e-3
     if name.startswith(TRANSFORMERS):
         arguments = {'patch': 4, 'width': 64, 'depth': 4, 'heads': 2}
         # A factor of 1e-5 needs more steps than these to let an image through.
@@ -133,7 +144,7 @@ def initialise(model, x, jit, seed=0):
 
     variables = jit(init)(x)
     params, stats = variables['params'], variables.get('batch_stats', {})
-    if stats or type(model).__name__.startswith(('LeNet', 'VisionTransformer')):
+    if stats or type(model).__name__.startswith(('LeNet', 'ConvNeXt', 'VisionTransformer')):
         return params, stats
     normalised = {}
 

@@ -50,8 +50,9 @@ def _pretrained(name):
 
 
 def test_there_is_a_golden_for_each_model_that_torchvision_or_timm_has():
-    # EfficientNets of other scales have the same blocks and other numbers of them.
+    # EfficientNets and ConvNeXts of other scales have the same blocks and other numbers of them.
     scaled = {f'efficientnet_{kind}{i}' for kind in ('b', 'lite') for i in range(1, 5)}
+    scaled |= {f'convnext_{size}' for size in ('small', 'base', 'large')}
     others = scaled.union(VISION_TRANSFORMERS)  # see test_vit.py
     assert set(TORCH_MODELS) - others <= set(NAMES) <= set(TORCH_MODELS)
 

@@ -137,6 +137,9 @@ def test_dense_evaluation_takes_any_size_from_the_papers_and_means_over_position
             ('resnet50_v2', {}, 32),
             ('efficientnet_b0', {}, 32),
             ('efficientnet_lite0', {'stem': 'small'}, 16),
+            ('resnet50d', {}, 32),
+            ('convnext_tiny', {}, 32),
+            ('convnext_tiny', {'stem': 'small'}, 8),
         ],
         [
             ('alexnet_2012', {}, 67),
@@ -220,7 +223,14 @@ def test_auxiliary_heads_exist_in_training_only(name):
     'name',
     split(
         ['alexnet', 'alexnet_2012', 'vgg11', 'vgg_a', 'googlenet', 'googlenet_2014']
-        + ['inception_v3', 'resnet50', 'resnet50_v2', 'efficientnet_b0'],
+        + [
+            'inception_v3',
+            'resnet50',
+            'resnet50_v2',
+            'efficientnet_b0',
+            'sscd_resnet50',
+            'convnext_tiny',
+        ],
         ['alexnet', 'vgg_a', 'googlenet', 'resnet50', 'resnet50_v2'],
     ),
 )
@@ -240,6 +250,7 @@ REMAT = {
     'googlenet': {'stem': 'small', 'dropout': 0.0, 'aux_dropout': 0.0},
     'inception_v3': {'stem': 'small', 'dropout': 0.0},
     'efficientnet_b0': {'stem': 'small', 'depth': 0.1, 'dropout': 0.0, 'drop_path': 0.0},
+    'convnext_tiny': {'stage_sizes': (1, 1), 'widths': (8, 16), 'drop_path': 0.0},
     'vit_s16': {'patch': 8, 'width': 48, 'depth': 2, 'heads': 3},
 }
 

@@ -19,7 +19,7 @@ def names(variables):
 # A and 'none' have the parameters of table 6. A projection adds 1x1 weights, a scale and a bias.
 @pytest.mark.parametrize(
     ('shortcut', 'projections'),
-    [('none', []), ('A', []), ('B', [(16, 32), (32, 64)]),
+    [('none', []), ('A', []), ('B', [(16, 32), (32, 64)]), ('D', [(16, 32), (32, 64)]),
      ('C', [(16, 16)] * 3 + [(16, 32)] + [(32, 32)] * 2 + [(32, 64)] + [(64, 64)] * 2)],
 )  # fmt: skip
 def test_a_shortcut_has_the_parameters_of_its_projections(shortcut, projections):

@@ -121,7 +121,7 @@ def pretrained_run(source: str, name: str | None = None, classify: bool = True) 
       source: a `.safetensors` or `.pth` file of torchvision or timm, 'hf:org/name', or the name
         of packaged weights, such as 'efficientnet_lite0'.
       name: name of the model in the registry; guessed from the source by default.
-      classify: False to use endpoints only, so that the source needs no classifier.
+      classify: whether the source must have ImageNet's classifier; False to embed only.
 
     Raises:
       UserError: the source cannot be read, or its tensors do not match the model.

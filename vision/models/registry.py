@@ -5,6 +5,7 @@ A user-defined model, 'package.module:Class', needs neither. A model's file is i
 
 import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,9 @@ class Entry:
 
 
 _SHALLOW: dict[str, Any] = {'block': 'basic', 'stage_sizes': (3, 4, 6, 3)}
+_WIDE: dict[str, Any] = {'bottleneck': False, 'stem_width': 16}
 _ORIGINAL: dict[str, Any] = {'stride_in': '1x1', 'zero_init_residual': False}
+_DEEP = (3, 3, 27, 3)
 _EFFICIENT = 'efficientnet:EfficientNet'
 _SCALE_2: dict[str, Any] = {'width': 1.1, 'depth': 1.2, 'dropout': 0.3}
 _SCALE_3: dict[str, Any] = {'width': 1.2, 'depth': 1.4, 'dropout': 0.3}
@@ -89,6 +92,11 @@ MODELS: dict[str, Entry] = {
     'resnet152': Entry('resnet:ResNet', stage_sizes=(3, 8, 36, 3)),
     'wide_resnet50_2': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3), base_width=128),
     'resnext50_32x4d': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3), groups=32, base_width=4),
+    'seresnet50': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3), squeeze_excite=True),
+    'resnet50d': Entry('resnet:ResNet', stage_sizes=(3, 4, 6, 3), stem='deep', shortcut='D'),
+    'sscd_resnet50': Entry(
+        'resnet:ResNet', stage_sizes=(3, 4, 6, 3), pooling_power=3.0, embedding=512
+    ),
     # CIFAR-10: 6n + 2 layers.
     'resnet20': Entry('resnet:CifarResNet', stage_sizes=(3,) * 3),
     'resnet32': Entry('resnet:CifarResNet', stage_sizes=(5,) * 3),
@@ -103,6 +111,13 @@ MODELS: dict[str, Entry] = {
     'resnet110_v2': Entry('resnet_v2:CifarResNetV2', bottleneck=False, shortcut='A'),
     'resnet164_v2': Entry('resnet_v2:CifarResNetV2'),
     'resnet1001_v2': Entry('resnet_v2:CifarResNetV2', stage_sizes=(111,) * 3),
+    # Wide ResNet for CIFAR: 6n + 4 layers, widths times 10 and 4.
+    'wide_resnet28_10': Entry(
+        'resnet_v2:CifarResNetV2', stage_sizes=(4,) * 3, widths=(160, 320, 640), **_WIDE
+    ),
+    'wide_resnet40_4': Entry(
+        'resnet_v2:CifarResNetV2', stage_sizes=(6,) * 3, widths=(64, 128, 256), **_WIDE
+    ),
     # Width, depth and resolution of the authors' code; B0 to B4 with torchvision's padding and ε.
     'efficientnet_b0': Entry(_EFFICIENT, framework='torch'),
     'efficientnet_b1': Entry(_EFFICIENT, depth=1.1, resolution=240, framework='torch'),
@@ -115,6 +130,15 @@ MODELS: dict[str, Entry] = {
     'efficientnet_lite3': Entry(_EFFICIENT, **_SCALE_3, resolution=280, lite=True),
     'efficientnet_lite4': Entry(
         _EFFICIENT, **{**_SCALE_4, 'dropout': 0.3}, resolution=300, lite=True
+    ),
+    # Section 3, with the stochastic depth of table 5.
+    'convnext_tiny': Entry('convnext:ConvNeXt'),
+    'convnext_small': Entry('convnext:ConvNeXt', stage_sizes=_DEEP, drop_path=0.4),
+    'convnext_base': Entry(
+        'convnext:ConvNeXt', stage_sizes=_DEEP, widths=(128, 256, 512, 1024), drop_path=0.5
+    ),
+    'convnext_large': Entry(
+        'convnext:ConvNeXt', stage_sizes=_DEEP, widths=(192, 384, 768, 1536), drop_path=0.5
     ),
     # ViT as in torchvision, where it has the model, or timm; LayerScale starts as in the papers.
     'vit_ti16': Entry(_VIT, **_TI),
@@ -144,7 +168,8 @@ def create_model(
     Args:
       name: a key of `MODELS`, or 'package.module:Class' for a user-defined model: a linen module
         (or a function that returns one) with fields `num_classes` and `dtype`, whose
-        `__call__(images, train)` returns (logits float32 [B, K], endpoints).
+        `__call__(images, train)` returns (logits float32 [B, K], endpoints). Or an NNX module with
+        such a call, whose constructor takes `num_classes`, `rngs` and perhaps `dtype`.
       num_classes: the number of logits.
       dtype: type of the computation, float32 or bfloat16 (or its name); parameters are float32.
       **kwargs: other arguments of the model, its dataclass fields.
@@ -155,9 +180,14 @@ def create_model(
     import flax.linen as nn
 
     # Check the arguments before the model is built.
-    factory = find_model(name)
+    factory: Any = find_model(name)
     arguments = {'num_classes': num_classes, 'dtype': _read_dtype(dtype), **kwargs}
-    _check_arguments(name, factory, arguments)
+    if _is_nnx(factory):
+        from vision.models.bridge import from_nnx
+
+        _check_nnx_arguments(name, factory, arguments)
+        return from_nnx(factory, arguments)
+    _check_arguments(name, factory, arguments, ('num_classes', 'dtype'))
     model = factory(**arguments)
     if not isinstance(model, nn.Module):
         raise UserError(f'model {name!r} must be a Flax module, not {type(model).__name__}')
@@ -189,15 +219,50 @@ def _read_dtype(dtype: Any) -> Any:
     return read
 
 
-def _check_arguments(name: str, factory: Callable, arguments: dict[str, Any]) -> None:
-    """Raises UserError for an unknown argument or an invalid number of classes."""
-    parameters = dict(inspect.signature(factory).parameters)
-    known = [key for key in parameters if key not in ('parent', 'name')]
+def _is_nnx(factory: Any) -> bool:
+    """Returns True for a class of NNX modules."""
+    nnx = sys.modules.get('flax.nnx')  # a module that defines such a class has imported it
+    return nnx is not None and inspect.isclass(factory) and issubclass(factory, nnx.Module)
+
+
+def _check_nnx_arguments(name: str, factory: Any, arguments: dict[str, Any]) -> None:
+    """Checks the arguments of an NNX class; drops `dtype` if it takes none.
+
+    Raises:
+      UserError: as in `_check_arguments`; or a type other than float32 for a class without `dtype`.
+    """
+    # The metaclass hides the constructor's signature.
+    constructor = partial(factory.__init__, None)
+    parameters = inspect.signature(constructor).parameters
+    if 'dtype' not in parameters and arguments.pop('dtype') != 'float32':
+        raise UserError(f'model {name!r} takes no dtype, so it computes in float32 only')
+    _check_arguments(name, constructor, arguments, ('num_classes', 'rngs'))
+
+
+def _check_arguments(
+    name: str, factory: Callable, arguments: dict[str, Any], required: tuple[str, ...]
+) -> None:
+    """Raises UserError for an unknown or missing argument or an invalid number of classes.
+
+    Args:
+      name: the model's name.
+      factory: its class or function.
+      arguments: what it is called with.
+      required: names that it must take.
+    """
+    signature = inspect.signature(factory)
+    parameters = dict(signature.parameters)
+    known = [key for key in parameters if key not in ('parent', 'name', 'rngs')]
     # A function with **kwargs takes any argument.
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         known += arguments
-    if not {'num_classes', 'dtype'} <= set(known):
-        raise UserError(f'model {name!r} must take num_classes and dtype, like all models')
+    if not set(required) <= {*known, *parameters}:
+        raise UserError(f'model {name!r} must take {" and ".join(required)}, like all models')
     check_arguments(f'model {name!r}', factory, known, arguments)
     if isinstance(arguments['num_classes'], int) and arguments['num_classes'] < 1:
         raise UserError(f'model {name!r}: num_classes={arguments["num_classes"]} must be 1 or more')
+    # An argument without a default must be given, except the random keys of NNX.
+    try:
+        signature.bind(**arguments, **{key: None for key in ('rngs',) if key in required})
+    except TypeError as e:
+        raise UserError(f'model {name!r}: {e}; set it in config.model') from e

@@ -1,4 +1,7 @@
-"""ResNet (He, Zhang, Ren, Sun 2015), Wide ResNet, ResNeXt, and the CIFAR-10 form of ResNet."""
+"""ResNet (He, Zhang, Ren, Sun 2015) and the networks that change one thing of it.
+
+Wide ResNet, ResNeXt, SE-ResNet, ResNet-D, SSCD's network, and the CIFAR-10 form of ResNet.
+"""
 
 from collections.abc import Callable
 from functools import partial
@@ -15,108 +18,13 @@ from vision.models.layers import (
     Dense,
     fan_in_uniform,
     global_avg_pool,
+    glorot_uniform,
     he_normal,
     he_normal_fan_out,
     max_pool,
     uniform_bias,
 )
-
-Shortcut = Literal['A', 'B', 'C', 'none']
-
-
-def pad_shortcut(x: jax.Array, features: int, strides: int) -> jax.Array:
-    """Option A (section 3.3): subsamples by `strides` and pads new channels with zeros."""
-    x = x[:, ::strides, ::strides]
-    return jnp.pad(x, ((0, 0),) * 3 + ((0, features - x.shape[-1]),))
-
-
-class Block(nn.Module):
-    """Base class of the residual blocks: layers and shortcut.
-
-    Attributes:
-      width: width of the block's inner convolutions.
-      strides: strides of the block.
-      shortcut: option of section 3.3: 'A' pads with zeros and 'B' projects where the shape changes,
-        'C' always projects. 'none' gives the plain network for comparison.
-      zero_init: whether the last norm's scale is initialised to 0, so that the block starts as the
-        identity.
-      groups, base_width: groups and width of a bottleneck's 3x3 convolution (ResNeXt, Wide ResNet).
-      stride_in: which convolution of a bottleneck has the stride.
-    """
-
-    width: int
-    strides: int = 1
-    shortcut: Shortcut = 'B'
-    zero_init: bool = False
-    groups: int = 1
-    base_width: int = 64
-    stride_in: Literal['1x1', '3x3'] = '3x3'
-    kernel_init: Any = he_normal_fan_out
-    dtype: Any = jnp.float32
-
-    expansion: ClassVar[int] = 1
-
-    def conv(self, features: int, kernel: int, name: str, **kwargs: Any) -> Conv:
-        """Makes a convolution without bias, padded to keep the size at stride 1."""
-        init = {'kernel_init': self.kernel_init, 'dtype': self.dtype}
-        return Conv(
-            features, kernel, padding=kernel // 2, use_bias=False, name=name, **init, **kwargs
-        )
-
-    def norm(self, name: str, last: bool = False) -> BatchNorm:
-        """Makes a batch normalisation; the `last` one of a block may have an initial scale of 0."""
-        zero = last and self.zero_init
-        init = nn.initializers.zeros if zero else nn.initializers.ones
-        return BatchNorm(scale_init=init, dtype=self.dtype, name=name)
-
-    def shortcut_of(self, x: jax.Array, features: int, train: bool) -> jax.Array:
-        """Returns `x`, padded or projected if the residual has another shape."""
-        if self.shortcut == 'none':
-            return jnp.zeros((), x.dtype)
-        # Use the identity, unless the shape changes or option C always projects.
-        same = self.strides == 1 and x.shape[-1] == features
-        if same and self.shortcut != 'C':
-            return x
-        if self.shortcut == 'A':
-            return pad_shortcut(x, features, self.strides)
-        x = self.conv(features, 1, 'shortcut_conv', strides=self.strides)(x)
-        return self.norm('shortcut_bn')(x, train)
-
-
-class BasicBlock(Block):
-    """Figure 5, left: two 3x3 convolutions."""
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Maps [B, H, W, C] to [B, H / strides, W / strides, width]."""
-        y = self.conv(self.width, 3, 'conv1', strides=self.strides)(x)
-        y = nn.relu(self.norm('bn1')(y, train))
-        y = self.conv(self.width, 3, 'conv2')(y)
-        y = self.norm('bn2', last=True)(y, train)
-        return nn.relu(y + self.shortcut_of(x, self.width, train))
-
-
-class Bottleneck(Block):
-    """Figure 5, right: 1x1 to reduce, 3x3 (grouped in ResNeXt), 1x1 to four times the width."""
-
-    expansion: ClassVar[int] = 4
-
-    @nn.compact
-    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Maps [B, H, W, C] to [B, H / strides, W / strides, 4 width]."""
-        # ResNeXt and Wide ResNet change the width of the 3x3 convolution.
-        inner = self.width * self.base_width // 64 * self.groups
-        first, second = (self.strides, 1) if self.stride_in == '1x1' else (1, self.strides)
-        y = self.conv(inner, 1, 'conv1', strides=first)(x)
-        y = nn.relu(self.norm('bn1')(y, train))
-        y = self.conv(inner, 3, 'conv2', strides=second, groups=self.groups)(y)
-        y = nn.relu(self.norm('bn2')(y, train))
-        y = self.conv(4 * self.width, 1, 'conv3')(y)
-        y = self.norm('bn3', last=True)(y, train)
-        return nn.relu(y + self.shortcut_of(x, 4 * self.width, train))
-
-
-BLOCKS: dict[str, type[Block]] = {'basic': BasicBlock, 'bottleneck': Bottleneck}
+from vision.models.residual import BLOCKS, Block, Shortcut
 
 
 class ResNet(ImageModel):
@@ -124,7 +32,11 @@ class ResNet(ImageModel):
 
     The bottleneck has its stride in the 3x3 convolution (v1.5, the current form), or with
     `stride_in='1x1'` in the first 1x1 convolution, as in the paper. Wide ResNet (Zagoruyko and
-    Komodakis 2016) doubles the `base_width`, ResNeXt (Xie et al. 2017) has 32 groups.
+    Komodakis 2016) doubles the `base_width`, ResNeXt (Xie et al. 2017) has 32 groups, and SE-ResNet
+    (Hu et al. 2018) weights the channels of each block. ResNet-D (He et al. 2018, Bag of Tricks,
+    figure 2) has the 'deep' stem and shortcut 'D'. The network of SSCD (Pizzi et al. 2022, section
+    4) pools with power 3 and ends with an embedding of 512 values. Parameters: SE-ResNet-50
+    28,088,024; ResNet-50-D 25,576,264.
 
     | stage    | shape        | 18, 34          | 50, 101, 152                  |
     |----------|--------------|-----------------|-------------------------------|
@@ -140,11 +52,16 @@ class ResNet(ImageModel):
     Attributes:
       stage_sizes: number of blocks in each stage.
       widths: width of each stage.
-      block, shortcut, groups, base_width, stride_in: see `Block`.
+      block, shortcut, groups, base_width, stride_in, squeeze_excite: see `Block`.
       zero_init_residual: whether each block starts as the identity (Goyal et al. 2017, section
         5.1).
       weight_init: He et al.'s normal initialisation, with n counted over 'fan_out' or 'fan_in'.
-      stem: 'small' uses 3x3 stride 1 and no pooling, for images of 28 and 32 px.
+      stem: 'small' uses 3x3 stride 1 and no pooling, for images of 28 and 32 px. 'deep' uses three
+        3x3 instead of one 7x7.
+      pooling_power: power p of the pooling, (mean of x^p)^(1/p) (GeM, Radenovic et al. 2018). 1 is
+        the mean.
+      embedding: length of an embedding of unit norm between pooling and the classifier, which
+        becomes `features`; 0 for none.
       remat: whether to recompute each block in the backward pass, to save memory.
     """
 
@@ -157,7 +74,10 @@ class ResNet(ImageModel):
     stride_in: Literal['1x1', '3x3'] = '3x3'
     zero_init_residual: bool = True
     weight_init: Literal['fan_out', 'fan_in'] = 'fan_out'
-    stem: Literal['imagenet', 'small'] = 'imagenet'
+    squeeze_excite: bool = False
+    stem: Literal['imagenet', 'small', 'deep'] = 'imagenet'
+    pooling_power: float = 1.0
+    embedding: int = 0
     remat: bool = False
 
     @nn.compact
@@ -175,14 +95,32 @@ class ResNet(ImageModel):
                 make = self._block()
                 x = make(self.widths[stage], strides, name=f'layer{stage + 1}_{i}')(x, train)
             x = self.record(endpoints, f'stage{stage + 1}', x)
-        x = self.record(endpoints, 'features', global_avg_pool(x))
+        # Pooling, embedding and classifier.
+        x = global_avg_pool(x) if self.pooling_power == 1 else power_pool(x, self.pooling_power)
+        if self.embedding:
+            init: dict[str, Any] = {'kernel_init': glorot_uniform, 'dtype': self.dtype}
+            x = unit_norm(Dense(self.embedding, **init, name='embedding')(x))
+        x = self.record(endpoints, 'features', x)
         return classify(self, x), endpoints
 
     def _stem(self, x: jax.Array, train: bool) -> jax.Array:
-        """Applies the first convolution, norm, ReLU and pooling."""
-        x = stem_convolution(self, self._kernel_init())(x)
+        """Applies the first convolutions, norm, ReLU and pooling."""
+        if self.stem == 'deep':
+            x = self._deep_stem(x, train)
+        else:
+            x = stem_convolution(self, self._kernel_init())(x)
         x = nn.relu(BatchNorm(dtype=self.dtype, name='bn1')(x, train))
         return x if self.stem == 'small' else max_pool(x, 3, 2, padding=1)
+
+    def _deep_stem(self, x: jax.Array, train: bool) -> jax.Array:
+        """Applies three 3x3 convolutions, the first with stride 2, with norm and ReLU between."""
+        narrow, wide = self.widths[0] // 2, self.widths[0]
+        for i, (width, strides) in enumerate(((narrow, 2), (narrow, 1), (wide, 1)), 1):
+            conv = partial(Conv, kernel_init=self._kernel_init(), dtype=self.dtype)
+            x = conv(width, 3, strides, 1, use_bias=False, name=f'stem_conv{i}')(x)
+            if i < 3:
+                x = nn.relu(BatchNorm(dtype=self.dtype, name=f'stem_bn{i}')(x, train))
+        return x
 
     def _block(self) -> Callable[..., Block]:
         """Returns the constructor of the blocks."""
@@ -195,6 +133,7 @@ class ResNet(ImageModel):
             groups=self.groups,
             base_width=self.base_width,
             stride_in=self.stride_in,
+            squeeze_excite=self.squeeze_excite,
             kernel_init=self._kernel_init(),
             dtype=self.dtype,
         )
@@ -224,7 +163,7 @@ class CifarResNet(ResNet):
     shortcut: Shortcut = 'A'
     zero_init_residual: bool = False
     weight_init: Literal['fan_out', 'fan_in'] = 'fan_in'
-    stem: Literal['imagenet', 'small'] = 'small'
+    stem: Literal['imagenet', 'small', 'deep'] = 'small'
 
     input_shape: ClassVar = (32, 32, 3)
     default_classes: ClassVar = 10
@@ -239,11 +178,31 @@ def check_size(model: Any, images: jax.Array) -> None:
     model.check_images(images, min_size=stride, hint=hint)
 
 
-def stem_convolution(model: Any, kernel_init: Any) -> Conv:
-    """Makes the first convolution: 7x7 stride 2, or 3x3 with the small stem."""
+def power_pool(x: jax.Array, power: float) -> jax.Array:
+    """Generalised mean of [B, H, W, C] over positions to [B, C], in float32 (GeM).
+
+    Values below 1e-6 count as 1e-6, as in the authors' code of SSCD.
+    """
+    whole: Any = int(power) if power == int(power) else power  # JAX multiplies for whole powers
+    mean = (jnp.maximum(x.astype(jnp.float32), 1e-6) ** whole).mean((1, 2))
+    return (mean ** (1 / power)).astype(x.dtype)
+
+
+def unit_norm(x: jax.Array) -> jax.Array:
+    """Divides each row of [B, D] by its Euclidean norm, in float32."""
+    long = x.astype(jnp.float32)
+    squared = jnp.square(long).sum(-1, keepdims=True)
+    return (long * jax.lax.rsqrt(jnp.maximum(squared, 1e-24))).astype(x.dtype)
+
+
+def stem_convolution(model: Any, kernel_init: Any, width: int = 0) -> Conv:
+    """Makes the first convolution: 7x7 stride 2, or 3x3 with the small stem.
+
+    Its `width` is that of the first stage by default.
+    """
     kernel, strides = (3, 1) if model.stem == 'small' else (7, 2)
     return Conv(
-        model.widths[0],
+        width or model.widths[0],
         kernel,
         strides,
         kernel // 2,

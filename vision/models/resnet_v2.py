@@ -1,4 +1,4 @@
-"""Pre-activation ResNet, or ResNet v2 (He, Zhang, Ren, Sun 2016)."""
+"""Pre-activation ResNet, or ResNet v2 (He, Zhang, Ren, Sun 2016), and Wide ResNet for CIFAR."""
 
 from functools import partial
 from typing import Any, ClassVar, Literal
@@ -9,7 +9,8 @@ import jax.numpy as jnp
 
 from vision.models.base import Endpoints, ImageModel
 from vision.models.layers import BatchNorm, Conv, global_avg_pool, he_normal, max_pool
-from vision.models.resnet import check_size, classify, pad_shortcut, stem_convolution
+from vision.models.residual import pad_shortcut
+from vision.models.resnet import check_size, classify, stem_convolution
 
 
 class PreActivationBlock(nn.Module):
@@ -17,7 +18,8 @@ class PreActivationBlock(nn.Module):
 
     In the network's first block, `activated` is True, because the stem ends with norm and ReLU
     (appendix). Where the shape changes, the shortcut is a 1x1 convolution of the activated input,
-    or zero padding with option 'A'.
+    or zero padding with option 'A'. `dropout` comes before the last convolution (Zagoruyko and
+    Komodakis 2016, section 2.4).
     """
 
     width: int
@@ -25,6 +27,7 @@ class PreActivationBlock(nn.Module):
     bottleneck: bool
     shortcut: Literal['A', 'B'] = 'B'
     activated: bool = False
+    dropout: float = 0.0
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -32,6 +35,7 @@ class PreActivationBlock(nn.Module):
         """Maps [B, H, W, C] to [B, H / strides, W / strides, width, or 4 width]."""
         features = self.width * (4 if self.bottleneck else 1)
         conv = partial(Conv, use_bias=False, kernel_init=he_normal, dtype=self.dtype)
+        drop = partial(nn.Dropout(self.dropout), deterministic=not train)
 
         def activate(x: jax.Array, name: str) -> jax.Array:
             return nn.relu(BatchNorm(dtype=self.dtype, name=name)(x, train))
@@ -48,10 +52,10 @@ class PreActivationBlock(nn.Module):
         if self.bottleneck:
             y = activate(conv(self.width, 1, name='conv1')(y), 'bn2')
             y = activate(conv(self.width, 3, self.strides, 1, name='conv2')(y), 'bn3')
-            y = conv(features, 1, name='conv3')(y)
+            y = conv(features, 1, name='conv3')(drop(y))
         else:
             y = activate(conv(self.width, 3, self.strides, 1, name='conv1')(y), 'bn2')
-            y = conv(features, 3, padding=1, name='conv2')(y)
+            y = conv(features, 3, padding=1, name='conv2')(drop(y))
         return y + shortcut
 
 
@@ -75,6 +79,8 @@ class ResNetV2(ImageModel):
       stage_sizes, widths: number of blocks and width of each stage.
       bottleneck: three convolutions per block instead of two.
       shortcut: 'A' pads with zeros where the shape changes, 'B' projects.
+      dropout: within each block, see `PreActivationBlock`.
+      stem_width: channels of the stem; 0 for those of the first stage.
       stem: 'small' uses 3x3 stride 1 and no pooling.
       remat: whether to recompute each block in the backward pass, to save memory.
     """
@@ -83,6 +89,8 @@ class ResNetV2(ImageModel):
     widths: tuple[int, ...] = (64, 128, 256, 512)
     bottleneck: bool = True
     shortcut: Literal['A', 'B'] = 'B'
+    dropout: float = 0.0
+    stem_width: int = 0
     stem: Literal['imagenet', 'small'] = 'imagenet'
     remat: bool = False
 
@@ -92,7 +100,7 @@ class ResNetV2(ImageModel):
         check_size(self, images)
         endpoints: Endpoints = {}
         # Stem.
-        x = stem_convolution(self, he_normal)(images.astype(self.dtype))
+        x = stem_convolution(self, he_normal, self.stem_width)(images.astype(self.dtype))
         x = nn.relu(BatchNorm(dtype=self.dtype, name='bn1')(x, train))
         x = x if self.stem == 'small' else max_pool(x, 3, 2, padding=1)
         x = self.record(endpoints, 'stem', x)
@@ -108,6 +116,7 @@ class ResNetV2(ImageModel):
                     bottleneck=self.bottleneck,
                     shortcut=self.shortcut,
                     activated=stage == i == 0,
+                    dropout=self.dropout,
                     dtype=self.dtype,
                     name=f'layer{stage + 1}_{i}',
                 )(x, train)
@@ -120,6 +129,10 @@ class ResNetV2(ImageModel):
 
 class CifarResNetV2(ResNetV2):
     """ResNet v2 for CIFAR-10: He et al. 2016, section 4. 110 layers; 164 and 1001 with bottleneck.
+
+    Wide ResNet (Zagoruyko and Komodakis, Wide Residual Networks, 2016, table 1) multiplies the
+    widths, except that of the stem, by k. WRN-d-k has (d - 4) / 6 blocks of two 3x3 in each stage.
+    Parameters for 10 classes: WRN-28-10 36,479,194; WRN-40-4 8,949,210.
 
     | stage    | shape      |                                             |
     |----------|------------|---------------------------------------------|

@@ -90,7 +90,7 @@ class Classifier:
           model: the model's name in the registry. By default it is inferred from the beginning of
             the source's name.
           fold: fold BatchNorm into the convolutions.
-          classify: False to use endpoints only, so that the source needs no classifier, as DINOv2.
+          classify: whether the source must have ImageNet's classifier; False to embed only.
 
         Raises:
           UserError: the source cannot be read, or its tensors do not match the model.

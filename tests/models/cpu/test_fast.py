@@ -64,7 +64,12 @@ def test_convolutions(size, kernel, strides, padding, groups, dtype):
 
 @pytest.mark.parametrize(
     ('size', 'kernel', 'strides', 'padding'),
-    [((6, 5), 3, 1, 1), ((7, 8), 5, 2, 'same'), ((9, 4), 3, (2, 3), 'same')],
+    [
+        ((6, 5), 3, 1, 1),
+        ((7, 8), 5, 2, 'same'),
+        ((9, 4), 3, (2, 3), 'same'),
+        pytest.param((4, 9), 7, 1, 3, marks=pytest.mark.slow),
+    ],
 )
 def test_depthwise_convolutions(size, kernel, strides, padding):
     x, k = _draw(0, (2, *size, 6)), _draw(1, (kernel, kernel, 1, 6))

@@ -16,6 +16,7 @@ from vision.core.errors import UserError
 from vision.models import MODELS, create_model
 from vision.models.base import abstract_variables
 from vision.models.layers import BatchNorm, Conv
+from vision.models.resnet_v2 import ResNetV2
 from vision.models.summary import default_model
 from vision.models.weights.fold import FoldedModel, fold_batch_norm
 
@@ -30,6 +31,10 @@ SMALL = {
     'resnet50_v2': {'stem': 'small'},
     'efficientnet_b0': {'depth': 0.1},
     'efficientnet_lite0': {'depth': 0.1, 'stem': 'small'},
+    'seresnet50': {'stem': 'small', 'stage_sizes': (1, 1), 'widths': (32, 64)},
+    'resnet50d': {'stage_sizes': (1, 1), 'widths': (32, 64)},
+    'sscd_resnet50': {'stage_sizes': (1, 1), 'widths': (32, 64)},
+    'wide_resnet40_4': {'stage_sizes': (1, 1, 1)},
 }
 # In the quick tests each stage of a ResNet has one block.
 QUICK = {
@@ -79,7 +84,9 @@ def test_every_norm_after_a_convolution_is_folded(name):
         return
     folded = jax.eval_shape(lambda v: fold_batch_norm(model, v)[1], variables)
     left = set(folded.get('batch_stats', {}))
-    if name.endswith('_v2'):  # in pre-activation the first norm of a block follows an addition
+    if isinstance(
+        model, ResNetV2
+    ):  # in pre-activation the first norm of a block follows an addition
         assert 'bn1' not in left
         assert all('bn2' not in folded['batch_stats'][block] for block in left - {'bn_last'})
     else:  # auxiliary heads, which only train, are left as they are

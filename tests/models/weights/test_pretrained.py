@@ -283,6 +283,8 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch, error):
         ('hf:timm/resnet50.tv_in1k', 'resnet50'),
         ('/weights/resnet18-f37072fd.pth', 'resnet18'),
         ('vgg16_bn.safetensors', 'vgg16_bn'),
+        ('hf:timm/convnext_tiny.fb_in1k', 'convnext_tiny'),
+        ('sscd_disc_mixup.torchvision.pt', 'sscd_resnet50'),
     ],
 )
 def test_the_model_is_guessed_from_the_sources_name(source, name):

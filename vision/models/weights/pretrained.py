@@ -69,6 +69,11 @@ _INPUTS = {
     'efficientnet_b2': PretrainedInput(288, 288, method='bicubic'),
     'efficientnet_b3': PretrainedInput(320, 300, method='bicubic'),
     'efficientnet_b4': PretrainedInput(384, 380, method='bicubic'),
+    'convnext_tiny': PretrainedInput(236),
+    'convnext_small': PretrainedInput(230),
+    'convnext_base': PretrainedInput(232),
+    'convnext_large': PretrainedInput(232),
+    'sscd_resnet50': PretrainedInput(288, 288),
     **{f'efficientnet_lite{i}': _lite(size) for i, size in enumerate((224, 240, 260, 280, 300))},
     **dict.fromkeys(('vit_ti16', 'vit_s16', 'siglip_b16'), _AUGREG),
     'vit_l16': PretrainedInput(242, 224),
@@ -147,7 +152,7 @@ def load_pretrained(
         if not all(is_auxiliary((layer,)) for layer in fresh):
             raise UserError(
                 f'{source}: it has no classifier, or its classifier has another number of classes '
-                'than the model; fine-tune it (config.init_from), or use other weights'
+                'than the model; search with it, fine-tune it (config.init_from), or use other weights'
             )
     elif fresh:
         logging.warning(
@@ -172,6 +177,8 @@ def guess_name(source: str) -> str:
     name = vit_names.registry_name(name)
     if name in MODELS:
         return name
+    if name.startswith('sscd_'):  # tensors cannot tell: the embedding could be a classifier
+        return 'sscd_resnet50'
     # The name says nothing: compare the tensors.
     state = read_state_dict(source)
     for known in TORCH_MODELS:
@@ -259,6 +266,8 @@ def convert(
 def _our_layout(tensor: np.ndarray, path: Path, ndim: int, names: TorchNames) -> np.ndarray:
     """Transposes a torch tensor; torch kernels are [out, in, h, w] and [out, in]."""
     tensor = np.asarray(tensor)
+    if path[-1] == 'gamma':  # torchvision's is [C, 1, 1]
+        return tensor.reshape(-1)
     if path[-1] != 'kernel' or tensor.ndim not in (2, 4):
         return tensor
     if ndim == 2 and tensor.ndim == 2:
@@ -272,7 +281,7 @@ def _our_layout(tensor: np.ndarray, path: Path, ndim: int, names: TorchNames) ->
 
 
 def _absent_heads(expected: Mapping[Path, Any], names: TorchNames, state: StateDict) -> set[str]:
-    """Returns the heads, auxiliary or not, that the state dict does not have at all."""
+    """Returns the classifier and auxiliary heads that the state dict does not have at all."""
     there: dict[str, bool] = {}
     for path in expected:
         if is_head(path[1:]):

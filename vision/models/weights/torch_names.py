@@ -4,12 +4,14 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
 
 from vision.core.errors import UserError
 from vision.models.alexnet import AlexNet
+from vision.models.convnext import ConvNeXt
 from vision.models.efficientnet import EfficientNet
 from vision.models.googlenet import GoogLeNet
 from vision.models.inception import InceptionV3
@@ -18,7 +20,7 @@ from vision.models.registry import MODELS, create_model
 from vision.models.resnet import CifarResNet, ResNet
 from vision.models.vgg import CONFIGURATIONS, VGG
 from vision.models.vit import VisionTransformer
-from vision.models.weights import efficientnet_names, vit_names
+from vision.models.weights import convnext_names, efficientnet_names, vit_names
 
 Path = tuple[str, ...]
 
@@ -33,6 +35,7 @@ TORCHVISION_MODELS = (
     'wide_resnet50_2',
     'resnext50_32x4d',
     *(f'efficientnet_b{i}' for i in range(5)),
+    *(f'convnext_{size}' for size in ('tiny', 'small', 'base', 'large')),
 )
 # torchvision's ViTs have other names there: vit_b_16.
 VISION_TRANSFORMERS = (
@@ -44,6 +47,8 @@ VISION_TRANSFORMERS = (
 TORCH_MODELS = (
     *TORCHVISION_MODELS,
     *(f'efficientnet_lite{i}' for i in range(5)),
+    'seresnet50',
+    'resnet50d',
     *VISION_TRANSFORMERS,
 )
 
@@ -53,6 +58,7 @@ _LEAVES = {
     'bias': 'bias',
     'mean': 'running_mean',
     'var': 'running_var',
+    'gamma': 'gamma',
 }
 # timm's VGG has its fully connected layers as convolutions with other names.
 _TIMM = {
@@ -110,8 +116,8 @@ def _names_of(model: nn.Module) -> TorchNames | None:
     if isinstance(model, InceptionV3):
         return TorchNames('.'.join)
     if isinstance(model, ResNet) and not isinstance(model, CifarResNet):
-        return TorchNames(_resnet_layer)
-    if isinstance(model, EfficientNet) and model.stem == 'imagenet':
+        return TorchNames(partial(_resnet_layer, model))
+    if isinstance(model, EfficientNet | ConvNeXt) and model.stem == 'imagenet':
         return TorchNames('.'.join)
     if isinstance(model, VisionTransformer):
         return TorchNames(vit_names.layer, resize=model.resize)
@@ -128,8 +134,12 @@ def normalise_keys(state: dict) -> dict:
     # Cut the common prefix at its last dot.
     shared = shared[: shared.rfind('.') + 1]
 
+    state = {key.removeprefix(shared): value for key, value in state.items()}
+    if 'embeddings.1.weight' in state:  # SSCD's network with a backbone of its own
+        state = {_sscd_key(key): value for key, value in state.items()}
+    state = convnext_names.normalise(state)
+
     def rename(key: str) -> str:
-        key = key.removeprefix(shared)
         for timm_name, name in _TIMM.items():
             if key.startswith(timm_name):
                 return name + key.removeprefix(timm_name)
@@ -137,6 +147,11 @@ def normalise_keys(state: dict) -> dict:
 
     renamed = {rename(key): value for key, value in state.items()}
     return vit_names.normalise(efficientnet_names.normalise(renamed))
+
+
+def _sscd_key(key: str) -> str:
+    """Returns torchvision's name of a tensor of SSCD's network; the embedding is its last layer."""
+    return key.removeprefix('backbone.').replace('embeddings.1.', 'fc.')
 
 
 _ALEXNET = {
@@ -168,7 +183,15 @@ def _indexed(path: Path) -> str:
     return '.'.join(re.sub(r'_(\d+)$', r'.\1', part) for part in path)
 
 
-def _resnet_layer(path: Path) -> str:
-    """Renames the shortcut's layers."""
-    shortcut = {'shortcut_conv': 'downsample.0', 'shortcut_bn': 'downsample.1'}
-    return '.'.join(shortcut.get(part, _indexed((part,))) for part in path)
+def _resnet_layer(model: ResNet, path: Path) -> str:
+    """Renames the layers of the shortcuts, of the deep stem and of SSCD's embedding."""
+    first = 1 if model.shortcut == 'D' else 0  # after timm's pooling
+    names = {
+        'shortcut_conv': f'downsample.{first}',
+        'shortcut_bn': f'downsample.{first + 1}',
+        **{f'stem_conv{i + 1}': f'conv1.{3 * i}' for i in range(3)},
+        **{f'stem_bn{i + 1}': f'conv1.{3 * i + 1}' for i in range(2)},
+    }
+    if model.embedding:  # SSCD's takes the place of the classifier
+        names |= {'embedding': 'fc', 'fc': 'classifier'}
+    return '.'.join(names.get(part, _indexed((part,))) for part in path)

@@ -15,7 +15,7 @@ from vision.data.source import BadImage, read_file, read_some
 from vision.evaluation.run import Run
 from vision.prediction import pictures
 from vision.preprocess.pictures import to_rgb
-from vision.search.index import Index, faiss, unit
+from vision.search.index import Index, create, unit
 from vision.search.search import OF_SPLIT, Pictures, neighbours_of, own_split, tell_changed
 
 _BATCH = 1024  # vectors of one search
@@ -57,8 +57,8 @@ def find_duplicates(index: Index, run: Run, threshold: float = 0.95) -> list[dic
     # Search among unit vectors under the files' real paths.
     vectors = unit(index.vectors())
     names, left_out = _real_names(index)
-    index = Index(index.made_by, 'cosine', names, faiss().IndexFlatIP(vectors.shape[1]))
-    index.index.add(vectors)
+    index = create(index.made_by, vectors.shape[1])
+    index.add(names, vectors)
     copies = _copies(run, names, left_out)
     alike = _Alike(run, names)
     # The list of neighbours of the group that an image belongs to, by the image's position.
@@ -82,7 +82,7 @@ def find_duplicates(index: Index, run: Run, threshold: float = 0.95) -> list[dic
         if free:
             neighbours = neighbours_of(index, free)
             group_of |= dict.fromkeys([position, *(i for i, _ in free)], neighbours)
-            groups.append({'path': index.names[position], 'neighbours': neighbours})
+            groups.append({'path': names[position], 'neighbours': neighbours})
         elif near:
             neighbours = group_of[near[0][0]]
             group_of[position] = neighbours
@@ -96,9 +96,10 @@ def _real_names(index: Index) -> tuple[list[str], set[int]]:
     Missing files and further links to the same file are skipped. Otherwise, a user who keeps one
     file of each group and deletes the others could lose an image.
     """
-    gone = tell_changed(index, index.names)
+    names = index.names
+    gone = tell_changed(index, names)
     real, left_out, seen = list[str](), set[int](), dict[tuple[int, int], int]()
-    for position, name in enumerate(index.names):
+    for position, name in enumerate(names):
         try:
             at = os.stat(name)
         except (OSError, ValueError):  # an example of a split, or a file that is gone

@@ -263,6 +263,35 @@ class Classifier:
             }
             yield start + np.flatnonzero(good), vectors[good], failed
 
+    def embed_prepared(
+        self, images: Iterable[np.ndarray | None], count: int, endpoint: str = 'features'
+    ) -> Iterator[np.ndarray]:
+        """Computes embeddings of images that `prepare` has preprocessed.
+
+        Args:
+          images: `count` results of `prepare`, or None for images that could not be read.
+          count: the number of images.
+          endpoint: as for `embed`.
+
+        Yields:
+          The vectors of each batch, float32 [n, D]; those of None are not defined.
+        """
+        embedding = functools.partial(self.embedding, endpoint=endpoint)
+        for _, vectors, _ in self._computed(
+            self.variables, self._feed.prepared(images, count), embedding
+        ):
+            yield vectors
+
+    @property
+    def prepare(self) -> Callable[[np.ndarray], np.ndarray]:
+        """The host's part of the preprocessing of one decoded image; see `Feed.prepare`."""
+        return self._feed.prepare
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of a decoded image, 3 or 1."""
+        return self._feed.channels
+
     def explain_source(self, source: Source, top_k: int = 3) -> Iterator[Explanation]:
         """Yields the heat maps of the `top_k` most probable classes for each image of a source.
 

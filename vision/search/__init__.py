@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from vision.core.lazy import public_names
 
 if TYPE_CHECKING:
+    from vision.search.descriptions import Described, Named, describe_images
     from vision.search.duplicates import find_duplicates
     from vision.search.features import judge, judge_run
     from vision.search.index import Index, create, load
@@ -22,8 +23,10 @@ if TYPE_CHECKING:
         draw_neighbours,
         named,
         query,
+        remove,
         whole_split,
         write_results,
     )
+    from vision.search.shards import describe, open_shards, read_shards
 else:
     __all__, __getattr__, __dir__ = public_names(__name__)

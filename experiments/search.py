@@ -46,7 +46,9 @@ ENDPOINT = flags.DEFINE_string(
     'endpoint', None, 'Output that describes an image: features (default), logits or a stage.'
 )
 cli.heading('The index')
-INDEX = flags.DEFINE_string('index', None, 'File of the index.')
+INDEX = flags.DEFINE_string(
+    'index', None, 'File of the index, or milvus:FILE.db, milvus:http://HOST:PORT.'
+)
 SPLIT = flags.DEFINE_string(
     'split', None, "A split of the run's own data, instead of PATHs or in addition to them."
 )
@@ -128,10 +130,14 @@ def _build(words: list[str]) -> int:
 
     path = _index_path()
     _require_images(words)
-    index.check_replaceable(path)
+    if not _in_milvus():
+        index.check_replaceable(path)
     own = fields.Own(FIELDS.value) if FIELDS.value else None
     classifier, images = _classifier_and_images(words)
-    made, failed = search.build(classifier, images, _endpoint(), METRIC.value, KIND.value, own)
+    place = INDEX.value if _in_milvus() else None
+    made, failed = search.build(
+        classifier, images, _endpoint(), METRIC.value, KIND.value, own, place
+    )
     with phase('writing the index'):
         made.save(path)
         recall = made.recall() if made.approximate else None
@@ -185,7 +191,7 @@ def _query(words: list[str]) -> int:
     total = sum(some.source.num_examples for some in asked)
     if INDEX.value is not None:
         classifier.expect(total)
-        made = _load(Path(INDEX.value).expanduser(), read_only=True)
+        made = _load(INDEX.value, read_only=True)
         made.check(classifier, ENDPOINT.value)
     else:
         whole = [search.whole_split(classifier.run, SPLIT.value)]
@@ -201,7 +207,7 @@ def _duplicates(words: list[str]) -> int:
     cli.refuse_arguments(['', *words])
     output = _output_path()
     cli.require(index=INDEX.value)
-    made, classifier = _load(Path(INDEX.value).expanduser(), True), _classifier()
+    made, classifier = _load(INDEX.value, True), _classifier()
     made.check(classifier, ENDPOINT.value)
     results = duplicates.find_duplicates(made, classifier.run, THRESHOLD.value)
     title = 'Images that are nearly the same'
@@ -222,9 +228,14 @@ def _are_shards(words: list[str]) -> bool:
     return alone and (Path(words[0]).expanduser() / 'manifest.json').is_file()
 
 
-def _index_path() -> Path:
+def _index_path() -> Any:
+    """Returns the path of the index file, or the text milvus:…."""
     cli.require(index=INDEX.value)
-    return output_file('index', INDEX.value)
+    return INDEX.value if _in_milvus() else output_file('index', INDEX.value)
+
+
+def _in_milvus() -> bool:
+    return INDEX.value is not None and INDEX.value.startswith('milvus:')
 
 
 def _endpoint() -> str:
@@ -235,11 +246,11 @@ def _output_path() -> Path | None:
     return output_file('output', OUTPUT.value, PICTURES) if OUTPUT.value else None
 
 
-def _load(path: Path, read_only: bool = False) -> Any:
-    from vision.search import index
+def _load(path: Any, read_only: bool = False) -> Any:
+    from vision.search import index, milvus
 
     with phase('reading the index'):
-        return index.load(path, read_only)
+        return milvus.load(path) if _in_milvus() else index.load(path, read_only)
 
 
 def _classifier_and_images(words: list[str]) -> tuple[Any, Any]:

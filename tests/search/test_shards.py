@@ -13,7 +13,6 @@ import time
 import zlib
 from pathlib import Path
 
-import imagehash
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -23,7 +22,10 @@ from pyarrow import parquet
 from tests.conftest import REPO, environment
 from vision.core import workdir as files
 from vision.core.errors import UserError
-from vision.search import search, shards
+from vision.search import descriptions, search, shards
+
+if not os.environ.get('CI'):
+    pytest.importorskip('imagehash')
 
 ROWS = 8  # images of a shard
 
@@ -66,6 +68,8 @@ def contents(folder):
 
 
 def test_a_row_is_what_the_libraries_say_of_the_file(classifier, photos, undisturbed):
+    import imagehash
+
     rows = table(undisturbed).to_pylist()
     assert [row['path'] for row in rows] == sorted(map(str, photos.rglob('*.png')))
     for row in rows:
@@ -84,6 +88,17 @@ def test_a_row_is_what_the_libraries_say_of_the_file(classifier, photos, undistu
     vectors = np.stack([np.frombuffer(row['vector'], '<f2') for row in good])
     exact = classifier.embed([row['path'] for row in good])
     np.testing.assert_allclose(vectors, exact, rtol=2e-3, atol=1e-4)
+
+
+def test_the_hash_of_a_large_photo_is_nearly_that_of_imagehash():
+    import imagehash
+    import skimage.data
+
+    astronaut = skimage.data.astronaut()  # 512 × 512
+    for side in (300, 512, 1500):
+        photo = Image.fromarray(astronaut).resize((side, side + 9))
+        ours = imagehash.hex_to_hash(descriptions.perceptual_hash()(np.asarray(photo)))
+        assert ours - imagehash.phash(photo) <= (2 if side >= 512 else 0)
 
 
 def test_a_path_decides_its_shard(undisturbed):

@@ -94,7 +94,9 @@ def test_the_longest_axis_that_divides_is_shared(shape, spec):
 
 # How much more than an eighth a device may hold. EfficientNets have many small norms, which are
 # on every device.
-EXCESS = {'alexnet': 0.02, 'inception_v3': 0.02, 'resnet50': 0.02, 'efficientnet_b0': 0.08, 'efficientnet_lite0': 0.08}  # fmt: skip
+EXCESS = {
+    'alexnet': 0.02, 'inception_v3': 0.02, 'resnet50': 0.02, 'vit_s16': 0.02, 'efficientnet_b0': 0.08, 'efficientnet_lite0': 0.08,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize('name', split(EXCESS, ['alexnet', 'resnet50']))

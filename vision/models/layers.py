@@ -80,6 +80,11 @@ def _param(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ..
     return module.param(name, init, shape, jnp.float32)
 
 
+def fast_forms_allowed() -> bool:
+    """Returns False while `xla_only` is active."""
+    return _enabled
+
+
 def _fast_form(name: str, *arguments: Any) -> jax.Array | None:
     """Returns the result of the registered fast form, or None."""
     return _fast[name](*arguments) if _enabled and name in _fast else None

@@ -18,6 +18,7 @@ from vision.preprocess.graph import decoded
 
 OF_SPLIT = re.compile(r'(train|validation|test):(\d+)')
 _AHEAD = 64  # images that are read ahead of the model, beside a batch
+_HASHED = 256  # pixels of the shorter side from which an image is averaged before it is hashed
 _NOT_FINITE = "the model's features are not finite"
 
 
@@ -184,6 +185,9 @@ def digest(image: Image) -> bytes:
 def perceptual_hash() -> Any:
     """Returns a function from uint8 [H, W, C] to `imagehash.phash`, as 16 hexadecimal digits.
 
+    An image whose shorter side has 512 pixels or more is first averaged over squares of pixels, to
+    256 pixels or more, which can change a bit of the hash.
+
     Raises:
       UserError: imagehash is not installed.
     """
@@ -197,6 +201,7 @@ def perceptual_hash() -> Any:
 
     def phash(pixels: np.ndarray) -> str:
         grey = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert('L')
-        return str(imagehash.phash(grey))
+        # The resampling to 32 pixels would take as long as decoding a large photo.
+        return str(imagehash.phash(grey.reduce(max(1, min(grey.size) // _HASHED))))
 
     return phash

@@ -187,6 +187,7 @@ class Condition:
     """A condition on fields as an expression of pyarrow; nothing of it is evaluated by Python.
 
     Attributes:
+      tree: its syntax tree; a field of it is a name with `_` appended.
       expression: a `pyarrow.compute.Expression`.
       used: the fields that it names.
     """
@@ -194,9 +195,10 @@ class Condition:
     def __init__(self, where: str, schema: Any):
         """Parses a condition; see `choose`."""
         self._where, self._schema, self.used = where, schema, set[str]()
-        self.expression = self._condition(self._tree())
+        self.tree = self._parse()
+        self.expression = self._condition(self.tree)
 
-    def _tree(self) -> ast.expr:
+    def _parse(self) -> ast.expr:
         """Parses the text as Python, of which `=` and a field named `class` are no part."""
         try:
             words = []
@@ -223,7 +225,7 @@ class Condition:
         return functools.reduce(operator.and_, (self._compare(*pair) for pair in pairs))
 
     def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Any:
-        kind = next((self._kind(x) for x in (left, right) if isinstance(x, ast.Name)), None)
+        kind = next((self.kind(x) for x in (left, right) if isinstance(x, ast.Name)), None)
         if kind is None:
             raise self._mistake(left)
         if type(op) in _COMPARE:
@@ -237,7 +239,7 @@ class Condition:
             return found if isinstance(op, ast.In) else ~found
         raise self._mistake(right)
 
-    def _kind(self, node: ast.Name) -> Any:
+    def kind(self, node: ast.Name) -> Any:
         """Returns the type that a field is compared as, and notes that the field is used."""
         name, types = node.id.removesuffix('_'), pyarrow().types
         known = [n for n in self._schema.names if n != 'path']
@@ -246,29 +248,34 @@ class Condition:
         self.used.add(name)
         kind = self._schema.field(name).type
         kind = kind.value_type if types.is_dictionary(kind) else kind
-        return _date() if types.is_timestamp(kind) or types.is_date(kind) else kind
+        return date() if types.is_timestamp(kind) or types.is_date(kind) else kind
 
     def _side(self, node: ast.expr, kind: Any) -> Any:
         """Returns one side of a comparison: a field, or a literal of a type that goes with it."""
         pa = pyarrow()
         if isinstance(node, ast.Name):
-            own = self._kind(node)
+            own = self.kind(node)
             field = pa.compute.field(node.id.removesuffix('_'))
-            return field.cast(pa.timestamp('us')).cast(own) if own == _date() else field.cast(own)
+            return field.cast(pa.timestamp('us')).cast(own) if own == date() else field.cast(own)
+        return self.literal(node, kind)
+
+    def literal(self, node: ast.expr, kind: Any) -> Any:
+        """Returns a literal as a `pyarrow.Scalar`, if it can be compared with a type of field."""
+        pa = pyarrow()
         try:
             value = ast.literal_eval(node)
         except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             raise self._mistake(node) from None
         # Dates are written as text.
-        if kind == _date() and isinstance(value, str):
+        if kind == date() and isinstance(value, str):
             with contextlib.suppress(ValueError):
-                date = datetime.datetime.fromisoformat(value)
-                return pa.scalar(date if date.tzinfo else date.replace(tzinfo=datetime.UTC), kind)
+                day = datetime.datetime.fromisoformat(value)
+                return pa.scalar(day if day.tzinfo else day.replace(tzinfo=datetime.UTC), kind)
         number = pa.types.is_integer(kind) or pa.types.is_floating(kind)
         if type(value) in (int, float) if number else type(value) is _LITERALS.get(str(kind)):
             with contextlib.suppress(pa.ArrowInvalid, OverflowError):
                 return pa.scalar(value)
-        what = "a date like '2024-05-01'" if kind == _date() else f'a value of type {kind}'
+        what = "a date like '2024-05-01'" if kind == date() else f'a value of type {kind}'
         raise UserError(f'--where={self._where}: {ast.unparse(node)} is not {what}')
 
     def _mistake(self, node: ast.expr) -> UserError:
@@ -288,7 +295,8 @@ _COMPARE: dict[type, Callable] = {
 }
 
 
-def _date() -> Any:
+def date() -> Any:
+    """Returns the type that dates are compared as."""
     return pyarrow().timestamp('us', 'UTC')
 
 

@@ -68,6 +68,7 @@ class Index:
     table: Any
     index: Any
     read: tuple[Path, tuple[int, ...]] | None = None
+    _chosen: tuple[Any, np.ndarray] = (None, np.empty(0))
 
     def __len__(self) -> int:
         return len(self.table)
@@ -192,9 +193,28 @@ class Index:
             for pair in zip(rows.tolist(), scores.tolist(), strict=True)
         ]
 
+    def nearest(
+        self, vectors: np.ndarray, k: int, where: str | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """Returns up to k nearest images of each vector, as (name, score), nearest first.
+
+        Args:
+          vectors: float32 [n, D].
+          k: the number of neighbours.
+          where: a condition that the images fulfil, see `fields.choose`.
+
+        Raises:
+          UserError: as for `search`, or the condition is not valid.
+        """
+        found = self.search(vectors, k, self.choose(where) if where else None)
+        return [[(self.name(i), score) for i, score in row] for row in found]
+
     def choose(self, where: str) -> np.ndarray:
         """Returns the images that fulfil a condition, bool [N]; see `fields.choose`."""
-        return fields.choose(self.table, where)
+        # Many queries have one condition.
+        if (where, len(self)) != self._chosen[0]:
+            self._chosen = (where, len(self)), fields.choose(self.table, where)
+        return self._chosen[1]
 
     def vectors(self) -> np.ndarray:
         """Returns the stored vectors, float32 [N, D]; for cosine they have unit length.

@@ -23,15 +23,17 @@ from vision.prediction import feed, pages
 from vision.prediction.classifier import Classifier
 from vision.preprocess.inputs import examples
 from vision.preprocess.pictures import Picture, draw_grid
-from vision.search import fields, shards
+from vision.search import fields, milvus, shards
 from vision.search.descriptions import OF_SPLIT, Named, describe_images, full_name
 from vision.search.fingerprint import made_by
 from vision.search.index import Index, create, faiss
+from vision.search.milvus import MilvusIndex
 from vision.search.shards import Manifest
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+AnyIndex = Index | MilvusIndex
 _BATCH = 1024  # vectors that are added to the index at once
 
 
@@ -102,7 +104,8 @@ def build(
     metric: str = 'cosine',
     kind: str = 'exact',
     own: fields.Own | None = None,
-) -> tuple[Index, dict[str, str]]:
+    place: str | None = None,
+) -> tuple[AnyIndex, dict[str, str]]:
     """Builds an index of images batch by batch, with a progress bar on a terminal.
 
     Args:
@@ -113,6 +116,7 @@ def build(
       metric: 'cosine', for which vectors are normalised to length 1, or 'euclidean'.
       kind: 'exact', 'hnsw' or 'ivfpq', see `index.create`.
       own: more fields of the images, from a CSV file.
+      place: 'milvus:URI', see `milvus`; by default the index is made in memory.
 
     Returns:
       The index, and the reasons for images that could not be read, by name.
@@ -122,7 +126,8 @@ def build(
         are too few images for the kind, or no image could be read.
     """
     # Report a missing library before the long work.
-    faiss()
+    if place is None:
+        faiss()
     if isinstance(images, Manifest):
         about, size, count = images.made_by, images.size, shards.count(images)['images']
     else:
@@ -130,8 +135,17 @@ def build(
         images = list(images)
         count = sum(some.source.num_examples for some in images)
         about, size = made_by(classifier, endpoint), classifier.embedding_size(endpoint)
-    index, failed = create(about, size, metric, kind, count), dict[str, str]()
-    batches = _batches(classifier, images, about['endpoint'], failed)
+    batches = _batches(classifier, images, about['endpoint'], failed := dict[str, str]())
+    if place is not None:
+        made = milvus.create(place, about, size, metric, kind, own)
+        try:
+            _fill(made, batches, own)
+            _check_some(made, failed)
+        except BaseException:
+            made.drop()
+            raise
+        return made, failed
+    index = create(about, size, metric, kind, count)
     if needed := index.training_size:
         # Train with a sample: some of the shards, which are samples, or some of all other images.
         first, gathered = [], 0
@@ -144,19 +158,33 @@ def build(
         with phase('training the index'):
             index.train(np.random.default_rng(0).permutation(every)[:needed])
         batches = itertools.chain(first, batches)
-    for table, vectors in batches:
-        index.add(own.join(table) if own else table, vectors)
+    _fill(index, batches, own)
+    _check_some(index, failed)
+    return index, failed
+
+
+def _check_some(index: AnyIndex, failed: dict[str, str]) -> None:
+    """Raises UserError if an index is empty."""
     if not len(index):
         name, reason = next(iter(failed.items()), ('the shards', 'they are empty'))
         raise UserError(f'no image could be read, for example {name}: {reason}')
+
+
+def _fill(
+    index: AnyIndex,
+    batches: Iterable[tuple[Any, np.ndarray]],
+    own: fields.Own | None,
+) -> None:
+    """Adds batches to an index, with fields of the user's own."""
+    for table, vectors in batches:
+        index.add(own.join(table) if own else table, vectors)
     if own:
         own.check_used()
-    return index, failed
 
 
 def add(
     classifier: Classifier | None,
-    index: Index,
+    index: AnyIndex,
     images: Iterable[Named] | Manifest,
     replace: bool = False,
     own: fields.Own | None = None,
@@ -190,10 +218,7 @@ def add(
     else:
         known = {*index.names}
         batches = _batches(classifier, images, endpoint, failed, known, again)
-    for table, vectors in batches:
-        index.add(own.join(table) if own else table, vectors)
-    if own:
-        own.check_used()
+    _fill(index, batches, own)
     # Warn of files that have changed since an earlier run indexed them.
     tell_changed(index, again)
     return failed
@@ -270,7 +295,7 @@ def _described(
                 move(done)
 
 
-def remove(index: Index, words: Iterable[str]) -> int:
+def remove(index: AnyIndex, words: Iterable[str]) -> int:
     """Removes images from an index: files, which need not exist any more, folders, and 'SPLIT:ID'.
 
     Returns:
@@ -291,7 +316,7 @@ def remove(index: Index, words: Iterable[str]) -> int:
 
 def query(
     classifier: Classifier,
-    index: Index,
+    index: AnyIndex,
     images: Iterable[Named],
     top_k: int = 10,
     where: str | None = None,
@@ -315,22 +340,22 @@ def query(
     """
     at_least_one('top_k', top_k)
     index.check(classifier)
-    chosen = index.choose(where) if where else None
     found = set[str]()
     for some in images:
-        for position, vector, reason in _each(classifier, some.source, index.made_by['endpoint']):
-            path = some.names[position]
-            if vector is None:
-                yield {'path': path, 'neighbours': [], 'error': reason}
-                continue
-            (nearest,) = index.search(vector[None], top_k, chosen)
-            neighbours = neighbours_of(index, nearest)
-            found.update(n['path'] for n in neighbours)
-            yield {'path': path, 'neighbours': neighbours}
+        paths = iter(some.names)  # as the user wrote them
+        for rows, vectors in describe_images(classifier, some, index.made_by['endpoint']):
+            for row, vector, path in zip(rows, vectors, paths, strict=False):
+                if row.error is not None:
+                    yield {'path': path, 'neighbours': [], 'error': row.error}
+                    continue
+                (nearest,) = index.nearest(vector[None], top_k, where)
+                neighbours = [{'path': name, 'score': score} for name, score in nearest]
+                found.update(name for name, _ in nearest)
+                yield {'path': path, 'neighbours': neighbours}
     tell_changed(index, found)
 
 
-def tell_changed(index: Index, names: Iterable[str]) -> set[str]:
+def tell_changed(index: AnyIndex, names: Iterable[str]) -> set[str]:
     """Warns of files that are missing or newer than the index; returns the missing ones."""
     written = index.read[1][-1] if index.read else np.inf
     gone, newer = set[str](), set[str]()
@@ -508,7 +533,7 @@ class Pictures:
 class Similar:
     """Finds the pictures in an index that are nearest to a new image, for the demo."""
 
-    def __init__(self, classifier: Classifier, index: Index):
+    def __init__(self, classifier: Classifier, index: AnyIndex):
         """Raises UserError if another classifier made the index."""
         index.check(classifier)
         self._classifier, self._index = classifier, index
@@ -519,16 +544,6 @@ class Similar:
         asked = Named(source, source.paths)
         (found,) = query(self._classifier, self._index, [asked], top_k)
         yield from self._show.neighbours(found, [''] * len(found['neighbours']))
-
-
-def _each(
-    classifier: Classifier, source: Source, endpoint: str
-) -> Iterator[tuple[int, np.ndarray | None, str]]:
-    """Yields (position, vector [D] or None, reason) of each image, in the order of the source."""
-    for positions, vectors, failed in classifier.embed_source(source, endpoint):
-        there = dict(zip(map(int, positions), vectors, strict=True))
-        for position in sorted([*there, *failed]):
-            yield position, there.get(position), failed.get(position, '')
 
 
 def neighbours_of(index: Index, nearest: list[tuple[int, float]]) -> list[dict[str, Any]]:

@@ -93,7 +93,7 @@ def test_the_longest_axis_that_divides_is_shared(shape, spec):
 
 
 @pytest.mark.parametrize(
-    'name', split(['alexnet', 'inception_v3', 'resnet50'], ['alexnet', 'resnet50'])
+    'name', split(['alexnet', 'inception_v3', 'resnet50', 'vit_s16'], ['alexnet', 'resnet50'])
 )
 def test_the_rule_shares_the_papers_models(name):
     """By shapes alone: at most 2 % more than an eighth per device."""

@@ -50,6 +50,11 @@ def xla_only() -> Iterator[None]:
         _enabled = before
 
 
+def fast_forms_allowed() -> bool:
+    """Returns False while `xla_only` is active."""
+    return _enabled
+
+
 def _fast_form(name: str, *arguments: Any) -> jax.Array | None:
     """Returns the result of the registered fast form, or None."""
     return _fast[name](*arguments) if _enabled and name in _fast else None

@@ -506,14 +506,13 @@ PHOTO_RECIPES = {
 def test_the_loss_of_a_recipe_for_photos_falls(name, photos):
     config, (size, batch, steps) = load(name), PHOTO_RECIPES[name]
     config.preprocess.train += f'|resize({size})'
-    config.data = ConfigDict(
-        {'source': 'folder', 'path': str(photos), 'cache': 'none', 'max_corrupt': 0.0}
-    )
+    config.data = ConfigDict({'source': 'folder', 'path': str(photos), 'max_corrupt': 0.0})
     if config.training.polyak_from:
         config.training.polyak_from = '20 steps'
     config.training.batch_size, config.optimizer.lr_for_batch = 16, batch
     if name in ('imagenet_vit:90', 'imagenet_convnext'):  # as long as the whole run here
         config.schedule.warmup = '20 steps'
+    config = config_lib.resolve(config)
     trail = falls(config, data.load(config.data, 'train'), steps, (size, size, 3))
     print(name, np.round(trail, 3).tolist())
     fifth = steps // 5

@@ -2,7 +2,7 @@
 
 import math
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,14 +15,14 @@ import numpy as np
 Resize = Literal['timm', 'torchvision', 'dinov2']
 
 
-def resize_positions(positions: jax.Array, size: tuple[int, int], form: Resize) -> jax.Array:
+def resize_positions(positions: Any, size: tuple[int, int], form: Resize) -> Any:
     """Resizes position embeddings float32 [h, w, D] to [*size, D]; NumPy in, NumPy out."""
     if positions.shape[:2] == size:
         return positions
-    numpy = np if isinstance(positions, np.ndarray) else jnp
+    numpy: Any = np if isinstance(positions, np.ndarray) else jnp
     rows, columns = (_weights(*pair, form) for pair in zip(positions.shape, size, strict=False))
     # Products of float32 in full precision on every device.
-    options = {} if numpy is np else {'precision': jax.lax.Precision.HIGHEST}
+    options: dict[str, Any] = {} if numpy is np else {'precision': jax.lax.Precision.HIGHEST}
     return numpy.einsum('yh,xw,hwd->yxd', rows, columns, positions, optimize=True, **options)
 
 

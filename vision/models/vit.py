@@ -254,18 +254,17 @@ class VisionTransformer(ImageModel):
 
     def _tokens(self, patches: jax.Array) -> tuple[jax.Array, int]:
         """Returns the tokens [B, N, D] with their positions, and how many precede the patches."""
-        batch, *grid, width = patches.shape
+        batch, rows, columns, width = patches.shape
         init = INITIALISATIONS[self.weight_init]
-        positions: Any
         if self.positions == 'sincos2d':
-            positions = jnp.asarray(sincos_positions(*grid, width))
+            positions = jnp.asarray(sincos_positions(rows, columns, width))
         else:
             # The parameter keeps the grid that it was made for.
-            made = tuple(grid)
+            shape: tuple[int, ...] = rows, columns, width
             if self.has_variable('params', 'pos_embed'):
-                made = jnp.shape(self.get_variable('params', 'pos_embed'))[:2]
-            positions = self.param('pos_embed', normal(0.02), (*made, width), jnp.float32)
-            positions = resize_positions(positions, tuple(grid), self.resize)
+                shape = jnp.shape(self.get_variable('params', 'pos_embed'))
+            positions = self.param('pos_embed', normal(0.02), shape, jnp.float32)
+            positions = resize_positions(positions, (rows, columns), self.resize)
         x = (patches + positions.astype(self.dtype)).reshape(batch, -1, width)
         # The class token and the registers.
         before = []
@@ -275,8 +274,8 @@ class VisionTransformer(ImageModel):
                 token += self.param('cls_position', normal(0.02), (1, 1, width), jnp.float32)
             before.append(token)
         if self.registers:
-            shape = 1, self.registers, width
-            before.append(self.param('reg_token', init.token, shape, jnp.float32))
+            registers = 1, self.registers, width
+            before.append(self.param('reg_token', init.token, registers, jnp.float32))
         if not before:
             return x, 0
         first = jnp.concatenate(before, axis=1).astype(self.dtype)

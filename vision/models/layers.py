@@ -73,7 +73,7 @@ def _param(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ..
     shape. That takes longer than all else that a layer traces.
     """
     if module.has_variable('params', name):
-        value = module.get_variable('params', name)
+        value: jax.Array = module.get_variable('params', name)
         if value.shape == shape:
             return value
     init = nn.initializers.zeros if _shapes_only else init

@@ -249,7 +249,7 @@ def _batches(
             elif name in known and again is not None:
                 again.add(name)
         # Hand out full batches: faiss is slow with single vectors.
-        tables.append(table.take(rows))
+        tables.append(table.take(np.array(rows, np.int64)))
         parts.append(vectors[rows])
         if sum(map(len, parts)) >= _BATCH:
             yield fields.join(*tables), np.concatenate(parts)

@@ -42,14 +42,14 @@ def main(argv: list[str]) -> None:
 
     with phase('starting'):
         from vision.prediction import Classifier, demo
-        from vision.search import index, search
+        from vision.search import display, index
 
         opened = index.load(Path(INDEX.value).expanduser()) if INDEX.value else None
         if PRETRAINED.value is not None:
             classifier = Classifier.from_pretrained(PRETRAINED.value, MODEL.value)
         else:
             classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value)
-        similar = None if opened is None else search.Similar(classifier, opened)
+        similar = None if opened is None else display.Similar(classifier, opened)
     demo.serve(classifier, similar, PORT.value, HOST.value)
 
 

@@ -110,12 +110,12 @@ def main(argv: list[str]) -> int:
 
 
 def _describe(words: list[str]) -> int:
-    from vision.search import shards
+    from vision.search import describing
 
     cli.require(output=OUTPUT.value)
     _require_images(words)
     classifier = _classifier()
-    found = shards.describe(
+    found = describing.describe(
         classifier, _images(classifier, words), OUTPUT.value, _endpoint(), DISTRIBUTED.value
     )
     errors = found.pop('errors')
@@ -188,13 +188,14 @@ def _query(words: list[str]) -> int:
         raise UserError('--index=FILE, or --split of the run to look in, is missing; see --help')
     classifier = _classifier()
     asked = search.named(classifier.run, words)
+    total = sum(some.source.num_examples for some in asked)
     if INDEX.value is not None:
+        classifier.expect(total)
         made = _load(INDEX.value, read_only=True)
         made.check(classifier, ENDPOINT.value)
     else:
         whole = [search.whole_split(classifier.run, SPLIT.value)]
         made, _ = search.build(classifier, whole, _endpoint(), METRIC.value, KIND.value)
-    total = sum(some.source.num_examples for some in asked)
     found = search.query(classifier, made, asked, TOP_K.value, WHERE.value)
     results = list(track(found, total, 'searching'))
     return _tell_found(results, made.metric, classifier, output, 'Nearest images')
@@ -297,7 +298,7 @@ def _tell_found(
     results: list[dict[str, Any]], metric: str, classifier: Any, output: Path | None, title: str
 ) -> int:
     from vision.prediction import formats
-    from vision.search import search
+    from vision.search import display
 
     if FORMAT.value == 'json':
         print(formats.dump_json(results, sys.stdout, indent=2))
@@ -305,7 +306,7 @@ def _tell_found(
         formats.write_neighbours(results, sys.stdout)
     if output is not None:
         with phase('writing the pictures'):
-            search.write_results(classifier.run, results, metric, output, title=title)
+            display.write_results(classifier.run, results, metric, output, title=title)
         print(f'Pictures: {output}', file=sys.stderr)
     return cli.ANSWERED_IN_PART if any('error' in r for r in results) else 0
 

@@ -18,7 +18,7 @@ from tests.tiers import quick, split
 from vision.core.errors import UserError
 from vision.models import create_model
 from vision.models.base import abstract_variables
-from vision.models.positions import resize_positions
+from vision.models.positions import resize_positions, sincos_positions
 from vision.models.transformer import ACTIVATIONS, attend
 from vision.models.weights.pretrained import convert, guess_name, match, model_arguments
 from vision.models.weights.torch_names import VISION_TRANSFORMERS, normalise_keys, torch_names
@@ -302,3 +302,25 @@ def test_drop_path_leaves_out_branches_of_whole_images():
     # The rate grows from 0 at the first block to 0.999 at the last.
     np.testing.assert_allclose(trained['block0'], evaluated['block0'], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(trained['block1'], trained['block0'], rtol=1e-5, atol=1e-5)
+
+
+def test_the_mean_of_patches_at_fixed_positions():
+    """Beyer et al. 2022: no class token, and sines and cosines that are not parameters."""
+    model = create_model(
+        'vit_ti16', width=8, depth=1, heads=2, patch=4, pool='mean', positions='sincos2d'
+    )
+    images = jax.random.normal(jax.random.key(0), (2, 8, 12, 3))
+    run = jax.jit(lambda key: model.init_with_output(key, images, train=False))
+    (_, endpoints), variables = run(jax.random.key(1))
+    assert set(variables['params']) == {'patch_embed', 'blocks_0', 'norm', 'head'}
+    np.testing.assert_allclose(
+        endpoints['features'], endpoints['tokens'].mean((1, 2)), rtol=1e-5, atol=1e-6
+    )
+    made = sincos_positions(2, 3, 8)
+    for y, x in np.ndindex(2, 3):
+        expected = [f(at * rate) for at in (x, y) for f in (np.sin, np.cos) for rate in (1, 1e-4)]
+        np.testing.assert_allclose(made[y, x], expected, rtol=1e-6)
+    with pytest.raises(UserError, match='needs a width of 8, 12, 16, …, not 6'):
+        create_model('vit_ti16', width=6, heads=2, positions='sincos2d').init(
+            jax.random.key(0), jnp.zeros((1, 16, 16, 3)), train=False
+        )

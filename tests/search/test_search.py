@@ -12,7 +12,7 @@ from tests.processes import run_module
 from vision.core.errors import UserError
 from vision.data import arrays
 from vision.prediction import Classifier
-from vision.search import fingerprint, index, search
+from vision.search import display, fingerprint, index, search
 from vision.search.duplicates import find_duplicates
 
 ABOUT = {'model': 'm', 'preprocessing': 'p', 'endpoint': 'features', 'weights': 'w'}
@@ -351,9 +351,9 @@ def test_examples_of_a_tfds_split_that_is_read_by_index(tmp_path):
     assert not failed and len(made.names) == 53
     (found,) = search.query(classifier, made, search.named(run, ['test:7']), 1)
     assert found['path'] == 'test:7' and found['neighbours'][0]['path'] == 'test:7'
-    show = search.Pictures(run)
+    show = display.Pictures(run)
     assert show.title('test:7') == ('even', 'odd')[show('test:7')[4, 4, 0] % 2]
-    search.write_results(run, [found], made.metric, tmp_path / 'page.html')
+    display.write_results(run, [found], made.metric, tmp_path / 'page.html')
     assert (tmp_path / 'page.html').read_text().count('<img') == 2
 
 

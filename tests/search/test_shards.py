@@ -22,7 +22,7 @@ from pyarrow import parquet
 from tests.conftest import REPO, environment
 from vision.core import workdir as files
 from vision.core.errors import UserError
-from vision.search import descriptions, search, shards
+from vision.search import describing, descriptions, index, search, shards
 
 if not os.environ.get('CI'):
     pytest.importorskip('imagehash')
@@ -55,7 +55,7 @@ def undisturbed(classifier, photos, tmp_path_factory):
 
 def described(classifier, photos, folder, **options):
     images = search.named(classifier.run, photos)
-    return shards.describe(classifier, images, folder, rows=ROWS, **options)
+    return describing.describe(classifier, images, folder, rows=ROWS, **options)
 
 
 def table(folder):
@@ -163,7 +163,7 @@ def test_what_is_new_changed_and_gone(classifier, photos, undisturbed, tmp_path)
     (ours / '0' / '00.png').unlink()
     shutil.copy(ours / '0' / '02.png', ours / '0' / 'new.png')
     shutil.copy(ours / '0' / '04.png', ours / '1' / '01.png')
-    found = shards.describe(classifier, images, folder)
+    found = describing.describe(classifier, images, folder)
     assert (found['described'], found['gone'], found['images']) == (2, 1, 40)
     found = described(classifier, ours, folder)
     assert (found['described'], found['gone'], found['images']) == (2, 1, 41)
@@ -187,17 +187,21 @@ def test_an_index_of_shards_is_that_of_the_images(classifier, photos, undisturbe
     order = [built.names.index(name) for name in direct.names]
     np.testing.assert_allclose(built.vectors()[order], direct.vectors(), rtol=2e-3, atol=1e-4)
     built.check(classifier)
+    assert search.add(None, built, shards.open_shards(undisturbed)) == failed and len(built) == 40
+    other = index.create(built.made_by | {'weights': 'other'}, built.index.d)
+    with pytest.raises(UserError, match='was described by another model than the index'):
+        search.add(None, other, shards.open_shards(undisturbed))
 
 
 def test_a_split_of_the_run(classifier, digits, tmp_path):
     images = [search.whole_split(classifier.run, 'test')]
-    found = shards.describe(classifier, images, tmp_path / 's', 'logits')
+    found = describing.describe(classifier, images, tmp_path / 's', 'logits')
     assert found['described'] == found['images'] == 360
     row = table(tmp_path / 's').filter(pa.compute.field('path') == 'test:7').to_pylist()[0]
     assert row['class'] == digits.class_names[digits.labels[7]] and row['width'] == 8
-    assert shards.describe(classifier, images, tmp_path / 's', 'logits')['described'] == 0
+    assert describing.describe(classifier, images, tmp_path / 's', 'logits')['described'] == 0
     with pytest.raises(UserError, match=r'endpoint: logits in .*/s, features in the run; describe'):
-        shards.describe(classifier, images, tmp_path / 's')
+        describing.describe(classifier, images, tmp_path / 's')
 
 
 def test_a_shard_that_is_damaged_missing_or_of_another_model(
@@ -234,7 +238,7 @@ def test_folders_that_cannot_be_used(classifier, photos, undisturbed, tmp_path):
     with pytest.raises(UserError, match=r'no image could be read, .*bad\.png: not an image'):
         described(classifier, tmp_path / 'bad.png', tmp_path / 's')
     says = pytest.raises(UserError, match=r'in use by process .* --distributed')
-    with shards._whole(undisturbed, False), says:
+    with describing._whole(undisturbed, False), says:
         described(classifier, photos, undisturbed, shared=True)
 
 

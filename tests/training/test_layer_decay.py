@@ -47,6 +47,13 @@ LAYERS = [
             ['norm', 'head'],
         ],
     ),
+    (
+        ('vit_ti16', {'depth': 3}),
+        [
+            ['patch_embed', 'pos_embed', 'cls_token', 'cls_position'],
+            ['blocks_0'], ['blocks_1'], ['blocks_2'], ['norm', 'head'],
+        ],
+    ),
 ]  # fmt: skip
 
 

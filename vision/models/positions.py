@@ -1,4 +1,4 @@
-"""Resizing of learned position embeddings to other grids, in the forms of three libraries."""
+"""Position embeddings: fixed ones, and learned ones resized to other grids as in three libraries."""
 
 import math
 from functools import lru_cache
@@ -24,6 +24,18 @@ def resize_positions(positions: Any, size: tuple[int, int], form: Resize) -> Any
     # Products of float32 in full precision on every device.
     options: dict[str, Any] = {} if numpy is np else {'precision': jax.lax.Precision.HIGHEST}
     return numpy.einsum('yh,xw,hwd->yxd', rows, columns, positions, optimize=True, **options)
+
+
+def sincos_positions(height: int, width: int, channels: int) -> np.ndarray:
+    """Returns fixed position embeddings, float32 [height, width, channels].
+
+    Sines and cosines of the column, then of the row, at channels / 4 wavelengths from 2π to 10,000
+    times that (Beyer et al. 2022; the authors' `posemb_sincos_2d`).
+    """
+    steps = channels // 4
+    rates = 10_000.0 ** -(np.arange(steps) / (steps - 1))
+    y, x = (grid[..., None] * rates for grid in np.mgrid[:height, :width])
+    return np.concatenate([np.sin(x), np.cos(x), np.sin(y), np.cos(y)], -1).astype(np.float32)
 
 
 @lru_cache(maxsize=64)

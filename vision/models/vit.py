@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from vision.core.errors import UserError
 from vision.models.base import Endpoints, ImageModel
 from vision.models.layers import Conv, Dense, Initializer, fan_in_uniform, glorot_uniform, normal
-from vision.models.positions import Resize, resize_positions
+from vision.models.positions import Resize, resize_positions, sincos_positions
 from vision.models.transformer import Attention, DropPath, LayerNorm, LayerScale, Mlp, attend
 
 
@@ -162,7 +162,9 @@ class VisionTransformer(ImageModel):
     Attributes:
       patch: side of a patch in pixels. 4 is a form for 28 and 32 px.
       width, depth, heads: see the table.
-      pool: what `features` reads: the class 'token', or 'map' (attention pooling).
+      pool: what `features` reads: the class 'token', 'map' (attention pooling), or the 'mean' over
+        the patches (Beyer et al. 2022, Better plain ViT baselines for ImageNet-1k).
+      positions: 'learned' position embeddings, or fixed sines and cosines (ibid.).
       registers: number of register tokens.
       class_position: whether the class token has a position embedding.
       pre_norm: whether a norm precedes the first block, and the patch embedding has no bias (CLIP).
@@ -181,7 +183,8 @@ class VisionTransformer(ImageModel):
     width: int = 768
     depth: int = 12
     heads: int = 12
-    pool: Literal['token', 'map'] = 'token'
+    pool: Literal['token', 'map', 'mean'] = 'token'
+    positions: Literal['learned', 'sincos2d'] = 'learned'
     registers: int = 0
     class_position: bool = True
     pre_norm: bool = False
@@ -224,13 +227,13 @@ class VisionTransformer(ImageModel):
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         if self.pre_norm:
             x = norm(name='norm_pre')(x)
-        # Blocks. Only attention pooling reads the patches after the last one.
+        # Blocks. Pooling over the patches reads them after the last one.
         cls = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         for i in range(self.depth):
             drop_path = self.drop_path * i / max(self.depth - 1, 1)
             x = cls(**self._shared(), drop_path=drop_path, name=f'blocks_{i}')(x, train)
             grid = x[:, prefix:].reshape(patches.shape)
-            if i + 1 < self.depth or self.pool == 'map':
+            if i + 1 < self.depth or self.pool != 'token':
                 grid = self.record(endpoints, f'block{i}', grid)
                 x = jnp.concatenate([x[:, :prefix], grid.reshape(x[:, prefix:].shape)], axis=1)
             else:
@@ -241,6 +244,8 @@ class VisionTransformer(ImageModel):
         if self.pool == 'map':
             pool = (self.heads, self.epsilon, self.activation, self.weight_init, self.dtype)
             x = AttentionPool(*pool, name='attn_pool')(x[:, prefix:])
+        elif self.pool == 'mean':
+            x = x[:, prefix:].mean(axis=1)
         else:
             x = x[:, 0]
         x = self.record(endpoints, 'features', x)
@@ -251,12 +256,15 @@ class VisionTransformer(ImageModel):
         """Returns the tokens [B, N, D] with their positions, and how many precede the patches."""
         batch, rows, columns, width = patches.shape
         init = INITIALISATIONS[self.weight_init]
-        # The parameter keeps the grid that it was made for.
-        shape: tuple[int, ...] = rows, columns, width
-        if self.has_variable('params', 'pos_embed'):
-            shape = jnp.shape(self.get_variable('params', 'pos_embed'))
-        positions = self.param('pos_embed', normal(0.02), shape, jnp.float32)
-        positions = resize_positions(positions, (rows, columns), self.resize)
+        if self.positions == 'sincos2d':
+            positions = jnp.asarray(sincos_positions(rows, columns, width))
+        else:
+            # The parameter keeps the grid that it was made for.
+            shape: tuple[int, ...] = rows, columns, width
+            if self.has_variable('params', 'pos_embed'):
+                shape = jnp.shape(self.get_variable('params', 'pos_embed'))
+            positions = self.param('pos_embed', normal(0.02), shape, jnp.float32)
+            positions = resize_positions(positions, (rows, columns), self.resize)
         x = (patches + positions.astype(self.dtype)).reshape(batch, -1, width)
         # The class token and the registers.
         before = []
@@ -288,6 +296,11 @@ class VisionTransformer(ImageModel):
         if self.width % self.heads:
             raise UserError(
                 f'VisionTransformer: heads={self.heads} does not divide width={self.width}'
+            )
+        if self.positions == 'sincos2d' and (self.width % 4 or self.width < 8):
+            raise UserError(
+                f"VisionTransformer: positions='sincos2d' needs a width of 8, 12, 16, …, "
+                f'not {self.width}'
             )
         self.check_images(images)
         height, width = images.shape[1:3]

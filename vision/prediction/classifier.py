@@ -23,6 +23,7 @@ from vision.prediction.feed import Fed, Feed, files
 from vision.prediction.gradcam import Explanation
 from vision.prediction.stream import Stream
 
+_FEW = 4  # images for which compilation takes longer than it saves
 _LONGEST = 1000  # characters of a path that a message shows in full
 _NOT_FINITE = "the model's probabilities are not finite"
 
@@ -99,6 +100,15 @@ class Classifier:
         if os.path.isdir(source):
             return cls.from_workdir(source, fold=fold)
         return cls(pretrained_run(source, model, classify), fold)
+
+    def expect(self, num_images: int) -> None:
+        """States how many images this process will answer for, before the first one.
+
+        For up to 4 images, programs are compiled in a fraction of the time, and run slower on CPUs
+        (`docs/performance.md`). Probabilities change by at most 1e-4.
+        """
+        if num_images <= _FEW:
+            self._computed.compile_quickly()
 
     def __call__(self, images: Images) -> np.ndarray:
         """Classifies images.

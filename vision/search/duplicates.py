@@ -15,15 +15,10 @@ from vision.data.source import BadImage, read_file, read_some
 from vision.evaluation.run import Run
 from vision.prediction import pictures
 from vision.preprocess.pictures import to_rgb
+from vision.search.descriptions import OF_SPLIT
+from vision.search.display import Pictures
 from vision.search.index import Index, create, unit
-from vision.search.search import (
-    OF_SPLIT,
-    AnyIndex,
-    Pictures,
-    neighbours_of,
-    own_split,
-    tell_changed,
-)
+from vision.search.search import AnyIndex, neighbours_of, own_split, tell_changed
 
 _BATCH = 1024  # vectors of one search
 _LOOKED_AT = 1024  # the largest number of neighbours of an image that are considered

@@ -8,7 +8,6 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -257,7 +256,7 @@ def convert(
     expected = flatten_dict({k: v for k, v in variables.items() if k in ('params', 'batch_stats')})
     # Variables without a tensor keep their initial values.
     filled = {
-        path: jnp.asarray(found.tensors[path], value.dtype) if path in found.tensors else value
+        path: np.asarray(found.tensors[path], value.dtype) if path in found.tensors else value
         for path, value in expected.items()
     }
     return {**variables, **unflatten_dict(filled)}, found.fresh

@@ -12,7 +12,8 @@
     loop         the training loop and its bare jitted step, ResNet-20 on synthetic images
     scaling      images per second by batch size, memory by depth with and without recomputing, and
                  XLA's count of a ResNet-50 step
-    search       100,000 clustered vectors of 512 floats: recall@10 of the HNSW graph, ms per query
+    search       100,000 clustered vectors of 384 floats: recall@10 of each kind of index, ms per
+                 query, also of faiss itself
     gpu          all measurements for a GPU, each once, in less than eight minutes: ResNet-50's
                  training step and inference with MFU, epochs of LeNet-5 and ResNet-20, in
                  bfloat16 and float32

@@ -24,6 +24,7 @@ SIZES = {
     'vgg16': (224, 3, 8),
     'alexnet': (224, 3, 32),
     'lenet5': (28, 1, 128),
+    'vit_s16': (224, 3, 16),
 }
 PEERS: dict[Mode, tuple[str, ...]] = {
     'train': ('torchvision',),

@@ -1,9 +1,9 @@
-"""The peer's side of `benchmarks.throughput`, for a Python with PyTorch and torchvision.
+"""The peer's side of `benchmarks.throughput`, for a Python with PyTorch, torchvision and timm.
 
     python torch_throughput.py torchvision train|infer MODEL float32|bfloat16 PIXELS CHANNELS BATCH
     python torch_throughput.py onnxruntime infer MODEL float32 PIXELS CHANNELS BATCH
 
-It imports nothing from this project. ONNX Runtime runs torchvision's model, exported by PyTorch.
+It imports nothing from this project. timm is the peer for models that torchvision lacks. ONNX Runtime runs torchvision's model, exported by PyTorch.
 """
 
 import contextlib
@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 
+_TIMM = {'vit_s16': 'vit_small_patch16_224'}
 _SECONDS = 6.0
 _STEPS = 5
 
@@ -89,6 +90,10 @@ def _onnx_step(model, images):
 def _make(name, classes):
     if name == 'lenet5':
         return lenet5(classes)
+    if name in _TIMM:
+        import timm
+
+        return timm.create_model(_TIMM[name], num_classes=classes)
     import torchvision
 
     arguments = {'init_weights': False} if name == 'googlenet' else {}

@@ -57,4 +57,8 @@ def get_config(variant: str = 'full') -> ConfigDict:
         config.freeze = 'backbone'
     else:
         config.lr_factors = (('backbone', 0.1),)
+    if variant == 'full':
+        # With TensorFlow's momentum, 0.99, running statistics would still be ImageNet's after the few
+        # steps that a small folder makes, and validation would fail.
+        config.model.bn_momentum = 0.9
     return config

@@ -4,7 +4,7 @@
 
 Examples:
     python -m experiments.demo --workdir=runs/photos --index=photos.index
-    python -m experiments.demo --pretrained=resnet50.safetensors --host=0.0.0.0
+    python -m experiments.demo --pretrained=efficientnet_lite0 --host=0.0.0.0
 
 With --index (see experiments.search) the page also shows similar images. Only this machine can open
 the page. With --host, everyone who has the printed address with its token can open it, too. Images
@@ -42,14 +42,14 @@ def main(argv: list[str]) -> None:
 
     with phase('starting'):
         from vision.prediction import Classifier, demo
-        from vision.search import index, search
+        from vision.search import display, index
 
         opened = index.load(Path(INDEX.value).expanduser()) if INDEX.value else None
         if PRETRAINED.value is not None:
             classifier = Classifier.from_pretrained(PRETRAINED.value, MODEL.value)
         else:
             classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value)
-        similar = None if opened is None else search.Similar(classifier, opened)
+        similar = None if opened is None else display.Similar(classifier, opened)
     demo.serve(classifier, similar, PORT.value, HOST.value)
 
 

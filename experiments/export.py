@@ -1,22 +1,27 @@
-"""Exports a run as a StableHLO program from uint8 images to probabilities, which needs only JAX.
+"""Exports a classifier as a StableHLO program from uint8 images to probabilities, for JAX alone.
 
-    python -m experiments.export --workdir=DIR --output=FILE [--checkpoint=best] [--nofold]
+    python -m experiments.export --workdir=DIR|--pretrained=SOURCE --output=FILE [--nofold]
 
 Examples:
     python -m experiments.export --workdir=runs/digits --output=digits.stablehlo
-    python -m experiments.export --workdir=runs/photos --output=photos.stablehlo --checkpoint=last
+    python -m experiments.export --pretrained=efficientnet_lite0 --output=lite0.stablehlo
 
 Before the file is moved into place, the probabilities of the exported model are compared with those
-of the run's model on images of its own data. The file runs on the JAX version that wrote it and on
-newer ones.
+of the classifier: on images of the run's own data or, for pretrained weights, on drawn images. The
+file runs on the JAX version that wrote it and on newer ones.
 """
 
 from absl import flags
 
 from vision.core import cli
+from vision.core.errors import UserError
 from vision.core.text import json_text, output_file
 
 WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+PRETRAINED = flags.DEFINE_string(
+    'pretrained', None, 'Weights to use instead of a run; see experiments.predict.'
+)
+MODEL = flags.DEFINE_string('model', None, 'Model of --pretrained, where the weights do not tell.')
 OUTPUT = flags.DEFINE_string('output', None, 'File to write.')
 CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
 FOLD = flags.DEFINE_bool('fold', True, 'Fold BatchNorm into the convolutions, which is faster.')
@@ -24,9 +29,11 @@ FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the outcom
 
 
 def main(argv: list[str]) -> None:
-    """Exports the run and prints what is in the file."""
+    """Exports the classifier and prints what is in the file."""
     cli.refuse_arguments(argv)
-    cli.require(workdir=WORKDIR.value, output=OUTPUT.value)
+    if (WORKDIR.value is None) == (PRETRAINED.value is None):
+        raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
+    cli.require(output=OUTPUT.value)
     path = output_file('output', OUTPUT.value)
     from vision.core.progress import phase
 
@@ -34,7 +41,10 @@ def main(argv: list[str]) -> None:
         from vision.prediction import Classifier
         from vision.prediction.stablehlo import export
 
-        classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value, FOLD.value)
+        if PRETRAINED.value is not None:
+            classifier = Classifier.from_pretrained(PRETRAINED.value, MODEL.value, FOLD.value)
+        else:
+            classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value, FOLD.value)
     with phase('exporting and checking'):
         about = export(classifier, path)
     if FORMAT.value == 'json':

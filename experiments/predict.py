@@ -52,11 +52,12 @@ def main(argv: list[str]) -> int:
     with phase('starting'):
         from vision.prediction import Classifier, explain, feed, formats
 
+        source = feed.files(argv[1:])
         if PRETRAINED.value is not None:
             classifier = Classifier.from_pretrained(PRETRAINED.value, MODEL.value, FOLD.value)
         else:
             classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value, FOLD.value)
-    source = feed.files(argv[1:])
+    classifier.expect(source.num_examples)
     answers = classifier.classify_source(source, TOP_K.value)
     bar = FORMAT.value == 'table' or not sys.stdout.isatty()
     if not bar:  # predictions appear on the terminal as they come, the first after compilation

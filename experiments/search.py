@@ -2,13 +2,19 @@
 
     python -m experiments.search COMMAND --workdir=DIR|--pretrained=SOURCE [--index=FILE] [PATH…]
 
-    build PATH…       describe images (or --split of the run's data) and write them into a new index
+    describe PATH…    write what is known of each image into the folder --output, as Parquet shards;
+                      started again it goes on, or describes what is new or has changed
+    build PATH…       describe images (or --split of the run's data) and write them into a new index;
+                      a PATH may be a folder of shards, which needs no model
     add PATH…         add images to an index
+    replace PATH…     describe images again that may be in the index, and replace them
+    remove PATH…      remove files and folders from an index; needs no model
     query IMAGE…      find the nearest images in the index, or in --split, which is described first
     duplicates        find images in the index that are nearly the same
     evaluate          measure how well features tell the classes of --split apart (without an index)
 
 Examples:
+    python -m experiments.search describe photos/ --workdir=runs/photos --output=photos.shards
     python -m experiments.search build photos/ --workdir=runs/photos --index=photos.index
     python -m experiments.search query cat.jpg --workdir=runs/photos --index=photos.index --top_k=5
 
@@ -40,7 +46,9 @@ ENDPOINT = flags.DEFINE_string(
     'endpoint', None, 'Output that describes an image: features (default), logits or a stage.'
 )
 cli.heading('The index')
-INDEX = flags.DEFINE_string('index', None, 'File of the index.')
+INDEX = flags.DEFINE_string(
+    'index', None, 'File of the index, or milvus:FILE.db, milvus:http://HOST:PORT.'
+)
 SPLIT = flags.DEFINE_string(
     'split', None, "A split of the run's own data, instead of PATHs or in addition to them."
 )
@@ -50,22 +58,39 @@ METRIC = flags.DEFINE_enum(
     ['cosine', 'euclidean'],
     'Similarity or distance that neighbours are ranked by.',
 )
-HNSW = flags.DEFINE_bool('hnsw', False, 'Build an approximate index, for 100,000 images and more.')
+DISTRIBUTED = flags.DEFINE_bool(
+    'distributed',
+    False,
+    'Share the work of describe with other processes that run the same command.',
+)
+KIND = flags.DEFINE_enum(
+    'kind',
+    'exact',
+    ['exact', 'hnsw', 'ivfpq'],
+    'Kind of the index: exact, or approximate from 100,000 images (hnsw) or a million (ivfpq).',
+)
+HNSW = flags.DEFINE_bool('hnsw', False, 'The old name of --kind=hnsw, which is refused.')
+FIELDS = flags.DEFINE_string(
+    'fields', None, 'CSV file with fields of the images for --where, by its column path.'
+)
 cli.heading('The answers')
 TOP_K = flags.DEFINE_integer('top_k', 10, 'Number of neighbours that query finds.', lower_bound=1)
+WHERE = flags.DEFINE_string(
+    'where', None, 'Condition on what query finds: "class=\'cat\' and width>800".'
+)
 THRESHOLD = flags.DEFINE_float(
     'threshold', 0.95, 'Least cosine between images that may be duplicates.'
 )
 OUTPUT = flags.DEFINE_string(
-    'output', None, 'File for the pictures of query and duplicates, .html or .png.'
+    'output',
+    None,
+    'Folder of the shards of describe, or file for the pictures of query and duplicates, .html or .png.',
 )
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the answers are printed.')
 
 
 def main(argv: list[str]) -> int:
     """Runs the command that the first word names."""
-    if (WORKDIR.value is None) == (PRETRAINED.value is None):
-        raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
     if len(argv) < 2 or argv[1] not in COMMANDS:
         known = ', '.join(COMMANDS)
         raise (
@@ -73,39 +98,84 @@ def main(argv: list[str]) -> int:
             if len(argv) < 2
             else unknown('command', argv[1], COMMANDS)
         )
+    if HNSW.value:
+        raise UserError('--hnsw is --kind=hnsw now')
+    from_shards = argv[1] in ('build', 'add', 'replace') and _are_shards(argv[2:])
+    needs_model = argv[1] != 'remove' and not from_shards
+    if needs_model and (WORKDIR.value is None) == (PRETRAINED.value is None):
+        raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
     with phase('starting'):
         import vision.search.search  # noqa: F401
     return COMMANDS[argv[1]](argv[2:])
 
 
+def _describe(words: list[str]) -> int:
+    from vision.search import describing
+
+    cli.require(output=OUTPUT.value)
+    _require_images(words)
+    classifier = _classifier()
+    found = describing.describe(
+        classifier, _images(classifier, words), OUTPUT.value, _endpoint(), DISTRIBUTED.value
+    )
+    errors = found.pop('errors')
+    for path, reason in errors.items():
+        print(f'{path} cannot be read: {reason}', file=sys.stderr)
+    _print({'output': OUTPUT.value, **found})
+    return cli.ANSWERED_IN_PART if found['failed'] else 0
+
+
 def _build(words: list[str]) -> int:
-    from vision.search import index, search
+    from vision.search import fields, index, search
 
     path = _index_path()
     _require_images(words)
-    index.check_replaceable(path)
-    classifier = _classifier()
+    if not _in_milvus():
+        index.check_replaceable(path)
+    own = fields.Own(FIELDS.value) if FIELDS.value else None
+    classifier, images = _classifier_and_images(words)
+    place = INDEX.value if _in_milvus() else None
     made, failed = search.build(
-        classifier, _images(classifier, words), _endpoint(), METRIC.value, HNSW.value
+        classifier, images, _endpoint(), METRIC.value, KIND.value, own, place
     )
     with phase('writing the index'):
         made.save(path)
-        recall = {'recall@10': made.recall()} if made.approximate else {}
-    return _tell_built(made, len(made.names), failed, recall)
+        recall = made.recall() if made.approximate else None
+    return _tell_built(made, len(made), failed, {} if recall is None else {'recall@10': recall})
 
 
-def _add(words: list[str]) -> int:
-    from vision.search import search
+def _add(words: list[str], replace: bool = False) -> int:
+    from vision.search import fields, search
 
     path = _index_path()
     _require_images(words)
-    made, classifier = _load(path), _classifier()
-    made.check(classifier, ENDPOINT.value)
-    before = len(made.names)
-    failed = search.add(classifier, made, _images(classifier, words))
+    made = _load(path)
+    classifier, images = _classifier_and_images(words)
+    if classifier is not None:
+        made.check(classifier, ENDPOINT.value)
+    before, own = len(made), fields.Own(FIELDS.value) if FIELDS.value else None
+    failed = search.add(classifier, made, images, replace, own)
     with phase('writing the index'):
         made.save(path)
-    return _tell_built(made, len(made.names) - before, failed, {})
+    return _tell_built(made, len(made) - before, failed, {})
+
+
+def _replace(words: list[str]) -> int:
+    return _add(words, replace=True)
+
+
+def _remove(words: list[str]) -> int:
+    from vision.search import search
+
+    path = _index_path()
+    if not words:
+        raise UserError('name files or folders to remove')
+    made = _load(path)
+    removed = search.remove(made, words)
+    with phase('writing the index'):
+        made.save(path)
+    _print({'index': INDEX.value, 'images': len(made), 'removed': removed})
+    return 0
 
 
 def _query(words: list[str]) -> int:
@@ -118,14 +188,16 @@ def _query(words: list[str]) -> int:
         raise UserError('--index=FILE, or --split of the run to look in, is missing; see --help')
     classifier = _classifier()
     asked = search.named(classifier.run, words)
+    total = sum(some.source.num_examples for some in asked)
     if INDEX.value is not None:
-        made = _load(Path(INDEX.value).expanduser())
+        classifier.expect(total)
+        made = _load(INDEX.value, read_only=True)
         made.check(classifier, ENDPOINT.value)
     else:
-        where = [search.whole_split(classifier.run, SPLIT.value)]
-        made, _ = search.build(classifier, where, _endpoint(), METRIC.value, HNSW.value)
-    total = sum(some.source.num_examples for some in asked)
-    results = list(track(search.query(classifier, made, asked, TOP_K.value), total, 'searching'))
+        whole = [search.whole_split(classifier.run, SPLIT.value)]
+        made, _ = search.build(classifier, whole, _endpoint(), METRIC.value, KIND.value)
+    found = search.query(classifier, made, asked, TOP_K.value, WHERE.value)
+    results = list(track(found, total, 'searching'))
     return _tell_found(results, made.metric, classifier, output, 'Nearest images')
 
 
@@ -135,7 +207,7 @@ def _duplicates(words: list[str]) -> int:
     cli.refuse_arguments(['', *words])
     output = _output_path()
     cli.require(index=INDEX.value)
-    made, classifier = _load(Path(INDEX.value).expanduser()), _classifier()
+    made, classifier = _load(INDEX.value, True), _classifier()
     made.check(classifier, ENDPOINT.value)
     results = duplicates.find_duplicates(made, classifier.run, THRESHOLD.value)
     title = 'Images that are nearly the same'
@@ -151,9 +223,19 @@ def _evaluate(words: list[str]) -> int:
     return 0
 
 
-def _index_path() -> Path:
+def _are_shards(words: list[str]) -> bool:
+    alone = len(words) == 1 and SPLIT.value is None
+    return alone and (Path(words[0]).expanduser() / 'manifest.json').is_file()
+
+
+def _index_path() -> Any:
+    """Returns the path of the index file, or the text milvus:…."""
     cli.require(index=INDEX.value)
-    return output_file('index', INDEX.value)
+    return INDEX.value if _in_milvus() else output_file('index', INDEX.value)
+
+
+def _in_milvus() -> bool:
+    return INDEX.value is not None and INDEX.value.startswith('milvus:')
 
 
 def _endpoint() -> str:
@@ -164,11 +246,21 @@ def _output_path() -> Path | None:
     return output_file('output', OUTPUT.value, PICTURES) if OUTPUT.value else None
 
 
-def _load(path: Path) -> Any:
-    from vision.search import index
+def _load(path: Any, read_only: bool = False) -> Any:
+    from vision.search import index, milvus
 
     with phase('reading the index'):
-        return index.load(path)
+        return milvus.load(path) if _in_milvus() else index.load(path, read_only)
+
+
+def _classifier_and_images(words: list[str]) -> tuple[Any, Any]:
+    """Returns the classifier and the images; for a folder of shards None and its manifest."""
+    from vision.search import shards
+
+    if _are_shards(words):
+        return None, shards.open_shards(words[0])
+    classifier = _classifier()
+    return classifier, _images(classifier, words)
 
 
 def _classifier() -> Any:
@@ -195,11 +287,10 @@ def _images(classifier: Any, words: list[str]) -> list[Any]:
 def _tell_built(made: Any, count: int, failed: dict[str, str], more: dict[str, Any]) -> int:
     for path, reason in failed.items():
         print(f'{path} cannot be read: {reason}', file=sys.stderr)
-    about = {'index': INDEX.value, 'images': len(made.names), 'new': count, 'metric': made.metric}
-    kind = 'hnsw' if made.approximate else 'exact'
+    about = {'index': INDEX.value, 'images': len(made), 'new': count, 'metric': made.metric}
     errors = [{'path': p, 'error': e} for p, e in failed.items()]
     extra = {'failed': errors} if FORMAT.value == 'json' else {'failed': len(failed)}
-    _print({**about, 'endpoint': made.made_by['endpoint'], 'kind': kind, **more, **extra})
+    _print({**about, 'endpoint': made.made_by['endpoint'], 'kind': made.kind, **more, **extra})
     return cli.ANSWERED_IN_PART if failed else 0
 
 
@@ -207,7 +298,7 @@ def _tell_found(
     results: list[dict[str, Any]], metric: str, classifier: Any, output: Path | None, title: str
 ) -> int:
     from vision.prediction import formats
-    from vision.search import search
+    from vision.search import display
 
     if FORMAT.value == 'json':
         print(formats.dump_json(results, sys.stdout, indent=2))
@@ -215,7 +306,7 @@ def _tell_found(
         formats.write_neighbours(results, sys.stdout)
     if output is not None:
         with phase('writing the pictures'):
-            search.write_results(classifier.run, results, metric, output, title=title)
+            display.write_results(classifier.run, results, metric, output, title=title)
         print(f'Pictures: {output}', file=sys.stderr)
     return cli.ANSWERED_IN_PART if any('error' in r for r in results) else 0
 
@@ -229,9 +320,12 @@ def _print(figures: dict[str, Any]) -> None:
 
 
 COMMANDS = {
+    'describe': _describe,
     'build': _build,
     'add': _add,
     'query': _query,
+    'replace': _replace,
+    'remove': _remove,
     'duplicates': _duplicates,
     'evaluate': _evaluate,
 }

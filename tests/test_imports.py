@@ -47,8 +47,8 @@ def test_every_module_is_imported_without_tensorflow(no_tensorflow):
     run(no_tensorflow, f'import importlib\nfor name in {MODULES!r}: importlib.import_module(name)')
 
 
-def test_training_and_classifying_arrays_need_no_tensorflow(no_tensorflow, tmp_path):
-    """Training on digits, evaluation, and prediction for arrays."""
+def test_training_on_arrays_and_classifying_a_few_files_need_no_tensorflow(no_tensorflow, tmp_path):
+    """Training on digits, evaluation, and prediction for arrays and image files."""
     code = """
 import numpy as np
 from tests.training.tiny import tiny_config
@@ -69,6 +69,12 @@ assert (probabilities.argmax(1) == test.labels).mean() == results['test']['top1'
 assert not any(m.split('.')[0].startswith('tensorflow') for m in sys.modules)
 ops = {m.split('.')[-1] for m in sys.modules if m.startswith('vision.preprocess.ops.')}
 assert ops == {'registry', 'resampling', 'crops'}, ops
+(answer,) = Classifier.from_workdir(sys.argv[1]).classify_files('docs/digits/three.png')
+assert answer['predictions'], answer['error']
+from tests.prediction.fuzz import photo_classifier
+photos = list(photo_classifier().classify_files(['docs/photos', 'no.jpg']))
+assert [bool(a['predictions']) for a in photos] == [True] * 3 + [False], photos
+assert not any(m.split('.')[0].startswith('tensorflow') for m in sys.modules)
 """
     run(no_tensorflow, code, str(tmp_path))
 

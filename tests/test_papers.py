@@ -2,6 +2,7 @@
 
 import importlib
 import importlib.resources
+import re
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +18,13 @@ from vision.core import durations
 from vision.core.errors import UserError
 from vision.core.mesh import make_mesh
 from vision.models import create_model
+from vision.models.base import init_variables
 from vision.preprocess import inputs
 from vision.preprocess import ops as ops_lib
 from vision.preprocess.decode import read
 from vision.preprocess.ops.on_host import apply, draw
 from vision.task import losses
+from vision.training.optimizer import matches
 from vision.training.schedules import make_schedule
 from vision.training.setup import loading_of, make_recipe
 from vision.training.step import init_state, make_train_step
@@ -71,6 +74,26 @@ CASES = {
     **{f'cifar10_resnet:{depth}': (None, CIFAR, 64_000, [
         ('399 steps', 0.01), ('400 steps', 0.1), ('32000 steps', 0.01), ('48000 steps', 1e-3)])
        for depth in ('1202', '110-v2', '164-v2')},
+    'imagenet_resnet_strikes_back:a1': (25_557_032, IMAGENET, 371_588, [
+        ('0 epochs', 0.0), ('2.5 epochs', 2.5e-3), ('5 epochs', 5e-3), ('302.5 epochs', 2.5e-3),
+        ('600 epochs', 0.0)]),
+    'imagenet_resnet_strikes_back:a2': (25_557_032, IMAGENET, 185_794, [
+        ('5 epochs', 5e-3), ('152.5 epochs', 2.5e-3), ('300 epochs', 0.0)]),
+    'imagenet_resnet_strikes_back:a3': (25_557_032, IMAGENET, 61_931, [
+        ('5 epochs', 8e-3), ('52.5 epochs', 4e-3), ('100 epochs', 0.0)]),
+    'imagenet_vit:90': (21_974_632, IMAGENET, 111_477, [
+        ('5000 steps', 5e-4), ('10000 steps', 1e-3), ('60738 steps', 5e-4), ('90 epochs', 0.0)]),
+    'imagenet_vit:300': (21_974_632, IMAGENET, 371_588, [
+        ('10000 steps', 1e-3), ('190794 steps', 5e-4), ('300 epochs', 0.0)]),
+    'imagenet_deit3:400': (22_059_496, IMAGENET, 247_726, [
+        ('2.5 epochs', 1.5e-3), ('5 epochs', 3e-3), ('202.5 epochs', 1.5e-3), ('400 epochs', 0.0)]),
+    'imagenet_deit3:800': (22_059_496, IMAGENET, 495_451, [
+        ('5 epochs', 3e-3), ('402.5 epochs', 1.5e-3), ('800 epochs', 0.0)]),
+    'imagenet_convnext': (28_589_128, IMAGENET, 92_897, [
+        ('10 epochs', 2e-3), ('20 epochs', 4e-3), ('160 epochs', 2e-3), ('300 epochs', 0.0)]),
+    'cifar_wide_resnet:10': (36_479_194, CIFAR, 70_313, [
+        ('59.9 epochs', 0.1), ('60 epochs', 0.02), ('120 epochs', 4e-3), ('160 epochs', 8e-4)]),
+    'cifar_wide_resnet:100': (None, CIFAR, 70_313, [('199 epochs', 8e-4)]),
     'imagenet_efficientnet': (5_288_548, IMAGENET, 108_380, [
         ('2.5 epochs', 0.128), ('5 epochs', 0.256), ('7.3 epochs', 0.256),
         ('7.5 epochs', 0.256 * 0.97), ('12.3 epochs', 0.256 * 0.97**3)]),
@@ -113,7 +136,7 @@ def test_length_and_rates_are_the_papers(name):
         np.testing.assert_allclose(schedule(step), rate, rtol=1e-3, atol=1e-9, err_msg=when)
 
 
-@pytest.mark.parametrize('name', OWN)
+@pytest.mark.parametrize('name', (*OWN, 'fashion_mnist_vit'))
 def test_our_own_recipes_warm_up_and_fall_to_nothing(name):
     config = load(name)
     config_lib.check(config)
@@ -176,7 +199,9 @@ def test_the_model_has_the_papers_parameters(name):
 
 @pytest.mark.parametrize(
     'name', ['imagenet_vgg:12', 'imagenet_resnet:51', 'cifar10_resnet:21', 'mnist_lenet5:1999',
-             'fashion_mnist:resnet21', 'fashion_mnist_lenet5:1998',],
+             'fashion_mnist:resnet21', 'fashion_mnist_lenet5:1998', 'cifar_wide_resnet:11',
+             'imagenet_resnet_strikes_back:a4', 'imagenet_vit:91', 'imagenet_deit3:600',
+             'fashion_mnist_vit:firm'],
 )  # fmt: skip
 def test_an_unknown_argument_is_refused(name):
     with pytest.raises(UserError, match='Known: '):
@@ -186,6 +211,7 @@ def test_an_unknown_argument_is_refused(name):
 def two_steps(name, size=1.0):
     """Returns the config, gradients of norms .56 · size and .81 · size, and the parameters after."""
     config = load(name)
+    config.schedule.warmup = '0 steps'  # the rate is constant here
     params = {
         'conv': {'kernel': jnp.array([[0.5, -2.0]]), 'bias': jnp.array([0.3, 0.1])},
         'fc': {'bias': jnp.array([0.7])},
@@ -273,6 +299,78 @@ def by_hand(rule, gradients, trail, decay, size_limit=None, bias_decay=0.0):
             np.testing.assert_allclose(got['conv'][leaf], w, rtol=1e-5)
 
 
+def adam_direction(g, state, step, eps):
+    """Adam's direction with β .9 and .999, and its moments."""
+    m, v = state or (0.0, 0.0)
+    m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g**2
+    return (m / (1 - 0.9**step)) / (np.sqrt(v / (1 - 0.999**step)) + eps), (m, v)
+
+
+# A gradient below the limit on the norm, and one above it.
+@pytest.mark.parametrize(
+    ('name', 'lr', 'decay', 'limit', 'size'),
+    [('imagenet_vit:90', 1e-3, 0.1, 1.0, 3.0), ('imagenet_convnext', 4e-3, 0.05, None, 3.0)],
+)
+def test_two_steps_are_adamw(name, lr, decay, limit, size):
+    """Loshchilov and Hutter 2019, algorithm 2, clipped at the global norm of the paper."""
+
+    def rule(w, g, state, step, d):
+        direction, state = adam_direction(g, state, step, 1e-8)
+        return w - lr * (direction + d * w), state
+
+    _, gradients, trail = two_steps(name, size)
+    by_hand(rule, gradients, trail, decay, limit)
+
+
+@pytest.mark.parametrize(
+    ('name', 'lr', 'decay', 'size'),
+    [('imagenet_resnet_strikes_back:a3', 8e-3, 0.02, 1.0), ('imagenet_deit3', 3e-3, 0.02, 3.0)],
+)
+def test_two_steps_are_lamb_as_timm_has_it(name, lr, decay, size):
+    """You et al. 2020, algorithm 2; clipped at norm 1, no trust ratio where nothing decays."""
+
+    def rule(w, g, state, step, d):
+        direction, state = adam_direction(g, state, step, 1e-6)
+        direction = direction + d * w
+        ratio = np.linalg.norm(w) / np.linalg.norm(direction) if d else 1.0
+        return w - lr * ratio * direction, state
+
+    _, gradients, trail = two_steps(name, size)
+    by_hand(rule, gradients, trail, decay, 1.0)
+
+
+def test_two_steps_of_the_wide_resnet_are_nesterovs():
+    def rule(w, g, velocity, step, d):
+        g = g + d * w
+        velocity = 0.9 * (velocity if step > 1 else 0.0) + g
+        return w - 0.1 * (g + 0.9 * velocity), velocity
+
+    _, gradients, trail = two_steps('cifar_wide_resnet:100')
+    by_hand(rule, gradients, trail, 5e-4, bias_decay=5e-4)
+
+
+@pytest.mark.parametrize(
+    'name',
+    split(
+        ['imagenet_deit3', 'imagenet_vit', 'imagenet_convnext', 'imagenet_resnet_strikes_back'],
+        ['imagenet_vit'],
+    ),
+)
+def test_weight_decay_leaves_out_what_timm_leaves_out(name):
+    """Norms, biases, LayerScale, class tokens and position embeddings."""
+    config = load(name)
+    with config.unlocked():
+        if 'vit' in name or 'deit3' in name:
+            config.model.depth = 1
+        model = create_model(**config.model.to_dict())
+    shapes = jax.eval_shape(lambda: init_variables(model, (224, 224, 3), jax.random.key(0)))
+    decayed = matches(config.weight_decay_pattern, shapes['params'])
+    leaves = jax.tree_util.tree_leaves_with_path(shapes['params'])
+    for (path, leaf), found in zip(leaves, jax.tree.leaves(decayed), strict=True):
+        names = '/'.join(key.key for key in path)
+        assert found == (leaf.ndim > 1 and not re.search('token|pos_embed', names)), names
+
+
 def test_two_steps_of_efficientnet_are_rmsprop_as_tensorflow_has_it():
     def rule(w, g, state, step, d):
         square, momentum = state or (1.0, 0.0)
@@ -293,6 +391,11 @@ AUGMENTED = {
     'imagenet_resnet:50': 224,
     'imagenet_resnet:50-v1': 224,
     'imagenet_resnet:50-v2': 176,
+    'imagenet_deit3': 224,
+    'imagenet_resnet_strikes_back:a2': 224,
+    'imagenet_resnet_strikes_back:a3': 160,
+    'imagenet_vit': 224,
+    'imagenet_convnext': 224,
     'imagenet_efficientnet': 224,
 }
 
@@ -389,6 +492,11 @@ PHOTO_RECIPES = {
     'imagenet_resnet:50-v1': (32, 256, 40),
     'imagenet_resnet:50-v2': (96, 1024, 140),
     # Adam and LAMB take steps whose size does not grow with the batch.
+    'imagenet_resnet_strikes_back:a3': (64, None, 100),
+    'imagenet_vit:90': (64, None, 100),
+    'imagenet_deit3:400': (64, None, 100),
+    'imagenet_convnext': (64, None, 100),
+    'cifar_wide_resnet:10': (32, 128, 40),
     'imagenet_efficientnet': (64, 4096, 100),
 }
 
@@ -398,12 +506,13 @@ PHOTO_RECIPES = {
 def test_the_loss_of_a_recipe_for_photos_falls(name, photos):
     config, (size, batch, steps) = load(name), PHOTO_RECIPES[name]
     config.preprocess.train += f'|resize({size})'
-    config.data = ConfigDict(
-        {'source': 'folder', 'path': str(photos), 'cache': 'none', 'max_corrupt': 0.0}
-    )
+    config.data = ConfigDict({'source': 'folder', 'path': str(photos), 'max_corrupt': 0.0})
     if config.training.polyak_from:
         config.training.polyak_from = '20 steps'
     config.training.batch_size, config.optimizer.lr_for_batch = 16, batch
+    if name in ('imagenet_vit:90', 'imagenet_convnext'):  # as long as the whole run here
+        config.schedule.warmup = '20 steps'
+    config = config_lib.resolve(config)
     trail = falls(config, data.load(config.data, 'train'), steps, (size, size, 3))
     print(name, np.round(trail, 3).tolist())
     fifth = steps // 5

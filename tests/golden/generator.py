@@ -7,8 +7,13 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 # Square of the bound of uniform weights, times fan-in, by what a model's name contains. 6 keeps the signal's size
-# through ReLU (He); 3 where a shortcut adds to it; 6.5 through swish and squeeze-and-excitation.
-GAIN = {'resne': 3.0, 'efficientnet_b': 6.5, '': 6.0}
+# through ReLU (He); 3 where a shortcut adds to it; 6.5 through swish and squeeze-and-excitation, and less the deeper the
+# network is: a little below, all images get the same answer, and a little above, the signal grows without bounds. After a
+# norm, 3 gives queries and keys of deviation 1.
+GAIN = {
+    'resne': 3.0, 'efficientnet_b0': 6.5, 'efficientnet_b1': 5.9, 'efficientnet_b2': 5.9, 'efficientnet_b3': 5.4,
+    'efficientnet_b4': 5.7, 'vit': 3.0, '': 6.0,
+}  # fmt: skip
 LABELS = np.array([1, 7, 300, 999])
 LEARNING_RATE = 1.0
 AUX_WEIGHT = 0.3
@@ -33,6 +38,8 @@ def _tensor(name: str, shape: Sequence[int], gain: float) -> np.ndarray:
     if name.endswith('num_batches_tracked'):
         return np.zeros(shape, np.int64)
     values = uniform(name, shape)
+    if 'pos_embed' in name:
+        return np.float32(0.5) * values
     if name.endswith(('gamma', 'layer_scale')):
         return np.float32(0.5) + np.float32(0.25) * values
     if len(shape) > 1:

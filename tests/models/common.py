@@ -10,7 +10,7 @@ from vision.models.summary import default_model
 DEEP = ('resnet1202', 'resnet1001_v2')
 # One of each family and kind of block.
 FAMILIES = ('lenet5', 'lenet5_1998', 'alexnet_2012', 'vgg_a', 'vgg11_bn', 'googlenet', 'resnet20', 'resnet50',
-            'resnet50_v2', 'resnext50_32x4d', 'efficientnet_b0', 'convnext_tiny')  # fmt: skip
+            'resnet50_v2', 'resnext50_32x4d', 'efficientnet_b0', 'convnext_tiny', 'vit_s16')  # fmt: skip
 
 
 @cache

@@ -76,6 +76,23 @@ COUNTS = {
     'convnext_small': (50_223_688, None, 8.7),
     'convnext_base': (88_591_464, None, 15.4),
     'convnext_large': (197_767_336, None, 34.4),
+    # timm's and torchvision's counts, with a head of 1,000 classes where there is none: 1,000 (D + 1).
+    'vit_ti16': (5_717_416, None, None),
+    'vit_s16': (22_050_664, None, None),
+    'vit_b16': (86_567_656, None, 17.564),
+    'vit_b32': (88_224_232, None, 4.409),
+    'vit_l16': (304_326_632, None, 61.555),
+    'deit3_s16': (22_059_496, None, None),
+    'deit3_b16': (86_585_320, None, None),
+    'dinov2_s14': (22_056_192 + 385_000, None, None),
+    'dinov2_b14': (86_579_712 + 769_000, None, None),
+    'dinov2_l14': (304_367_616 + 1_025_000, None, None),
+    'dinov2_s14_reg': (22_057_344 + 385_000, None, None),
+    'dinov2_b14_reg': (86_582_016 + 769_000, None, None),
+    'dinov2_l14_reg': (304_370_688 + 1_025_000, None, None),
+    'clip_b16': (86_568_424, None, None),
+    'clip_b32': (88_225_000, None, None),
+    'siglip_b16': (92_884_224 + 769_000, None, None),
 }
 # The papers print these in millions: VGG table 2; ResNet v2 table 4 (164 and 1001 layers), and 110
 # layers as in v1. ResNet-34 with option A lacks the weights and norms of the projections.
@@ -107,6 +124,11 @@ DEEP = ('resnet34_b', 'resnet101', 'resnet152', 'resnet50_v1', 'resnet101_v1', '
 # Larger forms of B0, Lite0 and ConvNeXt-T, and ResNet-50 with another end.
 SCALED = [n for n in COUNTS if n.startswith('efficientnet') and not n.endswith('0')]
 SCALED += ['convnext_small', 'convnext_base', 'convnext_large', 'sscd_resnet50']
+SCALED += [
+    n
+    for n in COUNTS
+    if n.startswith(('vit', 'deit', 'dinov2', 'clip')) and n not in ('vit_b16', 'dinov2_b14_reg')
+]
 
 
 @pytest.mark.parametrize('name', split(COUNTS, [n for n in COUNTS if n not in (*DEEP, *SCALED)]))
@@ -190,7 +212,8 @@ def test_input_size_and_channels_change_the_figures():
 
 
 @pytest.mark.parametrize(
-    ('name', 'size'), [('resnet20', 32), ('resnet50_v2', 32), ('googlenet', 64), ('vgg_a', 224), ('lenet5', 32)]
+    ('name', 'size'), [('resnet20', 32), ('resnet50_v2', 32), ('googlenet', 64), ('vgg_a', 224), ('lenet5', 32),
+                      pytest.param('siglip_b16', 32, marks=pytest.mark.slow)]
 )  # fmt: skip
 def test_models_that_are_counted_by_parts_have_the_figures_of_the_whole(name, size):
     model, (_, _, channels) = default_model(name)

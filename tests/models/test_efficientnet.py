@@ -48,6 +48,19 @@ def test_an_image_skips_a_whole_block_and_those_that_do_not_are_scaled():
     np.testing.assert_allclose(dropped[~skipped], 2 * full[~skipped], rtol=1e-4, atol=1e-5)
 
 
+def test_running_statistics_follow_with_the_momentum_that_is_given():
+    x = np.random.default_rng(0).standard_normal((2, 4, 4, 8)).astype(np.float32)
+    blocks = [MBConv(8, 3, expansion=1, lite=True, bn_momentum=m) for m in (None, 0.5)]
+    variables = blocks[0].init(jax.random.key(0), x, False)
+
+    @jax.jit
+    def statistics(x):
+        return [b.apply(variables, x, True, mutable=['batch_stats'])[1] for b in blocks]
+
+    slow, fast = (s['batch_stats']['depthwise_bn']['mean'] for s in statistics(x))
+    np.testing.assert_allclose(fast / (1 - 0.5), slow / (1 - 0.99), rtol=1e-4)
+
+
 @pytest.mark.parametrize('argument', ['width', 'depth', 'resolution'])
 def test_a_scale_of_nothing_is_one_line(argument):
     model = create_model('efficientnet_b0', **{argument: 0 if argument == 'resolution' else 0.0})

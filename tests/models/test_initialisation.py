@@ -92,3 +92,23 @@ def test_inceptions_auxiliary_head_is_narrower():
         kernel = params[f'{layer}/kernel']
         assert kernel.std() == pytest.approx(std * cut, rel=0.03)
         assert np.abs(kernel).max() <= 2 * std
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['vit_s16', 'dinov2_s14_reg', 'siglip_b16'])
+def test_vit_is_its_authors(name):
+    params = start(create_model(name, width=96, depth=1, heads=2, patch=8), 32)
+    jax_code = name != 'dinov2_s14_reg'
+    qkv, fc1 = params['blocks_0/attn/qkv/kernel'], params['blocks_0/mlp/fc1/kernel']
+    if jax_code:  # Glorot's uniform, for one of queries, keys and values
+        assert np.abs(qkv).max() <= np.sqrt(6 / (96 + 96))
+        assert qkv.std() == pytest.approx(np.sqrt(1 / 96), rel=0.03)
+        assert fc1.std() == pytest.approx(np.sqrt(2 / (96 + 384)), rel=0.03)
+        assert (params['head/kernel'] == 0).all()
+    else:
+        for name in ('blocks_0/attn/qkv', 'blocks_0/mlp/fc2', 'head'):
+            assert params[f'{name}/kernel'].std() == pytest.approx(0.02, rel=0.03)
+        assert (params['blocks_0/ls1/gamma'] == np.float32(1e-5)).all()
+        assert 0 < np.abs(params['reg_token']).max() < 1e-5
+    assert params['pos_embed'].std() == pytest.approx(0.02, rel=0.05)
+    assert np.abs(params['blocks_0/mlp/fc1/bias']).max() < 1e-5

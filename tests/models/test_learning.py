@@ -24,7 +24,9 @@ SLOW = (
     'resnet18',
     'efficientnet_lite0',
     'convnext_tiny',
+    'vit_s16',
 )
+TRANSFORMERS = ('vit', 'deit3', 'dinov2', 'clip', 'siglip')
 CLASSES = 4
 MAX_STEPS = 100
 # Its 333 blocks would compile for many minutes as one program. Each kind of block compiles alone.
@@ -56,6 +58,12 @@ def setting(name):
         )
     if name.startswith('convnext'):
         return {'stem': 'small', 'drop_path': 0.0}, 8, 3, 1e-3
+    if name.startswith(TRANSFORMERS):
+        arguments = {'patch': 4, 'width': 64, 'depth': 4, 'heads': 2}
+        # A factor of 1e-5 needs more steps than these to let an image through.
+        if default_model(name)[0].layer_scale:
+            arguments['layer_scale'] = 0.1
+        return arguments, 16, 3, 1e-3
     arguments = {'stage_sizes': (1, 1, 1)} if quick() and name == 'resnet20' else {}
     return arguments, 32 if default_model(name)[1][0] > 32 else 8, 3, 1e-3
 
@@ -136,7 +144,7 @@ def initialise(model, x, jit, seed=0):
 
     variables = jit(init)(x)
     params, stats = variables['params'], variables.get('batch_stats', {})
-    if stats or type(model).__name__.startswith(('LeNet', 'ConvNeXt')):
+    if stats or type(model).__name__.startswith(('LeNet', 'ConvNeXt', 'VisionTransformer')):
         return params, stats
     normalised = {}
 

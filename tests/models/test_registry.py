@@ -250,7 +250,9 @@ REMAT = {
     'googlenet': {'stem': 'small', 'dropout': 0.0, 'aux_dropout': 0.0},
     'inception_v3': {'stem': 'small', 'dropout': 0.0},
     'efficientnet_b0': {'stem': 'small', 'depth': 0.1, 'dropout': 0.0, 'drop_path': 0.0},
+    'efficientnet_lite0': {'stem': 'small', 'depth': 0.1, 'dropout': 0.0, 'drop_path': 0.0},
     'convnext_tiny': {'stage_sizes': (1, 1), 'widths': (8, 16), 'drop_path': 0.0},
+    'vit_s16': {'patch': 8, 'width': 48, 'depth': 2, 'heads': 3},
 }
 
 
@@ -291,7 +293,7 @@ def test_remat_changes_no_gradient(name):
     variables = jax.jit(init[0])(x)
     args = (variables['params'], variables.get('batch_stats', {}), x)
     # The low compiler effort of other tests rounds more coarsely.
-    options = FULL_EFFORT if name in ('inception_v3', 'efficientnet_b0') else None
+    options = FULL_EFFORT if name.startswith(('inception', 'efficientnet')) else None
     expected, got = (jax.jit(g, compiler_options=options)(*args) for g in gradients)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(got), strict=True):
         assert np.abs(a - b).max() <= 1e-3 * np.abs(a).max() + 1e-5

@@ -17,7 +17,7 @@ from tests.browser import requests
 from tests.processes import Process, run_module
 from vision.core.errors import UserError
 from vision.prediction import Classifier, demo
-from vision.search import index, search
+from vision.search import display, index, search
 
 
 @pytest.fixture(scope='module')
@@ -129,7 +129,7 @@ def test_the_page_names_the_run_and_its_classes(classifier, monkeypatch):
 def test_the_first_image_finds_all_compiled(classifier, digits, tmp_path, index_file):
     Image.fromarray(digits.images[0, ..., 0]).save(tmp_path / 'x.png')
     fresh, compiled = Classifier(classifier.run), []
-    similar = search.Similar(fresh, index.load(index_file))
+    similar = display.Similar(fresh, index.load(index_file))
     demo._warm_up(fresh, similar)
 
     def listen(event, seconds, **_):

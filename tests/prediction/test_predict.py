@@ -16,7 +16,7 @@ from tests.processes import run_module
 from vision.core.errors import UserError
 from vision.prediction import explain, feed, formats
 from vision.preprocess import device, opstring
-from vision.search import search
+from vision.search import display
 
 
 @pytest.fixture(scope='module')
@@ -257,5 +257,5 @@ def test_pictures_that_cannot_be_written_are_one_line(classifier, tmp_path, name
     with pytest.raises(UserError, match=r'--(output|explain)='):
         explain.explain_files(classifier, feed.files('docs/digits'), tmp_path / name)
     with pytest.raises(UserError, match='--output='):
-        search.write_results(classifier.run, [], 'cosine', tmp_path / name)
+        display.write_results(classifier.run, [], 'cosine', tmp_path / name)
     assert list(tmp_path.iterdir()) == []

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vision.search import search
+from vision.search import display
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_a_copy_in_another_class_is_seen_as_one(run, root, tmp_path):
         found(root, 'cat/x.png', 'dog/x.png', 'cat/x.png'),
         found(root, 'dog/x.png', 'dog/sub/y.png'),
     ]
-    search.write_results(
+    display.write_results(
         run, results, 'cosine', str(tmp_path / 'page.html'), title='Nearly the same'
     )
     page = (tmp_path / 'page.html').read_text()
@@ -48,16 +48,16 @@ def test_a_copy_in_another_class_is_seen_as_one(run, root, tmp_path):
     assert captions[4] == 'dog/sub/y.png: 0.990'
     assert f'Paths are relative to {root}.' in page
     assert 'Images of another class or folder are marked in orange (1).' in page
-    titles = [axes.get_title() for axes in search.draw_neighbours(run, results).axes]
+    titles = [axes.get_title() for axes in display.draw_neighbours(run, results).axes]
     assert titles[:2] == ['cat/x.png', 'another class: dog\ndog/x.png: 0.990']
-    search.write_results(run, results, 'cosine', tmp_path / 'figure.png')
+    display.write_results(run, results, 'cosine', tmp_path / 'figure.png')
     assert Image.open(tmp_path / 'figure.png').size[0] > 300
 
 
 def test_folders_that_are_no_classes_are_told_apart_as_folders(root, tmp_path):
     run = types.SimpleNamespace(class_names=('tench', 'goldfish'), path=None)
     results = [found(root, 'cat/x.png', 'dog/x.png', 'cat/x.png')]
-    search.write_results(run, results, 'cosine', tmp_path / 'page.html')
+    display.write_results(run, results, 'cosine', tmp_path / 'page.html')
     page = (tmp_path / 'page.html').read_text()
     assert page.count('another folder') == 1 and 'another class' not in page.replace(
         'another class or', ''
@@ -65,7 +65,7 @@ def test_folders_that_are_no_classes_are_told_apart_as_folders(root, tmp_path):
 
 
 def test_an_image_from_elsewhere_neither_hides_the_root_nor_is_marked(run, root, tmp_path):
-    show = search.Pictures(
+    show = display.Pictures(
         run, ['/elsewhere/q.png'], [str(root / n) for n in ('cat/x.png', 'dog/x.png')]
     )
     assert show.root == str(root)
@@ -77,7 +77,7 @@ def test_an_image_from_elsewhere_neither_hides_the_root_nor_is_marked(run, root,
 
 def test_names_are_text_and_what_is_left_out_is_told(run, root, tmp_path):
     results = [found(root, 'a<b>.png', 'cat/x.png')] * 3
-    search.write_results(run, results, 'euclidean', tmp_path / 'page.html', limit=2)
+    display.write_results(run, results, 'euclidean', tmp_path / 'page.html', limit=2)
     page = (tmp_path / 'page.html').read_text()
     assert 'a&lt;b&gt;.png' in page and '<b>.png' not in page
     assert 'The first 2 of 3 images are shown.' in page and page.count('<section>') == 2
@@ -85,14 +85,14 @@ def test_names_are_text_and_what_is_left_out_is_told(run, root, tmp_path):
 
 def test_relative_names_are_below_the_root_too(run, root, tmp_path, monkeypatch):
     monkeypatch.chdir(root)
-    show = search.Pictures(run, ['cat/x.png'], [str(root / 'dog' / 'x.png')])
+    show = display.Pictures(run, ['cat/x.png'], [str(root / 'dog' / 'x.png')])
     assert show.root == os.getcwd() and show.name('cat/x.png') == 'cat/x.png'
     assert show.mark('cat/x.png', str(root / 'dog/x.png')) == 'another class: dog'
 
 
 def test_what_is_not_there_has_a_place_of_its_own(run, root, tmp_path):
     results = [found(root, 'cat/gone.png', 'dog/x.png') | {'error': 'no such file'}]
-    search.write_results(run, results, 'cosine', tmp_path / 'page.html')
+    display.write_results(run, results, 'cosine', tmp_path / 'page.html')
     page = (tmp_path / 'page.html').read_text()
     assert page.count('>no picture<') == 1 and page.count('<img') == 1
     assert '<figcaption>no such file</figcaption>' in page

@@ -12,7 +12,7 @@ from tests.processes import run_module
 from vision.core.errors import UserError
 from vision.data import arrays
 from vision.prediction import Classifier
-from vision.search import index, search
+from vision.search import display, fingerprint, index, search
 from vision.search.duplicates import find_duplicates
 
 ABOUT = {'model': 'm', 'preprocessing': 'p', 'endpoint': 'features', 'weights': 'w'}
@@ -35,11 +35,11 @@ def vectors(count, size=16, seed=0):
     return np.random.default_rng(seed).normal(size=(count, size)).astype(np.float32)
 
 
-@pytest.mark.parametrize('hnsw', [False, True])
+@pytest.mark.parametrize('kind', ['exact', 'hnsw'])
 @pytest.mark.parametrize('metric', index.METRICS)
-def test_the_nearest_as_numpy_finds_them(metric, hnsw):
+def test_the_nearest_as_numpy_finds_them(metric, kind):
     stored, asked = vectors(300), vectors(7, seed=1)
-    made = index.create(ABOUT, 16, metric, hnsw)
+    made = index.create(ABOUT, 16, metric, kind)
     made.add([f'{i}' for i in range(200)], stored[:200])
     made.add([f'{i}' for i in range(200, 300)], stored[200:])
     if metric == 'cosine':
@@ -53,7 +53,7 @@ def test_the_nearest_as_numpy_finds_them(metric, hnsw):
         assert [i for i, _ in found] == list(order[row, :10])
         np.testing.assert_allclose([s for _, s in found], scores[row, order[row, :10]], rtol=1e-4)
     assert len(made.search(asked, 1000)[0]) <= 300
-    if hnsw:
+    if kind == 'hnsw':
         assert made.recall() > 0.99
 
 
@@ -108,10 +108,10 @@ def test_two_who_add_at_once_do_not_lose_each_others_images(tmp_path):
     assert index.load(tmp_path / 'x').names == ['a', 'b', 'd']
 
 
-@pytest.mark.parametrize('hnsw', [False, True])
-def test_vectors_that_an_index_cannot_take(hnsw):
+@pytest.mark.parametrize('kind', ['exact', 'hnsw'])
+def test_vectors_that_an_index_cannot_take(kind):
     """faiss pull request 5219: after a NaN the other images of a graph are not found any more."""
-    made = index.create(ABOUT, 16, hnsw=hnsw)
+    made = index.create(ABOUT, 16, kind=kind)
     made.add(['a', 'b'], vectors(2))
     with pytest.raises(UserError, match='not finite'):
         made.add(['c'], np.full((1, 16), np.nan))
@@ -137,7 +137,7 @@ def test_a_cosine_is_at_most_1_and_of_a_vector_and_itself_1():
 
 def test_recall_is_whole_where_images_are_the_same():
     """hnswlib issue 263, qdrant issue 1788: any 10 of 100 copies are the nearest."""
-    made = index.create(ABOUT, 16, hnsw=True)
+    made = index.create(ABOUT, 16, kind='hnsw')
     made.add(list(map(str, range(500))), np.repeat(vectors(5), 100, axis=0))
     assert made.recall() == 1
 
@@ -258,7 +258,7 @@ def test_an_index_of_another_model_endpoint_or_preprocessing(classifier, digits,
     made.made_by['weights'] = 'other'
     made.save(tmp_path / 'i')
     model = json.dumps({'name': 'resnet20', 'dtype': 'float32'})
-    elsewhere = index.Index(made.made_by | {'model': model}, 'cosine', [], made.index)
+    elsewhere = index.create(made.made_by | {'model': model}, 16)
     says = 'differ in their model: resnet20 in the index, lenet5 in the run'
     with pytest.raises(UserError, match=says) as error:
         elsewhere.check(classifier)
@@ -351,9 +351,9 @@ def test_examples_of_a_tfds_split_that_is_read_by_index(tmp_path):
     assert not failed and len(made.names) == 53
     (found,) = search.query(classifier, made, search.named(run, ['test:7']), 1)
     assert found['path'] == 'test:7' and found['neighbours'][0]['path'] == 'test:7'
-    show = search.Pictures(run)
+    show = display.Pictures(run)
     assert show.title('test:7') == ('even', 'odd')[show('test:7')[4, 4, 0] % 2]
-    search.write_results(run, [found], made.metric, tmp_path / 'page.html')
+    display.write_results(run, [found], made.metric, tmp_path / 'page.html')
     assert (tmp_path / 'page.html').read_text().count('<img') == 2
 
 
@@ -365,7 +365,7 @@ def test_every_duplicate_is_in_one_group_however_many_are_near(classifier, digit
         names.append(str(tmp_path / f'copy{i:02}.png'))
         (tmp_path / names[-1]).write_bytes((tmp_path / '00.png').read_bytes())
     others = [f'test:{i}' for i in range(1, 41)]
-    about = index.fingerprint(classifier, 'features')
+    about = fingerprint.made_by(classifier, 'features')
     made = index.create(about, 16)
     near = np.ones((1, 16), np.float32) + vectors(65, seed=3) * 1e-3
     made.add([names[0], *others, *names[1:]], near)

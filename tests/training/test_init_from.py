@@ -73,7 +73,7 @@ def steps(run, state, count=3):
 
 
 def test_the_backbone_is_loaded_and_the_head_is_new(photos, weights):
-    config = small(folder_finetune.get_config(), photos, weights)
+    config = small(folder_finetune.get_config('resnet50'), photos, weights)
     _, state = start(config)
     kernel = weights[0]['layer3.0.conv2.weight'].transpose(2, 3, 1, 0)
     np.testing.assert_array_equal(state.params['layer3_0']['conv2']['kernel'], kernel)
@@ -96,7 +96,7 @@ def test_a_factor_scales_the_step_of_what_its_pattern_names(photos, weights):
     """After one step of plain SGD, the change is the factor times the change at factor 1."""
     moved = {}
     for factor in (1.0, 0.1):
-        config = small(folder_finetune.get_config(), photos, weights)
+        config = small(folder_finetune.get_config('resnet50'), photos, weights)
         config.lr_factors = (('backbone', factor),)
         config.schedule.warmup, config.schedule.name = '0 steps', 'constant'
         run, state = start(config)

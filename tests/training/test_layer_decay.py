@@ -35,10 +35,29 @@ LAYERS = [
         ('efficientnet_b0', {}),
         [['stem_conv', 'stem_bn'], *([f'block{i}'] for i in range(16)), ['top_conv', 'top_bn', 'classifier']],
     ),
+    (
+        ('convnext_tiny', {'stage_sizes': (1, 2, 1, 1)}),
+        [
+            ['stem_conv', 'stem_norm'],
+            ['stage1_0'],
+            ['downsample2_norm', 'downsample2_conv', 'stage2_0'],
+            ['stage2_1'],
+            ['downsample3_norm', 'downsample3_conv', 'stage3_0'],
+            ['downsample4_norm', 'downsample4_conv', 'stage4_0'],
+            ['norm', 'head'],
+        ],
+    ),
+    (
+        ('vit_ti16', {'depth': 3}),
+        [
+            ['patch_embed', 'pos_embed', 'cls_token', 'cls_position'],
+            ['blocks_0'], ['blocks_1'], ['blocks_2'], ['norm', 'head'],
+        ],
+    ),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(('model', 'layers'), split(LAYERS, LAYERS[:1]))
+@pytest.mark.parametrize(('model', 'layers'), split(LAYERS, [LAYERS[0], LAYERS[-1]]))
 def test_the_layers_of_a_family(model, layers):
     name, arguments = model
     model = create_model(name, num_classes=10, **arguments)

@@ -92,11 +92,16 @@ def test_the_longest_axis_that_divides_is_shared(shape, spec):
     assert mesh_lib.state_sharding(shape, fake_mesh(8), 'data').is_fully_replicated
 
 
-@pytest.mark.parametrize(
-    'name', split(['alexnet', 'inception_v3', 'resnet50'], ['alexnet', 'resnet50'])
-)
+# How much more than an eighth a device may hold. EfficientNets have many small norms, which are
+# on every device.
+EXCESS = {
+    'alexnet': 0.02, 'inception_v3': 0.02, 'resnet50': 0.02, 'vit_s16': 0.02, 'efficientnet_b0': 0.08, 'efficientnet_lite0': 0.08,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize('name', split(EXCESS, ['alexnet', 'resnet50']))
 def test_the_rule_shares_the_papers_models(name):
-    """By shapes alone: at most 2 % more than an eighth per device."""
+    """By shapes alone."""
     model = create_model(name)
     size = model.input_shape
     shapes = jax.eval_shape(
@@ -111,7 +116,7 @@ def test_the_rule_shares_the_papers_models(name):
         sharding = mesh_lib.state_sharding(leaf.shape, fake_mesh(8), 'fsdp')
         whole += leaf.size
         held += np.prod(sharding.shard_shape(leaf.shape))
-    assert held / whole < 1.02 / 8
+    assert held / whole < (1 + EXCESS[name]) / 8
 
 
 FLAGS = (

@@ -2,7 +2,7 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -13,16 +13,19 @@ from ml_collections import ConfigDict
 from vision.core import mesh as mesh_lib
 from vision.core import processes
 from vision.core import workdir as workdir_lib
-from vision.core.checkpoints import Checkpoints
 from vision.core.config import default_config
 from vision.core.errors import UserError
 from vision.core.text import AnyPath
 from vision.data.identity import check_unchanged
 from vision.data.source import Source
-from vision.models.base import abstract_variables, check_finite, init_variables
+from vision.models.base import check_finite, init_variables
+from vision.models.layers import shapes_only
 from vision.models.registry import create_model
 from vision.task.base import Task, task_of
 from vision.task.metrics import Selection
+
+if TYPE_CHECKING:
+    from vision.core.checkpoints import Checkpoints
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +80,12 @@ def load_run(workdir: AnyPath, checkpoint: str = 'best', weights: str | None = N
     task = task_of(config, names, model.num_classes)
     mesh = mesh_lib.make_mesh()
     # Restore into abstract arrays that are replicated on all devices.
+    with shapes_only():
+        shapes = jax.eval_shape(
+            lambda: init_variables(model, dataset['input_shape'], jax.random.key(0))
+        )
     template = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.replicated(mesh)),
-        jax.eval_shape(lambda: init_variables(model, dataset['input_shape'], jax.random.key(0))),
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.replicated(mesh)), shapes
     )
     # Restore the weights and check that they are finite.
     with open_checkpoints(path, task, config.training.best_by) as checkpoints:
@@ -108,8 +114,10 @@ def load_run(workdir: AnyPath, checkpoint: str = 'best', weights: str | None = N
     )
 
 
-def open_checkpoints(path: Path, task: Task, best_by: str | None) -> Checkpoints:
+def open_checkpoints(path: Path, task: Task, best_by: str | None) -> 'Checkpoints':
     """Opens the checkpoints of a run read-only, ordered by the run's selection metric."""
+    from vision.core.checkpoints import Checkpoints  # imports Orbax; pretrained weights need none
+
     selection = Selection(task, best_by)
     return Checkpoints(path, selection.rank, read_only=True)
 
@@ -127,6 +135,7 @@ def pretrained_run(source: str, name: str | None = None, classify: bool = True) 
       UserError: the source cannot be read, or its tensors do not match the model.
     """
     from vision.models.weights import pretrained
+    from vision.models.weights.fold import structure
 
     name = name or pretrained.guess_name(source)
     fed = pretrained.pretrained_input(name, source)
@@ -144,7 +153,7 @@ def pretrained_run(source: str, name: str | None = None, classify: bool = True) 
     input_shape = (fed.crop, fed.crop, 3)
     # Start from zeros instead of random values: the pretrained weights replace all values that
     # prediction uses, and drawing random values would take longer than reading the weights.
-    shapes = abstract_variables(model, input_shape)
+    shapes = structure(model, input_shape).shapes
     variables = {'batch_stats': {}, **jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)}
     mesh = mesh_lib.make_mesh()
     return Run(

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision.core.errors import UserError
+from vision.models.layers import shapes_only
 
 Endpoints = dict[str, Any]
 Path = tuple[str, ...]
@@ -114,7 +115,8 @@ def abstract_variables(model: nn.Module, input_shape: tuple[int, int, int]) -> d
     rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
     # Train mode traces auxiliary heads, which may need larger images.
     try:
-        shapes = jax.eval_shape(lambda x: model.init(rngs, x, train=True), image)
+        with shapes_only():
+            shapes = jax.eval_shape(lambda x: model.init(rngs, x, train=True), image)
     except UserError:
         if not getattr(model, 'aux_heads', False):
             raise
@@ -134,9 +136,10 @@ def check_contract(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
     # Trace with abstract shapes, so that nothing is computed.
     for train in (True, False):
         try:
-            out, _ = jax.eval_shape(
-                lambda x, train=train: model.init_with_output(rngs, x, train=train), image
-            )
+            with shapes_only():
+                out, _ = jax.eval_shape(
+                    lambda x, train=train: model.init_with_output(rngs, x, train=train), image
+                )
         except TypeError as e:
             raise UserError(
                 f'model {title} cannot be called as model(images, train=...): {e}'

@@ -76,7 +76,7 @@ class MBConv(nn.Module):
       drop_path: probability that an image skips the block in training (Huang et al. 2016), where
         the block has a shortcut.
       lite: whether to use ReLU6 without squeeze-and-excitation instead of swish with it.
-      framework: see `EfficientNet`.
+      framework, bn_momentum: see `EfficientNet`.
     """
 
     channels: int
@@ -86,13 +86,14 @@ class MBConv(nn.Module):
     drop_path: float = 0.0
     lite: bool = False
     framework: Framework = 'tensorflow'
+    bn_momentum: float | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Maps [B, H, W, C] to [B, H / strides, W / strides, channels]."""
         shortcut, inner = x, x.shape[-1] * self.expansion
-        layers = Layers(self.framework, self.dtype)
+        layers = Layers(self.framework, self.bn_momentum, self.dtype)
         activation = nn.relu6 if self.lite else nn.silu
         # Expansion.
         if self.expansion != 1:
@@ -124,6 +125,7 @@ class Layers(NamedTuple):
     """Convolutions and norms with a framework's padding and constants."""
 
     framework: Framework
+    bn_momentum: float | None
     dtype: Any
 
     def conv(self, features: int, kernel: int, **kwargs: Any) -> Conv:
@@ -134,7 +136,10 @@ class Layers(NamedTuple):
 
     def norm(self, name: str) -> BatchNorm:
         """Makes a batch normalisation."""
-        return BatchNorm(**_BATCH_NORM[self.framework], dtype=self.dtype, name=name)
+        constants = dict(_BATCH_NORM[self.framework])
+        if self.bn_momentum is not None:
+            constants['momentum'] = self.bn_momentum
+        return BatchNorm(**constants, dtype=self.dtype, name=name)
 
 
 class EfficientNet(ImageModel):
@@ -170,6 +175,8 @@ class EfficientNet(ImageModel):
         and the same stem, top, and number of blocks in the first and last stage at all scales.
       framework: padding and BatchNorm constants. 'tensorflow' is the authors' code: padding
         'same', uneven at stride 2, and ε 1e-3. 'torch' is torchvision: symmetric, and ε 1e-5.
+      bn_momentum: momentum of BatchNorm's running statistics; None for the framework's, 0.99 or 0.9.
+        With 0.99 they lag behind the weights for hundreds of steps.
       stem: 'small' is the form for 28 and 32 px: the first convolution has stride 1.
       remat: whether to recompute each block in the backward pass, to save memory.
     """
@@ -181,6 +188,7 @@ class EfficientNet(ImageModel):
     drop_path: float = 0.2
     lite: bool = False
     framework: Framework = 'tensorflow'
+    bn_momentum: float | None = None
     stem: Literal['imagenet', 'small'] = 'imagenet'
     remat: bool = False
 
@@ -195,7 +203,7 @@ class EfficientNet(ImageModel):
     def __call__(self, images: jax.Array, train: bool) -> tuple[jax.Array, Endpoints]:
         """Returns (logits [B, K], endpoints) for images of at least 32 px (small stem: 16)."""
         self._check(images)
-        layers = Layers(self.framework, self.dtype)
+        layers = Layers(self.framework, self.bn_momentum, self.dtype)
         activation = nn.relu6 if self.lite else nn.silu
         width = 1.0 if self.lite else self.width  # of the stem and the top
         endpoints: Endpoints = {}
@@ -236,6 +244,7 @@ class EfficientNet(ImageModel):
                     expansion=row.expansion,
                     lite=self.lite,
                     framework=self.framework,
+                    bn_momentum=self.bn_momentum,
                     dtype=self.dtype,
                 )
                 yield stage, make

@@ -29,6 +29,7 @@ Initializer = Callable[..., jax.Array]
 
 _fast: dict[str, Callable[..., jax.Array | None]] = {}
 _enabled = True
+_shapes_only = False
 
 
 def register(name: Literal['convolve', 'max_pool'], form: Callable[..., jax.Array | None]) -> None:
@@ -48,6 +49,40 @@ def xla_only() -> Iterator[None]:
         yield
     finally:
         _enabled = before
+
+
+@contextmanager
+def shapes_only() -> Iterator[None]:
+    """Context manager for programs that are traced for shapes only, which makes tracing quicker.
+
+    The layers' parameters are initialised with zeros, and fast forms are disabled.
+    """
+    global _shapes_only
+    before, _shapes_only = _shapes_only, True
+    try:
+        with xla_only():
+            yield
+    finally:
+        _shapes_only = before
+
+
+def _param(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> jax.Array:
+    """Returns a float32 parameter of a layer.
+
+    `Module.param` traces the initialiser at each call, even if the parameter exists, to check its
+    shape. That takes longer than all else that a layer traces.
+    """
+    if module.has_variable('params', name):
+        value: jax.Array = module.get_variable('params', name)
+        if value.shape == shape:
+            return value
+    init = nn.initializers.zeros if _shapes_only else init
+    return module.param(name, init, shape, jnp.float32)
+
+
+def fast_forms_allowed() -> bool:
+    """Returns False while `xla_only` is active."""
+    return _enabled
 
 
 def _fast_form(name: str, *arguments: Any) -> jax.Array | None:
@@ -156,7 +191,7 @@ class Conv(nn.Module):
         channels = x.shape[-1]
         _check_fan_in(self, channels // self.groups, 'channels')
         shape = (height, width, channels // self.groups, self.features)
-        kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
+        kernel = _param(self, 'kernel', self.kernel_init, shape)
         # Parameters are float32 and are cast to the type of the computation.
         x = convolve(
             x.astype(self.dtype),
@@ -167,7 +202,7 @@ class Conv(nn.Module):
         )
         if self.use_bias:
             init = self.bias_init or nn.initializers.zeros
-            bias = self.param('bias', init, (self.features,), jnp.float32)
+            bias = _param(self, 'bias', init, (self.features,))
             x = x + bias.astype(self.dtype)
         return x
 
@@ -195,11 +230,11 @@ class Dense(nn.Module):
         """Maps [..., in] to [..., features]; UserError if the kernel has another input size."""
         _check_fan_in(self, x.shape[-1], 'values for each image')
         shape = (x.shape[-1], self.features)
-        kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
+        kernel = _param(self, 'kernel', self.kernel_init, shape)
         out = self.output_dtype or self.dtype
         y = multiply(x.astype(self.dtype), kernel.astype(self.dtype), out)
         if self.use_bias:
-            bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
+            bias = _param(self, 'bias', self.bias_init, (self.features,))
             y = y + bias.astype(out)
         return y
 
@@ -237,8 +272,8 @@ class BatchNorm(nn.Module):
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
         """Normalises [B, H, W, C] or [B, C] over all axes but the last."""
         shape = (x.shape[-1],)
-        scale = self.param('scale', self.scale_init, shape, jnp.float32) if self.use_scale else 1.0
-        bias = self.param('bias', nn.initializers.zeros, shape, jnp.float32)
+        scale = _param(self, 'scale', self.scale_init, shape) if self.use_scale else 1.0
+        bias = _param(self, 'bias', nn.initializers.zeros, shape)
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
         running_var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
         x = x.astype(jnp.float32)

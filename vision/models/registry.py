@@ -39,6 +39,19 @@ _EFFICIENT = 'efficientnet:EfficientNet'
 _SCALE_2: dict[str, Any] = {'width': 1.1, 'depth': 1.2, 'dropout': 0.3}
 _SCALE_3: dict[str, Any] = {'width': 1.2, 'depth': 1.4, 'dropout': 0.3}
 _SCALE_4: dict[str, Any] = {'width': 1.4, 'depth': 1.8, 'dropout': 0.4}
+_VIT = 'vit:VisionTransformer'
+_TI: dict[str, Any] = {'width': 192, 'heads': 3}
+_S: dict[str, Any] = {'width': 384, 'heads': 6}
+_B: dict[str, Any] = {'width': 768, 'heads': 12}
+_L: dict[str, Any] = {'width': 1024, 'depth': 24, 'heads': 16}
+_DEIT3: dict[str, Any] = {'class_position': False, 'layer_scale': 1e-4, 'weight_init': 'torch'}
+_DINOV2: dict[str, Any] = {
+    'patch': 14, 'layer_scale': 1e-5, 'weight_init': 'torch', 'resize': 'dinov2', 'resolution': 518,
+}  # fmt: skip
+_REGISTERS: dict[str, Any] = {**_DINOV2, 'registers': 4, 'class_position': False, 'resize': 'timm'}
+_CLIP: dict[str, Any] = {
+    'pre_norm': True, 'epsilon': 1e-5, 'activation': 'quick_gelu', 'weight_init': 'torch',
+}  # fmt: skip
 
 MODELS: dict[str, Entry] = {
     'lenet5_1998': Entry('lenet_1998:LeNet5Original'),
@@ -127,6 +140,23 @@ MODELS: dict[str, Entry] = {
     'convnext_large': Entry(
         'convnext:ConvNeXt', stage_sizes=_DEEP, widths=(192, 384, 768, 1536), drop_path=0.5
     ),
+    # ViT as in torchvision, where it has the model, or timm; LayerScale starts as in the papers.
+    'vit_ti16': Entry(_VIT, **_TI),
+    'vit_s16': Entry(_VIT, **_S),
+    'vit_b16': Entry(_VIT, **_B, resize='torchvision'),
+    'vit_b32': Entry(_VIT, **_B, patch=32, resize='torchvision'),
+    'vit_l16': Entry(_VIT, **_L, resize='torchvision'),
+    'deit3_s16': Entry(_VIT, **_S, **_DEIT3),
+    'deit3_b16': Entry(_VIT, **_B, **_DEIT3),
+    'dinov2_s14': Entry(_VIT, **_S, **_DINOV2),
+    'dinov2_b14': Entry(_VIT, **_B, **_DINOV2),
+    'dinov2_l14': Entry(_VIT, **_L, **_DINOV2),
+    'dinov2_s14_reg': Entry(_VIT, **_S, **_REGISTERS),
+    'dinov2_b14_reg': Entry(_VIT, **_B, **_REGISTERS),
+    'dinov2_l14_reg': Entry(_VIT, **_L, **_REGISTERS),
+    'clip_b16': Entry(_VIT, **_B, **_CLIP),
+    'clip_b32': Entry(_VIT, **_B, **_CLIP, patch=32),
+    'siglip_b16': Entry(_VIT, **_B, pool='map'),
 }
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from vision.models.layers import BatchNorm, Conv, Dense, global_avg_pool, he_normal_fan_out
+from vision.models.transformer import DropPath
 
 Shortcut = Literal['A', 'B', 'C', 'D', 'none']
 
@@ -54,6 +55,7 @@ class Block(nn.Module):
       groups, base_width: groups and width of a bottleneck's 3x3 convolution (ResNeXt, Wide ResNet).
       stride_in: which convolution of a bottleneck has the stride.
       squeeze_excite: whether to weight the channels of the residual branch (Hu et al. 2018).
+      drop_path: probability that an image skips the block in training (Huang et al. 2016).
     """
 
     width: int
@@ -64,6 +66,7 @@ class Block(nn.Module):
     base_width: int = 64
     stride_in: Literal['1x1', '3x3'] = '3x3'
     squeeze_excite: bool = False
+    drop_path: float = 0.0
     kernel_init: Any = he_normal_fan_out
     dtype: Any = jnp.float32
 
@@ -86,6 +89,7 @@ class Block(nn.Module):
         """Adds the residual branch `y` to the shortcut of the block's input `x`."""
         if self.squeeze_excite:
             y = SqueezeExcite(self.kernel_init, self.dtype, name='se')(y)
+        y = DropPath(self.drop_path)(y, train)
         return nn.relu(y + self.shortcut_of(x, y.shape[-1], train))
 
     def shortcut_of(self, x: jax.Array, features: int, train: bool) -> jax.Array:

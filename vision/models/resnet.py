@@ -10,6 +10,7 @@ from typing import Any, ClassVar, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from vision.models.base import Endpoints, ImageModel
 from vision.models.layers import (
@@ -62,6 +63,7 @@ class ResNet(ImageModel):
         the mean.
       embedding: length of an embedding of unit norm between pooling and the classifier, which
         becomes `features`; 0 for none.
+      drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
       remat: whether to recompute each block in the backward pass, to save memory.
     """
 
@@ -78,6 +80,7 @@ class ResNet(ImageModel):
     stem: Literal['imagenet', 'small', 'deep'] = 'imagenet'
     pooling_power: float = 1.0
     embedding: int = 0
+    drop_path: float = 0.0
     remat: bool = False
 
     @nn.compact
@@ -89,10 +92,11 @@ class ResNet(ImageModel):
         x = self._stem(images.astype(self.dtype), train)
         x = self.record(endpoints, 'stem', x)
         # Each stage but the first halves the size in its first block.
+        rates = iter(np.linspace(0, self.drop_path, sum(self.stage_sizes)).tolist())
         for stage, blocks in enumerate(self.stage_sizes):
             for i in range(blocks):
                 strides = 2 if stage > 0 and i == 0 else 1
-                make = self._block()
+                make = partial(self._block(), drop_path=next(rates))
                 x = make(self.widths[stage], strides, name=f'layer{stage + 1}_{i}')(x, train)
             x = self.record(endpoints, f'stage{stage + 1}', x)
         # Pooling, embedding and classifier.

@@ -1,5 +1,6 @@
 """Layers of transformers, and of the convolutional networks that took them over."""
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -7,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vision.models.layers import Initializer
+from vision.models.layers import Dense, Initializer, fast_forms_allowed
 
 # Layer normalisation (Ba et al. 2016) over the last axis: parameters `scale` and `bias` [C]. Means
 # and variances are in float32, and the variance is computed from the centred values.
@@ -44,3 +45,100 @@ class DropPath(nn.Module):
         """Returns [B, ...] with the branch of some images set to zero, if `train`."""
         axes = tuple(range(1, x.ndim))
         return nn.Dropout(self.rate, broadcast_dims=axes)(x, deterministic=not train)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """Gaussian error linear unit (Hendrycks and Gimpel 2016): x times the normal distribution.
+
+    `nn.gelu` computes the same by `erfc`, which takes longer on CPUs.
+    """
+    return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+    """Sigmoid approximation of the GELU, of OpenAI's CLIP."""
+    return x * nn.sigmoid(1.702 * x)
+
+
+# Activations by the name that models have as argument. 'gelu_tanh' is the approximation of section
+# 2 of the GELU paper, and the default of JAX.
+ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
+    'gelu': gelu,
+    'gelu_tanh': partial(nn.gelu, approximate=True),
+    'quick_gelu': quick_gelu,
+}
+
+
+def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1), with float32 softmax.
+
+    On GPUs of compute capability 8.0 and more, 16-bit types use cuDNN's fused kernel, which does
+    not store the N × M weights.
+
+    Args:
+      query: [B, N, heads, D].
+      key: [B, M, heads, D].
+      value: like `key`.
+
+    Returns:
+      [B, N, heads, D].
+    """
+    fused = _has_fused_attention() and query.dtype.itemsize == 2 and query.shape[1] > 1
+    fused = fused and fast_forms_allowed() and query.shape[-1] in range(8, 129, 8)
+    return jax.nn.dot_product_attention(
+        query, key, value, implementation='cudnn' if fused else 'xla'
+    )
+
+
+def _has_fused_attention() -> bool:
+    """Returns True if the default device is a GPU with cuDNN's flash attention."""
+    capability = str(getattr(jax.devices()[0], 'compute_capability', ''))
+    return jax.default_backend() == 'gpu' and capability[:1].isdigit() and float(capability) >= 8
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2).
+
+    One matrix product `qkv` makes queries, keys and values, each with the heads one after another.
+    """
+
+    heads: int
+    qkv_init: Initializer
+    kernel_init: Initializer
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [B, N, D] to [B, N, D]."""
+        batch, length, width = x.shape
+        qkv = Dense(3 * width, kernel_init=self.qkv_init, dtype=self.dtype, name='qkv')(x)
+        qkv = qkv.reshape(batch, length, 3, self.heads, width // self.heads)
+        x = attend(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]).reshape(batch, length, width)
+        return Dense(width, kernel_init=self.kernel_init, dtype=self.dtype, name='proj')(x)
+
+
+class Mlp(nn.Module):
+    """Two dense layers with an activation between them (Vaswani et al. 2017, section 3.3).
+
+    Attributes:
+      hidden: width of the inner layer.
+      activation: a key of `ACTIVATIONS`.
+      dropout: after both layers.
+    """
+
+    hidden: int
+    activation: str
+    kernel_init: Initializer
+    bias_init: Initializer = nn.initializers.zeros
+    dropout: float = 0.0
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool) -> jax.Array:
+        """Maps [..., D] to [..., D]."""
+        dense = partial(
+            Dense, kernel_init=self.kernel_init, bias_init=self.bias_init, dtype=self.dtype
+        )
+        dropout = nn.Dropout(self.dropout, deterministic=not train)
+        y = ACTIVATIONS[self.activation](dense(self.hidden, name='fc1')(x))
+        return dropout(dense(x.shape[-1], name='fc2')(dropout(y)))

@@ -23,6 +23,7 @@ from vision.prediction.feed import Fed, Feed, files
 from vision.prediction.gradcam import Explanation
 from vision.prediction.stream import Stream
 
+_FEW = 4  # images for which compilation takes longer than it saves
 _LONGEST = 1000  # characters of a path that a message shows in full
 _NOT_FINITE = "the model's probabilities are not finite"
 
@@ -99,6 +100,15 @@ class Classifier:
         if os.path.isdir(source):
             return cls.from_workdir(source, fold=fold)
         return cls(pretrained_run(source, model, classify), fold)
+
+    def expect(self, num_images: int) -> None:
+        """States how many images this process will answer for, before the first one.
+
+        For up to 4 images, programs are compiled in a fraction of the time, and run slower on CPUs
+        (`docs/performance.md`). Probabilities change by at most 1e-4.
+        """
+        if num_images <= _FEW:
+            self._computed.compile_quickly()
 
     def __call__(self, images: Images) -> np.ndarray:
         """Classifies images.
@@ -262,6 +272,35 @@ class Classifier:
                 start + int(i): _reason(fed, source, start + int(i)) for i in np.flatnonzero(~good)
             }
             yield start + np.flatnonzero(good), vectors[good], failed
+
+    def embed_prepared(
+        self, images: Iterable[np.ndarray | None], count: int, endpoint: str = 'features'
+    ) -> Iterator[np.ndarray]:
+        """Computes embeddings of images that `prepare` has preprocessed.
+
+        Args:
+          images: `count` results of `prepare`, or None for images that could not be read.
+          count: the number of images.
+          endpoint: as for `embed`.
+
+        Yields:
+          The vectors of each batch, float32 [n, D]; those of None are not defined.
+        """
+        embedding = functools.partial(self.embedding, endpoint=endpoint)
+        for _, vectors, _ in self._computed(
+            self.variables, self._feed.prepared(images, count), embedding
+        ):
+            yield vectors
+
+    @property
+    def prepare(self) -> Callable[[np.ndarray], np.ndarray]:
+        """The host's part of the preprocessing of one decoded image; see `Feed.prepare`."""
+        return self._feed.prepare
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of a decoded image, 3 or 1."""
+        return self._feed.channels
 
     def explain_source(self, source: Source, top_k: int = 3) -> Iterator[Explanation]:
         """Yields the heat maps of the `top_k` most probable classes for each image of a source.

@@ -64,7 +64,7 @@ def serve(
 
     Args:
       classifier: any classifier.
-      similar: finds similar images, as `vision.search.search.Similar` does; None shows none.
+      similar: finds similar images, as `vision.search.display.Similar` does; None shows none.
       port: the port to listen on; 0 for any free port.
       host: the address to listen on. If other machines can reach it, only requests with the token
         of the printed address are answered.

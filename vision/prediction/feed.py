@@ -1,11 +1,13 @@
 """Evaluation batches of arrays, files or splits for a run's model."""
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
+from vision.core import mesh as mesh_lib
 from vision.core.text import as_list
 from vision.data.source import ArraySource, FileSource, Source
 from vision.evaluation.run import Run
@@ -49,9 +51,13 @@ class Feed:
 
         See `given.gather`.
         """
+        return given.gather(images, self.channels, self._run.image_shape)
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of a decoded image."""
         shape = self._run.image_shape
-        channels = shape[-1] if shape else ops_lib.channels(ops_lib.parse(self._ops))
-        return given.gather(images, channels, shape)
+        return shape[-1] if shape else ops_lib.channels(ops_lib.parse(self._ops))
 
     def source(self, source: Source) -> Fed:
         """Makes batches of a source's images; images that cannot be read are masked."""
@@ -62,24 +68,90 @@ class Feed:
         # Otherwise use the loader of evaluation, with one exception: if the model was trained on
         # arrays of one shape, images of other sizes are first resized to that shape.
         of_one_size = not source.encoded and source.image_shape is not None
-        if of_one_size or self._run.image_shape is None or place(self._ops, True) == HOST:
+        if of_one_size or self._host_only:
             every = inputs.EvalBatches(source, self._ops, size, self._run.mesh, skip_corrupt=True)
             return Fed(source.num_examples, every, lambda: every.corrupt)
         return self._resized(source, size)
+
+    def prepare(self, image: np.ndarray) -> np.ndarray:
+        """Applies the part of the preprocessing that runs on the host to one decoded image.
+
+        It may be called by several threads at once, for images that `prepared` then makes batches
+        of.
+
+        Args:
+          image: uint8 [H, W, C] with as many channels as `channels`.
+
+        Returns:
+          uint8 [h, w, C] of one size for all images.
+
+        Raises:
+          ValueError: the ops cannot be applied to the image.
+        """
+        own = image.shape == self._run.image_shape
+        if own and not self._host_only:
+            return image
+        from vision.core.startup import first_line, tf_cpu
+        from vision.preprocess.example import Example
+
+        tf = tf_cpu()
+        example = Example(
+            text=self._host_ops,
+            name='images',
+            encoded=False,
+            image_shape=image.shape if own else None,
+        )
+        draws = tf.zeros(example.draw_shape, tf.float64)
+        try:
+            return example.function()(tf.constant(0, tf.int64), tf.constant(image), draws).numpy()
+        except tf.errors.OpError as e:
+            raise ValueError(first_line(e)) from None
+
+    def prepared(self, images: Iterable[np.ndarray | None], count: int) -> Fed:
+        """Makes batches of `count` images that `prepare` returned; None is masked."""
+        size = self._batch_size(count) * self._run.mesh.size
+
+        def batches() -> Iterator[Batch]:
+            rest = iter(images)
+            while some := list(itertools.islice(rest, size)):
+                mask = np.zeros(size, np.float32)
+                mask[: len(some)] = [image is not None for image in some]
+                there = {slot: image for slot, image in enumerate(some) if image is not None}
+                shape = self._run.image_shape
+                if self._host_only or shape is None:
+                    shape = self._run.input_shape
+                shape = next((image.shape for image in there.values()), shape)
+                filled = np.zeros((size, *shape), np.uint8)
+                for slot, image in there.items():
+                    filled[slot] = image
+                if self._host_only:
+                    yield mesh_lib.put_batch({'image': filled, 'mask': mask}, self._run.mesh)
+                else:
+                    yield self._device_batch(filled, size, mask)
+
+        return Fed(count, batches(), dict)
+
+    @property
+    def _host_only(self) -> bool:
+        """True if encoded images are preprocessed on the host alone."""
+        return self._run.image_shape is None or place(self._ops, True) == HOST
+
+    @property
+    def _host_ops(self) -> str:
+        """The ops that encoded images pass on the host."""
+        if self._host_only:
+            return self._ops
+        # Resize images to the array shape that the run was trained on.
+        assert self._run.image_shape is not None
+        height, width, channels = self._run.image_shape
+        return f'decode(channels={channels})|resize({height}, {width})'
 
     def _resized(self, source: Source, size: int) -> Fed:
         """Resizes images of any size to the array shape that the run was trained on."""
         from vision.preprocess import pipeline
 
-        assert self._run.image_shape is not None
         size *= self._run.mesh.size
-        height, width, channels = self._run.image_shape
-        decoded = pipeline.eval_batches(
-            source,
-            f'decode(channels={channels})|resize({height}, {width})',
-            batch_size=size,
-            skip_corrupt=True,
-        )
+        decoded = pipeline.eval_batches(source, self._host_ops, batch_size=size, skip_corrupt=True)
         batches = (self._device_batch(b['image'], size, b['mask']) for b in decoded)
         return Fed(source.num_examples, batches, lambda: decoded.corrupt)
 

@@ -16,7 +16,7 @@ from vision.prediction.classifier import Classifier
 from vision.prediction.feed import Feed
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-_CHECKED = 64  # images that the exported program is checked with
+_CHECKED, _DRAWN = 64, 8  # images of a run, and drawn images, that a program is checked with
 # Largest allowed difference of a probability. In bfloat16 differences depend on what XLA fuses,
 # because values inside a fusion are not rounded.
 _TOLERANCE, _TOLERANCE_16_BIT = 1e-4, 5e-2
@@ -30,7 +30,7 @@ def export(classifier: Classifier, output: AnyPath) -> dict[str, Any]:
     cropping are not included.
 
     Args:
-      classifier: a classifier of a workdir.
+      classifier: any classifier.
       output: the file. It is written completely or not at all, and only if it passes the check.
 
     Returns:
@@ -44,7 +44,7 @@ def export(classifier: Classifier, output: AnyPath) -> dict[str, Any]:
     """
     path = output_file('output', output)
     # Write to a temporary file, check what was written, and only then move it into place.
-    images = real_images(classifier)
+    images = _check_images(classifier)
     program = serialise(classifier)
     temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
     try:
@@ -85,6 +85,19 @@ def serialise(classifier: Classifier) -> bytes:
     with xla_only():
         exported = jax_export.export(jax.jit(probabilities), platforms=PLATFORMS)(shape)
     return bytes(exported.serialize())
+
+
+def _check_images(classifier: Classifier) -> np.ndarray:
+    """Returns images to check a program with: of the run's data, or drawn if it has none."""
+    if classifier.run.path.is_dir():
+        return real_images(classifier)
+    # Pretrained weights: coarse squares with noise.
+    height, width, channels = classifier.run.input_shape
+    rng = np.random.default_rng(0)
+    coarse = rng.integers(0, 256, (_DRAWN, 8, 8, channels))
+    squares = coarse[:, np.arange(height) * 8 // height][:, :, np.arange(width) * 8 // width]
+    noise = rng.integers(-32, 33, squares.shape)
+    return np.clip(squares + noise, 0, 255).astype(np.uint8)
 
 
 def real_images(classifier: Classifier, count: int = _CHECKED) -> np.ndarray:

@@ -20,11 +20,11 @@ from vision.core.errors import UserError
 from vision.core.startup import available_cpus, first_line, tf_cpu
 from vision.data.files import is_path
 from vision.data.order import view_counters
-from vision.data.source import BadImage, Image, Source, no_labels, read_each
+from vision.data.source import BadImage, Image, Source, no_labels, read_each, read_file
 from vision.preprocess import cache as cache_lib
 from vision.preprocess.decode import read
 from vision.preprocess.example import Example
-from vision.preprocess.ops import on_host
+from vision.preprocess.ops import in_numpy, on_host
 from vision.preprocess.ops import registry as ops_lib
 
 _AHEAD = 2  # batches that are prepared in advance
@@ -122,6 +122,7 @@ class Preprocess:
             raw=raw,
             decoded=cache_lib.DecodedCache(channels) if cache == 'decoded' else None,
         )
+        self._in_numpy = views == 1 and in_numpy.supports(self._ops)
         self._function: Any = None
 
     def batches(
@@ -169,8 +170,8 @@ class Preprocess:
         """Preprocesses batches without tf.data; the result is that of `batches`, bit for bit.
 
         TensorFlow builds the graph of each tf.data dataset anew, which takes a third of a second of
-        CPU time, too much for a few images. A batch of this method may also mix encoded images and
-        pixels uint8 [H, W, channels].
+        CPU time, too much for a few images. The usual ops of evaluation need no TensorFlow at all.
+        A batch of this method may also mix encoded images and pixels uint8 [H, W, channels].
         """
         for plan, images in planned:
             # Preprocess the images in threads, and leave out those that fail.
@@ -184,6 +185,14 @@ class Preprocess:
 
     def _one(self, example: int, image: str | Image, draws: np.ndarray) -> np.ndarray | None:
         """Preprocesses one image; returns None if that fails, and `fill` finds the reason."""
+        # Without TensorFlow if possible: importing it takes seconds.
+        if self._in_numpy:
+            try:
+                found = read_file(image) if isinstance(image, str) else image
+                if in_numpy.takes(found, self._example.channels):
+                    return in_numpy.apply(self._ops, decoded(found, self._example.channels))
+            except (ValueError, ArithmeticError):  # unreadable, empty or smaller than a crop
+                return None
         tf = tf_cpu()
         data = image if isinstance(image, np.ndarray) else os.fsencode(image)
         # A batch may mix encoded images and pixels, which need separate functions.
@@ -242,10 +251,10 @@ class Preprocess:
           BadImage: the image cannot be read.
           UserError: the image can be read, but an op fails on it.
         """
-        tf = tf_cpu()
         if not self._source.indexed:
             raise BadImage('cannot be decoded, or an op fails on it')
         image = decoded(read_each(self._source, [example])[0][0], self._example.channels)
+        tf = tf_cpu()
         try:
             return self._example.apply(tf.constant(image), draws, decoded=True).numpy()
         except (tf.errors.OpError, ValueError) as e:
@@ -314,6 +323,8 @@ class Preprocess:
 
     def _image_shape(self) -> tuple[int, ...]:
         """The shape of a preprocessed image."""
+        if self._function is None and self._in_numpy:
+            return *in_numpy.output_size(self._ops), self._example.channels
         function = self._function or self._example.function()
         return tuple(function.output_shapes)
 

@@ -15,8 +15,10 @@ from vision.data.source import BadImage, read_file, read_some
 from vision.evaluation.run import Run
 from vision.prediction import pictures
 from vision.preprocess.pictures import to_rgb
-from vision.search.index import Index, faiss, unit
-from vision.search.search import OF_SPLIT, Pictures, neighbours_of, own_split, tell_changed
+from vision.search.descriptions import OF_SPLIT
+from vision.search.display import Pictures
+from vision.search.index import Index, create, unit
+from vision.search.search import AnyIndex, neighbours_of, own_split, tell_changed
 
 _BATCH = 1024  # vectors of one search
 _LOOKED_AT = 1024  # the largest number of neighbours of an image that are considered
@@ -28,7 +30,7 @@ _SIDE, _CORRELATION = 16, 0.98
 _SHADE = 3  # of 255: the largest difference in colour between equal blank images
 
 
-def find_duplicates(index: Index, run: Run, threshold: float = 0.95) -> list[dict[str, Any]]:
+def find_duplicates(index: AnyIndex, run: Run, threshold: float = 0.95) -> list[dict[str, Any]]:
     """Finds groups of duplicates in an index: exact copies, and resized or recompressed copies.
 
     Files with the same bytes are exact copies. Two other images are duplicates if both the cosine
@@ -57,14 +59,14 @@ def find_duplicates(index: Index, run: Run, threshold: float = 0.95) -> list[dic
     # Search among unit vectors under the files' real paths.
     vectors = unit(index.vectors())
     names, left_out = _real_names(index)
-    index = Index(index.made_by, 'cosine', names, faiss().IndexFlatIP(vectors.shape[1]))
-    index.index.add(vectors)
+    exact = create(index.made_by, vectors.shape[1])
+    exact.add(names, vectors)
     copies = _copies(run, names, left_out)
     alike = _Alike(run, names)
     # The list of neighbours of the group that an image belongs to, by the image's position.
     group_of: dict[int, list[dict[str, Any]]] = {}
     groups = []
-    found = _near(index, vectors, threshold)
+    found = _near(exact, vectors, threshold)
     for position, nearest in enumerate(track(found, len(vectors), 'comparing')):
         if position in group_of or position in left_out:
             continue
@@ -80,25 +82,26 @@ def find_duplicates(index: Index, run: Run, threshold: float = 0.95) -> list[dic
         # already, join the group of the first.
         free = [(i, score) for i, score in near if i not in group_of]
         if free:
-            neighbours = neighbours_of(index, free)
+            neighbours = neighbours_of(exact, free)
             group_of |= dict.fromkeys([position, *(i for i, _ in free)], neighbours)
-            groups.append({'path': index.names[position], 'neighbours': neighbours})
+            groups.append({'path': names[position], 'neighbours': neighbours})
         elif near:
             neighbours = group_of[near[0][0]]
             group_of[position] = neighbours
-            neighbours += neighbours_of(index, [(position, near[0][1])])
+            neighbours += neighbours_of(exact, [(position, near[0][1])])
     return groups
 
 
-def _real_names(index: Index) -> tuple[list[str], set[int]]:
+def _real_names(index: AnyIndex) -> tuple[list[str], set[int]]:
     """Replaces links by the files' real paths, and returns the positions of names to skip.
 
     Missing files and further links to the same file are skipped. Otherwise, a user who keeps one
     file of each group and deletes the others could lose an image.
     """
-    gone = tell_changed(index, index.names)
+    names = index.names
+    gone = tell_changed(index, names)
     real, left_out, seen = list[str](), set[int](), dict[tuple[int, int], int]()
-    for position, name in enumerate(index.names):
+    for position, name in enumerate(names):
         try:
             at = os.stat(name)
         except (OSError, ValueError):  # an example of a split, or a file that is gone

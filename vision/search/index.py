@@ -1,8 +1,9 @@
-"""Index of image vectors in one file: a faiss index followed by the names of the images.
+"""Index of image vectors in one file: a faiss index followed by a table of the images.
 
-The file starts with the faiss index, which `faiss.read_index` can read. Then follow JSON with the
-images' names, the fingerprint of the classifier and a checksum of the faiss part; the length of the
-JSON in 8 bytes; and a marker.
+The file starts with the faiss index, which `faiss.read_index` can read. Then follow the table of
+names and fields (an Arrow IPC file); JSON with the fingerprint of the classifier, the place of the
+table, and a checksum of all before; the length of the JSON in 8 bytes; and a marker. Files of
+version 1 have the names in the JSON.
 """
 
 import dataclasses
@@ -10,7 +11,7 @@ import json
 import os
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,13 +20,20 @@ import numpy as np
 from vision.core.errors import UserError, at_least_one, unknown
 from vision.core.text import AnyPath, as_path, json_text
 from vision.prediction.classifier import Classifier
+from vision.search import fields, fingerprint
 
-_MARK = b'\nVISION-INDEX-1\n'
+_MARKS = (b'\nVISION-INDEX-1\n', b'\nVISION-INDEX-2\n')  # of each version, the last is written
 # HNSW's M, efConstruction and efSearch: links of a node, and beam widths of build and search.
 _HNSW_LINKS, _HNSW_BUILD, _HNSW_SEARCH = 32, 200, 256
+# IVF-PQ: lists per root of the number of images, images that train a list, the part of the lists
+# that a query looks into, numbers of a vector that share a byte, images that train the codes, and
+# the fewest images.
+_LISTS, _PER_LIST, _PROBED, _PER_BYTE, _CODES, _LEAST = 4, 64, 64, 4, 65536, 1000
 _SAMPLE = 1000  # vectors that the recall is measured on
 _DIGITS = 6  # decimal places of a cosine, as many as float32 has
+_ALIGN = 64  # bytes; the table starts at a multiple, so that it can be mapped
 METRICS = ('cosine', 'euclidean')
+KINDS = ('exact', 'hnsw', 'ivfpq')
 
 
 def faiss() -> Any:
@@ -48,21 +56,66 @@ class Index:
     """A searchable index of image vectors.
 
     Attributes:
-      made_by: the `fingerprint` of the classifier that computed the vectors.
+      made_by: `fingerprint.made_by` of the classifier that computed the vectors.
       metric: 'cosine' (higher is nearer) or 'euclidean' (lower is nearer).
-      names: the images' names in the order of the vectors: paths, or 'SPLIT:ID' of the run's data.
+      table: the images in the order of the vectors, see `fields.table`.
       index: the faiss index.
       read: the file that the index was loaded from and the file's version at that time, or None.
     """
 
     made_by: dict[str, str]
     metric: str
-    names: list[str]
+    table: Any
     index: Any
     read: tuple[Path, tuple[int, ...]] | None = None
+    _chosen: tuple[Any, np.ndarray] = (None, np.empty(0))
 
-    def add(self, names: Sequence[str], vectors: np.ndarray) -> None:
-        """Adds images with their vectors, float32 [n, D].
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def names(self) -> list[str]:
+        """The images' names in the order of the vectors: paths, or 'SPLIT:ID' of the run's data."""
+        return fields.names(self.table)
+
+    def name(self, position: int) -> str:
+        """Returns the name of one image."""
+        return os.fsdecode(self.table['path'][position].as_py())
+
+    @property
+    def kind(self) -> str:
+        """The kind of the index: 'exact', 'hnsw' or 'ivfpq'."""
+        if hasattr(self.index, 'hnsw'):
+            return 'hnsw'
+        return 'ivfpq' if hasattr(self.index, 'pq') else 'exact'
+
+    def train(self, vectors: np.ndarray) -> None:
+        """Fits the lists and codes of an IVF-PQ index to vectors, float32 [n, D].
+
+        They should be a random sample of `training_size` images. Other kinds need no training.
+
+        Raises:
+          UserError: there are too few vectors.
+        """
+        if not self.index.is_trained:
+            if len(vectors) < _LEAST:
+                raise UserError(
+                    f'--kind=ivfpq needs at least {_LEAST:,} images, {len(vectors):,} could be '
+                    'read; use --kind=exact'
+                )
+            self.index.train(self._prepared(vectors))
+
+    @property
+    def training_size(self) -> int:
+        """The number of vectors that `train` should get; 0 if the index is trained."""
+        return 0 if self.index.is_trained else max(_CODES, _PER_LIST * self.index.nlist)
+
+    def add(self, images: Any, vectors: np.ndarray) -> None:
+        """Adds images with their vectors.
+
+        Args:
+          images: n names, or a table of n rows (`fields.table`).
+          vectors: float32 [n, D].
 
         Raises:
           UserError: the vectors have another length, or values that are not finite.
@@ -71,21 +124,64 @@ class Index:
         # One NaN makes the other images of an HNSW graph unreachable (faiss pull request 5219).
         if not np.isfinite(prepared).all():
             raise UserError('vectors with values that are not finite cannot be added to an index')
-        self.index.add(prepared)
-        self.names += names
+        table = images if hasattr(images, 'schema') else fields.table(images)
+        if len(prepared):
+            self.index.add(prepared)
+            self.table = fields.join(self.table, table)
 
-    def search(self, vectors: np.ndarray, k: int) -> list[list[tuple[int, float]]]:
+    def remove(self, names: Collection[str]) -> int:
+        """Removes images by their names; returns how many there were.
+
+        The graph of an HNSW index is built again of the rest.
+        """
+        names = {*names}
+        keep = np.array([name not in names for name in self.names], bool)
+        gone = np.flatnonzero(~keep)
+        if not len(gone):
+            return 0
+        if self.kind == 'hnsw':
+            rest = self.vectors()[keep]
+            self.index.reset()
+            self.index.add(rest)
+        else:
+            self.index.remove_ids(faiss().IDSelectorBatch(gone))
+        # The numbers of an IVF index are not shifted by faiss.
+        if self.kind == 'ivfpq':
+            lists, numbers = self.index.invlists, np.cumsum(keep) - 1
+            for i in range(self.index.nlist):
+                if size := lists.list_size(i):
+                    ids = faiss().rev_swig_ptr(lists.get_ids(i), size)
+                    ids[:] = numbers[ids]
+        self.table = self.table.take(np.flatnonzero(keep))
+        return len(gone)
+
+    def search(
+        self, vectors: np.ndarray, k: int, chosen: np.ndarray | None = None
+    ) -> list[list[tuple[int, float]]]:
         """Returns up to k nearest images of each vector, as (position, score), nearest first.
 
         Args:
           vectors: float32 [n, D].
           k: the number of neighbours.
+          chosen: bool [N], the images to search, see `choose`; all by default. They are all
+            compared with the vector, also in an approximate index: its shortcuts lead past a few
+            chosen images among many others.
 
         Raises:
           UserError: k is not an integer of at least 1, or the vectors have another length.
         """
-        k = min(at_least_one('k', k), max(1, len(self.names)))
-        scores, rows = self.index.search(self._prepared(vectors), k)
+        k = min(at_least_one('k', k), max(1, len(self.table)))
+        prepared = self._prepared(vectors)
+        if chosen is None:
+            scores, rows = self.index.search(prepared, k)
+        else:
+            bits = np.packbits(chosen, bitorder='little')
+            options = {'sel': faiss().IDSelectorBitmap(bits)}
+            if self.kind == 'ivfpq':
+                options = faiss().SearchParametersIVF(**options, nprobe=self.index.nlist)
+            else:
+                options = faiss().SearchParameters(**options)
+            scores, rows = self._exhaustive.search(prepared, k, params=options)
         scores = scores.astype(np.float64)
         if self.metric == 'euclidean':
             scores = np.sqrt(np.maximum(scores, 0))  # faiss returns squared distances
@@ -93,32 +189,66 @@ class Index:
             # Round off errors of float32: a vector's cosine with itself is 1, not 1.0000001.
             scores = np.clip(np.round(scores, _DIGITS), -1, 1)
         return [
-            [(int(i), float(s)) for i, s in zip(*pair, strict=True) if i >= 0]
-            for pair in zip(rows, scores, strict=True)
+            [(i, s) for i, s in zip(*pair, strict=True) if i >= 0]
+            for pair in zip(rows.tolist(), scores.tolist(), strict=True)
         ]
 
+    def nearest(
+        self, vectors: np.ndarray, k: int, where: str | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """Returns up to k nearest images of each vector, as (name, score), nearest first.
+
+        Args:
+          vectors: float32 [n, D].
+          k: the number of neighbours.
+          where: a condition that the images fulfil, see `fields.choose`.
+
+        Raises:
+          UserError: as for `search`, or the condition is not valid.
+        """
+        found = self.search(vectors, k, self.choose(where) if where else None)
+        return [[(self.name(i), score) for i, score in row] for row in found]
+
+    def choose(self, where: str) -> np.ndarray:
+        """Returns the images that fulfil a condition, bool [N]; see `fields.choose`."""
+        # Many queries have one condition.
+        if (where, len(self)) != self._chosen[0]:
+            self._chosen = (where, len(self)), fields.choose(self.table, where)
+        return self._chosen[1]
+
     def vectors(self) -> np.ndarray:
-        """Returns the stored vectors, float32 [N, D]; for cosine they have unit length."""
-        return self.index.reconstruct_n(0, len(self.names))
+        """Returns the stored vectors, float32 [N, D]; for cosine they have unit length.
+
+        Those of an IVF-PQ index are approximate.
+        """
+        return self.index.reconstruct_n(0, len(self.table))
 
     @property
     def approximate(self) -> bool:
-        """True if the index is an HNSW graph, whose search is approximate."""
-        return hasattr(self.index, 'hnsw')
+        """True if the search is approximate."""
+        return self.kind != 'exact'
 
-    def recall(self, k: int = 10) -> float:
+    @property
+    def _exhaustive(self) -> Any:
+        """The faiss index that compares every stored vector."""
+        return faiss().downcast_index(self.index.storage) if self.kind == 'hnsw' else self.index
+
+    def recall(self, k: int = 10) -> float | None:
         """Returns the fraction of the exact k nearest neighbours that an HNSW index finds.
 
-        The queries are a sample of the index's own images.
+        The queries are a sample of the index's own images. None for an IVF-PQ index, which does not
+        keep the exact vectors.
         """
+        if self.kind == 'ivfpq':
+            return None
         # The graph stores its vectors in a flat index, whose search is exact.
         rng = np.random.default_rng(0)
-        count = min(_SAMPLE, len(self.names))
-        chosen = np.sort(rng.choice(len(self.names), count, replace=False))
+        count = min(_SAMPLE, len(self.table))
+        chosen = np.sort(rng.choice(len(self.table), count, replace=False))
         queries = np.stack([self.index.reconstruct(int(i)) for i in chosen])
-        k = min(k, len(self.names))
+        k = min(k, len(self.table))
         found, _ = self.index.search(queries, k)
-        exact, _ = faiss().downcast_index(self.index.storage).search(queries, k)
+        exact, _ = self._exhaustive.search(queries, k)
         # Compare scores instead of positions: images with equal vectors are interchangeable.
         sign = 1 if self.metric == 'cosine' else -1
         return float(np.mean(sign * found >= sign * exact[:, -1:] - 1e-5 * np.abs(exact[:, -1:])))
@@ -130,23 +260,15 @@ class Index:
           classifier: the classifier to compare.
           endpoint: the endpoint in use; by default that of the index.
         """
-        here = fingerprint(classifier, endpoint or self.made_by['endpoint'])
-        for key, value in here.items():
-            if self.made_by[key] != value:
-                in_index, in_run = _difference(key, self.made_by, here)
-                raise UserError(
-                    f'the index and the run differ in their {key}: {in_index} in the index, '
-                    f'{in_run} in the run; build the index again, or use the run that made it'
-                )
+        fingerprint.check(self.made_by, classifier, endpoint)
 
     def save(self, path: AnyPath) -> None:
-        """Writes the index file atomically.
+        """Writes the index file atomically; who has opened the old one can go on reading it.
 
         Raises:
           UserError: the file cannot be written, or another process has written it since this index
             was loaded from it.
         """
-        about = {'made_by': self.made_by, 'metric': self.metric, 'names': self.names}
         path, checksum = as_path(path), 0
         # Do not overwrite images that another process has added since this index was loaded.
         if self.read and self.read[0] == path and _version(path) not in (None, self.read[1]):
@@ -165,8 +287,13 @@ class Index:
                     return file.write(data)
 
                 faiss().write_index(self.index, faiss().PyCallbackIOWriter(write))
-                data = json_text(about | {'crc32': checksum}).encode()
-                file.write(data + struct.pack('<Q', len(data)) + _MARK)
+                write(bytes(-file.tell() % _ALIGN))
+                start, table = file.tell(), fields.to_bytes(self.table)
+                write(table)
+                about = {'made_by': self.made_by, 'metric': self.metric}
+                place = {'table': [start, len(table)], 'crc32': checksum}
+                data = json_text({**about, **place}).encode()
+                file.write(data + struct.pack('<Q', len(data)) + _MARKS[-1])
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
@@ -189,29 +316,52 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.where(lengths > 0, lengths, 1)
 
 
-def create(made_by: dict[str, str], size: int, metric: str = 'cosine', hnsw: bool = False) -> Index:
+def create(
+    made_by: dict[str, str],
+    size: int,
+    metric: str = 'cosine',
+    kind: str = 'exact',
+    count: int = 0,
+) -> Index:
     """Creates an empty index.
 
     Args:
-      made_by: the classifier's `fingerprint`.
+      made_by: `fingerprint.made_by` of the classifier.
       size: D, the length of the vectors.
       metric: 'cosine' or 'euclidean'.
-      hnsw: use an approximate index (Malkov and Yashunin 2016, "Efficient and robust approximate
-        nearest neighbor search using hierarchical navigable small world graphs"). It pays off from
-        about 100,000 images.
+      kind: 'exact'; 'hnsw', a graph of neighbours (Malkov and Yashunin 2016, "Efficient and robust
+        approximate nearest neighbor search using hierarchical navigable small world graphs"), which
+        pays off from about 100,000 images; or 'ivfpq', lists of codes of about D / 4 bytes (Jégou
+        et al. 2011, "Product quantization for nearest neighbor search"), for millions of images.
+      count: the number of images that an IVF-PQ index is made for.
 
     Raises:
-      UserError: the metric is unknown.
+      UserError: the metric or kind is unknown, or there are too few images for the kind.
     """
     if metric not in METRICS:
         raise unknown('metric', metric, METRICS)
-    kind = faiss().METRIC_INNER_PRODUCT if metric == 'cosine' else faiss().METRIC_L2
-    if not hnsw:
-        return Index(made_by, metric, [], faiss().IndexFlat(size, kind))
-    # A graph of neighbours, with the beam widths of building and searching.
-    graph = faiss().IndexHNSWFlat(size, _HNSW_LINKS, kind)
-    graph.hnsw.efConstruction, graph.hnsw.efSearch = _HNSW_BUILD, _HNSW_SEARCH
-    return Index(made_by, metric, [], graph)
+    if kind not in KINDS:
+        raise unknown('kind', kind, KINDS)
+    measure = faiss().METRIC_INNER_PRODUCT if metric == 'cosine' else faiss().METRIC_L2
+    if kind == 'exact':
+        made = faiss().IndexFlat(size, measure)
+    elif kind == 'hnsw':
+        # A graph of neighbours, with the beam widths of building and searching.
+        made = faiss().IndexHNSWFlat(size, _HNSW_LINKS, measure)
+        made.hnsw.efConstruction, made.hnsw.efSearch = _HNSW_BUILD, _HNSW_SEARCH
+    else:
+        if count < _LEAST:
+            raise UserError(
+                f'--kind=ivfpq needs at least {_LEAST:,} images, there are {count:,}; '
+                'use --kind=exact'
+            )
+        lists = min(round(_LISTS * count**0.5), count // _PER_LIST)
+        codes = max(m for m in range(1, max(1, size // _PER_BYTE) + 1) if size % m == 0)
+        made = faiss().index_factory(size, f'IVF{lists},PQ{codes}', measure)
+        made.nprobe = max(1, lists // _PROBED)
+        made.do_polysemous_training = False  # takes most of the time, for a filter that is not used
+        made.cp.min_points_per_centroid = made.pq.cp.min_points_per_centroid = 1  # no warnings
+    return Index(made_by, metric, fields.table([]), made)
 
 
 def check_replaceable(path: AnyPath) -> None:
@@ -219,8 +369,8 @@ def check_replaceable(path: AnyPath) -> None:
     path = as_path(path)
     try:
         with open(path, 'rb') as file:
-            file.seek(max(0, path.stat().st_size - len(_MARK)))
-            ours = file.read() == _MARK
+            file.seek(max(0, path.stat().st_size - len(_MARKS[0])))
+            ours = file.read() in _MARKS
     except FileNotFoundError:
         return
     except (OSError, ValueError):
@@ -229,8 +379,12 @@ def check_replaceable(path: AnyPath) -> None:
         raise UserError(f'--index={path} exists and is not an index; choose another name')
 
 
-def load(path: AnyPath) -> Index:
+def load(path: AnyPath, read_only: bool = False) -> Index:
     """Loads an index from a file.
+
+    Args:
+      path: the file.
+      read_only: map the file instead of reading it into memory; nothing can be added or removed.
 
     Raises:
       UserError: the file does not exist, is not an index of this project, or is damaged.
@@ -239,28 +393,7 @@ def load(path: AnyPath) -> Index:
     path = as_path(path)
     try:
         with open(path, 'rb') as file:
-            # Read the marker and the JSON at the end of the file.
-            version = _version(file.fileno())
-            tail = len(_MARK) + 8
-            file.seek(0, os.SEEK_END)
-            end = file.tell() - tail
-            file.seek(max(end, 0))
-            trailer = file.read()
-            if trailer[8:] != _MARK:
-                raise ValueError('it has no list of images')
-            (length,) = struct.unpack('<Q', trailer[:8])
-            if length > end:
-                raise ValueError('it is cut off')
-            file.seek(end - length)
-            about = json.loads(file.read(length))
-            # Check the bytes before faiss reads them: a damaged count would make it allocate
-            # any amount of memory.
-            if 'crc32' in about and about['crc32'] != _checksum(file, end - length):
-                raise ValueError('its checksum does not match')
-            file.seek(0)
-            index = faiss().read_index(faiss().PyCallbackIOReader(file.read))
-        if index.ntotal != len(about['names']):
-            raise ValueError(f'{index.ntotal} vectors for {len(about["names"])} images')
+            return _load(path, file, read_only)
     except OSError as e:
         raise UserError(f'--index={path}: {e.strerror}; create it with `build`') from None
     except (ValueError, RuntimeError, LookupError, TypeError, MemoryError) as e:
@@ -268,7 +401,42 @@ def load(path: AnyPath) -> Index:
         raise UserError(
             f'--index={path} is not an index of images, or is damaged ({reason})'
         ) from None
-    return Index(about['made_by'], about['metric'], about['names'], index, (path, version or ()))
+
+
+def _load(path: Path, file: BinaryIO, read_only: bool) -> Index:
+    """Loads an index from an open file, whose path may lead to another version meanwhile."""
+    # Read the marker and the JSON at the end of the file.
+    version = _version(file.fileno())
+    tail = len(_MARKS[0]) + 8
+    file.seek(0, os.SEEK_END)
+    end = file.tell() - tail
+    file.seek(max(end, 0))
+    trailer = file.read()
+    if trailer[8:] not in _MARKS:
+        raise ValueError('it has no list of images')
+    (length,) = struct.unpack('<Q', trailer[:8])
+    if length > end:
+        raise ValueError('it is cut off')
+    file.seek(end - length)
+    about = json.loads(file.read(length))
+    # Check the bytes before faiss reads them: a damaged count would make it allocate any amount of
+    # memory.
+    if 'crc32' in about and about['crc32'] != _checksum(file, end - length):
+        raise ValueError('its checksum does not match')
+    # Version 1 has the names in the JSON.
+    table = fields.map_file(file, *about['table']) if 'table' in about else None
+    table = fields.table(about['names']) if table is None else table
+    file.seek(0)
+    if read_only:
+        # faiss maps the lists of an IVF index, and the vectors of the others, by different flags.
+        of_lists = file.read(2) == b'Iw'
+        flag = faiss().IO_FLAG_MMAP if of_lists else faiss().IO_FLAG_MMAP_IFC
+        index = faiss().read_index(f'/dev/fd/{file.fileno()}', flag)
+    else:
+        index = faiss().read_index(faiss().PyCallbackIOReader(file.read))
+    if index.ntotal != len(table):
+        raise ValueError(f'{index.ntotal} vectors for {len(table)} images')
+    return Index(about['made_by'], about['metric'], table, index, (path, version or ()))
 
 
 def _version(path: Path | int) -> tuple[int, ...] | None:
@@ -287,64 +455,3 @@ def _checksum(file: BinaryIO, size: int) -> int:
     while size and (data := file.read(min(size, 1 << 24))):
         checksum, size = zlib.crc32(data, checksum), size - len(data)
     return checksum
-
-
-def fingerprint(classifier: Classifier, endpoint: str) -> dict[str, str]:
-    """Returns everything that determines a classifier's vectors, for `Index.check`."""
-    run = classifier.run
-    config = run.config
-    # Sorted strings, because configs of the same run may order or type their values differently.
-    model = {k: str(v) for k, v in sorted(config.model.to_dict().items())}
-    preprocess = [
-        config.preprocess.eval,
-        *map(list, (config.preprocess.mean, config.preprocess.std)),
-    ]
-    return {
-        'model': json_text(model),
-        'preprocessing': json_text([*preprocess, run.image_shape, run.input_shape]),
-        'endpoint': endpoint,
-        'weights': classifier.digest,
-    }
-
-
-def _difference(key: str, there: dict[str, str], here: dict[str, str]) -> tuple[str, str]:
-    """Describes the difference between two fingerprints at a key: (there, here)."""
-    if key == 'weights':
-        model = _read_model(here)['name']
-        return f'{model} with weights {there[key]}', f'{model} with weights {here[key]}'
-    if key == 'preprocessing':
-        pairs = zip(*(_parts(made[key]) for made in (there, here)), strict=False)
-        return next((pair for pair in pairs if pair[0] != pair[1]), (there[key], here[key]))
-    if key != 'model':
-        return there[key], here[key]
-    first, second = _read_model(there), _read_model(here)
-    if first.get('name') != second.get('name'):
-        return first.get('name', 'a model'), second.get('name', 'a model')
-    # The same model with other arguments: name those that differ.
-    names = [name for name in first | second if first.get(name) != second.get(name)]
-    texts = (
-        [f'{name}={model[name]}' if name in model else f'no {name}' for name in names]
-        for model in (first, second)
-    )
-    one, other = (' '.join([first.get('name', 'a model'), *words]) for words in texts)
-    return one, other
-
-
-def _read_model(made_by: dict[str, str]) -> dict[str, str]:
-    """Returns the model's name and arguments from a fingerprint; old ones have only the name."""
-    try:
-        model = json.loads(made_by['model'])
-    except ValueError:
-        return {'name': made_by['model']}
-    return model if isinstance(model, dict) else {'name': str(model)}
-
-
-def _parts(preprocessing: str) -> list[str]:
-    """Splits the preprocessing of a fingerprint into its named parts."""
-    try:
-        values = json.loads(preprocessing)
-    except ValueError:
-        return [preprocessing]
-    names = ('ops', 'mean', 'std', 'image size', 'input size')
-    texts = (', '.join(map(str, v)) if isinstance(v, list) else v for v in values)
-    return [f'{name} {text}' for name, text in zip(names, texts, strict=False)]

@@ -14,6 +14,8 @@ from vision.core.errors import UserError, similar
 from vision.core.state import TrainState
 from vision.evaluation.run import load_run
 from vision.models.base import is_head
+from vision.models.positions import resize_positions
+from vision.models.vit import VisionTransformer
 from vision.models.weights.packages import is_packaged
 from vision.models.weights.pretrained import load_pretrained
 
@@ -76,12 +78,20 @@ def placed(weights: dict[str, Any], state: TrainState) -> TrainState:
 
 def _from_run(workdir: str, variables: dict[str, Any]) -> dict[str, Any]:
     """Reads the best checkpoint of a run and matches its variables with the model's by path."""
-    saved = flatten_dict(jax.device_get(load_run(workdir).variables))
+    run = load_run(workdir)
+    saved = flatten_dict(jax.device_get(run.variables))
     expected = flatten_dict(variables)
     result, fresh = dict(expected), set()
     problems = [f'surplus {_name(path)}' for path in saved if path not in expected]
     # A classifier of another shape keeps its initial values; any other difference is an error.
     for path, value in expected.items():
+        # Position embeddings are resized to the model's grid.
+        if (
+            path in saved
+            and path[1:] == ('pos_embed',)
+            and isinstance(run.model, VisionTransformer)
+        ):
+            saved[path] = resize_positions(saved[path], value.shape[:2], run.model.resize)
         if path not in saved:
             problems.append(f'missing {_name(path)}')
         elif saved[path].shape == value.shape:

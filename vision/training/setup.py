@@ -23,6 +23,7 @@ from vision.data import registry as data
 from vision.data.source import NoSplitError, Source
 from vision.evaluation.answers import make_step
 from vision.models.base import check_contract, init_variables
+from vision.models.layers import shapes_only
 from vision.models.registry import create_model
 from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
@@ -166,7 +167,8 @@ def setup(config: ConfigDict) -> Setup:
     # to select by, so that mistakes show before anything is compiled.
     for shape in input_shapes:
         check_contract(model, shape)
-    shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
+    with shapes_only():
+        shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
     adds_state = type(recipe.task).init is not Task.init
     if ':' in config.task.name or ':' in config['update'].name or adds_state:
         views = (config.data.views,) if config.data.views > 1 else ()

@@ -85,6 +85,21 @@ def test_a_head_of_other_classes_cannot_answer(resnet18, tmp_path):
         load_pretrained(path, 'resnet18', fresh_variables('resnet18'), new_head=False)
 
 
+def test_weights_without_a_head_get_a_new_one_and_cannot_answer(resnet18, tmp_path, caplog):
+    bare = {key: value for key, value in resnet18[0].items() if not key.startswith('fc')}
+    path = save(tmp_path / 'bare.safetensors', bare)
+    loaded = load_pretrained(path, 'resnet18', fresh_variables('resnet18'))
+    assert (loaded['params']['fc']['kernel'] == -7).all()
+    assert not (loaded['params']['conv1']['kernel'] == -7).any()
+    assert 'fc' in caplog.text
+    with pytest.raises(UserError, match='has no classifier'):
+        load_pretrained(path, 'resnet18', fresh_variables('resnet18'), new_head=False)
+    del bare['layer1.0.conv1.weight']
+    path = save(tmp_path / 'some.safetensors', {**bare, 'fc.bias': resnet18[0]['fc.bias']})
+    with pytest.raises(UserError, match=r'missing fc\.weight'):
+        load_pretrained(path, 'resnet18', fresh_variables('resnet18'))
+
+
 def test_missing_surplus_and_misshapen_tensors_are_named_in_one_error(resnet18, tmp_path):
     state = dict(resnet18[0])
     del state['layer1.0.conv1.weight'], state['bn1.running_mean']

@@ -1,8 +1,9 @@
 """Folding of batch normalisation into the preceding convolutions, for inference."""
 
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -12,7 +13,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from vision.core.errors import UserError
 from vision.models.base import Endpoints, ImageModel
-from vision.models.layers import BatchNorm, Conv
+from vision.models.layers import BatchNorm, Conv, shapes_only
 
 Path = tuple[str, ...]
 
@@ -82,7 +83,7 @@ def fold_batch_norm(
     Args:
       model: any model built from `vision.models.layers`.
       variables: its 'params' and 'batch_stats'.
-      input_shape: (H, W, C) of an image to trace the model with; by default a shape that fits.
+      input_shape: (H, W, C) of an image to trace the model with; by default the paper's.
 
     Returns:
       A model with the same `apply`, for evaluation only, and its variables. A model without batch
@@ -90,7 +91,8 @@ def fold_batch_norm(
     """
     if not jax.tree.leaves(variables.get('batch_stats', {})):
         return model, dict(variables)
-    pairs = _find_pairs(model, variables, input_shape)
+    default = getattr(model, 'input_shape', ImageModel.input_shape)
+    pairs = structure(model, input_shape or default).pairs
     params = dict(flatten_dict(variables['params']))
     stats = dict(flatten_dict(variables['batch_stats']))
     # Scale the kernel, and merge mean and bias into the convolution's bias.
@@ -107,10 +109,32 @@ def fold_batch_norm(
     return FoldedModel(model, tuple((norm, conv) for norm, (conv, _) in pairs.items())), folded
 
 
-def _find_pairs(
-    model: nn.Module, variables: Mapping[str, Any], input_shape: tuple[int, int, int] | None
-) -> dict[Path, tuple[Path, float]]:
-    """Returns the convolution's path and ε by the path of each norm that can be folded."""
+class Structure(NamedTuple):
+    """What the trace of a model in evaluation shows.
+
+    Attributes:
+      shapes: shapes of 'params' and 'batch_stats', without auxiliary heads.
+      pairs: the convolution's path and ε by the path of each norm that can be folded.
+    """
+
+    shapes: dict[str, Any]
+    pairs: dict[Path, tuple[Path, float]]
+
+
+def structure(model: nn.Module, input_shape: Sequence[int]) -> Structure:
+    """Traces a model for images of `input_shape` (H, W, C), once per process if it is hashable.
+
+    Raises:
+      UserError: the images are too small for the model.
+    """
+    try:
+        return _traced(model, tuple(input_shape))
+    except TypeError:  # a user-defined model with a field that cannot be hashed
+        return _traced.__wrapped__(model, tuple(input_shape))
+
+
+@functools.lru_cache(maxsize=8)
+def _traced(model: nn.Module, input_shape: tuple[int, ...]) -> Structure:
     seen: dict[str, float | None] = {}  # ε of a norm, None for a convolution
 
     # Tag the output of each convolution and the input of each norm in the traced program.
@@ -124,40 +148,21 @@ def _find_pairs(
             return next_fun(checkpoint_name(args[0], name), *args[1:], **kwargs)
         return checkpoint_name(next_fun(*args, **kwargs), name)
 
-    def trace(shape: tuple[int, int, int]) -> Any:
-        image = jax.ShapeDtypeStruct((1, *shape), jnp.float32)
-        with nn.intercept_methods(tag):
-            return jax.make_jaxpr(lambda v, x: model.apply(v, x, train=False)[0])(
-                {k: variables[k] for k in ('params', 'batch_stats')}, image
-            )
+    def initialise(image: jax.Array) -> Any:
+        rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(0)}
+        with shapes_only(), nn.intercept_methods(tag):
+            (logits, _), variables = model.init_with_output(rngs, image, train=False)
+        return logits, {k: v for k, v in variables.items() if k in ('params', 'batch_stats')}
 
+    image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
+    program, (_, shapes) = jax.make_jaxpr(initialise, return_shape=True)(image)
     # A norm can be folded if it is the only reader of a convolution's tagged output.
-    program = _first_that_fits(trace, model, variables, input_shape)
     pairs: dict[Path, tuple[Path, float]] = {}
     for before, after in _sole_readers(program.jaxpr):
         epsilon = seen.get(after)
         if seen.get(before, 0) is None and epsilon is not None:
             pairs[tuple(after.split('/'))] = (tuple(before.split('/')), epsilon)
-    return pairs
-
-
-def _first_that_fits(trace, model, variables, input_shape) -> Any:
-    """Traces the model with the first image shape that fits its parameters."""
-    default = getattr(model, 'input_shape', ImageModel.input_shape)
-    shapes = [input_shape or default]
-    # The kernel of the first convolution gives the number of channels. It is not known which kernel
-    # this is, so try the channels of all kernels.
-    if input_shape is None:
-        kernels = [v for v in jax.tree.leaves(variables['params']) if jnp.ndim(v) == 4]
-        channels = sorted({k.shape[2] for k in kernels})
-        shapes += [(*default[:2], c) for c in channels if c != default[2]]
-    for i, shape in enumerate(shapes):
-        try:
-            return trace(shape)
-        except UserError:
-            if i == len(shapes) - 1:
-                raise
-    raise AssertionError('there is always one shape')
+    return Structure(shapes, pairs)
 
 
 def _sole_readers(jaxpr: Any) -> Iterator[tuple[str, str]]:

@@ -8,15 +8,16 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from vision.core.errors import UserError
 from vision.models.base import abstract_variables, check_finite, is_auxiliary, is_head
+from vision.models.positions import resize_positions
 from vision.models.registry import MODELS
 from vision.models.summary import default_model
+from vision.models.weights import vit_names
 from vision.models.weights.state_dicts import StateDict, read_hub_config, read_state_dict
 from vision.models.weights.torch_names import TORCH_MODELS, Path, TorchNames, torch_names
 
@@ -49,6 +50,16 @@ def _lite(crop: int) -> PretrainedInput:
     return PretrainedInput(crop + 32, crop, (127 / 255,) * 3, (128 / 255,) * 3, 'bicubic')
 
 
+# timm's preprocessing of ViTs, where torchvision has no weights of the model.
+_BICUBIC = PretrainedInput(248, 224, method='bicubic')
+_AUGREG = PretrainedInput(248, 224, _HALF, _HALF, 'bicubic')
+_OPENAI_MEAN, _OPENAI_STD = (
+    (0.48145466, 0.4578275, 0.40821073),
+    (0.26862954, 0.26130258, 0.27577711),
+)
+_OPENAI = PretrainedInput(224, 224, _OPENAI_MEAN, _OPENAI_STD, 'bicubic')
+_DINOV2 = PretrainedInput(518, 518, method='bicubic')
+
 _INPUTS = {
     'inception_v3': PretrainedInput(342, 299, _HALF, _HALF),
     'googlenet': PretrainedInput(256, 224, _HALF, _HALF),
@@ -63,6 +74,11 @@ _INPUTS = {
     'convnext_large': PretrainedInput(232),
     'sscd_resnet50': PretrainedInput(288, 288),
     **{f'efficientnet_lite{i}': _lite(size) for i, size in enumerate((224, 240, 260, 280, 300))},
+    **dict.fromkeys(('vit_ti16', 'vit_s16', 'siglip_b16'), _AUGREG),
+    'vit_l16': PretrainedInput(242, 224),
+    **dict.fromkeys(('deit3_s16', 'deit3_b16'), _BICUBIC),
+    **{f'dinov2_{size}14{end}': _DINOV2 for size in 'sbl' for end in ('', '_reg')},
+    **dict.fromkeys(('clip_b16', 'clip_b32'), _OPENAI),
 }
 
 
@@ -95,10 +111,13 @@ def model_arguments(name: str, source: str) -> dict[str, Any]:
     """Returns the arguments of the model `name` that depend on the weights.
 
     timm's EfficientNets have TensorFlow's padding and constants if their name starts with 'tf_',
-    and torch's otherwise.
+    and torch's otherwise. Its ViTs resize position embeddings in its way, and its CLIPs have one of
+    two activations.
     """
-    if not name.startswith('efficientnet') or not source.startswith('hf:timm/'):
+    if not source.startswith('hf:timm/'):
         return {}
+    if not name.startswith('efficientnet'):
+        return vit_names.arguments(name, source)
     of_tensorflow = source.startswith('hf:timm/tf_')
     return {'framework': 'tensorflow' if of_tensorflow else 'torch'}
 
@@ -108,8 +127,9 @@ def load_pretrained(
 ) -> dict[str, Any]:
     """Returns `variables` filled with a torchvision or timm state dict.
 
-    If the source has no classifier or one for another number of classes, the classifier keeps its
-    initial values, with a warning. So do auxiliary heads that the source does not have.
+    If the source has another number of classes or no classifier, the classifier keeps its initial
+    values, with a warning. So do auxiliary heads that the source does not have. Position embeddings
+    are resized to the model's grid.
 
     Args:
       source: a `.safetensors` or `.pth` file, `hf:organisation/name` on the Hugging Face hub, or
@@ -123,7 +143,7 @@ def load_pretrained(
         that are missing, surplus or misshapen), or values are not finite.
     """
     # Match all tensors first, so that one error names every problem.
-    names = torch_names(name)
+    names = torch_names(name, **model_arguments(name, source))
     converted, fresh = convert(read_state_dict(source), names, variables, f'{source} ({name})')
     check_finite(converted, source)
     # Report the layers that keep their initial values.
@@ -145,13 +165,15 @@ def load_pretrained(
 def guess_name(source: str) -> str:
     """Guesses the registry's name for a source such as 'hf:timm/resnet50.tv_in1k'.
 
-    The guess is the beginning of the source's name if that is a model of the registry. Otherwise it
-    is the only model of torchvision or timm that matches all tensors, for any number of classes.
+    The guess is the beginning of the source's name if that is a model of the registry, or a ViT's
+    name in torchvision or timm. Otherwise it is the only model of torchvision or timm that matches
+    all tensors, for any number of classes.
 
     Raises:
       UserError: no model can be found.
     """
     name = re.split(r'[.-]', source.removeprefix('hf:').rsplit('/', 1)[-1])[0].removeprefix('tf_')
+    name = vit_names.registry_name(name)
     if name in MODELS:
         return name
     starts = [known for known in TORCH_MODELS if name.startswith(f'{known}_')]
@@ -205,6 +227,8 @@ def match(state: StateDict, names: TorchNames, variables: Mapping[str, Any]) -> 
             problems.append(f'missing {key}')
             continue
         tensor = _our_layout(state[key], path, value.ndim, names)
+        if path[-1] == 'pos_embed' and names.resize and tensor.shape[2:] == value.shape[2:]:
+            tensor = resize_positions(tensor, value.shape[:2], names.resize)
         if not np.issubdtype(tensor.dtype, np.floating):  # e.g. quantised, without its scale
             problems.append(f'{key} of type {tensor.dtype}')
         elif tensor.shape == value.shape:
@@ -235,7 +259,7 @@ def convert(
     expected = flatten_dict({k: v for k, v in variables.items() if k in ('params', 'batch_stats')})
     # Variables without a tensor keep their initial values.
     filled = {
-        path: jnp.asarray(found.tensors[path], value.dtype) if path in found.tensors else value
+        path: np.asarray(found.tensors[path], value.dtype) if path in found.tensors else value
         for path, value in expected.items()
     }
     return {**variables, **unflatten_dict(filled)}, found.fresh

@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import flax.linen as nn
 
@@ -14,10 +15,12 @@ from vision.models.convnext import ConvNeXt
 from vision.models.efficientnet import EfficientNet
 from vision.models.googlenet import GoogLeNet
 from vision.models.inception import InceptionV3
+from vision.models.positions import Resize
 from vision.models.registry import MODELS, create_model
 from vision.models.resnet import CifarResNet, ResNet
 from vision.models.vgg import CONFIGURATIONS, VGG
-from vision.models.weights import convnext_names, efficientnet_names
+from vision.models.vit import VisionTransformer
+from vision.models.weights import convnext_names, efficientnet_names, vit_names
 
 Path = tuple[str, ...]
 
@@ -34,12 +37,19 @@ TORCHVISION_MODELS = (
     *(f'efficientnet_b{i}' for i in range(5)),
     *(f'convnext_{size}' for size in ('tiny', 'small', 'base', 'large')),
 )
+# torchvision's ViTs have other names there: vit_b_16.
+VISION_TRANSFORMERS = (
+    *('vit_ti16', 'vit_s16', 'vit_b16', 'vit_b32', 'vit_l16', 'deit3_s16', 'deit3_b16'),
+    *(f'dinov2_{size}14{registers}' for size in 'sbl' for registers in ('', '_reg')),
+    *('clip_b16', 'clip_b32', 'siglip_b16'),
+)
 # The models of torchvision, and further ones of timm.
 TORCH_MODELS = (
     *TORCHVISION_MODELS,
     *(f'efficientnet_lite{i}' for i in range(5)),
     'seresnet50',
     'resnet50d',
+    *VISION_TRANSFORMERS,
 )
 
 _LEAVES = {
@@ -66,23 +76,26 @@ class TorchNames:
       layer: maps the path of a module, below the model, to its name in torch.
       windows: side of the map that a fully connected layer flattens, by path (1 if absent);
         torch flattens channels first.
+      resize: form in which position embeddings are resized to the model's grid; None without any.
     """
 
     layer: Callable[[Path], str]
     windows: dict[Path, int] = field(default_factory=dict)
+    resize: Resize | None = None
 
     def key(self, path: Path) -> str:
         """Returns torch's name of a variable, given its path including the collection."""
-        return f'{self.layer(path[1:-1])}.{_LEAVES[path[-1]]}'
+        leaf = _LEAVES.get(path[-1], path[-1])
+        return f'{self.layer(path[1:-1])}.{leaf}' if path[1:-1] else leaf
 
 
-def torch_names(name: str) -> TorchNames:
-    """Returns the torch names for the model called `name`.
+def torch_names(name: str, **arguments: Any) -> TorchNames:
+    """Returns the torch names for the model called `name`, made with `arguments`.
 
     Raises:
       UserError: neither torchvision nor timm has such a model.
     """
-    names = _names_of(create_model(name, num_classes=10))
+    names = _names_of(create_model(name, num_classes=10, **arguments))
     if names is None:
         known = [key for key in MODELS if _names_of(create_model(key, num_classes=10))]
         raise UserError(
@@ -106,6 +119,8 @@ def _names_of(model: nn.Module) -> TorchNames | None:
         return TorchNames(partial(_resnet_layer, model))
     if isinstance(model, EfficientNet | ConvNeXt) and model.stem == 'imagenet':
         return TorchNames('.'.join)
+    if isinstance(model, VisionTransformer):
+        return TorchNames(vit_names.layer, resize=model.resize)
     return None
 
 
@@ -130,7 +145,8 @@ def normalise_keys(state: dict) -> dict:
                 return name + key.removeprefix(timm_name)
         return key
 
-    return efficientnet_names.normalise({rename(key): value for key, value in state.items()})
+    renamed = {rename(key): value for key, value in state.items()}
+    return vit_names.normalise(efficientnet_names.normalise(renamed))
 
 
 def _sscd_key(key: str) -> str:

@@ -1,0 +1,303 @@
+"""Description of a collection as shards: once, together with other processes, and up to date.
+
+A shard depends only on the images whose paths belong to it: not on the order of the work, nor on
+when it was stopped. A process claims a shard by a `flock` on a file in DIR/claims. The kernel
+releases it however the process ends, and another process takes the shard over. A shard is made in
+memory, then written atomically. To describe a collection again is the same work: what a shard holds
+and what has not changed is kept.
+"""
+
+import contextlib
+import fcntl
+import os
+import socket
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from absl import logging
+
+from vision.core.errors import UserError
+from vision.core.progress import progress_bar
+from vision.core.text import AnyPath, as_path, json_text
+from vision.prediction.classifier import Classifier
+from vision.search import fingerprint
+from vision.search.descriptions import (
+    OF_SPLIT,
+    Described,
+    Named,
+    describe_images,
+    full_name,
+    perceptual_hash,
+)
+from vision.search.fields import pyarrow, utf8
+from vision.search.shards import (
+    FORMAT,
+    Manifest,
+    count,
+    is_shards,
+    read_manifest,
+    read_shard,
+    schema,
+    table_of,
+    to_parquet,
+    write,
+)
+
+_ROWS = 8192  # images of a shard: some seconds of work on a GPU, some minutes on a CPU
+_PAUSE = 0.5  # seconds between two looks at the shards that other processes are writing
+
+
+def describe(
+    classifier: Classifier,
+    images: Sequence[Named],
+    output: AnyPath,
+    endpoint: str = 'features',
+    shared: bool = False,
+    rows: int = _ROWS,
+) -> dict[str, Any]:
+    """Describes images and writes the shards; whatever is described already is kept.
+
+    An image is described anew if the size or the modification time of its file has changed, or if
+    it could not be read. Images of the folder that are not among `images` stay, and are marked as
+    `gone` if their files no longer exist.
+
+    Args:
+      classifier: computes the vectors.
+      images: the images.
+      output: the folder of the shards, new or with a manifest of the same classifier.
+      endpoint: see `Classifier.embed`.
+      shared: share the work with other processes; False refuses a folder that another one uses.
+      rows: images of a shard, on average, in a new folder.
+
+    Returns:
+      Counts: `images` of all shards, `described` by this call, `gone`, `failed` of all shards; and
+      `errors`, the reasons of some images that this call could not read, by path.
+
+    Raises:
+      UserError: the folder holds something else, or descriptions by another classifier; it cannot
+        be written to, or is in use; a source cannot be read by number; or no image can be read.
+    """
+    pyarrow(), perceptual_hash()  # report a missing library before the long work
+    for some in images:
+        if not some.source.indexed:
+            raise UserError(
+                f'{some.source.name} can only be read in order, so it cannot be described in '
+                'shards; use `build` with --split, or data.in_memory=True'
+            )
+    total = sum(some.source.num_examples for some in images)
+    folder = _create(as_path(output))
+    with _whole(folder, shared):
+        manifest = _open_or_create(folder, classifier, endpoint, max(1, round(total / rows)))
+        work = _Work(classifier, images, manifest)
+        with progress_bar() as start:
+            move, done = start('describing', total), 0
+            waiting = list(range(manifest.shards))
+            while waiting:
+                # Shards that others are working on come again until they are done, or free.
+                busy = []
+                for number in waiting:
+                    if (claim := _take(folder / 'claims' / f'{number:05}', shared)) is None:
+                        busy.append(number)
+                        continue
+                    with claim:
+                        for more in work(number):
+                            done += more
+                            move(done)
+                if len(busy) == len(waiting):
+                    time.sleep(_PAUSE)
+                waiting = busy
+    found = count(manifest)
+    if found['images'] and found['images'] == found['failed']:
+        example = next((f', for example {path}: {why}' for path, why in work.errors.items()), '')
+        raise UserError(f'no image could be read{example}')
+    return {**found, 'described': work.described, 'errors': work.errors}
+
+
+class _Work:
+    """Brings one shard after the other up to date.
+
+    Attributes:
+      described: the number of images that were described.
+      errors: the reasons of some of the images that could not be read.
+    """
+
+    def __init__(self, classifier: Classifier, images: Sequence[Named], manifest: Manifest):
+        self._classifier, self._images, self._manifest = classifier, images, manifest
+        self._began = time.time()
+        self.described, self.errors = 0, dict[str, str]()
+        # Sort all images by their shards; one number per image is all that is kept.
+        names = (full_name(some, i) for some in images for i in range(len(some.names)))
+        share = np.fromiter((_share_of(name, manifest.shards) for name in names), np.int32)
+        self._order = np.argsort(share, kind='stable')
+        self._bounds = np.searchsorted(share[self._order], np.arange(manifest.shards + 1))
+        self._starts = np.cumsum([0, *(len(s.names) for s in images)])
+
+    def __call__(self, number: int) -> Iterator[int]:
+        """Updates a shard, and yields the numbers of images that were done meanwhile."""
+        pa, path = pyarrow(), self._manifest.shard(number)
+        old = self._read(number)
+        # Errors that were noted before this command began are worth another try.
+        again = old is None or path.stat().st_mtime < self._began
+        names = old['path'].to_pylist() if old is not None else []
+        known = dict(zip(names, self._states(old, again), strict=True))
+        # Compare the files with the shard, and find out which must be described.
+        wanted = self._wanted(number)
+        now = {name: _state(name) for name in names}
+        for name, (which, example) in wanted.items():
+            now[name] = _state(full_name(self._images[which], example))
+        new = [n for n in wanted if n not in known or (now[n] and known[n] != now[n])]
+        yield len(wanted) - len(new)
+        tables = []
+        for some, ids in self._by_source(wanted[name] for name in new):
+            for about, vectors in describe_images(
+                self._classifier, some, self._manifest.made_by['endpoint'], True, ids
+            ):
+                tables.append(table_of(about, vectors))
+                self._note(about)
+                yield len(about)
+        # Keep the other rows, with a mark of what is gone.
+        if old is not None:
+            gone = pa.array([now[name] is None for name in names], pa.bool_())
+            kept = old.set_column(old.schema.get_field_index('gone'), 'gone', gone)
+            if not new and kept.equals(old):
+                return
+            replaced = set(new)
+            tables.append(kept.filter(pa.array([n not in replaced for n in names], pa.bool_())))
+        table = pa.concat_tables([schema(self._manifest.size).empty_table(), *tables])
+        # A shard names the model, too, in case it is copied to another folder.
+        made_by = {'made_by': json_text(self._manifest.made_by)}
+        write(path, to_parquet(table.sort_by('path').replace_schema_metadata(made_by)))
+
+    def _wanted(self, number: int) -> dict[str, tuple[int, int]]:
+        """Returns the images of a shard, sorted by name: the number of the source, and the id."""
+        found = {}
+        for position in self._order[self._bounds[number] : self._bounds[number + 1]]:
+            which = int(np.searchsorted(self._starts, position, 'right')) - 1
+            example = int(position - self._starts[which])
+            found[utf8(full_name(self._images[which], example))] = which, example
+        return dict(sorted(found.items()))
+
+    def _by_source(self, places: Any) -> Iterator[tuple[Named, list[int]]]:
+        ids: dict[int, list[int]] = {}
+        for which, example in places:
+            ids.setdefault(which, []).append(example)
+        for which, examples in ids.items():
+            yield self._images[which], examples
+
+    def _read(self, number: int) -> Any:
+        """Returns the table of a shard; None if there is none, or if it is damaged."""
+        try:
+            return read_shard(self._manifest, number)
+        except FileNotFoundError:
+            return None
+        except UserError as e:
+            logging.warning('%s; it is described again', e)
+            return None
+
+    def _states(self, table: Any, again: bool) -> Iterator[tuple | None]:
+        """Yields (size, date) of the rows of a shard, or () where an image must be described."""
+        if table is None:
+            return
+        dates = table['date'].cast('int64').to_pylist()
+        for size, date, error in zip(table['size'].to_pylist(), dates, table['error'].to_pylist()):
+            yield () if error is not None and again else (size, date)
+
+    def _note(self, about: list[Described]) -> None:
+        self.described += len(about)
+        for row in about:
+            if row.error is not None and len(self.errors) < 10:
+                self.errors[row.path] = row.error
+
+
+def _create(folder: Path) -> Path:
+    """Creates the folder of the shards; raises UserError if it holds something else."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        ours = is_shards(folder) or not {*os.listdir(folder)} - {'claims', '.lock'}
+        if ours:
+            (folder / 'claims').mkdir(exist_ok=True)
+    except OSError as e:
+        raise UserError(f'--output={folder}: {e.strerror}') from None
+    if not ours:
+        raise UserError(f'--output={folder} has other files; name a new folder')
+    return folder
+
+
+def _open_or_create(folder: Path, classifier: Classifier, endpoint: str, shards: int) -> Manifest:
+    """Returns the manifest, which the first process writes."""
+    size = classifier.embedding_size(endpoint)
+    with _take(folder / 'claims' / 'manifest', True, wait=True) or contextlib.nullcontext():
+        if not is_shards(folder):
+            about = {
+                'format': FORMAT,
+                'made_by': fingerprint.made_by(classifier, endpoint),
+                'dimensions': size,
+                'shards': shards,
+                'vector': 'float16, little-endian',
+                'shard_of_path': 'crc32(path) % shards',
+            }
+            write(folder / 'manifest.json', (json_text(about, indent=2) + '\n').encode())
+    manifest = read_manifest(folder)
+    fingerprint.check(
+        manifest.made_by, classifier, endpoint, f'{folder}', 'describe into another folder'
+    )
+    return manifest
+
+
+@contextlib.contextmanager
+def _whole(folder: Path, shared: bool) -> Iterator[None]:
+    """Holds the lock of the folder, alone or with others."""
+    path = folder / '.lock'
+    file = _take(path, shared, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
+    if file is None:
+        with contextlib.suppress(OSError):
+            holder = path.read_text().strip()
+        raise UserError(
+            f'--output={folder} is in use by {holder or "another process"}; to share the work, '
+            'start each with --distributed'
+        )
+    with file:
+        file.truncate(0)
+        file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
+        file.flush()
+        yield
+
+
+def _take(path: Path, shared: bool, how: int = fcntl.LOCK_EX, wait: bool = False) -> IO[str] | None:
+    """Takes a lock and returns its file, which holds it until it is closed; None if it is held.
+
+    Raises:
+      UserError: the file cannot be created, or the file system has no locks to share work with.
+    """
+    try:
+        file = open(path, 'a+')  # noqa: SIM115 - closed by the caller
+    except OSError as e:
+        raise UserError(f'{path}: {e.strerror}') from None
+    try:
+        fcntl.flock(file, how | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        file.close()
+        return None
+    except OSError as e:
+        if shared:
+            raise UserError(
+                f'{path}: --distributed needs a file system with locks ({e.strerror})'
+            ) from None
+    return file
+
+
+def _share_of(name: str, shards: int) -> int:
+    return zlib.crc32(utf8(name).encode()) % shards
+
+
+def _state(name: str) -> tuple | None:
+    """Returns (size, date) of a file, or None if it is gone; of an example of a split, (None, None)."""
+    try:
+        about = os.stat(name)
+    except (OSError, ValueError):
+        return (None, None) if OF_SPLIT.fullmatch(name) else None
+    return about.st_size, about.st_mtime_ns // 1000

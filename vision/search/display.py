@@ -1,0 +1,192 @@
+"""Pages and figures of results: images with their neighbours, named and marked by class."""
+
+import itertools
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vision.core.text import PICTURES, AnyPath, below, common_root, output_file
+from vision.data.source import FileSource, Source, label_text, read_each
+from vision.evaluation.run import Run
+from vision.prediction import pages
+from vision.prediction.classifier import Classifier
+from vision.preprocess.inputs import examples
+from vision.preprocess.pictures import Picture, draw_grid
+from vision.search.descriptions import OF_SPLIT, Named
+from vision.search.search import AnyIndex, own_split, query
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def write_results(
+    run: Run,
+    results: Sequence[dict[str, Any]],
+    metric: str,
+    path: AnyPath,
+    limit: int = 500,
+    title: str = 'Nearest images',
+) -> None:
+    """Writes results as an HTML page or a PNG: each image with its neighbours beside it.
+
+    Files are shown by their paths below their common folder. Neighbours of another class than the
+    image are marked.
+
+    Args:
+      run: the run whose data the names 'SPLIT:ID' refer to. A folder named like one of its classes
+        gives the class of the files below it.
+      results: as `query` yields them, or as `find_duplicates` returns them.
+      metric: 'cosine' or 'euclidean', the meaning of the scores.
+      path: the HTML page or PNG.
+      limit: the largest number of images to show.
+      title: the page's title.
+
+    Raises:
+      UserError: the path has another suffix, or cannot be written.
+    """
+    target, shown = output_file('output', path, PICTURES), results[:limit]
+    if target.suffix.lower() == '.png':
+        draw_neighbours(run, shown).savefig(target, format='png')
+        return
+    show = _pictures_of(run, results)
+    # Find the neighbours of other classes first, because the note above the rows has their number.
+    marks = [[show.mark(r['path'], n['path']) for n in r['neighbours']] for r in shown]
+
+    def rows() -> Iterator[pages.Row]:
+        for r, marked in zip(shown, marks, strict=True):
+            head = r['path']
+            first = Picture(show(head), r.get('error') or show.label(head))
+            yield show.name(head), [first, *show.neighbours(r, marked)]
+
+    # The note explains the scores, the paths, the marks and what is left out.
+    word = (
+        'cosine similarity, 1 if identical'
+        if metric == 'cosine'
+        else 'Euclidean distance, 0 if identical'
+    )
+    note = f'Each row shows an image and similar images with their scores ({word}).'
+    if show.root:
+        note += f' Paths are relative to {show.root}.'
+    if pairs := sum(map(bool, itertools.chain(*marks))):
+        note += f' Images of another class or folder are marked in orange ({pairs:,}).'
+    if len(shown) < len(results):
+        note += f' The first {len(shown):,} of {len(results):,} images are shown.'
+    pages.write_page(target, title, note, rows())
+
+
+def draw_neighbours(run: Run, results: Sequence[dict[str, Any]]) -> 'Figure':
+    """Draws each image with its neighbours beside it; see `write_results`."""
+    show, grid = _pictures_of(run, results), []
+    for r in results:
+        # A figure has no headings, so the title becomes the caption of the row's first picture.
+        title = ': '.join(filter(None, (show.title(r['path']), r.get('error'))))
+        marks = [show.mark(r['path'], n['path']) for n in r['neighbours']]
+        grid.append([Picture(show(r['path']), title), *show.neighbours(r, marks)])
+    return draw_grid(grid or [[Picture(None, 'nothing found')]])
+
+
+def _pictures_of(run: Run, results: Sequence[dict[str, Any]]) -> 'Pictures':
+    others = [n['path'] for r in results for n in r['neighbours']]
+    return Pictures(run, [r['path'] for r in results], others)
+
+
+class Pictures:
+    """Images, titles and classes by the images' names in an index.
+
+    Attributes:
+      root: the common folder of all files; '' if they have none, or there are no files.
+    """
+
+    def __init__(self, run: Run, asked: Sequence[str] = (), found: Sequence[str] = ()):
+        """Determines the common folder of the files.
+
+        Args:
+          run: the run whose data the names 'SPLIT:ID' refer to.
+          asked: the names of the query images.
+          found: the names of the neighbours. Their common folder is used if query images and
+            neighbours together have none.
+        """
+        self._run = run
+        self._splits: dict[str, Source] = {}
+        # Names of splits have no folder. A query from another place may have only '/' in common
+        # with the neighbours; their own common folder is used then.
+        asked, found = ([n for n in names if not OF_SPLIT.fullmatch(n)] for names in (asked, found))
+        roots = common_root([*asked, *found]), common_root(found)
+        self.root = next((root for root in roots if root.strip(os.sep)), '')
+
+    def __call__(self, name: str) -> np.ndarray | None:
+        """Returns an image, uint8 [H, W, C], or None if it cannot be read or shown."""
+        source, index = self._find(name)
+        # Without random access each picture would need a pass over the whole split.
+        if not source.indexed:
+            return None
+        return next((image for _, image in examples(source, [index])), None)
+
+    def neighbours(self, result: dict[str, Any], marks: Iterable[str]) -> Iterator[Picture]:
+        """Yields the picture of each neighbour of a result, with its title, score and mark."""
+        for n, mark in zip(result['neighbours'], marks, strict=True):
+            yield Picture(self(n['path']), f'{self.title(n["path"])}: {n["score"]:.3f}', mark)
+
+    def name(self, name: str) -> str:
+        """Returns a file's path below the root, or the name 'SPLIT:ID' unchanged."""
+        return name if OF_SPLIT.fullmatch(name) else below(name, self.root)
+
+    def title(self, name: str) -> str:
+        """Returns the class of an example of a split, or a file's path below the root."""
+        of_split = OF_SPLIT.fullmatch(name) is not None
+        return (self.label(name) if of_split else '') or self.name(name)
+
+    def label(self, name: str) -> str:
+        """Returns the class of an image, or '' if it is unknown.
+
+        A file's class is the folder in its path that is named like a class of the run.
+        """
+        if OF_SPLIT.fullmatch(name):
+            source, index = self._find(name)
+            if index >= source.num_examples or not source.class_names or not source.indexed:
+                return ''
+            return label_text(source.class_names, read_each(source, [index])[1][0])
+        # Search the folders below the root first, then those above it from the inside out.
+        inner = below(name, self.root)
+        outer = os.path.abspath(name).removesuffix(inner)
+        parts = [*inner.split(os.sep)[:-1], *reversed(outer.split(os.sep))]
+        return next((part for part in parts if part in self._run.class_names), '')
+
+    def mark(self, name: str, other: str) -> str:
+        """Returns the note for a neighbour of another class; '' for one of the same class.
+
+        If neither class is known, the folders of the two files are compared instead.
+        """
+        # Compare classes if both are known.
+        one, another = self.label(name), self.label(other)
+        if one and another:
+            return '' if one == another else f'another class: {another}'
+        files = [n for n in (name, other) if below(n, self.root) != n]
+        apart = len({os.path.dirname(n) for n in files}) == 2
+        return 'another folder' if apart and not (one or another) else ''
+
+    def _find(self, name: str) -> tuple[Source, int]:
+        match = OF_SPLIT.fullmatch(name)
+        if match is None:
+            return FileSource('file', (), (name,), np.array([-1])), 0
+        if match[1] not in self._splits:
+            self._splits[match[1]] = own_split(self._run, match[1])
+        return self._splits[match[1]], int(match[2])
+
+
+class Similar:
+    """Finds the pictures in an index that are nearest to a new image, for the demo."""
+
+    def __init__(self, classifier: Classifier, index: AnyIndex):
+        """Raises UserError if another classifier made the index."""
+        index.check(classifier)
+        self._classifier, self._index = classifier, index
+        self._show = Pictures(classifier.run, found=index.names)
+
+    def __call__(self, source: FileSource, top_k: int) -> Iterator[Picture]:
+        """Yields each neighbour's picture with its title and score."""
+        asked = Named(source, source.paths)
+        (found,) = query(self._classifier, self._index, [asked], top_k)
+        yield from self._show.neighbours(found, [''] * len(found['neighbours']))

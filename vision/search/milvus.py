@@ -1,0 +1,342 @@
+"""The same index in Milvus, a database of vectors, for collections beyond one file or one machine.
+
+`milvus:FILE.db` is Milvus Lite, inside this process; `milvus:http://HOST:19530` a server, whose
+token is taken from the environment variable MILVUS_TOKEN. `#NAME` after it names the collection.
+An image is a row: `path` is the primary key, the fields have the names of `fields.table` and of the
+user's own. A second collection, NAME_about, has one row with the fingerprint and the types of the
+fields, since Milvus Lite keeps no description of a collection.
+"""
+
+import ast
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import numpy as np
+
+from vision.core.errors import UserError, at_least_one
+from vision.core.text import json_text
+from vision.prediction.classifier import Classifier
+from vision.search import fields, fingerprint
+from vision.search.index import unit
+
+PREFIX = 'milvus:'
+_ROWS = 1000  # of one request
+_LONGEST = 4096  # bytes of a path, as on Linux
+_METRICS = {'cosine': 'COSINE', 'euclidean': 'L2'}
+_LISTS = 4096  # of IVF-PQ
+# The types of fields, and what Milvus calls them; a date is in microseconds since 1970.
+_TYPES = {
+    'string': 'VARCHAR',
+    'bool': 'BOOL',
+    'date': 'INT64',
+    'int64': 'INT64',
+    'double': 'DOUBLE',
+}
+
+
+class MilvusIndex:
+    """An index in a collection of Milvus, with the methods of `index.Index` that commands use.
+
+    Every change is written at once, so that `save` has nothing to do.
+
+    Attributes:
+      made_by: `fingerprint.made_by` of the classifier that computed the vectors.
+      metric: 'cosine' or 'euclidean'.
+      kind: 'exact', 'hnsw' or 'ivfpq'.
+      fields: the type of each field, a key of `_TYPES`, by name.
+      read: None: a collection is no file.
+    """
+
+    read = None
+    training_size = 0  # Milvus trains its lists itself
+
+    def __init__(self, client: Any, name: str, about: dict[str, Any]):
+        """Takes the client, the collection's name, and the values of the attributes by name."""
+        self._client, self._name = client, name
+        self.made_by, self.metric, self.kind = about['made_by'], about['metric'], about['kind']
+        self.fields: dict[str, str] = about['fields']
+
+    def __len__(self) -> int:
+        with _in_a_line():
+            return self._client.query(self._name, output_fields=['count(*)'])[0]['count(*)']
+
+    @property
+    def names(self) -> list[str]:
+        """The names of all images, sorted."""
+        return sorted(row['path'] for row in self._every('path'))
+
+    @property
+    def approximate(self) -> bool:
+        """True if the search is approximate."""
+        return self.kind != 'exact'
+
+    def recall(self) -> None:
+        """Returns None: Milvus does not tell how exact its answers are."""
+
+    def add(self, images: Any, vectors: np.ndarray) -> None:
+        """Adds images, or replaces those of the same name.
+
+        Args:
+          images: a table of n rows (`fields.table`).
+          vectors: float32 [n, D].
+        """
+        columns = {'path': [fields.utf8(name) for name in fields.names(images)]}
+        for name in images.column_names[1:]:
+            kind = _type(images.schema.field(name).type)
+            if self.fields.get(name) != kind:
+                raise UserError(
+                    f'the field {name} is {kind}, and {self.fields.get(name, "missing")} in the '
+                    'collection; its fields are those of `build`'
+                )
+            column = images[name]
+            if kind == 'date':
+                column = column.cast(fields.date()).cast('int64')
+            columns[name] = column.to_pylist()
+        rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+        ready = unit(vectors) if self.metric == 'cosine' else vectors
+        for row, vector in zip(rows, ready, strict=True):
+            row['vector'] = vector.tolist()
+        for start in range(0, len(rows), _ROWS):
+            with _in_a_line():
+                self._client.upsert(self._name, rows[start : start + _ROWS])
+
+    def remove(self, names: Collection[str]) -> int:
+        """Removes images by their names; returns how many there were."""
+        before, ids = len(self), [fields.utf8(name) for name in names]
+        for start in range(0, len(ids), _ROWS):
+            with _in_a_line():
+                self._client.delete(self._name, ids=ids[start : start + _ROWS])
+        return before - len(self)
+
+    def nearest(
+        self, vectors: np.ndarray, k: int, where: str | None = None
+    ) -> list[list[tuple[str, float]]]:
+        """Returns up to k nearest images of each vector; see `index.Index.nearest`."""
+        at_least_one('k', k)
+        condition = _expression(fields.Condition(where, self._schema())) if where else ''
+        ready = unit(vectors) if self.metric == 'cosine' else vectors
+        with _in_a_line():
+            found = self._client.search(
+                self._name,
+                ready.tolist(),
+                condition,
+                k,
+                search_params={'metric_type': _METRICS[self.metric]},
+            )
+        # Milvus returns the square of the distance.
+        score = (
+            (lambda d: max(d, 0) ** 0.5) if self.metric == 'euclidean' else (lambda d: min(d, 1))
+        )
+        return [[(hit['path'], float(score(hit['distance']))) for hit in hits] for hits in found]
+
+    def vectors(self) -> np.ndarray:
+        """Returns the stored vectors, float32 [N, D], in the order of `names`."""
+        rows = sorted(self._every('path', 'vector'), key=lambda row: row['path'])
+        return np.array([row['vector'] for row in rows], np.float32)
+
+    def check(self, classifier: Classifier, endpoint: str | None = None) -> None:
+        """Raises UserError unless the classifier made the vectors of this index."""
+        fingerprint.check(self.made_by, classifier, endpoint)
+
+    def train(self, vectors: np.ndarray) -> None:
+        """Does nothing: Milvus trains its lists itself."""
+
+    def save(self, path: Any) -> None:
+        """Does nothing: every change is written at once."""
+
+    def _every(self, *columns: str) -> Iterator[dict[str, Any]]:
+        with _in_a_line():
+            rows = self._client.query_iterator(self._name, output_fields=list(columns))
+            while batch := rows.next():
+                yield from batch
+            rows.close()
+
+    def _schema(self) -> Any:
+        """Returns the fields as conditions compare them."""
+        pa = fields.pyarrow()
+        kinds = {'date': fields.date(), 'string': pa.string(), 'bool': pa.bool_()}
+        kinds |= {'int64': pa.int64(), 'double': pa.float64()}
+        return pa.schema([(name, kinds[kind]) for name, kind in self.fields.items()])
+
+    def drop(self) -> None:
+        """Removes the collection."""
+        for name in (self._name, f'{self._name}_about'):
+            self._client.drop_collection(name)
+
+
+def _expression(condition: fields.Condition) -> str:
+    """Returns a condition in the language of Milvus."""
+
+    def text(node: Any, no: bool) -> str:
+        # `not` is moved to the comparisons, none of which an unknown value fulfils.
+        if isinstance(node, ast.UnaryOp):
+            return text(node.operand, not no)
+        if isinstance(node, ast.BoolOp):
+            word = ' and ' if isinstance(node.op, ast.And) != no else ' or '
+            return word.join(f'({text(value, no)})' for value in node.values)
+        sides = [node.left, *node.comparators]
+        pairs = zip(sides, node.ops, sides[1:], strict=False)
+        return (' or ' if no else ' and ').join(f'({compared(*pair, no)})' for pair in pairs)
+
+    def compared(left: Any, op: Any, right: Any, no: bool) -> str:
+        names = [x for x in (left, right) if isinstance(x, ast.Name)]
+        kind = condition.kind(names[0])
+
+        def side(node: Any) -> str:
+            if isinstance(node, ast.Name):
+                return node.id.removesuffix('_')
+            if isinstance(node, ast.Tuple | ast.List):
+                return f'[{", ".join(map(side, node.elts))}]'
+            value = condition.literal(node, kind)
+            value = value.cast('int64') if kind == fields.date() else value
+            return json.dumps(value.as_py())
+
+        word = _OPPOSITES[type(op)] if no else type(op)
+        if word in (ast.Is, ast.IsNot):
+            return f'{side(left)} is {"not " if word is ast.IsNot else ""}null'
+        known = ''.join(f'{side(name)} is not null and ' for name in names)
+        return f'{known}{side(left)} {_WORDS[word]} {side(right)}'
+
+    return text(condition.tree, False)
+
+
+_OPPOSITES: dict[type, type] = {
+    ast.Eq: ast.NotEq, ast.Lt: ast.GtE, ast.Gt: ast.LtE, ast.In: ast.NotIn, ast.Is: ast.IsNot,
+}  # fmt: skip
+_OPPOSITES |= {other: one for one, other in _OPPOSITES.items()}
+_WORDS: dict[type, str] = {
+    ast.Eq: '==', ast.NotEq: '!=', ast.Lt: '<', ast.LtE: '<=', ast.Gt: '>', ast.GtE: '>=',
+    ast.In: 'in', ast.NotIn: 'not in',
+}  # fmt: skip
+
+
+def create(
+    uri: str,
+    made_by: dict[str, str],
+    size: int,
+    metric: str = 'cosine',
+    kind: str = 'exact',
+    own: fields.Own | None = None,
+) -> MilvusIndex:
+    """Creates an empty collection; see `index.create`.
+
+    Args:
+      uri: the value of --index.
+      made_by: `fingerprint.made_by` of the classifier.
+      size: D, the length of the vectors.
+      metric: 'cosine' or 'euclidean'.
+      kind: 'exact', 'hnsw' or 'ivfpq'.
+      own: fields of the user's own.
+
+    Raises:
+      UserError: pymilvus is not installed, the server cannot be reached or refuses, or there is a
+        collection of this name.
+    """
+    client, name = _connect(uri)
+    from pymilvus import DataType, MilvusClient
+
+    usual = fields.table([])
+    schema = (own.join(usual) if own else usual).schema
+    kinds = {field.name: _type(field.type) for field in schema if field.name != 'path'}
+    about = {'made_by': made_by, 'metric': metric, 'kind': kind, 'fields': kinds}
+    with _in_a_line():
+        if client.has_collection(name):
+            raise UserError(
+                f'--index={uri}: there is a collection {name}; use `add` or `replace`, or write '
+                '#NAME after it for another'
+            )
+        # The images.
+        made = MilvusClient.create_schema()
+        made.add_field('path', DataType.VARCHAR, is_primary=True, max_length=_LONGEST)
+        for field, sort in kinds.items():
+            longest = {'max_length': _LONGEST} if sort == 'string' else {}
+            made.add_field(field, DataType[_TYPES[sort]], nullable=True, **longest)
+        made.add_field('vector', DataType.FLOAT_VECTOR, dim=size)
+        # The codes of IVF-PQ take D / 4 bytes, or less if that is no whole number.
+        codes = max(m for m in range(1, max(1, size // 4) + 1) if size % m == 0)
+        sort, options = {
+            'exact': ('FLAT', {}),
+            'hnsw': ('HNSW', {'M': 32, 'efConstruction': 200}),
+            'ivfpq': ('IVF_PQ', {'nlist': _LISTS, 'm': codes, 'nbits': 8}),
+        }[kind]
+        params = MilvusClient.prepare_index_params()
+        params.add_index('vector', index_type=sort, metric_type=_METRICS[metric], params=options)
+        # Strong: a query finds what was added before it, also by another client.
+        client.create_collection(name, schema=made, index_params=params, consistency_level='Strong')
+        # What the index is; Milvus wants a vector in every collection.
+        made = MilvusClient.create_schema()
+        made.add_field('id', DataType.INT64, is_primary=True)
+        made.add_field('about', DataType.VARCHAR, max_length=65535)
+        made.add_field('vector', DataType.FLOAT_VECTOR, dim=2)
+        params = MilvusClient.prepare_index_params()
+        params.add_index('vector', index_type='FLAT', metric_type='L2')
+        client.create_collection(f'{name}_about', schema=made, index_params=params)
+        row = {'id': 0, 'about': json_text(about), 'vector': [0.0, 0.0]}
+        client.insert(f'{name}_about', [row])
+    return MilvusIndex(client, name, about)
+
+
+def load(uri: str) -> MilvusIndex:
+    """Opens a collection.
+
+    Raises:
+      UserError: pymilvus is not installed, the server cannot be reached, or there is no such
+        collection of this project.
+    """
+    client, name = _connect(uri)
+    with _in_a_line():
+        for needed in (name, f'{name}_about'):
+            if not client.has_collection(needed):
+                raise UserError(f'--index={uri}: there is no index {name}; create it with `build`')
+            client.load_collection(needed)
+        rows = client.query(f'{name}_about', 'id == 0', output_fields=['about'])
+    try:
+        return MilvusIndex(client, name, json.loads(rows[0]['about']))
+    except (ValueError, LookupError, TypeError):
+        raise UserError(f'--index={uri}: {name} is not an index of images') from None
+
+
+def _type(kind: Any) -> str:
+    """Returns the key of `_TYPES` for a type of pyarrow."""
+    types = fields.pyarrow().types
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    if types.is_timestamp(kind) or types.is_date(kind):
+        return 'date'
+    if types.is_integer(kind):
+        return 'int64'
+    return 'double' if types.is_floating(kind) else 'bool' if types.is_boolean(kind) else 'string'
+
+
+def _connect(uri: str) -> tuple[Any, str]:
+    """Returns the client and the name of the collection."""
+    try:
+        from pymilvus import MilvusClient
+    except ImportError:
+        raise UserError(
+            '--index=milvus:… needs pymilvus: pip install "jax-image-classification[milvus]"'
+        ) from None
+    # pymilvus logs what it raises, and Milvus Lite what it lacks.
+    for library in ('pymilvus', 'grpc._server'):
+        logging.getLogger(library).setLevel(logging.CRITICAL)
+    place, _, name = uri.removeprefix(PREFIX).partition('#')
+    if '://' not in place and not place.endswith('.db'):
+        raise UserError(f'--index={uri}: write milvus:FILE.db or milvus:http://HOST:PORT')
+    with _in_a_line():
+        return MilvusClient(
+            os.path.expanduser(place), token=os.environ.get('MILVUS_TOKEN', '')
+        ), name or 'images'
+
+
+@contextlib.contextmanager
+def _in_a_line() -> Iterator[None]:
+    """Turns errors of Milvus into UserError."""
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        yield
+    except MilvusException as e:
+        raise UserError(f'Milvus: {" ".join(str(e.message or e).split())[:300]}') from None

@@ -183,6 +183,7 @@ def test_the_first_command_reaches_what_it_should(digits_run):
     assert next(r['test/top1'] for r in records if 'test/top1' in r) >= 0.975
 
 
+@pytest.mark.slow
 def test_a_paper_in_an_afternoon_has_its_table_and_its_picture(clone):
     (step,) = (s for s in STEPS['extending.md'] if '--output=runs/paper.png' in s.text)
     clone(step.page).run(step)

@@ -264,6 +264,16 @@ def test_what_does_not_divide_is_one_line(arguments, size, says):
         abstract_variables(model, (*size, 3))
 
 
+def test_variables_in_numpy_are_not_written_to():
+    """As in an export, where they are constants of the program."""
+    model = create_model('vit_s16', num_classes=10, **TINY)
+    variables = converted('vit_s16', state_of('vit_s16'), model)
+    variables = jax.tree.map(lambda v: np.array(v), variables)
+    for leaf in jax.tree.leaves(variables):
+        leaf.flags.writeable = False
+    jax.eval_shape(lambda x: model.apply(variables, x, train=False), images(32, 2))
+
+
 @pytest.mark.parametrize('size', [28, 32])
 def test_patches_of_4_take_small_grey_images(size):
     model = create_model('vit_ti16', num_classes=10, patch=4, depth=1, resolution=size)

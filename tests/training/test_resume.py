@@ -147,6 +147,7 @@ def test_a_finished_run_says_so_and_changes_nothing(alone):
     assert files() == before
 
 
+@pytest.mark.slow
 def test_stop_after_is_a_pause(tmp_path, alone):
     stopped = start(tmp_path, flags=(*FLAGS, '--config.training.stop_after=25 steps'))
     assert stopped.returncode == 0, stopped.stderr

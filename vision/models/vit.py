@@ -271,7 +271,7 @@ class VisionTransformer(ImageModel):
         if self.pool == 'token':
             token = self.param('cls_token', init.token, (1, 1, width), jnp.float32)
             if self.class_position:
-                token += self.param('cls_position', normal(0.02), (1, 1, width), jnp.float32)
+                token = token + self.param('cls_position', normal(0.02), (1, 1, width), jnp.float32)
             before.append(token)
         if self.registers:
             registers = 1, self.registers, width

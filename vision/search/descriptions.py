@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vision.core.errors import UserError
+from vision.core.startup import available_cpus
 from vision.data.source import BadImage, Image, Source, label_text, read_each
 from vision.prediction.classifier import Classifier
 from vision.preprocess.graph import decoded
@@ -162,7 +163,7 @@ def _in_threads(
         chunks = source.stream()
         tasks = ((int(i), x, y) for chunk in chunks for i, x, y in zip(*chunk, strict=True))
     running: deque[Future] = deque()
-    with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as threads:
+    with ThreadPoolExecutor(available_cpus()) as threads:
         try:
             for task in tasks:
                 running.append(threads.submit(look, *task))

@@ -193,7 +193,7 @@ def _expression(condition: fields.Condition) -> str:
                 return f'[{", ".join(map(side, node.elts))}]'
             value = condition.literal(node, kind)
             value = value.cast('int64') if kind == fields.date() else value
-            return json.dumps(value.as_py())
+            return json_text(value.as_py())
 
         word = _OPPOSITES[type(op)] if no else type(op)
         if word in (ast.Is, ast.IsNot):

@@ -285,6 +285,8 @@ def test_a_hub_out_of_reach_is_one_line(monkeypatch, error):
         ('vgg16_bn.safetensors', 'vgg16_bn'),
         ('hf:timm/convnext_tiny.fb_in1k', 'convnext_tiny'),
         ('sscd_disc_mixup.torchvision.pt', 'sscd_resnet50'),
+        ('convnext_tiny_1k_224_ema.pth', 'convnext_tiny'),
+        ('vgg11_bn_of_mine.pth', 'vgg11_bn'),
     ],
 )
 def test_the_model_is_guessed_from_the_sources_name(source, name):

@@ -176,6 +176,9 @@ def guess_name(source: str) -> str:
     name = vit_names.registry_name(name)
     if name in MODELS:
         return name
+    starts = [known for known in TORCH_MODELS if name.startswith(f'{known}_')]
+    if starts:
+        return max(starts, key=len)
     if name.startswith('sscd_'):  # tensors cannot tell: the embedding could be a classifier
         return 'sscd_resnet50'
     # The name says nothing: compare the tensors.

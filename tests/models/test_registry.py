@@ -250,7 +250,6 @@ REMAT = {
     'googlenet': {'stem': 'small', 'dropout': 0.0, 'aux_dropout': 0.0},
     'inception_v3': {'stem': 'small', 'dropout': 0.0},
     'efficientnet_b0': {'stem': 'small', 'depth': 0.1, 'dropout': 0.0, 'drop_path': 0.0},
-    'efficientnet_lite0': {'stem': 'small', 'depth': 0.1, 'dropout': 0.0, 'drop_path': 0.0},
     'convnext_tiny': {'stage_sizes': (1, 1), 'widths': (8, 16), 'drop_path': 0.0},
     'vit_s16': {'patch': 8, 'width': 48, 'depth': 2, 'heads': 3},
 }

@@ -11,9 +11,10 @@ average .9999.
 Result: not run here. Paper's top-1 accuracy: 82.1 %.
 Cost: not measured; 92,897 steps of batch 4096.
 Deviations: 1 % of the training images is held out; the warm-up begins at 0 and the cosine ends at
-0, not 1e-6; RandAugment is torchvision's at 27 of 30, without noise on the magnitude, not timm's 9
-of 10; erased boxes get uniform pixels, of a uniformly drawn aspect ratio; the average moves faster
-at first, as (1 + t) / (10 + t); crops are bilinear; mixup sees the whole batch.
+0, not 1e-6; RandAugment is torchvision's at 27 of 30, without noise on the magnitude, and applies
+each op that it draws; timm's, at 9 of 10, applies each with probability .5; erased boxes get
+uniform pixels, of a uniformly drawn aspect ratio; the average moves faster at first, as
+(1 + t) / (10 + t); crops are bilinear; mixup sees the whole batch.
 """
 
 from ml_collections import ConfigDict

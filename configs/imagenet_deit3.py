@@ -3,7 +3,7 @@
 Paper: Touvron, Cord and Jégou 2022, "DeiT III: Revenge of the ViT" (arXiv:2204.07118), table 1,
 column "Ours, ImageNet-1k": batch 2048, LAMB at 3e-3, weight decay .02, 5 epochs of warm-up, cosine,
 binary cross-entropy without smoothing, 3-Augment with colour jitter .3, mixup .8, CutMix 1.0, 3
-augmentations of each image, LayerScale, stochastic depth (.05 for S), crop ratio 1.0.
+augmentations of each image, LayerScale, stochastic depth (.05 for S, in all blocks), crop ratio 1.
 
     python -m experiments.train --config=configs/imagenet_deit3.py:800 --workdir=runs/deit3
     … --config.data.data_dir=DIR     the prepared data set
@@ -31,7 +31,7 @@ def get_config(epochs: str = '800') -> ConfigDict:
     if epochs not in EPOCHS:
         raise unknown('number of epochs of imagenet_deit3.py', epochs, EPOCHS)
     config = default_config()
-    config.model = ConfigDict({'name': 'deit3_s16', 'drop_path': 0.05})
+    config.model = ConfigDict({'name': 'deit3_s16', 'drop_path': 0.05, 'uniform_drop_path': True})
     set_data(config)
     config.data.repeats = 3
     config.preprocess.train = (

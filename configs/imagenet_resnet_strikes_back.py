@@ -13,9 +13,10 @@ Result: not run here. Paper's top-1 accuracy (table 1): A1 80.4, A2 79.8, A3 78.
 Cost: not measured; A1 about 371,600, A2 185,800, A3 61,900 steps of batch 2048.
 Deviations: 1 % of the training images is held out; the warm-up begins at 0 and the cosine ends at
 0; RandAugment is torchvision's at the same share of its strongest magnitude (7/10, A3: 6/10),
-without noise on the magnitude, not timm's; crops are bilinear; BatchNorm and mixup see the whole
-batch. As in timm's code, the gradient is clipped at norm 1 inside LAMB, and targets above .2 become
-1, which cancels A1's smoothing.
+without noise on the magnitude, and applies each op that it draws; timm's has other ops and applies
+each with probability .5; crops are bilinear; BatchNorm and mixup see the whole batch. As in timm's
+code, the gradient is clipped at norm 1 inside LAMB, and targets above .2 become 1, which cancels
+A1's smoothing.
 """
 
 from ml_collections import ConfigDict

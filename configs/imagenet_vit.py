@@ -16,8 +16,8 @@ Cost: not measured; 111,477 and 371,588 steps of batch 1024; the paper's 6.5 hou
 were on a TPU v3-8.
 Deviations: the classifier is one linear layer; RandAugment is torchvision's at its strongest
 magnitude, 30, which lacks Cutout, SolarizeAdd and Invert of the authors' TensorFlow code; Adam's
-first moment is float32, not bfloat16. The authors' decay is not multiplied by the peak rate, so
-that 1e-4 there is .1 of AdamW here.
+first moment is float32, not bfloat16; the shorter side is resized bilinearly, not by area. The
+authors' decay is not multiplied by the peak rate, so that 1e-4 there is .1 of AdamW here.
 """
 
 from ml_collections import ConfigDict
@@ -34,7 +34,9 @@ def get_config(epochs: str = '90') -> ConfigDict:
     if epochs not in EPOCHS:
         raise unknown('number of epochs of imagenet_vit.py', epochs, EPOCHS)
     config = default_config()
-    config.model = ConfigDict({'name': 'vit_s16', 'pool': 'mean', 'positions': 'sincos2d'})
+    config.model = ConfigDict(
+        {'name': 'vit_s16', 'pool': 'mean', 'positions': 'sincos2d', 'activation': 'gelu_tanh'}
+    )
     set_data(config)
     config.preprocess.train = (
         'decode|random_resized_crop(224, area=(0.05, 1))|flip_lr|randaugment(2, 30)'

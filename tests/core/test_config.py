@@ -251,7 +251,9 @@ def test_paths_are_found_from_any_folder(tmp_path, monkeypatch):
     config = config_lib.default_config()
     config.data = ConfigDict({'source': 'idx', 'path': 'mnist', 'data_dir': '~/data'})
     config.init_from = 'weights'
+    config.task = {'name': 'distillation', 'teacher': 'weights'}
     resolved = config_lib.resolve(config)
+    assert resolved.task.teacher == str(tmp_path / 'weights')
     assert resolved.data.path == str(tmp_path / 'mnist')
     assert resolved.data.data_dir.startswith('/') and '~' not in resolved.data.data_dir
     assert resolved.init_from == str(tmp_path / 'weights')

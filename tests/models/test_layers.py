@@ -1,3 +1,5 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from vision.models.layers import (
     local_response_norm,
     max_pool,
     same_padding,
+    shapes_only,
     truncated_normal,
 )
 
@@ -164,3 +167,12 @@ def test_other_channels_than_the_parameters_have_is_one_error(layer, x):
     variables = layer.init(jax.random.key(0), x)
     with pytest.raises(UserError, match=r'parameters for 3 .* gives it 2|give it 2'):
         layer.apply(variables, x[..., :2])
+
+
+def test_shapes_are_traced_in_one_thread_only():
+    """Another thread that initialises a model meanwhile gets its initial values."""
+    dense = Dense(2)
+    with shapes_only(), ThreadPoolExecutor(1) as pool:
+        init = pool.submit(lambda: dense.init(jax.random.key(0), jnp.ones((1, 2))))
+        assert np.abs(init.result()['params']['kernel']).min() > 0
+        assert not np.abs(dense.init(jax.random.key(0), jnp.ones((1, 2)))['params']['kernel']).any()

@@ -5,6 +5,7 @@ import math
 from functools import cache
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,8 +20,14 @@ from vision.core.errors import UserError
 from vision.models import create_model
 from vision.models.base import abstract_variables
 from vision.models.positions import resize_positions, sincos_positions
-from vision.models.transformer import ACTIVATIONS, attend
-from vision.models.weights.pretrained import convert, guess_name, match, model_arguments
+from vision.models.transformer import ACTIVATIONS, attend, gelu
+from vision.models.weights.pretrained import (
+    convert,
+    guess_name,
+    match,
+    model_arguments,
+    pretrained_input,
+)
 from vision.models.weights.torch_names import VISION_TRANSFORMERS, normalise_keys, torch_names
 from vision.prediction.gradcam import grad_cam
 
@@ -204,6 +211,41 @@ def test_timms_weights_come_with_timms_arguments():
     timm = 'hf:timm/vit_small_patch14_dinov2.lvd142m'
     assert model_arguments('dinov2_s14', timm) == {'resize': 'timm'}
     assert model_arguments('dinov2_s14', 'dinov2_vits14_pretrain.pth') == {}
+    # Files of timm are known by their names.
+    assert model_arguments('vit_b16', 'w/vit_base_patch16_224.augreg_in1k.safetensors') == {
+        'resize': 'timm'
+    }
+    assert model_arguments('vit_b16', 'w/vit_b_16-c867db91.pth') == {}
+    assert pretrained_input('vit_s16', 'w/deit_small_patch16_224-cd65a155.pth').mean[0] == 0.485
+    assert pretrained_input('vit_b16', 'vit_base_patch16_224.augreg_in1k.pth').mean[0] == 0.5
+    assert pretrained_input('vit_b16', 'vit_b_16-c867db91.pth').mean[0] == 0.485
+
+
+def test_the_gelu_of_bfloat16_is_that_of_float32():
+    x = jnp.linspace(-4, 4, 257).astype(jnp.bfloat16)
+    exact = nn.gelu(x.astype(jnp.float32), approximate=False)
+    np.testing.assert_allclose(gelu(x).astype(np.float32), exact, rtol=2**-8, atol=1e-30)
+
+
+def test_all_blocks_of_deit3_are_dropped_alike():
+    x, (linear, uniform) = (
+        images(16, 4),
+        (
+            create_model('vit_s16', drop_path=0.999, uniform_drop_path=u, **TINY | {'depth': 1})
+            for u in (False, True)
+        ),
+    )
+    rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(0)}
+
+    @jax.jit
+    def run():
+        variables = linear.init(rngs, x, train=True)
+        return [
+            m.apply(variables, x, train=True, rngs=rngs)[1]['block0'] for m in (linear, uniform)
+        ]
+
+    kept, dropped = run()
+    assert np.abs(kept - dropped).max() > 1e-3
 
 
 @pytest.mark.parametrize('form', ['timm', 'torchvision', 'dinov2'])

@@ -54,10 +54,14 @@ LAYERS = [
             ['blocks_0'], ['blocks_1'], ['blocks_2'], ['norm', 'head'],
         ],
     ),
+    (
+        ('siglip_b16', {'depth': 1}),
+        [['patch_embed', 'pos_embed'], ['blocks_0'], ['norm', 'attn_pool', 'head']],
+    ),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(('model', 'layers'), split(LAYERS, [LAYERS[0], LAYERS[-1]]))
+@pytest.mark.parametrize(('model', 'layers'), split(LAYERS, [LAYERS[0], LAYERS[-2]]))
 def test_the_layers_of_a_family(model, layers):
     name, arguments = model
     model = create_model(name, num_classes=10, **arguments)
@@ -96,6 +100,8 @@ class Whole(nn.Module):
 
 
 def test_a_model_without_layers_is_refused():
+    with pytest.raises(UserError, match='the order of the layers of an NNX module is unknown'):
+        layer_factors(create_model('tests.models.test_nnx:Net'), (28, 28, 1), 0.75)
     with pytest.raises(
         UserError, match=r'Whole has only 2 layers at its top level \(trunk, head\)'
     ):

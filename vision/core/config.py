@@ -183,14 +183,15 @@ def resolve(config: Mapping[str, Any]) -> ConfigDict:
             if key.optional and section.get(key.leaf) == '':
                 section[key.leaf] = None
     check(values)
-    # Make the paths of all data sets and of pretrained weights absolute.
+    # Make the paths of all data sets, of pretrained weights and of a teacher absolute.
     for data in (values['data'], *(e.get('data', {}) for e in values['evals'].values())):
         for name in ('path', 'data_dir'):
             if data.get(name):
                 data[name] = os.path.abspath(os.path.expanduser(data[name]))
-    source = values['init_from']
-    if source and os.path.exists(os.path.expanduser(source)):
-        values['init_from'] = os.path.abspath(os.path.expanduser(source))
+    for section, name in ((values, 'init_from'), (values['task'], 'teacher')):
+        source = section.get(name)
+        if isinstance(source, str) and os.path.exists(os.path.expanduser(source)):
+            section[name] = os.path.abspath(os.path.expanduser(source))
     return Config(values, type_safe=False)
 
 

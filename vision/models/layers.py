@@ -12,6 +12,7 @@ it is not faster for the given shape, type or backend. `vision/models/cpu` regis
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any, Literal
 
 import flax.linen as nn
@@ -28,8 +29,9 @@ Sides = Sequence[tuple[int, int]]  # padding before and after, in height and wid
 Initializer = Callable[..., jax.Array]
 
 _fast: dict[str, Callable[..., jax.Array | None]] = {}
-_enabled = True
-_shapes_only = False
+# Settings of the thread that traces a program.
+_enabled = ContextVar('fast forms', default=True)
+_shapes_only = ContextVar('shapes only', default=False)
 
 
 def register(name: Literal['convolve', 'max_pool'], form: Callable[..., jax.Array | None]) -> None:
@@ -43,12 +45,11 @@ def xla_only() -> Iterator[None]:
 
     It is used for programs that run on other machines or whose operations are counted.
     """
-    global _enabled
-    before, _enabled = _enabled, False
+    before = _enabled.set(False)
     try:
         yield
     finally:
-        _enabled = before
+        _enabled.reset(before)
 
 
 @contextmanager
@@ -57,13 +58,12 @@ def shapes_only() -> Iterator[None]:
 
     The layers' parameters are initialised with zeros, and fast forms are disabled.
     """
-    global _shapes_only
-    before, _shapes_only = _shapes_only, True
+    before = _shapes_only.set(True)
     try:
         with xla_only():
             yield
     finally:
-        _shapes_only = before
+        _shapes_only.reset(before)
 
 
 def _param(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> jax.Array:
@@ -76,18 +76,18 @@ def _param(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ..
         value: jax.Array = module.get_variable('params', name)
         if value.shape == shape:
             return value
-    init = nn.initializers.zeros if _shapes_only else init
+    init = nn.initializers.zeros if _shapes_only.get() else init
     return module.param(name, init, shape, jnp.float32)
 
 
 def fast_forms_allowed() -> bool:
     """Returns False while `xla_only` is active."""
-    return _enabled
+    return _enabled.get()
 
 
 def _fast_form(name: str, *arguments: Any) -> jax.Array | None:
     """Returns the result of the registered fast form, or None."""
-    return _fast[name](*arguments) if _enabled and name in _fast else None
+    return _fast[name](*arguments) if _enabled.get() and name in _fast else None
 
 
 def scaled(width: int, multiplier: float) -> int:

@@ -50,9 +50,11 @@ class DropPath(nn.Module):
 def gelu(x: jax.Array) -> jax.Array:
     """Gaussian error linear unit (Hendrycks and Gimpel 2016): x times the normal distribution.
 
+    The computation is in float32, because in bfloat16 the sum would cancel for negative values.
     `nn.gelu` computes the same by `erfc`, which takes longer on CPUs.
     """
-    return x * (0.5 + 0.5 * jax.lax.erf(x * 0.5**0.5))
+    y = x.astype(jnp.float32)
+    return (y * (0.5 + 0.5 * jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:

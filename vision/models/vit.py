@@ -175,6 +175,7 @@ class VisionTransformer(ImageModel):
       weight_init: 'jax' as in the authors' code, or 'torch' as in DeiT, DINOv2 and timm.
       dropout: after the position embeddings and each dense layer, as in appendix B.1.
       drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
+      uniform_drop_path: whether all blocks have the rate `drop_path`, as in DeiT III.
       resolution: side of the published model's images.
       remat: whether to recompute each block in the backward pass, to save memory.
     """
@@ -195,6 +196,7 @@ class VisionTransformer(ImageModel):
     weight_init: Literal['jax', 'torch'] = 'jax'
     dropout: float = 0.0
     drop_path: float = 0.0
+    uniform_drop_path: bool = False
     resolution: int = 224
     remat: bool = False
 
@@ -230,7 +232,8 @@ class VisionTransformer(ImageModel):
         # Blocks. Pooling over the patches reads them after the last one.
         cls = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         for i in range(self.depth):
-            drop_path = self.drop_path * i / max(self.depth - 1, 1)
+            share = 1.0 if self.uniform_drop_path else i / max(self.depth - 1, 1)
+            drop_path = self.drop_path * share
             x = cls(**self._shared(), drop_path=drop_path, name=f'blocks_{i}')(x, train)
             grid = x[:, prefix:].reshape(patches.shape)
             if i + 1 < self.depth or self.pool != 'token':

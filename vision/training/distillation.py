@@ -27,12 +27,13 @@ class Distillation(Classification):
     the model has one classifier, as in section 5.2's 'usual distillation'. Answers, metrics and the
     loss of the labels are those of `Classification`. The teacher runs in evaluation mode on the
     images that the student gets: augmented, mixed, and normalised as the teacher's were. Its
-    weights are in `TrainState.extra` and so in each checkpoint: a resumed run keeps its teacher,
-    whatever became of the source. Evaluation and prediction do not need the teacher.
+    weights are in `TrainState.extra` and so in each checkpoint, but each start of the run reads its
+    model and preprocessing from the source. Evaluation and prediction do not need the teacher.
 
     Args:
       teacher: a workdir (its best checkpoint), a `.safetensors` or `.pth` file, 'hf:org/name', or
-        the name of packaged weights, as for `init_from`.
+        the name of packaged weights. All but workdirs have ImageNet's 1,000 classes, of which only
+        the number is compared with the data's.
       kind: 'hard' (equation 3): (1 − λ) L + λ CE(student, the teacher's most likely class);
         'soft' (equation 2; Hinton et al. 2015): (1 − λ) L + λ τ² KL(teacher ‖ student), of the
         probabilities at temperature τ. L is `config.loss`.

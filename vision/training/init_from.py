@@ -17,7 +17,7 @@ from vision.models.base import is_head
 from vision.models.positions import resize_positions
 from vision.models.vit import VisionTransformer
 from vision.models.weights.packages import is_packaged
-from vision.models.weights.pretrained import load_pretrained
+from vision.models.weights.pretrained import load_pretrained, model_arguments
 
 
 def init_from(source: str, model_name: str, state: TrainState) -> TrainState:
@@ -52,6 +52,16 @@ def read_weights(source: str, model_name: str, variables: dict[str, Any]) -> dic
     if not (source.startswith('hf:') or is_packaged(source) or os.path.exists(source)):
         raise UserError(f'init_from={source}: no such file or workdir{similar(source)}')
     return load_pretrained(source, model_name, shapes)
+
+
+def warn_of_arguments(source: str, model_name: str, model: Any) -> None:
+    """Warns if weights of another library were trained with other arguments of the model."""
+    for key, value in model_arguments(model_name, source).items():
+        own = getattr(model, key, value)
+        if own != value:
+            logging.warning(
+                '%s was trained with model.%s=%s; this run has %s', source, key, value, own
+            )
 
 
 def placed(weights: dict[str, Any], state: TrainState) -> TrainState:

@@ -24,8 +24,13 @@ def layer_factors(
       decay: ratio of the learning rates of a layer and the layer above it.
 
     Raises:
-      UserError: the model has fewer than three layers at its top level.
+      UserError: the model has fewer than three layers at its top level, or is an NNX module.
     """
+    if hasattr(model, 'nnx_class'):  # Flax's bridge sorts the layers by name
+        raise UserError(
+            f'layer_decay={decay}: the order of the layers of an NNX module is unknown; set '
+            'lr_factors instead'
+        )
     layers = model_layers(model, input_shape)
     if len(layers) < 3:
         names = ', '.join(name for layer in layers for name in layer)
@@ -41,7 +46,7 @@ def model_layers(model: nn.Module, input_shape: Sequence[int]) -> list[list[str]
     """Groups a model's top-level modules and parameters into layers, from the input to the output.
 
     They are ordered as the model first uses them. A block is a module that contains modules, except
-    a classifier. In a model with blocks, the layers are
+    a classifier and attention pooling. In a model with blocks, the layers are
 
     1. the stem: everything before the first block, with tokens and position embeddings;
     2. each block, with what lies between it and the block before, such as ConvNeXt's downsampling;
@@ -57,7 +62,8 @@ def model_layers(model: nn.Module, input_shape: Sequence[int]) -> list[list[str]
     """
     params = _in_order_of_use(model, input_shape)
     body = {name: tree for name, tree in params.items() if not is_auxiliary((name,))}
-    blocks = [name for name, tree in body.items() if _holds_modules(tree) and not is_head((name,))]
+    no_blocks = [name for name in body if is_head((name,)) or name == 'attn_pool']
+    blocks = [name for name, tree in body.items() if _holds_modules(tree) and name not in no_blocks]
     layers: list[list[str]] = []
     if blocks:
         waiting: list[str] = []  # since the last block

@@ -60,12 +60,13 @@ def check_start(run: Setup, path: Path | None = None) -> Start:
     begun, weights, source = processes.on_first(look), None, run.init_from
     # Pretrained weights are needed for step 0 only.
     if source is not None and not begun:
-        from vision.training.init_from import read_weights
+        from vision.training.init_from import read_weights, warn_of_arguments
 
         shapes = jax.eval_shape(
             lambda: init_variables(run.model, run.input_shape, jax.random.key(0))
         )
         weights = processes.together(lambda: read_weights(source, run.model_name, shapes))
+        warn_of_arguments(source, run.model_name, run.model)
     return Start(examples, weights)
 
 

@@ -113,7 +113,7 @@ class Structure(NamedTuple):
     """What the trace of a model in evaluation shows.
 
     Attributes:
-      shapes: shapes of 'params' and 'batch_stats', without auxiliary heads.
+      shapes: shapes of 'params' and 'batch_stats', with the auxiliary heads that the model has.
       pairs: the convolution's path and ε by the path of each norm that can be folded.
     """
 

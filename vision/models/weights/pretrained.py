@@ -1,6 +1,7 @@
 """Pretrained weights: conversion of torchvision's and timm's state dicts."""
 
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,6 +61,9 @@ _OPENAI_MEAN, _OPENAI_STD = (
 _OPENAI = PretrainedInput(224, 224, _OPENAI_MEAN, _OPENAI_STD, 'bicubic')
 _DINOV2 = PretrainedInput(518, 518, method='bicubic')
 
+# Names of files from timm whose models differ from torchvision's of the same name.
+_TIMM = re.compile(r'(vit|deit)_\w+_patch|tf_efficientnet')
+
 _INPUTS = {
     'inception_v3': PretrainedInput(342, 299, _HALF, _HALF),
     'googlenet': PretrainedInput(256, 224, _HALF, _HALF),
@@ -89,6 +93,10 @@ def pretrained_input(name: str, source: str = '') -> PretrainedInput:
     timm. timm evaluates many models at 288 px with bicubic resizing.
     """
     default = _INPUTS.get(name, PretrainedInput())
+    # Models that share a name here were trained on different pixels: DeiT's and AugReg's files.
+    file = os.path.basename(source)
+    if name.startswith('vit_') and (file.startswith('deit_') or 'augreg' in file):
+        default = _BICUBIC if file.startswith('deit_') else _AUGREG
     # timm's config overrides the default if it is complete.
     config = read_hub_config(source) if source.startswith('hf:') else {}
     timm = config.get('pretrained_cfg', {})
@@ -108,18 +116,18 @@ def pretrained_input(name: str, source: str = '') -> PretrainedInput:
 
 
 def model_arguments(name: str, source: str) -> dict[str, Any]:
-    """Returns the arguments of the model `name` that depend on the weights.
+    """Returns the arguments of the model `name` that depend on the weights, by the source's name.
 
     timm's EfficientNets have TensorFlow's padding and constants if their name starts with 'tf_',
     and torch's otherwise. Its ViTs resize position embeddings in its way, and its CLIPs have one of
     two activations.
     """
-    if not source.startswith('hf:timm/'):
+    file = os.path.basename(source)
+    if not (source.startswith('hf:timm/') or _TIMM.match(file)):
         return {}
     if not name.startswith('efficientnet'):
         return vit_names.arguments(name, source)
-    of_tensorflow = source.startswith('hf:timm/tf_')
-    return {'framework': 'tensorflow' if of_tensorflow else 'torch'}
+    return {'framework': 'tensorflow' if file.startswith('tf_') else 'torch'}
 
 
 def load_pretrained(

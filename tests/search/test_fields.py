@@ -117,6 +117,8 @@ def test_the_nearest_of_the_chosen(indexes, vectors, kind):
         ("width='wide'", "width='wide': 'wide' is not a value of type int32"),
         ('class=3', '3 is not a value of type string'),
         ("date>'soon'", "'soon' is not a date like '2024-05-01'"),
+        ('class = width', r'class \(string\) cannot be compared with width \(number\)'),
+        ('date > width', r'date \(date\) cannot be compared with width \(number\)'),
         ('width>True', 'True is not'),
         ("width>__import__('os').getpid()", 'is not a|no comparison|unknown field'),
         ('width', 'width is no comparison of a field'),
@@ -143,6 +145,14 @@ def test_fields_of_a_csv_file(table, tmp_path, monkeypatch):
     joined = fields.Own(file).join(table)
     assert np.flatnonzero(fields.choose(joined, 'score > 1')).tolist() == [1]
     assert np.flatnonzero(fields.choose(joined, "taken = '2024-05-01'")).tolist() == [4]
+    # Two fields of different types, one of nanoseconds, and one that nothing is known of.
+    file.write_text('path,b,t,n\n/photos/0/4.png,true,2024-05-01T00:00:00.123456789,\n/x,false,,\n')
+    other = fields.Own(file).join(table)
+    assert np.flatnonzero(fields.choose(other, "t > '2024-05-01' and t > date")).tolist() == [4]
+    assert not fields.choose(other, 'n = width or n = class or n = t').any()
+    assert fields.choose(other, 'n is None').all()
+    with pytest.raises(UserError, match=r'b \(bool\) cannot be compared with width \(number\)'):
+        fields.choose(other, 'b = width')
     # Images without the fields, and with a whole number where there were fractions, can be added.
     file.write_text('path,score\n/photos/2/2.png,3\n')
     more = fields.join(joined, table, fields.Own(file).join(table))
@@ -152,6 +162,8 @@ def test_fields_of_a_csv_file(table, tmp_path, monkeypatch):
         fields.join(joined, fields.Own(file).join(table))
     for text, says in (
         ('file,score\na,1\n', 'has no column path'),
+        ('path,tag,tag\n/photos/0/4.png,1,2\n', 'has the column tag twice'),
+        ('path,path\n/photos/0/4.png,1\n', 'has the column path twice'),
         ('path,size\n/photos/0/4.png,1\n', "cannot be called 'size'"),
         ('path,a b\n/photos/0/4.png,1\n', "cannot be called 'a b'"),
         ('path,score\n/other,1\n', 'names none of the images'),

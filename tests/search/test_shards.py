@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import random
 import shutil
@@ -226,9 +227,81 @@ def test_a_shard_that_is_damaged_missing_or_of_another_model(
         search.build(None, shards.open_shards(folder))
     with pytest.raises(UserError, match='name a folder that `describe` has written'):
         shards.open_shards(photos)
+    about = json.loads((undisturbed / 'manifest.json').read_text())
+    for wrong in ({'shards': 0}, {'dimensions': '64'}, {'made_by': {}}):
+        (folder / 'manifest.json').write_text(json.dumps(about | wrong))
+        with pytest.raises(UserError, match='damaged'):
+            shards.open_shards(folder)
     (folder / 'manifest.json').write_text('{"format": 1')
     with pytest.raises(UserError, match='damaged'):
         shards.open_shards(folder)
+
+
+def test_shards_whose_bytes_columns_or_metadata_are_wrong(undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / 's')
+    manifest = shards.open_shards(tmp_path / 's')
+    path, whole = manifest.shard(1), undisturbed / 'shard-00001.parquet'
+    rows, data = parquet.read_table(whole), bytearray(whole.read_bytes())
+    vectors = parquet.ParquetFile(whole).metadata.row_group(0).column(10)
+    data[vectors.data_page_offset + vectors.total_compressed_size - 1] ^= 1
+    for content in (
+        bytes(data),
+        shards.to_parquet(rows.drop_columns(['size'])),
+        shards.to_parquet(rows.drop_columns(['gone'])),
+        shards.to_parquet(rows.replace_schema_metadata({b'made_by': b'\xff'})),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=r'shard-00001\.parquet is damaged \(.+\)'):
+            list(shards.read_shards(manifest))
+    path.write_bytes(shards.to_parquet(rows.drop_columns(['gone'])))
+    with pytest.raises(UserError, match='is damaged'):
+        shards.count(manifest)
+
+
+def test_what_a_row_says(monkeypatch, classifier, photos, tmp_path):
+    vectors = np.array([[1, 0], [1e9, 0], [1e-9, 0], [0, 0]], np.float32)
+    about = [descriptions.Described(f'/{i}') for i in range(4)]
+    rows = shards.table_of(about, vectors).to_pylist()
+    assert [row['class'] for row in rows] == [None] * 4  # as in `fields.table`
+    large, small = (f"the model's features {why} float16" for why in (
+        'exceed the range of', 'are all zero in'))  # fmt: skip
+    assert [row['error'] for row in rows] == [None, large, small, None]
+    # Such errors are reported, too.
+    original = descriptions.describe_images
+
+    def too_large(*args):
+        return ((about, 1e30 * vectors) for about, vectors in original(*args))
+
+    monkeypatch.setattr(describing, 'describe_images', too_large)
+    with pytest.raises(UserError, match=rf'no image .* example /.*/0/0[02]\.png: {large}'):
+        described(classifier, [photos / '0' / '00.png', photos / '0' / '02.png'], tmp_path / 's')
+
+
+def test_an_image_that_is_named_twice(classifier, photos, undisturbed, tmp_path, caplog):
+    shutil.copytree(undisturbed, tmp_path / 's')
+    manifest = shards.open_shards(tmp_path / 's')
+    images = [*search.named(classifier.run, photos / '0')] * 2
+    work = describing._Work(classifier, images, manifest)
+    wanted = [place for i in range(5) for place in work._wanted(i).values()]
+    assert len(wanted) == 20 and {which for which, _ in wanted} == {0}
+    assert sum(sum(work(i)) for i in range(5)) == 40 and work.described == 0
+    # Many more images than those that the folder was begun with.
+    describing.describe(classifier, images, tmp_path / 's', rows=2)
+    assert 'begun with' not in caplog.text
+    describing.describe(classifier, images, tmp_path / 's', rows=1)
+    assert 'each of its 5 shards gets about 8' in caplog.text
+
+
+def test_a_folder_without_its_manifest(undisturbed, tmp_path, monkeypatch):
+    names = ['claims', '.lock', 'manifest.json.tmp']
+    for name in names[1:]:
+        (tmp_path / name).touch()
+    describing._create(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == sorted(names)
+    # Another process begins meanwhile.
+    shutil.copy(undisturbed / 'manifest.json', tmp_path)
+    monkeypatch.setattr(os, 'listdir', lambda _: [*names, 'shard-00000.parquet.tmp'])
+    describing._create(tmp_path)
 
 
 def test_folders_that_cannot_be_used(classifier, photos, undisturbed, tmp_path):

@@ -27,7 +27,6 @@ from vision.prediction.classifier import Classifier
 from vision.search import fingerprint
 from vision.search.descriptions import (
     OF_SPLIT,
-    Described,
     Named,
     describe_images,
     full_name,
@@ -48,6 +47,7 @@ from vision.search.shards import (
 )
 
 _ROWS = 8192  # images of a shard: some seconds of work on a GPU, some minutes on a CPU
+_BEFORE_MANIFEST = {'claims', '.lock', 'manifest.json.tmp'}  # a kill can leave these
 _PAUSE = 0.5  # seconds between two looks at the shards that other processes are writing
 
 
@@ -92,6 +92,12 @@ def describe(
     folder = _create(as_path(output))
     with _whole(folder, shared):
         manifest = _open_or_create(folder, classifier, endpoint, max(1, round(total / rows)))
+        if total > 4 * rows * manifest.shards:
+            logging.warning(
+                '%s was begun with fewer images: each of its %d shards gets about %d, which a stop '
+                'can lose and which must fit into memory; describe into a new folder',
+                folder, manifest.shards, total // manifest.shards,
+            )  # fmt: skip
         work = _Work(classifier, images, manifest)
         with progress_bar() as start:
             move, done = start('describing', total), 0
@@ -150,14 +156,15 @@ class _Work:
         for name, (which, example) in wanted.items():
             now[name] = _state(full_name(self._images[which], example))
         new = [n for n in wanted if n not in known or (now[n] and known[n] != now[n])]
-        yield len(wanted) - len(new)
+        # An image that is named twice is done once, but counts twice in the total.
+        yield int(self._bounds[number + 1] - self._bounds[number]) - len(new)
         tables = []
         for some, ids in self._by_source(wanted[name] for name in new):
             for about, vectors in describe_images(
                 self._classifier, some, self._manifest.made_by['endpoint'], True, ids
             ):
                 tables.append(table_of(about, vectors))
-                self._note(about)
+                self._note(tables[-1])
                 yield len(about)
         # Keep the other rows, with a mark of what is gone.
         if old is not None:
@@ -174,11 +181,12 @@ class _Work:
 
     def _wanted(self, number: int) -> dict[str, tuple[int, int]]:
         """Returns the images of a shard, sorted by name: the number of the source, and the id."""
-        found = {}
+        found: dict[str, tuple[int, int]] = {}
         for position in self._order[self._bounds[number] : self._bounds[number + 1]]:
             which = int(np.searchsorted(self._starts, position, 'right')) - 1
             example = int(position - self._starts[which])
-            found[utf8(full_name(self._images[which], example))] = which, example
+            # Of an image that is named twice keep the first, as `build` does.
+            found.setdefault(utf8(full_name(self._images[which], example)), (which, example))
         return dict(sorted(found.items()))
 
     def _by_source(self, places: Any) -> Iterator[tuple[Named, list[int]]]:
@@ -206,18 +214,19 @@ class _Work:
         for size, date, error in zip(table['size'].to_pylist(), dates, table['error'].to_pylist()):
             yield () if error is not None and again else (size, date)
 
-    def _note(self, about: list[Described]) -> None:
-        self.described += len(about)
-        for row in about:
-            if row.error is not None and len(self.errors) < 10:
-                self.errors[row.path] = row.error
+    def _note(self, table: Any) -> None:
+        self.described += len(table)
+        failed = table.select(['path', 'error']).filter(table['error'].is_valid())
+        for row in failed.slice(0, 10 - len(self.errors)).to_pylist():
+            self.errors[row['path']] = row['error']
 
 
 def _create(folder: Path) -> Path:
     """Creates the folder of the shards; raises UserError if it holds something else."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        ours = is_shards(folder) or not {*os.listdir(folder)} - {'claims', '.lock'}
+        # Look for the manifest last: another process may just have written it, and shards after it.
+        ours = not {*os.listdir(folder)} - _BEFORE_MANIFEST or is_shards(folder)
         if ours:
             (folder / 'claims').mkdir(exist_ok=True)
     except OSError as e:

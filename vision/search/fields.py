@@ -123,7 +123,7 @@ class Own:
 
         Raises:
           UserError: the file cannot be read, has no column `path`, names a path twice, or has a
-            column whose name is taken or is no word.
+            column twice or one whose name is taken or is no word.
         """
         pa, file = pyarrow(), as_path(path)
         from pyarrow import csv
@@ -136,6 +136,8 @@ class Own:
         if 'path' not in self._table.column_names:
             raise UserError(f'--fields={file} has no column path, by which rows belong to images')
         for name in self._table.column_names:
+            if self._table.column_names.count(name) > 1:
+                raise UserError(f'--fields={file} has the column {name} twice')
             if name != 'path' and (name in _OWN or not name.isidentifier() or name in _WORDS):
                 raise UserError(f'--fields={file}: a field cannot be called {name!r}; rename it')
         self._rows: dict[str, int] = {}
@@ -179,7 +181,10 @@ def choose(table: Any, where: str) -> np.ndarray:
     numbered = table.select(sorted(condition.used))
     numbered = numbered.append_column(_NUMBER, pa.array(np.arange(len(table))))
     chosen = np.zeros(len(table), bool)
-    chosen[numbered.filter(condition.expression)[_NUMBER].to_numpy()] = True
+    try:
+        chosen[numbered.filter(condition.expression)[_NUMBER].to_numpy()] = True
+    except pa.ArrowException as e:
+        raise UserError(f'--where={where}: {str(e).splitlines()[0]}') from None
     return chosen
 
 
@@ -225,9 +230,16 @@ class Condition:
         return functools.reduce(operator.and_, (self._compare(*pair) for pair in pairs))
 
     def _compare(self, left: ast.expr, op: ast.cmpop, right: ast.expr) -> Any:
-        kind = next((self.kind(x) for x in (left, right) if isinstance(x, ast.Name)), None)
-        if kind is None:
+        named = [x for x in (left, right) if isinstance(x, ast.Name)]
+        if not named:
             raise self._mistake(left)
+        kind = self.kind(named[0])
+        groups = [_group(self.kind(x)) for x in named]
+        if len({*groups} - {'null'}) > 1:
+            one, other = (
+                f'{ast.unparse(x)[:-1]} ({g})' for x, g in zip(named, groups, strict=True)
+            )
+            raise UserError(f'--where={self._where}: {one} cannot be compared with {other}')
         if type(op) in _COMPARE:
             return _COMPARE[type(op)](self._side(left, kind), self._side(right, kind))
         field = self._side(left, kind)
@@ -256,7 +268,10 @@ class Condition:
         if isinstance(node, ast.Name):
             own = self.kind(node)
             field = pa.compute.field(node.id.removesuffix('_'))
-            return field.cast(pa.timestamp('us')).cast(own) if own == date() else field.cast(own)
+            if own != date():
+                return field if pa.types.is_null(own) else field.cast(own)
+            # Of a CSV file's nanoseconds, those beyond microseconds are left out.
+            return field.cast(pa.timestamp('us'), safe=False).cast(own)
         return self.literal(node, kind)
 
     def literal(self, node: ast.expr, kind: Any) -> Any:
@@ -298,6 +313,13 @@ _COMPARE: dict[type, Callable] = {
 def date() -> Any:
     """Returns the type that dates are compared as."""
     return pyarrow().timestamp('us', 'UTC')
+
+
+def _group(kind: Any) -> str:
+    """Returns the name of the types that a type can be compared with."""
+    types = pyarrow().types
+    number = types.is_integer(kind) or types.is_floating(kind)
+    return 'number' if number else 'date' if kind == date() else str(kind)
 
 
 def _folder(name: str) -> str | None:

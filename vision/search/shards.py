@@ -20,9 +20,11 @@ from vision.core.text import AnyPath, as_path, json_text
 from vision.search.descriptions import Described
 from vision.search.fields import pyarrow, utf8
 
+_MADE_BY = ('model', 'preprocessing', 'endpoint', 'weights')  # of `fingerprint.made_by`
 FORMAT = 1  # version of the manifest and the columns
 _NO_UTF8 = 'its name is not valid UTF-8; rename it'
 _TOO_LARGE = "the model's features exceed the range of float16"
+_TOO_SMALL = "the model's features are all zero in float16"
 
 
 class Manifest(NamedTuple):
@@ -129,9 +131,11 @@ def read_manifest(folder: Path) -> Manifest:
         about = json.loads(path.read_text('utf-8'))
         if about['format'] != FORMAT:
             raise UserError(f'{path} has another format; describe into a new folder')
-        return Manifest(
-            folder, dict(about['made_by']), int(about['dimensions']), int(about['shards'])
-        )
+        manifest = Manifest(folder, dict(about['made_by']), about['dimensions'], about['shards'])
+        whole = all(isinstance(n, int) and n > 0 for n in (manifest.size, manifest.shards))
+        if not whole or not all(isinstance(manifest.made_by[key], str) for key in _MADE_BY):
+            raise ValueError
+        return manifest
     except OSError as e:
         raise UserError(
             f'{path}: {e.strerror}; name a folder that `describe` has written'
@@ -152,14 +156,21 @@ def read_shard(manifest: Manifest, number: int, columns: list[str] | None = None
 
     path = manifest.shard(number)
     try:
-        table = parquet.ParquetFile(io.BytesIO(path.read_bytes())).read(columns=columns)
+        with open(path, 'rb') as file:
+            # For some columns, read only their parts of the file.
+            source = file if columns else io.BytesIO(file.read())
+            shard = parquet.ParquetFile(source, page_checksum_verification=True)
+            table = shard.read(columns=columns)
+        made_by = (table.schema.metadata or {}).get(b'made_by', b'').decode()
     except FileNotFoundError:
         raise
-    except (pa.ArrowException, OSError) as e:
-        raise UserError(f'{path} is damaged ({str(e).splitlines()[0]})') from None
-    made_by = (table.schema.metadata or {}).get(b'made_by', b'').decode()
+    except (pa.ArrowException, OSError, ValueError, LookupError) as e:
+        raise UserError(f'{path} is damaged ({f"{e}".partition(chr(10))[0]})') from None
     if made_by != json_text(manifest.made_by):
         raise UserError(f'{path} was written with another model than {manifest.folder}')
+    every = schema(manifest.size)
+    if not table.schema.equals(pa.schema([every.field(n) for n in columns or every.names])):
+        raise UserError(f'{path} is damaged (its columns are not those of a shard)')
     return table
 
 
@@ -168,11 +179,13 @@ def table_of(about: list[Described], vectors: np.ndarray) -> Any:
     pa, rows = pyarrow(), []
     with np.errstate(over='ignore'):
         halves = vectors.astype('<f2')
-    for known, half in zip(about, halves, strict=True):
+    for known, vector, half in zip(about, vectors, halves, strict=True):
         row = known._asdict()
-        row['class'], row['date'] = utf8(row.pop('label')), row.pop('modified')
+        row['class'], row['date'] = utf8(row.pop('label')) or None, row.pop('modified')
         if row['error'] is None and not np.isfinite(half).all():
             row['error'] = _TOO_LARGE
+        if row['error'] is None and vector.any() and not half.any():
+            row['error'] = _TOO_SMALL
         if row['error'] is None and utf8(known.path) != known.path:
             row['error'] = _NO_UTF8
         row['path'], row['gone'] = utf8(known.path), False
@@ -186,7 +199,13 @@ def to_parquet(table: Any) -> bytes:
     from pyarrow import parquet
 
     file = io.BytesIO()
-    parquet.write_table(table, file, use_dictionary=['class', 'error'], store_schema=True)
+    parquet.write_table(
+        table,
+        file,
+        use_dictionary=['class', 'error'],
+        store_schema=True,
+        write_page_checksum=True,
+    )
     return file.getvalue()
 
 

@@ -69,7 +69,7 @@ KIND = flags.DEFINE_enum(
     ['exact', 'hnsw', 'ivfpq'],
     'Kind of the index: exact, or approximate from 100,000 images (hnsw) or a million (ivfpq).',
 )
-HNSW = flags.DEFINE_bool('hnsw', False, 'The old name of --kind=hnsw, which is refused.')
+HNSW = flags.DEFINE_bool('hnsw', False, 'The old name of --kind=hnsw.')
 FIELDS = flags.DEFINE_string(
     'fields', None, 'CSV file with fields of the images for --where, by its column path.'
 )
@@ -99,10 +99,12 @@ def main(argv: list[str]) -> int:
             else unknown('command', argv[1], COMMANDS)
         )
     if HNSW.value:
-        raise UserError('--hnsw is --kind=hnsw now')
+        if KIND.present and KIND.value != 'hnsw':
+            raise UserError(f'--hnsw is --kind=hnsw now, and contradicts --kind={KIND.value}')
+        print('--hnsw is --kind=hnsw now', file=sys.stderr)
     from_shards = argv[1] in ('build', 'add', 'replace') and _are_shards(argv[2:])
-    needs_model = argv[1] != 'remove' and not from_shards
-    if needs_model and (WORKDIR.value is None) == (PRETRAINED.value is None):
+    models = sum(flag.value is not None for flag in (WORKDIR, PRETRAINED))
+    if argv[1] != 'remove' and models != 1 and not (from_shards and not models):
         raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
     with phase('starting'):
         import vision.search.search  # noqa: F401
@@ -135,9 +137,7 @@ def _build(words: list[str]) -> int:
     own = fields.Own(FIELDS.value) if FIELDS.value else None
     classifier, images = _classifier_and_images(words)
     place = INDEX.value if _in_milvus() else None
-    made, failed = search.build(
-        classifier, images, _endpoint(), METRIC.value, KIND.value, own, place
-    )
+    made, failed = search.build(classifier, images, _endpoint(), METRIC.value, _kind(), own, place)
     with phase('writing the index'):
         made.save(path)
         recall = made.recall() if made.approximate else None
@@ -195,7 +195,7 @@ def _query(words: list[str]) -> int:
         made.check(classifier, ENDPOINT.value)
     else:
         whole = [search.whole_split(classifier.run, SPLIT.value)]
-        made, _ = search.build(classifier, whole, _endpoint(), METRIC.value, KIND.value)
+        made, _ = search.build(classifier, whole, _endpoint(), METRIC.value, _kind())
     found = search.query(classifier, made, asked, TOP_K.value, WHERE.value)
     results = list(track(found, total, 'searching'))
     return _tell_found(results, made.metric, classifier, output, 'Nearest images')
@@ -224,8 +224,21 @@ def _evaluate(words: list[str]) -> int:
 
 
 def _are_shards(words: list[str]) -> bool:
-    alone = len(words) == 1 and SPLIT.value is None
-    return alone and (Path(words[0]).expanduser() / 'manifest.json').is_file()
+    """Tells a folder of shards from a folder of images, in which any manifest.json may lie."""
+    if len(words) != 1 or SPLIT.value is not None:
+        return False
+    from vision.search import shards
+
+    folder = Path(words[0]).expanduser()
+    if not shards.is_shards(folder):
+        return False
+    if any(folder.glob('shard-*.parquet')):
+        return True
+    try:
+        shards.read_manifest(folder)
+    except UserError:
+        return False
+    return True
 
 
 def _index_path() -> Any:
@@ -242,6 +255,10 @@ def _endpoint() -> str:
     return ENDPOINT.value or 'features'
 
 
+def _kind() -> str:
+    return 'hnsw' if HNSW.value else KIND.value
+
+
 def _output_path() -> Path | None:
     return output_file('output', OUTPUT.value, PICTURES) if OUTPUT.value else None
 
@@ -255,10 +272,19 @@ def _load(path: Any, read_only: bool = False) -> Any:
 
 def _classifier_and_images(words: list[str]) -> tuple[Any, Any]:
     """Returns the classifier and the images; for a folder of shards None and its manifest."""
-    from vision.search import shards
+    from vision.search import fingerprint, shards
 
     if _are_shards(words):
-        return None, shards.open_shards(words[0])
+        manifest = shards.open_shards(words[0])
+        # The model that is not needed may still be named: it must be the one of the shards.
+        was, way = manifest.made_by, 'describe into another folder'
+        if WORKDIR.value is not None or PRETRAINED.value is not None:
+            fingerprint.check(was, _classifier(), ENDPOINT.value, words[0], way)
+        elif ENDPOINT.value not in (None, was['endpoint']):
+            raise UserError(
+                f'--endpoint={ENDPOINT.value}: {words[0]} has the endpoint {was["endpoint"]}; {way}'
+            )
+        return None, manifest
     classifier = _classifier()
     return classifier, _images(classifier, words)
 

@@ -41,6 +41,16 @@ def test_it_answers_as_a_file_does(table, vectors, tmp_path, kind, metric):
             np.testing.assert_allclose(
                 [score for _, score in ours], [score for _, score in right], atol=1e-3
             )
+    # The fields of the user's own are kept, and a field of another type changes nothing.
+    plain = rows.drop_columns(['score', 'day'])
+    ((again, _),) = made.with_own([(plain, vectors)])
+    ((right, _),) = exact.with_own([(plain, vectors)])
+    assert again['score'].to_pylist() == right['score'].to_pylist()
+    assert again['day'].cast(fields.date()) == right['day'].cast(fields.date())
+    own.write_text('path,new\n/photos/0/4.png,5\n')
+    with pytest.raises(UserError, match='the field new is int64, and missing'):
+        made.check_fields(fields.Own(own).join(fields.table([])))
+    made.nearest(vectors[:1], 1, "class = 'café'")
     assert search.remove(made, ['/photos/1']) == COUNT // 4 == COUNT - len(made)
     with pytest.raises(UserError, match="Did you mean 'class'"):
         made.nearest(vectors[:1], 3, "clas='cat'")
@@ -50,6 +60,14 @@ def test_it_answers_as_a_file_does(table, vectors, tmp_path, kind, metric):
         made.add(rows.append_column('new', [list(range(COUNT))]), vectors)
     with pytest.raises(UserError, match='there is no index images; create it with `build`'):
         milvus.load(f'milvus:{tmp_path}/i.db')
+    made.remove(made.names)
+    assert made.vectors().shape == (0, SIZE)
+    # A `build` that was killed before it wrote what the collection is.
+    made._client.delete('photos_about', ids=[0])
+    with pytest.raises(UserError, match='there is no index photos; create it with `build`'):
+        milvus.load(uri)
+    made = milvus.create(uri, ABOUT, SIZE)
+    made.drop()
     with pytest.raises(UserError, match=r'write milvus:FILE\.db'):
         milvus.load('milvus:photos')
 

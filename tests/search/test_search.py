@@ -12,7 +12,7 @@ from tests.processes import run_module
 from vision.core.errors import UserError
 from vision.data import arrays
 from vision.prediction import Classifier
-from vision.search import display, fingerprint, index, search
+from vision.search import display, fields, fingerprint, index, search
 from vision.search.duplicates import find_duplicates
 
 ABOUT = {'model': 'm', 'preprocessing': 'p', 'endpoint': 'features', 'weights': 'w'}
@@ -190,6 +190,7 @@ def test_build_add_query_duplicates(workdir, photos, tmp_path):
         return json.loads(done.stdout)
 
     (tmp_path / 'broken.png').write_bytes(b'no')
+    (photos / '1' / 'manifest.json').write_text('{"name": "of an app"}')  # these are no shards
     built = run('build', photos / '0', tmp_path / 'broken.png', expect=3)
     assert built['images'] == 6 and built['metric'] == 'cosine' and built['kind'] == 'exact'
     assert built['failed'] == [{'path': f'{tmp_path}/broken.png', 'error': 'not an image'}]
@@ -466,3 +467,61 @@ def test_links_to_a_file_are_one_named_by_its_real_path(classifier, digits, tmp_
     (group,) = made_of(classifier.run, [*names, tmp_path / 'copy.png'])
     first = str(real) if link is os.symlink else str(tmp_path / 'a.png')
     assert paths_of(group) == [first, str(tmp_path / 'copy.png')]
+
+
+def test_the_images_of_a_condition_are_those_of_the_present_index():
+    made = index.create(ABOUT, 16)
+    made.add(['/x/a.png', '/y/b.png'], vectors(2))
+    assert made.choose("folder='/x'").tolist() == [True, False]
+    made.remove(['/x/a.png'])
+    made.add(['/x/c.png'], vectors(1))
+    assert made.choose("folder='/x'").tolist() == [False, True]
+
+
+def test_a_file_that_changes_while_another_is_written(tmp_path, monkeypatch):
+    made = index.create(ABOUT, 16)
+    made.add(['a'], vectors(1))
+    made.save(tmp_path / 'x')
+    one, other = index.load(tmp_path / 'x'), index.load(tmp_path / 'x')
+    other.add(['b'], vectors(1))
+    fsync = os.fsync
+
+    def meanwhile(descriptor):
+        monkeypatch.setattr(os, 'fsync', fsync)
+        other.save(tmp_path / 'x')
+
+    monkeypatch.setattr(os, 'fsync', meanwhile)
+    with pytest.raises(UserError, match='changed by another process'):
+        one.save(tmp_path / 'x')
+    assert index.load(tmp_path / 'x').names == ['a', 'b'] and os.listdir(tmp_path) == ['x']
+
+
+def test_replaced_images_keep_the_users_fields(classifier, photos, tmp_path):
+    image = photos / '0' / '00.png'
+    (tmp_path / 'own.csv').write_text(f'path,score\n{image},5\n')
+    images = search.named(classifier.run, image)
+    made, _ = search.build(classifier, images, own=fields.Own(tmp_path / 'own.csv'))
+    search.add(classifier, made, images, replace=True)
+    assert made.choose('score=5').tolist() == [True]
+    # A file that does not suit is refused before anything is described or removed.
+    (tmp_path / 'own.csv').write_text(f'path,score\n{image},many\n')
+    with pytest.raises(UserError, match='--fields: '):
+        search.add(None, made, images, True, fields.Own(tmp_path / 'own.csv'))
+    (tmp_path / 'own.csv').write_text('path,score\nother.png,5\n')
+    with pytest.raises(UserError, match='names none of the images'):
+        search.add(None, made, images, True, fields.Own(tmp_path / 'own.csv'))
+    assert made.choose('score=5').tolist() == [True]
+
+
+def test_shards_of_another_model_than_the_one_that_is_named(workdir, tmp_path):
+    about = {'format': 1, 'made_by': ABOUT, 'dimensions': 16, 'shards': 1}
+    (tmp_path / 'manifest.json').write_text(json.dumps(about))
+    (tmp_path / 'shard-00000.parquet').touch()
+    index_flag = f'--index={tmp_path}/i'
+    done = run_module(
+        'experiments.search', f'--workdir={workdir}', index_flag, '--hnsw', 'build', tmp_path
+    )
+    assert done.returncode == 2 and 'differ in their model: m in' in done.stderr, done.stderr
+    assert '--hnsw is --kind=hnsw now' in done.stderr
+    done = run_module('experiments.search', '--endpoint=logits', index_flag, 'build', tmp_path)
+    assert done.returncode == 2 and 'has the endpoint features' in done.stderr, done.stderr

@@ -6,12 +6,14 @@ table, and a checksum of all before; the length of the JSON in 8 bytes; and a ma
 version 1 have the names in the JSON.
 """
 
+import contextlib
 import dataclasses
+import fcntl
 import json
 import os
 import struct
 import zlib
-from collections.abc import Collection
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,6 +32,7 @@ _HNSW_LINKS, _HNSW_BUILD, _HNSW_SEARCH = 32, 200, 256
 # the fewest images.
 _LISTS, _PER_LIST, _PROBED, _PER_BYTE, _CODES, _LEAST = 4, 64, 64, 4, 65536, 1000
 _SAMPLE = 1000  # vectors that the recall is measured on
+_NONE = None, np.empty(0)  # no condition and its images
 _DIGITS = 6  # decimal places of a cosine, as many as float32 has
 _ALIGN = 64  # bytes; the table starts at a multiple, so that it can be mapped
 METRICS = ('cosine', 'euclidean')
@@ -68,7 +71,7 @@ class Index:
     table: Any
     index: Any
     read: tuple[Path, tuple[int, ...]] | None = None
-    _chosen: tuple[Any, np.ndarray] = (None, np.empty(0))
+    _chosen: tuple[str | None, np.ndarray] = _NONE
 
     def __len__(self) -> int:
         return len(self.table)
@@ -126,8 +129,26 @@ class Index:
             raise UserError('vectors with values that are not finite cannot be added to an index')
         table = images if hasattr(images, 'schema') else fields.table(images)
         if len(prepared):
+            joined = fields.join(self.table, table)
             self.index.add(prepared)
-            self.table = fields.join(self.table, table)
+            self.table, self._chosen = joined, _NONE
+
+    def check_fields(self, images: Any) -> None:
+        """Raises UserError unless the fields of a table of images have the types of the index."""
+        fields.join(self.table.slice(0, 0), images)
+
+    def with_own(
+        self, batches: Iterable[tuple[Any, np.ndarray]]
+    ) -> Iterator[tuple[Any, np.ndarray]]:
+        """Adds to tables of images the other fields that the index has of these images."""
+        rows = {name: i for i, name in enumerate(self.names)}
+        for table, vectors in batches:
+            found = [rows.get(name) for name in fields.names(table)]
+            other = [name for name in self.table.column_names if name not in table.column_names]
+            picked = self.table.select(other).take(fields.pyarrow().array(found, 'int64'))
+            for name in other:
+                table = table.append_column(name, picked[name])
+            yield table, vectors
 
     def remove(self, names: Collection[str]) -> int:
         """Removes images by their names; returns how many there were.
@@ -152,7 +173,7 @@ class Index:
                 if size := lists.list_size(i):
                     ids = faiss().rev_swig_ptr(lists.get_ids(i), size)
                     ids[:] = numbers[ids]
-        self.table = self.table.take(np.flatnonzero(keep))
+        self.table, self._chosen = self.table.take(np.flatnonzero(keep)), _NONE
         return len(gone)
 
     def search(
@@ -211,10 +232,11 @@ class Index:
 
     def choose(self, where: str) -> np.ndarray:
         """Returns the images that fulfil a condition, bool [N]; see `fields.choose`."""
-        # Many queries have one condition.
-        if (where, len(self)) != self._chosen[0]:
-            self._chosen = (where, len(self)), fields.choose(self.table, where)
-        return self._chosen[1]
+        # Many queries have one condition. Another thread may store the images of its own.
+        known = self._chosen
+        if known[0] != where:
+            known = self._chosen = where, fields.choose(self.table, where)
+        return known[1]
 
     def vectors(self) -> np.ndarray:
         """Returns the stored vectors, float32 [N, D]; for cosine they have unit length.
@@ -270,12 +292,7 @@ class Index:
             was loaded from it.
         """
         path, checksum = as_path(path), 0
-        # Do not overwrite images that another process has added since this index was loaded.
-        if self.read and self.read[0] == path and _version(path) not in (None, self.read[1]):
-            raise UserError(
-                f'--index={path} was changed by another process in the meantime; '
-                'run the same command again'
-            )
+        self._check_version(path)
         # Write to a temporary file, flush it to the disk, and rename it.
         temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
         try:
@@ -296,12 +313,23 @@ class Index:
                 file.write(data + struct.pack('<Q', len(data)) + _MARKS[-1])
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-            self.read = path, _version(path) or ()
+            # Writing took a while: check again, while no other process can rename its file.
+            with _locked(path):
+                self._check_version(path)
+                os.replace(temporary, path)
+                self.read = path, _version(path) or ()
         except OSError as e:
             raise UserError(f'--index={path}: {e.strerror}') from None
         finally:
             temporary.unlink(missing_ok=True)
+
+    def _check_version(self, path: Path) -> None:
+        """Raises UserError if another process has written the file since it was loaded."""
+        if self.read and self.read[0] == path and _version(path) not in (None, self.read[1]):
+            raise UserError(
+                f'--index={path} was changed by another process in the meantime; '
+                'run the same command again'
+            )
 
     def _prepared(self, vectors: np.ndarray) -> np.ndarray:
         vectors = np.ascontiguousarray(vectors, np.float32)
@@ -431,12 +459,31 @@ def _load(path: Path, file: BinaryIO, read_only: bool) -> Index:
         # faiss maps the lists of an IVF index, and the vectors of the others, by different flags.
         of_lists = file.read(2) == b'Iw'
         flag = faiss().IO_FLAG_MMAP if of_lists else faiss().IO_FLAG_MMAP_IFC
+        os.lseek(file.fileno(), 0, os.SEEK_SET)  # /dev/fd of macOS shares the position
         index = faiss().read_index(f'/dev/fd/{file.fileno()}', flag)
     else:
         index = faiss().read_index(faiss().PyCallbackIOReader(file.read))
     if index.ntotal != len(table):
         raise ValueError(f'{index.ntotal} vectors for {len(table)} images')
     return Index(about['made_by'], about['metric'], table, index, (path, version or ()))
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock (`flock`) on the present version of a file, where the file system has locks.
+
+    All who have loaded this version and want to replace it wait for the same lock.
+    """
+    try:
+        # NFS gives locks only on files that are open for writing.
+        file = open(path, 'r+b' if os.access(path, os.W_OK) else 'rb')  # noqa: SIM115
+    except FileNotFoundError:
+        yield
+        return
+    with file:
+        with contextlib.suppress(OSError):
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _version(path: Path | int) -> tuple[int, ...] | None:

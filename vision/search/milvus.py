@@ -12,7 +12,7 @@ import contextlib
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -59,6 +59,7 @@ class MilvusIndex:
         self._client, self._name = client, name
         self.made_by, self.metric, self.kind = about['made_by'], about['metric'], about['kind']
         self.fields: dict[str, str] = about['fields']
+        self._size = about.get('size', 1)
 
     def __len__(self) -> int:
         with _in_a_line():
@@ -84,16 +85,11 @@ class MilvusIndex:
           images: a table of n rows (`fields.table`).
           vectors: float32 [n, D].
         """
+        self.check_fields(images)
         columns = {'path': [fields.utf8(name) for name in fields.names(images)]}
         for name in images.column_names[1:]:
-            kind = _type(images.schema.field(name).type)
-            if self.fields.get(name) != kind:
-                raise UserError(
-                    f'the field {name} is {kind}, and {self.fields.get(name, "missing")} in the '
-                    'collection; its fields are those of `build`'
-                )
             column = images[name]
-            if kind == 'date':
+            if self.fields[name] == 'date':
                 column = column.cast(fields.date()).cast('int64')
             columns[name] = column.to_pylist()
         rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
@@ -103,6 +99,37 @@ class MilvusIndex:
         for start in range(0, len(rows), _ROWS):
             with _in_a_line():
                 self._client.upsert(self._name, rows[start : start + _ROWS])
+
+    def check_fields(self, images: Any) -> None:
+        """Raises UserError unless the fields of a table of images are those of the collection."""
+        for name in images.column_names[1:]:
+            kind = _type(images.schema.field(name).type)
+            if self.fields.get(name) != kind:
+                raise UserError(
+                    f'the field {name} is {kind}, and {self.fields.get(name, "missing")} in the '
+                    'collection; its fields are those of `build`'
+                )
+
+    def with_own(
+        self, batches: Iterable[tuple[Any, np.ndarray]]
+    ) -> Iterator[tuple[Any, np.ndarray]]:
+        """Adds to tables of images the other fields that the collection has of these images."""
+        pa, schema = fields.pyarrow(), self._schema()
+        for table, vectors in batches:
+            other = [name for name in self.fields if name not in table.column_names]
+            ids = [fields.utf8(name) for name in fields.names(table)]
+            rows: dict[str, dict[str, Any]] = {}
+            for start in range(0, len(ids) if other else 0, _ROWS):
+                some = ids[start : start + _ROWS]
+                with _in_a_line():
+                    found = self._client.get(self._name, some, output_fields=['path', *other])
+                rows |= {row['path']: row for row in found}
+            for name in other:
+                values, kind = [rows.get(x, {}).get(name) for x in ids], schema.field(name).type
+                is_date = kind == fields.date()
+                column = pa.array(values, 'int64' if is_date else kind)
+                table = table.append_column(name, column.cast(kind) if is_date else column)
+            yield table, vectors
 
     def remove(self, names: Collection[str]) -> int:
         """Removes images by their names; returns how many there were."""
@@ -136,7 +163,7 @@ class MilvusIndex:
     def vectors(self) -> np.ndarray:
         """Returns the stored vectors, float32 [N, D], in the order of `names`."""
         rows = sorted(self._every('path', 'vector'), key=lambda row: row['path'])
-        return np.array([row['vector'] for row in rows], np.float32)
+        return np.array([row['vector'] for row in rows], np.float32).reshape(-1, self._size)
 
     def check(self, classifier: Classifier, endpoint: str | None = None) -> None:
         """Raises UserError unless the classifier made the vectors of this index."""
@@ -164,8 +191,8 @@ class MilvusIndex:
 
     def drop(self) -> None:
         """Removes the collection."""
-        for name in (self._name, f'{self._name}_about'):
-            self._client.drop_collection(name)
+        with _in_a_line():
+            _drop(self._client, self._name)
 
 
 def _expression(condition: fields.Condition) -> str:
@@ -193,7 +220,8 @@ def _expression(condition: fields.Condition) -> str:
                 return f'[{", ".join(map(side, node.elts))}]'
             value = condition.literal(node, kind)
             value = value.cast('int64') if kind == fields.date() else value
-            return json_text(value.as_py())
+            # Milvus Lite knows no escapes such as \u00e9.
+            return json_text(value.as_py(), ensure_ascii=False)
 
         word = _OPPOSITES[type(op)] if no else type(op)
         if word in (ast.Is, ast.IsNot):
@@ -242,13 +270,29 @@ def create(
     usual = fields.table([])
     schema = (own.join(usual) if own else usual).schema
     kinds = {field.name: _type(field.type) for field in schema if field.name != 'path'}
-    about = {'made_by': made_by, 'metric': metric, 'kind': kind, 'fields': kinds}
+    about = {'made_by': made_by, 'metric': metric, 'kind': kind, 'fields': kinds, 'size': size}
     with _in_a_line():
-        if client.has_collection(name):
+        there, ours = map(client.has_collection, (name, f'{name}_about'))
+        about_it = _about(client, name) if ours else None
+        if there and (about_it or not ours):
             raise UserError(
                 f'--index={uri}: there is a collection {name}; use `add` or `replace`, or write '
                 '#NAME after it for another'
             )
+        # Remove what a `build` left that was killed in here, but nothing of others.
+        if ours:
+            _drop(client, name)
+        # What the index is, a row that is inserted at the end; Milvus wants a vector in every
+        # collection.
+        made = MilvusClient.create_schema()
+        made.add_field('id', DataType.INT64, is_primary=True)
+        made.add_field('about', DataType.VARCHAR, max_length=65535)
+        made.add_field('vector', DataType.FLOAT_VECTOR, dim=2)
+        params = MilvusClient.prepare_index_params()
+        params.add_index('vector', index_type='FLAT', metric_type='L2')
+        client.create_collection(
+            f'{name}_about', schema=made, index_params=params, consistency_level='Strong'
+        )
         # The images.
         made = MilvusClient.create_schema()
         made.add_field('path', DataType.VARCHAR, is_primary=True, max_length=_LONGEST)
@@ -267,14 +311,6 @@ def create(
         params.add_index('vector', index_type=sort, metric_type=_METRICS[metric], params=options)
         # Strong: a query finds what was added before it, also by another client.
         client.create_collection(name, schema=made, index_params=params, consistency_level='Strong')
-        # What the index is; Milvus wants a vector in every collection.
-        made = MilvusClient.create_schema()
-        made.add_field('id', DataType.INT64, is_primary=True)
-        made.add_field('about', DataType.VARCHAR, max_length=65535)
-        made.add_field('vector', DataType.FLOAT_VECTOR, dim=2)
-        params = MilvusClient.prepare_index_params()
-        params.add_index('vector', index_type='FLAT', metric_type='L2')
-        client.create_collection(f'{name}_about', schema=made, index_params=params)
         row = {'id': 0, 'about': json_text(about), 'vector': [0.0, 0.0]}
         client.insert(f'{name}_about', [row])
     return MilvusIndex(client, name, about)
@@ -289,15 +325,28 @@ def load(uri: str) -> MilvusIndex:
     """
     client, name = _connect(uri)
     with _in_a_line():
-        for needed in (name, f'{name}_about'):
-            if not client.has_collection(needed):
-                raise UserError(f'--index={uri}: there is no index {name}; create it with `build`')
-            client.load_collection(needed)
-        rows = client.query(f'{name}_about', 'id == 0', output_fields=['about'])
+        both = all(map(client.has_collection, (name, f'{name}_about')))
+        about = _about(client, name) if both else None
+        if about is None:
+            raise UserError(f'--index={uri}: there is no index {name}; create it with `build`')
+        client.load_collection(name)
     try:
-        return MilvusIndex(client, name, json.loads(rows[0]['about']))
+        return MilvusIndex(client, name, json.loads(about))
     except (ValueError, LookupError, TypeError):
         raise UserError(f'--index={uri}: {name} is not an index of images') from None
+
+
+def _about(client: Any, name: str) -> str | None:
+    """Returns what a collection is, or None if the `build` that created it was killed."""
+    client.load_collection(f'{name}_about')
+    rows = client.query(f'{name}_about', 'id == 0', output_fields=['about'])
+    return rows[0]['about'] if rows else None
+
+
+def _drop(client: Any, name: str) -> None:
+    """Removes the collection of an index; the one that makes it ours is the last."""
+    for each in (name, f'{name}_about'):
+        client.drop_collection(each)
 
 
 def _type(kind: Any) -> str:

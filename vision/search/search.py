@@ -1,5 +1,6 @@
 """Reverse image search: indexes of folders, splits and shards, and queries."""
 
+import contextlib
 import itertools
 import os
 from collections.abc import Iterable, Iterator
@@ -127,6 +128,8 @@ def build(
         images = list(images)
         count = sum(some.source.num_examples for some in images)
         about, size = made_by(classifier, endpoint), classifier.embedding_size(endpoint)
+    if own:
+        _check_names(own, images)
     batches = _batches(classifier, images, about['endpoint'], failed := dict[str, str]())
     if place is not None:
         made = milvus.create(place, about, size, metric, kind, own)
@@ -134,7 +137,8 @@ def build(
             _fill(made, batches, own)
             _check_some(made, failed)
         except BaseException:
-            made.drop()
+            with contextlib.suppress(UserError):
+                made.drop()
             raise
         return made, failed
     index = create(about, size, metric, kind, count)
@@ -170,8 +174,21 @@ def _fill(
     """Adds batches to an index, with fields of the user's own."""
     for table, vectors in batches:
         index.add(own.join(table) if own else table, vectors)
-    if own:
-        own.check_used()
+
+
+def _check_names(own: fields.Own, images: list[Named] | Manifest) -> None:
+    """Raises UserError, before images are described, if a CSV file names none of them."""
+    if isinstance(images, Manifest):
+        tables: Iterator[Any] = (
+            shards.read_shard(images, i, ['path']) for i in range(images.shards)
+        )
+    else:
+        every = (full_name(some, i) for some in images for i in range(some.source.num_examples))
+        names = list(map(os.fsencode, every))
+        tables = iter([fields.pyarrow().table({'path': names})])
+    for table in tables:
+        own.join(table)
+    own.check_used()
 
 
 def add(
@@ -188,25 +205,37 @@ def add(
       index: the index.
       images: as for `build`.
       replace: describe also the images that are in the index, and replace those that can be read.
+        Without `own` they keep their fields of the user's own.
       own: as for `build`.
 
     Returns:
       The reasons for images that could not be read, by name.
 
     Raises:
-      UserError: the shards were made by another classifier than the index.
+      UserError: the shards were made by another classifier than the index, or the CSV file does
+        not suit.
     """
     if isinstance(images, Manifest) and images.made_by != index.made_by:
         raise UserError(
             f'{images.folder} was described by another model than the index was built with; '
             'build an index of it'
         )
+    if own:
+        # Find out before the long work, and before the first change, if the file suits.
+        images = images if isinstance(images, Manifest) else list(images)
+        _check_names(own, images)
+        index.check_fields(own.join(fields.table([])))
     failed, again, endpoint = dict[str, str](), set[str](), index.made_by['endpoint']
     if replace:
-        # Remove all of them at once, which takes a pass over the index.
-        every = list(_batches(classifier, images, endpoint, failed))
-        index.remove({name for table, _ in every for name in fields.names(table)})
-        batches = iter(every)
+        batches = _batches(classifier, images, endpoint, failed)
+        if own is None:
+            batches = index.with_own(batches)
+        # Remove all of them from a file at once, which takes a pass over it. Milvus replaces rows
+        # of the same path when they are added.
+        if isinstance(index, Index):
+            every = list(batches)
+            index.remove({name for table, _ in every for name in fields.names(table)})
+            batches = iter(every)
     else:
         known = {*index.names}
         batches = _batches(classifier, images, endpoint, failed, known, again)

@@ -28,7 +28,7 @@ _TOO_SMALL = "the model's features are all zero in float16"
 
 
 class Manifest(NamedTuple):
-    """What all shards of a folder have in common.
+    """Properties that all shards of a folder share.
 
     Attributes:
       folder: the folder.

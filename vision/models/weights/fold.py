@@ -110,7 +110,7 @@ def fold_batch_norm(
 
 
 class Structure(NamedTuple):
-    """What the trace of a model in evaluation shows.
+    """Result of tracing a model in evaluation.
 
     Attributes:
       shapes: shapes of 'params' and 'batch_stats', with the auxiliary heads that the model has.

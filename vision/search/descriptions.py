@@ -16,6 +16,7 @@ from vision.core.startup import available_cpus
 from vision.data.source import BadImage, Image, Source, label_text, read_each
 from vision.prediction.classifier import Classifier
 from vision.preprocess.graph import decoded
+from vision.search import descriptors
 
 OF_SPLIT = re.compile(r'(train|validation|test):(\d+)')
 _AHEAD = 64  # images that are read ahead of the model, beside a batch
@@ -68,6 +69,7 @@ def describe_images(
     endpoint: str = 'features',
     hashes: bool = False,
     ids: Sequence[int] | np.ndarray | None = None,
+    views: str = 'one',
 ) -> Iterator[tuple[list[Described], np.ndarray]]:
     """Describes images batch by batch. Threads read and decode each file once, ahead of the model.
 
@@ -81,21 +83,23 @@ def describe_images(
       hashes: compute `sha256` and `phash`, too.
       ids: the images to describe, by position; all by default. A source that is not indexed cannot
         be asked for some of its images.
+      views: the views of an image whose vectors are averaged, see `descriptors.views`.
 
     Yields:
       Descriptions of n images, in the order of the ids, and their vectors, float32 [n, D]. The
       vector of an image with an `error` is zero.
     """
-    look = _Look(classifier, images, hashes)
+    look, each = _Look(classifier, images, hashes, views), descriptors.number_of_views(views)
     count = images.source.num_examples if ids is None else len(ids)
     waiting: deque[Described] = deque()
 
     def prepared() -> Iterator[np.ndarray | None]:
-        for known, image in _in_threads(look, images.source, ids):
+        for known, shown in _in_threads(look, images.source, ids):
             waiting.append(known)
-            yield image
+            yield from shown or [None] * each
 
-    for vectors in classifier.embed_prepared(prepared(), count, endpoint):
+    batches = classifier.embed_prepared(prepared(), count * each, endpoint)
+    for vectors in (some.mean(axis=1) for some in descriptors.grouped(batches, each)):
         known = [waiting.popleft() for _ in vectors]
         # A vector that is not finite would spoil an index.
         finite = np.isfinite(vectors).all(axis=1)
@@ -110,14 +114,15 @@ def describe_images(
 class _Look:
     """Reads, decodes and preprocesses one image, and notes what its file tells."""
 
-    def __init__(self, classifier: Classifier, images: Named, hashes: bool):
+    def __init__(self, classifier: Classifier, images: Named, hashes: bool, views: str):
         self._classifier, self._images = classifier, images
+        self._views = descriptors.views(views)
         self._hash = perceptual_hash() if hashes else None
 
     def __call__(
         self, position: int, image: Image | BadImage | None = None, label: Any = None
-    ) -> tuple[Described, np.ndarray | None]:
-        """Returns the description and the preprocessed image, or None if it cannot be read.
+    ) -> tuple[Described, list[np.ndarray]]:
+        """Returns the description and the preprocessed views, none if it cannot be read.
 
         Args:
           position: id of the image in the source.
@@ -145,16 +150,18 @@ class _Look:
             known = known._replace(width=width, height=height)
             if self._hash is not None:
                 known = known._replace(sha256=digest(image), phash=self._hash(pixels))
-            return known, self._classifier.prepare(pixels)
+            return known, [
+                self._classifier.prepare(np.ascontiguousarray(view)) for view in self._views(pixels)
+            ]
         except BadImage as e:
-            return known._replace(error=str(e)), None
+            return known._replace(error=str(e)), []
         except ValueError as e:
-            return known._replace(error=f'the preprocessing fails: {e}'), None
+            return known._replace(error=f'the preprocessing fails: {e}'), []
 
 
 def _in_threads(
     look: _Look, source: Source, ids: Sequence[int] | np.ndarray | None
-) -> Iterator[tuple[Described, np.ndarray | None]]:
+) -> Iterator[tuple[Described, list[np.ndarray]]]:
     """Yields the results of `look` in order, while threads compute the next ones."""
     tasks: Iterable[tuple]
     if source.indexed:

@@ -199,17 +199,27 @@ def perceptual_hash() -> Any:
     Raises:
       UserError: imagehash is not installed.
     """
-    try:
-        import imagehash
-    except ImportError:
-        raise UserError(
-            'describing needs imagehash: pip install "jax-image-classification[search]"'
-        ) from None
+    library = imagehash()
     from PIL import Image
 
     def phash(pixels: np.ndarray) -> str:
         grey = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert('L')
         # The resampling to 32 pixels would take as long as decoding a large photo.
-        return str(imagehash.phash(grey.reduce(max(1, min(grey.size) // _HASHED))))
+        return str(library.phash(grey.reduce(max(1, min(grey.size) // _HASHED))))
 
     return phash
+
+
+def imagehash() -> Any:
+    """Imports and returns imagehash.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        import imagehash
+    except ImportError:
+        raise UserError(
+            'perceptual hashes need imagehash: pip install "jax-image-classification[search]"'
+        ) from None
+    return imagehash

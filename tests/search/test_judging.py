@@ -3,16 +3,20 @@
 import itertools
 import json
 import pickle
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from skimage import data
 
 from tests.processes import run_module
 from vision.core.errors import UserError
 from vision.search import judging, rankings, transformations, truth
 
+ENDINGS = {'rocket': 'jpg'}  # of scikit-image's files that are no PNG
 # Answers of up to four queries: few scores, so that many are the same.
 ANSWERS = st.lists(
     st.dictionaries(st.integers(0, 4), st.sampled_from([-0.5, 0.1, 0.5, 0.9]), max_size=3),
@@ -188,7 +192,7 @@ def test_files_of_oxford(tmp_path, capsys):
             truth.read_oxford(path)
     for data in (pickle.dumps(Harm()), pickle.dumps(published)[:-9], b''):
         path.write_bytes(data)
-        with pytest.raises(UserError, match='--truth|could run code'):
+        with pytest.raises(UserError, match=r'--truth|could run code'):
             truth.read_oxford(path)
     assert 'harm' not in capsys.readouterr().out
 
@@ -227,7 +231,7 @@ def test_who_knows_everything_and_who_knows_nothing():
     photos = [rng.integers(0, 256, (24, 32, 3), dtype=np.uint8) for _ in range(20)]
 
     def oracle(collection, queries):
-        for number, asked in enumerate(queries._trial.queries):
+        for number, asked in enumerate(queries.trial.queries):
             assert queries[number].dtype == np.uint8
             found = [i for i, x in enumerate(collection) if x is photos[asked.photo]]
             yield [(i, 1.0) for i in found] + [
@@ -253,3 +257,91 @@ def test_the_command_judges_copies(workdir):
     assert found['photos'] == 360 and found['queries'] == 2 * 27 and found['collection'] == 135
     assert [row['name'] for row in found['transformations']] == list(transformations.NAMES)
     assert 0 < found['micro_ap'] < 1
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    """Files of 24 photos: thirds of eight of scikit-image's."""
+    root = tmp_path_factory.mktemp('copies')
+    names = (
+        'astronaut',
+        'coffee',
+        'chelsea',
+        'rocket',
+        'camera',
+        'coins',
+        'motorcycle_left',
+        'ihc',
+    )
+    for name in names:
+        image = Image.open(Path(data.__file__).parent / f'{name}.{ENDINGS.get(name, "png")}')
+        image = image.convert('RGB')
+        for i in range(3):
+            left = i * image.width // 3
+            image.crop((left, 0, left + image.width // 3, image.height)).save(
+                root / f'{name}{i}.png'
+            )
+    return root
+
+
+@pytest.mark.slow
+def test_verified_copies_of_photos_beat_the_vectors_alone(photos):
+    """The command on photos, with the weights that come in a wheel."""
+    found = {}
+    for flag in ('--verify', '--noverify'):
+        done = run_module(
+            'experiments.search', 'evaluate', '--copies', photos, '--each=3', flag,
+            '--pretrained=efficientnet_lite0', '--format=json',
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found[flag] = json.loads(done.stdout)
+    assert found['--verify']['photos'] == 24
+    assert found['--verify']['micro_ap'] > max(0.6, found['--noverify']['micro_ap'])
+    easy = {row['name']: row['found'] for row in found['--verify']['transformations']}
+    assert easy['jpeg 30'] == 1 and easy['brightness × 0.5'] >= 0.6
+
+
+@pytest.mark.slow
+def test_given_answers_from_the_command_line(photos, tmp_path):
+    """Pairs of DISC's form, and Oxford's protocol with boxes, on an index of the photos."""
+    made, model = tmp_path / 'x.index', '--pretrained=efficientnet_lite0'
+    done = run_module('experiments.search', 'build', photos, model, f'--index={made}')
+    assert done.returncode == 0, done.stderr
+    queries = tmp_path / 'queries'
+    queries.mkdir()
+    for i, name in enumerate(('coffee0', 'rocket1', 'coins2')):
+        Image.open(photos / f'{name}.png').save(queries / f'Q{i}.jpg', quality=60)
+    pairs = tmp_path / 'pairs.csv'
+    pairs.write_text('query_id,reference_id\nQ0,coffee0\nQ1,rocket1\nQ2,\n')
+    asked = ('experiments.search', 'evaluate', queries, model, f'--index={made}', '--format=json')
+    found = json.loads(run_module(*asked, f'--truth={pairs}').stdout)
+    assert found['queries'] == 3 and found['references'] == 24
+    assert found['recall@1'] == 1 and 0.5 < found['micro_ap'] < 1  # Q2's photo is there, too
+    gnd = {
+        'imlist': sorted(p.stem for p in photos.iterdir()),
+        'qimlist': ['Q0', 'Q1'],
+        'gnd': [{'bbx': [0, 0, 150, 300]}, {}],
+    }
+    place = gnd['imlist'].index
+    gnd['gnd'][0] |= {'easy': [place('coffee0')], 'hard': [place('coffee1')], 'junk': []}
+    gnd['gnd'][1] |= {'easy': [place('rocket0')], 'junk': [place('rocket1')]}
+    (tmp_path / 'gnd.json').write_text(json.dumps(gnd))
+    done = run_module(*asked, f'--truth={tmp_path / "gnd.json"}', '--protocol=oxford')
+    levels = {row['level']: row for row in json.loads(done.stdout)['levels']}
+    assert levels['easy']['mp@1'] == 1 and levels['easy']['queries'] == 2
+    assert levels['hard']['queries'] == 1 and 0 < levels['hard']['map'] <= 1
+    wrong = run_module(*asked, f'--truth={tmp_path / "nowhere"}')
+    assert wrong.returncode == 2 and wrong.stderr.count('\n') == 1
+
+
+def test_flags_that_contradict_each_other(workdir):
+    judge = ('experiments.search', f'--workdir={workdir}', '--split=test', 'evaluate')
+    for flags, match in (
+        (('--copies', '--truth=x'), 'leave out'),
+        (('--truth=x',), '--index'),
+        (('--copies', '--noverify', '--whiten=999'), '--whiten=999'),
+        (('--copies', '--noverify', '--endpoint=logits:gem'), 'no positions'),
+    ):
+        done = run_module(*judge, *flags)
+        assert done.returncode == 2 and match in done.stderr, done.stderr
+        assert done.stderr.count('\n') == 1

@@ -2,7 +2,8 @@
 
 `build` computes a classifier's features for the images of folders or splits and stores them in an
 `Index`. `query` finds the images in an index that are nearest to new images, `find_duplicates`
-finds copies within an index, and `judge_run` measures how well the features separate the classes.
+finds copies within an index, `judge_run` measures how well the features separate the classes, and
+`judge_copies` how well copies of photos are found.
 `describe` writes what is known of a large collection as shards, of which `build` makes an index.
 
 Read first: `search.py`, `index.py`.
@@ -19,7 +20,18 @@ if TYPE_CHECKING:
     from vision.search.duplicates import find_duplicates
     from vision.search.features import judge, judge_run
     from vision.search.index import Index, create, load
+    from vision.search.judging import (
+        Descriptor,
+        by_detector,
+        by_vectors,
+        judge_copies,
+        judge_oxford,
+        judge_pairs,
+        read_photos,
+    )
     from vision.search.search import add, build, named, query, remove, whole_split
     from vision.search.shards import open_shards, read_shards
+    from vision.search.transformations import copy_of
+    from vision.search.truth import read_oxford, read_pairs
 else:
     __all__, __getattr__, __dir__ = public_names(__name__)

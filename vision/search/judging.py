@@ -54,17 +54,21 @@ class Trial(NamedTuple):
 
 
 class Queries:
-    """The queries of a trial as images, which are made one by one when they are iterated over."""
+    """The queries of a trial as images, which are made one by one when they are iterated over.
+
+    Attributes:
+      trial: the trial.
+    """
 
     def __init__(self, photos: Sequence[np.ndarray], trial: Trial, seed: int):
         """Takes the photos that the trial has the positions of."""
-        self._photos, self._trial, self._seed = photos, trial, seed
+        self._photos, self.trial, self._seed = photos, trial, seed
 
     def __len__(self) -> int:
-        return len(self._trial.queries)
+        return len(self.trial.queries)
 
     def __getitem__(self, number: int) -> np.ndarray:
-        asked = self._trial.queries[number]
+        asked = self.trial.queries[number]
         photo, other = self._photos[asked.photo], self._photos[asked.other]
         return transformations.copy_of(photo, asked.transformation, self._seed, other)
 
@@ -254,7 +258,7 @@ def by_vectors(
 
 
 def by_detector(
-    describe: Descriptor, views: str = 'one', whiten: int = 0, limits: Limits = Limits()
+    describe: Descriptor, views: str = 'one', whiten: int = 0, limits: Limits | None = None
 ) -> Method:
     """Returns the method of `duplicates`: candidates by vectors and hashes, which are verified.
 
@@ -264,7 +268,7 @@ def by_detector(
     def method(collection: Images, queries: Images) -> Iterator[Any]:
         index = describe.index(collection, whiten)
         hashes = np.array([hash_of(collection[i]) for i in range(len(collection))], np.uint64)
-        detector = CopyDetector(collection.__getitem__, index.search, hashes, limits)
+        detector = CopyDetector(collection.__getitem__, index.search, hashes, limits or Limits())
         for number, vectors in enumerate(describe(queries, views)):
             found = detector(queries[number], vectors)
             yield [(one.position, one.evidence.score) for one in found]

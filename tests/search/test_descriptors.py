@@ -98,17 +98,14 @@ def test_options_from_one_end_to_the_other(workdir, tmp_path):
     some = images.source.subset(range(60))
     pixels = some.images
     # GeM of the feature maps.
-    _, ends = classifier.model.apply(
-        classifier.variables,
-        classifier._normalised(jnp.asarray(pixels[:4], jnp.float32)),
-        train=False,
-    )
+    shape = (3, *classifier.run.input_shape)
+    fed = jnp.asarray(np.random.default_rng(0).integers(0, 256, shape), jnp.float32)
+    normalised = classifier._normalised(fed)
+    _, ends = classifier.model.apply(classifier.variables, normalised, train=False)
     name = next(k for k, v in ends.items() if v.ndim == 4)
     maps = np.maximum(np.asarray(ends[name], np.float64), 1e-6)
     expected = (maps**3).mean(axis=(1, 2)) ** (1 / 3)
-    found = classifier.embedding(
-        classifier.variables, jnp.asarray(pixels[:4], jnp.float32), f'{name}:gem'
-    )
+    found = classifier.embedding(classifier.variables, fed, f'{name}:gem')
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
     with pytest.raises(UserError, match='no positions to pool'):
         classifier.embedding_size('features:gem')

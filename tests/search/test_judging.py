@@ -190,8 +190,8 @@ def test_files_of_oxford(tmp_path, capsys):
         path.write_text(json.dumps(wrong))
         with pytest.raises(UserError, match=match):
             truth.read_oxford(path)
-    for data in (pickle.dumps(Harm()), pickle.dumps(published)[:-9], b''):
-        path.write_bytes(data)
+    for damaged in (pickle.dumps(Harm()), pickle.dumps(published)[:-9], b''):
+        path.write_bytes(damaged)
         with pytest.raises(UserError, match=r'--truth|could run code'):
             truth.read_oxford(path)
     assert 'harm' not in capsys.readouterr().out
@@ -334,6 +334,7 @@ def test_given_answers_from_the_command_line(photos, tmp_path):
     assert wrong.returncode == 2 and wrong.stderr.count('\n') == 1
 
 
+@pytest.mark.slow
 def test_flags_that_contradict_each_other(workdir):
     judge = ('experiments.search', f'--workdir={workdir}', '--split=test', 'evaluate')
     for flags, match in (

@@ -165,3 +165,12 @@ def test_a_chain_applies_as_many_different_transformations(photos, monkeypatch):
             assert len(seen) == len(set(seen)) == length
             orders.add(tuple(seen))
     assert len(orders) > 12
+
+
+@pytest.mark.parametrize('size', [(1, 1), (8, 8), (3, 200)])
+def test_images_of_any_size_have_copies(size):
+    image = np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
+    for name in NAMES:
+        for seed in range(3):
+            copy = copy_of(image, name, seed, image)
+            assert copy.dtype == np.uint8 and copy.shape[2] == 3 and copy.size

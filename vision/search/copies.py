@@ -15,15 +15,9 @@ from vision.core.errors import UserError
 from vision.prediction import pictures
 from vision.preprocess.pictures import to_rgb
 from vision.search.descriptions import imagehash
-from vision.search.index import unit
 from vision.search.local_features import LocalFeatures, Match, local_features, match
 
 _HASH_SIDE = 32  # pixels of the square that `imagehash.phash` transforms
-# Side of a thumbnail, and the least correlation of thumbnails of the same image. The correlation
-# is at least .98 between a photograph and a copy at a sixth of its size, at JPEG quality 20, or 1.4
-# times as bright. It is .95 to .98 for a copy cropped by 3 % at each edge, but also for many pairs
-# of digits.
-_SIDE, _CORRELATION = 16, 0.98
 _SHADE = 3  # of 255: the largest difference in colour between equal blank images
 _TEXTURED = 100  # local features of images that local features can compare
 _HALF = 20  # strength of a match whose score is in the middle of those of verified copies
@@ -278,12 +272,8 @@ def look(image: np.ndarray) -> Look:
     Raises:
       UserError: imagehash is not installed.
     """
-    pixels = pictures.grey(image, _SIDE).ravel()
-    contrast = pixels - pixels.mean()
-    if np.abs(contrast).max() < 1:  # blank: only rounding noise is left
-        contrast = np.zeros_like(contrast)
     colour, size = to_rgb(image).mean(axis=(0, 1)), image.shape[1::-1]
-    return Look(_hashes(image), unit(contrast[None])[0], colour, size)
+    return Look(_hashes(image), pictures.contrast(image), colour, size)
 
 
 def same_look(one: Look, other: Look) -> bool:
@@ -291,7 +281,7 @@ def same_look(one: Look, other: Look) -> bool:
     blank = [not x.thumbnail.any() for x in (one, other)]
     if any(blank):
         return all(blank) and float(np.abs(one.colour - other.colour).max()) <= _SHADE
-    return float(one.thumbnail @ other.thumbnail) >= _CORRELATION
+    return float(one.thumbnail @ other.thumbnail) >= pictures.CORRELATION
 
 
 def hash_of(image: np.ndarray) -> int:

@@ -165,10 +165,11 @@ def _preferred(pairs: Pairs, members: list[int], keep: str) -> list[int]:
         try:
             about = os.stat(name)
         except OSError:  # deleted in the meantime
-            return (math.inf,) * 3
+            return (math.inf,)
         look = pairs.compare.look(pairs.names[pairs.contents[position]])
         pixels = look.size[0] * look.size[1] if look else 0
-        size = -pixels, -about.st_size
+        # Of two indexes, equally large images of the second stay.
+        size = -pixels, pairs.two and position < pairs.count, -about.st_size
         return (about.st_mtime_ns, *size) if keep == 'oldest' else size
 
     return sorted(members, key=rank)

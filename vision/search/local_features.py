@@ -15,6 +15,7 @@ from vision.preprocess.pictures import to_rgb
 
 SIDE = 512  # pixels of the longer side at which features are computed
 _COUNT = 600  # features of an image, those with the most contrast
+_CONTRAST = 0.02  # the least contrast of a feature; half of Lowe's, for dark and pale copies
 _SMALLEST = 24  # pixels: shorter sides have no features
 _RATIO = 0.8  # the largest distance of a match, as a fraction of the distance to the next feature
 _FEWEST = 4  # matches that determine an affine map, and one more
@@ -105,7 +106,9 @@ def local_features(image: np.ndarray) -> LocalFeatures:
     points = np.zeros((0, 2), np.float32)
     vectors = np.zeros((0, 128), np.uint8)
     if min(grey.shape) >= _SMALLEST:
-        found, sift = cv2.SIFT_create(nfeatures=_COUNT).detectAndCompute(grey, None)
+        found, sift = cv2.SIFT_create(_COUNT, contrastThreshold=_CONTRAST).detectAndCompute(
+            grey, None
+        )
         if found:
             # OpenCV may keep more features if several have the same contrast.
             points = np.array([p.pt for p in found[:_COUNT]], np.float32)

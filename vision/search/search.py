@@ -390,7 +390,9 @@ def _asked(classifier: Classifier, images: Any) -> list[Named]:
     if isinstance(images, Named):
         return [images]
     source, _ = given.gather(images, classifier.channels, classifier.run.image_shape)
-    return [Named(source, [source.name_of(i) for i in range(source.num_examples)])]
+    if isinstance(source, given.Given):
+        return [Named(source, [source.name_of(i) for i in range(source.num_examples)])]
+    return [Named(source, source.paths or [f'image {i}' for i in range(source.num_examples)])]
 
 
 def parse_box(text: str) -> Box:

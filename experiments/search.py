@@ -10,7 +10,8 @@
     replace PATH…     describe images again that may be in the index, and replace them
     remove PATH…      remove files and folders from an index; needs no model
     query IMAGE…      find the nearest images in the index, or in --split, which is described first
-    duplicates        find images in the index that are nearly the same
+    duplicates        find copies of images in the index, whole or in part, or between --index and
+                      --against
     evaluate          measure how well features tell the classes of --split apart (without an index);
                       with --copies PATH… how well copies of photos are found; with --truth=FILE
                       --index=FILE IMAGE… how well the index answers queries of known references
@@ -82,6 +83,11 @@ WHITEN = flags.DEFINE_integer(
     'whiten', 0, 'Project the vectors onto so many principal components and whiten them.', 0
 )
 cli.heading('The answers')
+BOX = flags.DEFINE_string(
+    'box',
+    None,
+    'Part of each query to look for: x,y,width,height in pixels of the upright picture.',
+)
 TOP_K = flags.DEFINE_integer('top_k', 10, 'Number of neighbours that query finds.', lower_bound=1)
 WHERE = flags.DEFINE_string(
     'where', None, 'Condition on what query finds: "class=\'cat\' and width>800".'
@@ -97,6 +103,30 @@ BACKGROUND = flags.DEFINE_string(
 )
 THRESHOLD = flags.DEFINE_float(
     'threshold', 0.95, 'Least cosine between images that may be duplicates.'
+)
+AGAINST = flags.DEFINE_string(
+    'against', None, 'Another index of the same model: duplicates between the two only.'
+)
+BITS = flags.DEFINE_integer(
+    'bits', 8, 'Most different bits of the perceptual hashes of candidates, 0 to 11; -1: no hashes.'
+)
+NEIGHBOURS = flags.DEFINE_integer(
+    'neighbours', 10, 'Number of nearest images by their vectors that are candidates.'
+)
+INLIERS = flags.DEFINE_integer(
+    'inliers', 8, 'Least number of matched points of a copy; 0 compares thumbnails only.'
+)
+AGREEMENT = flags.DEFINE_float(
+    'agreement', 0.5, 'Least fraction of what two images share where their pixels agree.'
+)
+KEEP = flags.DEFINE_enum(
+    'keep', 'largest', ['largest', 'oldest'], 'Which file of a group of duplicates to keep.'
+)
+DELETABLE = flags.DEFINE_string(
+    'deletable', None, 'File for the list of files that could be deleted, .csv or .json.'
+)
+EXPLAIN = flags.DEFINE_string(
+    'explain', None, 'File for the pairs of duplicates with their matched points, .html or .png.'
 )
 OUTPUT = flags.DEFINE_string(
     'output',
@@ -218,6 +248,7 @@ def _query(words: list[str]) -> int:
 
     if not words:
         raise UserError('name at least one image to look for')
+    box = search.parse_box(BOX.value) if BOX.value is not None else None
     output = _output_path()
     if INDEX.value is None and SPLIT.value is None:
         raise UserError('--index=FILE, or --split of the run to look in, is missing; see --help')
@@ -233,22 +264,39 @@ def _query(words: list[str]) -> int:
         made, _ = search.build(
             classifier, whole, _endpoint(), METRIC.value, _kind(), whiten=WHITEN.value
         )
-    found = search.query(classifier, made, asked, TOP_K.value, WHERE.value, **_options())
+    found = search.query(classifier, made, asked, TOP_K.value, WHERE.value, box, **_options())
     results = list(track(found, total, 'searching'))
     return _tell_found(results, made.metric, classifier, output, 'Nearest images')
 
 
 def _duplicates(words: list[str]) -> int:
-    from vision.search import duplicates
+    from vision.search import copies, duplicates, explaining, groups
 
     cli.refuse_arguments(['', *words])
     output = _output_path()
+    explain = output_file('explain', EXPLAIN.value, PICTURES) if EXPLAIN.value else None
+    if DELETABLE.value:
+        output_file('deletable', DELETABLE.value, groups.LISTS)
     cli.require(index=INDEX.value)
-    made, classifier = _load(INDEX.value, True), _classifier()
-    made.check(classifier, ENDPOINT.value)
-    results = duplicates.find_duplicates(made, classifier.run, THRESHOLD.value)
+    limits = copies.Limits(
+        BITS.value, NEIGHBOURS.value, THRESHOLD.value, INLIERS.value, AGREEMENT.value
+    )
+    made = [_load(path, True) for path in (INDEX.value, AGAINST.value) if path is not None]
+    classifier = _classifier()
+    for some in made:
+        some.check(classifier, ENDPOINT.value or made[0].made_by['endpoint'])
+    pairs = duplicates.find_pairs(made[0], classifier.run, limits, *made[1:])
+    results = groups.groups_of(pairs, KEEP.value)
+    if DELETABLE.value:
+        groups.write_deletable(results, DELETABLE.value)
+        count = sum(len(group['delete']) for group in results)
+        print(f'List of {count:,} files that could be deleted: {DELETABLE.value}', file=sys.stderr)
+    if explain is not None:
+        with phase('drawing the matched points'):
+            explaining.write_explanation(classifier.run, pairs, results, explain)
+        print(f'Matched points: {explain}', file=sys.stderr)
     title = 'Images that are nearly the same'
-    return _tell_found(results, 'cosine', classifier, output, title)
+    return _tell_found(results, 'copies', classifier, output, title)
 
 
 def _evaluate(words: list[str]) -> int:
@@ -349,7 +397,8 @@ def _load(path: Any, read_only: bool = False) -> Any:
     from vision.search import index, milvus
 
     with phase('reading the index'):
-        made: Any = milvus.load(path) if _in_milvus() else index.load(path, read_only)
+        in_milvus = str(path).startswith('milvus:')
+        made: Any = milvus.load(path) if in_milvus else index.load(path, read_only)
     size = made.index.d if getattr(made, 'whitening', None) else 0
     if WHITEN.value not in (0, size):
         raise UserError(

@@ -2,8 +2,8 @@
 
 `build` computes a classifier's features for the images of folders or splits and stores them in an
 `Index`. `query` finds the images in an index that are nearest to new images, `find_duplicates`
-finds copies within an index, `judge_run` measures how well the features separate the classes, and
-`judge_copies` how well copies of photos are found.
+finds copies within an index or between two, `CopyDetector` finds those of a new photo, `judge_run`
+measures how well the features separate the classes, and `judge_copies` how well copies are found.
 `describe` writes what is known of a large collection as shards, of which `build` makes an index.
 
 Read first: `search.py`, `index.py`.
@@ -14,11 +14,14 @@ from typing import TYPE_CHECKING
 from vision.core.lazy import public_names
 
 if TYPE_CHECKING:
+    from vision.search.copies import CopyDetector, Evidence, Found, Limits
     from vision.search.describing import describe
-    from vision.search.descriptions import Described, Named, describe_images
+    from vision.search.descriptions import Box, Described, Named, describe_images
     from vision.search.display import Similar, draw_neighbours, write_results
-    from vision.search.duplicates import find_duplicates
+    from vision.search.duplicates import find_duplicates, find_pairs
+    from vision.search.explaining import draw_match, write_explanation
     from vision.search.features import judge, judge_run
+    from vision.search.groups import Pairs, groups_of, write_deletable
     from vision.search.index import Index, create, load
     from vision.search.judging import (
         Descriptor,

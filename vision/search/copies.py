@@ -15,15 +15,9 @@ from vision.core.errors import UserError
 from vision.prediction import pictures
 from vision.preprocess.pictures import to_rgb
 from vision.search.descriptions import imagehash
-from vision.search.index import unit
 from vision.search.local_features import LocalFeatures, Match, local_features, match
 
 _HASH_SIDE = 32  # pixels of the square that `imagehash.phash` transforms
-# Side of a thumbnail, and the least correlation of thumbnails of the same image. The correlation
-# is at least .98 between a photograph and a copy at a sixth of its size, at JPEG quality 20, or 1.4
-# times as bright. It is .95 to .98 for a copy cropped by 3 % at each edge, but also for many pairs
-# of digits.
-_SIDE, _CORRELATION = 16, 0.98
 _SHADE = 3  # of 255: the largest difference in colour between equal blank images
 _TEXTURED = 100  # local features of images that local features can compare
 _HALF = 20  # strength of a match whose score is in the middle of those of verified copies
@@ -64,15 +58,18 @@ class Limits:
             raise UserError(f'agreement={self.agreement}: use a fraction from 0 to 1')
 
 
+DEFAULT = Limits()
+
+
 class Evidence(NamedTuple):
     """Comparison of two images.
 
     Attributes:
-      stage: what shows that they are copies: 'bytes', 'features' (local features) or 'thumbnail';
-        '' if nothing does.
+      stage: what shows that they are copies: 'bytes', 'features' (local features), 'thumbnail', or
+        'vectors' where the pixels are not at hand; '' if nothing does.
       score: 1 for the same bytes. For copies by local features ½ + ½ s / (s + 20), where s is the
-        number of inliers times the agreement; for equal thumbnails 0.8. Otherwise at most ½:
-        ½ (0.9 cosine + 0.1 (1 − bits / 64)), negative cosines counting as 0.
+        number of inliers times the agreement; for thumbnails and vectors 0.8. For no copies at most
+        ½: ½ (0.9 cosine + 0.1 (1 − bits / 64)), negative cosines counting as 0.
       cosine: of the vectors, the highest if the query has several; −1 if it is not known.
       bits: the least number of bits that the hashes differ by over the eight turns and reflections
         of one image; 64 if it is not known.
@@ -84,6 +81,20 @@ class Evidence(NamedTuple):
     cosine: float
     bits: int
     match: Match | None = None
+
+    @classmethod
+    def of(
+        cls, stage: str, cosine: float = -1.0, bits: int = 64, match: Match | None = None
+    ) -> 'Evidence':
+        """Makes evidence with its score."""
+        if stage == 'features':
+            assert match is not None
+            score = 0.5 + 0.5 * match.strength / (match.strength + _HALF)
+        elif stage:
+            score = 1.0 if stage == 'bytes' else 0.8
+        else:
+            score = 0.5 * (0.9 * min(max(cosine, 0.0), 1.0) + 0.1 * (1 - bits / 64))
+        return cls(stage, score, cosine, bits, match)
 
 
 class Found(NamedTuple):
@@ -106,11 +117,13 @@ class Look(NamedTuple):
         first is the image's own.
       thumbnail: grey 16 × 16 pixels, centred, as a unit vector [256]; 0 if the image is blank.
       colour: mean colour [3].
+      size: width and height.
     """
 
     hashes: np.ndarray
     thumbnail: np.ndarray
     colour: np.ndarray
+    size: tuple[int, int]
 
 
 class CopyDetector:
@@ -129,7 +142,7 @@ class CopyDetector:
         image_of: Callable[[int], np.ndarray | None],
         search: Callable[[np.ndarray, int], Sequence[Sequence[tuple[int, float]]]],
         hashes: np.ndarray | None = None,
-        limits: Limits = Limits(),
+        limits: Limits = DEFAULT,
     ):
         """Prepares the detection in a collection.
 
@@ -190,7 +203,7 @@ class _Own(NamedTuple):
 class Comparison:
     """Compares pairs of images by thumbnails and local features, which are computed once."""
 
-    def __init__(self, image_of: Callable[[Any], np.ndarray | None], limits: Limits = Limits()):
+    def __init__(self, image_of: Callable[[Any], np.ndarray | None], limits: Limits = DEFAULT):
         """Takes a function that returns an image, uint8 [H, W, C], or None, and thresholds."""
         self._image_of, self._limits = image_of, limits
         self._known = functools.lru_cache(_CACHED)(self._compute)
@@ -220,7 +233,7 @@ class Comparison:
         """
         known = self.look(one)
         if known is None:
-            return _evidence('', cosine, 64)
+            return Evidence.of('', cosine, 64)
         local = self._known(one) if self._limits.inliers else None
         return self.with_new(_Own(known, local), other, cosine, bits)
 
@@ -230,13 +243,13 @@ class Comparison:
         """Compares a query with an image of the collection; see `__call__`."""
         known = self.look(other)
         if known is None:
-            return _evidence('', cosine, 64 if bits is None else bits)
+            return Evidence.of('', cosine, 64 if bits is None else bits)
         if bits is None:
             bits = int(np.bitwise_count(own.look.hashes ^ known.hashes[0]).min())
         alike = cosine >= self._limits.cosine and same_look(own.look, known)
         local = self._known(other) if self._limits.inliers else None
         if own.local is None or local is None:
-            return _evidence('thumbnail' if alike else '', cosine, bits)
+            return Evidence.of('thumbnail' if alike else '', cosine, bits)
         # Local features decide, unless one of the images has few of them.
         found = match(own.local, local)
         few = min(len(own.local.points), len(local.points)) < _TEXTURED
@@ -246,7 +259,7 @@ class Comparison:
             and found.agreement >= self._limits.agreement
         )
         stage = 'features' if good else 'thumbnail' if alike and few else ''
-        return _evidence(stage, cosine, bits, found)
+        return Evidence.of(stage, cosine, bits, found)
 
     def _compute(self, key: Hashable) -> LocalFeatures | None:
         image = self._image_of(key)
@@ -259,11 +272,8 @@ def look(image: np.ndarray) -> Look:
     Raises:
       UserError: imagehash is not installed.
     """
-    pixels = pictures.grey(image, _SIDE).ravel()
-    contrast = pixels - pixels.mean()
-    if np.abs(contrast).max() < 1:  # blank: only rounding noise is left
-        contrast = np.zeros_like(contrast)
-    return Look(_hashes(image), unit(contrast[None])[0], to_rgb(image).mean(axis=(0, 1)))
+    colour, size = to_rgb(image).mean(axis=(0, 1)), image.shape[1::-1]
+    return Look(_hashes(image), pictures.contrast(image), colour, size)
 
 
 def same_look(one: Look, other: Look) -> bool:
@@ -271,7 +281,7 @@ def same_look(one: Look, other: Look) -> bool:
     blank = [not x.thumbnail.any() for x in (one, other)]
     if any(blank):
         return all(blank) and float(np.abs(one.colour - other.colour).max()) <= _SHADE
-    return float(one.thumbnail @ other.thumbnail) >= _CORRELATION
+    return float(one.thumbnail @ other.thumbnail) >= pictures.CORRELATION
 
 
 def hash_of(image: np.ndarray) -> int:
@@ -289,15 +299,3 @@ def _hashes(image: np.ndarray) -> np.ndarray:
     square = grey.resize((_HASH_SIDE, _HASH_SIDE), Image.Resampling.LANCZOS)
     turned = [square, *(square.transpose(turn) for turn in Image.Transpose)]
     return np.array([int(str(imagehash().phash(one)), 16) for one in turned], np.uint64)
-
-
-def _evidence(stage: str, cosine: float, bits: int, found: Match | None = None) -> Evidence:
-    """Returns the evidence with its score; see `Evidence`."""
-    if stage == 'features':
-        assert found is not None
-        score = 0.5 + 0.5 * found.strength / (found.strength + _HALF)
-    elif stage:
-        score = 1.0 if stage == 'bytes' else 0.8
-    else:
-        score = 0.5 * (0.9 * min(max(cosine, 0.0), 1.0) + 0.1 * (1 - bits / 64))
-    return Evidence(stage, score, cosine, bits, found)

@@ -31,6 +31,30 @@ class Named(NamedTuple):
     names: Sequence[str]
 
 
+class Box(NamedTuple):
+    """A part of a picture, in pixels of the upright picture from its top left corner."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    def cut(self, pixels: np.ndarray, name: str) -> np.ndarray:
+        """Returns the part of an image, uint8 [H, W, C].
+
+        Raises:
+          UserError: the box is empty, or not within the image.
+        """
+        height, width = pixels.shape[:2]
+        right, bottom = self.x + self.width, self.y + self.height
+        if not (0 <= self.x < right <= width and 0 <= self.y < bottom <= height):
+            raise UserError(
+                f'--box={",".join(map(str, self))} is not within {name}, which has '
+                f'{width} x {height} pixels'
+            )
+        return pixels[self.y : bottom, self.x : right]
+
+
 def full_name(images: Named, position: int) -> str:
     """Returns the name of an image in an index: the absolute path of a file, or 'SPLIT:ID'."""
     name = images.names[position]
@@ -69,6 +93,7 @@ def describe_images(
     endpoint: str = 'features',
     hashes: bool = False,
     ids: Sequence[int] | np.ndarray | None = None,
+    box: Box | None = None,
     views: str = 'one',
 ) -> Iterator[tuple[list[Described], np.ndarray]]:
     """Describes images batch by batch. Threads read and decode each file once, ahead of the model.
@@ -83,13 +108,17 @@ def describe_images(
       hashes: compute `sha256` and `phash`, too.
       ids: the images to describe, by position; all by default. A source that is not indexed cannot
         be asked for some of its images.
+      box: the part of each image that the vector describes; the whole image by default.
       views: the views of an image whose vectors are averaged, see `descriptors.views`.
 
     Yields:
       Descriptions of n images, in the order of the ids, and their vectors, float32 [n, D]. The
       vector of an image with an `error` is zero.
+
+    Raises:
+      UserError: the box is not within an image.
     """
-    look, each = _Look(classifier, images, hashes, views), descriptors.number_of_views(views)
+    look, each = _Look(classifier, images, hashes, box, views), descriptors.number_of_views(views)
     count = images.source.num_examples if ids is None else len(ids)
     waiting: deque[Described] = deque()
 
@@ -114,8 +143,10 @@ def describe_images(
 class _Look:
     """Reads, decodes and preprocesses one image, and notes what its file tells."""
 
-    def __init__(self, classifier: Classifier, images: Named, hashes: bool, views: str):
-        self._classifier, self._images = classifier, images
+    def __init__(
+        self, classifier: Classifier, images: Named, hashes: bool, box: Box | None, views: str
+    ):
+        self._classifier, self._images, self._box = classifier, images, box
         self._views = descriptors.views(views)
         self._hash = perceptual_hash() if hashes else None
 
@@ -150,6 +181,8 @@ class _Look:
             known = known._replace(width=width, height=height)
             if self._hash is not None:
                 known = known._replace(sha256=digest(image), phash=self._hash(pixels))
+            if self._box is not None:
+                pixels = self._box.cut(pixels, name)
             return known, [
                 self._classifier.prepare(np.ascontiguousarray(view)) for view in self._views(pixels)
             ]

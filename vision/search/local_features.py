@@ -15,6 +15,7 @@ from vision.preprocess.pictures import to_rgb
 
 SIDE = 512  # pixels of the longer side at which features are computed
 _COUNT = 600  # features of an image, those with the most contrast
+_CONTRAST = 0.02  # the least contrast of a feature; half of Lowe's, for dark and pale copies
 _SMALLEST = 24  # pixels: shorter sides have no features
 _RATIO = 0.8  # the largest distance of a match, as a fraction of the distance to the next feature
 _FEWEST = 4  # matches that determine an affine map, and one more
@@ -22,10 +23,10 @@ _ERROR = 5.0  # pixels: the largest distance of an inlier from its place
 _TRIALS = 2000  # samples of RANSAC
 # The scales that an affine map of a copy may have, and the largest quotient of its two scales.
 _SCALES, _ASPECT = (0.05, 20.0), 2.5
-# The pixels are compared at a longer side of `_SMALL`, in windows of `_WINDOW`: windows with a
-# standard deviation of less than `_FLAT` in both are left out, those with a correlation above
-# `_ALIKE` agree.
-_SMALL, _WINDOW, _FLAT, _ALIKE = 192, 13, 4.0, 0.4
+# The pixels are compared at a longer side of `_SMALL`, blurred by `_BLUR` against noise, in windows
+# of `_WINDOW`: windows with a standard deviation of less than `_FLAT` in both are left out, those
+# with a correlation above `_ALIKE` agree.
+_SMALL, _BLUR, _WINDOW, _FLAT, _ALIKE = 192, 1.5, 13, 4.0, 0.4
 # SIFT's 4 × 4 histograms of 8 directions, as a mirrored image has them: the rows across the
 # direction of the feature, and the directions, are reversed.
 _MIRROR = np.arange(128).reshape(4, 4, 8)[::-1][:, :, -np.arange(8) % 8].ravel()
@@ -39,7 +40,7 @@ class LocalFeatures(NamedTuple):
       vectors: SIFT, uint8 [N, 128].
       scale: pixels of the reduced image per pixel of the image.
       size: (width, height) of the image.
-      grey: the image in grey, uint8, whose longer side has at most 192 pixels.
+      grey: the image in grey, uint8, whose longer side has at most 192 pixels, and blurred.
     """
 
     points: np.ndarray
@@ -105,12 +106,15 @@ def local_features(image: np.ndarray) -> LocalFeatures:
     points = np.zeros((0, 2), np.float32)
     vectors = np.zeros((0, 128), np.uint8)
     if min(grey.shape) >= _SMALLEST:
-        found, sift = cv2.SIFT_create(nfeatures=_COUNT).detectAndCompute(grey, None)
+        found, sift = cv2.SIFT_create(_COUNT, contrastThreshold=_CONTRAST).detectAndCompute(
+            grey, None
+        )
         if found:
             # OpenCV may keep more features if several have the same contrast.
             points = np.array([p.pt for p in found[:_COUNT]], np.float32)
             vectors = sift[:_COUNT].astype(np.uint8)
     small = _reduced(grey, min(1.0, _SMALL / max(grey.shape)))
+    small = cv2.GaussianBlur(small, (0, 0), _BLUR)
     return LocalFeatures(points, vectors, scale, (width, height), small)
 
 

@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -17,10 +18,10 @@ from vision.data.source import (
     Source,
 )
 from vision.evaluation.run import Run
-from vision.prediction import feed
+from vision.prediction import feed, given
 from vision.prediction.classifier import Classifier
 from vision.search import fields, milvus, shards
-from vision.search.descriptions import OF_SPLIT, Named, describe_images, full_name
+from vision.search.descriptions import OF_SPLIT, Box, Named, describe_images, full_name
 from vision.search.descriptors import background_scores, fit_whitening
 from vision.search.fingerprint import made_by
 from vision.search.index import Index, create, faiss
@@ -348,9 +349,10 @@ def remove(index: AnyIndex, words: Iterable[str]) -> int:
 def query(
     classifier: Classifier,
     index: AnyIndex,
-    images: Iterable[Named],
+    images: Iterable[Named] | Any,
     top_k: int = 10,
     where: str | None = None,
+    box: Box | None = None,
     views: str = 'one',
     background: Index | None = None,
 ) -> Iterator[dict[str, Any]]:
@@ -359,9 +361,12 @@ def query(
     Args:
       classifier: the one that made the index.
       index: the index.
-      images: the query images.
+      images: the query images: what `named` returns, or one or several images in any form that
+        `Classifier` takes (paths, encoded bytes, `PIL.Image`s, uint8 arrays). Those without a path
+        are named 'image NUMBER'.
       top_k: the number of neighbours.
       where: a condition that neighbours fulfil, see `fields.choose`.
+      box: part of each query image to look for.
       views: the views of a query whose vectors are averaged, see `descriptors.views`.
       background: an index of images that are not searched for, with which scores are normalized;
         see `descriptors.background_scores`.
@@ -372,16 +377,15 @@ def query(
 
     Raises:
       UserError: the index or the background was made with another model, endpoint or preprocessing;
-        or the condition is not valid.
+        the condition is not valid; or the box is not within an image.
     """
     at_least_one('top_k', top_k)
     index.check(classifier)
     less = background_of(index, background)
-    found = set[str]()
-    for some in images:
+    endpoint, found = index.made_by['endpoint'], set[str]()
+    for some in _asked(classifier, images):
         paths = iter(some.names)  # as the user wrote them
-        described = describe_images(classifier, some, index.made_by['endpoint'], views=views)
-        for rows, vectors in described:
+        for rows, vectors in describe_images(classifier, some, endpoint, box=box, views=views):
             for row, vector, path in zip(rows, vectors, paths, strict=False):
                 if row.error is not None:
                     yield {'path': path, 'neighbours': [], 'error': row.error}
@@ -407,6 +411,36 @@ def background_of(index: AnyIndex, background: Index | None) -> Callable[[np.nda
         )
     known = index.prepared(background.vectors())
     return lambda vectors: background_scores(index.prepared(vectors), known)
+
+
+def _asked(classifier: Classifier, images: Any) -> list[Named]:
+    """Returns images that `Classifier` takes as sources with names; `Named` ones stay as they are."""
+    if isinstance(images, Iterator | list | tuple) and not isinstance(images, Named):
+        images = list(images)
+        if all(isinstance(some, Named) for some in images):
+            return images
+    if isinstance(images, Named):
+        return [images]
+    source, _ = given.gather(images, classifier.channels, classifier.run.image_shape)
+    if isinstance(source, given.Given):
+        return [Named(source, [source.name_of(i) for i in range(source.num_examples)])]
+    return [Named(source, source.paths or [f'image {i}' for i in range(source.num_examples)])]
+
+
+def parse_box(text: str) -> Box:
+    """Parses 'x,y,width,height'.
+
+    Raises:
+      UserError: the text is not four integers, or the box is empty or begins outside the picture.
+    """
+    words = text.split(',')
+    numbers = [int(word) for word in words if re.fullmatch(r'\s*\d{1,9}\s*', word, re.ASCII)]
+    if len(words) != 4 or len(numbers) != 4 or not (numbers[2] and numbers[3]):
+        raise UserError(
+            f'--box={text}: write x,y,width,height in pixels of the upright picture, such as '
+            '--box=40,0,200,150'
+        )
+    return Box(*numbers)
 
 
 def tell_changed(index: AnyIndex, names: Iterable[str]) -> set[str]:

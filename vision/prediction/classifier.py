@@ -23,8 +23,7 @@ from vision.prediction.feed import Fed, Feed, files
 from vision.prediction.gradcam import Explanation
 from vision.prediction.stream import Stream
 
-# The pooling of an endpoint, its exponent, and the least value that is raised to it.
-_GEM, _POWER, _LEAST_OF_GEM = ':gem', 3, 1e-6
+_GEM, _POWER = ':gem', 3.0  # ending of an endpoint whose feature maps have a generalized mean
 _FEW = 4  # images for which compilation takes longer than it saves
 _LONGEST = 1000  # characters of a path that a message shows in full
 _NOT_FINITE = "the model's probabilities are not finite"
@@ -351,8 +350,9 @@ class Classifier:
             maps = ', '.join(k for k, v in known.items() if v.ndim == 4)
             raise UserError(f'{endpoint}: {name} has no positions to pool; use one of {maps}')
         if gem:
-            power = jnp.maximum(x, _LEAST_OF_GEM) ** _POWER
-            return power.mean(axis=(1, 2)) ** (1 / _POWER)
+            from vision.models.resnet import power_pool
+
+            return power_pool(x, _POWER)
         # Average feature maps over their positions; flatten anything else.
         return x.mean(axis=(1, 2)) if x.ndim == 4 else x.reshape(len(x), -1)
 

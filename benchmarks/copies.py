@@ -71,12 +71,12 @@ def _judge_all(
 ) -> None:
     """Judges the methods one by one: simple ones, each option, the best options together."""
     mean, gem = kept(classifier, 'features', 'mean'), kept(classifier, _GEM, 'gem')
-    mean.whole = True
     judge('duplicates before local features', _duplicates_before(mean))
     judge('pixel thumbnails', _by_looks(_thumbnails))
     judge('imagehash alone', _by_looks(_hashes))
     judge(MODEL, judging.by_vectors(mean))
     judge(f'{MODEL} + verification', judging.by_detector(mean))
+    mean.whole = True
     for views in ('flip', 'scales', 'all'):
         judge(MODEL + _WITH[views], judging.by_vectors(mean, views))
     for size in _SIZES:

@@ -41,7 +41,8 @@ class Pairs(NamedTuple):
     def of(self, queries: np.ndarray) -> 'Pairs':
         """Returns the answers of some queries, bool [Q]; other queries have no references."""
         chosen = queries[self.query]
-        return Pairs(*(x[chosen] for x in self[:3]), positives=np.where(queries, self.positives, 0))
+        positives = np.where(queries, self.positives, 0)
+        return Pairs(self.query[chosen], self.score[chosen], self.right[chosen], positives)
 
 
 def collect(

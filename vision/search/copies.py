@@ -273,8 +273,11 @@ def look(image: np.ndarray) -> Look:
     Raises:
       UserError: imagehash is not installed.
     """
-    colour, size = to_rgb(image).mean(axis=(0, 1)), image.shape[1::-1]
-    return Look(_hashes(image), pictures.contrast(image), colour, size)
+    from PIL import Image
+
+    small = Image.fromarray(to_rgb(image)).resize((pictures.SIDE,) * 2, Image.Resampling.BOX)
+    colour, (height, width) = np.asarray(small).mean(axis=(0, 1)), image.shape[:2]
+    return Look(_hashes(image), pictures.contrast(image), colour, (width, height))
 
 
 def same_look(one: Look, other: Look) -> bool:

@@ -164,7 +164,7 @@ def _relation(
     moved = outlines[0] @ whole[:, :2].T + whole[:, 2]
     area = cv2.intersectConvexConvex(moved.astype(np.float32), outlines[1].astype(np.float32))[0]
     sizes = [float(w * h) for w, h in (one.size, other.size)]
-    scale = abs(np.linalg.det(whole[:, :2]))
+    scale = float(abs(np.linalg.det(whole[:, :2])))
     shared = min(1.0, area / scale / sizes[0]), min(1.0, area / sizes[1])
     return Match(
         len(rows),

@@ -114,7 +114,10 @@ NEIGHBOURS = flags.DEFINE_integer(
     'neighbours', 10, 'Number of nearest images by their vectors that are candidates.'
 )
 INLIERS = flags.DEFINE_integer(
-    'inliers', 8, 'Least number of matched points of a copy; 0 compares thumbnails only.'
+    'inliers',
+    5,
+    'Least number of matched points of a copy, times the square of --agreement of the two; 0 compares'
+    ' thumbnails only.',
 )
 AGREEMENT = flags.DEFINE_float(
     'agreement', 0.5, 'Least fraction of what two images share where their pixels agree.'

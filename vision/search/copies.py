@@ -33,14 +33,15 @@ class Limits:
         no candidates by hashes.
       neighbours: number of nearest images by their vectors that are candidates.
       cosine: the least cosine of two images that are copies if their thumbnails are the same.
-      inliers: the least number of matched points of a copy; 0 compares no local features.
+      inliers: the least number of matched points of a copy, times the square of their agreement
+        (`Match.strength`); 0 compares no local features.
       agreement: the least fraction of the shared part of a copy where the pixels agree.
     """
 
     bits: int = 8
     neighbours: int = 10
     cosine: float = 0.95
-    inliers: int = 8
+    inliers: int = 5
     agreement: float = 0.5
 
     def __post_init__(self) -> None:
@@ -68,7 +69,7 @@ class Evidence(NamedTuple):
       stage: what shows that they are copies: 'bytes', 'features' (local features), 'thumbnail', or
         'vectors' where the pixels are not at hand; '' if nothing does.
       score: 1 for the same bytes. For copies by local features ½ + ½ s / (s + 20), where s is the
-        number of inliers times the agreement; for thumbnails and vectors 0.8. For no copies at most
+        strength of the match (`Match.strength`); for thumbnails and vectors 0.8. For no copies at most
         ½: ½ (0.9 cosine + 0.1 (1 − bits / 64)), negative cosines counting as 0.
       cosine: of the vectors, the highest if the query has several; −1 if it is not known.
       bits: the least number of bits that the hashes differ by over the eight turns and reflections
@@ -255,7 +256,7 @@ class Comparison:
         few = min(len(own.local.points), len(local.points)) < _TEXTURED
         good = (
             found is not None
-            and found.inliers >= self._limits.inliers
+            and found.strength >= self._limits.inliers
             and found.agreement >= self._limits.agreement
         )
         stage = 'features' if good else 'thumbnail' if alike and few else ''
@@ -272,8 +273,11 @@ def look(image: np.ndarray) -> Look:
     Raises:
       UserError: imagehash is not installed.
     """
-    colour, size = to_rgb(image).mean(axis=(0, 1)), image.shape[1::-1]
-    return Look(_hashes(image), pictures.contrast(image), colour, size)
+    from PIL import Image
+
+    small = Image.fromarray(to_rgb(image)).resize((pictures.SIDE,) * 2, Image.Resampling.BOX)
+    colour, (height, width) = np.asarray(small).mean(axis=(0, 1)), image.shape[:2]
+    return Look(_hashes(image), pictures.contrast(image), colour, (width, height))
 
 
 def same_look(one: Look, other: Look) -> bool:

@@ -26,7 +26,7 @@ def write_explanation(
 ) -> None:
     """Writes pictures of the pairs of each group: the two images and the points that were matched.
 
-    The outline is the edge of the one image, as the other shows it.
+    Outlines are the edges of each image, as the other shows them.
 
     Args:
       run: the run whose data the names 'SPLIT:ID' refer to.
@@ -70,7 +70,7 @@ def write_explanation(
             if shown:
                 yield show.name(group['path']), [picture(n) for n in shown]
 
-    note = 'Pairs of each group. Lines join the points that both images have; the outline is the edge of the left image.'
+    note = 'Pairs of each group. Lines join the points that both images have; outlines are the edges of each image in the other.'
     if len(of_pairs) > _PAIRS:
         note += f' The first {_PAIRS:,} of {len(of_pairs):,} pairs are shown.'
     pages.write_page(target, 'Why images are duplicates', note, rows(), 2 * _WIDTH)
@@ -104,10 +104,6 @@ def draw_match(one: np.ndarray, other: np.ndarray, match: Match | None = None) -
     if match is None:
         return np.asarray(canvas)
     draw = ImageDraw.Draw(canvas)
-    # The edge of the one image in the other.
-    height, width = one.shape[:2]
-    corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float64)
-    corners = (corners @ match.map[:, :2].T + match.map[:, 2]) * scales[1] + (left, 0)
     # Lines between points, in colours by their order from top to bottom.
     order = np.argsort(match.one[:, 1], kind='stable')
     order = order[np.unique(np.linspace(0, len(order) - 1, _LINES).astype(int))]
@@ -118,11 +114,17 @@ def draw_match(one: np.ndarray, other: np.ndarray, match: Match | None = None) -
         draw.line([*map(tuple, (start, end))], fill=colour, width=1)
         for x, y in (start, end):
             draw.ellipse((x - 3, y - 3, x + 3, y + 3), outline=colour, width=2)
-    # Drawn last, and only inside the right image.
-    inside = Image.new('L', size, 0)
-    ImageDraw.Draw(inside).polygon([*map(tuple, corners)], outline=255, width=3)
-    inside.paste(0, (0, 0, left, size[1]))
-    canvas.paste(_OUTLINE, (0, 0), inside)
+    # The edge of each image in the other, drawn last and only inside the other.
+    back = np.linalg.inv(np.concatenate([match.map, [[0, 0, 1]]]))[:2]
+    edges = ((one, match.map, scales[1], left), (other, back, scales[0], 0))
+    for number, (image, affine, scale, start) in enumerate(edges):
+        height, width = image.shape[:2]
+        corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], np.float64)
+        corners = (corners @ affine[:, :2].T + affine[:, 2]) * scale + (start, 0)
+        inside = Image.new('L', size, 0)
+        ImageDraw.Draw(inside).polygon([*map(tuple, corners)], outline=255, width=3)
+        inside.paste(0, (0, 0, left, size[1]) if number == 0 else (left - _GAP, 0, *size))
+        canvas.paste(_OUTLINE, (0, 0), inside)
     return np.asarray(canvas)
 
 

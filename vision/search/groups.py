@@ -14,7 +14,7 @@ from vision.search.descriptions import OF_SPLIT
 
 KEEP = ('largest', 'oldest')
 LISTS = ('.csv', '.json')  # file types of the list of files that could be deleted
-_COLUMNS = ('delete', 'keep', 'stage', 'score', 'inliers', 'shared')
+_COLUMNS = ('delete', 'keep', 'stage', 'score', 'inliers', 'agreement', 'shared')
 
 
 @dataclasses.dataclass
@@ -102,7 +102,7 @@ def groups_of(pairs: Pairs, keep: str = 'largest') -> list[dict[str, Any]]:
 
     Returns:
       `{'path', 'neighbours': [{'path', 'score', 'stage', 'copy_of', 'inliers'}, …], 'keep',
-      'delete': [{'delete', 'keep', 'stage', 'score', 'inliers', 'shared'}, …]}` for each group: its
+      'delete': [{'delete', 'keep', 'stage', 'score', 'inliers', 'agreement', 'shared'}, …]}` for each group: its
       first image, the others with the image that each was matched with, exact copies first; the
       path of the preferred file, or None without files; and what could be deleted in favour of
       which file. `shared` is the fraction of the area of the deleted image that the other shows;
@@ -187,6 +187,7 @@ def _row(pairs: Pairs, deleted: int, kept: int, found: Evidence) -> dict[str, An
         'stage': found.stage,
         'score': found.score,
         'inliers': match.inliers if match else 0,
+        'agreement': match.agreement if match else None,
         'shared': shared,
     }
 

@@ -38,7 +38,7 @@ INITIALISATIONS: dict[str, Initialisation] = {
         mlp_bias=_tiny,
         token=_zeros,
     ),
-    # DeiT, DINOv2 and timm: N(0, 0.02), and the patches' kernel as torch initialises convolutions.
+    # DINOv2 and timm: N(0, 0.02), and the patches' kernel as torch initialises convolutions.
     'torch': Initialisation(
         patch=fan_in_uniform,
         qkv=_normal,
@@ -48,6 +48,9 @@ INITIALISATIONS: dict[str, Initialisation] = {
         token=_tiny,
     ),
 }
+# DeiT and DeiT III draw the class token like the position embeddings.
+INITIALISATIONS['deit'] = INITIALISATIONS['torch']._replace(token=_normal)
+WeightInit = Literal['jax', 'torch', 'deit']
 
 
 class Block(nn.Module):
@@ -63,7 +66,7 @@ class Block(nn.Module):
     epsilon: float = 1e-6
     activation: str = 'gelu'
     layer_scale: float | None = None
-    weight_init: Literal['jax', 'torch'] = 'jax'
+    weight_init: WeightInit = 'jax'
     dropout: float = 0.0
     drop_path: float = 0.0
     dtype: Any = jnp.float32
@@ -100,7 +103,7 @@ class AttentionPool(nn.Module):
     heads: int
     epsilon: float
     activation: str
-    weight_init: Literal['jax', 'torch']
+    weight_init: WeightInit
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -172,7 +175,7 @@ class VisionTransformer(ImageModel):
       activation: of the MLP: exact 'gelu', 'gelu_tanh', or 'quick_gelu' (OpenAI's CLIP).
       epsilon: of the norms.
       resize: form in which position embeddings are resized; see `vision.models.positions`.
-      weight_init: 'jax' as in the authors' code, or 'torch' as in DeiT, DINOv2 and timm.
+      weight_init: 'jax' as in the authors' code, 'torch' as in DINOv2 and timm, or 'deit'.
       dropout: after the position embeddings and each dense layer, as in appendix B.1.
       drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
       uniform_drop_path: whether all blocks have the rate `drop_path`, as in DeiT III.
@@ -193,7 +196,7 @@ class VisionTransformer(ImageModel):
     activation: Literal['gelu', 'gelu_tanh', 'quick_gelu'] = 'gelu'
     epsilon: float = 1e-6
     resize: Resize = 'timm'
-    weight_init: Literal['jax', 'torch'] = 'jax'
+    weight_init: WeightInit = 'jax'
     dropout: float = 0.0
     drop_path: float = 0.0
     uniform_drop_path: bool = False

@@ -11,10 +11,11 @@ average .9999.
 Result: not run here. Paper's top-1 accuracy: 82.1 %.
 Cost: not measured; 92,897 steps of batch 4096.
 Deviations: 1 % of the training images is held out; the warm-up begins at 0 and the cosine ends at
-0, not 1e-6; RandAugment is torchvision's at 27 of 30, without noise on the magnitude, and applies
-each op that it draws; timm's, at 9 of 10, applies each with probability .5; erased boxes get
-uniform pixels, of a uniformly drawn aspect ratio; the average moves faster at first, as
-(1 + t) / (10 + t); crops are bilinear; mixup sees the whole batch.
+0, not 1e-6; RandAugment has torchvision's ops, at 27 of 30 without noise on the magnitude, and
+applies each with probability .5 as timm's, at 9 of 10, which has inversion and an added brightness
+instead of identity, grey borders and smooth resampling; erased boxes get uniform pixels, of a
+uniformly drawn aspect ratio; the average moves faster at first, as (1 + t) / (10 + t); crops are
+bilinear; mixup sees the whole batch.
 """
 
 from ml_collections import ConfigDict
@@ -29,7 +30,7 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict({'name': 'convnext_tiny', 'drop_path': 0.1})
     set_data(config)
     config.preprocess.train = (
-        'decode|random_resized_crop(224)|flip_lr|randaugment(2, 27)'
+        'decode|random_resized_crop(224)|flip_lr|randaugment(2, 27, 0.5)'
         '|random_erasing(0.25, area=(0.02, 0.33))'
     )
     config.preprocess.eval = 'decode|resize_small(256, "bicubic")|central_crop(224)'

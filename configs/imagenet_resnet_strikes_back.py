@@ -12,11 +12,11 @@ A2: 300 epochs, decay .02, mixup .1, no smoothing. A3: 100 epochs at 160 px, rat
 Result: not run here. Paper's top-1 accuracy (table 1): A1 80.4, A2 79.8, A3 78.1 %.
 Cost: not measured; A1 about 371,600, A2 185,800, A3 61,900 steps of batch 2048.
 Deviations: 1 % of the training images is held out; the warm-up begins at 0 and the cosine ends at
-0; RandAugment is torchvision's at the same share of its strongest magnitude (7/10, A3: 6/10),
-without noise on the magnitude, and applies each op that it draws; timm's has other ops and applies
-each with probability .5; crops are bilinear; BatchNorm and mixup see the whole batch. As in timm's
-code, the gradient is clipped at norm 1 inside LAMB, and targets above .2 become 1, which cancels
-A1's smoothing.
+0; RandAugment has torchvision's ops, at the same share of their strongest magnitude (7/10, A3: 6/10)
+without noise on it, and applies each with probability .5 as timm's, which has inversion and an added
+brightness instead of identity, grey borders and smooth resampling; crops are bilinear; BatchNorm
+and mixup see the whole batch. As in timm's code, the gradient is clipped at norm 1 inside LAMB, and
+targets above .2 become 1, which cancels A1's smoothing.
 """
 
 from ml_collections import ConfigDict
@@ -45,7 +45,7 @@ def get_config(procedure: str = 'a2') -> ConfigDict:
     set_data(config)
     config.data.repeats = repeats
     config.preprocess.train = (
-        f'decode|random_resized_crop({size})|flip_lr|randaugment(2, {magnitude})'
+        f'decode|random_resized_crop({size})|flip_lr|randaugment(2, {magnitude}, 0.5)'
     )
     config.preprocess.eval = 'decode|resize_small(235, "bicubic")|central_crop(224)'
     config.preprocess.mean = (0.485, 0.456, 0.406)

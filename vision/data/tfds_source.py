@@ -358,6 +358,8 @@ def _dataset(builder: Any, part: Any, order: int | None) -> Any:
     # The order must be reproducible; without a seed the shards are read one after another.
     options = tf.data.Options()
     options.deterministic = True
+    # The thread that tunes an iterator may delay its end, and that of the process, by a minute.
+    options.autotune.enabled = False
     config = tfds_lib.ReadConfig(
         options=options,
         try_autocache=False,

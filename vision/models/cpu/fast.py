@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vision.models import layers
-from vision.models.cpu import depthwise, forms
+from vision.models.cpu import forms
 from vision.models.layers import Sides, xla_convolve
 
 Pair = tuple[int, int]
@@ -40,9 +40,13 @@ def convolve(
 
     Among grouped convolutions, only depthwise ones have a fast form.
     """
-    if jax.default_backend() == 'cpu' and depthwise.suits(x, kernel, groups):
-        return depthwise.convolve(x, kernel, strides, tuple(padding))
-    if jax.default_backend() != 'cpu' or groups != 1 or x.dtype not in (jnp.float32, jnp.bfloat16):
+    if jax.default_backend() != 'cpu' or x.dtype not in (jnp.float32, jnp.bfloat16):
+        return None
+    if groups != 1:
+        from vision.models.cpu import depthwise
+
+        if depthwise.suits(x, kernel, groups):
+            return depthwise.convolve(x, kernel, strides, tuple(padding))
         return None
     (top, bottom), (left, right) = padding
     if (top, left) != (bottom, right):

@@ -31,8 +31,8 @@ def write_results(
 ) -> None:
     """Writes results as an HTML page or a PNG: each image with its neighbours beside it.
 
-    Files are shown by their paths below their common folder. Neighbours of another class than the
-    image are marked.
+    Titles show the paths of files relative to their common folder. Neighbours whose class differs
+    from the image's are marked.
 
     Args:
       run: the run whose data the names 'SPLIT:ID' refer to. A folder named like one of its classes
@@ -110,8 +110,8 @@ class Pictures:
         """
         self._run = run
         self._splits: dict[str, Source] = {}
-        # Names of splits have no folder. A query from another place may have only '/' in common
-        # with the neighbours; their own common folder is used then.
+        # Names of splits have no folder. If query images and neighbours have only '/' in common,
+        # use the common folder of the neighbours.
         asked, found = ([n for n in names if not OF_SPLIT.fullmatch(n)] for names in (asked, found))
         roots = common_root([*asked, *found]), common_root(found)
         self.root = next((root for root in roots if root.strip(os.sep)), '')
@@ -148,7 +148,7 @@ class Pictures:
             if index >= source.num_examples or not source.class_names or not source.indexed:
                 return ''
             return label_text(source.class_names, read_each(source, [index])[1][0])
-        # Search the folders below the root first, then those above it from the inside out.
+        # Search the folders below the root first, then those above it, from the deepest on.
         inner = below(name, self.root)
         outer = os.path.abspath(name).removesuffix(inner)
         parts = [*inner.split(os.sep)[:-1], *reversed(outer.split(os.sep))]

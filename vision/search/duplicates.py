@@ -22,10 +22,10 @@ from vision.search.search import AnyIndex, neighbours_of, own_split, tell_change
 
 _BATCH = 1024  # vectors of one search
 _LOOKED_AT = 1024  # the largest number of neighbours of an image that are considered
-# Side of a thumbnail, and the least correlation of thumbnails of the same image. The correlation
-# is at least .98 between a photograph and a copy at a sixth of its size, at JPEG quality 20, or 1.4
-# times as bright. It is .95 to .98 for a copy cropped by 3 % at each edge, but also for many pairs
-# of digits.
+# Side of a thumbnail, and the smallest correlation of thumbnails of the same image. The correlation
+# between a photograph and a copy is at least .98 if the copy has a sixth of its size, JPEG quality
+# 20 or 1.4 times its brightness. It is .95 to .98 if the copy is cropped by 3 % at each edge, but
+# many pairs of different digits have such correlations, too.
 _SIDE, _CORRELATION = 16, 0.98
 _SHADE = 3  # of 255: the largest difference in colour between equal blank images
 
@@ -78,8 +78,8 @@ def find_duplicates(index: AnyIndex, run: Run, threshold: float = 0.95) -> list[
             for i, s in nearest
             if i not in {position, *same} and i not in left_out and alike(position, i)
         ]
-        # Start a group with the duplicates that are in no group yet. If each of them is in a group
-        # already, join the group of the first.
+        # Start a group with the duplicates that have no group yet. If all of them have one, add the
+        # image to the group of the first.
         free = [(i, score) for i, score in near if i not in group_of]
         if free:
             neighbours = neighbours_of(exact, free)

@@ -95,7 +95,7 @@ class AlexNet(ImageModel):
     """AlexNet in its current form.
 
     Krizhevsky, One weird trick for parallelizing convolutional neural networks, 2014, section 3.
-    One tower, no normalisation. 61,100,840 parameters.
+    It has one tower, no normalisation and 61,100,840 parameters.
 
     | stage    | shape       |                                       |
     |----------|-------------|---------------------------------------|

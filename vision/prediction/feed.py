@@ -76,8 +76,7 @@ class Feed:
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """Applies the part of the preprocessing that runs on the host to one decoded image.
 
-        It may be called by several threads at once, for images that `prepared` then makes batches
-        of.
+        Several threads may call it at once. `prepared` then makes batches of the images.
 
         Args:
           image: uint8 [H, W, C] with as many channels as `channels`.

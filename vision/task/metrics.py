@@ -75,7 +75,7 @@ class Selection:
     """Order of evaluations by `training.best_by`, for the best checkpoint, patience and plateau."""
 
     def __init__(self, task: 'Task', best_by: str | None = None):
-        """Takes the name of the metric; None for the task's first.
+        """Selects a metric by name; None for the task's first.
 
         Raises:
           UserError: the task has no such metric.
@@ -171,7 +171,7 @@ def check_metrics(task: 'Task', columns: Mapping[str, Any]) -> None:
                 metric.of(zeros)
         except _UnknownColumn as e:
             raise unknown(f'column in metric {name!r}:', e.args[0], zeros) from None
-        except UnboundLocalError:  # a loop over classes other than 0 may have no iteration
+        except UnboundLocalError:  # with zeros, a loop over other classes may have no iteration
             continue
         except (NameError, ImportError):
             raise
@@ -185,7 +185,7 @@ def check_metrics(task: 'Task', columns: Mapping[str, Any]) -> None:
 def metrics_table(
     rows: Mapping[str, Mapping[str, Any]], shown: Mapping[str, Metric], title: str
 ) -> Table:
-    """Makes a table of evaluations for the terminal, one row per evaluation.
+    """Returns a table of evaluations for the terminal, one row per evaluation.
 
     Args:
       rows: metrics by the name of the evaluation. The first metric is shown with its confidence

@@ -187,12 +187,12 @@ class Pictures(Hook):
     def __init__(
         self, recorder: Recorder, validated: Callable[[], tuple[Batch, Batch]], task: Task
     ):
-        """Stores what is needed to draw the pictures.
+        """Stores the recorder, the source of the images and the task.
 
         Args:
           recorder: writes the pictures.
           validated: returns the first batch of the last validation, and the task's answers to it.
-          task: writes the captions.
+          task: provides the captions.
         """
         self._recorder, self._validated, self._task = recorder, validated, task
 

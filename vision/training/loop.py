@@ -95,7 +95,7 @@ class Loop:
     """
 
     def __init__(self, run: Setup, path: Path, checkpoints: Checkpoints):
-        """Reads from the workdir how far the run has come."""
+        """Reads the progress of the run from the workdir."""
         self.run, self._path, self._checkpoints = run, path, checkpoints
         self._latest = latest = checkpoints.latest_step()
         # Early stopping is rebuilt from the recorded evaluations.

@@ -184,8 +184,8 @@ def _initial(
     Args:
       recipe: the recipe of the run.
       input_shape: (H, W, C) of the model's input.
-      apart: gets the NumPy arrays of `extra` by their position, such as a teacher's weights; the
-        state then has scalars in their place. As constants they would be compiled and cached.
+      apart: receives the NumPy arrays of `extra` by position, such as a teacher's weights. The
+        state then has scalars in their place. As constants, they would be compiled and cached.
     """
     model, task, averaged = recipe.model, recipe.task, bool(recipe.averaging)
 

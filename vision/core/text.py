@@ -1,4 +1,4 @@
-"""Paths, JSON without NaN, CSV that reads back as it was written, and tables for a terminal."""
+"""Paths, JSON without NaN, CSV that is read back unchanged, and tables for a terminal."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ def as_list(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
 
 def as_path(path: AnyPath) -> Path:
     """Returns one path, with ~ expanded to the home folder; raises UserError for other values."""
-    # `expanduser` leaves `~name` as it is if there is no user of that name.
+    # `expanduser` does not change `~name` if there is no user of that name.
     return Path(os.path.expanduser(os.fsdecode(_path(path))))
 
 

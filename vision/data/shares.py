@@ -37,7 +37,7 @@ class Shares:
     """Shares, fold and version of the rules, which determine the splits of a folder or list."""
 
     def __init__(self, validation: Share, test: Share, fold: str | None, rules: int):
-        """Stores the keys of `config.data` with these names; raises UserError for an invalid one."""
+        """Stores the keys of `config.data` with these names; raises UserError for invalid ones."""
         self.given = {'validation': validation, 'test': test, 'fold': fold}
         self.rules = rules
         self._shares = {

@@ -124,7 +124,7 @@ class EvalBatches:
         else:
             self._num_batches = -(-_share(source, 0, process_count) // local)
             planned = _in_batches(source, _pass(source, None, 0, *part), local)
-        # For few images, or if encoded images and pixels are mixed, do without tf.data.
+        # For few images, or if encoded images and pixels are mixed, do not use tf.data.
         several_kinds = not source.encoded and source.image_shape is None
         few = several_kinds or source.num_examples <= _FEW
         self._steps = (self._preprocess.direct if few else self._preprocess.batches)(planned)

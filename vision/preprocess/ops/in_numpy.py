@@ -37,8 +37,8 @@ def supports(ops: tuple[opstring.Op, ...]) -> bool:
 def takes(image: bytes | np.ndarray, channels: int) -> bool:
     """Returns True if an image is decoded as on the host.
 
-    Pixels must have the number of channels that `decode` returns. JPEGs in grey are refused, because
-    TensorFlow converts them to grey before the colours are rounded.
+    Pixels must have the number of channels that `decode` returns. JPEGs are refused if the result
+    is grey, because TensorFlow converts them to grey before the colours are rounded.
     """
     if isinstance(image, bytes):
         return channels == 3 or not image.startswith(b'\xff\xd8\xff')

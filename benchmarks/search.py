@@ -1,4 +1,4 @@
-"""Latency and recall of the search index of each kind, beside faiss used directly."""
+"""Latency and recall of each kind of search index, compared with direct use of faiss."""
 
 import statistics
 import time

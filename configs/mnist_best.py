@@ -9,8 +9,8 @@ Paper: Simonyan and Zisserman 2014 (arXiv:1409.1556), configuration A, for the n
 Result: test error 0.33 ± 0.05 % (5 seeds, 0.26 to 0.38; results/table.md).
 Cost: 18,750 steps; 5 minutes on an NVIDIA H100 that ran other experiments at the same time.
 Deviations: the VGG has BatchNorm, half the width and one linear layer; the distortions include
-rotations and are drawn anew in each pass. The model is trained on all 60,000 images, and the last
-step is reported.
+rotations, and each pass has new ones. The model is trained on all 60,000 images, and the last step
+is reported.
 """
 
 from ml_collections import ConfigDict

@@ -12,7 +12,7 @@ Result: test error in % (paper: 0.95, distorted 0.8): full (default, distorted) 
 Cost: 4, 1, 5, 5 and 6 minutes of one CPU core for each seed; `quick` is a smoke test of seconds.
 Deviations: full and plain use a dense C3, ReLU, max pooling and softmax. The 1998 variants train in
 batches with momentum, not on single patterns; 1998-cosine has its own schedule and weight decay.
-Distortions include rotations and are drawn anew in each pass (the paper: 540,000 images, once).
+Distortions include rotations, and each pass has new ones (the paper: 540,000 fixed images).
 """
 
 from ml_collections import ConfigDict

@@ -99,7 +99,7 @@ def accept_none() -> None:
 class _PlainConfigFile(ConfigFileFlagParser):
     """Reads a config file and converts its NumPy and JAX values to plain Python values.
 
-    The type of a value decides how its override is parsed.
+    The type of a value determines how its override is parsed.
     """
 
     def parse(self, path: str) -> Any:

@@ -68,7 +68,7 @@ def let_go_of_stdout() -> None:
 
 
 class Leaving:
-    """Ends the process within seconds of SIGTERM or SIGINT, whatever it is doing.
+    """Ends the process within seconds of SIGTERM or SIGINT, in any state.
 
     The first signal raises SystemExit or KeyboardInterrupt in the main thread; a second one ends
     the process at once. During imports even the first signal ends the process at once, because no
@@ -77,7 +77,7 @@ class Leaving:
     The main thread may be in code that does not return for minutes, such as XLA's compiler, or may
     wait for other threads. A watcher thread therefore ends the process after a few seconds. If
     Python dropped the exception, the watcher sends the signal again. Code with its own signal
-    handlers, such as the training loop, decides itself when to end.
+    handlers, such as the training loop, determines the time of its end itself.
     """
 
     received: int | None = None

@@ -63,7 +63,7 @@ def file_list(
     if without and len(without) < len(rows):
         raise UserError(f"{path}: image {without[0]} has no 'split', but other images have one")
     # Split the images by the column `split`, or by hashes of the paths. Version 1 of the rules
-    # hashes a path as it is written in the list, version 2 hashes the normalised path.
+    # hashes a path in the form in the list, version 2 hashes the normalised path.
     as_hashed = os.path.normpath if rules > 1 else str
     paths = [as_hashed(row['path']) for row in rows]
     images = list(zip(paths, labels, strict=True))

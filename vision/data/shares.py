@@ -177,8 +177,8 @@ def by_rank(
 
     The split is stratified, and stable when examples are added: test gets the lowest ranks of a
     class and validation the highest, so that new examples move few old ones to another split, and
-    none between test and validation. The size of a split is the number of hashes that lie in its
-    share of the hash range, limited to within one example of the exact share. When 10 % of examples
+    none between test and validation. The size of a split is the number of hashes in its share of
+    the hash range, limited to within one example of the exact share. When 10 % of examples
     are added, 1.3 to 2.9 % of the old ones move in classes of 12 to 100 examples, and 0.6 % in
     classes of 500.
 

@@ -45,7 +45,7 @@ class AlexNet2012(ImageModel):
 
     Attributes:
       dropout: rate in the hidden layers (section 4.2).
-      stem: 'small' uses 5x5 stride 1 in conv1, as cuda-convnet's networks for 32 px images do.
+      stem: 'small' uses 5x5 stride 1 in conv1, as in cuda-convnet's networks for 32 px images.
       hidden: width of the hidden layers.
     """
 

@@ -99,7 +99,7 @@ class MBConv(nn.Module):
         if self.expansion != 1:
             x = layers.conv(inner, 1, name='expand_conv')(x)
             x = activation(layers.norm('expand_bn')(x, train))
-        # Depthwise convolution. Its fan-in in He's initialisation has one input channel.
+        # Depthwise convolution. He's initialisation is by fan-in, with one input channel.
         depthwise = partial(layers.conv, groups=inner, kernel_init=he_normal)
         x = depthwise(inner, self.kernel, strides=self.strides, name='depthwise_conv')(x)
         x = activation(layers.norm('depthwise_bn')(x, train))

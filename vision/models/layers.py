@@ -318,7 +318,7 @@ def max_pool(
 ) -> jax.Array:
     """Max pooling of [B, H, W, C]; windows overlap if strides < window.
 
-    `ceil` rounds the number of windows up, as Caffe does: the last window may exceed the edge.
+    `ceil` rounds the number of windows up, as in Caffe: the last window may exceed the edge.
     """
     pads = [_pool_padding(n, window, strides, padding, ceil) for n in x.shape[1:3]]
     y = _fast_form('max_pool', x, window, strides, pads)

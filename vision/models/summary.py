@@ -195,7 +195,7 @@ class _Tracer:
                 order.extend(outputs[1])  # JAX would sort the names
             return outputs, {k: v for k, v in variables.items() if k in ('params', 'batch_stats')}
 
-        # Trace; `_intercept` collects the submodules meanwhile.
+        # Trace the module. During the trace, `_intercept` collects the submodules.
         before, self._parts = self._parts, []
         try:
             arrays = {i: _shape(x) for i, x in enumerate(args) if _is_array(x)}

@@ -221,7 +221,7 @@ class Classifier:
     def classify_files(
         self, paths: AnyPath | Iterable[AnyPath], top_k: int = 5
     ) -> Iterator[dict[str, Any]]:
-        """Classifies image files, folders and globs, and yields the predictions as they are ready.
+        """Classifies image files, folders and globs, and yields each prediction when it is ready.
 
         Args:
           paths: one or several files, folders (searched recursively) or globs. A file that is named

@@ -13,8 +13,8 @@ all other files with `read` below:
 * The first frame of an animation is used. The EXIF orientation is applied, and all other tags are
   ignored: damaged metadata does not make an image unreadable.
 
-A JPEG that ends before its end marker is refused, even if a part of the image is there. A JPEG with
-an end marker but damage inside is read as browsers read it: the part before the damage is correct,
+A JPEG that ends before its end marker is refused, even if it contains a part of the image. A JPEG
+with an end marker and damage inside is read as in browsers: the part before the damage is correct,
 and libjpeg recovers as much as it can of the rest. Neither TensorFlow nor Pillow reports such
 damage, because JPEG has no checksum; libjpeg prints a warning on stderr. Files that libjpeg refuses
 are refused here, too.

@@ -169,9 +169,9 @@ class Preprocess:
     ) -> Generator[tuple[Plan, np.ndarray, np.ndarray], None, None]:
         """Preprocesses batches without tf.data, with results that are bit-identical to `batches`.
 
-        TensorFlow builds the graph of each tf.data dataset anew, which takes a third of a second of
-        CPU time, too much for a few images. The usual ops of evaluation need no TensorFlow at all.
-        A batch of this method may also mix encoded images and pixels uint8 [H, W, channels].
+        TensorFlow builds a new graph for each tf.data dataset. This takes a third of a second of
+        CPU time, which is too much for a few images. The usual ops of evaluation do not need
+        TensorFlow. A batch of this method may also mix encoded images and pixels uint8 [H, W, C].
         """
         for plan, images in planned:
             # Preprocess the images in threads, and leave out those that fail.
@@ -292,7 +292,7 @@ class Preprocess:
         """Returns a tf.data.Dataset of single rows {slot, id, draws, data}.
 
         Args:
-          rows: yields the rows of a batch at once.
+          rows: yields all rows of a batch together.
         """
         tf = tf_cpu()
         data = self._example.data_spec()

@@ -193,9 +193,9 @@ def eval_batches(source: Source, ops: str, **kwargs: Any) -> EvalBatches:
     Args:
       source: the split.
       ops: an op string whose images have one size.
-      **kwargs: `batch_size` (global); `process_index` and `process_count`; `skip_corrupt` gives
-        unreadable images mask 0 and an entry in `corrupt`; `max_corrupt` does so up to that
-        fraction of the examples.
+      **kwargs: `batch_size` (global); `process_index` and `process_count`; `skip_corrupt`, which
+        gives unreadable images mask 0 and an entry in `corrupt`; `max_corrupt`, the fraction of the
+        examples up to which unreadable images are treated in this way.
 
     Returns:
       An iterator like that of `train_batches`, of the same length on every host. Padding has id −1,

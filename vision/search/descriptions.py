@@ -37,7 +37,7 @@ def full_name(images: Named, position: int) -> str:
 
 
 class Described(NamedTuple):
-    """Description of an image besides its vector.
+    """Description of an image, without its vector.
 
     Attributes:
       path: absolute path of the file, or 'SPLIT:ID'.

@@ -29,7 +29,7 @@ def write_results(
     limit: int = 500,
     title: str = 'Nearest images',
 ) -> None:
-    """Writes results as an HTML page or a PNG: each image with its neighbours beside it.
+    """Writes results as an HTML page or a PNG: each image in a row with its neighbours.
 
     Titles show the paths of files relative to their common folder. Neighbours whose class differs
     from the image's are marked.
@@ -60,7 +60,7 @@ def write_results(
             first = Picture(show(head), r.get('error') or show.label(head))
             yield show.name(head), [first, *show.neighbours(r, marked)]
 
-    # The note explains the scores, the paths, the marks and what is left out.
+    # The note explains the scores, the paths and the marks, and counts the images left out.
     word = (
         'cosine similarity, 1 if identical'
         if metric == 'cosine'
@@ -77,7 +77,7 @@ def write_results(
 
 
 def draw_neighbours(run: Run, results: Sequence[dict[str, Any]]) -> 'Figure':
-    """Draws each image with its neighbours beside it; see `write_results`."""
+    """Draws each image in a row with its neighbours; see `write_results`."""
     show, grid = _pictures_of(run, results), []
     for r in results:
         # A figure has no headings, so the title becomes the caption of the row's first picture.

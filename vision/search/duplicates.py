@@ -95,8 +95,8 @@ def find_duplicates(index: AnyIndex, run: Run, threshold: float = 0.95) -> list[
 def _real_names(index: AnyIndex) -> tuple[list[str], set[int]]:
     """Replaces links by the files' real paths, and returns the positions of names to skip.
 
-    Missing files and further links to the same file are skipped. Otherwise, a user who keeps one
-    file of each group and deletes the others could lose an image.
+    Missing files and further links to the same file are skipped. If a link counted as a duplicate,
+    a user who keeps one file of each group and deletes the others could lose an image.
     """
     names = index.names
     gone = tell_changed(index, names)
@@ -187,8 +187,8 @@ class _Alike:
     def __call__(self, one: int, other: int) -> bool:
         """Compares the images at two positions.
 
-        Images of a split without random access cannot be compared and count as equal, so that only
-        their vectors decide. A file that can no longer be read is not equal to any other image.
+        Images of a split without random access cannot be compared and count as equal; only their
+        vectors are then compared. A file that can no longer be read is not equal to any image.
         """
         a, b = self._looks(one), self._looks(other)
         if a is None or b is None:

@@ -87,7 +87,7 @@ def _summary(seen: list[Seen], class_names: tuple[str, ...]) -> dict[str, Any]:
     for example in seen:
         if example.digest:
             by_digest.setdefault(example.digest, []).append(example.name)
-    # A property of most images, such as a dark background, is not odd.
+    # A property of most images, such as a dark background, is not suspicious.
     odd = {kind: [e.name for e in good if kind in e.oddities] for kind in ODDITIES}
     usual = [kind for kind, names in odd.items() if len(names) > len(good) / 2]
     return {

@@ -40,8 +40,8 @@ def sigmoid_cross_entropy(
     Args:
       logits: [B, K].
       targets: [B, K].
-      threshold: targets above it become 1 and all others 0, after label smoothing; None leaves
-        them as they are.
+      threshold: after label smoothing, targets above the threshold become 1 and all others 0; None
+        leaves the targets unchanged.
       average: whether to return the mean over the classes instead of the sum.
     """
     logits = logits.astype(jnp.float32)

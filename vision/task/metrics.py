@@ -138,7 +138,7 @@ def figures(task: 'Task', columns: Columns) -> dict[str, Any]:
 class _Known(dict):
     """Dict of columns that raises `_UnknownColumn` for a name that does not exist.
 
-    The special exception tells a wrong column name from other `KeyError`s of a metric.
+    The special exception distinguishes a wrong column name from other `KeyError`s of a metric.
     """
 
     def __missing__(self, name: str) -> Any:
@@ -153,8 +153,8 @@ def check_metrics(task: 'Task', columns: Mapping[str, Any]) -> None:
     """Calls each metric of a task with columns of zeros, to find mistakes before training begins.
 
     A correct metric may fail on zeros, so most errors are ignored. An error is raised only for an
-    unknown name of a column, variable, module or function of a module, which is a mistake whatever
-    the values of the columns are.
+    unknown name of a column, variable, module or function of a module, which is a mistake for any
+    values of the columns.
 
     Args:
       task: a user-defined task.

@@ -105,7 +105,7 @@ class Display(Hook):
         self._move(step, description='step')
 
     def after_log(self, step: int, record: dict[str, Any], seconds_left: float) -> None:
-        """Shows an interval's metrics: beside the bar, or on a line if stderr is not a terminal."""
+        """Shows an interval's metrics next to the bar, or on a line if stderr is no terminal."""
         figures = self._figures({k.removeprefix('train/'): v for k, v in record.items()})
         if record['images_per_second'] is not None:
             figures += f'  {record["images_per_second"]:,.0f} images/s'

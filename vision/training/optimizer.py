@@ -120,7 +120,7 @@ class RateFactors:
         """Returns the new `params` and `batch_stats` with the old values for everything frozen.
 
         A layer's running statistics are frozen if all parameters of the layer are frozen. For a
-        layer without parameters, the parameters of the enclosing module decide.
+        layer without parameters, the parameters of the enclosing module are used instead.
         """
         if not self:
             return new

@@ -1,6 +1,6 @@
 """Learning rate schedules by name, and the moving average of the parameters.
 
-A step is one update of the parameters, whatever `training.accumulate` is.
+A step is one update of the parameters, for any value of `training.accumulate`.
 """
 
 import dataclasses

@@ -2,9 +2,9 @@
 
 Results and gradients equal those of `lax` up to rounding. The form is chosen by shape and dtype
 when a program is traced. This module chooses; `forms`, `winograd`, `strided` and `depthwise`
-implement the forms. Timings stand beside each choice as "XLA → fast form". They are milliseconds on
-two cores of an AMD EPYC with AVX-512, JAX 0.12 with oneDNN (see `startup`), batch 16, 2026-11-25,
-unless noted.
+implement the forms. Each choice has a comment with its timings, "XLA → fast form". They are in
+milliseconds on two cores of an AMD EPYC with AVX-512, JAX 0.12 with oneDNN (see `startup`), batch
+16, 2026-11-25, unless noted.
 
 `VISION_FAST=0` in the environment disables the fast forms. Only two lines outside of this folder
 import from it, in `vision/models/layers.py` and `vision/__init__.py` (process settings, `startup`).

@@ -101,7 +101,7 @@ def _decode_random_resized_crop(
     size = (height, width or height)
 
     def fused() -> Any:
-        # The header tells the size without decoding.
+        # Read the size from the header, without decoding.
         shape = tf.io.extract_jpeg_shape(data)
         window = crops.random_box(shape[0], shape[1], rng, area, ratio)
         return resampling.resize_bilinear_fast(_decode_window(data, window, channels, size), size)

@@ -102,11 +102,13 @@ def main(argv: list[str]) -> None:
     with phase('starting'):
         from vision.studies import reproduction as reproduce
 
+    # Check the flags before any training.
     seeds = _seeds(SEEDS.value)
     rows = [reproduce.Row(*row) for row in ROWS]
     results = Path(RESULTS.value)
     if not argv[1:] and not results.is_dir():
         raise UserError(f'--results={results}: no such folder')
+    # Train the named rows, and write the table after each of them.
     for row in (row for row in rows if row.name in argv[1:]):
         reproduce.reproduce(row, _config(row), seeds, Path(WORKDIR.value), results, _command(row))
         reproduce.write_markdown(reproduce.table(rows, results), results / 'table.md')
@@ -121,6 +123,7 @@ def _config(row: Any) -> Any:
     file, _, argument = row.config.partition(':')
     module = importlib.import_module(file.removesuffix('.py').replace('/', '.'))
     config = module.get_config(*([argument] if argument else []))
+    # Set the location of the data and the dtype from the flags.
     data = config.data
     folder = {'mnist': MNIST.value, 'fashion_mnist': FASHION.value}.get(data.get('name'))
     with data.unlocked():

@@ -102,6 +102,7 @@ def main(argv: list[str]) -> int:
         if KIND.present and KIND.value != 'hnsw':
             raise UserError(f'--hnsw is --kind=hnsw now, and contradicts --kind={KIND.value}')
         print('--hnsw is --kind=hnsw now', file=sys.stderr)
+    # Removing images and indexing shards need no model; the other commands need one.
     from_shards = argv[1] in ('build', 'add', 'replace') and _are_shards(argv[2:])
     models = sum(flag.value is not None for flag in (WORKDIR, PRETRAINED))
     if argv[1] != 'remove' and models != 1 and not (from_shards and not models):
@@ -189,6 +190,7 @@ def _query(words: list[str]) -> int:
     classifier = _classifier()
     asked = search.named(classifier.run, words)
     total = sum(some.source.num_examples for some in asked)
+    # Load the index, or build one of the split in memory.
     if INDEX.value is not None:
         classifier.expect(total)
         made = _load(INDEX.value, read_only=True)

@@ -49,10 +49,12 @@ class ImageModel(nn.Module):
         hint: str = '',
     ) -> None:
         """Raises UserError unless the images are float [B, H, W, C] of a supported size."""
+        # Check the number of axes and the dtype.
         if images.ndim != 4:
             raise UserError(f'{self._title} takes images [B, H, W, C], not shape {images.shape}')
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise UserError(f'{self._title} takes normalised float images, not {images.dtype}')
+        # Check the size and the number of channels.
         height, width, depth = images.shape[1:]
         hint = f': {hint}' if hint else ''
         if exact_size is not None and (height, width) != (exact_size, exact_size):

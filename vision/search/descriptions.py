@@ -86,6 +86,7 @@ def describe_images(
       Descriptions of n images, in the order of the ids, and their vectors, float32 [n, D]. The
       vector of an image with an `error` is zero.
     """
+    # Queue the descriptions of images whose vectors the model is still computing.
     look = _Look(classifier, images, hashes)
     count = images.source.num_examples if ids is None else len(ids)
     waiting: deque[Described] = deque()
@@ -162,6 +163,7 @@ def _in_threads(
     else:
         chunks = source.stream()
         tasks = ((int(i), x, y) for chunk in chunks for i, x, y in zip(*chunk, strict=True))
+    # Keep up to `_AHEAD` tasks running, and cancel them if the caller stops.
     running: deque[Future] = deque()
     with ThreadPoolExecutor(available_cpus()) as threads:
         try:

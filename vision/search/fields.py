@@ -133,6 +133,7 @@ class Own:
             self._table = csv.read_csv(os.fspath(file))
         except (pa.ArrowException, OSError) as e:
             raise UserError(f'--fields={file}: {str(e).splitlines()[0]}') from None
+        # Check the names of the columns.
         if 'path' not in self._table.column_names:
             raise UserError(f'--fields={file} has no column path, by which rows belong to images')
         for name in self._table.column_names:
@@ -140,6 +141,7 @@ class Own:
                 raise UserError(f'--fields={file} has the column {name} twice')
             if name != 'path' and (name in _OWN or not name.isidentifier() or name in _WORDS):
                 raise UserError(f'--fields={file}: a field cannot be called {name!r}; rename it')
+        # Map the name of each image to its row.
         self._rows: dict[str, int] = {}
         for row, name in enumerate(map(str, self._table['path'].to_pylist())):
             name = name if OF_SPLIT.fullmatch(name) else os.path.abspath(name)
@@ -234,6 +236,7 @@ class Condition:
         named = [x for x in (left, right) if isinstance(x, ast.Name)]
         if not named:
             raise self._mistake(left)
+        # Two fields must have comparable types.
         kind = self.kind(named[0])
         groups = [_group(self.kind(x)) for x in named]
         if len({*groups} - {'null'}) > 1:
@@ -243,6 +246,7 @@ class Condition:
             raise UserError(f'--where={self._where}: {one} cannot be compared with {other}')
         if type(op) in _COMPARE:
             return _COMPARE[type(op)](self._side(left, kind), self._side(right, kind))
+        # `is None` and `in` have the field on the left.
         field = self._side(left, kind)
         if isinstance(op, ast.Is | ast.IsNot) and ast.unparse(right) == 'None':
             return field.is_null() if isinstance(op, ast.Is) else field.is_valid()

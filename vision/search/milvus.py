@@ -86,6 +86,7 @@ class MilvusIndex:
           vectors: float32 [n, D].
         """
         self.check_fields(images)
+        # Convert the table to rows, with dates as integers.
         columns = {'path': [fields.utf8(name) for name in fields.names(images)]}
         for name in images.column_names[1:]:
             column = images[name]
@@ -96,6 +97,7 @@ class MilvusIndex:
         ready = unit(vectors) if self.metric == 'cosine' else vectors
         for row, vector in zip(rows, ready, strict=True):
             row['vector'] = vector.tolist()
+        # Write the rows in requests of limited size.
         for start in range(0, len(rows), _ROWS):
             with _in_a_line():
                 self._client.upsert(self._name, rows[start : start + _ROWS])
@@ -118,12 +120,14 @@ class MilvusIndex:
         for table, vectors in batches:
             other = [name for name in self.fields if name not in table.column_names]
             ids = [fields.utf8(name) for name in fields.names(table)]
+            # Read the rows of these images; images that are not in the collection have none.
             rows: dict[str, dict[str, Any]] = {}
             for start in range(0, len(ids) if other else 0, _ROWS):
                 some = ids[start : start + _ROWS]
                 with _in_a_line():
                     found = self._client.get(self._name, some, output_fields=['path', *other])
                 rows |= {row['path']: row for row in found}
+            # Append the other fields as columns, and convert dates back from integers.
             for name in other:
                 values, kind = [rows.get(x, {}).get(name) for x in ids], schema.field(name).type
                 is_date = kind == fields.date()

@@ -362,8 +362,9 @@ def query(
     at_least_one('top_k', top_k)
     index.check(classifier)
     found = set[str]()
+    # Describe the query images in batches, and search for one image after another.
     for some in images:
-        paths = iter(some.names)  # as the user wrote them
+        paths = iter(some.names)  # paths in the user's form, not absolute
         for rows, vectors in describe_images(classifier, some, index.made_by['endpoint']):
             for row, vector, path in zip(rows, vectors, paths, strict=False):
                 if row.error is not None:
@@ -373,6 +374,7 @@ def query(
                 neighbours = [{'path': name, 'score': score} for name, score in nearest]
                 found.update(name for name, _ in nearest)
                 yield {'path': path, 'neighbours': neighbours}
+    # Warn of neighbours whose files are missing or have changed.
     tell_changed(index, found)
 
 

@@ -67,7 +67,8 @@ def model_layers(model: nn.Module, input_shape: Sequence[int]) -> list[list[str]
     blocks = [name for name, tree in body.items() if _holds_modules(tree) and name not in no_blocks]
     layers: list[list[str]] = []
     if blocks:
-        waiting: list[str] = []  # since the last block
+        # Collect the modules before each block; those before the first block are the stem.
+        waiting: list[str] = []  # modules since the last block
         for name in body:
             if name in blocks:
                 if waiting and not layers:  # the stem
@@ -79,10 +80,12 @@ def model_layers(model: nn.Module, input_shape: Sequence[int]) -> list[list[str]
         if waiting:
             layers.append(waiting)
     else:
+        # Each module with a kernel starts a layer.
         for name, tree in body.items():
             if not layers or (isinstance(tree, Mapping) and 'kernel' in tree):
                 layers.append([])
             layers[-1].append(name)
+    # Auxiliary heads belong to the last layer.
     layers[-1] += [name for name in params if is_auxiliary((name,))]
     return layers
 

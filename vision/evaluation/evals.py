@@ -32,7 +32,8 @@ from vision.preprocess import inputs
 from vision.preprocess.device import Batch
 from vision.task.metrics import figures
 
-# Keys of `config.data` that also apply to another data set: how data are read, not which data.
+# Keys of `config.data` that also apply to another data set: they control how data are read, not
+# which data.
 _HOW_TO_READ = ('source', 'data_dir', 'in_memory', 'cache', 'max_corrupt')
 
 
@@ -109,7 +110,7 @@ def evaluate_entry(
     progress: Start = _silent,
 ) -> Evaluation:
     """Evaluates loaded runs on one entry; see `evaluate_runs`."""
-    # Open the data, and check that they are what the runs were trained on.
+    # Open the data, and check that they are the data that the runs were trained on.
     first = runs[0]
     _check_same_classes(runs)
     source, own = _open(first, entry)

@@ -124,7 +124,7 @@ class Setup:
 
 
 def setup(config: ConfigDict) -> Setup:
-    """Checks and resolves a config, opens its data and builds what the loop needs.
+    """Checks and resolves a config, opens its data and builds the objects that the loop needs.
 
     Model, task and optimizer are traced with abstract shapes. Nothing is compiled.
 

@@ -3,7 +3,8 @@
     python torch_throughput.py torchvision train|infer MODEL float32|bfloat16 PIXELS CHANNELS BATCH
     python torch_throughput.py onnxruntime infer MODEL float32 PIXELS CHANNELS BATCH
 
-It imports nothing from this project. timm is the peer for models that torchvision lacks. ONNX Runtime runs torchvision's model, exported by PyTorch.
+It imports nothing from this project. timm is the peer for models that torchvision lacks. ONNX
+Runtime runs torchvision's model, exported by PyTorch.
 """
 
 import contextlib

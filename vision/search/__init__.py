@@ -4,7 +4,8 @@
 `Index`. `query` finds the images in an index that are nearest to new images, `find_duplicates`
 finds copies within an index or between two, `CopyDetector` finds those of a new photo, and `judge_run`
 measures how well the features separate the classes.
-`describe` writes what is known of a large collection as shards, of which `build` makes an index.
+`describe` writes the features and file properties of a large collection as shards, from which
+`build` makes an index.
 
 Read first: `search.py`, `index.py`.
 """

@@ -184,8 +184,8 @@ def _initial(
     Args:
       recipe: the recipe of the run.
       input_shape: (H, W, C) of the model's input.
-      apart: gets the NumPy arrays of `extra` by their position, such as a teacher's weights; the
-        state then has scalars in their place. As constants they would be compiled and cached.
+      apart: receives the NumPy arrays of `extra` by position, such as a teacher's weights. The
+        state then has scalars in their place. As constants, they would be compiled and cached.
     """
     model, task, averaged = recipe.model, recipe.task, bool(recipe.averaging)
 
@@ -311,7 +311,7 @@ def _are_finite(tree: Any) -> jax.Array:
 
 
 def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Array], GradientOf]:
-    """Builds `(state, key) -> gradient_of`; `gradient_of` is what an update gets."""
+    """Builds `(state, key) -> gradient_of`; an update gets `gradient_of` as an argument."""
     parts, shard = recipe.accumulate, recipe.shard
     loss = f'{type(recipe.task).__name__}.loss'
 

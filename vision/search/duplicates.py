@@ -143,7 +143,7 @@ def _verify(
         # that can no longer be read is not equal to any other image.
         only = bool(unseen) and all(map(OF_SPLIT.fullmatch, unseen)) and cosine >= limits.cosine
         return Evidence.of('vectors' if only else '', cosine)
-    return compare(*names, cosine)
+    return compare(names[0], names[1], cosine)
 
 
 def _real_names(index: AnyIndex) -> tuple[list[str], list[Any]]:

@@ -25,6 +25,9 @@ SIZES = {
     'alexnet': (224, 3, 32),
     'lenet5': (28, 1, 128),
     'vit_s16': (224, 3, 16),
+    'convnext_tiny': (224, 3, 16),
+    'efficientnet_b0': (224, 3, 16),
+    'efficientnet_lite0': (224, 3, 16),
 }
 PEERS: dict[Mode, tuple[str, ...]] = {
     'train': ('torchvision',),
@@ -51,6 +54,8 @@ def compare(
     peer_env: Mapping[str, str] | None = None,
 ) -> list[dict[str, Any]]:
     """Measures each model of this project and of the peer in turn.
+
+    PyTorch runs eagerly, in the faster of its two memory formats on CPUs.
 
     Args:
       mode: 'train' (one update of the parameters) or 'infer' (probabilities, with BatchNorm

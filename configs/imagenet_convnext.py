@@ -8,10 +8,11 @@ Paper: Liu et al. 2022, "A ConvNet for the 2020s" (arXiv:2201.03545), table 5, f
 Result: not run here. Paper's top-1 accuracy: 82.1 %.
 Cost: not measured; 92,897 steps of batch 4096.
 Deviations: 1 % of the training images is held out. The warm-up begins at 0 and the cosine ends at
-0, not 1e-6. RandAugment is torchvision's with magnitude 27 of 30, without noise; it applies each op
-that it draws, whereas timm's (9 of 10, noise .5) applies each with probability .5. Erased boxes
-have a uniformly drawn aspect ratio and get uniform pixels. The decay of the average is at most
-(1 + t) / (10 + t). Crops are bilinear, and mixup sees the whole batch.
+0, not 1e-6. RandAugment has torchvision's ops with magnitude 27 of 30, without noise, and applies
+each with probability .5, as timm's (9 of 10, noise .5); timm's has inversion and added brightness
+instead of identity, grey borders, and smooth resampling. Erased boxes have a uniformly drawn aspect
+ratio and get uniform pixels. The decay of the average is at most (1 + t) / (10 + t). Crops are
+bilinear, and mixup sees the whole batch.
 """
 
 from ml_collections import ConfigDict
@@ -26,7 +27,7 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict({'name': 'convnext_tiny', 'drop_path': 0.1})
     set_data(config)
     config.preprocess.train = (
-        'decode|random_resized_crop(224)|flip_lr|randaugment(2, 27)'
+        'decode|random_resized_crop(224)|flip_lr|randaugment(2, 27, 0.5)'
         '|random_erasing(0.25, area=(0.02, 0.33))'
     )
     config.preprocess.eval = 'decode|resize_small(256, "bicubic")|central_crop(224)'

@@ -10,11 +10,11 @@ Paper: Wightman, Touvron and Jégou 2021 (arXiv:2110.00476), table 2.
 Result: not run here. Paper's top-1 accuracy (table 1): A1 80.4, A2 79.8, A3 78.1 %.
 Cost: not measured; A1 about 371,600, A2 185,800, A3 61,900 steps of batch 2048.
 Deviations: 1 % of the training images is held out. The warm-up begins at 0, and the cosine ends at
-0. RandAugment is torchvision's at the same fraction of its strongest magnitude (7/10, A3: 6/10),
-without noise on the magnitude; it applies each op that it draws, whereas timm's has other ops and
-applies each with probability .5. Crops are bilinear. BatchNorm and mixup see the whole batch. As in
-timm's code, the gradient is clipped at norm 1 inside LAMB, and targets above .2 become 1, which
-cancels A1's smoothing.
+0. RandAugment has torchvision's ops at the same fraction of their strongest magnitude (7/10, A3:
+6/10), without noise on the magnitude, and applies each with probability .5, as timm's; timm's has
+inversion and added brightness instead of identity, grey borders, and smooth resampling. Crops are
+bilinear. BatchNorm and mixup see the whole batch. As in timm's code, the gradient is clipped at norm
+1 inside LAMB, and targets above .2 become 1, which cancels A1's smoothing.
 """
 
 from ml_collections import ConfigDict
@@ -43,7 +43,7 @@ def get_config(procedure: str = 'a2') -> ConfigDict:
     set_data(config)
     config.data.repeats = repeats
     config.preprocess.train = (
-        f'decode|random_resized_crop({size})|flip_lr|randaugment(2, {magnitude})'
+        f'decode|random_resized_crop({size})|flip_lr|randaugment(2, {magnitude}, 0.5)'
     )
     config.preprocess.eval = 'decode|resize_small(235, "bicubic")|central_crop(224)'
     config.preprocess.mean = (0.485, 0.456, 0.406)

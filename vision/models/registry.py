@@ -44,7 +44,7 @@ _TI: dict[str, Any] = {'width': 192, 'heads': 3}
 _S: dict[str, Any] = {'width': 384, 'heads': 6}
 _B: dict[str, Any] = {'width': 768, 'heads': 12}
 _L: dict[str, Any] = {'width': 1024, 'depth': 24, 'heads': 16}
-_DEIT3: dict[str, Any] = {'class_position': False, 'layer_scale': 1e-4, 'weight_init': 'torch'}
+_DEIT3: dict[str, Any] = {'class_position': False, 'layer_scale': 1e-4, 'weight_init': 'deit'}
 _DINOV2: dict[str, Any] = {
     'patch': 14, 'layer_scale': 1e-5, 'weight_init': 'torch', 'resize': 'dinov2', 'resolution': 518,
 }  # fmt: skip

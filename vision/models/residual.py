@@ -25,7 +25,10 @@ def halve(x: jax.Array) -> jax.Array:
 
 
 class SqueezeExcite(nn.Module):
-    """Weights channels by a function of their means (Hu et al. 2018, section 3, reduction 16)."""
+    """Weights channels by a function of their means (Hu et al. 2018, section 3, reduction 16).
+
+    The reduced number of channels is rounded to a multiple of 8, at least 8, as in timm.
+    """
 
     kernel_init: Any = he_normal_fan_out
     dtype: Any = jnp.float32
@@ -35,7 +38,8 @@ class SqueezeExcite(nn.Module):
         """Maps [B, H, W, C] to the same shape."""
         channels = x.shape[-1]
         init = {'kernel_init': self.kernel_init, 'dtype': self.dtype}
-        y = nn.relu(Dense(max(channels // 16, 1), **init, name='fc1')(global_avg_pool(x)))
+        reduced = max(8, (channels // 16 + 4) // 8 * 8)
+        y = nn.relu(Dense(reduced, **init, name='fc1')(global_avg_pool(x)))
         y = nn.sigmoid(Dense(channels, **init, name='fc2')(y))
         return x * y[:, None, None]
 

@@ -38,8 +38,8 @@ INITIALISATIONS: dict[str, Initialisation] = {
         mlp_bias=_tiny,
         token=_zeros,
     ),
-    # As in DeiT, DINOv2 and timm: N(0, 0.02), and torch's initialisation of convolutions for the
-    # patch embedding.
+    # As in DINOv2 and timm: N(0, 0.02), and torch's initialisation of convolutions for the patch
+    # embedding.
     'torch': Initialisation(
         patch=fan_in_uniform,
         qkv=_normal,
@@ -49,6 +49,9 @@ INITIALISATIONS: dict[str, Initialisation] = {
         token=_tiny,
     ),
 }
+# DeiT and DeiT III draw the class token like the position embeddings.
+INITIALISATIONS['deit'] = INITIALISATIONS['torch']._replace(token=_normal)
+WeightInit = Literal['jax', 'torch', 'deit']
 
 
 class Block(nn.Module):
@@ -64,7 +67,7 @@ class Block(nn.Module):
     epsilon: float = 1e-6
     activation: str = 'gelu'
     layer_scale: float | None = None
-    weight_init: Literal['jax', 'torch'] = 'jax'
+    weight_init: WeightInit = 'jax'
     dropout: float = 0.0
     drop_path: float = 0.0
     dtype: Any = jnp.float32
@@ -101,7 +104,7 @@ class AttentionPool(nn.Module):
     heads: int
     epsilon: float
     activation: str
-    weight_init: Literal['jax', 'torch']
+    weight_init: WeightInit
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -173,7 +176,7 @@ class VisionTransformer(ImageModel):
       activation: activation of the MLP: exact 'gelu', 'gelu_tanh', or 'quick_gelu' (OpenAI's CLIP).
       epsilon: epsilon of the norms.
       resize: method of resizing position embeddings; see `vision.models.positions`.
-      weight_init: 'jax' as in the authors' code, or 'torch' as in DeiT, DINOv2 and timm.
+      weight_init: 'jax' as in the authors' code, 'torch' as in DINOv2 and timm, or 'deit'.
       dropout: rate after the position embeddings and each dense layer, as in appendix B.1.
       drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
       uniform_drop_path: whether all blocks have the rate `drop_path`, as in DeiT III.
@@ -194,7 +197,7 @@ class VisionTransformer(ImageModel):
     activation: Literal['gelu', 'gelu_tanh', 'quick_gelu'] = 'gelu'
     epsilon: float = 1e-6
     resize: Resize = 'timm'
-    weight_init: Literal['jax', 'torch'] = 'jax'
+    weight_init: WeightInit = 'jax'
     dropout: float = 0.0
     drop_path: float = 0.0
     uniform_drop_path: bool = False

@@ -149,9 +149,18 @@ class Task:
           key: key for random values.
 
         Returns:
-          A PyTree of arrays, saved, restored and sharded like parameters; None for nothing. NumPy
-          arrays, such as weights read from a file, do not become constants of the program that
-          computes the initial state.
+          A PyTree of arrays, saved, restored and sharded like parameters; None for nothing. Values
+          that `read` replaces may be zeros.
+        """
+        return None
+
+    def read(self) -> Any:
+        """Reads `TrainState.extra` from files, such as a teacher's weights, for a new run.
+
+        A resumed run does not call it, because its checkpoint has the values.
+
+        Returns:
+          A PyTree like that of `init`, which it replaces; None to keep that of `init`.
         """
         return None
 

@@ -8,11 +8,10 @@ from typing import Annotated, Any, Literal
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vision.core.config_keys import Range
 from vision.core.errors import UserError, similar
-from vision.evaluation.run import Run, load_run, pretrained_run
+from vision.evaluation.run import Run, load_run, open_pretrained, open_run, pretrained_run
 from vision.models.weights.packages import is_packaged
 from vision.task.base import Apply, Examples, Outcome
 from vision.task.classification import Classification
@@ -27,8 +26,9 @@ class Distillation(Classification):
     the model has one classifier, as in section 5.2's 'usual distillation'. Answers, metrics and the
     loss of the labels are those of `Classification`. The teacher runs in evaluation mode on the
     student's augmented and mixed images, normalised with the teacher's mean and standard deviation.
-    The weights of the teacher are part of `TrainState.extra` and of each checkpoint, but each start
-    of the run reads the teacher's model and preprocessing from the source. Evaluation and
+    The weights of the teacher are part of `TrainState.extra`: with `training.shard='fsdp'` they are
+    sharded and gathered like the student's, and a resumed run restores them from its checkpoint. It
+    reads only the teacher's model and preprocessing from the source. Evaluation and
     prediction do not need the teacher.
 
     Args:
@@ -49,25 +49,24 @@ class Distillation(Classification):
 
     @functools.cached_property
     def _run(self) -> Run:
-        """The teacher, with its weights as NumPy arrays."""
+        """The teacher's model, task and input, with the shapes of its weights."""
         source = self.teacher
         exists = source.startswith('hf:') or is_packaged(source) or os.path.exists(source)
         if not exists:
             raise UserError(f'{self._title}: no such file or workdir{similar(source)}')
         # The first use is in `init`, which is traced. Reading must not become part of the trace.
         with jax.ensure_compile_time_eval():
-            run = load_run(source) if os.path.isdir(source) else pretrained_run(source)
-            return dataclasses.replace(run, variables=jax.device_get(run.variables))
+            return open_run(source) if os.path.isdir(source) else open_pretrained(source)
 
     @property
     def _title(self) -> str:
         return f'task.teacher={self.teacher}'
 
     def init(self, model: nn.Module, variables: Any, key: jax.Array) -> Any:
-        """Returns the teacher's `params` and `batch_stats`.
+        """Returns zeros in the shapes of the teacher's `params` and `batch_stats`.
 
         Raises:
-          UserError: the teacher cannot be read, or has other classes than the data.
+          UserError: the teacher's model cannot be read, or has other classes than the data.
         """
         names = self.settings.class_names
         if self.settings.num_outputs != len(names):
@@ -85,7 +84,17 @@ class Distillation(Classification):
                 f'{self._title} has {len(run.class_names)} classes ({_some(run.class_names)}) and '
                 f'the data {len(names)} ({_some(names)}): they must be the same, in the same order'
             )
-        return jax.tree.map(np.asarray, run.variables)
+        return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), run.variables)
+
+    def read(self) -> Any:
+        """Reads the teacher's `params` and `batch_stats`.
+
+        Raises:
+          UserError: the weights cannot be read, or do not fit the model.
+        """
+        source = self.teacher
+        run = load_run(source) if os.path.isdir(source) else pretrained_run(source)
+        return jax.device_get(run.variables)
 
     def loss(
         self, apply: Apply, examples: Examples, extra: Any, key: jax.Array

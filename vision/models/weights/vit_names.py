@@ -28,12 +28,13 @@ _RENAMED = [
 
 _SIZES = {'tiny': 'ti', 'small': 's', 'base': 'b', 'large': 'l'}
 # Patterns of model names in torchvision, timm and the authors' files, with the beginning and end of
-# our names. The groups are the size and the patch.
+# our names. The groups are the size and, if the name has it, the patch.
 _SIZE = '(tiny|small|base|large)'
 _MODELS = (
     (rf'(?:vit|deit)_{_SIZE}_patch(16|32)_\d+', 'vit_', ''),
     (r'vit_([bl])_(\d+)', 'vit_', ''),
     (rf'deit3_{_SIZE}_patch(16)_\d+', 'deit3_', ''),
+    (rf'deit_3_{_SIZE}_\d+_(?:1k|21k)', 'deit3_', '16'),
     (rf'vit_{_SIZE}_patch(14)_dinov2', 'dinov2_', ''),
     (rf'vit_{_SIZE}_patch(14)_reg4_dinov2', 'dinov2_', '_reg'),
     (r'dinov2_vit([sbl])(14)_pretrain', 'dinov2_', ''),
@@ -49,7 +50,8 @@ def registry_name(name: str) -> str:
     """Returns the name in our registry of a model of another library; other names unchanged."""
     for pattern, before, after in _MODELS:
         if match := re.fullmatch(pattern, name):
-            return f'{before}{_SIZES.get(match[1], match[1])}{match[2]}{after}'
+            size, *patch = match.groups()
+            return ''.join((before, _SIZES.get(size, size), *patch, after))
     return name
 
 

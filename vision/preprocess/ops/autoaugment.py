@@ -69,12 +69,15 @@ _RANDAUGMENT = (
 )  # fmt: skip
 
 
-def randaugment(image: Any, rng: Rng, num_layers: int = 2, magnitude: int = 9) -> Any:
+def randaugment(
+    image: Any, rng: Rng, num_layers: int = 2, magnitude: int = 9, probability: float = 1.0
+) -> Any:
     """Applies N of 14 equally likely transformations with one magnitude (arXiv:1909.13719).
 
     Args:
       num_layers: number N of transformations, at most 16.
       magnitude: magnitude M, 0 … 30.
+      probability: probability that a drawn transformation is applied; timm's is 0.5.
 
     Returns:
       uint8 [H, W, 3].
@@ -85,7 +88,11 @@ def randaugment(image: Any, rng: Rng, num_layers: int = 2, magnitude: int = 9) -
     # The transformations are drawn with replacement.
     for _ in range(num_layers):
         chosen = choices[rng.below(len(_RANDAUGMENT))]
-        image = apply_one(image, chosen, _signed(rng, chosen, values[chosen]))
+        signed = _signed(rng, chosen, values[chosen])
+        # With probability 1 no further number is drawn.
+        if probability < 1:
+            chosen = tf.where(rng.chance(probability), chosen, NAMES.index('Identity'))
+        image = apply_one(image, chosen, signed)
     return image
 
 

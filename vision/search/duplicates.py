@@ -108,9 +108,9 @@ def find_pairs(
     verified: dict[tuple[int, int], bool] = {}  # the value: compare the local features
 
     def add(one: int, other: int, deep: bool) -> None:
-        pair = tuple(sorted((contents[one], contents[other])))
-        if pair[0] != pair[1]:
-            verified[pair] = deep or verified.get(pair, False)
+        low, high = sorted((contents[one], contents[other]))
+        if low != high:
+            verified[low, high] = deep or verified.get((low, high), False)
 
     if limits.bits >= 0:
         looks = _looks(compare, names, {*asked, *among})
@@ -123,7 +123,7 @@ def find_pairs(
         for rank, row in enumerate(rows):
             add(one, among[row], rank <= limits.neighbours)
     # Verify each pair once. Pairs of an image follow each other, so that its features are at hand.
-    edges = {}
+    edges = dict[tuple[int, int], Evidence]()
     for pair in track(sorted(verified), len(verified), 'verifying'):
         cosine = float(np.clip(vectors[pair[0]] @ vectors[pair[1]], -1, 1))
         found = _verify(compare, [names[i] for i in pair], cosine, verified[pair], limits)
@@ -138,19 +138,19 @@ def _verify(
     """Compares two images; unless `deep`, only if their thumbnails are the same."""
     looks = [compare.look(name) for name in names]
     unseen = [name for name, look in zip(names, looks, strict=True) if look is None]
-    if unseen or not (deep or same_look(*looks)):
+    if unseen or not (deep or same_look(*filter(None, looks))):
         # Images of a split without random access cannot be compared: their vectors decide. A file
         # that can no longer be read is not equal to any other image.
         only = bool(unseen) and all(map(OF_SPLIT.fullmatch, unseen)) and cosine >= limits.cosine
         return Evidence.of('vectors' if only else '', cosine)
-    return compare(*names, cosine)
+    return compare(names[0], names[1], cosine)
 
 
 def _real_names(index: AnyIndex) -> tuple[list[str], list[Any]]:
     """Replaces links by the files' real paths; returns names, and what identifies each image.
 
-    Missing files and further links to the same file have None for an identity. Otherwise, a user
-    who keeps one file of each group and deletes the others could lose an image.
+    Missing files and further links to the same file have None for an identity. If a link counted as
+    a duplicate, a user who keeps one file of each group and deletes the others could lose an image.
     """
     names = index.names
     gone = tell_changed(index, names)
@@ -213,7 +213,7 @@ def _first_of_each(contents: list[int], positions: range, left_out: set[int]) ->
 
 def _looks(compare: Comparison, names: list[str], positions: Iterable[int]) -> dict[int, Look]:
     """Reads images in threads, each once; leaves out those that are unreadable or blank."""
-    looks, positions = {}, sorted(positions)
+    looks, positions = dict[int, Look](), sorted(positions)
     with ThreadPoolExecutor(available_cpus()) as threads:
 
         def read() -> Iterator[Look | None]:

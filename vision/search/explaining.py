@@ -89,7 +89,7 @@ def draw_match(one: np.ndarray, other: np.ndarray, match: Match | None = None) -
     """
     from PIL import Image, ImageDraw
 
-    drawn, scales = [], []
+    drawn, scales = list[Any](), list[float]()
     for image in (one, other):
         height, width = image.shape[:2]
         scale = min(_HEIGHT / height, _WIDTH / width)

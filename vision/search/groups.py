@@ -139,7 +139,7 @@ def _group(pairs: Pairs, members: list[int], keep: str) -> dict[str, Any]:
         else:
             rows.append(_row(pairs, position, *reason))
     # Match each image with the first of the group, a kept one, or any other that it is a copy of.
-    neighbours = []
+    neighbours = list[dict[str, Any]]()
     for position in members[1:]:
         others = (head, *kept, *members)
         other, found = next((i, e) for i in others if (e := pairs.evidence(i, position)))

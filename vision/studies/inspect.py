@@ -74,7 +74,7 @@ def describe(sources: dict[str, Source], classifier: Classifier | None = None) -
         # Validation images may also serve as the test split; do not report them all as leakage.
         others = [sources[earlier] for earlier in splits if earlier != 'train']
         again = any((source.paths or source.name) == (o.paths or o.name) for o in others)
-        seen, chosen = [], list[int]()
+        seen, chosen = list[Seen](), list[int]()
         for example in track(_look_at_all(source), source.num_examples, f'reading {split}'):
             position, small = len(seen), example.thumbnail
             seen.append(example._replace(thumbnail=None))

@@ -12,8 +12,8 @@
     loop         the training loop and its bare jitted step, ResNet-20 on synthetic images
     scaling      images per second by batch size, memory by depth with and without recomputing, and
                  XLA's count of a ResNet-50 step
-    search       100,000 clustered vectors of 384 floats: recall@10 of each kind of index, ms per
-                 query, also of faiss itself
+    search       100,000 clustered vectors of 384 floats: recall@10 and ms per query of each kind of
+                 index, and ms per query of faiss itself
     serve        a server and 1, 8 and 32 clients on this machine: images/s over those of predict,
                  latency, and whether each client gets the answer for its own photo
     gpu          all measurements for a GPU, each once, in less than eight minutes: ResNet-50's
@@ -24,7 +24,7 @@ Examples:
     python -m benchmarks throughput infer --models=resnet50,vgg16 --dtypes=float32,bfloat16
     python -m benchmarks race --mnist=FOLDER --peer=torchvision --peer_python=peer/bin/python
 
-A peer needs a Python of its own: `python -m venv peer && peer/bin/pip install torch torchvision`
+A peer needs its own Python: `python -m venv peer && peer/bin/pip install torch torchvision`
 (for onnxruntime also `onnx onnxscript onnxruntime`).
 """
 

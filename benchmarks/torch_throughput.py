@@ -3,7 +3,8 @@
     python torch_throughput.py torchvision train|infer MODEL float32|bfloat16 PIXELS CHANNELS BATCH
     python torch_throughput.py onnxruntime infer MODEL float32 PIXELS CHANNELS BATCH
 
-It imports nothing from this project. timm is the peer for models that torchvision lacks. ONNX Runtime runs torchvision's model, exported by PyTorch.
+It imports nothing from this project. timm is the peer for models that torchvision lacks. ONNX
+Runtime runs torchvision's model, exported by PyTorch.
 """
 
 import contextlib
@@ -13,13 +14,17 @@ import sys
 import tempfile
 import time
 
-_TIMM = {'vit_s16': 'vit_small_patch16_224'}
+_TIMM = {'vit_s16': 'vit_small_patch16_224', 'efficientnet_lite0': 'tf_efficientnet_lite0'}
 _SECONDS = 6.0
 _STEPS = 5
 
 
 def main(peer, mode, name, dtype, size, channels, batch):
-    """Measures a model in eager mode; prints JSON with `rate`, the images/s of the median step."""
+    """Measures a model in eager mode.
+
+    Prints JSON with `rate`, the images/s of the median step, and `format`, the memory format. On CPUs
+    each format is measured, and the faster one counts.
+    """
     import torch
 
     on_gpu = torch.cuda.is_available() and peer == 'torchvision'
@@ -27,14 +32,12 @@ def main(peer, mode, name, dtype, size, channels, batch):
     classes = 1000 if channels == 3 else 10
     model = _make(name, classes).to(device)
     images = torch.randn(batch, channels, size, size, device=device)
-    # The settings that PyTorch's performance guide recommends for convolutional networks.
-    if on_gpu:
-        torch.backends.cudnn.benchmark = True
-        model = model.to(memory_format=torch.channels_last)
-        images = images.to(memory_format=torch.channels_last)
+    # The settings that PyTorch's performance guide recommends for convolutional networks on GPUs. On
+    # CPUs, channels_last is faster for most networks.
+    formats = ['channels_last'] if on_gpu else ['contiguous_format', 'channels_last']
+    torch.backends.cudnn.benchmark = on_gpu
     labels = torch.randint(0, classes, (batch,), device=device)
     autocast = torch.autocast(device, torch.bfloat16) if dtype == 'bfloat16' else None
-    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4)
 
     # One step of training or inference on the same batch.
     def train():
@@ -56,21 +59,35 @@ def main(peer, mode, name, dtype, size, channels, batch):
 
     model.train(mode == 'train')
     step = train if mode == 'train' else infer
+    rates = {}
     if peer == 'onnxruntime':
-        step = _onnx_step(model, images)
-    # The first two steps are the warm-up.
+        rates['contiguous_format'] = batch / _seconds(_onnx_step(model, images))
+    else:
+        # CUDA runs asynchronously: wait for the end of the step.
+        wait = torch.cuda.synchronize if on_gpu else None
+        for name in formats:
+            # `step` uses these variables of the enclosing function.
+            model = model.to(memory_format=getattr(torch, name))
+            images = images.contiguous(memory_format=getattr(torch, name))
+            optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4)
+            rates[name] = batch / _seconds(step, wait)
+    fastest = max(rates, key=lambda name: rates[name])
+    print(json.dumps({'rate': rates[fastest], 'format': fastest, 'rates': rates}))
+
+
+def _seconds(step, wait=None):
+    """Returns the median time of a step after two steps of warm-up; `wait` ends each step."""
     seconds = []
     for i in range(10**9):
-        # CUDA runs asynchronously: wait for the end of the step.
         began = time.perf_counter()
         step()
-        if device == 'cuda':
-            torch.cuda.synchronize()
+        if wait:
+            wait()
         if i >= 2:
             seconds.append(time.perf_counter() - began)
         if len(seconds) >= _STEPS and sum(seconds) >= _SECONDS:
             break
-    print(json.dumps({'rate': batch / statistics.median(seconds)}))
+    return statistics.median(seconds)
 
 
 def _onnx_step(model, images):

@@ -95,10 +95,10 @@ def test_inceptions_auxiliary_head_is_narrower():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['vit_s16', 'dinov2_s14_reg', 'siglip_b16'])
+@pytest.mark.parametrize('name', ['vit_s16', 'dinov2_s14_reg', 'siglip_b16', 'deit3_s16'])
 def test_vit_is_its_authors(name):
     params = start(create_model(name, width=96, depth=1, heads=2, patch=8), 32)
-    jax_code = name != 'dinov2_s14_reg'
+    jax_code = name in ('vit_s16', 'siglip_b16')
     qkv, fc1 = params['blocks_0/attn/qkv/kernel'], params['blocks_0/mlp/fc1/kernel']
     if jax_code:  # Glorot's uniform, for one of queries, keys and values
         assert np.abs(qkv).max() <= np.sqrt(6 / (96 + 96))
@@ -106,9 +106,15 @@ def test_vit_is_its_authors(name):
         assert fc1.std() == pytest.approx(np.sqrt(2 / (96 + 384)), rel=0.03)
         assert (params['head/kernel'] == 0).all()
     else:
-        for name in ('blocks_0/attn/qkv', 'blocks_0/mlp/fc2', 'head'):
-            assert params[f'{name}/kernel'].std() == pytest.approx(0.02, rel=0.03)
-        assert (params['blocks_0/ls1/gamma'] == np.float32(1e-5)).all()
+        for layer in ('blocks_0/attn/qkv', 'blocks_0/mlp/fc2', 'head'):
+            assert params[f'{layer}/kernel'].std() == pytest.approx(0.02, rel=0.03)
+        scale = 1e-4 if name == 'deit3_s16' else 1e-5
+        assert (params['blocks_0/ls1/gamma'] == np.float32(scale)).all()
+    # The authors of DeiT III draw the class token like the positions, those of DINOv2 near 0.
+    if name == 'deit3_s16':
+        assert params['cls_token'].std() == pytest.approx(0.02, rel=0.25)
+    elif name == 'dinov2_s14_reg':
         assert 0 < np.abs(params['reg_token']).max() < 1e-5
+        assert 0 < np.abs(params['cls_token']).max() < 1e-5
     assert params['pos_embed'].std() == pytest.approx(0.02, rel=0.05)
     assert np.abs(params['blocks_0/mlp/fc1/bias']).max() < 1e-5

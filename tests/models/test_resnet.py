@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vision.models import create_model
+from vision.models.base import abstract_variables
 from vision.models.residual import SqueezeExcite, halve
 from vision.models.resnet import power_pool, unit_norm
 from vision.models.resnet_v2 import PreActivationBlock
@@ -43,6 +44,27 @@ def test_excitation_weights_each_channel_of_an_image_by_one_factor():
     factors = np.asarray(y) / x
     assert ((factors > 0) & (factors < 1)).all()
     np.testing.assert_allclose(factors, factors[:, :1, :1].repeat(3, 1).repeat(3, 2), rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ('channels', 'reduced'), [(16, 8), (64, 8), (192, 16), (256, 16), (320, 24), (2048, 128)]
+)
+def test_excitation_reduces_as_in_timm(channels, reduced):
+    """`make_divisible(channels / 16, 8, round_limit=0)`."""
+    x = jax.ShapeDtypeStruct((1, 1, 1, channels), jnp.float32)
+    shapes = jax.eval_shape(lambda x: SqueezeExcite().init(jax.random.key(0), x), x)['params']
+    assert shapes['fc1']['kernel'].shape == (channels, reduced)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ('stage_sizes', 'parameters'), [((2, 2, 2, 2), 11_779_624), ((3, 4, 6, 3), 21_960_416)]
+)
+def test_basic_blocks_with_excitation_have_timms_parameters(stage_sizes, parameters):
+    """timm's `seresnet18` and `seresnet34`."""
+    model = create_model('seresnet50', block='basic', stage_sizes=stage_sizes)
+    shapes = abstract_variables(model, (64, 64, 3))['params']
+    assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
 
 
 @pytest.mark.slow

@@ -186,6 +186,18 @@ def test_dinov2s_own_files_are_read(registers):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), loaded, expected)
 
 
+@pytest.mark.slow
+def test_deit3s_own_files_are_read():
+    """Keys of `deit_3_small_224_1k.pth`: the factors of LayerScale belong to the block."""
+    model = create_model('deit3_s16', num_classes=10, **TINY)
+    of_timm = state_of('deit3_s16')
+    authors = {key.replace('ls1.gamma', 'gamma_1').replace('ls2.gamma', 'gamma_2'): value
+               for key, value in of_timm.items()}  # fmt: skip
+    assert {'blocks.0.gamma_1', 'blocks.1.gamma_2', 'cls_token', 'pos_embed'} < set(authors)
+    expected, loaded = (converted('deit3_s16', state, model) for state in (of_timm, authors))
+    jax.tree.map(np.testing.assert_array_equal, loaded, expected)
+
+
 @pytest.mark.parametrize(
     'source, name',
     [
@@ -193,6 +205,8 @@ def test_dinov2s_own_files_are_read(registers):
         ('vit_b_16-c867db91.pth', 'vit_b16'),
         ('hf:timm/vit_large_patch16_384.augreg_in21k_ft_in1k', 'vit_l16'),
         ('hf:timm/deit3_base_patch16_384.fb_in22k_ft_in1k', 'deit3_b16'),
+        ('w/deit_3_small_224_1k.pth', 'deit3_s16'),
+        ('deit_3_base_384_21k.pth', 'deit3_b16'),
         ('dinov2_vits14_pretrain.pth', 'dinov2_s14'),
         ('dinov2_vitl14_reg4_pretrain.pth', 'dinov2_l14_reg'),
         ('hf:timm/vit_base_patch14_reg4_dinov2.lvd142m', 'dinov2_b14_reg'),

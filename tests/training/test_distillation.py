@@ -195,7 +195,17 @@ def test_a_stopped_run_ends_in_the_same_bits_and_its_teacher_is_unchanged(
     config.training.stop_after = '12 steps'
     train(config, tmp_path / 'halves')
     config.training.stop_after = None
+    # A resumed run has the teacher's weights in its checkpoint and reads only its model.
+    elsewhere = teacher.rename(tmp_path / 'elsewhere')
+    with pytest.raises(UserError, match=r'task.teacher=.*: no such file or workdir'):
+        train(config, tmp_path / 'halves')
+    elsewhere.rename(teacher)
+    checkpoints = (teacher / 'checkpoints').rename(tmp_path / 'checkpoints')
+    with pytest.raises(UserError, match='checkpoint'):
+        train(config, tmp_path / 'another')
+    assert not (tmp_path / 'another').exists()
     train(config, tmp_path / 'halves')
+    checkpoints.rename(teacher / 'checkpoints')
     whole, halves = (state_of(tmp_path / name, config) for name in ('whole', 'halves'))
     jax.tree.map(np.testing.assert_array_equal, whole, halves)
     expected = jax.device_get(load_run(teacher).variables)

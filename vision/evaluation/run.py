@@ -41,7 +41,7 @@ class Run:
       step: step of the checkpoint.
       model: the unbound module.
       task: the task that the model was trained for.
-      variables: params and batch_stats, replicated on `mesh`.
+      variables: params and batch_stats, replicated on `mesh`; or only their shapes.
       mesh: all devices.
     """
 
@@ -69,26 +69,14 @@ def load_run(workdir: AnyPath, checkpoint: str = 'best', weights: str | None = N
       UserError: not a workdir, or the checkpoint is missing, belongs to another model, or has
         values that are not finite.
     """
-    path = workdir_lib.locate(workdir)
-    config, dataset = workdir_lib.read_config(path), workdir_lib.read_json(path, 'dataset.json')
-    if config.preprocess.get('normalise') == 'dataset':
-        config.preprocess.mean = tuple(dataset['mean'])
-        config.preprocess.std = tuple(dataset['std'])
-    # Build model and task from the config and `dataset.json`.
-    names = dataset['class_names']
-    model = create_model(**{'num_classes': len(names)} | config.model.to_dict())
-    task = task_of(config, names, model.num_classes)
-    mesh = mesh_lib.make_mesh()
+    run = open_run(workdir)
+    path, sharding = run.path, mesh_lib.replicated(run.mesh)
     # Restore into abstract arrays that are replicated on all devices.
-    with shapes_only():
-        shapes = jax.eval_shape(
-            lambda: init_variables(model, dataset['input_shape'], jax.random.key(0))
-        )
     template = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=mesh_lib.replicated(mesh)), shapes
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), run.variables
     )
     # Restore the weights and check that they are finite.
-    with open_checkpoints(path, task, config.training.best_by) as checkpoints:
+    with open_checkpoints(path, run.task, run.config.training.best_by) as checkpoints:
         step = checkpoints.find(checkpoint)
         variables = checkpoints.restore_variables(step, template, weights)
         others = [str(s) for s in checkpoints.steps() if s != step]
@@ -99,18 +87,41 @@ def load_run(workdir: AnyPath, checkpoint: str = 'best', weights: str | None = N
         if others:
             hint = f'use another one, like --checkpoint={others[-1]}'
         raise UserError(f'{e}; {hint}') from None
-    image_shape = dataset['image_shape']
+    return dataclasses.replace(run, step=step, variables=variables)
+
+
+def open_run(workdir: AnyPath) -> Run:
+    """Builds the model and the task of a run without weights; `variables` has their shapes.
+
+    Args:
+      workdir: workdir of a run, which need not have a checkpoint.
+
+    Raises:
+      UserError: not a workdir.
+    """
+    path = workdir_lib.locate(workdir)
+    config, dataset = workdir_lib.read_config(path), workdir_lib.read_json(path, 'dataset.json')
+    if config.preprocess.get('normalise') == 'dataset':
+        config.preprocess.mean = tuple(dataset['mean'])
+        config.preprocess.std = tuple(dataset['std'])
+    # Build model and task from the config and `dataset.json`.
+    names, image_shape = dataset['class_names'], dataset['image_shape']
+    model = create_model(**{'num_classes': len(names)} | config.model.to_dict())
+    with shapes_only():
+        shapes = jax.eval_shape(
+            lambda: init_variables(model, dataset['input_shape'], jax.random.key(0))
+        )
     return Run(
         path=path,
         config=config,
-        class_names=tuple(dataset['class_names']),
+        class_names=tuple(names),
         image_shape=tuple(image_shape) if image_shape else None,
         input_shape=tuple(dataset['input_shape']),
-        step=step,
+        step=0,
         model=model,
-        task=task,
-        variables=variables,
-        mesh=mesh,
+        task=task_of(config, names, model.num_classes),
+        variables=shapes,
+        mesh=mesh_lib.make_mesh(),
     )
 
 
@@ -123,7 +134,7 @@ def open_checkpoints(path: Path, task: Task, best_by: str | None) -> 'Checkpoint
 
 
 def pretrained_run(source: str, name: str | None = None, classify: bool = True) -> Run:
-    """Makes a `Run` from ImageNet weights: model, classes and preprocessing, without data.
+    """Returns a `Run` with ImageNet weights: model, classes and preprocessing, without data.
 
     Args:
       source: a `.safetensors` or `.pth` file of torchvision or timm, 'hf:org/name', or the name
@@ -135,11 +146,32 @@ def pretrained_run(source: str, name: str | None = None, classify: bool = True) 
       UserError: the source cannot be read, or its tensors do not match the model.
     """
     from vision.models.weights import pretrained
+
+    run = open_pretrained(source, name)
+    # Start from zeros instead of random values: the pretrained weights replace all values that
+    # prediction uses, and drawing random values would take longer than reading the weights.
+    variables = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), run.variables)
+    read = pretrained.load_pretrained(
+        source, run.config.model.name, variables, new_head=not classify
+    )
+    return dataclasses.replace(run, variables=mesh_lib.put_replicated(read, run.mesh))
+
+
+def open_pretrained(source: str, name: str | None = None) -> Run:
+    """Builds the model that belongs to ImageNet weights; `variables` has the shapes of these.
+
+    Args:
+      source, name: see `pretrained_run`.
+
+    Raises:
+      UserError: the model cannot be guessed from the source.
+    """
+    from vision.models.weights import pretrained
     from vision.models.weights.fold import structure
 
     name = name or pretrained.guess_name(source)
     fed = pretrained.pretrained_input(name, source)
-    # The preprocessing that the weights were trained with.
+    # Use the preprocessing with which the weights were trained.
     config = default_config()
     config.model.name = name
     resize = f'resize_small({fed.resize}, {fed.method!r})'
@@ -149,13 +181,7 @@ def pretrained_run(source: str, name: str | None = None, classify: bool = True) 
     arguments = pretrained.model_arguments(name, source)
     config.model.update(arguments)
     model = create_model(name, num_classes=len(pretrained.IMAGENET_CLASSES), **arguments)
-    task = task_of(config, pretrained.IMAGENET_CLASSES, model.num_classes)
     input_shape = (fed.crop, fed.crop, 3)
-    # Start from zeros instead of random values: the pretrained weights replace all values that
-    # prediction uses, and drawing random values would take longer than reading the weights.
-    shapes = structure(model, input_shape).shapes
-    variables = {'batch_stats': {}, **jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), shapes)}
-    mesh = mesh_lib.make_mesh()
     return Run(
         path=Path(source),
         config=config,
@@ -164,11 +190,9 @@ def pretrained_run(source: str, name: str | None = None, classify: bool = True) 
         input_shape=input_shape,
         step=0,
         model=model,
-        task=task,
-        variables=mesh_lib.put_replicated(
-            pretrained.load_pretrained(source, name, variables, new_head=not classify), mesh
-        ),
-        mesh=mesh,
+        task=task_of(config, pretrained.IMAGENET_CLASSES, model.num_classes),
+        variables={'batch_stats': {}, **structure(model, input_shape).shapes},
+        mesh=mesh_lib.make_mesh(),
     )
 
 
@@ -181,11 +205,11 @@ def check_data(run: Run, source: Source, split: str | None = None) -> None:
       split: split whose examples must be unchanged; None to check classes and shape only.
 
     Raises:
-      UserError: the classes, the image shape or the examples have changed; the message says which.
+      UserError: the classes, the image shape or the examples have changed; names the change.
     """
     was, now = run.class_names, source.class_names
     if was != now:
-        # Name one class that is gone and one that is new.
+        # Name one missing class and one new class.
         gone, new = ([n for n in a if n not in b] for a, b in ((was, now), (now, was)))
         differ = [f'{what} {names[0]!r}' for what, names in (('lost', gone), ('has', new)) if names]
         raise UserError(

@@ -19,13 +19,16 @@ def pad_shortcut(x: jax.Array, features: int, strides: int) -> jax.Array:
 
 
 def halve(x: jax.Array) -> jax.Array:
-    """Averages [B, H, W, C] over 2x2 windows; of an odd side, the last window has one pixel."""
+    """Averages [B, H, W, C] over 2x2 windows; an odd side ends with a window of one pixel."""
     padding = [(0, side % 2) for side in x.shape[1:3]]
     return nn.avg_pool(x, (2, 2), (2, 2), padding, count_include_pad=False)
 
 
 class SqueezeExcite(nn.Module):
-    """Weights channels by a function of their means (Hu et al. 2018, section 3, reduction 16)."""
+    """Weights channels by a function of their means (Hu et al. 2018, section 3, reduction 16).
+
+    The reduced number of channels is rounded to a multiple of 8, at least 8, as in timm.
+    """
 
     kernel_init: Any = he_normal_fan_out
     dtype: Any = jnp.float32
@@ -35,7 +38,8 @@ class SqueezeExcite(nn.Module):
         """Maps [B, H, W, C] to the same shape."""
         channels = x.shape[-1]
         init = {'kernel_init': self.kernel_init, 'dtype': self.dtype}
-        y = nn.relu(Dense(max(channels // 16, 1), **init, name='fc1')(global_avg_pool(x)))
+        reduced = max(8, (channels // 16 + 4) // 8 * 8)
+        y = nn.relu(Dense(reduced, **init, name='fc1')(global_avg_pool(x)))
         y = nn.sigmoid(Dense(channels, **init, name='fc2')(y))
         return x * y[:, None, None]
 
@@ -47,9 +51,9 @@ class Block(nn.Module):
       width: width of the block's inner convolutions.
       strides: strides of the block.
       shortcut: option of section 3.3: 'A' pads with zeros and 'B' projects where the shape changes,
-        'C' always projects. 'D' averages 2x2 pixels before the projection instead of skipping three
-        of four (He et al. 2018, Bag of Tricks, ResNet-D). 'none' gives the plain network for
-        comparison.
+        'C' always projects. 'D' averages 2x2 pixels before the projection, where 'B' discards three
+        of four (He et al. 2018, Bag of Tricks, ResNet-D). 'none' has no shortcut, for comparison
+        with plain networks.
       zero_init: whether the last norm's scale is initialised to 0, so that the block starts as the
         identity.
       groups, base_width: groups and width of a bottleneck's 3x3 convolution (ResNeXt, Wide ResNet).

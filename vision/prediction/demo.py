@@ -25,7 +25,7 @@ from vision.preprocess import decode
 MAX_UPLOAD = 20  # MB
 _CLASSES, _EXPLAINED, _SIMILAR, _LISTED = 5, 3, 8, 100
 _UPLOAD_SIDE = 320  # pixels of the longer side of the uploaded image on the page
-_FEW = 20  # the list of class names is open at first if there are at most this many
+_FEW = 20  # maximum number of class names for which the list is expanded at first
 _KEPT = 60  # seconds that an upload stays on disk; gradio's default is forever (gradio issue 4620)
 
 # Keeps the browser from loading anything from another host, such as fonts of the gradio page.
@@ -94,7 +94,7 @@ def serve(
             hint = 'Open the full address that the demo printed: it contains a token.'
             cookie = f'vision-demo-{port}'
             app.add_middleware(access.TokenOnly, token=token, cookie=cookie, hint=hint)
-        # From here on connections wait until the server runs, instead of being refused.
+        # From here on, connections wait until the server runs, instead of being refused.
         listener.listen()
         query = f'/?token={urllib.parse.quote(token, safe="")}' if token else ''
         print(f'http://{address}:{port}{query}', flush=True)
@@ -130,7 +130,7 @@ def _app(classifier: Classifier, similar: review.Collection | None, uploads: str
 
 
 def _warm_up(classifier: Classifier, similar: review.Collection | None) -> None:
-    """Answers for one blank image, which imports, traces and compiles everything in advance."""
+    """Classifies one blank image, which imports, traces and compiles everything in advance."""
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as folder:

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from vision.core import mesh as mesh_lib
 from vision.core import processes
 from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import newest_step
@@ -27,10 +28,12 @@ class Start:
       examples: identities of the examples by split, from `vision.data.identity`; empty on all
         processes except the first.
       weights: the weights that `init_from` names, for a new run; else None.
+      extra: the result of `Task.read`, for a new run; else None.
     """
 
     examples: dict[str, identity.Examples]
     weights: Any
+    extra: Any
 
 
 @phase('checking the run')
@@ -58,7 +61,8 @@ def check_start(run: Setup, path: Path | None = None) -> Start:
         return newest_step(path) is not None
 
     begun, weights, source = processes.on_first(look), None, run.init_from
-    # Pretrained weights are needed for step 0 only.
+    # Pretrained weights and a teacher's are needed for step 0 only.
+    extra = None if begun else processes.together(run.task.read)
     if source is not None and not begun:
         from vision.training.init_from import read_weights, warn_of_arguments
 
@@ -67,13 +71,16 @@ def check_start(run: Setup, path: Path | None = None) -> Start:
         )
         weights = processes.together(lambda: read_weights(source, run.model_name, shapes))
         warn_of_arguments(source, run.model_name, run.model)
-    return Start(examples, weights)
+    return Start(examples, weights, extra)
 
 
 @phase('making the first state')
 def first_state(run: Setup, start: Start) -> TrainState:
-    """Makes the state of step 0, from initial values or from the weights that `init_from` names."""
+    """Makes the state of step 0, from initial values and from what `check_start` has read."""
     state = init_state(run.recipe, run.input_shape, run.mesh)
+    if start.extra is not None:
+        extra = mesh_lib.put_state(start.extra, run.mesh, run.recipe.shard)
+        state = dataclasses.replace(state, extra=extra)
     if start.weights is None:
         return state
     from vision.training.init_from import placed

@@ -140,7 +140,7 @@ class Recipe:
 
 
 def init_state(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh) -> TrainState:
-    """Makes the state of step 0 and puts it on the mesh.
+    """Makes the state of step 0 and puts it on the mesh; `Task.read` is left to `first_state`.
 
     The state is computed on one device and sharded afterwards: XLA may round initial values
     differently for another mesh, and a seed must give the same parameters on any number of devices.
@@ -151,13 +151,7 @@ def init_state(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh) -> TrainS
       input_shape: (H, W, C) of the model's input.
       mesh: all devices.
     """
-    apart: dict[int, np.ndarray] = {}
-    state = run_once(_initial(recipe, input_shape, apart))
-    # Put the arrays that the program does not contain back into their places.
-    leaves, tree = jax.tree.flatten(state.extra)
-    leaves = [apart.get(i, leaf) for i, leaf in enumerate(leaves)]
-    state = dataclasses.replace(state, extra=jax.tree.unflatten(tree, leaves))
-    return mesh_lib.put_state(state, mesh, recipe.shard)
+    return mesh_lib.put_state(run_once(_initial(recipe, input_shape)), mesh, recipe.shard)
 
 
 def trace(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh, batch: Mapping[str, Any]) -> None:
@@ -176,17 +170,8 @@ def trace(recipe: Recipe, input_shape: Sequence[int], mesh: Mesh, batch: Mapping
     jax.eval_shape(make_train_step(recipe, mesh), state, batch)
 
 
-def _initial(
-    recipe: Recipe, input_shape: Sequence[int], apart: dict[int, np.ndarray] | None = None
-) -> Callable[[], TrainState]:
-    """Returns a function without arguments that makes the state of step 0.
-
-    Args:
-      recipe: the recipe of the run.
-      input_shape: (H, W, C) of the model's input.
-      apart: gets the NumPy arrays of `extra` by their position, such as a teacher's weights; the
-        state then has scalars in their place. As constants they would be compiled and cached.
-    """
+def _initial(recipe: Recipe, input_shape: Sequence[int]) -> Callable[[], TrainState]:
+    """Returns a function without arguments that makes the state of step 0."""
     model, task, averaged = recipe.model, recipe.task, bool(recipe.averaging)
 
     def init() -> TrainState:
@@ -201,13 +186,6 @@ def _initial(
             raise UserError(
                 f'{type(task).__name__}.init must return a tree of arrays, or None: {e}'
             ) from None
-        if apart is not None:
-            leaves, tree = jax.tree.flatten(arrays)
-            for i, given in enumerate(jax.tree.leaves(extra)):
-                if isinstance(given, np.ndarray):
-                    apart[i] = np.asarray(given, leaves[i].dtype)
-                    leaves[i] = jnp.zeros(())
-            arrays = jax.tree.unflatten(tree, leaves)
         return TrainState(
             step=jnp.zeros((), jnp.int32),
             params=params,
@@ -234,8 +212,8 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
     by its own statistics over all devices and updates the running ones n times. `extra` is passed
     from one microbatch to the next. Row i of the batch belongs to microbatch i mod n.
 
-    With `training.shard='fsdp'`, each device stores and updates its shard of the parameters, and
-    gathers all of them for each use.
+    With `training.shard='fsdp'`, each device stores and updates its shard of the parameters and of
+    `extra`, and gathers all of them for each use.
 
     The metrics are the task's sums over the batch and `count`, the learning rate `lr`, `grad_norm`
     of the trained parameters, `param_norm` after the update, and `finite`: whether the objective,
@@ -311,7 +289,7 @@ def _are_finite(tree: Any) -> jax.Array:
 
 
 def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Array], GradientOf]:
-    """Builds `(state, key) -> gradient_of`; `gradient_of` is what an update gets."""
+    """Builds `(state, key) -> gradient_of`; an update gets `gradient_of` as an argument."""
     parts, shard = recipe.accumulate, recipe.shard
     loss = f'{type(recipe.task).__name__}.loss'
 
@@ -319,18 +297,19 @@ def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Arra
         params: Any, batch_stats: Any, extra: Any, examples: Examples, key: jax.Array
     ) -> tuple[jax.Array, Outcome]:
         # Gather sharded parameters. `stop_gradient` lets XLA skip the gradients of frozen ones.
-        params = mesh_lib.constrain_state(params, mesh, 'data')
+        params, gathered = mesh_lib.constrain_state((params, extra), mesh, 'data')
         factors = recipe.factors.of(params)
         params = jax.tree.map(lambda p, f: p if f else jax.lax.stop_gradient(p), params, factors)
         apply = Apply(recipe.model, params, batch_stats, train=not recipe.frozen)
-        result = recipe.task.loss(apply, examples, extra, key)
+        result = recipe.task.loss(apply, examples, gathered, key)
         # Check a user-defined loss at trace time.
         value, outcome = _checked(result, loss, batch_stats, extra)
         if np.shape(value) or not jnp.issubdtype(jnp.result_type(value), jnp.floating):
             raise UserError(
                 f'{loss} must return a float scalar to minimise, not {described(value)}'
             )
-        return value, outcome._replace(objective=value)
+        extra = mesh_lib.constrain_state(outcome.extra, mesh, shard)
+        return value, outcome._replace(objective=value, extra=extra)
 
     differentiate = jax.grad(objective, has_aux=True)
 

@@ -121,6 +121,13 @@ def test_randaugment_chooses_evenly_of_one_magnitude(monkeypatch):
 
 
 @pytest.mark.slow
+def test_randaugment_applies_what_it_draws_with_the_probability(monkeypatch):
+    seen = chosen(monkeypatch, 'randaugment(2, 15, 0.5)', 1000)
+    left_out = np.mean([name == 'Identity' for name, _ in seen])
+    assert abs(left_out - (0.5 + 0.5 / 14)) < 5 * np.sqrt(0.25 / 2000)
+
+
+@pytest.mark.slow
 def test_trivialaugment_covers_the_wide_ranges(monkeypatch):
     seen = chosen(monkeypatch, 'trivialaugment_wide', 4000)
     assert len(seen) == 4000

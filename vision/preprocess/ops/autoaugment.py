@@ -1,8 +1,8 @@
 """The augmentation policies AutoAugment, RandAugment, TrivialAugmentWide and 3-Augment.
 
-The transformations of the first three are in `vision.preprocess.ops.enhance`. Magnitudes are torchvision's. They agree
-with the papers' code, except that RandAugment's strongest magnitude is 30, as in the paper's text.
-All policies take and return uint8 [H, W, 3].
+The transformations of the first three are in `vision.preprocess.ops.enhance`. The magnitudes are
+torchvision's. They agree with the papers' code, except that RandAugment's strongest magnitude is
+30, as in the paper's text. All policies take and return uint8 [H, W, 3].
 """
 
 from typing import Any
@@ -69,12 +69,15 @@ _RANDAUGMENT = (
 )  # fmt: skip
 
 
-def randaugment(image: Any, rng: Rng, num_layers: int = 2, magnitude: int = 9) -> Any:
+def randaugment(
+    image: Any, rng: Rng, num_layers: int = 2, magnitude: int = 9, probability: float = 1.0
+) -> Any:
     """Applies N of 14 equally likely transformations with one magnitude (arXiv:1909.13719).
 
     Args:
       num_layers: number N of transformations, at most 16.
       magnitude: magnitude M, 0 … 30.
+      probability: probability that a drawn transformation is applied; timm's is 0.5.
 
     Returns:
       uint8 [H, W, 3].
@@ -85,7 +88,11 @@ def randaugment(image: Any, rng: Rng, num_layers: int = 2, magnitude: int = 9) -
     # The transformations are drawn with replacement.
     for _ in range(num_layers):
         chosen = choices[rng.below(len(_RANDAUGMENT))]
-        image = apply_one(image, chosen, _signed(rng, chosen, values[chosen]))
+        signed = _signed(rng, chosen, values[chosen])
+        # With probability 1 no further number is drawn.
+        if probability < 1:
+            chosen = tf.where(rng.chance(probability), chosen, NAMES.index('Identity'))
+        image = apply_one(image, chosen, signed)
     return image
 
 
@@ -132,9 +139,9 @@ def autoaugment(image: Any, rng: Rng, policy: str = 'imagenet') -> Any:
 def three_augment(image: Any, rng: Rng) -> Any:
     """Converts to grey, solarizes or blurs, each as likely (3-Augment, arXiv:2204.07118, 3.3).
 
-    Solarization inverts the values of 128 and more. The blur is Gaussian, with a standard deviation
-    drawn uniformly from 0.1 … 2 pixels, and continues the border's pixels outside. The colour
-    jitter that follows in the paper is `brightness(0.3)|contrast(0.3)|saturation(0.3)`.
+    Solarization inverts values of 128 or more. The blur is Gaussian, with a standard deviation
+    drawn uniformly from 0.1 … 2 pixels; outside the image, the border's pixels are repeated. The
+    colour jitter that follows in the paper is `brightness(0.3)|contrast(0.3)|saturation(0.3)`.
 
     Returns:
       uint8 [H, W, 3].

@@ -54,7 +54,7 @@ def make_app(
 
     @app.exception_handler(HTTPException)
     async def refuse_route(request: Request, error: HTTPException) -> Response:
-        return reply({'error': error.detail}, error.status_code, error.headers)
+        return reply({'error': error.detail}, error.status_code, dict(error.headers or {}))
 
     async def ask(request: Request, top_k: int, search: bool = False) -> tuple[Asked, Answer]:
         """Reads a request, and waits for the answer for its image."""

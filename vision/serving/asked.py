@@ -90,7 +90,7 @@ async def _read_form(request: Any, max_upload: int) -> tuple[str, bytes, dict[st
         raise Refused(400, f'the multipart body is not valid: {e.message}') from None
     finally:
         await stream.aclose()
-    options = dict(form.multi_items())
+    options: dict[str, Any] = dict(form.multi_items())
     upload = options.pop('file', None)
     if not hasattr(upload, 'read'):
         raise Refused(400, 'the form has no file in its field "file"')

@@ -55,7 +55,7 @@ def serve(
         timeout_graceful_shutdown=_GRACE,
     )
 
-    class Server(uvicorn.Server):
+    class Server(uvicorn.Server):  # type: ignore[name-defined]
         def handle_exit(self, sig: int, frame: Any) -> None:
             """Stops at the first signal; ends the process at the second."""
             if self.should_exit:

@@ -8,8 +8,8 @@ Examples:
 
 The page is index.html in --output. It shows the preprocessed images, copies, images that are nearly
 the same or far from all others, and images that are blurred, dark, tiny or unreadable. Images are
-compared by thumbnails, or by the features of --workdir or --pretrained. Exit code 3: training would refuse the data; the page lists all
-reasons.
+compared by thumbnails, or by the features of --workdir or --pretrained. Exit code 3: training would
+refuse the data; the page lists all reasons.
 """
 
 import sys

@@ -324,7 +324,7 @@ def test_given_answers_from_the_command_line(photos, tmp_path):
     }
     place = gnd['imlist'].index
     gnd['gnd'][0] |= {'easy': [place('coffee0')], 'hard': [place('coffee1')], 'junk': []}
-    gnd['gnd'][1] |= {'easy': [place('rocket0')], 'junk': [place('rocket1')]}
+    gnd['gnd'][1] |= {'easy': [place('rocket1')], 'junk': [place('rocket0'), place('rocket2')]}
     (tmp_path / 'gnd.json').write_text(json.dumps(gnd))
     done = run_module(*asked, f'--truth={tmp_path / "gnd.json"}', '--protocol=oxford')
     levels = {row['level']: row for row in json.loads(done.stdout)['levels']}

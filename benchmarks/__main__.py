@@ -135,7 +135,7 @@ def _copies() -> list[dict[str, Any]]:
     from benchmarks.copies import compare
 
     cli.require(photos=PHOTOS.value)
-    rows = compare(PHOTOS.value, 0, EACH.value, as_path(OUTPUT.value))
+    rows = compare(PHOTOS.value or '', 0, EACH.value, as_path(OUTPUT.value))
     shown = ('method', 'micro_ap', 'recall@p90', 'found', 'precision', 'recall', 'seconds')
     return [{name: row[name] for name in shown} for row in rows]
 

@@ -237,5 +237,5 @@ def _digest(images: Images) -> str:
     """Returns a fingerprint of images: 8 hexadecimal digits."""
     found = hashlib.sha256()
     for i in range(len(images)):
-        found.update(np.ascontiguousarray(images[i]))
+        found.update(np.ascontiguousarray(images[i]).tobytes())
     return found.hexdigest()[:8]

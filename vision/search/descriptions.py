@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 from collections import deque
@@ -126,7 +127,7 @@ def describe_images(
     def prepared() -> Iterator[np.ndarray | None]:
         for known, shown in _in_threads(look, images.source, ids):
             waiting.append(known)
-            yield from shown or [None] * each
+            yield from shown or itertools.repeat(None, each)
 
     batches = classifier.embed_prepared(prepared(), count * each, endpoint)
     for vectors in (some.mean(axis=1) for some in descriptors.grouped(batches, each)):

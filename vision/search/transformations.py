@@ -201,7 +201,7 @@ def copy_of(image: np.ndarray, name: str, seed: int, other: np.ndarray) -> np.nd
     if name not in NAMES:
         raise unknown('transformation', name, NAMES)
     pixels = np.ascontiguousarray(image)
-    rng = np.random.default_rng([seed, zlib.crc32(name.encode()), zlib.crc32(pixels)])
+    rng = np.random.default_rng([seed, zlib.crc32(name.encode()), zlib.crc32(pixels.tobytes())])
     chosen = [name] if name in SINGLE else rng.permutation(list(SINGLE))[: CHAINS[name]]
     for single in chosen:
         extra: dict[str, Any] = {'other': other} if single == 'screenshot' else {}

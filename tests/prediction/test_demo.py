@@ -318,7 +318,9 @@ def test_duplicates_in_a_browser(browser, classifier, digits, tmp_path, width):
     server = Process('experiments.demo', *words)
     try:
         server.wait_for(lambda: '\n' in server.stdout)
-        browser.set_window_size(width, 900)
+        # Chromium's own windows are no narrower than 500 pixels.
+        size = {'width': width, 'height': 900, 'deviceScaleFactor': 1, 'mobile': width < 500}
+        browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', size)
         browser.get(server.stdout.strip())
         browser.find_element('id', 'run')
         tabs = browser.find_elements('xpath', "//button[@role='tab' and contains(., 'Duplicates')]")

@@ -216,11 +216,11 @@ def test_groups_of_copies_and_what_could_be_deleted(collection, classifier, tmp_
     assert not {r['delete'] for r in rows} & {r['keep'] for r in rows}
     # The pictures.
     explaining.write_explanation(classifier.run, pairs, found, tmp_path / 'why.html')
-    explaining.write_explanation(classifier.run, pairs, found, tmp_path / 'why.png')
+    explaining.write_explanation(classifier.run, pairs, found[:1], tmp_path / 'why.png')
     page = (tmp_path / 'why.html').read_text()
     assert page.count('src="data:image') == 10 and 'mirrored' in page and 'http' not in page
     picture = np.asarray(Image.open(tmp_path / 'why.png'))
-    assert picture.shape[0] > 10 * 300 and picture.std() > 30
+    assert picture.shape[0] > 5 * 300 and picture.std() > 30
     assert everything(collection) == before
 
 
@@ -286,19 +286,18 @@ def test_scores_of_a_new_photo(photo):
     hashes = np.array([copies.hash_of(image) for image in images], np.uint64)
     by_hash = CopyDetector(images.__getitem__, lambda vectors, k: [], hashes)
     no_vectors = np.zeros((0, 4), np.float32)
-    for name in ('astronaut', 'cat'):
-        for kind, (image, _) in made_copies(photo[name], photo['china'][:, ::-1]).items():
-            image = np.ascontiguousarray(image)
-            found = search_none(image, no_vectors, range(5))
-            assert sorted(f.position for f in found) == [0, 1, 2, 3, 4]
-            scores = [f.evidence.score for f in found]
-            assert scores == sorted(scores)[::-1]
-            good = {names[f.position] for f in found if f.evidence.score > 0.5}
-            assert name in good and good <= {name, 'china'}, (kind, good)
-            assert ('china' in good) == (kind == 'screenshot')
-            if kind in ('mirrored', 'turned', 'upside down', 'compressed'):
-                (found,) = by_hash(image, no_vectors)
-                assert names[found.position] == name and found.evidence.bits <= 8
+    for kind, (image, _) in made_copies(photo['cat'], photo['china'][:, ::-1]).items():
+        image = np.ascontiguousarray(image)
+        found = search_none(image, no_vectors, range(5))
+        assert sorted(f.position for f in found) == [0, 1, 2, 3, 4]
+        scores = [f.evidence.score for f in found]
+        assert scores == sorted(scores)[::-1]
+        good = {names[f.position] for f in found if f.evidence.score > 0.5}
+        assert 'cat' in good and good <= {'cat', 'china'}, (kind, good)
+        assert ('china' in good) == (kind == 'screenshot')
+        if kind in ('mirrored', 'turned', 'upside down', 'compressed'):
+            (found,) = by_hash(image, no_vectors)
+            assert names[found.position] == 'cat' and found.evidence.bits <= 8
     # Nearest vectors are candidates, with the best cosine of several vectors of the query.
     made = index.create(ABOUT, 4)
     made.add(names, np.eye(5, 4, dtype=np.float32) + 0.1)
@@ -353,6 +352,7 @@ def test_a_box_that_is_none(text):
     assert search.parse_box('1, 2,30,40') == (1, 2, 30, 40)
 
 
+@pytest.mark.slow
 def test_the_command(classifier, workdir, collection, tmp_path):
     made, _ = search.build(classifier, search.named(classifier.run, collection))
     made.save(tmp_path / 'i')

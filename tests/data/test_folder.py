@@ -564,3 +564,9 @@ def test_linked_folders_that_lead_to_each_other_are_walked_once_at_any_depth(tmp
     assert found == ['a/deep/a.png', 'b/deep/b.png']
     one = [os.path.relpath(p, tmp_path) for p in files([str(tmp_path / 'a')]).paths]
     assert one == ['a/deep/a.png', 'a/to b/deep/b.png']
+
+
+def test_a_file_in_place_of_a_folder_is_named_as_such(tmp_path):
+    (tmp_path / 'cat.png').write_bytes(b'')
+    with pytest.raises(UserError, match='is a file; name the folder above the class folders'):
+        folder('train', str(tmp_path / 'cat.png'))

@@ -73,6 +73,9 @@ def test_preview_says_what_is_there(previewed):
     words = text(summary)
     assert 'LEAKAGE: images in two splits (1)' in words
     assert 'bad.png: not an image' in words
+    # Training refuses a validation split of which more than 1 % cannot be read.
+    (fault,) = [f for f in summary['faults'] if 'data.max_corrupt' in f]
+    assert 'bad.png' in fault and fault in words
     assert summary['compared'] == 41 and all(len(pair) == 3 for pair in summary['near'])
     assert all(isinstance(s['outliers'], dict) for s in summary['splits'].values())
 

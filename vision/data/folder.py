@@ -64,6 +64,8 @@ def folder(
     if not path:
         raise UserError('data.path is not set; set it with --config.data.path=…')
     root = os.path.abspath(os.path.expanduser(path))
+    if os.path.isfile(root):
+        raise UserError(f'data.path={path!r} is a file; name the folder above the class folders')
     if not os.path.isdir(root):
         raise UserError(f'data.path={path!r}: no such folder{similar(path)}')
     shares = Shares(validation, test, fold, rules)

@@ -35,6 +35,7 @@ from vision.task.metrics import figures
 # Keys of `config.data` that also apply to another data set: they control how data are read, not
 # which data.
 _HOW_TO_READ = ('source', 'data_dir', 'in_memory', 'cache', 'max_corrupt')
+_SHARES = ('validation', 'test', 'fold')  # keys of the data that split a folder
 
 
 # Called with an evaluation's name and number of examples; returns a function that is called with
@@ -301,7 +302,20 @@ def _open(run: Run, entry: Mapping[str, Any]) -> tuple[Source, bool]:
     if not own:
         inherited = {k: v for k, v in inherited.items() if k in _HOW_TO_READ}
         _check_place(entry['data'], entry['data'].get('source', inherited['source']))
-    return data.load(inherited | dict(entry['data'].items()), entry['split']), own
+    settings = inherited | dict(entry['data'].items())
+    source = data.load(settings, entry['split'])
+    if not own and settings['source'] == 'folder' and not set(settings) & {*_SHARES}:
+        from vision.data.folder import split_folders
+
+        if not split_folders(os.path.abspath(os.path.expanduser(settings['path']))):
+            logging.warning(
+                '%s: only the %s part of an automatic split is evaluated, %d images; for all images '
+                'add --split=train --eval.data.validation=0 --eval.data.test=0',
+                settings['path'],
+                entry['split'],
+                source.num_examples,
+            )
+    return source, own
 
 
 def _check_place(given: Mapping[str, Any], source: str) -> None:

@@ -105,7 +105,7 @@ def open_run(workdir: AnyPath) -> Run:
         config.preprocess.mean = tuple(dataset['mean'])
         config.preprocess.std = tuple(dataset['std'])
     # Build model and task from the config and `dataset.json`.
-    names, image_shape = dataset['class_names'], dataset['image_shape']
+    names, image_shape = dataset['class_names'], dataset.get('image_shape')
     model = create_model(**{'num_classes': len(names)} | config.model.to_dict())
     with shapes_only():
         shapes = jax.eval_shape(

@@ -7,7 +7,7 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -198,13 +198,13 @@ def _corrupt_in(source: Source) -> dict[str, str]:
     return find_unreadable(source).corrupt
 
 
-def check_corrupt(corrupt: dict[str, str], source: Source, max_corrupt: float) -> None:
+def check_corrupt(corrupt: Mapping[str, str], source: Source, max_corrupt: float) -> None:
     """Raises UserError if more than `max_corrupt` of a split's examples could not be read."""
     if len(corrupt) > max_corrupt * source.num_examples:
         name, reason = next(iter(corrupt.items()))
         raise UserError(
             f'{source.name}: {len(corrupt)} images of {source.num_examples:,} could not be read so '
             f'far, more than data.max_corrupt={max_corrupt:g} allows; the first is {name}: '
-            f'{reason}. Repair or remove them, or raise data.max_corrupt. A run that has started '
-            'can only be resumed with the same files, so raise data.max_corrupt.'
+            f'{reason}. Repair or remove them, or raise data.max_corrupt. To resume a run, whose '
+            'files must stay the same, raise data.max_corrupt.'
         )

@@ -21,6 +21,7 @@ from vision.data.folder import SPLITS
 from vision.data.source import NoSplitError, Source, label_text
 from vision.prediction.classifier import Classifier
 from vision.preprocess import inputs
+from vision.preprocess.unreadable import check_corrupt
 from vision.studies.inspect import describe
 from vision.studies.preview_page import write_page
 from vision.studies.survey import survey
@@ -65,6 +66,14 @@ def preview(
     with phase('drawing inputs.png'):
         _draw_inputs(next(iter(sources.values())), loading).savefig(folder / 'inputs.png')
     summary = describe(sources, classifier) | {'faults': faults}
+    # Training refuses more unreadable images than this; only the test split may have them.
+    for split, source in sources.items():
+        if split != 'test':
+            try:
+                unreadable = summary['splits'][split]['unreadable']
+                check_corrupt(unreadable, source, config.data.max_corrupt)
+            except UserError as e:
+                faults.append(str(e))
     # Escape bytes of file names that are not UTF-8.
     (folder / 'summary.json').write_text(
         json_text(summary, indent=2, ensure_ascii=False), 'utf-8', 'backslashreplace'

@@ -241,7 +241,10 @@ class Loop:
                 shutil.rmtree(self._interrupted, ignore_errors=True)
         if signum is not None:
             self._checkpoints.wait()
-            raise Stopped(signum, f'stopped at step {step}; its checkpoint is written')
+            raise Stopped(
+                signum,
+                f'stopped at step {step}; its checkpoint is written; the same command continues',
+            )
 
     def _log(self, step: int) -> None:
         """Writes the record of the interval that ends with `step`."""

@@ -14,6 +14,8 @@
                  XLA's count of a ResNet-50 step
     search       100,000 clustered vectors of 384 floats: recall@10 and ms per query of each kind of
                  index, and ms per query of faiss itself
+    copies       finding copies of the photos in --photos: micro-AP of thumbnails, hashes, vectors
+                 with each option, and local features; a second run continues
     serve        a server and 1, 8 and 32 clients on this machine: images/s over those of predict,
                  latency, and whether each client gets the answer for its own photo
     gpu          all measurements for a GPU, each once, in less than eight minutes: ResNet-50's
@@ -35,7 +37,7 @@ from absl import flags
 
 from vision.core import cli, startup
 from vision.core.errors import UserError, unknown
-from vision.core.text import json_text
+from vision.core.text import as_path, json_text
 
 ROUNDS = flags.DEFINE_integer('rounds', 3, 'How often each is measured (gpu: once).', 1)
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the figures are printed.')
@@ -54,6 +56,9 @@ DTYPES = flags.DEFINE_list('dtypes', ['float32'], 'throughput: float32, bfloat16
 MNIST = flags.DEFINE_string('mnist', None, "race: folder of MNIST's IDX files (default: TFDS's).")
 SECONDS = flags.DEFINE_float('seconds', 60.0, 'serve: seconds of the 32 clients.', 1.0)
 BATCH_SIZE = flags.DEFINE_integer('batch_size', 256, 'gpu: batch size of ResNet-50.', 1)
+PHOTOS = flags.DEFINE_string('photos', None, 'copies: folder of photos.')
+OUTPUT = flags.DEFINE_string('output', 'runs/copies', 'copies: folder of the table and pictures.')
+EACH = flags.DEFINE_integer('each', 50, 'copies: see --each of experiments.search.', 1)
 TINY = flags.DEFINE_bool(
     'tiny', False, 'gpu: small sizes, to see that it runs; figures mean nothing.'
 )
@@ -126,6 +131,15 @@ def _search() -> dict[str, Any]:
     return search_speed()
 
 
+def _copies() -> list[dict[str, Any]]:
+    from benchmarks.copies import compare
+
+    cli.require(photos=PHOTOS.value)
+    rows = compare(PHOTOS.value or '', 0, EACH.value, as_path(OUTPUT.value))
+    shown = ('method', 'micro_ap', 'recall@p90', 'found', 'precision', 'recall', 'seconds')
+    return [{name: row[name] for name in shown} for row in rows]
+
+
 def _serve() -> Any:
     from benchmarks.serve import serve_speed
 
@@ -154,6 +168,7 @@ BENCHMARKS: dict[str, Callable[..., Any]] = {
     'loop': _loop,
     'scaling': _scaling,
     'search': _search,
+    'copies': _copies,
     'serve': _serve,
     'gpu': _gpu,
 }

@@ -6,20 +6,27 @@ Examples:
     python -m experiments.preview --config=configs/digits_lenet5.py
     python -m experiments.preview --config=configs/folder_finetune.py --config.data.path=DIR
 
-The page is index.html in --output. It shows the preprocessed images, copies, and images that are
-blurred, dark, tiny or unreadable. Exit code 3: training would refuse the data; the page lists all
+The page is index.html in --output. It shows the preprocessed images, copies, images that are nearly
+the same or far from all others, and images that are blurred, dark, tiny or unreadable. Images are
+compared by thumbnails, or by the features of --workdir or --pretrained. Exit code 3: training would refuse the data; the page lists all
 reasons.
 """
 
 import sys
+from typing import Any
 
 from absl import flags
 
 from vision.core import cli
+from vision.core.errors import UserError
 from vision.core.text import json_text
 
 CONFIG = cli.define_config()
 OUTPUT = flags.DEFINE_string('output', 'runs/preview', 'Folder for the page and its pictures.')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of a run whose features compare the images.')
+PRETRAINED = flags.DEFINE_string(
+    'pretrained', None, 'Weights whose features compare the images; see experiments.predict.'
+)
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the summary is printed.')
 
 
@@ -32,7 +39,7 @@ def main(argv: list[str]) -> int:
     with phase('starting'):
         from vision.studies.input_preview import preview, text
 
-    summary = preview(CONFIG.value, OUTPUT.value)
+    summary = preview(CONFIG.value, OUTPUT.value, _classifier())
     # A file's name may not be UTF-8.
     sys.stdout.reconfigure(errors='backslashreplace')  # type: ignore[union-attr]
     if FORMAT.value == 'json':
@@ -41,6 +48,19 @@ def main(argv: list[str]) -> int:
         print(text(summary))
         print(f'The page: {OUTPUT.value}/index.html')
     return cli.ANSWERED_IN_PART if summary['faults'] else 0
+
+
+def _classifier() -> Any:
+    """Returns the classifier of --workdir or --pretrained, or None."""
+    if WORKDIR.value is None and PRETRAINED.value is None:
+        return None
+    from vision.prediction import Classifier
+
+    if WORKDIR.value is not None and PRETRAINED.value is not None:
+        raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
+    if WORKDIR.value is not None:
+        return Classifier.from_workdir(WORKDIR.value)
+    return Classifier.from_pretrained(PRETRAINED.value, classify=False)
 
 
 if __name__ == '__main__':

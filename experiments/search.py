@@ -10,13 +10,17 @@
     replace PATH…     add images to an index, and replace those that are already in it
     remove PATH…      remove files and folders from an index; needs no model
     query IMAGE…      find the nearest images in the index, or in --split, which is described first
-    duplicates        find images in the index that are nearly the same
-    evaluate          measure how well features separate the classes of --split (without an index)
+    duplicates        find copies of images in the index, whole or in part, or between --index and
+                      --against
+    evaluate          measure how well features separate the classes of --split (without an index);
+                      with --copies PATH… how well copies of photos are found; with --truth=FILE
+                      --index=FILE IMAGE… how well the index answers queries of known references
 
 Examples:
     python -m experiments.search describe photos/ --workdir=runs/photos --output=photos.shards
     python -m experiments.search build photos/ --workdir=runs/photos --index=photos.index
     python -m experiments.search query cat.jpg --workdir=runs/photos --index=photos.index --top_k=5
+    python -m experiments.search evaluate --copies photos/ --pretrained=efficientnet_lite0
 
 A PATH or IMAGE is a file, a folder, a glob, or an example of the run's own data, SPLIT:NUMBER, such
 as test:12. Exit code 3: some images could not be read.
@@ -43,7 +47,9 @@ PRETRAINED = flags.DEFINE_string(
 )
 MODEL = flags.DEFINE_string('model', None, 'Model of --pretrained, where the weights do not tell.')
 ENDPOINT = flags.DEFINE_string(
-    'endpoint', None, 'Output that describes an image: features (default), logits or a stage.'
+    'endpoint',
+    None,
+    'Output that describes an image: features (default), logits, a stage, or STAGE:gem.',
 )
 cli.heading('The index')
 INDEX = flags.DEFINE_string(
@@ -73,13 +79,57 @@ HNSW = flags.DEFINE_bool('hnsw', False, 'The old name of --kind=hnsw.')
 FIELDS = flags.DEFINE_string(
     'fields', None, 'CSV file with fields of the images for --where, by its column path.'
 )
+WHITEN = flags.DEFINE_integer(
+    'whiten', 0, 'Project the vectors onto so many principal components and whiten them.', 0
+)
 cli.heading('The answers')
+BOX = flags.DEFINE_string(
+    'box',
+    None,
+    'Part of each query to look for: x,y,width,height in pixels of the upright picture.',
+)
 TOP_K = flags.DEFINE_integer('top_k', 10, 'Number of neighbours that query finds.', lower_bound=1)
 WHERE = flags.DEFINE_string(
     'where', None, 'Condition on what query finds: "class=\'cat\' and width>800".'
 )
+VIEWS = flags.DEFINE_enum(
+    'views',
+    'one',
+    ['one', 'flip', 'scales', 'all'],
+    'Views of a query whose vectors are averaged: mirrored, at three scales, or both.',
+)
+BACKGROUND = flags.DEFINE_string(
+    'background', None, 'Index of other images, with which scores of query are normalized.'
+)
 THRESHOLD = flags.DEFINE_float(
     'threshold', 0.95, 'Least cosine between images that may be duplicates.'
+)
+AGAINST = flags.DEFINE_string(
+    'against', None, 'Another index of the same model: duplicates between the two only.'
+)
+BITS = flags.DEFINE_integer(
+    'bits', 8, 'Most different bits of the perceptual hashes of candidates, 0 to 11; -1: no hashes.'
+)
+NEIGHBOURS = flags.DEFINE_integer(
+    'neighbours', 10, 'Number of nearest images by their vectors that are candidates.'
+)
+INLIERS = flags.DEFINE_integer(
+    'inliers',
+    5,
+    'Least number of matched points of a copy, times the square of --agreement of the two; 0 compares'
+    ' thumbnails only.',
+)
+AGREEMENT = flags.DEFINE_float(
+    'agreement', 0.5, 'Least fraction of what two images share where their pixels agree.'
+)
+KEEP = flags.DEFINE_enum(
+    'keep', 'largest', ['largest', 'oldest'], 'Which file of a group of duplicates to keep.'
+)
+DELETABLE = flags.DEFINE_string(
+    'deletable', None, 'File for the list of files that could be deleted, .csv or .json.'
+)
+EXPLAIN = flags.DEFINE_string(
+    'explain', None, 'File for the pairs of duplicates with their matched points, .html or .png.'
 )
 OUTPUT = flags.DEFINE_string(
     'output',
@@ -87,6 +137,22 @@ OUTPUT = flags.DEFINE_string(
     'Folder of the shards of describe, or file for the pictures of query and duplicates, .html or .png.',
 )
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the answers are printed.')
+cli.heading('Evaluation')
+COPIES = flags.DEFINE_bool('copies', False, 'Evaluate how well copies of the photos are found.')
+EACH = flags.DEFINE_integer(
+    'each', 50, 'Photos of the collection, and other photos, that a transformation copies.', 1
+)
+SEED = flags.DEFINE_integer('seed', 0, 'Seed of the copies, and of what is in the collection.', 0)
+VERIFY = flags.DEFINE_bool('verify', True, 'Verify copies as duplicates does, by local features.')
+TRUTH = flags.DEFINE_string(
+    'truth', None, 'File with the references of each query; see --protocol.'
+)
+PROTOCOL = flags.DEFINE_enum(
+    'protocol',
+    'disc',
+    ['disc', 'oxford'],
+    "Form of --truth: DISC21's CSV of pairs, or gnd_roxford5k.pkl with easy, medium and hard.",
+)
 
 
 def main(argv: list[str]) -> int:
@@ -138,7 +204,9 @@ def _build(words: list[str]) -> int:
     own = fields.Own(FIELDS.value) if FIELDS.value else None
     classifier, images = _classifier_and_images(words)
     place = INDEX.value if _in_milvus() else None
-    made, failed = search.build(classifier, images, _endpoint(), METRIC.value, _kind(), own, place)
+    made, failed = search.build(
+        classifier, images, _endpoint(), METRIC.value, _kind(), own, place, WHITEN.value
+    )
     with phase('writing the index'):
         made.save(path)
         recall = made.recall() if made.approximate else None
@@ -184,6 +252,7 @@ def _query(words: list[str]) -> int:
 
     if not words:
         raise UserError('name at least one image to look for')
+    box = search.parse_box(BOX.value) if BOX.value is not None else None
     output = _output_path()
     if INDEX.value is None and SPLIT.value is None:
         raise UserError('--index=FILE, or --split of the run to look in, is missing; see --help')
@@ -197,32 +266,96 @@ def _query(words: list[str]) -> int:
         made.check(classifier, ENDPOINT.value)
     else:
         whole = [search.whole_split(classifier.run, SPLIT.value)]
-        made, _ = search.build(classifier, whole, _endpoint(), METRIC.value, _kind())
-    found = search.query(classifier, made, asked, TOP_K.value, WHERE.value)
+        made, _ = search.build(
+            classifier, whole, _endpoint(), METRIC.value, _kind(), whiten=WHITEN.value
+        )
+    found = search.query(classifier, made, asked, TOP_K.value, WHERE.value, box, **_options())
     results = list(track(found, total, 'searching'))
     return _tell_found(results, made.metric, classifier, output, 'Nearest images')
 
 
 def _duplicates(words: list[str]) -> int:
-    from vision.search import duplicates
+    from vision.search import copies, duplicates, explaining, groups
 
     cli.refuse_arguments(['', *words])
     output = _output_path()
+    explain = output_file('explain', EXPLAIN.value, PICTURES) if EXPLAIN.value else None
+    if DELETABLE.value:
+        output_file('deletable', DELETABLE.value, groups.LISTS)
     cli.require(index=INDEX.value)
-    made, classifier = _load(INDEX.value, True), _classifier()
-    made.check(classifier, ENDPOINT.value)
-    results = duplicates.find_duplicates(made, classifier.run, THRESHOLD.value)
+    limits = copies.Limits(
+        BITS.value, NEIGHBOURS.value, THRESHOLD.value, INLIERS.value, AGREEMENT.value
+    )
+    made = [_load(path, True) for path in (INDEX.value, AGAINST.value) if path is not None]
+    classifier = _classifier()
+    for some in made:
+        some.check(classifier, ENDPOINT.value or made[0].made_by['endpoint'])
+    pairs = duplicates.find_pairs(made[0], classifier.run, limits, *made[1:])
+    results = groups.groups_of(pairs, KEEP.value)
+    if DELETABLE.value:
+        groups.write_deletable(results, DELETABLE.value)
+        count = sum(len(group['delete']) for group in results)
+        print(f'List of {count:,} files that could be deleted: {DELETABLE.value}', file=sys.stderr)
+    if explain is not None:
+        with phase('drawing the matched points'):
+            explaining.write_explanation(classifier.run, pairs, results, explain)
+        print(f'Matched points: {explain}', file=sys.stderr)
     title = 'Images that are nearly the same'
-    return _tell_found(results, 'cosine', classifier, output, title)
+    return _tell_found(results, 'copies', classifier, output, title)
 
 
 def _evaluate(words: list[str]) -> int:
     from vision.search import features
 
+    if COPIES.value or TRUTH.value is not None:
+        return _evaluate_search(words)
     cli.refuse_arguments(['', *words])
     figures = features.judge_run(_classifier(), SPLIT.value or 'test', _endpoint())
     _print(figures)
     return 0
+
+
+def _evaluate_search(words: list[str]) -> int:
+    """Judges the search by copies that it makes, or by given answers."""
+    from vision.search import judging, truth
+
+    _require_images(words)
+    if COPIES.value and TRUTH.value is not None:
+        raise UserError('--copies makes its own answers: leave out --copies or --truth')
+    if COPIES.value:
+        return _evaluate_copies(words)
+    cli.require(index=INDEX.value)
+    oxford = PROTOCOL.value == 'oxford'
+    given: Any = truth.read_oxford(TRUTH.value) if oxford else truth.read_pairs(TRUTH.value)
+    made, classifier = _load(INDEX.value, True), _classifier()
+    made.check(classifier, ENDPOINT.value)
+    judge: Any = judging.judge_oxford if oxford else judging.judge_pairs
+    _print(judge(classifier, made, _images(classifier, words), given, **_options()))
+    return 0
+
+
+def _evaluate_copies(words: list[str]) -> int:
+    from vision.search import judging
+
+    classifier, options = _classifier(), _options()
+    background = options.pop('background')
+    if VERIFY.value and background is not None:
+        raise UserError('--background normalizes the scores of vectors: add --noverify')
+    photos, failed = judging.read_photos(_images(classifier, words), SEED.value)
+    for path, reason in failed.items():
+        print(f'{path} cannot be read: {reason}', file=sys.stderr)
+    about = judging.Descriptor(classifier, _endpoint()), VIEWS.value, WHITEN.value
+    method = judging.by_detector(*about) if VERIFY.value else judging.by_vectors(*about, background)
+    _print(judging.judge_copies(method, photos, SEED.value, EACH.value))
+    return cli.ANSWERED_IN_PART if failed else 0
+
+
+def _options() -> dict[str, Any]:
+    """Returns the options of a query that concern its vector and its scores."""
+    from vision.search import index
+
+    background = index.load(BACKGROUND.value, True) if BACKGROUND.value else None
+    return {'views': VIEWS.value, 'background': background}
 
 
 def _are_shards(words: list[str]) -> bool:
@@ -269,7 +402,14 @@ def _load(path: Any, read_only: bool = False) -> Any:
     from vision.search import index, milvus
 
     with phase('reading the index'):
-        return milvus.load(path) if _in_milvus() else index.load(path, read_only)
+        in_milvus = str(path).startswith('milvus:')
+        made: Any = milvus.load(path) if in_milvus else index.load(path, read_only)
+    size = made.index.d if getattr(made, 'whitening', None) else 0
+    if WHITEN.value not in (0, size):
+        raise UserError(
+            f'--whiten={WHITEN.value}: {path} was built with --whiten={size}; build it again'
+        )
+    return made
 
 
 def _classifier_and_images(words: list[str]) -> tuple[Any, Any]:
@@ -343,8 +483,20 @@ def _print(figures: dict[str, Any]) -> None:
     if FORMAT.value == 'json':
         print(json_text(figures))
         return
+    rows: list[dict[str, Any]] = []
     for name, value in figures.items():
-        print(f'{name:>12}  {value:.4f}' if isinstance(value, float) else f'{name:>12}  {value}')
+        if isinstance(value, list):
+            rows = value
+        else:
+            print(f'{name:>12}  {_text(value)}')
+    # A list of rows becomes a table below the rest.
+    for row in [{name: name for name in rows[0]}, *rows] if rows else ():
+        first, *others = map(_text, row.values())
+        print(f'{first:<18}', *(f'{text:>10}' for text in others))
+
+
+def _text(value: Any) -> str:
+    return f'{value:.4f}' if isinstance(value, float) else '–' if value is None else str(value)
 
 
 COMMANDS = {

@@ -73,6 +73,8 @@ def test_preview_says_what_is_there(previewed):
     words = text(summary)
     assert 'LEAKAGE: images in two splits (1)' in words
     assert 'bad.png: not an image' in words
+    assert summary['compared'] == 41 and all(len(pair) == 3 for pair in summary['near'])
+    assert all(isinstance(s['outliers'], dict) for s in summary['splits'].values())
 
 
 def test_pictures_are_drawn(previewed):

@@ -23,6 +23,7 @@ from vision.prediction.feed import Fed, Feed, files
 from vision.prediction.gradcam import Explanation
 from vision.prediction.stream import Stream
 
+_GEM, _POWER = ':gem', 3.0  # ending of an endpoint whose feature maps have a generalized mean
 _FEW = 4  # maximum number of images for which full optimisation takes longer than it saves
 _LONGEST = 1000  # characters of a path that a message shows in full
 _NOT_FINITE = "the model's probabilities are not finite"
@@ -155,7 +156,9 @@ class Classifier:
         Args:
           images: as for `__call__`.
           endpoint: a stage of the model, or 'logits'. 'features' is the input of the last layer.
-            Feature maps [H, W, D] are averaged over their positions.
+            Feature maps [H, W, D] are averaged over their positions; 'STAGE:gem' is their
+            generalized mean (Radenović et al. 2018, "Fine-tuning CNN image retrieval with no human
+            annotation", section 3.2), with p = 3.
 
         Returns:
           float32 [N, D].
@@ -406,13 +409,8 @@ class Classifier:
     ) -> tuple[jax.Array, jax.Array]:
         """Computes probabilities [B, K] and embeddings [B, D]."""
         logits, endpoints = self.model.apply(variables, self._normalised(images), train=False)
-        known = {**endpoints, 'logits': logits}
-        if endpoint not in known:
-            raise unknown('endpoint', endpoint, known)
-        # Average feature maps over their positions; flatten anything else.
-        x = known[endpoint].astype(jnp.float32)
-        x = x.mean(axis=(1, 2)) if x.ndim == 4 else x.reshape(len(x), -1)
-        return self.run.task.probabilities(logits), x
+        vectors = _vectors({**endpoints, 'logits': logits}, endpoint)
+        return self.run.task.probabilities(logits), vectors
 
     def _named(self, probabilities: np.ndarray, top_k: int) -> list[tuple[int, float]]:
         """Returns the (class index, probability) pairs of a prediction."""
@@ -441,6 +439,23 @@ class Classifier:
                 raise UserError(f'{shown} cannot be read: {reason}')
             parts.append(of(outputs))
         return np.concatenate(parts)
+
+
+def _vectors(known: dict[str, jax.Array], endpoint: str) -> jax.Array:
+    """Returns the vectors of an endpoint, float32 [B, D]; see `Classifier.embed`."""
+    name, gem = endpoint.removesuffix(_GEM), endpoint.endswith(_GEM)
+    if name not in known:
+        raise unknown('endpoint', name, known)
+    x = known[name].astype(jnp.float32)
+    if gem and x.ndim != 4:
+        maps = ', '.join(k for k, v in known.items() if v.ndim == 4)
+        raise UserError(f'{endpoint}: {name} has no positions to pool; use one of {maps}')
+    if gem:
+        from vision.models.resnet import power_pool
+
+        return power_pool(x, _POWER)
+    # Average feature maps over their positions; flatten anything else.
+    return x.mean(axis=(1, 2)) if x.ndim == 4 else x.reshape(len(x), -1)
 
 
 def _reason(fed: Fed, source: Source, index: int) -> str:

@@ -99,23 +99,34 @@ def _table(predictions: Iterable[Prediction], file: TextIO) -> None:
 
 
 def write_neighbours(results: Iterable[dict[str, Any]], file: TextIO) -> None:
-    """Writes search results, as `vision.search.search.query` yields them, as a table to `file`."""
+    """Writes search results as a table to `file`.
+
+    Args:
+      results: as `vision.search.query` yields them, or as `vision.search.find_duplicates` returns
+        them, with what shows that two images are duplicates and with the image to keep.
+      file: where to write.
+    """
     from rich.table import Table
     from rich.text import Text
 
-    table = Table()
+    table, results = Table(), list(results)
     table.add_column('image', no_wrap=True)
     table.add_column('nearest', no_wrap=True)
     table.add_column('score', justify='right')
+    if duplicates := any('keep' in r for r in results):
+        table.add_column('by')
     for r in results:
-        lines = [(n['path'], f'{n["score"]:.4f}') for n in r['neighbours']]
+        lines = [(n['path'], f'{n["score"]:.4f}', n.get('stage', '')) for n in r['neighbours']]
         if 'error' in r:
-            lines = [(f'cannot be read: {r["error"]}', '')]
+            lines = [(f'cannot be read: {r["error"]}', '', '')]
+        if r.get('keep'):
+            lines.append((f'keep {r["keep"]}', '', ''))
         # Name the query image on the first line of its neighbours only.
-        for i, (nearest, score) in enumerate(lines):
+        for i, (nearest, *more) in enumerate(lines):
             name = r['path'] if i == 0 else ''
             cells = [Text(printable(text, file)) for text in (name, nearest)]
-            table.add_row(*cells, score, end_section=i == len(lines) - 1)
+            last = i == len(lines) - 1
+            table.add_row(*cells, *more[: 1 + duplicates], end_section=last)
     print_table(table, file)
 
 

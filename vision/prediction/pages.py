@@ -26,6 +26,11 @@ figcaption { font-size: 12px; margin-top: 3px; overflow-wrap: anywhere; }
 .marked img { outline: 3px solid #ea580c; }
 @media (prefers-color-scheme: dark) { .mark { color: #fb923c; } }
 """
+# Large pictures stand below each other and shrink with the window.
+_WIDE = """
+.row, .row figure:first-child { padding: 0; margin: 0; }
+figure, img { width: auto; max-width: 100%; height: auto; }
+"""
 # The style of a missing picture. It is inline, because pages with different style sheets use it.
 _NO_PICTURE = 'background: #8882; border-radius: 4px; line-height: 6rem; text-align: center'
 
@@ -33,7 +38,9 @@ _NO_PICTURE = 'background: #8882; border-radius: 4px; line-height: 6rem; text-al
 Row = tuple[str, list[Picture]]
 
 
-def write_page(path: Path, title: str, note: str, rows: Iterable[Row]) -> None:
+def write_page(
+    path: Path, title: str, note: str, rows: Iterable[Row], side: int = THUMBNAIL
+) -> None:
     """Writes a page of rows of pictures; each row is written as soon as it is available.
 
     Args:
@@ -41,19 +48,21 @@ def write_page(path: Path, title: str, note: str, rows: Iterable[Row]) -> None:
       title: the page's title.
       note: a sentence below the title.
       rows: (heading, pictures) of each row.
+      side: pixels of a picture's longer side.
     """
+    style = _STYLE if side == THUMBNAIL else _STYLE + _WIDE
     # Bytes of file names that are not UTF-8 become backslash escapes. All text is HTML-escaped.
     with open(path, 'w', encoding='utf-8', errors='backslashreplace') as file:
         file.write(
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width">'
-            f'<title>{html.escape(title)}</title><style>{_STYLE}</style></head><body>'
+            f'<title>{html.escape(title)}</title><style>{style}</style></head><body>'
             f'<h1>{html.escape(title)}</h1><p>{html.escape(note)}</p>\n'
         )
         for heading, row in rows:
             file.write(f'<section><h2>{html.escape(heading)}</h2><div class="row">')
             for picture in row:
-                file.write(figure(*picture))
+                file.write(figure(*picture, side=side))
             file.write('</div></section>\n')
         file.write('</body></html>\n')
 

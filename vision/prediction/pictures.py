@@ -1,8 +1,14 @@
-"""Drawing of heat maps, and small grey versions of images."""
+"""Drawing of heat maps, and small grey versions of images to compare them by."""
 
 import numpy as np
 
 from vision.preprocess.pictures import to_rgb
+
+# Side of a thumbnail, and the least correlation of thumbnails of the same image. The correlation
+# is at least .98 between a photograph and a copy at a sixth of its size, at JPEG quality 20, or 1.4
+# times as bright. It is .95 to .98 for a copy cropped by 3 % at each edge, but also for many pairs
+# of digits.
+SIDE, CORRELATION = 16, 0.98
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -33,3 +39,17 @@ def grey(image: np.ndarray, side: int) -> np.ndarray:
 
     small = Image.fromarray(to_rgb(image)).convert('L').resize((side, side), Image.Resampling.BOX)
     return np.asarray(small, np.float32)
+
+
+def contrast(image: np.ndarray) -> np.ndarray:
+    """Returns the grey thumbnail of an image, uint8 [H, W, C], to correlate it with others.
+
+    Returns:
+      The 16 × 16 pixels minus their mean, as a unit vector, float32 [256]; 0 for a blank image. The
+      dot product of two is the correlation of the thumbnails.
+    """
+    pixels = grey(image, SIDE).ravel()
+    pixels -= pixels.mean()
+    if np.abs(pixels).max() < 1:  # blank: only rounding noise is left
+        return np.zeros_like(pixels)
+    return pixels / np.linalg.norm(pixels)

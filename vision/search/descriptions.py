@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import os
 import re
 from collections import deque
@@ -16,6 +17,7 @@ from vision.core.startup import available_cpus
 from vision.data.source import BadImage, Image, Source, label_text, read_each
 from vision.prediction.classifier import Classifier
 from vision.preprocess.graph import decoded
+from vision.search import descriptors
 
 OF_SPLIT = re.compile(r'(train|validation|test):(\d+)')
 _AHEAD = 64  # images that are read ahead of the model, in addition to a batch
@@ -28,6 +30,30 @@ class Named(NamedTuple):
 
     source: Source
     names: Sequence[str]
+
+
+class Box(NamedTuple):
+    """A part of a picture, in pixels of the upright picture from its top left corner."""
+
+    x: int
+    y: int
+    width: int
+    height: int
+
+    def cut(self, pixels: np.ndarray, name: str) -> np.ndarray:
+        """Returns the part of an image, uint8 [H, W, C].
+
+        Raises:
+          UserError: the box is empty, or not within the image.
+        """
+        height, width = pixels.shape[:2]
+        right, bottom = self.x + self.width, self.y + self.height
+        if not (0 <= self.x < right <= width and 0 <= self.y < bottom <= height):
+            raise UserError(
+                f'--box={",".join(map(str, self))} is not within {name}, which has '
+                f'{width} x {height} pixels'
+            )
+        return pixels[self.y : bottom, self.x : right]
 
 
 def full_name(images: Named, position: int) -> str:
@@ -68,6 +94,8 @@ def describe_images(
     endpoint: str = 'features',
     hashes: bool = False,
     ids: Sequence[int] | np.ndarray | None = None,
+    box: Box | None = None,
+    views: str = 'one',
 ) -> Iterator[tuple[list[Described], np.ndarray]]:
     """Describes images batch by batch. Threads read and decode each file once, ahead of the model.
 
@@ -81,22 +109,28 @@ def describe_images(
       hashes: compute `sha256` and `phash`, too.
       ids: the positions of the images to describe; all by default. A source without random access
         needs the default.
+      box: the part of each image that the vector describes; the whole image by default.
+      views: the views of an image whose vectors are averaged, see `descriptors.views`.
 
     Yields:
       Descriptions of n images, in the order of the ids, and their vectors, float32 [n, D]. The
       vector of an image with an `error` is zero.
+
+    Raises:
+      UserError: the box is not within an image.
     """
+    look, each = _Look(classifier, images, hashes, box, views), descriptors.number_of_views(views)
     # Queue the descriptions of images whose vectors the model is still computing.
-    look = _Look(classifier, images, hashes)
     count = images.source.num_examples if ids is None else len(ids)
     waiting: deque[Described] = deque()
 
     def prepared() -> Iterator[np.ndarray | None]:
-        for known, image in _in_threads(look, images.source, ids):
+        for known, shown in _in_threads(look, images.source, ids):
             waiting.append(known)
-            yield image
+            yield from shown or itertools.repeat(None, each)
 
-    for vectors in classifier.embed_prepared(prepared(), count, endpoint):
+    batches = classifier.embed_prepared(prepared(), count * each, endpoint)
+    for vectors in (some.mean(axis=1) for some in descriptors.grouped(batches, each)):
         known = [waiting.popleft() for _ in vectors]
         # A vector that is not finite would spoil an index.
         finite = np.isfinite(vectors).all(axis=1)
@@ -111,14 +145,17 @@ def describe_images(
 class _Look:
     """Reads, decodes and preprocesses one image, and records the properties of its file."""
 
-    def __init__(self, classifier: Classifier, images: Named, hashes: bool):
-        self._classifier, self._images = classifier, images
+    def __init__(
+        self, classifier: Classifier, images: Named, hashes: bool, box: Box | None, views: str
+    ):
+        self._classifier, self._images, self._box = classifier, images, box
+        self._views = descriptors.views(views)
         self._hash = perceptual_hash() if hashes else None
 
     def __call__(
         self, position: int, image: Image | BadImage | None = None, label: Any = None
-    ) -> tuple[Described, np.ndarray | None]:
-        """Returns the description and the preprocessed image, or None if it cannot be read.
+    ) -> tuple[Described, list[np.ndarray]]:
+        """Returns the description and the preprocessed views, none if it cannot be read.
 
         Args:
           position: id of the image in the source.
@@ -146,16 +183,20 @@ class _Look:
             known = known._replace(width=width, height=height)
             if self._hash is not None:
                 known = known._replace(sha256=digest(image), phash=self._hash(pixels))
-            return known, self._classifier.prepare(pixels)
+            if self._box is not None:
+                pixels = self._box.cut(pixels, name)
+            return known, [
+                self._classifier.prepare(np.ascontiguousarray(view)) for view in self._views(pixels)
+            ]
         except BadImage as e:
-            return known._replace(error=str(e)), None
+            return known._replace(error=str(e)), []
         except ValueError as e:
-            return known._replace(error=f'the preprocessing fails: {e}'), None
+            return known._replace(error=f'the preprocessing fails: {e}'), []
 
 
 def _in_threads(
     look: _Look, source: Source, ids: Sequence[int] | np.ndarray | None
-) -> Iterator[tuple[Described, np.ndarray | None]]:
+) -> Iterator[tuple[Described, list[np.ndarray]]]:
     """Yields the results of `look` in order, while threads compute the next ones."""
     tasks: Iterable[tuple]
     if source.indexed:
@@ -194,17 +235,27 @@ def perceptual_hash() -> Any:
     Raises:
       UserError: imagehash is not installed.
     """
-    try:
-        import imagehash
-    except ImportError:
-        raise UserError(
-            'describing needs imagehash: pip install "jax-image-classification[search]"'
-        ) from None
+    library = imagehash()
     from PIL import Image
 
     def phash(pixels: np.ndarray) -> str:
         grey = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).convert('L')
         # The resampling to 32 pixels would take as long as decoding a large photo.
-        return str(imagehash.phash(grey.reduce(max(1, min(grey.size) // _HASHED))))
+        return str(library.phash(grey.reduce(max(1, min(grey.size) // _HASHED))))
 
     return phash
+
+
+def imagehash() -> Any:
+    """Imports and returns imagehash.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    try:
+        import imagehash
+    except ImportError:
+        raise UserError(
+            'perceptual hashes need imagehash: pip install "jax-image-classification[search]"'
+        ) from None
+    return imagehash

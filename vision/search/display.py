@@ -21,6 +21,13 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_SCORES = {
+    'cosine': 'cosine similarity, 1 if identical',
+    'euclidean': 'Euclidean distance, 0 if identical',
+    'copies': '1 if identical, more the more points match',
+}
+
+
 def write_results(
     run: Run,
     results: Sequence[dict[str, Any]],
@@ -38,7 +45,7 @@ def write_results(
       run: the run whose data the names 'SPLIT:ID' refer to. A folder named like one of its classes
         gives the class of the files below it.
       results: as `query` yields them, or as `find_duplicates` returns them.
-      metric: 'cosine' or 'euclidean', the meaning of the scores.
+      metric: 'cosine', 'euclidean' or 'copies', the meaning of the scores.
       path: the HTML page or PNG.
       limit: the largest number of images to show.
       title: the page's title.
@@ -61,11 +68,7 @@ def write_results(
             yield show.name(head), [first, *show.neighbours(r, marked)]
 
     # The note explains the scores, the paths and the marks, and counts the images left out.
-    word = (
-        'cosine similarity, 1 if identical'
-        if metric == 'cosine'
-        else 'Euclidean distance, 0 if identical'
-    )
+    word = _SCORES[metric]
     note = f'Each row shows an image and similar images with their scores ({word}).'
     if show.root:
         note += f' Paths are relative to {show.root}.'

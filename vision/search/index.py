@@ -1,9 +1,10 @@
 """Index of image vectors in one file: a faiss index followed by a table of the images.
 
 The file has these parts: the faiss index, which `faiss.read_index` can read; the table of names and
-fields (an Arrow IPC file); JSON with the fingerprint of the classifier, the position of the table
-and a checksum of the bytes before the JSON; the length of the JSON in 8 bytes; and a marker. Files
-of version 1 have the names in the JSON.
+fields (an Arrow IPC file); the whitening of the vectors, if there is one; JSON with the fingerprint
+of the classifier, the positions of the table and the whitening, and a checksum of the bytes before
+the JSON; the length of the JSON in 8 bytes; and a marker. Files of version 1 have the names in the
+JSON.
 """
 
 import contextlib
@@ -23,6 +24,8 @@ from vision.core.errors import UserError, at_least_one, unknown
 from vision.core.text import AnyPath, as_path, json_text
 from vision.prediction.classifier import Classifier
 from vision.search import fields, fingerprint
+from vision.search.descriptors import Whitening
+from vision.search.descriptors import unit as unit
 
 _MARKS = (b'\nVISION-INDEX-1\n', b'\nVISION-INDEX-2\n')  # by version; the last one is written
 # HNSW's M, efConstruction and efSearch: links per node, and the beam widths of build and search.
@@ -64,6 +67,8 @@ class Index:
       table: the images in the order of the vectors, see `fields.table`.
       index: the faiss index.
       read: the file that the index was loaded from and the file's version at that time, or None.
+      whitening: applied to the vectors that are added and searched for; None for none. Stored
+        vectors are whitened.
     """
 
     made_by: dict[str, str]
@@ -71,6 +76,7 @@ class Index:
     table: Any
     index: Any
     read: tuple[Path, tuple[int, ...]] | None = None
+    whitening: Whitening | None = None
     _chosen: tuple[str | None, np.ndarray] = _NONE
 
     def __len__(self) -> int:
@@ -106,7 +112,7 @@ class Index:
                     f'--kind=ivfpq needs at least {_LEAST:,} images, {len(vectors):,} could be '
                     'read; use --kind=exact'
                 )
-            self.index.train(self._prepared(vectors))
+            self.index.train(self.prepared(vectors))
 
     @property
     def training_size(self) -> int:
@@ -123,7 +129,7 @@ class Index:
         Raises:
           UserError: the vectors have another length, or values that are not finite.
         """
-        prepared = self._prepared(vectors)
+        prepared = self.prepared(vectors)
         # One NaN makes the other images of an HNSW graph unreachable (faiss pull request 5219).
         if not np.isfinite(prepared).all():
             raise UserError('vectors with values that are not finite cannot be added to an index')
@@ -192,7 +198,7 @@ class Index:
           UserError: k is not an integer of at least 1, or the vectors have another length.
         """
         k = min(at_least_one('k', k), max(1, len(self.table)))
-        prepared = self._prepared(vectors)
+        prepared = self.prepared(vectors)
         if chosen is None:
             scores, rows = self.index.search(prepared, k)
         else:
@@ -309,7 +315,10 @@ class Index:
                 start, table = file.tell(), fields.to_bytes(self.table)
                 write(table)
                 about = {'made_by': self.made_by, 'metric': self.metric}
-                place = {'table': [start, len(table)], 'crc32': checksum}
+                place: dict[str, Any] = {'table': [start, len(table)]}
+                if self.whitening is not None:
+                    place['whitening'] = [file.tell(), write(self.whitening.to_bytes())]
+                place['crc32'] = checksum
                 data = json_text({**about, **place}).encode()
                 file.write(data + struct.pack('<Q', len(data)) + _MARKS[-1])
                 file.flush()
@@ -332,17 +341,19 @@ class Index:
                 'run the same command again'
             )
 
-    def _prepared(self, vectors: np.ndarray) -> np.ndarray:
+    def prepared(self, vectors: np.ndarray) -> np.ndarray:
+        """Returns vectors as the index stores them: whitened, for cosine of unit length.
+
+        Raises:
+          UserError: they have another length than those that the index was made for.
+        """
         vectors = np.ascontiguousarray(vectors, np.float32)
-        if vectors.shape[1:] != (self.index.d,):
-            raise UserError(f'vectors of {list(vectors.shape)}; the index has [n, {self.index.d}]')
+        size = self.index.d if self.whitening is None else len(self.whitening.mean)
+        if vectors.shape[1:] != (size,):
+            raise UserError(f'vectors of {list(vectors.shape)}; the index has [n, {size}]')
+        if self.whitening is not None:
+            vectors = self.whitening(vectors)
         return unit(vectors) if self.metric == 'cosine' else vectors
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Normalises vectors [N, D] to unit length; vectors of zeros stay zero."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return vectors / np.where(lengths > 0, lengths, 1)
 
 
 def create(
@@ -466,7 +477,12 @@ def _load(path: Path, file: BinaryIO, read_only: bool) -> Index:
         index = faiss().read_index(faiss().PyCallbackIOReader(file.read))
     if index.ntotal != len(table):
         raise ValueError(f'{index.ntotal} vectors for {len(table)} images')
-    return Index(about['made_by'], about['metric'], table, index, (path, version or ()))
+    whitening = None
+    if 'whitening' in about:
+        start, length = about['whitening']
+        file.seek(start)
+        whitening = Whitening.from_bytes(file.read(length), index.d)
+    return Index(about['made_by'], about['metric'], table, index, (path, version or ()), whitening)
 
 
 @contextlib.contextmanager

@@ -3,7 +3,8 @@
 import contextlib
 import itertools
 import os
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,10 +18,11 @@ from vision.data.source import (
     Source,
 )
 from vision.evaluation.run import Run
-from vision.prediction import feed
+from vision.prediction import feed, given
 from vision.prediction.classifier import Classifier
 from vision.search import fields, milvus, shards
-from vision.search.descriptions import OF_SPLIT, Named, describe_images, full_name
+from vision.search.descriptions import OF_SPLIT, Box, Named, describe_images, full_name
+from vision.search.descriptors import background_scores, fit_whitening
 from vision.search.fingerprint import made_by
 from vision.search.index import Index, create, faiss
 from vision.search.milvus import MilvusIndex
@@ -28,6 +30,7 @@ from vision.search.shards import Manifest
 
 AnyIndex = Index | MilvusIndex
 _BATCH = 1024  # number of vectors that are added to the index at once
+_WHITENED = 16384  # maximum number of vectors that a whitening is fitted to
 
 
 def whole_split(run: Run, split: str) -> Named:
@@ -98,6 +101,7 @@ def build(
     kind: str = 'exact',
     own: fields.Own | None = None,
     place: str | None = None,
+    whiten: int = 0,
 ) -> tuple[AnyIndex, dict[str, str]]:
     """Builds an index of images batch by batch, with a progress bar on a terminal.
 
@@ -110,17 +114,21 @@ def build(
       kind: 'exact', 'hnsw' or 'ivfpq', see `index.create`.
       own: user-defined fields of the images, from a CSV file.
       place: 'milvus:URI', see `milvus`; by default the index is built in memory.
+      whiten: the number of principal components of whitened vectors, see
+        `descriptors.fit_whitening`; 0 for no whitening.
 
     Returns:
       The index, and the reasons for images that could not be read, by name.
 
     Raises:
       UserError: faiss is not installed, the endpoint is unknown, the CSV file names none of the
-        images, there are too few images for the kind, or no image could be read.
+        images, there are too few images for the kind or the whitening, or no image could be read.
     """
-    # Report a missing library before the long work.
+    # Report a missing library and settings that do not go together before the long work.
     if place is None:
         faiss()
+    if whiten and (place is not None or metric != 'cosine'):
+        raise UserError(f'--whiten={whiten} needs an index in a file and --metric=cosine')
     if isinstance(images, Manifest):
         about, size, count = images.made_by, images.size, shards.count(images)['images']
     else:
@@ -141,9 +149,9 @@ def build(
                 made.drop()
             raise
         return made, failed
-    index = create(about, size, metric, kind, count)
-    if needed := index.training_size:
-        # Train on a sample: the first shards, which are random samples, or some of all images.
+    index = create(about, whiten or size, metric, kind, count)
+    if needed := max(index.training_size, _WHITENED if whiten else 0):
+        # Fit to a sample: the first shards, which are random samples, or some of all images.
         first, gathered = [], 0
         while gathered < (min(needed, count) if isinstance(images, Manifest) else count):
             if (batch := next(batches, None)) is None:
@@ -151,8 +159,11 @@ def build(
             first.append(batch)
             gathered += len(batch[1])
         every = np.concatenate([np.empty((0, size), np.float32), *(x for _, x in first)])
+        sample = np.random.default_rng(0).permutation(every)[:needed]
         with phase('training the index'):
-            index.train(np.random.default_rng(0).permutation(every)[:needed])
+            if whiten and len(sample):
+                index.whitening = fit_whitening(sample[:_WHITENED], whiten)
+            index.train(sample)
         batches = itertools.chain(first, batches)
     _fill(index, batches, own)
     _check_some(index, failed)
@@ -338,44 +349,100 @@ def remove(index: AnyIndex, words: Iterable[str]) -> int:
 def query(
     classifier: Classifier,
     index: AnyIndex,
-    images: Iterable[Named],
+    images: Iterable[Named] | Any,
     top_k: int = 10,
     where: str | None = None,
+    box: Box | None = None,
+    views: str = 'one',
+    background: Index | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Finds the nearest images in the index for each query image.
 
     Args:
       classifier: the one that made the index.
       index: the index.
-      images: the query images.
+      images: the query images: what `named` returns, or one or several images in any form that
+        `Classifier` takes (paths, encoded bytes, `PIL.Image`s, uint8 arrays). Those without a path
+        are named 'image NUMBER'.
       top_k: the number of neighbours.
       where: a condition that neighbours fulfil, see `fields.choose`.
+      box: part of each query image to look for.
+      views: the views of a query whose vectors are averaged, see `descriptors.views`.
+      background: an index of images that are not searched for, with which scores are normalized;
+        see `descriptors.background_scores`.
 
     Yields:
       For each image `{'path', 'neighbours': [{'path', 'score'}, …]}`, the nearest first, and
       'error' if it could not be read. The score is the cosine or the Euclidean distance.
 
     Raises:
-      UserError: the index was made with another model, endpoint or preprocessing; or the condition
-        is not valid.
+      UserError: the index or the background was made with another model, endpoint or preprocessing;
+        the condition is not valid; or the box is not within an image.
     """
     at_least_one('top_k', top_k)
     index.check(classifier)
-    found = set[str]()
+    less = background_of(index, background)
+    endpoint, found = index.made_by['endpoint'], set[str]()
     # Describe the query images in batches, and search for one image after another.
-    for some in images:
+    for some in _asked(classifier, images):
         paths = iter(some.names)  # paths in the user's form, not absolute
-        for rows, vectors in describe_images(classifier, some, index.made_by['endpoint']):
+        for rows, vectors in describe_images(classifier, some, endpoint, box=box, views=views):
             for row, vector, path in zip(rows, vectors, paths, strict=False):
                 if row.error is not None:
                     yield {'path': path, 'neighbours': [], 'error': row.error}
                     continue
                 (nearest,) = index.nearest(vector[None], top_k, where)
-                neighbours = [{'path': name, 'score': score} for name, score in nearest]
+                bias = float(less(vector[None])[0])
+                neighbours = [{'path': name, 'score': score - bias} for name, score in nearest]
                 found.update(name for name, _ in nearest)
                 yield {'path': path, 'neighbours': neighbours}
     # Warn of neighbours whose files are missing or have changed.
     tell_changed(index, found)
+
+
+def background_of(index: AnyIndex, background: Index | None) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns the function of vectors [n, D] that gives what is subtracted from their scores."""
+    if background is None:
+        return lambda vectors: np.zeros(len(vectors))
+    if not isinstance(index, Index) or index.metric != 'cosine' or background.metric != 'cosine':
+        raise UserError('--background needs indexes in files, of --metric=cosine')
+    if background.made_by != index.made_by or background.whitening is not None:
+        raise UserError(
+            '--background: build it with the model, preprocessing and endpoint of the index, and '
+            'without --whiten'
+        )
+    known = index.prepared(background.vectors())
+    return lambda vectors: background_scores(index.prepared(vectors), known)
+
+
+def _asked(classifier: Classifier, images: Any) -> list[Named]:
+    """Returns images that `Classifier` takes as sources with names; `Named` ones stay as they are."""
+    if isinstance(images, Iterator | list | tuple) and not isinstance(images, Named):
+        images = list(images)
+        if all(isinstance(some, Named) for some in images):
+            return images
+    if isinstance(images, Named):
+        return [images]
+    source, _ = given.gather(images, classifier.channels, classifier.run.image_shape)
+    if isinstance(source, given.Given):
+        return [Named(source, [source.name_of(i) for i in range(source.num_examples)])]
+    return [Named(source, source.paths or [f'image {i}' for i in range(source.num_examples)])]
+
+
+def parse_box(text: str) -> Box:
+    """Parses 'x,y,width,height'.
+
+    Raises:
+      UserError: the text is not four integers, or the box is empty or begins outside the picture.
+    """
+    words = text.split(',')
+    numbers = [int(word) for word in words if re.fullmatch(r'\s*\d{1,9}\s*', word, re.ASCII)]
+    if len(words) != 4 or len(numbers) != 4 or not (numbers[2] and numbers[3]):
+        raise UserError(
+            f'--box={text}: write x,y,width,height in pixels of the upright picture, such as '
+            '--box=40,0,200,150'
+        )
+    return Box(*numbers)
 
 
 def tell_changed(index: AnyIndex, names: Iterable[str]) -> set[str]:

@@ -19,6 +19,7 @@ from vision.core.text import json_text
 from vision.data import registry as data
 from vision.data.folder import SPLITS
 from vision.data.source import NoSplitError, Source, label_text
+from vision.prediction.classifier import Classifier
 from vision.preprocess import inputs
 from vision.studies.inspect import describe
 from vision.studies.preview_page import write_page
@@ -36,7 +37,9 @@ _NAMED = 20  # images of one kind that the text names
 _SHOWN = 160  # pixels of the shorter side of the pictures before augmentation
 
 
-def preview(config: ConfigDict, output: str) -> dict[str, Any]:
+def preview(
+    config: ConfigDict, output: str, classifier: Classifier | None = None
+) -> dict[str, Any]:
     """Writes a preview of a config's data: `index.html`, two pictures and `summary.json`.
 
     The pictures are `inputs.png` (images before and after augmentation) and `classes.png`.
@@ -44,6 +47,7 @@ def preview(config: ConfigDict, output: str) -> dict[str, Any]:
     Args:
       config: the whole config.
       output: the folder, which is created if it does not exist.
+      classifier: describes the images for near copies and outliers; thumbnails by default.
 
     Returns:
       The content of `summary.json`: the result of `vision.studies.inspect.describe`, and `faults`,
@@ -60,7 +64,7 @@ def preview(config: ConfigDict, output: str) -> dict[str, Any]:
     sources, faults = _open(config.data)
     with phase('drawing inputs.png'):
         _draw_inputs(next(iter(sources.values())), loading).savefig(folder / 'inputs.png')
-    summary = describe(sources) | {'faults': faults}
+    summary = describe(sources, classifier) | {'faults': faults}
     # Escape bytes of file names that are not UTF-8.
     (folder / 'summary.json').write_text(
         json_text(summary, indent=2, ensure_ascii=False), 'utf-8', 'backslashreplace'
@@ -108,9 +112,17 @@ def text(summary: dict[str, Any]) -> str:
         lines += [f'  exact copies: {" = ".join(names)}' for names in _some(s['copies'])]
         lines += [f'  {kind}: {name}' for kind, names in s['odd'].items() for name in _some(names)]
         lines += [f'  most images are {kind}' for kind in s['usual']]
+        lines += [f'  far from all others: {name}' for name in _some(list(s['outliers']))]
     if summary['leakage']:
         lines.append(f'LEAKAGE: images in two splits ({len(summary["leakage"])}):')
         lines += [f'  {one} = {other}' for one, other in summary['leakage']]
+    if near := summary['near']:
+        lines.append(
+            f'nearly the same, among {summary["compared"]:,} images ({len(near):,} pairs):'
+        )
+        lines += [f'  {pair[0]} ~ {pair[1]}' for pair in near[:_NAMED]]
+        if len(near) > _NAMED:
+            lines.append(f'  … and {len(near) - _NAMED} more in summary.json')
     return '\n'.join(lines)
 
 

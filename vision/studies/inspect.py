@@ -10,8 +10,11 @@ import numpy as np
 
 from vision.core.progress import track
 from vision.data.source import BadImage, Image, Source, label_indices
+from vision.prediction import pictures
+from vision.prediction.classifier import Classifier
 from vision.preprocess.decode import read
 from vision.preprocess.pictures import to_rgb
+from vision.studies import nearness
 
 _THREADS = 4
 # Pixels of the longer side at which sharpness and brightness are measured; about the size of a
@@ -35,18 +38,23 @@ class Seen(NamedTuple):
     size: tuple[int, int] | None
     sums: np.ndarray | None  # sums of the values and of their squares, in 0 … 1: float64 [2, C]
     oddities: tuple[str, ...]  # some of ODDITIES
+    thumbnail: np.ndarray | None  # `pictures.contrast`
     error: str | None
 
 
-def describe(sources: dict[str, Source]) -> dict[str, Any]:
+def describe(sources: dict[str, Source], classifier: Classifier | None = None) -> dict[str, Any]:
     """Reads every example of every split, with a progress bar on a terminal.
 
     Args:
       sources: the source of each split.
+      classifier: describes the images by features, for near copies and outliers; by default they
+        are compared by thumbnails.
 
     Returns:
-      `{'splits': {split: …}, 'leakage': [[name, name], …]}`. Leakage lists pairs of images with the
-      same content in two splits, the earlier split first. Each split has:
+      `{'splits': {split: …}, 'leakage': [[name, name], …], 'near': [[name, name, correlation], …],
+      'compared': …}`. Leakage lists pairs of images with the same content in two splits, the
+      earlier split first; `near` pairs of other images that are nearly the same, those of two
+      splits first, among the images that were `compared` (see `nearness.compare`). Each split has:
 
       - `examples`: the number of examples.
       - `classes`: {class name: number of examples}.
@@ -56,21 +64,42 @@ def describe(sources: dict[str, Source]) -> dict[str, Any]:
       - `copies`: [[name, …], …], groups of images with the same content.
       - `odd`: {'blank', 'blurred', 'dark' or 'tiny': [name, …]}; blank images have one colour.
       - `usual`: the kinds that apply to most images, which are therefore left out of `odd`.
+      - `outliers`: {name: distance}, images that are far from all others, the farthest first.
     """
     splits, owners, leakage = dict[str, Any](), dict[bytes, tuple[str, str]](), []
+    total = sum(source.num_examples for source in sources.values())
+    step = max(1, -(-total // nearness.MOST))
+    compared, vectors = list[nearness.Compared](), list[np.ndarray]()
     for split, source in sources.items():
         # Validation images may also serve as the test split; do not report them all as leakage.
         others = [sources[earlier] for earlier in splits if earlier != 'train']
         again = any((source.paths or source.name) == (o.paths or o.name) for o in others)
-        seen = []
+        seen, chosen = list[Seen](), list[int]()
         for example in track(_look_at_all(source), source.num_examples, f'reading {split}'):
-            seen.append(example)
+            position, small = len(seen), example.thumbnail
+            seen.append(example._replace(thumbnail=None))
             if example.digest:
                 owner = owners.setdefault(example.digest, (split, example.name))
                 if owner[0] != split and not again:
                     leakage.append([owner[1], example.name])
+            if small is not None and position % step == 0 and not again:
+                chosen.append(position)
+                compared.append(nearness.Compared(example.name, split, example.digest, small))
         splits[split] = _summary(seen, source.class_names)
-    return {'splits': splits, 'leakage': leakage}
+        if classifier is not None and chosen:
+            vectors.append(_features(classifier, source, chosen))
+    near, outliers = nearness.compare(compared, np.concatenate(vectors) if vectors else None)
+    for split, summary in splits.items():
+        summary['outliers'] = outliers.get(split, {})
+    return {'splits': splits, 'leakage': leakage, 'near': near, 'compared': len(compared)}
+
+
+def _features(classifier: Classifier, source: Source, chosen: list[int]) -> np.ndarray:
+    """Returns the features of some examples, float32 [n, D]; 0 for those that fail."""
+    found = np.zeros((len(chosen), classifier.embedding_size()), np.float32)
+    for rows, vectors, _ in classifier.embed_source(source.subset(chosen)):
+        found[rows] = vectors
+    return found
 
 
 def _summary(seen: list[Seen], class_names: tuple[str, ...]) -> dict[str, Any]:
@@ -129,10 +158,11 @@ def _look_at(name: str, labels: list[int], data: Image | BadImage) -> Seen:
         digest = hashlib.sha256(data if isinstance(data, bytes) else data.tobytes()).digest()
         image = read(data) if isinstance(data, bytes) else data
     except BadImage as e:
-        return Seen(name, labels, digest, None, None, (), str(e))
+        return Seen(name, labels, digest, None, None, (), None, str(e))
     values = image.reshape(-1, image.shape[-1]) / 255
     sums = np.stack([values.sum(0), (values**2).sum(0)])
-    return Seen(name, labels, digest, image.shape[:2], sums, tuple(oddities(image)), None)
+    odd, small = tuple(oddities(image)), pictures.contrast(image)
+    return Seen(name, labels, digest, image.shape[:2], sums, odd, small, None)
 
 
 def oddities(image: np.ndarray) -> Iterator[str]:

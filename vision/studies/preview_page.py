@@ -66,6 +66,9 @@ def _parts(
     if summary['leakage']:
         yield f'<h2 class="bad">Leakage: images in two splits ({len(summary["leakage"]):,})</h2>'
         yield from (pictures.row(pair) for pair in summary['leakage'][:_EACH])
+    if near := summary['near']:
+        yield f'<h2>Nearly the same images ({len(near):,} pairs)</h2>'
+        yield from (pictures.row(pair[:2]) for pair in near[:_EACH])
     for split, s in summary['splits'].items():
         if s['unreadable']:
             yield f'<h2>{split}: unreadable images ({len(s["unreadable"]):,})</h2><ul>'
@@ -81,6 +84,9 @@ def _parts(
             if names := s['odd'].get(kind):
                 yield f'<h2>{split}: {kind} images ({len(names):,})</h2>'
                 yield pictures.row(names[:_EACH])
+        if s['outliers']:
+            yield f'<h2>{split}: images far from all others ({len(s["outliers"]):,})</h2>'
+            yield pictures.row(list(s['outliers'])[:_EACH])
     # The two pictures and the summary.
     for title, file in (('Training images', 'inputs.png'), ('Classes', 'classes.png')):
         data = base64.b64encode((folder / file).read_bytes()).decode()
@@ -94,7 +100,9 @@ class _Pictures:
     def __init__(self, summary: Mapping[str, Any], sources: Mapping[str, Source]):
         # Collect the names first, so that each source is read once.
         wanted = {name for pair in summary['leakage'][:_EACH] for name in pair}
+        wanted |= {name for pair in summary['near'][:_EACH] for name in pair[:2]}
         for s in summary['splits'].values():
+            wanted |= {*list(s['outliers'])[:_EACH]}
             wanted |= {name for names in s['copies'][:_EACH] for name in names[:_EACH]}
             wanted |= {name for names in s['odd'].values() for name in names[:_EACH]}
         self._images: dict[str, np.ndarray] = {}

@@ -281,6 +281,14 @@ class Duplicates:
         return [[{'path': path, 'score': 1.0} for path in group] for group in self.groups]
 
 
+def test_the_largest_file_is_kept_by_default(monkeypatch, tmp_path):
+    for name, size in (('small', 10), ('large', 30), ('middle', 20)):
+        (tmp_path / name).write_bytes(bytes(size))
+    names = tuple(str(tmp_path / name) for name in ('small', 'large', 'middle', 'gone'))
+    monkeypatch.setattr(Duplicates, 'groups', (names,))
+    assert review.Review(Duplicates()).best(0) == ['1']
+
+
 def test_decisions_about_duplicates_are_listed_and_nothing_else():
     reviewed = review.Review(Duplicates())
     shown = reviewed.pictures(0)
@@ -288,7 +296,7 @@ def test_decisions_about_duplicates_are_listed_and_nothing_else():
     assert [value for _, value in reviewed.choices(0)] == ['0', '1', '2']
     assert reviewed.pictures(2) == '' and reviewed.choices(2) == []
     assert '1 of 2' in reviewed.head(0) and 'last of 2' in reviewed.head(2)
-    assert reviewed.list({}) == ''
+    assert reviewed.list({}) == '' and reviewed.best(0) == ['0'] and reviewed.best(2) == []
     (link,) = re.findall('base64,([^"]+)"', reviewed.list({1: [1]}))
     rows = list(csv.reader(io.StringIO(base64.b64decode(link).decode())))
     assert rows == [['group', 'path', 'decision'], ['2', 'd', 'delete'], ['2', 'e', 'keep']]
@@ -310,7 +318,9 @@ def test_duplicates_in_a_browser(browser, classifier, digits, tmp_path, width):
     server = Process('experiments.demo', *words)
     try:
         server.wait_for(lambda: '\n' in server.stdout)
-        browser.set_window_size(width, 900)
+        # Chromium's own windows are no narrower than 500 pixels.
+        size = {'width': width, 'height': 900, 'deviceScaleFactor': 1, 'mobile': width < 500}
+        browser.execute_cdp_cmd('Emulation.setDeviceMetricsOverride', size)
         browser.get(server.stdout.strip())
         browser.find_element('id', 'run')
         tabs = browser.find_elements('xpath', "//button[@role='tab' and contains(., 'Duplicates')]")

@@ -43,7 +43,9 @@ _STYLE = """
 #classes td:last-child { min-width: 200px; }
 .list { max-height: 24rem; overflow: auto; }
 .list td, .list th { font-size: 12px; padding: .15rem .75rem .15rem 0; text-align: left; }
+.list table, .list tr, .list td, .list th { border: 0; }
 .list td { overflow-wrap: anywhere; }
+.list td:first-child, .list td:last-child { overflow-wrap: normal; white-space: nowrap; }
 #group figure { width: min(240px, calc(50% - .375rem)); }
 #known { margin: .25rem 0 .5rem; }
 .mark { color: #c2410c; display: block; }

@@ -107,7 +107,15 @@ class Review:
     def choices(self, at: int) -> list[tuple[str, str]]:
         """Returns a label and a value for each image of a group."""
         group = self.groups()[at] if at < len(self.groups()) else []
-        return [(f'{i + 1}: {_size(found["path"])}', str(i)) for i, found in enumerate(group)]
+        sizes = [_size(found['path']) for found in group]
+        texts = [f': {size / 1000:,.1f} kB' if size else '' for size in sizes]
+        return [(f'{i + 1}{text}', str(i)) for i, text in enumerate(texts)]
+
+    def best(self, at: int) -> list[str]:
+        """Returns the value of the largest file of a group, which is kept by default."""
+        group = self.groups()[at] if at < len(self.groups()) else []
+        sizes = [_size(found['path']) for found in group]
+        return [str(sizes.index(max(sizes)))] if sizes else []
 
     def list(self, kept: Kept) -> str:
         """Returns the table of the decisions so far, and its CSV."""
@@ -125,12 +133,12 @@ class Review:
         )
 
 
-def _size(path: str) -> str:
-    """Returns the size of a file, by which copies are told apart; '' if it is none."""
+def _size(path: str) -> int:
+    """Returns the bytes of a file; 0 for an example of a split, and for a file that is gone."""
     try:
-        return f'{os.path.getsize(path) / 1000:,.0f} kB'
+        return os.path.getsize(path)
     except (OSError, ValueError):
-        return 'keep'
+        return 0
 
 
 def build(gradio: Any, review: Review, guard: Callable[[Any], Any]) -> None:
@@ -153,7 +161,7 @@ def build(gradio: Any, review: Review, guard: Callable[[Any], Any]) -> None:
     def show(number: int, decided: Kept) -> list[Any]:
         choices = review.choices(number)
         box = gradio.CheckboxGroup(
-            choices=choices, value=['0'] * bool(choices), visible=bool(choices)
+            choices=choices, value=review.best(number), visible=bool(choices)
         )
         return [
             number, decided, review.head(number), review.pictures(number), box,

@@ -85,6 +85,8 @@ def _judge_all(
     # would see themselves in it, so that it is only reported.
     judge(f'{MODEL} + normalized scores', judging.by_vectors(mean, background=judge.tuning(mean)))
     judge(f'{MODEL} + GeM', judging.by_vectors(gem))
+    floor = kept(_drawn_at_random(classifier), 'features', 'floor')
+    judge('ResNet-50 drawn at random', judging.by_vectors(floor))
 
     # The best value of each option on the photos for tuning, together.
     describe = judge.best({f'{MODEL}': mean, f'{MODEL} + GeM': gem})
@@ -99,8 +101,6 @@ def _judge_all(
         judging.by_vectors(describe, views, size, judge.tuning(describe)),
     )
     judge(f'{name} + verification', judging.by_detector(describe, views, size))
-    floor = kept(_drawn_at_random(classifier), 'features', 'floor')
-    judge('ResNet-50 drawn at random', judging.by_vectors(floor))
 
 
 class _Judge:

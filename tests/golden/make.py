@@ -1,7 +1,8 @@
 """Writes the golden outputs: runs models of torch in float64 on weights drawn by `generator.py`.
 
 Needs torch 2.14.1 and torchvision 0.29.1 (from EfficientNet on: 2.13.0, 0.28.0,
-efficientnet_lite_pytorch 0.1.0, timm 1.0.31), and nothing else of this repository.
+efficientnet_lite_pytorch 0.1.0, timm 1.0.31; EfficientNet-Lite0: 2.14.1, 0.29.1), and nothing else of
+this repository.
 """
 
 import json
@@ -27,9 +28,10 @@ EVALUATION = {
     'seresnet50': (96, 65),
     'resnet50d': (96, 65),
 }
-# Inception's auxiliary head needs 299 px.
+# Inception's auxiliary head needs 299 px. In small images of EfficientNet-Lite0, whose step is timm's,
+# single ReLU6 that rounding switches show in the gradient.
 TRAINING = {'alexnet': 95, 'vgg11_bn': 64, 'googlenet': 96, 'inception_v3': 299, 'resnet18': 64,
-            'efficientnet_b0': 64, 'efficientnet_lite0': 64}  # fmt: skip
+            'efficientnet_b0': 64, 'efficientnet_lite0': 224}  # fmt: skip
 
 
 def main(names: list[str]) -> None:
@@ -42,11 +44,15 @@ def main(names: list[str]) -> None:
         print(name, (HERE / f'{name}.npz').stat().st_size, flush=True)
 
 
-def build(name: str, size: int = 224) -> torch.nn.Module:
+def build(name: str, size: int = 224, train: bool = False) -> torch.nn.Module:
     kwargs = {}
     if name in ('googlenet', 'inception_v3'):
         kwargs = {'init_weights': False, 'aux_logits': True}
-    if 'lite' in name:
+    if 'lite' in name and train:
+        import timm
+
+        model = timm.create_model(f'tf_{name}', pretrained=False)
+    elif 'lite' in name:
         import efficientnet_lite_pytorch
 
         # Its padding is made for one size.
@@ -84,7 +90,8 @@ def evaluate(name: str) -> dict[str, np.ndarray]:
 
 
 def train(name: str) -> dict[str, np.ndarray]:
-    model = build(name, TRAINING[name]).train()
+    model = build(name, TRAINING[name], train=True).train()
+    shapes = {key: list(value.shape) for key, value in model.state_dict().items()}
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout | torchvision.ops.StochasticDepth):
             module.p = 0.0
@@ -100,6 +107,8 @@ def train(name: str) -> dict[str, np.ndarray]:
     loss.backward()
     torch.optim.SGD(model.parameters(), lr=generator.LEARNING_RATE).step()
     golden = {'train_size': np.array(TRAINING[name]), 'train_logits': logits.detach().numpy()}
+    if 'lite' in name:  # other names than those of the evaluated model
+        golden['train_shapes'] = np.array(json.dumps(shapes))
     # torchvision lists GoogLeNet's heads from the last to the first.
     for i, a in enumerate(reversed(aux)):
         golden[f'train_aux_{i}'] = a.detach().numpy()

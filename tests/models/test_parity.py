@@ -29,7 +29,7 @@ GOLDEN = Path(__file__).parent.parent / 'golden'
 NAMES = sorted(path.stem for path in GOLDEN.glob('*.npz'))
 # Quick tests compare one network of each family at one size; the rest is slow.
 QUICK = ('alexnet', 'vgg11_bn', 'googlenet', 'resnet50', 'efficientnet_lite0')
-TRAINED = ('alexnet', 'vgg11_bn', 'googlenet', 'inception_v3', 'resnet18', 'efficientnet_b0')  # fmt: skip
+TRAINED = ('alexnet', 'vgg11_bn', 'googlenet', 'inception_v3', 'resnet18', 'efficientnet_b0', 'efficientnet_lite0')  # fmt: skip
 TRAINED_QUICK = ('resnet18',)
 
 
@@ -39,9 +39,17 @@ def _golden(name):
         return dict(file)
 
 
-def _pretrained(name):
+def _shapes(name, train=False):
+    """Returns the tensors' shapes by the names of the library that the goldens were made with."""
+    golden = _golden(name)
+    return json.loads(
+        str(golden['train_shapes' if train and 'train_shapes' in golden else 'shapes'])
+    )
+
+
+def _pretrained(name, train=False):
     """Returns the model's variables, converted from the state dict that the goldens were made with."""
-    state = normalise_keys(generator.state_dict(name, json.loads(str(_golden(name)['shapes']))))
+    state = normalise_keys(generator.state_dict(name, _shapes(name, train)))
     model, shape = default_model(name)
     variables = jax.tree.map(lambda s: np.zeros(s.shape, s.dtype), abstract_variables(model, shape))
     converted, fresh = convert(state, torch_names(name), variables, name)
@@ -76,7 +84,7 @@ def test_evaluates_as_torchvision_at_two_sizes(name):
 @pytest.mark.parametrize('name', split(TRAINED, TRAINED_QUICK))
 def test_trains_a_step_as_torchvision(name):
     golden = _golden(name)
-    variables = _pretrained(name)
+    variables = _pretrained(name, train=True)
     model = create_model(name, **_no_dropout(name))
     images = generator.images(int(golden['train_size']), len(generator.LABELS))
     # With the tests' low compiler effort other ReLUs switch: one tensor of Inception is .6 % off.
@@ -95,7 +103,7 @@ def test_trains_a_step_as_torchvision(name):
 
 def _no_dropout(name):
     if name.startswith('efficientnet'):
-        return {'dropout': 0.0, 'drop_path': 0.0}
+        return {'dropout': 0.0, 'drop_path': 0.0, 'bn_momentum': 0.9}  # torch's
     none = {'dropout': 0.0} if name not in ('resnet18',) else {}
     return none | ({'aux_dropout': 0.0} if name == 'googlenet' else {})
 
@@ -128,7 +136,7 @@ def _cross_entropy(logits):
 def _compare_changes(name, golden, before, after):
     """Compares sampled changes of every tensor with torch's, relative to the tensor's norm."""
     names = torch_names(name)
-    shapes = normalise_keys(json.loads(str(golden['shapes'])))
+    shapes = normalise_keys(_shapes(name, train=True))
     ours = {}
     for path, value in flatten_dict(after).items():
         change = np.asarray(value) - np.asarray(flatten_dict(before)[path])

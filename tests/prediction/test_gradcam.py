@@ -8,6 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
+from tests.models.common import NARROW, narrow_model
 from tests.processes import run_module
 from tests.tiers import split
 from vision.core.config import default_config
@@ -83,6 +84,13 @@ slow = pytest.mark.slow
         pytest.param('googlenet', 64, 3, '5b', marks=slow),
         pytest.param('inception_v3', 107, 3, '7c', marks=slow),
         pytest.param('resnet50_v2', 64, 3, 'stage4', marks=slow),
+        pytest.param('vit_s16', 32, 3, 'block0', marks=slow),
+        pytest.param('convnext_tiny', 32, 3, 'stage2', marks=slow),
+        pytest.param('efficientnet_b0', 32, 3, 'top', marks=slow),
+        pytest.param('seresnet50', 32, 3, 'stage2', marks=slow),
+        pytest.param('resnet50d', 32, 3, 'stage2', marks=slow),
+        pytest.param('wide_resnet40_4', 32, 3, 'stage3', marks=slow),
+        pytest.param('sscd_resnet50', 32, 3, 'stage2', marks=slow),
     ],
 )
 def test_the_weights_are_mean_derivatives(name, size, channels, stage):
@@ -96,9 +104,11 @@ def test_the_weights_are_mean_derivatives(name, size, channels, stage):
         'googlenet': {'aux_heads': False},
         'inception_v3': {'aux_heads': False},
     }
-    model = create_model(name, num_classes=10, **small.get(name, {}))
+    model = create_model(name, num_classes=10, **(small | NARROW).get(name, {}))
     images = jax.random.normal(jax.random.key(0), (1, size, size, channels))
     variables = jax.jit(lambda: model.init(jax.random.key(1), images, train=False))()
+    if name in NARROW:  # no layer is zero, so that the map depends on the image
+        variables |= narrow_model(name, images.shape[1:])[1]
     zeros, variables = (
         variables['perturbations'],
         {k: v for k, v in variables.items() if k != 'perturbations'},

@@ -9,10 +9,15 @@ import pytest
 from PIL import Image
 
 from configs import folder_finetune
+from tests.models.common import NARROW
 from tests.models.weights.test_pretrained import save, torch_state
 from tests.training.tiny import tiny_config
 from vision.core import config as config_lib
 from vision.core.errors import UserError
+from vision.data.arrays import digits
+from vision.evaluation.run import load_run
+from vision.models.positions import resize_positions
+from vision.prediction import Classifier
 from vision.training import train
 from vision.training.init_from import init_from
 from vision.training.setup import setup
@@ -125,6 +130,36 @@ def test_a_run_starts_from_another_runs_workdir(photos, weights, tmp_path):
     other = dataclasses.replace(state, params={**state.params, 'fc9': state.params['fc']})
     with pytest.raises(UserError, match='missing fc9/kernel'):
         init_from(str(tmp_path / 'first'), 'resnet18', other)
+
+
+@pytest.mark.slow
+def test_a_vit_of_a_workdir_takes_images_of_other_sizes(tmp_path):
+    """Trained at 24 px, it predicts at 32 px, and a run at 40 px begins with its weights."""
+    config = tiny_config(model__name='vit_s16', preprocess__train='resize(24)')
+    config.update_from_flattened_dict({'training.duration': '4 steps', 'optimizer.lr': 0.01})
+    with config.unlocked():
+        config.model.update(NARROW['vit_s16'])
+    train(config, tmp_path / 'first')
+    first = load_run(tmp_path / 'first')
+    positions = jax.device_get(first.variables['params']['pos_embed'])
+    assert positions.shape == (4, 4, 48)
+    images = digits('test').images[:3]
+    names = [name for name, _ in Classifier(first).predict(images[0], top_k=10)]
+    assert sorted(names) == [str(i) for i in range(10)]
+    # The positions are resized to the new grid, everything else is the first run's.
+    config.preprocess.train = config.preprocess.eval = 'resize(40)'
+    config.init_from = str(tmp_path / 'first')
+    run = setup(config)
+    state = init_from(config.init_from, 'vit_s16', init_state(run.recipe, (40, 40, 1), run.mesh))
+    began = jax.device_get(state.params)
+    resized = resize_positions(positions, (5, 5), 'timm')
+    np.testing.assert_allclose(began['pos_embed'], resized, atol=1e-6)
+    others = jax.device_get(first.variables['params']) | {'pos_embed': began['pos_embed']}
+    jax.tree.map(np.testing.assert_array_equal, began, others)
+    train(config, tmp_path / 'second')
+    second = Classifier(tmp_path / 'second')
+    assert second.run.input_shape == (40, 40, 1)
+    assert second(images).shape == (3, 10) and np.isfinite(second(images)).all()
 
 
 @pytest.mark.parametrize(('pattern', 'factor'), [('(', 0.5), ('conv', -1), ('conv', 'a')])

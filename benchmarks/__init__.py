@@ -1,4 +1,4 @@
-"""Benchmarks, `python -m benchmarks NAME`, one file each, and the PyTorch programs of the peer."""
+"""Benchmarks, `python -m benchmarks NAME`, one file each, and the peer's PyTorch programs."""
 
 import os
 import signal

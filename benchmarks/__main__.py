@@ -12,8 +12,8 @@
     loop         the training loop and its bare jitted step, ResNet-20 on synthetic images
     scaling      images per second by batch size, memory by depth with and without recomputing, and
                  XLA's count of a ResNet-50 step
-    search       100,000 clustered vectors of 384 floats: recall@10 of each kind of index, ms per
-                 query, also of faiss itself
+    search       100,000 clustered vectors of 384 floats: recall@10 and ms per query of each kind of
+                 index, and ms per query of faiss itself
     gpu          all measurements for a GPU, each once, in less than eight minutes: ResNet-50's
                  training step and inference with MFU, epochs of LeNet-5 and ResNet-20, in
                  bfloat16 and float32
@@ -22,7 +22,7 @@ Examples:
     python -m benchmarks throughput infer --models=resnet50,vgg16 --dtypes=float32,bfloat16
     python -m benchmarks race --mnist=FOLDER --peer=torchvision --peer_python=peer/bin/python
 
-A peer needs a Python of its own: `python -m venv peer && peer/bin/pip install torch torchvision`
+A peer needs its own Python: `python -m venv peer && peer/bin/pip install torch torchvision`
 (for onnxruntime also `onnx onnxscript onnxruntime`).
 """
 

@@ -74,7 +74,7 @@ def _row(
     reading: dict[str, Any],
     shares: dict[str, float | None],
 ) -> dict[str, Any]:
-    # All rows have the same columns; those that do not apply are None.
+    # All rows have the same columns; values that do not apply are None.
     peer = shares.get('peer')
     return {
         'model': model,

@@ -57,7 +57,7 @@ def input_speed(peer: str | None, peer_python: str | None, rounds: int) -> dict[
       `ours`, `simplejpeg` and `peer`: images/s, medians over the rounds, or None. `ratio`: `ours`
       over `peer`. `rounds`: all readings. simplejpeg, measured if it is installed, shows the speed
       of libjpeg-turbo alone: it decodes whole images at the smallest scale with at least 224 pixels
-      on each side, with the fast DCT, on as many threads as there are cores.
+      on each side, with the fast DCT, on one thread per core.
 
     Raises:
       UserError: the peer is unknown, or fails.

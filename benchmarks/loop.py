@@ -153,7 +153,7 @@ def loop_rate(config: ConfigDict, steps: int, warm_up: int = 6) -> float:
 
     Args:
       config: the config of the run; its length is replaced.
-      steps: the number of timed steps; two log records are written meanwhile.
+      steps: the number of timed steps, during which two log records are written.
       warm_up: the number of steps before them.
     """
     # Stop after the timed steps; the schedule still spans the whole duration.

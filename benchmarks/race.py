@@ -2,8 +2,8 @@
 
 The race measures the seconds from the start of a process until the accuracy is reached. Both sides
 use the same recipe: LeNet-5, batches of 100 (600 steps per epoch), SGD with warm-up and a cosine
-schedule, no augmentation. The test set is evaluated after each epoch and decides when a race ends,
-so the accuracy of a race must not be reported as a result.
+schedule, no augmentation. The test set is evaluated after each epoch and determines when a race
+ends, so the accuracy of a race must not be reported as a result.
 """
 
 import json

@@ -34,7 +34,7 @@ def scaling() -> dict[str, Any]:
     Every measurement runs in its own process. XLA cannot see the memory and operations of oneDNN
     calls, so `depths` and `cost` are without oneDNN and without the kernels of `vision.models.cpu`.
     """
-    # `vision.models.cpu.startup` turns oneDNN on by default: turn it off for the analysis.
+    # `vision.models.cpu.startup` enables oneDNN by default: disable it for the analysis.
     flags = os.environ.get('XLA_FLAGS', '').replace(
         'onednn_custom_call=true', 'onednn_custom_call=false'
     )

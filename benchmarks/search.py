@@ -1,4 +1,4 @@
-"""Latency and recall of the search index of each kind, beside faiss used directly."""
+"""Latency and recall of each kind of search index, compared with direct use of faiss."""
 
 import statistics
 import time
@@ -8,7 +8,8 @@ import numpy as np
 
 from vision.search.index import KINDS, Index, create, faiss
 
-# Length of a vector, images of a cluster, number of queries, standard deviation within a cluster.
+# Length of a vector, number of vectors per cluster, number of queries, and standard deviation
+# within a cluster.
 _SIZE, _OF_CLUSTER, _QUERIES, _SPREAD = 384, 100, 200, 0.5
 _BATCH = 10_000
 _ROUNDS = 3
@@ -19,7 +20,7 @@ def search_speed(
 ) -> dict[str, Any]:
     """Searches for the 10 nearest neighbours of new vectors, one vector at a time.
 
-    The peer is the same faiss index without ours around it, searched with the same parameters.
+    The peer is the same faiss index, called directly with the same parameters.
 
     Args:
       count: the number of vectors in the index. They have 384 floats and form Gaussian clusters of

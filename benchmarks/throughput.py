@@ -40,8 +40,8 @@ print(measure(*sys.argv[1:4], *map(int, sys.argv[4:])))
 """
 # Peak FLOP/s of dense bfloat16 products, from the data sheets; a key is a part of a device's name.
 PEAKS = {'H100': 989e12, 'H200': 989e12, 'A100': 312e12, 'L4': 121e12, 'TPU v4': 275e12}
-_SECONDS = 6.0  # steps are timed for at least this long,
-_STEPS = 5  # and at least this number of steps
+_SECONDS = 6.0  # minimum time of the measurement
+_STEPS = 5  # minimum number of timed steps
 
 
 def compare(
@@ -188,7 +188,7 @@ def measure(mode: Mode, model: str, dtype: str, size: int, channels: int, batch:
         began = time.perf_counter()
         jax.block_until_ready(step())
         seconds.append(time.perf_counter() - began)
-    # FLOPs are counted by hand from the layers' shapes, whatever kernels run.
+    # FLOPs are counted from the shapes of the layers, independently of the kernels that run.
     macs = count(model, _network(model, 'float32', size), (size, size, channels)).macs
     # The parent process reads this JSON from stdout.
     kind = jax.devices()[0].device_kind

@@ -3,8 +3,8 @@
     python torch_throughput.py torchvision train|infer MODEL float32|bfloat16 PIXELS CHANNELS BATCH
     python torch_throughput.py onnxruntime infer MODEL float32 PIXELS CHANNELS BATCH
 
-It imports nothing from this project. timm is the peer for models that torchvision lacks. ONNX Runtime
-runs torchvision's model, exported by PyTorch.
+It imports nothing from this project. timm is the peer for models that torchvision lacks. ONNX
+Runtime runs torchvision's model, exported by PyTorch.
 """
 
 import contextlib
@@ -71,7 +71,7 @@ def main(peer, mode, name, dtype, size, channels, batch):
             images = images.contiguous(memory_format=getattr(torch, name))
             optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4)
             rates[name] = batch / _seconds(step, wait)
-    fastest = max(rates, key=rates.get)
+    fastest = max(rates, key=lambda name: rates[name])
     print(json.dumps({'rate': rates[fastest], 'format': fastest, 'rates': rates}))
 
 

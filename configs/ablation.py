@@ -1,18 +1,13 @@
-"""Ablations that run on a laptop; the family of networks that is varied follows the colon.
+"""Ablations that run on a laptop; the family of networks follows the colon: resnet, vgg or digits.
 
 Papers: He et al. 2015 (arXiv:1512.03385), figures 1 and 6, tables 2 and 3; He et al. 2016
 (arXiv:1603.05027); Simonyan and Zisserman 2014, section 4.1; Ioffe and Szegedy 2015.
 
-    python -m experiments.sweep --config=configs/ablation.py:resnet --workdir=runs/plain --grid=GRID
+    python -m experiments.sweep --config=configs/ablation.py:resnet --workdir=runs/plain \\
+        --grid='model.stage_sizes=(1,1,1),(3,3,3),(9,9,9);model.shortcut=A,none;seed=0,1,2'
     … --config.data.source=idx --config.data.path=FOLDER     the four IDX files, no internet
-GRID, with ';seed=0,1,2' for means and standard deviations:
-    resnet  'model.stage_sizes=(1,1,1),(3,3,3),(9,9,9);model.shortcut=A,none'         plain networks
-            'model.shortcut=A,B,C'                                                    shortcuts
-            'model.name=resnet20,resnet110_v2;model.stage_sizes=(3,3,3),(18,18,18)'   pre-activation
-            'preprocess.train=resize(14),resize(14)|random_crop(14, padding=2)|flip_lr'
-    vgg     'model.batch_norm=False,True'     'model.lrn=False,True'
 
-Result: docs/results.md, "Ablations" (3 seeds on a GPU).
+Results: docs/results.md, "Ablations", with the grid of each ablation (3 seeds on a GPU).
 Cost: 8 to 19 minutes of one CPU core per trial; seconds for `digits` (resnet on small digits).
 Deviations: Fashion-MNIST at 14 x 14 pixels, 10,000 training images, 20 epochs; 50,000 held out.
 """

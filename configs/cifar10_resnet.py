@@ -1,19 +1,17 @@
 """ResNet on CIFAR-10; the number of layers follows the colon.
 
 Paper: He et al. 2015, "Deep residual learning for image recognition" (arXiv:1512.03385), section
-4.2: batch 128, learning rate .1 divided by 10 at 32k and 48k of 64k iterations, momentum .9, weight
-decay 1e-4; images padded by 4, cropped and flipped. Networks of 110 layers or more begin at .01.
+4.2: networks of 110 layers or more begin with a learning rate of .01.
 
     python -m experiments.train --config=configs/cifar10_resnet.py:56 --workdir=runs/cifar10_56
     …:20  …:32  …:44  …:110  …:1202      …:110-v2  …:164-v2   pre-activation (arXiv:1603.05027)
 
-Result: not run here. Paper's test error: 20 layers 8.75; 32 7.51; 44 7.17; 56 6.97; 110 6.43 (mean
-of five 6.61 ± .16); 1202 7.93 %.
+Result: not run here. Paper's test error in %, by the number of layers: 8.75 (20), 7.51 (32), 7.17
+(44), 6.97 (56), 6.43 (110; mean of five 6.61 ± .16), 7.93 (1202).
 Cost: not measured; the data set must be downloaded (TFDS).
-Deviations: means and standard deviations of the channels replace the per-pixel mean; the best
-checkpoint on 5,000 held-out images is reported; biases and norms are not decayed; networks of 110
-layers or more switch to .1 after 400 iterations (the paper: when the training error is below 80 %,
-about 400 iterations).
+Deviations: images are normalised by channel, not by pixel; the best checkpoint on 5,000 held-out
+images is reported; biases and norms are not decayed; networks of 110 layers or more switch to a
+learning rate of .1 after 400 iterations (the paper: when the training error is below 80 %).
 """
 
 from ml_collections import ConfigDict

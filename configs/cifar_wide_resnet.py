@@ -1,8 +1,6 @@
 """Wide ResNet-28-10 on CIFAR-10 or CIFAR-100; the number of classes follows the colon.
 
-Paper: Zagoruyko and Komodakis 2016, "Wide residual networks" (arXiv:1605.07146), section 3: SGD
-with Nesterov momentum .9, batch 128, learning rate .1 times .2 at 60, 120 and 160 of 200 epochs,
-weight decay 5e-4, images normalised by mean and deviation, padded by 4, cropped and flipped.
+Paper: Zagoruyko and Komodakis 2016, "Wide residual networks" (arXiv:1605.07146), section 3.
 
     python -m experiments.train --config=configs/cifar_wide_resnet.py:10 --workdir=runs/wide10
     …:100

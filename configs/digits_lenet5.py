@@ -6,10 +6,10 @@ Paper: LeCun et al. 1998, "Gradient-based learning applied to document recogniti
 
 Result: test error 0.89 ± 0.46 % (5 seeds; results/table.md).
 Cost: 24 to 28 seconds of one CPU core for each seed.
-Deviations: the modern form of the network (C3 reads all maps of S2; ReLU, max pooling, softmax) and
-other data: 1,077 scans for training, 360 for validation and 360 for testing. With so few scans, the
-validation results of single checkpoints are noisy, so a moving average of the parameters is
-evaluated and selected instead.
+Deviations: the network has its modern form (C3 reads all maps of S2; ReLU, max pooling, softmax).
+The data are other digits: 1,077 images for training, 360 for validation and 360 for testing. With
+few images, the validation results of single checkpoints are noisy, so a moving average of the
+parameters is evaluated and selected.
 """
 
 from ml_collections import ConfigDict

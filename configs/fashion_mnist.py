@@ -1,8 +1,8 @@
 """Small VGG, GoogLeNet and ResNets on Fashion-MNIST; the model follows the colon.
 
-Papers: Xiao, Rasul and Vollgraf 2017 (arXiv:1708.07747), the data; He et al. 2015, section 4.2;
-Simonyan and Zisserman 2014; Szegedy et al. 2014. Accuracies in the list of the data set's authors:
-VGG-16 93.5, GoogLeNet 93.7, ResNet-18 94.9, DenseNet-BC 95.4, WRN-40-4 96.7 %.
+Papers: Xiao, Rasul and Vollgraf 2017 (arXiv:1708.07747), the data set, whose authors list
+accuracies: VGG-16 93.5, GoogLeNet 93.7, ResNet-18 94.9, DenseNet-BC 95.4, WRN-40-4 96.7 %; He et
+al. 2015, section 4.2; Simonyan and Zisserman 2014; Szegedy et al. 2014.
 
     python -m experiments.train --config=configs/fashion_mnist.py:resnet20 --workdir=runs/fashion
     … --config.data.source=idx --config.data.path=FOLDER     the four IDX files, no internet
@@ -14,9 +14,9 @@ Result: test error (results/table.md); minutes per seed on an NVIDIA H100 shared
     resnet18    5.06 ± 0.08 %, 3 seeds, 11 min   half as wide, 40 epochs, cutout (arXiv:1708.04552)
 Cost of an epoch on one CPU core: googlenet 15 and resnet20 5 minutes (without AVX-512), vgg11_bn 3
 minutes (with AVX-512).
-Deviations: one recipe for all models (SGD, cosine, padded crops, flips, moving average) and stems
-for small images; VGG and GoogLeNet have BatchNorm, VGG one linear layer, GoogLeNet no auxiliary
-heads.
+Deviations: one recipe for all models (SGD, cosine, padded crops, flips, moving average); stems for
+small images; BatchNorm in VGG and GoogLeNet; one linear layer in VGG; no auxiliary heads in
+GoogLeNet.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 """LeNet-5 on Fashion-MNIST: 60,000 training and 10,000 test images of clothes, 28 x 28 pixels.
 
 Paper: Xiao, Rasul and Vollgraf 2017, "Fashion-MNIST: a novel image dataset for benchmarking machine
-learning algorithms" (arXiv:1708.07747). The data set's own list has 87.6 to 91.6 % accuracy for two
+learning algorithms" (arXiv:1708.07747). The authors' list has accuracies of 87.6 to 91.6 % for two
 convolutions with pooling, and 93.9 % with flips.
 
     python -m experiments.train --config=configs/fashion_mnist_lenet5.py --workdir=runs/fashion

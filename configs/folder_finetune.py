@@ -8,14 +8,14 @@ Papers: Tan and Le 2019 (arXiv:1905.11946), EfficientNet, in its Lite form; He e
     … --config.data.path=FOLDER                the photos; required
     …:frozen                                   train the new classifier only
     …:resnet50                                 ResNet-50, with weights from the Hugging Face hub
-    … --config.init_from=resnet50.safetensors  weights from a file, or from a workdir
+    … --config.init_from=resnet50.safetensors  weights from a file or a workdir
     … --config.init_from=None '--config.lr_factors=()'  from scratch
 
 Result: depends on the photos; not measured here.
-Cost: not measured. Peak memory and time a step: add --dry_run.
-Deviations: the weights of EfficientNet-Lite0 are installed as a package, not downloaded from a hub;
-the classifier is new, for the folder's classes; the whole network is trained, the backbone with a
-tenth of the classifier's learning rate.
+Cost: not measured; --dry_run prints the peak memory and the time per step.
+Deviations: the classifier is new, for the folder's classes. The whole network is trained, the
+backbone with a tenth of the classifier's learning rate. The weights of EfficientNet-Lite0 are
+installed as a package, not downloaded from a hub.
 """
 
 from ml_collections import ConfigDict
@@ -33,7 +33,7 @@ def get_config(variant: str = 'full') -> ConfigDict:
     config.data.source = 'folder'
     config.data.path = placeholder(str)
     config.preprocess.train = 'decode|random_resized_crop(224)|flip_lr'
-    # Each network's pixels are normalised as its weights expect.
+    # Normalise the pixels as in the training of the weights.
     if variant == 'resnet50':
         config.model = ConfigDict({'name': 'resnet50'})
         config.init_from = 'hf:timm/resnet50.tv_in1k'
@@ -58,7 +58,7 @@ def get_config(variant: str = 'full') -> ConfigDict:
     else:
         config.lr_factors = (('backbone', 0.1),)
     if variant == 'full':
-        # With TensorFlow's momentum, 0.99, running statistics would still be ImageNet's after the few
-        # steps that a small folder makes, and validation would fail.
+        # With TensorFlow's momentum, 0.99, running statistics would still be close to ImageNet's
+        # after the few steps of an epoch on a small folder, and validation would fail.
         config.model.bn_momentum = 0.9
     return config

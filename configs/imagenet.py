@@ -11,8 +11,8 @@ Result: not run here. torchvision's top-1 accuracy: 69.758 %.
 Cost: not measured; the data set must be prepared by hand
 (tensorflow.org/datasets/catalog/imagenet2012).
 Deviations: only kernels are decayed, and the last scale of each block is initialised to 0 (Goyal et
-al. 2017, arXiv:1706.02677). 1 % of the training images is held out to select the checkpoint; the
-50,000 validation images, whose labels are public, are reported as test.
+al. 2017, arXiv:1706.02677). 1 % of the training images is held out to select the checkpoint. The
+50,000 validation images, whose labels are public, are used as the test split.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,7 @@
 """AlexNet on ImageNet.
 
 Paper: Krizhevsky, Sutskever and Hinton 2012, "ImageNet classification with deep convolutional
-neural networks". Section 5: batch 128, momentum .9, weight decay 5e-4, learning rate .01 divided by
-10 three times in about 90 epochs. Section 4.1: crops of 256 pixels, flips, PCA colour noise; ten
-crops at test.
+neural networks", sections 4.1 and 5.
 
     python -m experiments.train --config=configs/imagenet_alexnet.py --workdir=runs/alexnet
     … --config.data.data_dir=DIR     the prepared data set
@@ -11,9 +9,8 @@ crops at test.
 Result: not run here. Paper's error, top-1 / top-5: 40.7 / 18.2 % (`evals.ten_crop`).
 Cost: not measured; about 892,000 steps of batch 128.
 Deviations: 1 % of the training images is held out; the learning rate falls at 30, 60 and 80 epochs
-instead of when validation stops improving; crops are of 227 pixels, which conv1 needs to have an
-output of 55 x 55; one mean per channel is subtracted, not one per pixel. Biases are decayed, as
-weights are.
+instead of when validation stops improving; crops have 227 pixels, so that the output of conv1 is
+55 x 55; one mean per channel is subtracted, not one per pixel. Biases are decayed like the weights.
 """
 
 from ml_collections import ConfigDict

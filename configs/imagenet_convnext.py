@@ -1,21 +1,18 @@
 """ConvNeXt-T on ImageNet.
 
-Paper: Liu et al. 2022, "A ConvNet for the 2020s" (arXiv:2201.03545), table 5, first column: batch
-4096, AdamW at 4e-3, weight decay .05, 300 epochs, 20 of warm-up, cosine, RandAugment (9, .5), mixup
-.8, CutMix 1.0, random erasing .25, label smoothing .1, stochastic depth .1, LayerScale 1e-6, moving
-average .9999.
+Paper: Liu et al. 2022, "A ConvNet for the 2020s" (arXiv:2201.03545), table 5, first column.
 
     python -m experiments.train --config=configs/imagenet_convnext.py --workdir=runs/convnext
     … --config.data.data_dir=DIR     the prepared data set
 
 Result: not run here. Paper's top-1 accuracy: 82.1 %.
 Cost: not measured; 92,897 steps of batch 4096.
-Deviations: 1 % of the training images is held out; the warm-up begins at 0 and the cosine ends at
-0, not 1e-6; RandAugment has torchvision's ops, at 27 of 30 without noise on the magnitude, and
-applies each with probability .5 as timm's, at 9 of 10, which has inversion and an added brightness
-instead of identity, grey borders and smooth resampling; erased boxes get uniform pixels, of a
-uniformly drawn aspect ratio; the average moves faster at first, as (1 + t) / (10 + t); crops are
-bilinear; mixup sees the whole batch.
+Deviations: 1 % of the training images is held out. The warm-up begins at 0 and the cosine ends at
+0, not 1e-6. RandAugment has torchvision's ops with magnitude 27 of 30, without noise, and applies
+each with probability .5, as timm's (9 of 10, noise .5); timm's has inversion and added brightness
+instead of identity, grey borders, and smooth resampling. Erased boxes have a uniformly drawn aspect
+ratio and get uniform pixels. The decay of the average is at most (1 + t) / (10 + t). Crops are
+bilinear, and mixup sees the whole batch.
 """
 
 from ml_collections import ConfigDict

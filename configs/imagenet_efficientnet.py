@@ -1,20 +1,19 @@
 """EfficientNet-B0 on ImageNet.
 
 Paper: Tan and Le 2019, "EfficientNet: rethinking model scaling for CNNs" (arXiv:1905.11946),
-section 5.2: RMSProp with decay .9 and momentum .9, BatchNorm with momentum .99, weight decay 1e-5,
-learning rate .256 times .97 each 2.4 epochs, AutoAugment, stochastic depth .2, dropout .2.
+section 5.2.
 
     python -m experiments.train --config=configs/imagenet_efficientnet.py --workdir=runs/b0
     … --config.data.data_dir=DIR     the prepared data set
 
 Result: not run here. Paper's top-1 / top-5 accuracy: 77.1 / 93.3 %.
 Cost: not measured; 108,380 steps of batch 4096.
-From the authors' code, where the paper says nothing: batch 4096 at this rate (.016 for 256), 350
-epochs, 5 of warm-up, label smoothing .1, an average with decay .9999, epsilon .001 inside the root
-and a mean square that begins at 1 (TensorFlow), the decay of all parameters but BatchNorm's, crop
-ratio 224/256.
-Deviations: 1 % of the training images is held out; the periods of the rate are counted from the end
-of the warm-up; BatchNorm sees the whole batch, not a TPU core's share; crops are bilinear.
+Values from the authors' code, which the paper does not give: batch 4096 with a learning rate of
+.256 (.016 per 256 images), 350 epochs, 5 of warm-up, label smoothing .1, a moving average with
+decay .9999, epsilon .001 inside the root and a mean square that begins at 1 (TensorFlow), weight
+decay of all parameters except BatchNorm's, crop ratio 224/256.
+Deviations: 1 % of the training images is held out; the learning rate decays from the end of the
+warm-up on; BatchNorm sees the whole batch, not a TPU core's share; crops are bilinear.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,6 @@
 """GoogLeNet on ImageNet.
 
-Paper: Szegedy et al. 2014, "Going deeper with convolutions" (arXiv:1409.4842). Section 6: SGD with
-momentum .9, learning rate down 4 % each 8 epochs, Polyak averaging, crops of 8 to 100 % of the area
-and aspect 3/4 to 4/3, photometric distortions. Section 5: auxiliary losses weighted by .3; dropout
-.7 in the auxiliary heads and .4 in the main one.
+Paper: Szegedy et al. 2014, "Going deeper with convolutions" (arXiv:1409.4842), sections 5 and 6.
 
     python -m experiments.train --config=configs/imagenet_googlenet.py --workdir=runs/googlenet
     … --config.data.data_dir=DIR     the prepared data set
@@ -11,8 +8,8 @@ and aspect 3/4 to 4/3, photometric distortions. Section 5: auxiliary losses weig
 Result: not run here. Paper's top-5 error: 10.07 % (one crop), 7.89 % (144 crops,
 `evals.crops_144`).
 Cost: not measured; about 1,239,000 steps of batch 256.
-Deviations: 1 % of the training images is held out. Values that the paper does not give: learning
-rate .01 for batch 256, weight decay 2e-4 (as in Caffe's replica) but not of biases, 250 epochs, an
+Deviations: 1 % of the training images is held out. The paper does not give these values: learning
+rate .01 for batch 256, weight decay 2e-4 (as in Caffe's replica) except for biases, 250 epochs, an
 average from epoch 200 on, colour factors within .4.
 """
 

@@ -1,9 +1,7 @@
 """Inception-v3 on ImageNet.
 
-Paper: Szegedy et al. 2015, "Rethinking the Inception architecture" (arXiv:1512.00567). Section 8:
-50 replicas of batch 32, 100 epochs, RMSProp with decay .9 and epsilon 1.0 (inside the root, as in
-TensorFlow), learning rate .045 times .94 each two epochs, gradients clipped at 2.0, averaged
-weights. Section 7: label smoothing .1.
+Paper: Szegedy et al. 2015, "Rethinking the Inception architecture" (arXiv:1512.00567), sections 7
+and 8. The epsilon of RMSProp is inside the root, as in TensorFlow.
 
     python -m experiments.train --config=configs/imagenet_inception_v3.py --workdir=runs/inception
     … --config.data.data_dir=DIR     the prepared data set
@@ -11,9 +9,10 @@ weights. Section 7: label smoothing .1.
 Result: not run here. Paper's error with one crop, top-1 / top-5: 21.2 / 5.6 %.
 Cost: not measured; about 79,000 steps of batch 1600.
 Deviations: 1 % of the training images is held out; one synchronous batch of 1600 replaces 50
-asynchronous replicas, at the paper's learning rate for one replica. From the authors' code:
-momentum .9, weight decay 4e-5 (not of biases and norms), the auxiliary loss times .4, an average
-with decay .9999, crops of at least 5 % of the area, brightness within .125, saturation within .5.
+asynchronous replicas of batch 32, with the paper's learning rate for one replica. Values from the
+authors' code: momentum .9, weight decay 4e-5 (except biases and norms), an auxiliary loss weighted
+by .4, an average with decay .9999, crops of at least 5 % of the area, brightness within .125,
+saturation within .5.
 """
 
 from ml_collections import ConfigDict

@@ -1,23 +1,18 @@
 """ResNet on ImageNet; the depth and the recipe follow the colon.
 
 Paper: He et al. 2015, "Deep residual learning for image recognition" (arXiv:1512.03385), section
-3.4: batch 256, learning rate .1 divided by 10 on plateaus, 600,000 steps, weight decay 1e-4,
-momentum .9, shorter side in [256, 480], crops of 224, flips, colour noise.
+3.4.
 
     python -m experiments.train --config=configs/imagenet_resnet.py:50 --workdir=runs/resnet50
     …:18  …:34a  …:34b  …:34c  …:101  …:152     the paper's recipe; shortcuts A (also of 18), B, C
     …:50-v1  …:50-v2     torchvision's recipes of 90 and 600 epochs
 
-Result: not run here. Paper's top-1 error with ten crops (`evals.ten_crop`): 27.88 % (18), 25.03,
-24.52 and 24.19 % (34a, b, c), 22.85 % (50), 21.75 % (101), 21.43 % (152); with one crop, by the
-authors' code: 24.7, 23.6 and 23.0 % (50, 101, 152). torchvision's accuracy: 76.130 % (50-v1),
-80.858 % (50-v2).
+Result: not run here. Paper's top-1 error with ten crops (`evals.ten_crop`): 22.85 % (50; the others
+are in results/table.md); with one crop: 24.7, 23.6 and 23.0 % (50, 101, 152; the authors' code).
+torchvision's accuracy: 76.130 % (50-v1), 80.858 % (50-v2).
 Cost: not measured; 600,000 steps of batch 256 with the paper's recipe.
 Deviations: 1 % of the training images is held out. Paper's recipe: channel means are subtracted,
-not pixel means; a plateau is 5 epochs without a better validation metric; biases and norms are not
-decayed. 50-v2: erased boxes get random pixels, not grey; the warm-up begins at 0, not .005; the EMA
-is updated at each step, not each 32nd, and faster at first, as (1 + t) / (10 + t); BatchNorm and
-mixup see the whole batch of 1024, not the 128 images of a GPU.
+not pixel means; biases and norms are not decayed. 50-v2: see the comment below.
 """
 
 from ml_collections import ConfigDict
@@ -56,6 +51,7 @@ def get_config(variant: str = '50') -> ConfigDict:
         config.preprocess.train = 'decode|scale_jitter(256, 480)|random_crop(224)|flip_lr|pca_noise'
         config.preprocess.std = (1 / 255,)  # the mean is subtracted in pixels
         config.evals.ten_crop = ConfigDict({'protocol': 'ten_crop'})
+        # A plateau is 5 epochs without a better validation metric.
         config.schedule = ConfigDict({'name': 'plateau', 'warmup': '0 steps', 'patience': 5})
         config.training.duration = '600000 steps'
         return config
@@ -67,7 +63,11 @@ def get_config(variant: str = '50') -> ConfigDict:
         config.schedule = ConfigDict({'name': 'step', 'warmup': '0 steps'})
         config.schedule.at, config.schedule.factor = ('30 epochs', '60 epochs'), 0.1
         config.training.duration = '90 epochs'
-    else:  # references/classification, 'ResNet50_Weights.IMAGENET1K_V2'
+    else:
+        # torchvision's references/classification, 'ResNet50_Weights.IMAGENET1K_V2'. Deviations:
+        # erased boxes get random pixels, not grey; the warm-up begins at 0, not .005; the EMA is
+        # updated at each step, not each 32nd, and faster at first, as (1 + t) / (10 + t); BatchNorm
+        # and mixup see the whole batch of 1024, not the 128 images of a GPU.
         config.preprocess.train = (
             'decode|random_resized_crop(176)|flip_lr|trivialaugment_wide'
             '|random_erasing(0.1, area=(0.02, 0.33))'

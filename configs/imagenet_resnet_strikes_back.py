@@ -1,22 +1,20 @@
-"""ResNet-50 on ImageNet by the procedures of "ResNet strikes back"; the one follows the colon.
+"""ResNet-50 on ImageNet, by "ResNet strikes back"; the procedure follows the colon.
 
-Paper: Wightman, Touvron and Jégou 2021 (arXiv:2110.00476), table 2. All: batch 2048, LAMB, cosine
-with 5 epochs of warm-up, binary cross-entropy, mixup, CutMix 1.0, RandAugment, crop ratio .95.
-A1: 600 epochs, rate 5e-3, decay .01, mixup .2, smoothing .1, stochastic depth .05, 3 augmentations.
-A2: 300 epochs, decay .02, mixup .1, no smoothing. A3: 100 epochs at 160 px, rate 8e-3, decay .02.
+Paper: Wightman, Touvron and Jégou 2021 (arXiv:2110.00476), table 2.
 
-    python -m experiments.train --config=configs/imagenet_resnet_strikes_back.py:a2 --workdir=runs/a2
+    python -m experiments.train --config=configs/imagenet_resnet_strikes_back.py:a2 \\
+        --workdir=runs/a2
     … --config.data.data_dir=DIR     the prepared data set
     …:a1  …:a3
 
 Result: not run here. Paper's top-1 accuracy (table 1): A1 80.4, A2 79.8, A3 78.1 %.
 Cost: not measured; A1 about 371,600, A2 185,800, A3 61,900 steps of batch 2048.
-Deviations: 1 % of the training images is held out; the warm-up begins at 0 and the cosine ends at
-0; RandAugment has torchvision's ops, at the same share of their strongest magnitude (7/10, A3: 6/10)
-without noise on it, and applies each with probability .5 as timm's, which has inversion and an added
-brightness instead of identity, grey borders and smooth resampling; crops are bilinear; BatchNorm
-and mixup see the whole batch. As in timm's code, the gradient is clipped at norm 1 inside LAMB, and
-targets above .2 become 1, which cancels A1's smoothing.
+Deviations: 1 % of the training images is held out. The warm-up begins at 0, and the cosine ends at
+0. RandAugment has torchvision's ops at the same fraction of their strongest magnitude (7/10, A3:
+6/10), without noise on the magnitude, and applies each with probability .5, as timm's; timm's has
+inversion and added brightness instead of identity, grey borders, and smooth resampling. Crops are
+bilinear. BatchNorm and mixup see the whole batch. As in timm's code, the gradient is clipped at norm
+1 inside LAMB, and targets above .2 become 1, which cancels A1's smoothing.
 """
 
 from ml_collections import ConfigDict

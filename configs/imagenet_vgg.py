@@ -1,9 +1,7 @@
 """VGG on ImageNet; the number of layers follows the colon.
 
-Paper: Simonyan and Zisserman 2014 (arXiv:1409.1556). Section 3.1: batch 256, learning rate .01
-divided by 10 three times, momentum .9, weight decay 5e-4, dropout .5, 74 epochs (370,000
-iterations), scale jitter in [256, 512], flips, colour shifts, Glorot's initialisation. Section 3.2:
-dense evaluation.
+Paper: Simonyan and Zisserman 2014 (arXiv:1409.1556), sections 3.1 (training, with Glorot's
+initialisation) and 3.2 (dense evaluation).
 
     python -m experiments.train --config=configs/imagenet_vgg.py:16 --workdir=runs/vgg16
     … --config.data.data_dir=DIR     the prepared data set
@@ -11,10 +9,9 @@ dense evaluation.
 
 Result: not run here. Paper's error, top-1 / top-5, at one scale of 384 (`evals.dense_384`): 16
 layers (D) 25.6 / 8.1 %, 19 layers (E) 25.5 / 8.0 %; at three scales (`evals.dense`): 24.8 / 7.5 %.
-Cost: not measured; about 367,000 steps of batch 256.
+Cost: not measured; about 367,000 steps of batch 256 (paper: 370,000).
 Deviations: 1 % of the training images is held out; the learning rate falls at 25, 50 and 65 epochs,
-not by hand; selection uses the middle of the image at one scale of 384; only the channels' means
-are subtracted, in pixels; biases are not decayed.
+not by hand; checkpoints are selected on central crops of 384 pixels; biases are not decayed.
 """
 
 from ml_collections import ConfigDict

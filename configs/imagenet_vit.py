@@ -1,10 +1,7 @@
 """ViT-S/16 on ImageNet from scratch; the number of epochs follows the colon, 90 or 300.
 
 Paper: Beyer, Zhai and Kolesnikov 2022, "Better plain ViT baselines for ImageNet-1k"
-(arXiv:2205.01580), section 2 and the authors' config `vit_s16_i1k.py`: batch 1024, Adam at 1e-3
-with decoupled weight decay 1e-4, gradient norm at most 1, 10,000 steps of warm-up, cosine,
-Inception's crops, RandAugment of 2 layers at magnitude 10, mixup .2, mean over the patches' tokens,
-fixed sine and cosine position embeddings.
+(arXiv:2205.01580), section 2, and the authors' config `vit_s16_i1k.py`.
 
     python -m experiments.train --config=configs/imagenet_vit.py:90 --workdir=runs/vit
     … --config.data.data_dir=DIR     the prepared data set
@@ -12,12 +9,13 @@ fixed sine and cosine position embeddings.
 
 Result: not run here. Paper's top-1 accuracy: 76.5 % in 90 epochs, 80.0 % in 300 (figure 1); with
 one linear layer as classifier, as here, 76.7 and 79.8 % (table 1).
-Cost: not measured; 111,477 and 371,588 steps of batch 1024; the paper's 6.5 hours for 90 epochs
-were on a TPU v3-8.
+Cost: not measured; 111,477 and 371,588 steps of batch 1024. The paper reports 6.5 hours for 90
+epochs on a TPU v3-8.
 Deviations: the classifier is one linear layer; RandAugment is torchvision's at its strongest
-magnitude, 30, which lacks Cutout, SolarizeAdd and Invert of the authors' TensorFlow code; Adam's
-first moment is float32, not bfloat16; the shorter side is resized bilinearly, not by area. The
-authors' decay is not multiplied by the peak rate, so that 1e-4 there is .1 of AdamW here.
+magnitude, 30 (the authors': 10), which lacks Cutout, SolarizeAdd and Invert of the authors'
+TensorFlow code; Adam's first moment is float32, not bfloat16; the shorter side is resized
+bilinearly, not by area. The authors do not multiply the weight decay by the peak learning rate, so
+their 1e-4 corresponds to .1 in AdamW.
 """
 
 from ml_collections import ConfigDict

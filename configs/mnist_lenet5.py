@@ -1,20 +1,18 @@
 """LeNet-5 on MNIST, in its modern form and as published in 1998; the variant follows the colon.
 
 Paper: LeCun et al. 1998, "Gradient-based learning applied to document recognition", sections II.B,
-II.C and III. Test error there: 0.95 %, with distorted training images 0.8 %.
+II.C and III.
 
     python -m experiments.train --config=configs/mnist_lenet5.py --workdir=runs/mnist
     … --config.data.source=idx --config.data.path=FOLDER     the four IDX files, no internet
+    …:plain  …:1998  …:1998-distorted  …:1998-cosine  …:quick
 
-Result: mean test error of 5 seeds (results/table.md). full (default): 0.50 ± 0.03 %; plain, without
-distortions: 0.78 ± 0.07 %; 1998, network, loss and schedule as published: 1.14 ± 0.08 %;
-1998-distorted: 0.90 ± 0.09 %; 1998-cosine, our schedule and weight decay: 0.92 ± 0.04 %.
+Result: test error in % (paper: 0.95, distorted 0.8): full (default, distorted) 0.50, plain 0.78,
+1998 1.14, 1998-distorted 0.90, 1998-cosine 0.92 (5 seeds; docs/results.md).
 Cost: 4, 1, 5, 5 and 6 minutes of one CPU core for each seed; `quick` is a smoke test of seconds.
-Deviations: full and plain have a dense C3, ReLU, max pooling and softmax. The others are trained in
-batches of 128 with momentum, not on single patterns with a diagonal Levenberg-Marquardt step, and
-their first learning rate (6e-3) was found on validation images. 5,000 training images are held out
-(none for 1998-cosine), and the best of 20 passes on them is reported. Distortions include rotations
-and are drawn anew in each pass (the paper made 540,000 distorted images once).
+Deviations: full and plain use a dense C3, ReLU, max pooling and softmax. The 1998 variants train in
+batches with momentum, not on single patterns; 1998-cosine has its own schedule and weight decay.
+Distortions include rotations, and each pass has new ones (the paper: 540,000 fixed images).
 """
 
 from ml_collections import ConfigDict

@@ -1,4 +1,4 @@
-"""A ResNet from scratch on a data set of TFDS, which follows the colon.
+"""A ResNet from scratch on a data set of TFDS; the data set follows the colon.
 
 Paper: He et al. 2015, "Deep residual learning for image recognition" (arXiv:1512.03385), section
 4.2 for CIFAR (ResNet-20, padded by 4, cropped, flipped), section 3.4 for the others (ResNet-18;
@@ -10,9 +10,9 @@ ImageNet: ResNet-50).
 
 Result: not run here. ResNet-20 on CIFAR-10 in the paper: 8.75 % test error.
 Cost: not measured; the data sets must be downloaded.
-Deviations: a cosine schedule; for training, Inception's crops as in torchvision's recipe; for
-evaluation, the central crop. Validation images are held out of the training split. If a data set's
-test labels are not public, its validation split is reported as test.
+Deviations: a cosine schedule; Inception's crops in training, as in torchvision's recipe, and the
+central crop in evaluation. Validation images are held out of the training split. If the labels of a
+data set's test split are not public, its validation split is used as the test split.
 """
 
 from ml_collections import ConfigDict

@@ -7,8 +7,8 @@ Examples:
     python -m experiments.demo --pretrained=efficientnet_lite0 --host=0.0.0.0
 
 With --index (see experiments.search) the page also shows similar images. Only this machine can open
-the page. With --host, everyone who has the printed address with its token can open it, too. Images
-are sent nowhere else.
+the page. With --host, everyone who has the printed address with its token can open it, too. The
+images are not sent anywhere else.
 """
 
 from pathlib import Path

@@ -11,7 +11,7 @@ Examples:
 --eval.KEY sets a key of the evaluation; the keys are those of an entry of config.evals:
     --eval.protocol=ten_crop             a paper's test protocol: ten_crop, crops_144, dense(…), …
     --eval.data.name=imagenet_v2         another data set
-    --eval.weights=raw                   the weights as trained, not their moving average
+    --eval.weights=raw                   the trained weights, not their moving average
 Several workdirs form an ensemble, which averages the runs' probabilities. The report is
 DIR/report/index.html; the predictions for each example are in the same folder.
 """

@@ -1,4 +1,4 @@
-"""Suggests a learning rate: raises it from step to step until the loss explodes.
+"""Suggests a learning rate by a range test, which raises it step by step until the loss explodes.
 
     python -m experiments.find_lr --config=FILE[:ARGUMENT] [--steps=150] [--config.KEY=VALUE …]
 

@@ -60,7 +60,7 @@ def main(argv: list[str]) -> int:
     classifier.expect(source.num_examples)
     answers = classifier.classify_source(source, TOP_K.value)
     bar = FORMAT.value == 'table' or not sys.stdout.isatty()
-    if not bar:  # predictions appear on the terminal as they come, the first after compilation
+    if not bar:  # predictions appear on the terminal one by one, the first after compilation
         with phase('classifying the first images'):
             first = list(itertools.islice(answers, 1))
         answers = itertools.chain(first, answers)

@@ -1,4 +1,4 @@
-"""Shows the model's input images, and faults of the data.
+"""Shows the model's input images and the faults of the data.
 
     python -m experiments.preview --config=FILE[:ARGUMENT] [--output=DIR] [--config.KEY=VALUE …]
 

@@ -3,7 +3,7 @@
     python -m experiments.reproduce [ROW…] [--seeds=3] [--mnist=FOLDER] [--data_dir=DIR]
 
 Examples:
-    python -m experiments.reproduce                                    what was measured so far
+    python -m experiments.reproduce                                    show the measured rows
     python -m experiments.reproduce mnist-lenet5 --mnist=FOLDER        train and measure one row
     python -m experiments.reproduce cifar10-resnet20 --seeds=3,4 --dtype=bfloat16
 
@@ -44,8 +44,8 @@ FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the table 
 
 _LECUN, _HE = 'LeCun 1998, MNIST', 'He 2015, CIFAR-10'
 _FASHION = "Fashion-MNIST's list"
-# The fields of a row are its name, config, paper and published error. Two more fields follow if the
-# paper's test differs from the config's: the name of the evaluation in config.evals that follows
+# The fields of a row are its name, config, paper and published error. If the paper's test differs
+# from the config's, two more fields follow: the name of the evaluation in config.evals that follows
 # the paper's protocol, and the metric.
 ROWS = (
     ('digits-lenet5', 'configs/digits_lenet5.py', 'scikit-learn digits', '–'),
@@ -102,11 +102,13 @@ def main(argv: list[str]) -> None:
     with phase('starting'):
         from vision.studies import reproduction as reproduce
 
+    # Check the flags before any training.
     seeds = _seeds(SEEDS.value)
     rows = [reproduce.Row(*row) for row in ROWS]
     results = Path(RESULTS.value)
     if not argv[1:] and not results.is_dir():
         raise UserError(f'--results={results}: no such folder')
+    # Train the named rows, and write the table after each of them.
     for row in (row for row in rows if row.name in argv[1:]):
         reproduce.reproduce(row, _config(row), seeds, Path(WORKDIR.value), results, _command(row))
         reproduce.write_markdown(reproduce.table(rows, results), results / 'table.md')
@@ -121,6 +123,7 @@ def _config(row: Any) -> Any:
     file, _, argument = row.config.partition(':')
     module = importlib.import_module(file.removesuffix('.py').replace('/', '.'))
     config = module.get_config(*([argument] if argument else []))
+    # Set the location of the data and the dtype from the flags.
     data = config.data
     folder = {'mnist': MNIST.value, 'fashion_mnist': FASHION.value}.get(data.get('name'))
     with data.unlocked():
@@ -135,7 +138,7 @@ def _config(row: Any) -> Any:
 
 
 def _seeds(words: list[str]) -> list[int]:
-    """Returns the seeds: '3' is how many, '0,1,2' are seeds, and '3,' is one seed."""
+    """Returns the seeds: '3' is a number of seeds, '0,1,2' are seeds, and '3,' is one seed."""
     named = len(words) > 1
     words = words[:-1] if named and not words[-1] else words
     if not words or not all(re.fullmatch(r'\d+', word) for word in words):

@@ -2,16 +2,16 @@
 
     python -m experiments.search COMMAND --workdir=DIR|--pretrained=SOURCE [--index=FILE] [PATH…]
 
-    describe PATH…    write what is known of each image into the folder --output, as Parquet shards;
-                      started again it goes on, or describes what is new or has changed
-    build PATH…       describe images (or --split of the run's data) and write them into a new index;
-                      a PATH may be a folder of shards, which needs no model
+    describe PATH…    write vectors and properties of images into the folder --output, as Parquet
+                      shards; a second run continues, and describes new and changed images
+    build PATH…       describe images (or --split of the run's data) and write a new index; a PATH
+                      may be a folder of shards, which needs no model
     add PATH…         add images to an index
-    replace PATH…     describe images again that may be in the index, and replace them
+    replace PATH…     add images to an index, and replace those that are already in it
     remove PATH…      remove files and folders from an index; needs no model
     query IMAGE…      find the nearest images in the index, or in --split, which is described first
     duplicates        find images in the index that are nearly the same
-    evaluate          measure how well features tell the classes of --split apart (without an index)
+    evaluate          measure how well features separate the classes of --split (without an index)
 
 Examples:
     python -m experiments.search describe photos/ --workdir=runs/photos --output=photos.shards
@@ -102,6 +102,7 @@ def main(argv: list[str]) -> int:
         if KIND.present and KIND.value != 'hnsw':
             raise UserError(f'--hnsw is --kind=hnsw now, and contradicts --kind={KIND.value}')
         print('--hnsw is --kind=hnsw now', file=sys.stderr)
+    # Removing images and indexing shards need no model; the other commands need one.
     from_shards = argv[1] in ('build', 'add', 'replace') and _are_shards(argv[2:])
     models = sum(flag.value is not None for flag in (WORKDIR, PRETRAINED))
     if argv[1] != 'remove' and models != 1 and not (from_shards and not models):
@@ -189,6 +190,7 @@ def _query(words: list[str]) -> int:
     classifier = _classifier()
     asked = search.named(classifier.run, words)
     total = sum(some.source.num_examples for some in asked)
+    # Load the index, or build one of the split in memory.
     if INDEX.value is not None:
         classifier.expect(total)
         made = _load(INDEX.value, read_only=True)
@@ -224,7 +226,7 @@ def _evaluate(words: list[str]) -> int:
 
 
 def _are_shards(words: list[str]) -> bool:
-    """Tells a folder of shards from a folder of images, in which any manifest.json may lie."""
+    """Returns True for a folder of shards, not for a folder of images with some manifest.json."""
     if len(words) != 1 or SPLIT.value is not None:
         return False
     from vision.search import shards
@@ -276,7 +278,7 @@ def _classifier_and_images(words: list[str]) -> tuple[Any, Any]:
 
     if _are_shards(words):
         manifest = shards.open_shards(words[0])
-        # The model that is not needed may still be named: it must be the one of the shards.
+        # The model is not needed. If it is named, it must be the model of the shards.
         was, way = manifest.made_by, 'describe into another folder'
         if WORKDIR.value is not None or PRETRAINED.value is not None:
             fingerprint.check(was, _classifier(), ENDPOINT.value, words[0], way)

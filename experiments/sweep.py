@@ -8,7 +8,7 @@ Examples:
     python -m experiments.sweep --config=configs/ablation.py:digits --workdir=runs/plain \\
         --grid='model.shortcut=A,none'
 
-Each trial has a workdir in DIR. Exit code 3: some trials failed; their rows say why.
+Each trial has a workdir in DIR. Exit code 3: some trials failed; their rows give the reasons.
 """
 
 from absl import flags

@@ -322,7 +322,24 @@ def test_entries_by_name():
     assert list(named_entries(config, None, ConfigDict())) == ['test']
     ad_hoc = {'data': {'name': 'imagenet_v2/top:3'}, 'protocol': 'dense(256, 384)'}
     (name,) = named_entries(config, None, ConfigDict(ad_hoc))
-    assert name == 'top_3_test_dense_256__384'
+    assert name == 'imagenet_v2_top_3_test_dense_256__384'
+
+
+@pytest.mark.parametrize(
+    ('one', 'other'),
+    [
+        ({'data': {'path': '/a/photos'}}, {'data': {'path': '/b/photos'}}),
+        ({'data': {'name': 'first/x'}}, {'data': {'name': 'second/x'}}),
+        ({'data': {'fold': '1/5'}}, {'data': {'fold': '2/5'}}),
+        ({'ops': 'decode|flip_lr'}, {'ops': 'flip_lr'}),
+        ({'classes': 'all'}, {'classes': 'data'}),
+    ],
+)
+def test_different_evaluations_never_share_a_name(one, other):
+    names = [*named_entries(default_config(), None, ConfigDict(one))]
+    again = [*named_entries(default_config(), None, ConfigDict(one))]
+    others = [*named_entries(default_config(), None, ConfigDict(other))]
+    assert names == again and names != others
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 from tests.conftest import REPO
 from tests.models.weights.test_packages import installed
 from vision.prediction import Classifier, demo, explain, feed, stablehlo
-from vision.search import index, search
+from vision.search import display, index, search
 
 NAME = 'efficientnet_lite0'
 PHOTOS = REPO / 'docs' / 'photos'
@@ -54,7 +54,7 @@ def test_search_and_the_demo(classifier, tmp_path):
     (found,) = search.query(classifier, opened, search.named(classifier.run, PHOTOS / 'cat.jpg'), 2)
     assert found['neighbours'][0]['path'].endswith('cat.jpg')
     assert found['neighbours'][0]['score'] > 0.999 > found['neighbours'][1]['score']
-    said = demo.answer(classifier, search.Similar(classifier, opened), str(PHOTOS / 'coffee.jpg'))
+    said = demo.answer(classifier, display.Similar(classifier, opened), str(PHOTOS / 'coffee.jpg'))
     assert 'espresso' in said and 'id="similar"' in said
 
 

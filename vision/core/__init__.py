@@ -1,8 +1,8 @@
 """Code that all packages share: configs, workdirs, checkpoints, devices, processes and errors.
 
-`default_config()` has every key of a config with its default; `config_keys.py` declares the keys. A
-run's folder is read with `read_config` and `read_records`, its weights with `Checkpoints`. A
-mistake of the user raises `UserError`; a command reports it in one line and exits with code 2.
+`default_config()` has every key of a config with its default; `config_keys.py` declares the keys.
+`read_config` and `read_records` read a run's folder, and `Checkpoints` reads its weights. A mistake
+of the user raises `UserError`; a command reports it in one line and exits with code 2.
 
 Read first: `config_keys.py`, `workdir.py`, `checkpoints.py`, `mesh.py`.
 """

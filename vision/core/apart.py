@@ -1,4 +1,4 @@
-"""Calls a function in a child process, so that a crash of the function does not end the caller.
+"""Calls of a function in a child process, so that a crash of the function does not end the caller.
 
 The caller gets the function's result, its exception, or the reason why the child process ended.
 """
@@ -38,12 +38,13 @@ class Died(Exception):
 def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
     """Calls a function in a child process and returns its result.
 
-    The child is a fork of this process as long as JAX has no backend here. Otherwise a server
-    process is started and forked, so that no device and no GPU memory is held twice. The first
-    SIGINT or SIGTERM is passed on to the child; a second signal ends both processes.
+    The child is a fork of this process if JAX has no backend in it. Otherwise a server process is
+    started and forked, so that no device and no GPU memory is held twice. The first SIGINT or
+    SIGTERM is passed on to the child; a second signal ends both processes.
 
     Args:
-      function: a module-level function. It, its arguments and its result must be picklable.
+      function: a module-level function. The function, its arguments and its result must be
+        picklable.
       *arguments: positional arguments of the function.
 
     Raises:
@@ -56,7 +57,7 @@ def run_apart(function: Callable[..., Any], *arguments: Any) -> Any:
     receiver, sender = context.Pipe(duplex=False)
     child = context.Process(target=_answer, args=(sender, function, arguments))
     with _Forwarded() as signals:
-        # Start the child and wait for its answer; signals are passed on meanwhile.
+        # Start the child and wait for its answer; pass signals on during this time.
         with _empty_main():
             child.start()
         sender.close()
@@ -117,7 +118,7 @@ def _receive(receiver: connection.Connection, child: Any) -> tuple[str, Any]:
     child.join()
     if answer is not None:
         return answer
-    # The pipe was closed without an answer: the exit code tells why.
+    # The pipe was closed without an answer: find the reason in the exit code.
     if child.exitcode >= 0:
         return 'ended', f'its process ended with exit code {child.exitcode}'
     # A negative exit code is the number of the signal that ended the process.

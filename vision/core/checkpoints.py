@@ -29,8 +29,8 @@ from vision.core.errors import UserError, unknown
 from vision.core.state import TrainState
 from vision.core.text import json_text
 
-# Drop Orbax's log lines: it reports every save and warns of options that are set on purpose. Its
-# failures are raised as exceptions.
+# Drop Orbax's log lines: Orbax reports every save and warns of options that are set on purpose. It
+# raises its failures as exceptions.
 logging.get_absl_logger().addFilter(lambda record: 'orbax' not in record.pathname)
 
 _SUMS = 'checksums.json'  # inside a checkpoint: the CRC-32 of each file
@@ -51,8 +51,8 @@ class Checkpoints:
         Args:
           workdir: the run's folder.
           rank: maps a checkpoint's validation metrics to a sort key; the greatest is the best.
-          keep: number of newest checkpoints to keep, beside the best on the validation split.
-          read_only: for evaluation and prediction; safe while the run is still training.
+          keep: number of newest checkpoints to keep, in addition to the best on validation.
+          read_only: True for evaluation and prediction; safe while the run is still training.
 
         Raises:
           UserError: `read_only` is set and the workdir has no checkpoints.
@@ -136,7 +136,7 @@ class Checkpoints:
           RuntimeError: Orbax refused to save, because this step or a later one exists.
         """
         step = int(state.step)
-        # The moving average is an item of its own, which prediction can read alone.
+        # Save the moving average as a separate item, so that prediction can read only this item.
         items = {
             'model': ocp.args.StandardSave(state.variables),
             'training': ocp.args.StandardSave(_training(state)),
@@ -170,7 +170,7 @@ class Checkpoints:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """Turns any exception while writing into a UserError of one line.
+        """Converts any exception during writing to a UserError of one line.
 
         The exceptions come from Orbax's threads and from several libraries.
         """
@@ -241,7 +241,7 @@ class Checkpoints:
           The state and the JSON values that were saved with it.
 
         Raises:
-          UserError: the checkpoint is of another model or optimizer.
+          UserError: the checkpoint belongs to another model or optimizer.
         """
         items = {'model': state.variables, 'training': _training(state)}
         if state.ema_params is not None:
@@ -266,7 +266,7 @@ class Checkpoints:
             moving average if there is one.
 
         Raises:
-          UserError: the checkpoint is of another model, or has no moving average.
+          UserError: the checkpoint belongs to another model, or has no moving average.
         """
         averaged = (self._directory / str(step) / 'ema').is_dir()
         if weights not in (None, 'ema', 'raw'):
@@ -297,7 +297,7 @@ class Checkpoints:
 
     @contextmanager
     def _damage_named(self, step: int) -> Iterator[None]:
-        """Turns a library's exception for a damaged checkpoint into a UserError of one line.
+        """Converts a library's exception for a damaged checkpoint to a UserError of one line.
 
         The message names the previous complete checkpoint.
         """
@@ -328,7 +328,7 @@ def _training(state: TrainState) -> dict[str, Any]:
 
 
 def _complete(directory: Path) -> bool:
-    """True if Orbax finished the checkpoint: it then has metadata.
+    """True if Orbax finished the checkpoint, which then has metadata.
 
     Orbax itself counts every folder whose name is a number.
     """

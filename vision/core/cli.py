@@ -1,8 +1,8 @@
 """Shared code of all commands: flag parsing, one-line error messages and exit codes.
 
-Exit codes: 0 done; 2 the user's mistake; 3 answered in part, because some images could not be read
-or some trials failed; 130 and 143 stopped by SIGINT or SIGTERM after the checkpoint was written;
-1 a fault of the program, with a traceback (please report it).
+Exit codes: 0: done; 2: a mistake of the user; 3: a partial result, because some images could not be
+read or some trials failed; 130 and 143: stopped by SIGINT or SIGTERM after the checkpoint was
+written; 1: an error in this code, with a traceback (please report it).
 """
 
 import ast
@@ -99,7 +99,7 @@ def accept_none() -> None:
 class _PlainConfigFile(ConfigFileFlagParser):
     """Reads a config file and converts its NumPy and JAX values to plain Python values.
 
-    The type of a value decides how its override is parsed.
+    The type of a value determines how its override is parsed.
     """
 
     def parse(self, path: str) -> Any:
@@ -154,7 +154,7 @@ def _read_section(text: str) -> ConfigDict:
 
 
 def read_literal(text: str) -> Any:
-    """The value of a Python literal; text that is no literal is returned unchanged."""
+    """Returns the value of a Python literal; other text is returned unchanged."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
@@ -209,7 +209,7 @@ def require(**values: object) -> None:
 
 
 def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
-    """Prepares the process and runs `main`; turns its exceptions into exit codes."""
+    """Prepares the process and runs `main`; converts its exceptions to exit codes."""
     # Show warnings only, and set up JAX before it has a backend.
     logging.set_verbosity(logging.WARNING)
     _quiet_orbax()
@@ -256,7 +256,7 @@ def _is_one_of_several() -> bool:
 
 
 def _fail(error: Exception) -> int:
-    """Reports a fault of the program with its traceback.
+    """Reports an error in this code with its traceback.
 
     In a distributed run the process exits at once: a normal exit would wait for the other
     processes, which do not know of the failure.

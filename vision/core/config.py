@@ -47,7 +47,7 @@ PLACES = ('data.path', 'data.data_dir')
 
 
 class Config(ConfigDict):
-    """A ConfigDict with a section `update` in place of ConfigDict's method of that name."""
+    """A ConfigDict whose attribute `update` is the section, not the method of ConfigDict."""
 
     @property
     def update(self) -> ConfigDict:  # type: ignore[override]
@@ -112,7 +112,7 @@ def check(config: Mapping[str, Any]) -> None:
             raise UserError(f'config.{key.name} is missing; set it with --config.{key.name}=…')
     for name, entry in values['evals'].items():
         complete_eval(entry, f'config.evals.{name}')
-    # Check values that exclude one another.
+    # Check for values that exclude one another.
     training = values['training']
     if training['polyak_from'] is not None and training['ema_decay']:
         raise UserError('training.ema_decay and training.polyak_from: only one of them can be set')

@@ -1,8 +1,8 @@
 """Declarations of all config keys: type, range, default and meaning.
 
-`default_config()`, the checks, `--explain` and docs/configs.md are made from these tables. An open
-section may have further keys: the arguments of the function or class that it names, with the types
-annotated there. This module also finds such functions and checks their arguments.
+`default_config()`, the checks, `--explain` and docs/configs.md are generated from these tables. An
+open section may have further keys: the arguments of the function or class that it names, with the
+types of their annotations. This module also finds such functions and checks their arguments.
 """
 
 import importlib
@@ -270,7 +270,7 @@ def declared(section: str) -> list[str]:
 
 
 def own_arguments(section: str, values: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of an open section that are arguments of the function or class that it names."""
+    """Returns the keys of an open section that are arguments of the function that it names."""
     return {name: value for name, value in values.items() if name not in declared(section)}
 
 
@@ -344,7 +344,7 @@ def check_arguments(
             continue
         if not fits(value, hints[key]):
             raise UserError(f'{what}: {key}={value!r} is not {describe(hints[key])}')
-        # The type is right: check the range in its annotation.
+        # Check the range in the annotation.
         for bounds in getattr(hints[key], '__metadata__', ()):
             if isinstance(bounds, Range) and not bounds.holds(value):
                 raise UserError(f'{what}: {key}={value!r} must be {bounds}')

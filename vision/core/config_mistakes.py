@@ -97,7 +97,7 @@ def explain_value(config: Mapping[str, Any], key: str, text: str) -> str:
 
 
 def _explain_unknown(name: str) -> str:
-    """Suggests the flag or config key that an unknown flag may stand for.
+    """Suggests a known flag or config key for an unknown flag.
 
     For example, it suggests --config.optimizer.lr for --lr.
     """

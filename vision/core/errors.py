@@ -12,7 +12,7 @@ _ALSO = {
     'learning_rate': 'lr', 'epochs': 'duration', 'bs': 'batch_size', 'wd': 'weight_decay', 'output_dir': 'workdir',
     'logdir': 'workdir',
 }  # fmt: skip
-_FEW = 20  # up to this number, all known names are listed even beside a suggestion
+_FEW = 20  # up to this number, all known names are listed in addition to a suggestion
 
 
 class UserError(Exception):
@@ -55,7 +55,7 @@ def _plain(name: str) -> str:
 def meant(name: str, known: Iterable[str]) -> list[str]:
     """Returns the dotted names in `known`, such as 'optimizer.lr', that a word may stand for.
 
-    They are the names whose last part is the word. If there are none, a similarly spelt name is
+    These are the names whose last part is the word. If there are none, a similarly spelt name is
     returned, or the names whose last part is spelt similarly.
     """
     ends: dict[str, list[str]] = {}

@@ -1,9 +1,9 @@
 """Coordination of several processes that run one program: shared values, errors and signals.
 
 If one process raised an exception and the others continued, they would wait for it in the next
-collective operation. The processes therefore exchange the outcome of whatever may fail on one of
-them alone. All processes must call these functions in the same order. With a single process they
-cost nothing.
+collective operation. The processes therefore exchange the outcome of each operation that may fail
+on one of them alone. All processes must call these functions in the same order. With a single
+process, the functions cost nothing.
 """
 
 import json
@@ -128,7 +128,7 @@ class StopSignals:
     current: 'StopSignals | None' = None  # the instance whose context is active
 
     def __init__(self, make_safe: Callable[[], object] = lambda: None) -> None:
-        """Prepares the context; signals are caught from `__enter__` on.
+        """Creates the context; it catches signals from `__enter__` on.
 
         Args:
           make_safe: waits until pending writes are complete. `leave` calls it in another thread

@@ -140,6 +140,7 @@ def _make_display(show: bool) -> Any:
             shown = (done + total, time, task.fields['figures'])
             return Text('  '.join(filter(None, shown)))
 
+    # Bars are removed at their end (`transient`), and hidden if stderr is not a terminal.
     console = Console(stderr=True)
     return Progress(
         SpinnerColumn(),

@@ -68,7 +68,7 @@ def let_go_of_stdout() -> None:
 
 
 class Leaving:
-    """Ends the process within seconds of SIGTERM or SIGINT, whatever it is doing.
+    """Ends the process within seconds of SIGTERM or SIGINT, in any state.
 
     The first signal raises SystemExit or KeyboardInterrupt in the main thread; a second one ends
     the process at once. During imports even the first signal ends the process at once, because no
@@ -77,7 +77,7 @@ class Leaving:
     The main thread may be in code that does not return for minutes, such as XLA's compiler, or may
     wait for other threads. A watcher thread therefore ends the process after a few seconds. If
     Python dropped the exception, the watcher sends the signal again. Code with its own signal
-    handlers, such as the training loop, decides itself when to end.
+    handlers, such as the training loop, determines the time of its end itself.
     """
 
     received: int | None = None
@@ -192,7 +192,7 @@ def shipped_environment() -> dict[str, str]:
 
 
 def use_compilation_cache() -> None:
-    """Turns on JAX's persistent compilation cache, so that a second start is quick.
+    """Enables JAX's persistent compilation cache, so that a second start is quick.
 
     The folder is JAX_COMPILATION_CACHE_DIR if that is set (empty turns the cache off), otherwise
     `vision-jax` in XDG_CACHE_HOME or ~/.cache. The results of a run do not depend on the cache.
@@ -203,7 +203,7 @@ def use_compilation_cache() -> None:
     folder = Path(home) / 'vision-jax'
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # the home folder is read-only: go without a cache
+    except OSError:  # the home folder is read-only: use no cache
         return
     os.environ['JAX_COMPILATION_CACHE_DIR'] = str(folder)
     # JAX has read the variable already, so set its option as well.
@@ -221,7 +221,7 @@ def tf_cpu() -> ModuleType:
       RuntimeError: TensorFlow was used before and already holds an accelerator.
     """
     # TensorFlow prints a traceback for each image that cannot be decoded, even if the error is
-    # caught. A level of 1 is taken for JAX's, which sets this level when it is imported.
+    # caught. A level of 1 is treated as JAX's, because JAX sets this level when it is imported.
     if os.environ.get('TF_CPP_MIN_LOG_LEVEL', '1') == '1':
         os.environ['TF_CPP_MIN_LOG_LEVEL'] = '3'
     # oneDNN prints a notice on stderr, and the order of its sums depends on the machine.

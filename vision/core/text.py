@@ -1,4 +1,4 @@
-"""Paths, JSON without NaN, CSV that reads back as it was written, and tables for a terminal."""
+"""Paths, JSON without NaN, CSV that is read back unchanged, and tables for a terminal."""
 
 import csv
 import io
@@ -31,7 +31,7 @@ def as_list(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
 
 def as_path(path: AnyPath) -> Path:
     """Returns one path, with ~ expanded to the home folder; raises UserError for other values."""
-    # `expanduser` leaves `~name` as it is if there is no user of that name.
+    # `expanduser` does not change `~name` if there is no user of that name.
     return Path(os.path.expanduser(os.fsdecode(_path(path))))
 
 
@@ -76,7 +76,7 @@ def common_root(paths: Iterable[str]) -> str:
 
 
 def below(path: str, root: str) -> str:
-    """Returns a file's path relative to a folder; unchanged if the file lies elsewhere."""
+    """Returns a file's path relative to a folder; unchanged if the file is outside the folder."""
     # Compare absolute paths, with a slash at the end of the folder.
     whole, start = os.path.abspath(path), root.rstrip(os.sep) + os.sep
     return whole.removeprefix(start) if root and whole.startswith(start) else path
@@ -114,7 +114,7 @@ def _finite(value: Any, name: str, reasons: dict[str, str]) -> Any:
       reasons: filled with the original values of that object, by name.
     """
     if isinstance(value, Mapping):
-        # A dict collects the reasons of its own values.
+        # A dict collects the reasons for its own values.
         own: dict[str, str] = {}
         made = {key: _finite(v, str(key), own) for key, v in value.items()}
         return made | {'not_finite': own} if own else made

@@ -73,7 +73,7 @@ class Lock:
             ) from None
         except OSError as e:
             _go_on_without(e, self._path, 'two runs in this workdir would not notice each other')
-        # Write who holds the lock, for the message of another run.
+        # Write the holder of the lock, for the message of another run.
         self._file.truncate(0)
         self._file.write(f'process {os.getpid()} on {socket.gethostname()}\n')
         self._file.flush()

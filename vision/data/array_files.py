@@ -21,8 +21,8 @@ from vision.data.source import ArraySource, NoSplitError
 # The start of the file names of each split.
 _IDX_PREFIX = {'train': 'train', 'test': 't10k'}
 
-# Exceptions of NumPy for a file of another kind (such as .npy, which has no names), a damaged file,
-# and a file whose header states an enormous size.
+# Exceptions that NumPy raises for a file of another kind (such as .npy, which has no names), a
+# damaged file, and a file whose header states an enormous size.
 _NOT_NPZ = (
     OSError, ValueError, TypeError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile,
     zlib.error,

@@ -78,7 +78,7 @@ def synthetic(
 def from_arrays(
     name: str, images: np.ndarray, labels: np.ndarray, class_names: Sequence[str] = ()
 ) -> ArraySource:
-    """Checks arrays and makes a source of them.
+    """Checks arrays and returns a source that contains them.
 
     Args:
       name: the source's name, for messages.

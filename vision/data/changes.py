@@ -10,7 +10,8 @@ from typing import Any
 from vision.core import workdir as workdir_lib
 from vision.data.identity import FILE, Examples, digest
 
-# Keys of dataset.json that are compared, beside the classes and the examples, and their messages.
+# Keys of dataset.json that are compared in addition to the classes and the examples, and their
+# messages.
 _COMPARED = {
     'image_shape': 'the images are {now}; they were {was}',
     'input_shape': 'the model input is {now}; it was {was}',

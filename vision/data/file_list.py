@@ -28,8 +28,8 @@ def file_list(
       path: a CSV file with a header `path,label`, or JSON lines `{"path": …, "label": …}`. Image
         paths are relative to the list's folder. Labels are class names. If a cell has several
         ('cat|dog'), the whole list is multi-label, and an empty cell is an image without labels.
-        A column `split` names each image's split; without it a hash of the path decides, as in
-        `folder`.
+        A column `split` names each image's split; without it, a hash of the path determines the
+        split, as in `folder`.
       validation: as in `folder`, like the arguments below.
       test: share for the test split.
       fold: 'K/N'.
@@ -63,7 +63,7 @@ def file_list(
     if without and len(without) < len(rows):
         raise UserError(f"{path}: image {without[0]} has no 'split', but other images have one")
     # Split the images by the column `split`, or by hashes of the paths. Version 1 of the rules
-    # hashes a path as it is written in the list, version 2 hashes the normalised path.
+    # hashes a path in the form in the list, version 2 hashes the normalised path.
     as_hashed = os.path.normpath if rules > 1 else str
     paths = [as_hashed(row['path']) for row in rows]
     images = list(zip(paths, labels, strict=True))
@@ -115,7 +115,7 @@ def read_list(path: str) -> list[dict]:
     full = os.path.expanduser(path)
     if not os.path.isfile(full):
         raise UserError(f'data.path={path!r}: no such file{similar(path)}')
-    # The suffix decides between JSON lines and CSV.
+    # The suffix distinguishes JSON lines from CSV.
     is_json = full.lower().endswith(('.jsonl', '.json', '.ndjson'))
     try:
         with open(full, newline='', encoding='utf-8-sig') as file:

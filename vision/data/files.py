@@ -2,7 +2,7 @@
 
 Folders, patterns, prediction, search and preview read the same formats: those that the installed
 Pillow opens, including HEIC, AVIF and JPEG XL if their plug-ins are installed. A file that is named
-explicitly is read whatever its suffix.
+explicitly is read regardless of its suffix.
 """
 
 import collections
@@ -218,9 +218,9 @@ def warn_once(message: str) -> None:
 def expand(path: str) -> list[str]:
     """Returns the images that a path stands for: a file, a folder, or a pattern such as `**/*.jpg`.
 
-    A file is kept whatever its suffix, even if it does not exist. Images of a folder or pattern are
-    sorted. Existing folders at the start of a pattern are taken literally: brackets in their names
-    match only brackets.
+    A file is kept regardless of its suffix, even if it does not exist. Images of a folder or
+    pattern are sorted. Existing folders at the start of a pattern are taken literally: brackets in
+    their names match only brackets.
 
     Raises:
       UserError: a folder or pattern has no images.

@@ -42,9 +42,10 @@ def folder(
     (training), val (valid, validation) or test (testing).
 
     In the first layout each class is split by ranking hashes of its images' paths: 8/10 train, 1/10
-    validation, 1/10 test, or as the arguments say. When files are added or removed, few other
-    images change their split. In the second layout, without val 1/10 of train becomes validation;
-    with val but without test, val serves as both, because ImageNet's test labels are not public.
+    validation, 1/10 test, or the shares of the arguments. When files are added or removed, few
+    other images change their split. In the second layout, if there is no val, 1/10 of train becomes
+    validation. If there is val but no test, val is used as both, because ImageNet's test labels are
+    not public.
 
     Args:
       split: train, validation or test.
@@ -53,7 +54,7 @@ def folder(
       test: in the same form.
       fold: 'K/N': the test split is the K-th of N disjoint parts, counted from 1.
       rules: version of the rules. Runs that were started with version 1 keep its order of classes
-        (sorted as text) and its splits (decided by each image's hash alone).
+        (sorted as text) and its splits (by each image's hash alone).
 
     Raises:
       UserError: the folder does not exist or has no images, a class has no images, or the split is
@@ -82,7 +83,7 @@ def files(paths: Sequence[str]) -> FileSource:
     """Opens images to predict, with label −1 and no classes.
 
     Args:
-      paths: files, which are kept whatever their suffix and even if they do not exist; folders,
+      paths: files, which are kept regardless of their suffix, even if they do not exist; folders,
         with all images at any depth; and patterns (`*.png`, `**/*.jpg`). The order is kept, and
         images of a folder or pattern are sorted.
 
@@ -122,7 +123,7 @@ def split_folders(root: str) -> dict[str, str]:
     return own
 
 
-# The last listing, by the path of its folder: modification times of all folders, and the images.
+# The last listing by the path of its folder: the modification times of all folders, and the images.
 _listing: dict[str, tuple[dict[str, int], Any]] = {}
 
 

@@ -1,6 +1,6 @@
 """The order of training examples, which depends only on (seed, epoch, id), and stratified hold-out.
 
-Integer hashes decide the order, so the order is the same on every machine and version of NumPy.
+Integer hashes determine the order, so it is the same on every machine and version of NumPy.
 The epochs form one endless stream of examples. Position p of the stream is example
 `epoch_order(seed, p // n, n)[p % n]`, and batch `step` holds the positions
 `step * B … (step + 1) * B − 1`. A resumed run therefore computes its next batch directly.

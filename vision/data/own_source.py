@@ -1,4 +1,4 @@
-"""Checks whether a user-defined source keeps the contract of `Source`."""
+"""Check that a user-defined source follows the contract of `Source`."""
 
 import inspect
 from typing import Any

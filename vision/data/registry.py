@@ -106,7 +106,7 @@ def load(data: Mapping[str, Any], split: str) -> Source:
         for key in surplus:
             if key not in known:
                 raise unknown('key of config.data', key, known - {'split'})
-    # Check that required keys are there, and that `test` and `fold` would not be ignored.
+    # Check that required keys are set, and that `test` and `fold` would not be ignored.
     for key, parameter in own.items():
         if parameter.default is parameter.empty and key not in ('split', *data):
             raise UserError(f'data.{key} is missing: the source {data["source"]!r} needs it')

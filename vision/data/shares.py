@@ -34,10 +34,10 @@ Share = int | float | str | None
 
 
 class Shares:
-    """Shares, fold and version of the rules, which decide the splits of a folder or list."""
+    """Shares, fold and version of the rules, which determine the splits of a folder or list."""
 
     def __init__(self, validation: Share, test: Share, fold: str | None, rules: int):
-        """Takes the keys of `config.data` with these names; raises UserError if one is invalid."""
+        """Stores the keys of `config.data` with these names; raises UserError for invalid ones."""
         self.given = {'validation': validation, 'test': test, 'fold': fold}
         self.rules = rules
         self._shares = {
@@ -58,7 +58,7 @@ class Shares:
         images: Sequence[tuple[str, Any]],
         parts: np.ndarray,
     ) -> FileSource:
-        """Returns the images of a split as a source; warns of classes that have none in it.
+        """Returns the images of a split as a source; warns of classes without images in the split.
 
         Args:
           name: the folder or list, for messages.
@@ -143,7 +143,7 @@ def preferred(names: Iterable[str]) -> list[str]:
 
 
 def source_of(name: str, classes: tuple[str, ...], images: Sequence[tuple[str, Any]]) -> FileSource:
-    """Makes a source of images (absolute path, label); raises UserError if there are none."""
+    """Returns a source of images (absolute path, label); raises UserError if there are none."""
     if not images:
         raise UserError(f'{name}: the split has no examples')
     paths, labels = zip(*images, strict=True)
@@ -177,8 +177,8 @@ def by_rank(
 
     The split is stratified, and stable when examples are added: test gets the lowest ranks of a
     class and validation the highest, so that new examples move few old ones to another split, and
-    none between test and validation. The size of a split is the number of hashes that lie in its
-    share of the hash range, limited to within one example of the exact share. When 10 % of examples
+    none between test and validation. The size of a split is the number of hashes in its share of
+    the hash range, limited to within one example of the exact share. When 10 % of examples
     are added, 1.3 to 2.9 % of the old ones move in classes of 12 to 100 examples, and 0.6 % in
     classes of 500.
 
@@ -233,7 +233,7 @@ def _counts(
       asked: the shares of test and validation, in examples.
       near: the preferred numbers, which are limited to within one example of `asked`.
       both: True if the number of test examples may be adjusted, too.
-      turn: number of the class; if both splits exceed their shares equally, its parity decides
+      turn: number of the class; if both splits exceed their shares equally, its parity determines
         which one gives an example to train.
     """
     # Limit the preferred numbers, and give each split with a share at least one example.

@@ -18,7 +18,7 @@ import numpy as np
 from vision.core.errors import UserError
 
 _CHUNK = 256  # examples per chunk when all are read
-_MARKED = 1000  # examples that are read for their labels to identify a source
+_MARKED = 1000  # number of examples whose labels are read to identify a source
 _STATS = 16  # threads that read file sizes
 _STATED = 1024  # files per task of such a thread
 
@@ -75,7 +75,7 @@ class Source:
     def labels(self) -> np.ndarray:
         """Labels: int32 [N], each in 0 … K − 1, or with `multi_label` float32 [N, K] of 0 and 1.
 
-        By default they are found by reading every example once.
+        By default every example is read once to find the labels.
         """
         # Read every example. Sources that know their labels override this.
         return as_labels(np.concatenate([labels for _, _, labels in self.stream()]))
@@ -246,7 +246,7 @@ class _Subset(Source):
             self.paths = tuple(whole.paths[i] for i in self.ids)
         if whole.images is not None:
             self.images = whole.images[self.ids]
-        # Labels that are known need not be read again.
+        # Reuse labels that are already known.
         if 'labels' in vars(whole) or type(whole).labels is not Source.labels:
             self.labels = whole.labels[self.ids]
 

@@ -23,7 +23,7 @@ from vision.data.source import ArraySource, BadImage, Chunk, Source, as_labels, 
 
 SHUFFLE_WINDOW = 16_384  # encoded examples in memory; 1.8 GB for ImageNet
 _CHUNK = 64  # examples per chunk
-_RETRIES = 3  # per download; TFDS's default, 10, takes minutes if there is no connection
+_RETRIES = 3  # per download; TFDS's default of 10 takes minutes without a connection
 
 
 @dataclasses.dataclass(eq=False)
@@ -332,7 +332,7 @@ def _records(source: TFDSSource, order: int | None, index: int, count: int) -> A
 
 
 def _shard_begins(builder: Any, part: Any) -> list[tuple[str, int]]:
-    """Returns each shard's name, and what to add to an index in the shard for one in the part."""
+    """Returns the name of each shard, and the offset of its indices within the part."""
     begins, before = [], 0
     for instruction in _instructions(builder, part):
         begins.append((os.path.basename(instruction.filename), before - instruction.skip))
@@ -358,6 +358,8 @@ def _dataset(builder: Any, part: Any, order: int | None) -> Any:
     # The order must be reproducible; without a seed the shards are read one after another.
     options = tf.data.Options()
     options.deterministic = True
+    # The thread that tunes an iterator may delay its end, and that of the process, by a minute.
+    options.autotune.enabled = False
     config = tfds_lib.ReadConfig(
         options=options,
         try_autocache=False,

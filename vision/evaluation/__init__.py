@@ -1,8 +1,8 @@
 """Step 5, evaluate: the metrics of trained runs, with every example counted exactly once.
 
 `load_run` reads a run from its workdir. `evaluate_runs` evaluates one run or an ensemble once for
-each entry, which says which data, views and weights to use. `write_report` writes the report page.
-`read_predictions` reads the predictions of a run for each example.
+each entry, which specifies the data, the views and the weights. `write_report` writes the report
+page. `read_predictions` reads the predictions of a run for each example.
 
 Read first: `answers.py` (the engine), `evals.py` (the entries), `run.py`, `figures.py` (confidence
 intervals and tests).

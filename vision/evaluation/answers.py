@@ -166,12 +166,12 @@ def answer(
 
     Raises:
       RuntimeError: an example was omitted or counted twice.
-      UserError: no image could be read; or whatever `check_labels` raises.
+      UserError: no image could be read, or `check_labels` raised it.
     """
     done, average = 0, None
     for number, member in enumerate(members):
         parts = []
-        # Check labels and count examples as the batches come in.
+        # Check labels and count examples batch by batch.
         for part in _read_behind(member.step(member.variables, b) for b in member.batches):
             check_labels(part.pop('data_label', part['label']))
             parts.append(part)
@@ -220,7 +220,7 @@ def _real(result: Batch) -> Columns:
 
 
 def _ordered(parts: Sequence[Columns], num_examples: int, skipped: int) -> Columns:
-    """Concatenates columns, sorts them by id and checks that every example is there once."""
+    """Concatenates columns, sorts them by id and checks that every example occurs once."""
     columns = {name: np.concatenate([p[name] for p in parts]) for name in parts[0]}
     check_count(columns['id'], num_examples, skipped)
     order = np.argsort(columns['id'], kind='stable')

@@ -78,8 +78,8 @@ def match(run_names: tuple[str, ...], source: Source, which: str = 'data') -> Cl
     """Finds a data set's classes among a run's, by name.
 
     Some data sets have numbers as class names: folders 0 … 9, 'cifar10_corrupted' of TFDS, an
-    `.npz`. If the run's class names are not numbers, these numbers are taken as indices of the
-    run's classes. If they are the indices of the run's first classes, all logits are compared. For
+    `.npz`. If the run's class names are not numbers, these numbers are used as indices of the run's
+    classes. If they are the indices of the run's first classes, all logits are compared. For
     ImageNet-A and -R, 200 of 1,000 classes are compared.
 
     Args:

@@ -6,6 +6,7 @@ in `config.evals`.
 
 import dataclasses
 import functools
+import hashlib
 import inspect
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,11 +14,11 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from vision.core.config import complete_eval
+from vision.core.config import complete_eval, default_eval
 from vision.core.config_keys import find
 from vision.core.errors import UserError, unknown
 from vision.core.progress import phase, progress_bar
-from vision.core.text import AnyPath, as_list
+from vision.core.text import AnyPath, as_list, json_text
 from vision.data import registry as data
 from vision.data.source import Source, count_named
 from vision.evaluation import protocols
@@ -31,7 +32,8 @@ from vision.preprocess import inputs
 from vision.preprocess.device import Batch
 from vision.task.metrics import figures
 
-# Keys of `config.data` that also apply to another data set: how data are read, not which data.
+# Keys of `config.data` that also apply to another data set: they control how data are read, not
+# which data.
 _HOW_TO_READ = ('source', 'data_dir', 'in_memory', 'cache', 'max_corrupt')
 
 
@@ -108,7 +110,7 @@ def evaluate_entry(
     progress: Start = _silent,
 ) -> Evaluation:
     """Evaluates loaded runs on one entry; see `evaluate_runs`."""
-    # Open the data, and check that they are what the runs were trained on.
+    # Open the data, and check that they are the data that the runs were trained on.
     first = runs[0]
     _check_same_classes(runs)
     source, own = _open(first, entry)
@@ -274,19 +276,21 @@ def named_entries(
 
 
 def _name(entry: Mapping[str, Any]) -> str:
-    """Makes a file name for an evaluation that is not in the config."""
+    """Makes a file name for an evaluation that is not in the config; each entry has its own."""
     # Data, split and everything that differs from the default evaluation.
-    words = [
-        entry['data'].get('name'),
-        entry['data'].get('path'),
-        entry['split'],
-        entry['protocol'],
-    ]
-    if entry['ops']:
-        words.append(entry['ops'].split('|')[-1])
-    words.append(entry['weights'])
-    text = '_'.join(os.path.basename(str(w).rstrip('/')) for w in words if w)
-    return ''.join(c if c.isalnum() or c in '-.' else '_' for c in text).strip('_')
+    kept = dict(entry['data'])
+    name, path, ops = kept.pop('name', None), kept.get('path'), entry['ops']
+    values = [name, path and os.path.basename(path.rstrip('/')), entry['split'], entry['protocol']]
+    values += [ops and ops.split('|')[-1], entry['weights']]
+    text = '_'.join(str(value) for value in values if value)
+    name = ''.join(c if c.isalnum() or c in '-.' else '_' for c in text).strip('_')
+    # A digest distinguishes what the words leave out, such as the parent folder of the path.
+    if path:
+        kept['path'] = os.path.realpath(path)
+    left_out = {'data': kept, 'ops': ops, 'classes': entry['classes']}
+    if set(kept) - {'source'} or ops or entry['classes'] != default_eval().classes:
+        name += '_' + hashlib.sha256(json_text(left_out, sort_keys=True).encode()).hexdigest()[:6]
+    return name
 
 
 def _open(run: Run, entry: Mapping[str, Any]) -> tuple[Source, bool]:

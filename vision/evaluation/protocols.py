@@ -1,10 +1,11 @@
 """The papers' test protocols: how an image is cropped for testing and how the views are averaged.
 
 `--eval.protocol=NAME` or `NAME(arguments)` selects a protocol, in the grammar of op strings. A
-protocol is one or several passes over the data, each an op string. All views of an image in a pass
-go through the model in one batch. Softmax probabilities are averaged over views and passes with
-equal weights, as in AlexNet (section 4.1), VGG (3.2) and GoogLeNet (7). In a dense pass, the model
-itself averages the logits (VGG, 3.2) or pools the features (ResNet) over the positions.
+protocol is one or several passes over the data, each defined by an op string. All views of an image
+in a pass go through the model in one batch. Softmax probabilities are averaged over views and
+passes with equal weights, as in AlexNet (section 4.1), VGG (3.2) and GoogLeNet (7). In a dense
+pass, the model itself averages the logits (VGG, 3.2) or pools the features (ResNet) over the
+positions.
 """
 
 from collections.abc import Callable

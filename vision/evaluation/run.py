@@ -134,7 +134,7 @@ def open_checkpoints(path: Path, task: Task, best_by: str | None) -> 'Checkpoint
 
 
 def pretrained_run(source: str, name: str | None = None, classify: bool = True) -> Run:
-    """Makes a `Run` from ImageNet weights: model, classes and preprocessing, without data.
+    """Returns a `Run` with ImageNet weights: model, classes and preprocessing, without data.
 
     Args:
       source: a `.safetensors` or `.pth` file of torchvision or timm, 'hf:org/name', or the name
@@ -171,7 +171,7 @@ def open_pretrained(source: str, name: str | None = None) -> Run:
 
     name = name or pretrained.guess_name(source)
     fed = pretrained.pretrained_input(name, source)
-    # The preprocessing that the weights were trained with.
+    # Use the preprocessing with which the weights were trained.
     config = default_config()
     config.model.name = name
     resize = f'resize_small({fed.resize}, {fed.method!r})'
@@ -205,11 +205,11 @@ def check_data(run: Run, source: Source, split: str | None = None) -> None:
       split: split whose examples must be unchanged; None to check classes and shape only.
 
     Raises:
-      UserError: the classes, the image shape or the examples have changed; the message says which.
+      UserError: the classes, the image shape or the examples have changed; names the change.
     """
     was, now = run.class_names, source.class_names
     if was != now:
-        # Name one class that is gone and one that is new.
+        # Name one missing class and one new class.
         gone, new = ([n for n in a if n not in b] for a, b in ((was, now), (now, was)))
         differ = [f'{what} {names[0]!r}' for what, names in (('lost', gone), ('has', new)) if names]
         raise UserError(

@@ -1,7 +1,7 @@
 """Step 3, choose: the models by name, and the layers that they are made of.
 
-`create_model('resnet50', num_classes=10)` makes a Flax module; `MODELS` has all names. A
-user-defined model is an `ImageModel` built of `Conv`, `Dense`, `BatchNorm` and the pools, and the
+`create_model('resnet50', num_classes=10)` returns a Flax module; `MODELS` has all names. A
+user-defined model is an `ImageModel` built from `Conv`, `Dense`, `BatchNorm` and the pools, and the
 config names it as 'my_module:MyNet'. The package `weights` reads weights of torchvision and timm;
 the package `cpu` has faster forms of layers for CPUs.
 

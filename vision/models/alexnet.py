@@ -45,7 +45,7 @@ class AlexNet2012(ImageModel):
 
     Attributes:
       dropout: rate in the hidden layers (section 4.2).
-      stem: 'small' uses 5x5 stride 1 in conv1, as cuda-convnet's networks for 32 px images do.
+      stem: 'small' uses 5x5 stride 1 in conv1, as in cuda-convnet's networks for 32 px images.
       hidden: width of the hidden layers.
     """
 
@@ -95,7 +95,7 @@ class AlexNet(ImageModel):
     """AlexNet in its current form.
 
     Krizhevsky, One weird trick for parallelizing convolutional neural networks, 2014, section 3.
-    One tower, no normalisation. 61,100,840 parameters.
+    It has one tower, no normalisation and 61,100,840 parameters.
 
     | stage    | shape       |                                       |
     |----------|-------------|---------------------------------------|

@@ -22,8 +22,8 @@ class ImageModel(nn.Module):
     """Base class of the models: `apply(variables, images, train=...) -> (logits, endpoints)`.
 
     Images are float32 [B, H, W, C], logits float32 [B, num_classes]. `endpoints` has `features`
-    [B, D], the input of the last layer; the activation of each stage by name; and, in training and
-    if the model has auxiliary heads, `aux`, a tuple of their logits. Parameters are float32, and
+    [B, D], the input of the last layer; the activation of each stage by name; and, if the model has
+    auxiliary heads and is in training, `aux`, a tuple of their logits. Parameters are float32, and
     `dtype` is the type of the computation.
 
     A subclass sets `input_shape` and `default_classes` to the values of the paper.
@@ -49,10 +49,12 @@ class ImageModel(nn.Module):
         hint: str = '',
     ) -> None:
         """Raises UserError unless the images are float [B, H, W, C] of a supported size."""
+        # Check the number of axes and the dtype.
         if images.ndim != 4:
             raise UserError(f'{self._title} takes images [B, H, W, C], not shape {images.shape}')
         if not jnp.issubdtype(images.dtype, jnp.floating):
             raise UserError(f'{self._title} takes normalised float images, not {images.dtype}')
+        # Check the size and the number of channels.
         height, width, depth = images.shape[1:]
         hint = f': {hint}' if hint else ''
         if exact_size is not None and (height, width) != (exact_size, exact_size):
@@ -144,7 +146,7 @@ def check_contract(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
             raise UserError(
                 f'model {title} cannot be called as model(images, train=...): {e}'
             ) from e
-        # Check the pair, then the logits, then the features.
+        # Check the returned pair, then the logits, then the features.
         if not (isinstance(out, tuple) and len(out) == 2 and isinstance(out[1], dict)):
             raise UserError(f'model {title} must return (logits, endpoints), a pair with a dict')
         logits, features = out[0], out[1].get('features')
@@ -172,7 +174,7 @@ def check_finite(variables: Any, where: str) -> None:
     """
     bad = []
     for path, leaf in jax.tree_util.tree_leaves_with_path(variables):
-        # If an array is distributed over processes, check this process's shard.
+        # If an array is distributed across processes, check this process's shard.
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             leaf = leaf.addressable_data(0)
         if not isinstance(leaf, jax.ShapeDtypeStruct):

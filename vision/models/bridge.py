@@ -1,4 +1,4 @@
-"""NNX modules as models: Flax's bridge makes a linen module of a user-defined NNX class."""
+"""NNX modules as models: Flax's bridge wraps a user-defined NNX class in a linen module."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -29,7 +29,7 @@ class _Bridged(nnx.bridge.ToLinen):
 
     @property
     def variables(self) -> Mapping[str, Any]:  # type: ignore[override]
-        """The variables, as the NNX module has them."""
+        """The variables in the layout of the NNX module."""
         return _with_keys(super().variables, lambda key: int(key) if key.isdigit() else key)
 
     def put_variable(self, col: str, name: str, value: Any) -> None:
@@ -58,7 +58,7 @@ def _kind(cls: type[nnx.Module]) -> type[_Bridged]:
 
 
 def _call(module: Any, images: jax.Array, train: bool) -> Any:
-    """Calls a module in the mode that `train` says."""
+    """Calls a module in training or evaluation mode."""
     (module.train if train else module.eval)()
     return module(images, train=train)
 

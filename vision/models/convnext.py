@@ -12,7 +12,7 @@ from vision.models.base import Endpoints, ImageModel
 from vision.models.layers import Conv, Dense, global_avg_pool, normal
 from vision.models.transformer import DropPath, LayerNorm, LayerScale
 
-# Kernels in the authors' code: σ = 0.02, truncated at ±2, which is 100 σ. Biases start at 0.
+# The authors' initialisation of kernels, which they truncate at ±2 (100 σ). Biases start at 0.
 _init = normal(0.02)
 
 
@@ -61,9 +61,9 @@ class ConvNeXt(ImageModel):
       stage_sizes, widths: number of blocks and width of each stage.
       drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
       layer_scale: see `Block`.
-      stem: 'small' is the form for 28 and 32 px: 3x3 stride 1. Its maps have the sizes of ResNet's
-        small form. With stride 2 the last stage would have 2x2 positions, where a 7x7 kernel
-        multiplies mostly padding.
+      stem: 'small' is for images of 28 and 32 px: 3x3 stride 1, with maps of the same sizes as in
+        ResNet with the small stem. With stride 2 the last stage would have 2x2 positions, where a
+        7x7 kernel covers mostly padding.
       remat: whether to recompute each block in the backward pass, to save memory.
     """
 
@@ -88,7 +88,7 @@ class ConvNeXt(ImageModel):
         x = images.astype(self.dtype)
         x = conv(self.widths[0], size, strides, padding, name='stem_conv')(x)
         x = self.record(endpoints, 'stem', norm(name='stem_norm')(x))
-        # Each stage but the first halves the size before its blocks.
+        # Each stage except the first halves the size before its blocks.
         blocks = self._blocks()
         for stage, (width, count) in enumerate(zip(self.widths, self.stage_sizes, strict=True), 1):
             if stage > 1:
@@ -117,7 +117,7 @@ class ConvNeXt(ImageModel):
             yield partial(cls, drop_path=rate, layer_scale=self.layer_scale, dtype=self.dtype)
 
     def _check(self, images: jax.Array) -> None:
-        # The imagenet stem has a stride of 4; each stage but the first halves the size.
+        # The imagenet stem has a stride of 4; each stage except the first halves the size.
         small = self.stem == 'small'
         stride = 2 ** (len(self.stage_sizes) - 1) * (1 if small else 4)
         hint = '' if small else "stem='small' takes smaller images"

@@ -41,7 +41,7 @@ class Stage(NamedTuple):
     strides: int
 
 
-# Table 1, stages 2 to 8. The authors' code has the strides where table 1's resolutions change.
+# Table 1, stages 2 to 8. The strides are those of the authors' code, where the resolution changes.
 STAGES = (
     Stage(3, 1, 16, 1, 1),
     Stage(3, 6, 24, 2, 2),
@@ -72,9 +72,9 @@ class MBConv(nn.Module):
     Attributes:
       channels: number of output channels.
       kernel: side of the depthwise kernel.
-      expansion: factor of the inner width; 1 leaves the first convolution out.
-      drop_path: probability that an image skips the block in training (Huang et al. 2016), where
-        the block has a shortcut.
+      expansion: factor of the inner width; with 1 there is no first convolution.
+      drop_path: probability that an image skips the block in training (Huang et al. 2016), if the
+        block has a shortcut.
       lite: whether to use ReLU6 without squeeze-and-excitation instead of swish with it.
       framework, bn_momentum: see `EfficientNet`.
     """
@@ -99,7 +99,7 @@ class MBConv(nn.Module):
         if self.expansion != 1:
             x = layers.conv(inner, 1, name='expand_conv')(x)
             x = activation(layers.norm('expand_bn')(x, train))
-        # Depthwise convolution. He's initialisation counts one input channel here.
+        # Depthwise convolution. He's initialisation is by fan-in, with one input channel.
         depthwise = partial(layers.conv, groups=inner, kernel_init=he_normal)
         x = depthwise(inner, self.kernel, strides=self.strides, name='depthwise_conv')(x)
         x = activation(layers.norm('depthwise_bn')(x, train))
@@ -169,15 +169,15 @@ class EfficientNet(ImageModel):
       width: coefficient of the channels.
       depth: coefficient of the number of blocks.
       resolution: side of the published model's images; images of other sizes are accepted, too.
-      dropout: before the classifier.
+      dropout: rate before the classifier.
       drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
       lite: whether to build EfficientNet-Lite for mobile devices: ReLU6, no squeeze-and-excitation,
         and the same stem, top, and number of blocks in the first and last stage at all scales.
-      framework: padding and BatchNorm constants. 'tensorflow' is the authors' code: padding
-        'same', uneven at stride 2, and ε 1e-3. 'torch' is torchvision: symmetric, and ε 1e-5.
-      bn_momentum: momentum of BatchNorm's running statistics; None for the framework's, 0.99 or 0.9.
-        With 0.99 they lag behind the weights for hundreds of steps.
-      stem: 'small' is the form for 28 and 32 px: the first convolution has stride 1.
+      framework: padding and BatchNorm constants. 'tensorflow' is the authors' code: padding 'same',
+        asymmetric at stride 2, and ε 1e-3. 'torch' is torchvision: symmetric padding and ε 1e-5.
+      bn_momentum: momentum of BatchNorm's running statistics; None for the framework's, 0.99
+        (TensorFlow) or 0.9 (torch). With 0.99 they lag behind the weights for hundreds of steps.
+      stem: 'small' is for images of 28 and 32 px: the first convolution has stride 1.
       remat: whether to recompute each block in the backward pass, to save memory.
     """
 
@@ -232,7 +232,7 @@ class EfficientNet(ImageModel):
         """Yields the stage number and the constructor of each block."""
         cls = nn.remat(MBConv, static_argnums=(2,)) if self.remat else MBConv
         for stage, row in enumerate(STAGES, 1):
-            # Lite scales neither the first stage's depth nor the last one's.
+            # Lite does not scale the depth of the first and the last stage.
             fixed = self.lite and stage in (1, len(STAGES))
             repeats = row.repeats if fixed else round_repeats(row.repeats, self.depth)
             for i in range(repeats):

@@ -128,8 +128,9 @@ class GoogLeNet(ImageModel):
     0.3.
 
     Attributes:
-      original: LRN, biases, 5x5 convolutions and no batch normalisation. The initialisation, which
-        the paper does not give, is that of the Caffe replica: Glorot's, with biases of 0.2.
+      original: the published form with LRN, biases and 5x5 convolutions, without batch
+        normalisation. The paper does not give the initialisation; it is that of the Caffe replica,
+        Glorot's with biases of 0.2.
       dropout: rate before the last layer: 0.4 in the paper, 0.2 in the current form.
       aux_heads: whether the two auxiliary heads exist.
       aux_dropout: rate in the hidden layer of the heads.

@@ -35,7 +35,7 @@ _shapes_only = ContextVar('shapes only', default=False)
 
 
 def register(name: Literal['convolve', 'max_pool'], form: Callable[..., jax.Array | None]) -> None:
-    """Registers the fast form of `xla_convolve` or `xla_max_pool`; at most one of each."""
+    """Registers the fast form of `xla_convolve` or `xla_max_pool`; each has at most one."""
     _fast[name] = form
 
 
@@ -69,8 +69,8 @@ def shapes_only() -> Iterator[None]:
 def _param(module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...]) -> jax.Array:
     """Returns a float32 parameter of a layer.
 
-    `Module.param` traces the initialiser at each call, even if the parameter exists, to check its
-    shape. That takes longer than all else that a layer traces.
+    `Module.param` would trace the initialiser at each call, even if the parameter exists, to check
+    its shape. This takes longer than tracing the rest of the layer.
     """
     if module.has_variable('params', name):
         value: jax.Array = module.get_variable('params', name)
@@ -259,7 +259,7 @@ class BatchNorm(nn.Module):
     over a mesh, the mean over the batch axis is over the global batch: no `axis_name` and no
     synchronisation is needed. All arithmetic is in float32.
 
-    Parameters `scale` and `bias` [C]; batch_stats `mean` and `var` [C].
+    The parameters are `scale` and `bias` [C]; `batch_stats` has `mean` and `var` [C].
     """
 
     momentum: float = 0.9
@@ -270,7 +270,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array, train: bool) -> jax.Array:
-        """Normalises [B, H, W, C] or [B, C] over all axes but the last."""
+        """Normalises [B, H, W, C] or [B, C] over all axes except the last."""
         shape = (x.shape[-1],)
         scale = _param(self, 'scale', self.scale_init, shape) if self.use_scale else 1.0
         bias = _param(self, 'bias', nn.initializers.zeros, shape)
@@ -318,7 +318,7 @@ def max_pool(
 ) -> jax.Array:
     """Max pooling of [B, H, W, C]; windows overlap if strides < window.
 
-    `ceil` rounds the number of windows up, as Caffe does: the last window may exceed the edge.
+    `ceil` rounds the number of windows up, as in Caffe: the last window may exceed the edge.
     """
     pads = [_pool_padding(n, window, strides, padding, ceil) for n in x.shape[1:3]]
     y = _fast_form('max_pool', x, window, strides, pads)
@@ -345,7 +345,7 @@ def _pool_padding(
     if not ceil:
         return padding, padding
     outputs = -(-(length + 2 * padding - window) // stride) + 1
-    if (outputs - 1) * stride >= length + padding:  # the last window would hold padding only
+    if (outputs - 1) * stride >= length + padding:  # the last window would contain only padding
         outputs -= 1
     return padding, max((outputs - 1) * stride + window - length - padding, padding)
 

@@ -11,7 +11,7 @@ from vision.models.layers import Conv, Dense, avg_pool, flatten, glorot_uniform,
 
 
 class LeNet5(ImageModel):
-    """LeNet-5 in its current form: C3 reads all maps of S2; ReLU, max pooling, softmax.
+    """LeNet-5 in its current form: dense C3, ReLU, max pooling, softmax.
 
     LeCun et al., Gradient-Based Learning Applied to Document Recognition, 1998, section II.B.
     61,706 parameters with one input channel and ten classes.
@@ -26,7 +26,7 @@ class LeNet5(ImageModel):
     | logits   | K          |                |
 
     Attributes:
-      padding: of the first convolution: 0 for 32x32 images, 2 for 28x28.
+      padding: padding of the first convolution: 0 for 32x32 images, 2 for 28x28.
       activation: 'relu', or 'tanh', which is close to the paper's sigmoid.
       pool: 'max' or 'average'.
     """

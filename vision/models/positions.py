@@ -1,4 +1,4 @@
-"""Position embeddings: fixed ones, and learned ones resized to other grids as in three libraries."""
+"""Position embeddings: fixed ones, and the resizing of learned ones as in three libraries."""
 
 import math
 from functools import lru_cache
@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-# How a library resizes position embeddings; all are bicubic (Keys 1981):
-# - 'timm': `resample_abs_pos_embed`, with a = -0.5 and antialiasing. DINOv2 with registers too.
+# Methods of resizing position embeddings, all of them bicubic (Keys 1981):
+# - 'timm': `resample_abs_pos_embed`, a = -0.5 with antialiasing; also for DINOv2 with registers.
 # - 'torchvision': `interpolate_embeddings`, with a = -0.75 and aligned corners.
-# - 'dinov2': the authors' code without registers, with a = -0.75 and 0.1 added to the new side.
+# - 'dinov2': the authors' code for models without registers, with a = -0.75 and 0.1 added to the
+#   new side.
 Resize = Literal['timm', 'torchvision', 'dinov2']
 
 
 def resize_positions(positions: Any, size: tuple[int, int], form: Resize) -> Any:
-    """Resizes position embeddings float32 [h, w, D] to [*size, D]; NumPy in, NumPy out."""
+    """Resizes position embeddings float32 [h, w, D] to [*size, D]; returns NumPy for NumPy."""
     if positions.shape[:2] == size:
         return positions
     numpy: Any = np if isinstance(positions, np.ndarray) else jnp
@@ -42,7 +43,7 @@ def sincos_positions(height: int, width: int, channels: int) -> np.ndarray:
 def _weights(length: int, new: int, form: Resize) -> np.ndarray:
     """Returns the weights float32 [new, length] of one axis."""
     if form == 'timm':
-        # Centre of each new pixel, and a filter that widens when the grid shrinks.
+        # The centre of each new pixel, and the scale of the filter, which is wider for small grids.
         widening = max(length / new, 1.0)
         centers = (np.arange(new) + 0.5) * (length / new)
         weights = _cubic((np.arange(length) + 0.5 - centers[:, None]) / widening, -0.5)
@@ -51,7 +52,7 @@ def _weights(length: int, new: int, form: Resize) -> np.ndarray:
         sources = np.arange(new) * ((length - 1) / max(new - 1, 1))
     else:
         sources = (np.arange(new) + 0.5) * (length / (new + 0.1)) - 0.5
-    # Four neighbours; those beyond the edge repeat the edge.
+    # Use four neighbours; beyond the edge, repeat the edge.
     weights = np.zeros((new, length), np.float32)
     for i, source in enumerate(sources):
         for neighbour in range(math.floor(source) - 1, math.floor(source) + 3):

@@ -1,6 +1,6 @@
 """Registry of the models by name. A new model needs one file and one line in `MODELS`.
 
-A user-defined model, 'package.module:Class', needs neither. A model's file is imported on demand.
+A user-defined model, 'package.module:Class', needs no entry. A model's file is imported on demand.
 """
 
 import importlib
@@ -78,7 +78,8 @@ MODELS: dict[str, Entry] = {
     'googlenet_2014': Entry('googlenet:GoogLeNet', original=True, dropout=0.4),
     'googlenet': Entry('googlenet:GoogLeNet'),
     'inception_v3': Entry('inception:InceptionV3'),
-    # As published: shortcut options A to C, and bottlenecks with the stride in the 1x1 convolution.
+    # As in the paper: shortcut options A to C, and bottlenecks with the stride in the 1x1
+    # convolution.
     'resnet34_a': Entry('resnet:ResNet', shortcut='A', zero_init_residual=False, **_SHALLOW),
     'resnet34_b': Entry('resnet:ResNet', shortcut='B', zero_init_residual=False, **_SHALLOW),
     'resnet34_c': Entry('resnet:ResNet', shortcut='C', zero_init_residual=False, **_SHALLOW),
@@ -140,7 +141,8 @@ MODELS: dict[str, Entry] = {
     'convnext_large': Entry(
         'convnext:ConvNeXt', stage_sizes=_DEEP, widths=(192, 384, 768, 1536), drop_path=0.5
     ),
-    # ViT as in torchvision, where it has the model, or timm; LayerScale starts as in the papers.
+    # ViT as in torchvision if it has the model, else as in timm. LayerScale starts as in the
+    # papers.
     'vit_ti16': Entry(_VIT, **_TI),
     'vit_s16': Entry(_VIT, **_S),
     'vit_b16': Entry(_VIT, **_B, resize='torchvision'),
@@ -166,10 +168,10 @@ def create_model(
     """Returns the model called `name`, unbound, without parameters.
 
     Args:
-      name: a key of `MODELS`, or 'package.module:Class' for a user-defined model: a linen module
-        (or a function that returns one) with fields `num_classes` and `dtype`, whose
-        `__call__(images, train)` returns (logits float32 [B, K], endpoints). Or an NNX module with
-        such a call, whose constructor takes `num_classes`, `rngs` and perhaps `dtype`.
+      name: a key of `MODELS`, or 'package.module:Class' for a user-defined model. This is a linen
+        module (or a function that returns one) with fields `num_classes` and `dtype`, whose
+        `__call__(images, train)` returns (logits float32 [B, K], endpoints), or an NNX module with
+        such a call, whose constructor takes `num_classes`, `rngs` and optionally `dtype`.
       num_classes: the number of logits.
       dtype: type of the computation, float32 or bfloat16 (or its name); parameters are float32.
       **kwargs: other arguments of the model, its dataclass fields.
@@ -208,7 +210,7 @@ def _read_dtype(dtype: Any) -> Any:
     """Converts `dtype` to a NumPy dtype; raises UserError for unsupported ones."""
     import jax.numpy as jnp
 
-    if dtype is None:  # NumPy would take it for float64
+    if dtype is None:  # NumPy would read None as float64
         raise UserError('dtype None is not a number type: use float32 or bfloat16')
     try:
         read = jnp.dtype(dtype)
@@ -226,7 +228,7 @@ def _is_nnx(factory: Any) -> bool:
 
 
 def _check_nnx_arguments(name: str, factory: Any, arguments: dict[str, Any]) -> None:
-    """Checks the arguments of an NNX class; drops `dtype` if it takes none.
+    """Checks the arguments of an NNX class; removes `dtype` if the class does not take it.
 
     Raises:
       UserError: as in `_check_arguments`; or a type other than float32 for a class without `dtype`.
@@ -247,8 +249,8 @@ def _check_arguments(
     Args:
       name: the model's name.
       factory: its class or function.
-      arguments: what it is called with.
-      required: names that it must take.
+      arguments: the arguments of the call.
+      required: the names of parameters that it must have.
     """
     signature = inspect.signature(factory)
     parameters = dict(signature.parameters)

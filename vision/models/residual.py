@@ -19,7 +19,7 @@ def pad_shortcut(x: jax.Array, features: int, strides: int) -> jax.Array:
 
 
 def halve(x: jax.Array) -> jax.Array:
-    """Averages [B, H, W, C] over 2x2 windows; of an odd side, the last window has one pixel."""
+    """Averages [B, H, W, C] over 2x2 windows; an odd side ends with a window of one pixel."""
     padding = [(0, side % 2) for side in x.shape[1:3]]
     return nn.avg_pool(x, (2, 2), (2, 2), padding, count_include_pad=False)
 
@@ -51,9 +51,9 @@ class Block(nn.Module):
       width: width of the block's inner convolutions.
       strides: strides of the block.
       shortcut: option of section 3.3: 'A' pads with zeros and 'B' projects where the shape changes,
-        'C' always projects. 'D' averages 2x2 pixels before the projection instead of skipping three
-        of four (He et al. 2018, Bag of Tricks, ResNet-D). 'none' gives the plain network for
-        comparison.
+        'C' always projects. 'D' averages 2x2 pixels before the projection, where 'B' discards three
+        of four (He et al. 2018, Bag of Tricks, ResNet-D). 'none' has no shortcut, for comparison
+        with plain networks.
       zero_init: whether the last norm's scale is initialised to 0, so that the block starts as the
         identity.
       groups, base_width: groups and width of a bottleneck's 3x3 convolution (ResNeXt, Wide ResNet).

@@ -1,6 +1,6 @@
-"""ResNet (He, Zhang, Ren, Sun 2015) and the networks that change one thing of it.
+"""ResNet (He, Zhang, Ren, Sun 2015), its form for CIFAR-10, and its variants.
 
-Wide ResNet, ResNeXt, SE-ResNet, ResNet-D, SSCD's network, and the CIFAR-10 form of ResNet.
+The variants are Wide ResNet, ResNeXt, SE-ResNet, ResNet-D and SSCD's network.
 """
 
 from collections.abc import Callable
@@ -31,8 +31,8 @@ from vision.models.residual import BLOCKS, Block, Shortcut
 class ResNet(ImageModel):
     """ResNet: He et al., Deep Residual Learning for Image Recognition, 2015, section 3.3, table 1.
 
-    The bottleneck has its stride in the 3x3 convolution (v1.5, the current form), or with
-    `stride_in='1x1'` in the first 1x1 convolution, as in the paper. Wide ResNet (Zagoruyko and
+    The stride of a bottleneck is in the 3x3 convolution (v1.5, the current form) or, with
+    `stride_in='1x1'`, in the first 1x1 convolution, as in the paper. Wide ResNet (Zagoruyko and
     Komodakis 2016) doubles the `base_width`, ResNeXt (Xie et al. 2017) has 32 groups, and SE-ResNet
     (Hu et al. 2018) weights the channels of each block. ResNet-D (He et al. 2018, Bag of Tricks,
     figure 2) has the 'deep' stem and shortcut 'D'. The network of SSCD (Pizzi et al. 2022, section
@@ -61,8 +61,8 @@ class ResNet(ImageModel):
         3x3 instead of one 7x7.
       pooling_power: power p of the pooling, (mean of x^p)^(1/p) (GeM, Radenovic et al. 2018). 1 is
         the mean.
-      embedding: length of an embedding of unit norm between pooling and the classifier, which
-        becomes `features`; 0 for none.
+      embedding: size of a layer between pooling and the classifier whose output, divided by its
+        norm, becomes `features`; 0 for none.
       drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
       remat: whether to recompute each block in the backward pass, to save memory.
     """
@@ -91,7 +91,7 @@ class ResNet(ImageModel):
         # Stem.
         x = self._stem(images.astype(self.dtype), train)
         x = self.record(endpoints, 'stem', x)
-        # Each stage but the first halves the size in its first block.
+        # Each stage except the first halves the size in its first block.
         rates = iter(np.linspace(0, self.drop_path, sum(self.stage_sizes)).tolist())
         for stage, blocks in enumerate(self.stage_sizes):
             for i in range(blocks):
@@ -117,7 +117,7 @@ class ResNet(ImageModel):
         return x if self.stem == 'small' else max_pool(x, 3, 2, padding=1)
 
     def _deep_stem(self, x: jax.Array, train: bool) -> jax.Array:
-        """Applies three 3x3 convolutions, the first with stride 2, with norm and ReLU between."""
+        """Applies three 3x3 convolutions, the first with stride 2; norm and ReLU are in between."""
         narrow, wide = self.widths[0] // 2, self.widths[0]
         for i, (width, strides) in enumerate(((narrow, 2), (narrow, 1), (wide, 1)), 1):
             conv = partial(Conv, kernel_init=self._kernel_init(), dtype=self.dtype)
@@ -176,7 +176,7 @@ class CifarResNet(ResNet):
 def check_size(model: Any, images: jax.Array) -> None:
     """Raises UserError if an image is smaller than the total stride of a residual network."""
     small = model.stem == 'small'
-    # The imagenet stem has a stride of 4; each stage but the first halves the size.
+    # The imagenet stem has a stride of 4; each stage except the first halves the size.
     stride = 2 ** (len(model.stage_sizes) - 1) * (1 if small else 4)
     hint = '' if small else "stem='small' takes smaller images"
     model.check_images(images, min_size=stride, hint=hint)
@@ -187,7 +187,7 @@ def power_pool(x: jax.Array, power: float) -> jax.Array:
 
     Values below 1e-6 count as 1e-6, as in the authors' code of SSCD.
     """
-    whole: Any = int(power) if power == int(power) else power  # JAX multiplies for whole powers
+    whole: Any = int(power) if power == int(power) else power  # JAX multiplies for integer powers
     mean = (jnp.maximum(x.astype(jnp.float32), 1e-6) ** whole).mean((1, 2))
     return (mean ** (1 / power)).astype(x.dtype)
 
@@ -218,7 +218,7 @@ def stem_convolution(model: Any, kernel_init: Any, width: int = 0) -> Conv:
 
 
 def classify(model: Any, x: jax.Array) -> jax.Array:
-    """Last layer: features [B, D] -> logits float32 [B, K]."""
+    """Applies the last layer: features [B, D] -> logits float32 [B, K]."""
     return Dense(
         model.num_classes,
         kernel_init=fan_in_uniform,

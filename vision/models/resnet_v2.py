@@ -79,8 +79,8 @@ class ResNetV2(ImageModel):
       stage_sizes, widths: number of blocks and width of each stage.
       bottleneck: three convolutions per block instead of two.
       shortcut: 'A' pads with zeros where the shape changes, 'B' projects.
-      dropout: within each block, see `PreActivationBlock`.
-      stem_width: channels of the stem; 0 for those of the first stage.
+      dropout: rate within each block, see `PreActivationBlock`.
+      stem_width: number of channels of the stem; 0 for that of the first stage.
       stem: 'small' uses 3x3 stride 1 and no pooling.
       remat: whether to recompute each block in the backward pass, to save memory.
     """
@@ -107,7 +107,7 @@ class ResNetV2(ImageModel):
         block: Any = PreActivationBlock
         if self.remat:
             block = nn.remat(PreActivationBlock, static_argnums=(2,))
-        # Each stage but the first halves the size in its first block.
+        # Each stage except the first halves the size in its first block.
         for stage, blocks in enumerate(self.stage_sizes):
             for i in range(blocks):
                 x = block(

@@ -195,7 +195,7 @@ class _Tracer:
                 order.extend(outputs[1])  # JAX would sort the names
             return outputs, {k: v for k, v in variables.items() if k in ('params', 'batch_stats')}
 
-        # Trace; `_intercept` collects the submodules meanwhile.
+        # Trace the module. During the trace, `_intercept` collects the submodules.
         before, self._parts = self._parts, []
         try:
             arrays = {i: _shape(x) for i, x in enumerate(args) if _is_array(x)}
@@ -240,10 +240,10 @@ def _keys() -> dict[str, jax.Array]:
 
 
 def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
-    """Returns a hashable key of all that decides a call's shapes and cost; None if impossible.
+    """Returns a hashable key of everything that determines a call's shapes and cost, or None.
 
-    `train` is left out. In the registry's models it may change which submodules a model has, but
-    within a submodule it changes neither variables, outputs nor products.
+    `train` is not part of the key. In the registry's models it may change which submodules a model
+    has, but within a submodule it does not change the variables, the outputs or the products.
     """
     left_out = _initialisers(module)
     kind: Any = type(module)
@@ -265,7 +265,7 @@ def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
 
 
 def _initialisers(module: nn.Module) -> list[str]:
-    """Returns the names of fields that affect values but no shapes."""
+    """Returns the names of fields that affect values but not shapes."""
     kind: Any = type(module)
     names = [name for name in _field_names(kind) if name.endswith('_init')]
     return [name for name in names if callable(getattr(module, name))]

@@ -1,4 +1,4 @@
-"""Layers of transformers, and of the convolutional networks that took them over."""
+"""Layers of transformers, some of which convolutional networks have adopted."""
 
 from collections.abc import Callable
 from functools import partial
@@ -33,9 +33,10 @@ class LayerScale(nn.Module):
 
 
 class DropPath(nn.Module):
-    """Stochastic depth (Huang et al. 2016): drops the residual branch of single images.
+    """Stochastic depth (Huang et al. 2016): drops the residual branch of random images.
 
-    An image keeps its branch with probability 1 - `rate`, divided by that probability.
+    An image keeps its branch with probability 1 - `rate`. Kept branches are divided by this
+    probability.
     """
 
     rate: float
@@ -48,22 +49,22 @@ class DropPath(nn.Module):
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Gaussian error linear unit (Hendrycks and Gimpel 2016): x times the normal distribution.
+    """Gaussian error linear unit (Hendrycks and Gimpel 2016): x times the normal CDF at x.
 
-    The computation is in float32, because in bfloat16 the sum would cancel for negative values.
-    `nn.gelu` computes the same by `erfc`, which takes longer on CPUs.
+    The computation is in float32, because in bfloat16 the sum 1 + erf(x / √2) would cancel for
+    negative values. `nn.gelu` computes the same with `erfc`, which takes longer on CPUs.
     """
     y = x.astype(jnp.float32)
     return (y * (0.5 + 0.5 * jax.lax.erf(y * 0.5**0.5))).astype(x.dtype)
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
-    """Sigmoid approximation of the GELU, of OpenAI's CLIP."""
+    """Sigmoid approximation of the GELU, as in OpenAI's CLIP."""
     return x * nn.sigmoid(1.702 * x)
 
 
-# Activations by the name that models have as argument. 'gelu_tanh' is the approximation of section
-# 2 of the GELU paper, and the default of JAX.
+# Activations by the names that models accept as argument. 'gelu_tanh' is the approximation in
+# section 2 of the GELU paper and JAX's default.
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     'gelu': gelu,
     'gelu_tanh': partial(nn.gelu, approximate=True),
@@ -74,7 +75,7 @@ ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
 def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """Scaled dot-product attention (Vaswani et al. 2017, section 3.2.1), with float32 softmax.
 
-    On GPUs of compute capability 8.0 and more, 16-bit types use cuDNN's fused kernel, which does
+    On GPUs of compute capability 8.0 or higher, 16-bit types use cuDNN's fused kernel, which does
     not store the N × M weights.
 
     Args:
@@ -101,7 +102,8 @@ def _has_fused_attention() -> bool:
 class Attention(nn.Module):
     """Multi-head self-attention (Vaswani et al. 2017, section 3.2.2).
 
-    One matrix product `qkv` makes queries, keys and values, each with the heads one after another.
+    One matrix product `qkv` computes queries, keys and values, in this order. In each of them, the
+    heads follow one another.
     """
 
     heads: int
@@ -125,7 +127,7 @@ class Mlp(nn.Module):
     Attributes:
       hidden: width of the inner layer.
       activation: a key of `ACTIVATIONS`.
-      dropout: after both layers.
+      dropout: rate after each of the two layers.
     """
 
     hidden: int

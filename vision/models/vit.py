@@ -1,4 +1,4 @@
-"""Vision Transformer (Dosovitskiy et al. 2020), and its forms of DeiT III, DINOv2, CLIP, SigLIP."""
+"""Vision Transformer (Dosovitskiy et al. 2020), and its variants DeiT III, DINOv2, CLIP, SigLIP."""
 
 from functools import partial
 from typing import Any, ClassVar, Literal, NamedTuple
@@ -26,10 +26,10 @@ class Initialisation(NamedTuple):
 
 
 _zeros, _tiny = nn.initializers.zeros, normal(1e-6)
-_normal = normal(0.02)  # torch's trunc_normal_ cuts it at ±2, a hundred deviations away
+_normal = normal(0.02)  # torch's trunc_normal_ truncates it at ±2, which is 100 σ
 INITIALISATIONS: dict[str, Initialisation] = {
-    # The authors' JAX code: queries, keys and values are separate matrices there, so that the
-    # bound of Glorot's initialisation counts one of them; the head starts at 0.
+    # As in the authors' JAX code. Queries, keys and values have separate matrices there, so the
+    # bound of Glorot's initialisation is that of a single matrix. The head starts at 0.
     'jax': Initialisation(
         patch=nn.initializers.lecun_normal(),
         qkv=nn.initializers.variance_scaling(1.0, 'fan_in', 'uniform'),
@@ -38,7 +38,8 @@ INITIALISATIONS: dict[str, Initialisation] = {
         mlp_bias=_tiny,
         token=_zeros,
     ),
-    # DINOv2 and timm: N(0, 0.02), and the patches' kernel as torch initialises convolutions.
+    # As in DINOv2 and timm: N(0, 0.02), and torch's initialisation of convolutions for the patch
+    # embedding.
     'torch': Initialisation(
         patch=fan_in_uniform,
         qkv=_normal,
@@ -54,7 +55,7 @@ WeightInit = Literal['jax', 'torch', 'deit']
 
 
 class Block(nn.Module):
-    """Encoder block with the norms before the branches (section 3.1, equations 2 and 3).
+    """Encoder block with a norm before each branch (section 3.1, equations 2 and 3).
 
     Attributes:
       heads: number of attention heads.
@@ -130,12 +131,12 @@ class AttentionPool(nn.Module):
 class VisionTransformer(ImageModel):
     """ViT: Dosovitskiy et al., An Image is Worth 16x16 Words, 2020, section 3.1, table 1.
 
-    Images are cut into patches, each patch becomes a token, and the tokens run through a
-    transformer. `features` is what the classifier reads:
+    Images are cut into patches, each patch becomes a token, and the tokens pass through a
+    transformer. `features`, the input of the classifier, is:
 
     - ViT, DeiT III (Touvron et al. 2022), DINOv2 (Oquab et al. 2023): the class token after the
-      last norm. Registers (Darcet et al. 2023) are further tokens that are not read.
-    - CLIP (Radford et al. 2021): the same, before the projection to the texts' space.
+      last norm. Registers (Darcet et al. 2023) are additional tokens, which are discarded.
+    - CLIP (Radford et al. 2021): the same, before the projection to the space shared with texts.
     - SigLIP (Zhai et al. 2023): attention pooling over all tokens, without a class token.
 
     DINOv2, CLIP and SigLIP are published without a classifier; here they have one on `features`.
@@ -156,27 +157,27 @@ class VisionTransformer(ImageModel):
     | features | D            |                                                     |
     | logits   | K            |                                                     |
 
-    Where the class token is read, `tokens` and the last block's map have no effect on the logits
-    and no gradient; Grad-CAM explains the map of the block before.
+    With the class token, `tokens` and the map of the last block have no effect on the logits and no
+    gradient. Grad-CAM then uses the map of the block before the last.
 
-    Sides of images are multiples of `patch`. The position embeddings are made for the size of the
-    images at initialisation, and resized for images of another size.
+    The sides of images are multiples of `patch`. The position embeddings have the size of the
+    images at initialisation, and are resized for images of another size.
 
     Attributes:
-      patch: side of a patch in pixels. 4 is a form for 28 and 32 px.
+      patch: side of a patch in pixels. Use 4 for images of 28 and 32 px.
       width, depth, heads: see the table.
-      pool: what `features` reads: the class 'token', 'map' (attention pooling), or the 'mean' over
+      pool: source of `features`: the class 'token', 'map' (attention pooling), or the 'mean' over
         the patches (Beyer et al. 2022, Better plain ViT baselines for ImageNet-1k).
       positions: 'learned' position embeddings, or fixed sines and cosines (ibid.).
       registers: number of register tokens.
       class_position: whether the class token has a position embedding.
       pre_norm: whether a norm precedes the first block, and the patch embedding has no bias (CLIP).
-      layer_scale: initial factor of the residual branches; None to do without LayerScale.
-      activation: of the MLP: exact 'gelu', 'gelu_tanh', or 'quick_gelu' (OpenAI's CLIP).
-      epsilon: of the norms.
-      resize: form in which position embeddings are resized; see `vision.models.positions`.
+      layer_scale: initial factor of the residual branches; None for no LayerScale.
+      activation: activation of the MLP: exact 'gelu', 'gelu_tanh', or 'quick_gelu' (OpenAI's CLIP).
+      epsilon: epsilon of the norms.
+      resize: method of resizing position embeddings; see `vision.models.positions`.
       weight_init: 'jax' as in the authors' code, 'torch' as in DINOv2 and timm, or 'deit'.
-      dropout: after the position embeddings and each dense layer, as in appendix B.1.
+      dropout: rate after the position embeddings and each dense layer, as in appendix B.1.
       drop_path: stochastic depth of the last block; it grows linearly from 0 at the first.
       uniform_drop_path: whether all blocks have the rate `drop_path`, as in DeiT III.
       resolution: side of the published model's images.
@@ -217,7 +218,7 @@ class VisionTransformer(ImageModel):
         init = INITIALISATIONS[self.weight_init]
         endpoints: Endpoints = {}
         norm = partial(LayerNorm, epsilon=self.epsilon, dtype=self.dtype)
-        # Patches, positions, and the class and register tokens before them.
+        # Embed the patches, add positions, and prepend the class token and the registers.
         patches = Conv(
             self.width,
             self.patch,
@@ -232,7 +233,7 @@ class VisionTransformer(ImageModel):
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         if self.pre_norm:
             x = norm(name='norm_pre')(x)
-        # Blocks. Pooling over the patches reads them after the last one.
+        # Blocks. The map of the last block is an input of the pooling, unless that reads the token.
         cls = nn.remat(Block, static_argnums=(2,)) if self.remat else Block
         for i in range(self.depth):
             share = 1.0 if self.uniform_drop_path else i / max(self.depth - 1, 1)
@@ -259,20 +260,20 @@ class VisionTransformer(ImageModel):
         return Dense(self.num_classes, kernel_init=init.head, **types, name='head')(x), endpoints
 
     def _tokens(self, patches: jax.Array) -> tuple[jax.Array, int]:
-        """Returns the tokens [B, N, D] with their positions, and how many precede the patches."""
+        """Returns the tokens [B, N, D] with positions, and the number that precede the patches."""
         batch, rows, columns, width = patches.shape
         init = INITIALISATIONS[self.weight_init]
         if self.positions == 'sincos2d':
             positions = jnp.asarray(sincos_positions(rows, columns, width))
         else:
-            # The parameter keeps the grid that it was made for.
+            # The parameter has the grid of the images at initialisation.
             shape: tuple[int, ...] = rows, columns, width
             if self.has_variable('params', 'pos_embed'):
                 shape = jnp.shape(self.get_variable('params', 'pos_embed'))
             positions = self.param('pos_embed', normal(0.02), shape, jnp.float32)
             positions = resize_positions(positions, (rows, columns), self.resize)
         x = (patches + positions.astype(self.dtype)).reshape(batch, -1, width)
-        # The class token and the registers.
+        # Prepend the class token and the registers.
         before = []
         if self.pool == 'token':
             token = self.param('cls_token', init.token, (1, 1, width), jnp.float32)

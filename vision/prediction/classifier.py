@@ -23,7 +23,7 @@ from vision.prediction.feed import Fed, Feed, files
 from vision.prediction.gradcam import Explanation
 from vision.prediction.stream import Stream
 
-_FEW = 4  # images for which compilation takes longer than it saves
+_FEW = 4  # maximum number of images for which full optimisation takes longer than it saves
 _LONGEST = 1000  # characters of a path that a message shows in full
 _NOT_FINITE = "the model's probabilities are not finite"
 
@@ -102,7 +102,7 @@ class Classifier:
         return cls(pretrained_run(source, model, classify), fold)
 
     def expect(self, num_images: int) -> None:
-        """States how many images this process will answer for, before the first one.
+        """Sets the number of images that this process will classify; call it before the first one.
 
         For up to 4 images, programs are compiled in a fraction of the time, and run slower on CPUs
         (`docs/performance.md`). Probabilities change by at most 1e-4.
@@ -221,7 +221,7 @@ class Classifier:
     def classify_files(
         self, paths: AnyPath | Iterable[AnyPath], top_k: int = 5
     ) -> Iterator[dict[str, Any]]:
-        """Classifies image files, folders and globs, and yields the predictions as they are ready.
+        """Classifies image files, folders and globs, and yields each prediction when it is ready.
 
         Args:
           paths: one or several files, folders (searched recursively) or globs. A file that is named
@@ -284,7 +284,7 @@ class Classifier:
           endpoint: as for `embed`.
 
         Yields:
-          The vectors of each batch, float32 [n, D]; those of None are not defined.
+          The vectors of each batch, float32 [n, D]; those for None are undefined.
         """
         embedding = functools.partial(self.embedding, endpoint=endpoint)
         for _, vectors, _ in self._computed(
@@ -294,7 +294,7 @@ class Classifier:
 
     @property
     def prepare(self) -> Callable[[np.ndarray], np.ndarray]:
-        """The host's part of the preprocessing of one decoded image; see `Feed.prepare`."""
+        """The part of the preprocessing that runs on the host; see `Feed.prepare`."""
         return self._feed.prepare
 
     @property

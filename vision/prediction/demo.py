@@ -28,7 +28,7 @@ from vision.preprocess import decode
 MAX_UPLOAD = 20  # MB
 _CLASSES, _EXPLAINED, _SIMILAR = 5, 3, 8
 _UPLOAD_SIDE = 320  # pixels of the longer side of the uploaded image on the page
-_FEW = 20  # the list of class names is open at first if there are at most this many
+_FEW = 20  # maximum number of class names for which the list is expanded at first
 _KEPT = 60  # seconds that an upload stays on disk; gradio's default is forever (gradio issue 4620)
 
 # Returns up to the given number of images that resemble the image of a source.
@@ -92,7 +92,7 @@ def serve(
         app = _app(classifier, similar, uploads)
         if token is not None:
             app.add_middleware(_TokenOnly, token=token, cookie=f'vision-demo-{port}')
-        # From here on connections wait until the server runs, instead of being refused.
+        # From here on, connections wait until the server runs, instead of being refused.
         listener.listen()
         print(f'http://{address}:{port}' + (f'/?token={token}' if token else ''), flush=True)
         config = uvicorn.Config(app, log_level='error', timeout_graceful_shutdown=1)
@@ -157,7 +157,7 @@ def _is_local(listener: socket.socket) -> bool:
 
 
 def _warm_up(classifier: Classifier, similar: Similar | None) -> None:
-    """Answers for one blank image, which imports, traces and compiles everything in advance."""
+    """Classifies one blank image, which imports, traces and compiles everything in advance."""
     from PIL import Image
 
     with tempfile.TemporaryDirectory() as folder:

@@ -18,7 +18,7 @@ _IN_PNG, _IN_PAGE = 16, 500  # the largest number of images in a PNG and in a pa
 
 
 def explain_files(classifier: Classifier, source: FileSource, path: AnyPath) -> int:
-    """Writes each image beside the heat maps of its most probable classes.
+    """Writes each image next to the heat maps of its most probable classes.
 
     Args:
       classifier: any classifier.
@@ -48,7 +48,7 @@ def explain_files(classifier: Classifier, source: FileSource, path: AnyPath) -> 
 
 
 def draw_heat_maps(classifier: Classifier, images: Images) -> 'Figure':
-    """Draws each image beside the heat maps of its most probable classes.
+    """Draws each image next to the heat maps of its most probable classes.
 
     Args:
       classifier: any classifier.

@@ -76,8 +76,7 @@ class Feed:
     def prepare(self, image: np.ndarray) -> np.ndarray:
         """Applies the part of the preprocessing that runs on the host to one decoded image.
 
-        It may be called by several threads at once, for images that `prepared` then makes batches
-        of.
+        Several threads may call it at once. `prepared` then makes batches of the images.
 
         Args:
           image: uint8 [H, W, C] with as many channels as `channels`.
@@ -88,6 +87,7 @@ class Feed:
         Raises:
           ValueError: the ops cannot be applied to the image.
         """
+        # Images with the shape of the training arrays need no work on the host.
         own = image.shape == self._run.image_shape
         if own and not self._host_only:
             return image
@@ -114,9 +114,11 @@ class Feed:
         def batches() -> Iterator[Batch]:
             rest = iter(images)
             while some := list(itertools.islice(rest, size)):
+                # Padding and missing images have mask 0 and pixels of zeros.
                 mask = np.zeros(size, np.float32)
                 mask[: len(some)] = [image is not None for image in some]
                 there = {slot: image for slot, image in enumerate(some) if image is not None}
+                # Without a readable image, use the shape that the model or the device ops expect.
                 shape = self._run.image_shape
                 if self._host_only or shape is None:
                     shape = self._run.input_shape

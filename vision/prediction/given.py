@@ -22,7 +22,7 @@ class Given(Source):
     name, class_names, encoded = 'images', (), False
 
     def __init__(self, items: Sequence[str | Image]):
-        """Takes paths, encoded bytes and pixels with as many channels as the model expects."""
+        """Stores paths, encoded bytes and pixels with as many channels as the model expects."""
         self._items, self.num_examples = items, len(items)
         self.labels = np.full(len(items), -1, np.int32)
 
@@ -173,7 +173,7 @@ def _names_file(data: bytes) -> bool:
 
 def _is_pillow(value: Any) -> bool:
     """Returns True for a `PIL.Image`."""
-    # Do not import Pillow for the test: without it there can be no such image.
+    # Do not import Pillow for the test: if it is not imported, there can be no such image.
     module = sys.modules.get('PIL.Image')
     return module is not None and isinstance(value, module.Image)
 

@@ -93,7 +93,7 @@ def grad_cam(
 def enlarge(maps: jax.Array, height: int, width: int) -> jax.Array:
     """Resizes maps [B, k, h, w] to [B, k, height, width], bilinearly, each with maximum 1."""
     maps = jax.image.resize(maps, (*maps.shape[:2], height, width), 'bilinear')
-    # A map of zeros stays as it is.
+    # A map of zeros is not scaled.
     highest = maps.max(axis=(2, 3), keepdims=True)
     return maps / jnp.where(highest > 0, highest, 1)
 

@@ -17,7 +17,7 @@ def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     """
     from matplotlib import colormaps
 
-    # Colour on grey, so that the image's own colours are not taken for heat.
+    # Draw colour on grey, so that the image's own colours are not mistaken for heat.
     grey = to_rgb(image).astype(np.float32).mean(axis=-1, keepdims=True)
     colour = colormaps['turbo'](heat)[..., :3].astype(np.float32) * 255
     strength = 0.65 * heat[..., None]

@@ -16,7 +16,7 @@ from vision.prediction.classifier import Classifier
 from vision.prediction.feed import Feed
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
-_CHECKED, _DRAWN = 64, 8  # images of a run, and drawn images, that a program is checked with
+_CHECKED, _DRAWN = 64, 8  # number of a run's images, and of drawn images, for the check
 # Largest allowed difference of a probability. In bfloat16 differences depend on what XLA fuses,
 # because values inside a fusion are not rounded.
 _TOLERANCE, _TOLERANCE_16_BIT = 1e-4, 5e-2
@@ -88,7 +88,7 @@ def serialise(classifier: Classifier) -> bytes:
 
 
 def _check_images(classifier: Classifier) -> np.ndarray:
-    """Returns images to check a program with: of the run's data, or drawn if it has none."""
+    """Returns images for the check: from the run's data, or drawn if the run has no data."""
     if classifier.run.path.is_dir():
         return real_images(classifier)
     # Pretrained weights: coarse squares with noise.

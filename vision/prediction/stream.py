@@ -62,17 +62,17 @@ class Stream:
             start += len(mask)
 
     def compile_quickly(self) -> None:
-        """Compiles functions quickly from here on; on CPUs they run slower.
+        """Reduces the compile time of later functions; on CPUs they run slower.
 
-        Compilation leaves out the fast forms of layers, and optimises little. One image, seconds to
-        trace and compile, and milliseconds to run: EfficientNet-Lite0 3.0 → 0.9 s, 24 → 216 ms;
-        ResNet-50 8.8 → 0.8 s, 229 → 270 ms. CPU time on an AMD EPYC without AVX-512, JAX 0.10.2,
-        2026-11-28.
+        Programs are compiled without the fast forms of layers and with little optimisation. For one
+        image, the CPU time to trace and compile changes from 3.0 to 0.9 s, and the time to run from
+        24 to 216 ms (EfficientNet-Lite0); for ResNet-50, 8.8 → 0.8 s and 229 → 270 ms. Measured on
+        an AMD EPYC without AVX-512, JAX 0.10.2, 2026-11-28.
         """
         self._quickly = jax.default_backend() == 'cpu'
 
     def jit(self, function: Callable) -> Callable:
-        """Returns the jitted function; the same function always gives the same jitted one."""
+        """Returns the jitted function; the same function always has the same jitted function."""
         # Methods and partials are new objects at each access, so the key is name and keywords.
         parts = function if isinstance(function, functools.partial) else functools.partial(function)
         key = (parts.func.__name__, *sorted(parts.keywords.items()))

@@ -1,8 +1,8 @@
 """Step 2, preprocess: the loader, which turns a source and an op string into batches on devices.
 
-`TrainBatches` and `EvalBatches` feed a split. Images in memory whose ops all have a device form are
-augmented on the devices; everything else goes through tf.data on the host. An op string such as
-'resize(32)|flip_lr' names functions of the package `ops`.
+`TrainBatches` and `EvalBatches` yield the batches of a split. Images in memory whose ops all have a
+device form are augmented on the devices; all other images pass through tf.data on the host. An op
+string such as 'resize(32)|flip_lr' names functions of the package `ops`.
 
 Read first: `inputs.py` (the loader), `ops/registry.py` (the ops by name), `device.py` and
 `pipeline.py` (the two routes).

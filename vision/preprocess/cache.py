@@ -38,7 +38,7 @@ def report(source: Source, channels: int, cache: str) -> str:
         mean = float(np.mean([_size(path) for path in _spread(source.paths or ())]))
     else:
         mean = float(np.mean([_pixels(head) for head in _heads(source)])) * channels
-    # Compare the total with the free memory, where the system tells it; macOS does not.
+    # Compare the total with the free memory, if the system reports it; macOS does not.
     total = mean * source.num_examples
     text = (
         f'cache {cache} of {source.name}: about {total / 2**20:,.1f} MiB for '
@@ -124,7 +124,7 @@ class DecodedCache:
     """Cache of decoded images, by example id."""
 
     def __init__(self, channels: int):
-        """Makes an empty cache for images with a number of channels."""
+        """Creates an empty cache for images with a number of channels."""
         self._images, self._channels = dict[int, np.ndarray](), channels
         self._none = np.empty((0, 0, channels), np.uint8)
 

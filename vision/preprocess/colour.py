@@ -69,7 +69,7 @@ def to_8_bit(image: Any) -> Any:
         if not signed:
             return image
         raw = raw.view(np.int8)
-    # List the values that white may have, from small to large: the tags do not always state it.
+    # List the possible values of white, in ascending order; the tags do not always give it.
     values = raw.astype(np.float64)
     tops = [2.0 ** (bits - signed * (bits != 12)) - 1]
     if image.mode == 'F':
@@ -151,7 +151,7 @@ def to_srgb(image: Any, grey: bool, data: bytes = b'') -> Any:
     profile, gamma = image.info.get('icc_profile'), image.info.get('gamma')
     if not grey:
         profile = _described_profile(image.info, data) or profile
-    # Lab has no profile of its own.
+    # Lab images have no embedded profile.
     if image.mode == 'LAB':
         return ImageCms.applyTransform(image, _from_lab())
     # Convert the colours by the profile, and keep alpha.
@@ -180,7 +180,7 @@ def _says_something(gamma: float) -> bool:
 
 
 def _described_profile(info: dict[Any, Any], data: bytes) -> bytes | None:
-    """Makes an ICC profile of the colour space that a file describes by code points or numbers.
+    """Returns an ICC profile of the colour space that a file describes by code points or numbers.
 
     None if the file has no such description, or if its embedded profile takes precedence.
     """
@@ -211,7 +211,7 @@ def _code_points(data: bytes, has_profile: bool) -> tuple[int, int] | None:
 
 @functools.lru_cache(maxsize=64)
 def _make_profile(chromaticities: Sequence[float], gamma: float | None) -> bytes | None:
-    """Makes an ICC profile (ICC.1:2022) of a display.
+    """Returns an ICC profile (ICC.1:2022) of a display.
 
     Args:
       chromaticities: x and y of its white, red, green and blue.

@@ -13,8 +13,8 @@ all other files with `read` below:
 * The first frame of an animation is used. The EXIF orientation is applied, and all other tags are
   ignored: damaged metadata does not make an image unreadable.
 
-A JPEG that ends before its end marker is refused, even if a part of the image is there. A JPEG with
-an end marker but damage inside is read as browsers read it: the part before the damage is correct,
+A JPEG that ends before its end marker is refused, even if it contains a part of the image. A JPEG
+with an end marker and damage inside is read as in browsers: the part before the damage is correct,
 and libjpeg recovers as much as it can of the rest. Neither TensorFlow nor Pillow reports such
 damage, because JPEG has no checksum; libjpeg prints a warning on stderr. Files that libjpeg refuses
 are refused here, too.
@@ -33,7 +33,7 @@ from vision.data.files import pillow
 from vision.data.source import BadImage
 from vision.preprocess import colour
 
-MAX_PIXELS = 200_000_000  # as many as the largest phone cameras have; 600 MB as RGB
+MAX_PIXELS = 200_000_000  # the number of pixels of the largest phone cameras; 600 MB as RGB
 # Limit on longer side / shorter side. Resizing a narrow strip by its shorter side would need too
 # much memory.
 MAX_ASPECT = 100
@@ -113,7 +113,7 @@ def pixels(
         return _to_array(image, data, channels, orientation or _orientation(image))
     except BadImage:
         raise
-    except Exception as e:  # the text of Pillow's exception tells truncated files from others
+    except Exception as e:  # the text of Pillow's exception distinguishes truncated files
         name = image.format or 'image'
         cut = any(sign in str(e).lower() for sign in ('truncated', 'not enough image data'))
         raise BadImage(f'truncated {name}' if cut else f'damaged {name} ({e})') from None

@@ -46,7 +46,7 @@ def apply_ops(ops: tuple[opstring.Op, ...], image: jax.Array, key: jax.Array) ->
         entry = ops_lib.find(op.name)
         form = entry.form(ops_lib.DEVICE)
         assert form is not None  # `ops.parse` has checked it
-        # Only random ops take random numbers, and each op gets numbers of its own.
+        # Only random ops take random numbers, and each op has its own numbers.
         rng = [DeviceRng(key, i)] if entry.draws() else []
         image = form(image, *rng, *op.args, **op.kwargs)
     return image
@@ -108,8 +108,8 @@ class DeviceSplit:
         Args:
           ids: int [B]; −1 is padding.
           epochs: the epoch of each example, or the view number from `order.batch_ids`, int [B].
-            Together with the seed and the id it decides the augmentation. For V views of each image
-            int [B, V]; the images are then [B, V, H, W, C].
+            Together with the seed and the id it determines the augmentation. For V views of each
+            image, int [B, V]; the images are then [B, V, H, W, C].
         """
         # Each process passes only its own rows.
         rows = _own_rows(len(ids))

@@ -28,7 +28,7 @@ from vision.preprocess.ops import in_numpy, on_host
 from vision.preprocess.ops import registry as ops_lib
 
 _AHEAD = 2  # batches that are prepared in advance
-_FOREVER = 1 << 62  # batches: more than any run has
+_FOREVER = 1 << 62  # number of batches, larger than that of any run
 
 
 class Plan(NamedTuple):
@@ -75,7 +75,7 @@ def look_up(source: Source, batches: Iterable[tuple[np.ndarray, np.ndarray]]) ->
         plan = padding(source, len(ids))._replace(ids=ids, epochs=epochs)
         images: list[Any] = [None] * len(ids)
         if source.paths is not None:
-            # './' before a path keeps TensorFlow from taking a name such as gs://… for a URL.
+            # With './' before a path, TensorFlow does not read a name such as gs://… as a URL.
             paths = [os.path.join(os.curdir, source.paths[i]) for i in ids[real]]
             found: Any = [p if is_path(p) else BadImage('no such file') for p in paths]
             labels = source.labels[ids[real]]
@@ -88,7 +88,7 @@ def look_up(source: Source, batches: Iterable[tuple[np.ndarray, np.ndarray]]) ->
 
 
 class Preprocess:
-    """Applies an op string to batches, and finds out why images fail."""
+    """Applies an op string to batches, and finds the reasons why images fail."""
 
     def __init__(
         self, source: Source, text: str, local: int, seed: int, cache: str = 'none', views: int = 1
@@ -167,11 +167,11 @@ class Preprocess:
     def direct(
         self, planned: Iterable[Planned]
     ) -> Generator[tuple[Plan, np.ndarray, np.ndarray], None, None]:
-        """Preprocesses batches without tf.data; the result is that of `batches`, bit for bit.
+        """Preprocesses batches without tf.data, with results that are bit-identical to `batches`.
 
-        TensorFlow builds the graph of each tf.data dataset anew, which takes a third of a second of
-        CPU time, too much for a few images. The usual ops of evaluation need no TensorFlow at all.
-        A batch of this method may also mix encoded images and pixels uint8 [H, W, channels].
+        TensorFlow builds a new graph for each tf.data dataset. This takes a third of a second of
+        CPU time, which is too much for a few images. The usual ops of evaluation do not need
+        TensorFlow. A batch of this method may also mix encoded images and pixels uint8 [H, W, C].
         """
         for plan, images in planned:
             # Preprocess the images in threads, and leave out those that fail.
@@ -185,7 +185,7 @@ class Preprocess:
 
     def _one(self, example: int, image: str | Image, draws: np.ndarray) -> np.ndarray | None:
         """Preprocesses one image; returns None if that fails, and `fill` finds the reason."""
-        # Without TensorFlow if possible: importing it takes seconds.
+        # Avoid TensorFlow if possible, because importing it takes seconds.
         if self._in_numpy:
             try:
                 found = read_file(image) if isinstance(image, str) else image
@@ -292,7 +292,7 @@ class Preprocess:
         """Returns a tf.data.Dataset of single rows {slot, id, draws, data}.
 
         Args:
-          rows: yields the rows of a batch at once.
+          rows: yields all rows of a batch together.
         """
         tf = tf_cpu()
         data = self._example.data_spec()

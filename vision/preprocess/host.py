@@ -25,7 +25,7 @@ class HostBatches:
     """
 
     def __init__(self, batches: Iterator[dict[str, np.ndarray]], count: int | None = None):
-        """Takes the pipeline and the number of batches of each process; None is endless."""
+        """Stores the pipeline and the number of batches of each process; None is endless."""
         self._batches, self._left = batches, count
         self._last: dict[str, np.ndarray] | None = None
         self._mistake: str | None = None
@@ -48,7 +48,7 @@ class HostBatches:
                 self._last = next(self._batches)
             except UserError as e:
                 self._mistake = str(e)
-        # After an error repeat the last batch, masked out.
+        # After an error, repeat the last batch with mask 0.
         if self._mistake is not None:
             self._last = self._last | {'mask': np.zeros_like(self._last['mask'])}
         return self._last
@@ -63,7 +63,7 @@ def prefetch(batches: Iterator[dict[str, np.ndarray]], mesh: Mesh) -> Iterator[B
     on_their_way: collections.deque[Batch] = collections.deque()
     batches = iter(batches)
     while True:
-        # Fill the queue, then hand out the oldest batch.
+        # Fill the queue, then yield the oldest batch.
         for batch in itertools.islice(batches, _AHEAD + 1 - len(on_their_way)):
             on_their_way.append(mesh_lib.put_batch(batch, mesh))
         if not on_their_way:

@@ -73,12 +73,14 @@ class TrainBatches:
           UserError: an op is unknown or cannot be applied to the images.
         """
         self._host: HostBatches | None = None
+        # Keep the images on the device if all ops can run there.
         if on_device(source, loading.ops):
             split = DeviceSplit(source, loading.ops, loading.seed, mesh)
             self._batches = split.train_batches(
                 loading.batch_size, loading.seed, start_step, loading.repeats, loading.views
             )
             return
+        # Otherwise use the tf.data pipeline of this process, and transfer its batches in advance.
         from vision.preprocess import host, pipeline
 
         self._host = host.HostBatches(

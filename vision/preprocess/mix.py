@@ -1,7 +1,7 @@
 """Mixup and CutMix, applied to a batch on the device inside the training step.
 
 Each example is mixed with the previous one in the global batch, the first with the last. The labels
-are mixed in the proportion of the pixels. One random draw serves the whole batch, as in the
+are mixed in the proportion of the pixels. One random draw is used for the whole batch, as in the
 published code of both papers.
 """
 

@@ -124,7 +124,7 @@ class EvalBatches:
         else:
             self._num_batches = -(-_share(source, 0, process_count) // local)
             planned = _in_batches(source, _pass(source, None, 0, *part), local)
-        # For few images, or if encoded images and pixels are mixed, do without tf.data.
+        # For few images, or if encoded images and pixels are mixed, do not use tf.data.
         several_kinds = not source.encoded and source.image_shape is None
         few = several_kinds or source.num_examples <= _FEW
         self._steps = (self._preprocess.direct if few else self._preprocess.batches)(planned)
@@ -193,9 +193,9 @@ def eval_batches(source: Source, ops: str, **kwargs: Any) -> EvalBatches:
     Args:
       source: the split.
       ops: an op string whose images have one size.
-      **kwargs: `batch_size` (global); `process_index` and `process_count`; `skip_corrupt` gives
-        unreadable images mask 0 and an entry in `corrupt`; `max_corrupt` does so up to that
-        fraction of the examples.
+      **kwargs: `batch_size` (global); `process_index` and `process_count`; `skip_corrupt`, which
+        gives unreadable images mask 0 and an entry in `corrupt`; `max_corrupt`, the fraction of the
+        examples up to which unreadable images are treated in this way.
 
     Returns:
       An iterator like that of `train_batches`, of the same length on every host. Padding has id −1,

@@ -127,7 +127,7 @@ def _open_at_once(path: str, flags: int) -> int:
 
 
 def _ending_of(head: bytes) -> Callable[[bytes, int], bool] | None:
-    """Returns a test of a file's last bytes and size that tells whether the file is complete.
+    """Returns a function of a file's last bytes and size that is true for a complete file.
 
     None for formats without an end marker or a stated size.
     """

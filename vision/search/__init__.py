@@ -3,7 +3,8 @@
 `build` computes a classifier's features for the images of folders or splits and stores them in an
 `Index`. `query` finds the images in an index that are nearest to new images, `find_duplicates`
 finds copies within an index, and `judge_run` measures how well the features separate the classes.
-`describe` writes what is known of a large collection as shards, of which `build` makes an index.
+`describe` writes the features and file properties of a large collection as shards, from which
+`build` makes an index.
 
 Read first: `search.py`, `index.py`.
 """

@@ -1,10 +1,9 @@
-"""Description of a collection as shards: once, together with other processes, and up to date.
+"""Description of a collection as shards, resumable and shared by processes.
 
-A shard depends only on the images whose paths belong to it: not on the order of the work, nor on
-when it was stopped. A process claims a shard by a `flock` on a file in DIR/claims. The kernel
-releases it however the process ends, and another process takes the shard over. A shard is made in
-memory, then written atomically. To describe a collection again is the same work: what a shard holds
-and what has not changed is kept.
+The content of a shard depends only on its images, not on the order of the work or on interruptions.
+A process claims a shard with a `flock` on a file in DIR/claims. When the process ends, the kernel
+releases the lock, and another process can take over the shard. A shard is built in memory and then
+written atomically. When a collection is described again, the rows of unchanged images are kept.
 """
 
 import contextlib
@@ -48,7 +47,7 @@ from vision.search.shards import (
 
 _ROWS = 8192  # images of a shard: some seconds of work on a GPU, some minutes on a CPU
 _BEFORE_MANIFEST = {'claims', '.lock', 'manifest.json.tmp'}  # a kill can leave these
-_PAUSE = 0.5  # seconds between two looks at the shards that other processes are writing
+_PAUSE = 0.5  # seconds between two attempts to claim shards that other processes hold
 
 
 def describe(
@@ -59,27 +58,28 @@ def describe(
     shared: bool = False,
     rows: int = _ROWS,
 ) -> dict[str, Any]:
-    """Describes images and writes the shards; whatever is described already is kept.
+    """Describes images and writes the shards; keeps the descriptions of unchanged images.
 
-    An image is described anew if the size or the modification time of its file has changed, or if
-    it could not be read. Images of the folder that are not among `images` stay, and are marked as
-    `gone` if their files no longer exist.
+    An image is described again if the size or the modification time of its file has changed, or if
+    it could not be read before. Images in the shards that are not among `images` are kept, and are
+    marked as `gone` if their files no longer exist.
 
     Args:
       classifier: computes the vectors.
       images: the images.
       output: the folder of the shards, new or with a manifest of the same classifier.
       endpoint: see `Classifier.embed`.
-      shared: share the work with other processes; False refuses a folder that another one uses.
-      rows: images of a shard, on average, in a new folder.
+      shared: share the work with other processes; False refuses a folder that another process uses.
+      rows: the mean number of images per shard in a new folder.
 
     Returns:
-      Counts: `images` of all shards, `described` by this call, `gone`, `failed` of all shards; and
-      `errors`, the reasons of some images that this call could not read, by path.
+      Counts over all shards (`images`, `gone` and `failed`); `described`, the number of images that
+      this call described; and `errors`, the reasons for some of the images that it could not read,
+      by path.
 
     Raises:
-      UserError: the folder holds something else, or descriptions by another classifier; it cannot
-        be written to, or is in use; a source cannot be read by number; or no image can be read.
+      UserError: the folder contains other files, or descriptions by another classifier; it cannot
+        be written to, or is in use; a source has no random access; or no image can be read.
     """
     pyarrow(), perceptual_hash()  # report a missing library before the long work
     for some in images:
@@ -89,6 +89,7 @@ def describe(
                 'shards; use `build` with --split, or data.in_memory=True'
             )
     total = sum(some.source.num_examples for some in images)
+    # Lock the folder, and fix the number of shards at the first call.
     folder = _create(as_path(output))
     with _whole(folder, shared):
         manifest = _open_or_create(folder, classifier, endpoint, max(1, round(total / rows)))
@@ -103,7 +104,7 @@ def describe(
             move, done = start('describing', total), 0
             waiting = list(range(manifest.shards))
             while waiting:
-                # Shards that others are working on come again until they are done, or free.
+                # Try all shards; repeat those that other processes hold.
                 busy = []
                 for number in waiting:
                     if (claim := _take(folder / 'claims' / f'{number:05}', shared)) is None:
@@ -116,6 +117,7 @@ def describe(
                 if len(busy) == len(waiting):
                     time.sleep(_PAUSE)
                 waiting = busy
+    # Count the images of all shards, including those that other processes have described.
     found = count(manifest)
     if found['images'] and found['images'] == found['failed']:
         example = next((f', for example {path}: {why}' for path, why in work.errors.items()), '')
@@ -124,18 +126,18 @@ def describe(
 
 
 class _Work:
-    """Brings one shard after the other up to date.
+    """Updates one shard after the other.
 
     Attributes:
       described: the number of images that were described.
-      errors: the reasons of some of the images that could not be read.
+      errors: the reasons for some of the images that could not be read.
     """
 
     def __init__(self, classifier: Classifier, images: Sequence[Named], manifest: Manifest):
         self._classifier, self._images, self._manifest = classifier, images, manifest
         self._began = time.time()
         self.described, self.errors = 0, dict[str, str]()
-        # Sort all images by their shards; one number per image is all that is kept.
+        # Sort all images by shard. Only one number per image is kept in memory.
         names = (full_name(some, i) for some in images for i in range(len(some.names)))
         share = np.fromiter((_share_of(name, manifest.shards) for name in names), np.int32)
         self._order = np.argsort(share, kind='stable')
@@ -143,20 +145,20 @@ class _Work:
         self._starts = np.cumsum([0, *(len(s.names) for s in images)])
 
     def __call__(self, number: int) -> Iterator[int]:
-        """Updates a shard, and yields the numbers of images that were done meanwhile."""
+        """Updates a shard, and yields the number of images done since the last yield."""
         pa, path = pyarrow(), self._manifest.shard(number)
         old = self._read(number)
-        # Errors that were noted before this command began are worth another try.
+        # Describe images with errors again if an earlier command recorded the errors.
         again = old is None or path.stat().st_mtime < self._began
         names = old['path'].to_pylist() if old is not None else []
         known = dict(zip(names, self._states(old, again), strict=True))
-        # Compare the files with the shard, and find out which must be described.
+        # Compare the files with the shard to find the images that must be described.
         wanted = self._wanted(number)
         now = {name: _state(name) for name in names}
         for name, (which, example) in wanted.items():
             now[name] = _state(full_name(self._images[which], example))
         new = [n for n in wanted if n not in known or (now[n] and known[n] != now[n])]
-        # An image that is named twice is done once, but counts twice in the total.
+        # An image that is named twice is described once, but the total counts it twice.
         yield int(self._bounds[number + 1] - self._bounds[number]) - len(new)
         tables = []
         for some, ids in self._by_source(wanted[name] for name in new):
@@ -166,7 +168,7 @@ class _Work:
                 tables.append(table_of(about, vectors))
                 self._note(tables[-1])
                 yield len(about)
-        # Keep the other rows, with a mark of what is gone.
+        # Keep the other rows, and mark the images that no longer exist.
         if old is not None:
             gone = pa.array([now[name] is None for name in names], pa.bool_())
             kept = old.set_column(old.schema.get_field_index('gone'), 'gone', gone)
@@ -175,17 +177,17 @@ class _Work:
             replaced = set(new)
             tables.append(kept.filter(pa.array([n not in replaced for n in names], pa.bool_())))
         table = pa.concat_tables([schema(self._manifest.size).empty_table(), *tables])
-        # A shard names the model, too, in case it is copied to another folder.
+        # Store the fingerprint in the shard, too, in case the shard is copied to another folder.
         made_by = {'made_by': json_text(self._manifest.made_by)}
         write(path, to_parquet(table.sort_by('path').replace_schema_metadata(made_by)))
 
     def _wanted(self, number: int) -> dict[str, tuple[int, int]]:
-        """Returns the images of a shard, sorted by name: the number of the source, and the id."""
+        """Returns (number of the source, id) of each image of a shard, by name in sorted order."""
         found: dict[str, tuple[int, int]] = {}
         for position in self._order[self._bounds[number] : self._bounds[number + 1]]:
             which = int(np.searchsorted(self._starts, position, 'right')) - 1
             example = int(position - self._starts[which])
-            # Of an image that is named twice keep the first, as `build` does.
+            # If an image is named twice, use the first, as `build` does.
             found.setdefault(utf8(full_name(self._images[which], example)), (which, example))
         return dict(sorted(found.items()))
 
@@ -197,7 +199,7 @@ class _Work:
             yield self._images[which], examples
 
     def _read(self, number: int) -> Any:
-        """Returns the table of a shard; None if there is none, or if it is damaged."""
+        """Returns the table of a shard, or None if the shard is missing or damaged."""
         try:
             return read_shard(self._manifest, number)
         except FileNotFoundError:
@@ -207,7 +209,7 @@ class _Work:
             return None
 
     def _states(self, table: Any, again: bool) -> Iterator[tuple | None]:
-        """Yields (size, date) of the rows of a shard, or () where an image must be described."""
+        """Yields (size, date) of each row of a shard, or () to describe the image again."""
         if table is None:
             return
         dates = table['date'].cast('int64').to_pylist()
@@ -222,10 +224,10 @@ class _Work:
 
 
 def _create(folder: Path) -> Path:
-    """Creates the folder of the shards; raises UserError if it holds something else."""
+    """Creates the folder of the shards; raises UserError if it contains other files."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        # Look for the manifest last: another process may just have written it, and shards after it.
+        # Look for the manifest last: another process may write it, and then shards, at any moment.
         ours = not {*os.listdir(folder)} - _BEFORE_MANIFEST or is_shards(folder)
         if ours:
             (folder / 'claims').mkdir(exist_ok=True)
@@ -237,7 +239,7 @@ def _create(folder: Path) -> Path:
 
 
 def _open_or_create(folder: Path, classifier: Classifier, endpoint: str, shards: int) -> Manifest:
-    """Returns the manifest, which the first process writes."""
+    """Returns the manifest; the first process writes it."""
     size = classifier.embedding_size(endpoint)
     with _take(folder / 'claims' / 'manifest', True, wait=True) or contextlib.nullcontext():
         if not is_shards(folder):
@@ -259,7 +261,7 @@ def _open_or_create(folder: Path, classifier: Classifier, endpoint: str, shards:
 
 @contextlib.contextmanager
 def _whole(folder: Path, shared: bool) -> Iterator[None]:
-    """Holds the lock of the folder, alone or with others."""
+    """Holds the lock of the folder, exclusively or shared with other processes."""
     path = folder / '.lock'
     file = _take(path, shared, fcntl.LOCK_SH if shared else fcntl.LOCK_EX)
     if file is None:
@@ -277,10 +279,12 @@ def _whole(folder: Path, shared: bool) -> Iterator[None]:
 
 
 def _take(path: Path, shared: bool, how: int = fcntl.LOCK_EX, wait: bool = False) -> IO[str] | None:
-    """Takes a lock and returns its file, which holds it until it is closed; None if it is held.
+    """Locks a file and returns it, or None if another process holds the lock.
+
+    The lock is released when the file is closed.
 
     Raises:
-      UserError: the file cannot be created, or the file system has no locks to share work with.
+      UserError: the file cannot be created, or the work is shared and the file system has no locks.
     """
     try:
         file = open(path, 'a+')  # noqa: SIM115 - closed by the caller
@@ -304,7 +308,7 @@ def _share_of(name: str, shards: int) -> int:
 
 
 def _state(name: str) -> tuple | None:
-    """Returns (size, date) of a file, or None if it is gone; of an example of a split, (None, None)."""
+    """Returns (size, date) of a file, None if it is gone, or (None, None) for 'SPLIT:ID'."""
     try:
         about = os.stat(name)
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Description of images: vectors, and what the files themselves tell, with one decode of each."""
+"""Description of images: feature vectors, hashes and file properties, with one decode per image."""
 
 import contextlib
 import hashlib
@@ -18,8 +18,8 @@ from vision.prediction.classifier import Classifier
 from vision.preprocess.graph import decoded
 
 OF_SPLIT = re.compile(r'(train|validation|test):(\d+)')
-_AHEAD = 64  # images that are read ahead of the model, beside a batch
-_HASHED = 256  # pixels of the shorter side from which an image is averaged before it is hashed
+_AHEAD = 64  # images that are read ahead of the model, in addition to a batch
+_HASHED = 256  # least number of pixels of the shorter side after averaging, before hashing
 _NOT_FINITE = "the model's features are not finite"
 
 
@@ -37,17 +37,17 @@ def full_name(images: Named, position: int) -> str:
 
 
 class Described(NamedTuple):
-    """Description of an image besides its vector.
+    """Description of an image, without its vector.
 
     Attributes:
       path: absolute path of the file, or 'SPLIT:ID'.
       label: name of its class in a split, or of the folder that the file is in; '' if unknown.
       size: bytes of the file; None for pixels.
       modified: modification time of the file in microseconds since 1970, or None.
-      width: of the upright image in pixels; None if it cannot be read.
+      width: width of the upright image in pixels; None if it cannot be read.
       height: as `width`.
-      sha256: of the file's bytes, or of the pixels and their shape; None if it was not asked for.
-      phash: `imagehash.phash` as 16 hexadecimal digits; None if it was not asked for.
+      sha256: hash of the file's bytes, or of the pixels and their shape; None if not requested.
+      phash: `imagehash.phash` as 16 hexadecimal digits; None if not requested.
       error: the reason why the image has no vector; None if it has one.
     """
 
@@ -71,21 +71,22 @@ def describe_images(
 ) -> Iterator[tuple[list[Described], np.ndarray]]:
     """Describes images batch by batch. Threads read and decode each file once, ahead of the model.
 
-    Memory does not grow with the number of images, nor with the size of a photo beyond those that
-    the threads are decoding.
+    Memory does not grow with the number of images. Large photos take memory only while a thread
+    decodes them.
 
     Args:
       classifier: computes the vectors.
       images: the images.
       endpoint: see `Classifier.embed`.
       hashes: compute `sha256` and `phash`, too.
-      ids: the images to describe, by position; all by default. A source that is not indexed cannot
-        be asked for some of its images.
+      ids: the positions of the images to describe; all by default. A source without random access
+        needs the default.
 
     Yields:
       Descriptions of n images, in the order of the ids, and their vectors, float32 [n, D]. The
       vector of an image with an `error` is zero.
     """
+    # Queue the descriptions of images whose vectors the model is still computing.
     look = _Look(classifier, images, hashes)
     count = images.source.num_examples if ids is None else len(ids)
     waiting: deque[Described] = deque()
@@ -108,7 +109,7 @@ def describe_images(
 
 
 class _Look:
-    """Reads, decodes and preprocesses one image, and notes what its file tells."""
+    """Reads, decodes and preprocesses one image, and records the properties of its file."""
 
     def __init__(self, classifier: Classifier, images: Named, hashes: bool):
         self._classifier, self._images = classifier, images
@@ -129,7 +130,7 @@ class _Look:
         if source.paths is not None:
             path = os.path.abspath(name)
             known = known._replace(path=path, label=os.path.basename(os.path.dirname(path)))
-            # Take the time before reading: a file that changes meanwhile is described again.
+            # Read the modification time first: a file that changes later is then described again.
             with contextlib.suppress(OSError, ValueError):
                 about = os.stat(source.paths[position])
                 known = known._replace(size=about.st_size, modified=about.st_mtime_ns // 1000)
@@ -162,6 +163,7 @@ def _in_threads(
     else:
         chunks = source.stream()
         tasks = ((int(i), x, y) for chunk in chunks for i, x, y in zip(*chunk, strict=True))
+    # Keep up to `_AHEAD` tasks running, and cancel them if the caller stops.
     running: deque[Future] = deque()
     with ThreadPoolExecutor(available_cpus()) as threads:
         try:
@@ -186,8 +188,8 @@ def digest(image: Image) -> bytes:
 def perceptual_hash() -> Any:
     """Returns a function from uint8 [H, W, C] to `imagehash.phash`, as 16 hexadecimal digits.
 
-    An image whose shorter side has 512 pixels or more is first averaged over squares of pixels, to
-    256 pixels or more, which can change a bit of the hash.
+    An image whose shorter side has 512 pixels or more is first averaged over squares of pixels, so
+    that the side keeps 256 pixels or more. This can change a bit of the hash.
 
     Raises:
       UserError: imagehash is not installed.

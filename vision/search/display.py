@@ -29,10 +29,10 @@ def write_results(
     limit: int = 500,
     title: str = 'Nearest images',
 ) -> None:
-    """Writes results as an HTML page or a PNG: each image with its neighbours beside it.
+    """Writes results as an HTML page or a PNG: each image in a row with its neighbours.
 
-    Files are shown by their paths below their common folder. Neighbours of another class than the
-    image are marked.
+    Titles show the paths of files relative to their common folder. Neighbours whose class differs
+    from the image's are marked.
 
     Args:
       run: the run whose data the names 'SPLIT:ID' refer to. A folder named like one of its classes
@@ -60,7 +60,7 @@ def write_results(
             first = Picture(show(head), r.get('error') or show.label(head))
             yield show.name(head), [first, *show.neighbours(r, marked)]
 
-    # The note explains the scores, the paths, the marks and what is left out.
+    # The note explains the scores, the paths and the marks, and counts the images left out.
     word = (
         'cosine similarity, 1 if identical'
         if metric == 'cosine'
@@ -77,7 +77,7 @@ def write_results(
 
 
 def draw_neighbours(run: Run, results: Sequence[dict[str, Any]]) -> 'Figure':
-    """Draws each image with its neighbours beside it; see `write_results`."""
+    """Draws each image in a row with its neighbours; see `write_results`."""
     show, grid = _pictures_of(run, results), []
     for r in results:
         # A figure has no headings, so the title becomes the caption of the row's first picture.
@@ -110,8 +110,8 @@ class Pictures:
         """
         self._run = run
         self._splits: dict[str, Source] = {}
-        # Names of splits have no folder. A query from another place may have only '/' in common
-        # with the neighbours; their own common folder is used then.
+        # Names of splits have no folder. If query images and neighbours have only '/' in common,
+        # use the common folder of the neighbours.
         asked, found = ([n for n in names if not OF_SPLIT.fullmatch(n)] for names in (asked, found))
         roots = common_root([*asked, *found]), common_root(found)
         self.root = next((root for root in roots if root.strip(os.sep)), '')
@@ -148,7 +148,7 @@ class Pictures:
             if index >= source.num_examples or not source.class_names or not source.indexed:
                 return ''
             return label_text(source.class_names, read_each(source, [index])[1][0])
-        # Search the folders below the root first, then those above it from the inside out.
+        # Search the folders below the root first, then those above it, from the deepest on.
         inner = below(name, self.root)
         outer = os.path.abspath(name).removesuffix(inner)
         parts = [*inner.split(os.sep)[:-1], *reversed(outer.split(os.sep))]

@@ -22,10 +22,10 @@ from vision.search.search import AnyIndex, neighbours_of, own_split, tell_change
 
 _BATCH = 1024  # vectors of one search
 _LOOKED_AT = 1024  # the largest number of neighbours of an image that are considered
-# Side of a thumbnail, and the least correlation of thumbnails of the same image. The correlation
-# is at least .98 between a photograph and a copy at a sixth of its size, at JPEG quality 20, or 1.4
-# times as bright. It is .95 to .98 for a copy cropped by 3 % at each edge, but also for many pairs
-# of digits.
+# Side of a thumbnail, and the smallest correlation of thumbnails of the same image. The correlation
+# between a photograph and a copy is at least .98 if the copy has a sixth of its size, JPEG quality
+# 20 or 1.4 times its brightness. It is .95 to .98 if the copy is cropped by 3 % at each edge, but
+# many pairs of different digits have such correlations, too.
 _SIDE, _CORRELATION = 16, 0.98
 _SHADE = 3  # of 255: the largest difference in colour between equal blank images
 
@@ -78,8 +78,8 @@ def find_duplicates(index: AnyIndex, run: Run, threshold: float = 0.95) -> list[
             for i, s in nearest
             if i not in {position, *same} and i not in left_out and alike(position, i)
         ]
-        # Start a group with the duplicates that are in no group yet. If each of them is in a group
-        # already, join the group of the first.
+        # Start a group with the duplicates that have no group yet. If all of them have one, add the
+        # image to the group of the first.
         free = [(i, score) for i, score in near if i not in group_of]
         if free:
             neighbours = neighbours_of(exact, free)
@@ -95,8 +95,8 @@ def find_duplicates(index: AnyIndex, run: Run, threshold: float = 0.95) -> list[
 def _real_names(index: AnyIndex) -> tuple[list[str], set[int]]:
     """Replaces links by the files' real paths, and returns the positions of names to skip.
 
-    Missing files and further links to the same file are skipped. Otherwise, a user who keeps one
-    file of each group and deletes the others could lose an image.
+    Missing files and further links to the same file are skipped. If a link counted as a duplicate,
+    a user who keeps one file of each group and deletes the others could lose an image.
     """
     names = index.names
     gone = tell_changed(index, names)
@@ -187,8 +187,8 @@ class _Alike:
     def __call__(self, one: int, other: int) -> bool:
         """Compares the images at two positions.
 
-        Images of a split without random access cannot be compared and count as equal, so that only
-        their vectors decide. A file that can no longer be read is not equal to any other image.
+        Images of a split without random access cannot be compared and count as equal; only their
+        vectors are then compared. A file that can no longer be read is not equal to any image.
         """
         a, b = self._looks(one), self._looks(other)
         if a is None or b is None:

@@ -43,7 +43,7 @@ def table(images: Iterable[str | Described]) -> Any:
     """Returns a `pyarrow.Table` of images.
 
     Its columns are `path` (bytes, since a file name need not be UTF-8), `folder`, `class`, `date`,
-    `size`, `width` and `height`. What is not known of an image is null.
+    `size`, `width` and `height`. Unknown values are null.
     """
     pa = pyarrow()
     rows = [Described(x) if isinstance(x, str) else x for x in images]
@@ -76,15 +76,15 @@ def names(table: Any) -> list[str]:
 
 
 def utf8(name: str) -> str:
-    """Returns a name as valid UTF-8: bytes that are not become escapes."""
+    """Returns a name as valid UTF-8, with escapes for invalid bytes."""
     return name.encode('utf-8', 'backslashreplace').decode()
 
 
 def join(*tables: Any) -> Any:
-    """Appends tables to one another; fields that one of them lacks are null there.
+    """Concatenates tables; a field that a table lacks is null in its rows.
 
     Raises:
-      UserError: a field is text in one of them and a number in another.
+      UserError: a field is text in one table and a number in another.
     """
     pa = pyarrow()
     try:
@@ -112,7 +112,7 @@ def map_file(file: BinaryIO, start: int, length: int) -> Any:
 
 
 class Own:
-    """Fields of the user's own from a CSV file, by its column `path`.
+    """User-defined fields of images from a CSV file whose column `path` names the images.
 
     Attributes:
       used: the number of images that were found in the file so far.
@@ -122,8 +122,8 @@ class Own:
         """Reads the file; its paths may be relative to the current folder.
 
         Raises:
-          UserError: the file cannot be read, has no column `path`, names a path twice, or has a
-            column twice or one whose name is taken or is no word.
+          UserError: the file cannot be read, has no column `path`, names a path twice, has a column
+            twice, or has a column name that is reserved or not an identifier.
         """
         pa, file = pyarrow(), as_path(path)
         from pyarrow import csv
@@ -133,6 +133,7 @@ class Own:
             self._table = csv.read_csv(os.fspath(file))
         except (pa.ArrowException, OSError) as e:
             raise UserError(f'--fields={file}: {str(e).splitlines()[0]}') from None
+        # Check the names of the columns.
         if 'path' not in self._table.column_names:
             raise UserError(f'--fields={file} has no column path, by which rows belong to images')
         for name in self._table.column_names:
@@ -140,6 +141,7 @@ class Own:
                 raise UserError(f'--fields={file} has the column {name} twice')
             if name != 'path' and (name in _OWN or not name.isidentifier() or name in _WORDS):
                 raise UserError(f'--fields={file}: a field cannot be called {name!r}; rename it')
+        # Map the name of each image to its row.
         self._rows: dict[str, int] = {}
         for row, name in enumerate(map(str, self._table['path'].to_pylist())):
             name = name if OF_SPLIT.fullmatch(name) else os.path.abspath(name)
@@ -148,7 +150,7 @@ class Own:
             self._rows[name] = row
 
     def join(self, table: Any) -> Any:
-        """Adds the fields to a table of images; what the file does not name gets null."""
+        """Adds the fields to a table of images; they are null for images that the file lacks."""
         found = [self._rows.get(name) for name in names(table)]
         self.used += sum(row is not None for row in found)
         picked = self._table.drop_columns(['path']).take(pyarrow().array(found, 'int64'))
@@ -169,12 +171,13 @@ def choose(table: Any, where: str) -> np.ndarray:
 
     Args:
       table: N images.
-      where: comparisons of fields with literals or fields (=, !=, <, <=, >, >=, in, not in, is None)
-        joined by and, or, not and parentheses: "class in ('cat', 'dog') and date >= '2024-05-01'".
+      where: comparisons of fields with literals or fields (=, !=, <, <=, >, >=, in, not in, is
+        None) joined by and, or, not and parentheses: "class in ('cat', 'dog') and width > 800".
         An image whose field is null fulfils no comparison.
 
     Raises:
-      UserError: the condition is not of this form, a field is unknown, or it has another type.
+      UserError: the condition does not have this form, a field is unknown, or a field is compared
+        with a value of another type.
     """
     pa = pyarrow()
     condition = Condition(where, table.schema)
@@ -189,12 +192,12 @@ def choose(table: Any, where: str) -> np.ndarray:
 
 
 class Condition:
-    """A condition on fields as an expression of pyarrow; nothing of it is evaluated by Python.
+    """A condition on fields as a pyarrow expression. It is never evaluated as Python code.
 
     Attributes:
-      tree: its syntax tree; a field of it is a name with `_` appended.
+      tree: the syntax tree, in which a field is a name with `_` appended.
       expression: a `pyarrow.compute.Expression`.
-      used: the fields that it names.
+      used: the fields that the condition names.
     """
 
     def __init__(self, where: str, schema: Any):
@@ -204,7 +207,7 @@ class Condition:
         self.expression = self._condition(self.tree)
 
     def _parse(self) -> ast.expr:
-        """Parses the text as Python, of which `=` and a field named `class` are no part."""
+        """Parses the text as a Python expression, in which `=` and the name `class` are allowed."""
         try:
             words = []
             for token in tokenize.generate_tokens(io.StringIO(self._where.strip()).readline):
@@ -233,6 +236,7 @@ class Condition:
         named = [x for x in (left, right) if isinstance(x, ast.Name)]
         if not named:
             raise self._mistake(left)
+        # Two fields must have comparable types.
         kind = self.kind(named[0])
         groups = [_group(self.kind(x)) for x in named]
         if len({*groups} - {'null'}) > 1:
@@ -242,6 +246,7 @@ class Condition:
             raise UserError(f'--where={self._where}: {one} cannot be compared with {other}')
         if type(op) in _COMPARE:
             return _COMPARE[type(op)](self._side(left, kind), self._side(right, kind))
+        # `is None` and `in` have the field on the left.
         field = self._side(left, kind)
         if isinstance(op, ast.Is | ast.IsNot) and ast.unparse(right) == 'None':
             return field.is_null() if isinstance(op, ast.Is) else field.is_valid()
@@ -263,19 +268,19 @@ class Condition:
         return date() if types.is_timestamp(kind) or types.is_date(kind) else kind
 
     def _side(self, node: ast.expr, kind: Any) -> Any:
-        """Returns one side of a comparison: a field, or a literal of a type that goes with it."""
+        """Returns one side of a comparison: a field, or a literal of a comparable type."""
         pa = pyarrow()
         if isinstance(node, ast.Name):
             own = self.kind(node)
             field = pa.compute.field(node.id.removesuffix('_'))
             if own != date():
                 return field if pa.types.is_null(own) else field.cast(own)
-            # Of a CSV file's nanoseconds, those beyond microseconds are left out.
+            # Truncate the nanoseconds of a CSV file to microseconds.
             return field.cast(pa.timestamp('us'), safe=False).cast(own)
         return self.literal(node, kind)
 
     def literal(self, node: ast.expr, kind: Any) -> Any:
-        """Returns a literal as a `pyarrow.Scalar`, if it can be compared with a type of field."""
+        """Returns a literal as a `pyarrow.Scalar` that is comparable with the type `kind`."""
         pa = pyarrow()
         try:
             value = ast.literal_eval(node)
@@ -316,7 +321,7 @@ def date() -> Any:
 
 
 def _group(kind: Any) -> str:
-    """Returns the name of the types that a type can be compared with."""
+    """Returns the name of the group of types that can be compared with each other."""
     types = pyarrow().types
     number = types.is_integer(kind) or types.is_floating(kind)
     return 'number' if number else 'date' if kind == date() else str(kind)

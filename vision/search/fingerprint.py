@@ -1,4 +1,4 @@
-"""Fingerprint of the model, weights, endpoint and preprocessing that vectors were computed with."""
+"""Fingerprint of the model, weights, endpoint and preprocessing that computed a set of vectors."""
 
 import json
 
@@ -38,8 +38,8 @@ def check(
       was: the fingerprint of the stored vectors.
       classifier: the classifier to compare.
       endpoint: the endpoint in use; by default that of the stored vectors.
-      what: name of what holds the vectors, for messages.
-      way: what the user can do.
+      what: the name of the index or the folder of shards, for messages.
+      way: advice to the user, for messages.
     """
     here = made_by(classifier, endpoint or was['endpoint'])
     for key, value in here.items():
@@ -64,7 +64,7 @@ def _difference(key: str, there: dict[str, str], here: dict[str, str]) -> tuple[
     first, second = _read_model(there), _read_model(here)
     if first.get('name') != second.get('name'):
         return first.get('name', 'a model'), second.get('name', 'a model')
-    # The same model with other arguments: name those that differ.
+    # If only the arguments of the model differ, name those that do.
     names = [name for name in first | second if first.get(name) != second.get(name)]
     texts = (
         [f'{name}={model[name]}' if name in model else f'no {name}' for name in names]

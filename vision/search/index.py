@@ -1,9 +1,9 @@
 """Index of image vectors in one file: a faiss index followed by a table of the images.
 
-The file starts with the faiss index, which `faiss.read_index` can read. Then follow the table of
-names and fields (an Arrow IPC file); JSON with the fingerprint of the classifier, the place of the
-table, and a checksum of all before; the length of the JSON in 8 bytes; and a marker. Files of
-version 1 have the names in the JSON.
+The file has these parts: the faiss index, which `faiss.read_index` can read; the table of names and
+fields (an Arrow IPC file); JSON with the fingerprint of the classifier, the position of the table
+and a checksum of the bytes before the JSON; the length of the JSON in 8 bytes; and a marker. Files
+of version 1 have the names in the JSON.
 """
 
 import contextlib
@@ -24,17 +24,17 @@ from vision.core.text import AnyPath, as_path, json_text
 from vision.prediction.classifier import Classifier
 from vision.search import fields, fingerprint
 
-_MARKS = (b'\nVISION-INDEX-1\n', b'\nVISION-INDEX-2\n')  # of each version, the last is written
-# HNSW's M, efConstruction and efSearch: links of a node, and beam widths of build and search.
+_MARKS = (b'\nVISION-INDEX-1\n', b'\nVISION-INDEX-2\n')  # by version; the last one is written
+# HNSW's M, efConstruction and efSearch: links per node, and the beam widths of build and search.
 _HNSW_LINKS, _HNSW_BUILD, _HNSW_SEARCH = 32, 200, 256
-# IVF-PQ: lists per root of the number of images, images that train a list, the part of the lists
-# that a query looks into, numbers of a vector that share a byte, images that train the codes, and
-# the fewest images.
+# IVF-PQ has `_LISTS` · √N lists for N images, trained on `_PER_LIST` images each. A query searches
+# one in `_PROBED` lists. One byte encodes `_PER_BYTE` values of a vector; `_CODES` images train the
+# codes. `_LEAST` is the smallest number of images.
 _LISTS, _PER_LIST, _PROBED, _PER_BYTE, _CODES, _LEAST = 4, 64, 64, 4, 65536, 1000
-_SAMPLE = 1000  # vectors that the recall is measured on
-_NONE = None, np.empty(0)  # no condition and its images
+_SAMPLE = 1000  # number of vectors on which the recall is measured
+_NONE = None, np.empty(0)  # no condition, and no images
 _DIGITS = 6  # decimal places of a cosine, as many as float32 has
-_ALIGN = 64  # bytes; the table starts at a multiple, so that it can be mapped
+_ALIGN = 64  # bytes; the table starts at a multiple of this, so that it can be mapped
 METRICS = ('cosine', 'euclidean')
 KINDS = ('exact', 'hnsw', 'ivfpq')
 
@@ -140,7 +140,7 @@ class Index:
     def with_own(
         self, batches: Iterable[tuple[Any, np.ndarray]]
     ) -> Iterator[tuple[Any, np.ndarray]]:
-        """Adds to tables of images the other fields that the index has of these images."""
+        """Adds to tables of images the fields that only the index has for these images."""
         rows = {name: i for i, name in enumerate(self.names)}
         for table, vectors in batches:
             found = [rows.get(name) for name in fields.names(table)]
@@ -151,9 +151,9 @@ class Index:
             yield table, vectors
 
     def remove(self, names: Collection[str]) -> int:
-        """Removes images by their names; returns how many there were.
+        """Removes images by their names; returns the number of removed images.
 
-        The graph of an HNSW index is built again of the rest.
+        The graph of an HNSW index is rebuilt from the remaining images.
         """
         names = {*names}
         keep = np.array([name not in names for name in self.names], bool)
@@ -166,7 +166,7 @@ class Index:
             self.index.add(rest)
         else:
             self.index.remove_ids(faiss().IDSelectorBatch(gone))
-        # The numbers of an IVF index are not shifted by faiss.
+        # Renumber the remaining images of an IVF index, which faiss does not do.
         if self.kind == 'ivfpq':
             lists, numbers = self.index.invlists, np.cumsum(keep) - 1
             for i in range(self.index.nlist):
@@ -184,9 +184,9 @@ class Index:
         Args:
           vectors: float32 [n, D].
           k: the number of neighbours.
-          chosen: bool [N], the images to search, see `choose`; all by default. They are all
-            compared with the vector, also in an approximate index: its shortcuts lead past a few
-            chosen images among many others.
+          chosen: bool [N], the images to search, see `choose`; all by default. All of them are
+            compared with the vector, even in an approximate index, because an approximate search
+            could miss a few chosen images among many others.
 
         Raises:
           UserError: k is not an integer of at least 1, or the vectors have another length.
@@ -207,7 +207,7 @@ class Index:
         if self.metric == 'euclidean':
             scores = np.sqrt(np.maximum(scores, 0))  # faiss returns squared distances
         else:
-            # Round off errors of float32: a vector's cosine with itself is 1, not 1.0000001.
+            # Remove rounding errors of float32: a vector's cosine with itself is 1, not 1.0000001.
             scores = np.clip(np.round(scores, _DIGITS), -1, 1)
         return [
             [(i, s) for i, s in zip(*pair, strict=True) if i >= 0]
@@ -232,7 +232,8 @@ class Index:
 
     def choose(self, where: str) -> np.ndarray:
         """Returns the images that fulfil a condition, bool [N]; see `fields.choose`."""
-        # Many queries have one condition. Another thread may store the images of its own.
+        # Keep the result, since many queries have the same condition. The pair is read and replaced
+        # as a whole, because another thread may store the images of its condition.
         known = self._chosen
         if known[0] != where:
             known = self._chosen = where, fields.choose(self.table, where)
@@ -285,7 +286,7 @@ class Index:
         fingerprint.check(self.made_by, classifier, endpoint)
 
     def save(self, path: AnyPath) -> None:
-        """Writes the index file atomically; who has opened the old one can go on reading it.
+        """Writes the index file atomically; processes that have opened the old file can read on.
 
         Raises:
           UserError: the file cannot be written, or another process has written it since this index
@@ -313,7 +314,7 @@ class Index:
                 file.write(data + struct.pack('<Q', len(data)) + _MARKS[-1])
                 file.flush()
                 os.fsync(file.fileno())
-            # Writing took a while: check again, while no other process can rename its file.
+            # Check again after writing, while the lock keeps other processes from replacing it.
             with _locked(path):
                 self._check_version(path)
                 os.replace(temporary, path)
@@ -432,7 +433,7 @@ def load(path: AnyPath, read_only: bool = False) -> Index:
 
 
 def _load(path: Path, file: BinaryIO, read_only: bool) -> Index:
-    """Loads an index from an open file, whose path may lead to another version meanwhile."""
+    """Loads an index from an open file; the file at `path` may have been replaced since then."""
     # Read the marker and the JSON at the end of the file.
     version = _version(file.fileno())
     tail = len(_MARKS[0]) + 8
@@ -447,8 +448,8 @@ def _load(path: Path, file: BinaryIO, read_only: bool) -> Index:
         raise ValueError('it is cut off')
     file.seek(end - length)
     about = json.loads(file.read(length))
-    # Check the bytes before faiss reads them: a damaged count would make it allocate any amount of
-    # memory.
+    # Verify the checksum before faiss reads the bytes: with a damaged count, faiss could allocate
+    # any amount of memory.
     if 'crc32' in about and about['crc32'] != _checksum(file, end - length):
         raise ValueError('its checksum does not match')
     # Version 1 has the names in the JSON.
@@ -456,7 +457,7 @@ def _load(path: Path, file: BinaryIO, read_only: bool) -> Index:
     table = fields.table(about['names']) if table is None else table
     file.seek(0)
     if read_only:
-        # faiss maps the lists of an IVF index, and the vectors of the others, by different flags.
+        # faiss has different flags to map the lists of an IVF index and the vectors of other kinds.
         of_lists = file.read(2) == b'Iw'
         flag = faiss().IO_FLAG_MMAP if of_lists else faiss().IO_FLAG_MMAP_IFC
         os.lseek(file.fileno(), 0, os.SEEK_SET)  # /dev/fd of macOS shares the position
@@ -470,12 +471,12 @@ def _load(path: Path, file: BinaryIO, read_only: bool) -> Index:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock (`flock`) on the present version of a file, where the file system has locks.
+    """Holds a lock (`flock`) on the current version of a file, if the file system has locks.
 
-    All who have loaded this version and want to replace it wait for the same lock.
+    All processes that have loaded this version and want to replace it wait for this lock.
     """
     try:
-        # NFS gives locks only on files that are open for writing.
+        # NFS grants exclusive locks only on files that are open for writing.
         file = open(path, 'r+b' if os.access(path, os.W_OK) else 'rb')  # noqa: SIM115
     except FileNotFoundError:
         yield

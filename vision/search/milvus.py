@@ -1,10 +1,10 @@
-"""The same index in Milvus, a database of vectors, for collections beyond one file or one machine.
+"""Index of image vectors in Milvus, a vector database, for collections beyond one file or machine.
 
-`milvus:FILE.db` is Milvus Lite, inside this process; `milvus:http://HOST:19530` a server, whose
-token is taken from the environment variable MILVUS_TOKEN. `#NAME` after it names the collection.
-An image is a row: `path` is the primary key, the fields have the names of `fields.table` and of the
-user's own. A second collection, NAME_about, has one row with the fingerprint and the types of the
-fields, since Milvus Lite keeps no description of a collection.
+`milvus:FILE.db` is Milvus Lite, which runs inside this process. `milvus:http://HOST:19530` is a
+server, whose token is read from the environment variable MILVUS_TOKEN. `#NAME` at the end names the
+collection. Each image is a row with the primary key `path`, the fields of `fields.table` and the
+user-defined fields. A second collection, NAME_about, has one row with the fingerprint and the types
+of the fields, since Milvus Lite does not store the description of a collection.
 """
 
 import ast
@@ -24,11 +24,11 @@ from vision.search import fields, fingerprint
 from vision.search.index import unit
 
 PREFIX = 'milvus:'
-_ROWS = 1000  # of one request
-_LONGEST = 4096  # bytes of a path, as on Linux
+_ROWS = 1000  # rows of one request
+_LONGEST = 4096  # maximum number of bytes of a path, as on Linux
 _METRICS = {'cosine': 'COSINE', 'euclidean': 'L2'}
-_LISTS = 4096  # of IVF-PQ
-# The types of fields, and what Milvus calls them; a date is in microseconds since 1970.
+_LISTS = 4096  # number of lists of IVF-PQ
+# The types of fields by their names in Milvus; a date is in microseconds since 1970.
 _TYPES = {
     'string': 'VARCHAR',
     'bool': 'BOOL',
@@ -39,23 +39,23 @@ _TYPES = {
 
 
 class MilvusIndex:
-    """An index in a collection of Milvus, with the methods of `index.Index` that commands use.
+    """An index in a Milvus collection, with the methods of `index.Index` that commands use.
 
-    Every change is written at once, so that `save` has nothing to do.
+    Every change is written immediately, so `save` does nothing.
 
     Attributes:
       made_by: `fingerprint.made_by` of the classifier that computed the vectors.
       metric: 'cosine' or 'euclidean'.
       kind: 'exact', 'hnsw' or 'ivfpq'.
       fields: the type of each field, a key of `_TYPES`, by name.
-      read: None: a collection is no file.
+      read: always None, because a collection is not a file.
     """
 
     read = None
     training_size = 0  # Milvus trains its lists itself
 
     def __init__(self, client: Any, name: str, about: dict[str, Any]):
-        """Takes the client, the collection's name, and the values of the attributes by name."""
+        """Initialises the index from a client, a collection's name, and the attributes by name."""
         self._client, self._name = client, name
         self.made_by, self.metric, self.kind = about['made_by'], about['metric'], about['kind']
         self.fields: dict[str, str] = about['fields']
@@ -76,7 +76,7 @@ class MilvusIndex:
         return self.kind != 'exact'
 
     def recall(self) -> None:
-        """Returns None: Milvus does not tell how exact its answers are."""
+        """Returns None, because Milvus does not report the recall of its results."""
 
     def add(self, images: Any, vectors: np.ndarray) -> None:
         """Adds images, or replaces those of the same name.
@@ -86,6 +86,7 @@ class MilvusIndex:
           vectors: float32 [n, D].
         """
         self.check_fields(images)
+        # Convert the table to rows, with dates as integers.
         columns = {'path': [fields.utf8(name) for name in fields.names(images)]}
         for name in images.column_names[1:]:
             column = images[name]
@@ -96,6 +97,7 @@ class MilvusIndex:
         ready = unit(vectors) if self.metric == 'cosine' else vectors
         for row, vector in zip(rows, ready, strict=True):
             row['vector'] = vector.tolist()
+        # Write the rows in requests of limited size.
         for start in range(0, len(rows), _ROWS):
             with _in_a_line():
                 self._client.upsert(self._name, rows[start : start + _ROWS])
@@ -113,17 +115,19 @@ class MilvusIndex:
     def with_own(
         self, batches: Iterable[tuple[Any, np.ndarray]]
     ) -> Iterator[tuple[Any, np.ndarray]]:
-        """Adds to tables of images the other fields that the collection has of these images."""
+        """Adds to tables of images the fields that only the collection has for these images."""
         pa, schema = fields.pyarrow(), self._schema()
         for table, vectors in batches:
             other = [name for name in self.fields if name not in table.column_names]
             ids = [fields.utf8(name) for name in fields.names(table)]
+            # Read the rows of these images; images that are not in the collection have none.
             rows: dict[str, dict[str, Any]] = {}
             for start in range(0, len(ids) if other else 0, _ROWS):
                 some = ids[start : start + _ROWS]
                 with _in_a_line():
                     found = self._client.get(self._name, some, output_fields=['path', *other])
                 rows |= {row['path']: row for row in found}
+            # Append the other fields as columns, and convert dates back from integers.
             for name in other:
                 values, kind = [rows.get(x, {}).get(name) for x in ids], schema.field(name).type
                 is_date = kind == fields.date()
@@ -132,7 +136,7 @@ class MilvusIndex:
             yield table, vectors
 
     def remove(self, names: Collection[str]) -> int:
-        """Removes images by their names; returns how many there were."""
+        """Removes images by their names; returns the number of removed images."""
         before, ids = len(self), [fields.utf8(name) for name in names]
         for start in range(0, len(ids), _ROWS):
             with _in_a_line():
@@ -173,7 +177,7 @@ class MilvusIndex:
         """Does nothing: Milvus trains its lists itself."""
 
     def save(self, path: Any) -> None:
-        """Does nothing: every change is written at once."""
+        """Does nothing: every change is written immediately."""
 
     def _every(self, *columns: str) -> Iterator[dict[str, Any]]:
         with _in_a_line():
@@ -183,7 +187,7 @@ class MilvusIndex:
             rows.close()
 
     def _schema(self) -> Any:
-        """Returns the fields as conditions compare them."""
+        """Returns the fields with the types in which conditions compare them."""
         pa = fields.pyarrow()
         kinds = {'date': fields.date(), 'string': pa.string(), 'bool': pa.bool_()}
         kinds |= {'int64': pa.int64(), 'double': pa.float64()}
@@ -196,10 +200,10 @@ class MilvusIndex:
 
 
 def _expression(condition: fields.Condition) -> str:
-    """Returns a condition in the language of Milvus."""
+    """Returns a condition in the query language of Milvus."""
 
     def text(node: Any, no: bool) -> str:
-        # `not` is moved to the comparisons, none of which an unknown value fulfils.
+        # Move `not` into the comparisons, so that an image with an unknown value fulfils none.
         if isinstance(node, ast.UnaryOp):
             return text(node.operand, not no)
         if isinstance(node, ast.BoolOp):
@@ -220,7 +224,7 @@ def _expression(condition: fields.Condition) -> str:
                 return f'[{", ".join(map(side, node.elts))}]'
             value = condition.literal(node, kind)
             value = value.cast('int64') if kind == fields.date() else value
-            # Milvus Lite knows no escapes such as \u00e9.
+            # Milvus Lite does not support escapes such as \u00e9.
             return json_text(value.as_py(), ensure_ascii=False)
 
         word = _OPPOSITES[type(op)] if no else type(op)
@@ -258,11 +262,11 @@ def create(
       size: D, the length of the vectors.
       metric: 'cosine' or 'euclidean'.
       kind: 'exact', 'hnsw' or 'ivfpq'.
-      own: fields of the user's own.
+      own: user-defined fields.
 
     Raises:
-      UserError: pymilvus is not installed, the server cannot be reached or refuses, or there is a
-        collection of this name.
+      UserError: pymilvus is not installed, the server cannot be reached or refuses the request, or
+        there is a collection of this name.
     """
     client, name = _connect(uri)
     from pymilvus import DataType, MilvusClient
@@ -279,11 +283,11 @@ def create(
                 f'--index={uri}: there is a collection {name}; use `add` or `replace`, or write '
                 '#NAME after it for another'
             )
-        # Remove what a `build` left that was killed in here, but nothing of others.
+        # Remove the collections of a `build` that was killed in this function, but no others.
         if ours:
             _drop(client, name)
-        # What the index is, a row that is inserted at the end; Milvus wants a vector in every
-        # collection.
+        # Create the collection that describes the index. Its row is inserted at the end. Milvus
+        # requires a vector in every collection.
         made = MilvusClient.create_schema()
         made.add_field('id', DataType.INT64, is_primary=True)
         made.add_field('about', DataType.VARCHAR, max_length=65535)
@@ -293,14 +297,14 @@ def create(
         client.create_collection(
             f'{name}_about', schema=made, index_params=params, consistency_level='Strong'
         )
-        # The images.
+        # Create the collection of the images.
         made = MilvusClient.create_schema()
         made.add_field('path', DataType.VARCHAR, is_primary=True, max_length=_LONGEST)
         for field, sort in kinds.items():
             longest = {'max_length': _LONGEST} if sort == 'string' else {}
             made.add_field(field, DataType[_TYPES[sort]], nullable=True, **longest)
         made.add_field('vector', DataType.FLOAT_VECTOR, dim=size)
-        # The codes of IVF-PQ take D / 4 bytes, or less if that is no whole number.
+        # The codes of IVF-PQ have D / 4 bytes, or fewer, because their number must divide D.
         codes = max(m for m in range(1, max(1, size // 4) + 1) if size % m == 0)
         sort, options = {
             'exact': ('FLAT', {}),
@@ -309,7 +313,7 @@ def create(
         }[kind]
         params = MilvusClient.prepare_index_params()
         params.add_index('vector', index_type=sort, metric_type=_METRICS[metric], params=options)
-        # Strong: a query finds what was added before it, also by another client.
+        # With strong consistency, a query finds all images added before, also by other clients.
         client.create_collection(name, schema=made, index_params=params, consistency_level='Strong')
         row = {'id': 0, 'about': json_text(about), 'vector': [0.0, 0.0]}
         client.insert(f'{name}_about', [row])
@@ -337,14 +341,14 @@ def load(uri: str) -> MilvusIndex:
 
 
 def _about(client: Any, name: str) -> str | None:
-    """Returns what a collection is, or None if the `build` that created it was killed."""
+    """Returns the JSON that describes an index, or None if the `build` of the index was killed."""
     client.load_collection(f'{name}_about')
     rows = client.query(f'{name}_about', 'id == 0', output_fields=['about'])
     return rows[0]['about'] if rows else None
 
 
 def _drop(client: Any, name: str) -> None:
-    """Removes the collection of an index; the one that makes it ours is the last."""
+    """Removes the collections of an index, and last the one that marks it as ours."""
     for each in (name, f'{name}_about'):
         client.drop_collection(each)
 
@@ -368,7 +372,7 @@ def _connect(uri: str) -> tuple[Any, str]:
         raise UserError(
             '--index=milvus:… needs pymilvus: pip install "jax-image-classification[milvus]"'
         ) from None
-    # pymilvus logs what it raises, and Milvus Lite what it lacks.
+    # Silence logs: pymilvus logs errors that it also raises, Milvus Lite unsupported requests.
     for library in ('pymilvus', 'grpc._server'):
         logging.getLogger(library).setLevel(logging.CRITICAL)
     place, _, name = uri.removeprefix(PREFIX).partition('#')
@@ -382,7 +386,7 @@ def _connect(uri: str) -> tuple[Any, str]:
 
 @contextlib.contextmanager
 def _in_a_line() -> Iterator[None]:
-    """Turns errors of Milvus into UserError."""
+    """Converts errors of Milvus to UserError."""
     from pymilvus.exceptions import MilvusException
 
     try:

@@ -1,4 +1,4 @@
-"""Reverse image search: indexes of folders, splits and shards, and queries."""
+"""Search by image: indexes of folders, splits and shards, and queries."""
 
 import contextlib
 import itertools
@@ -27,7 +27,7 @@ from vision.search.milvus import MilvusIndex
 from vision.search.shards import Manifest
 
 AnyIndex = Index | MilvusIndex
-_BATCH = 1024  # vectors that are added to the index at once
+_BATCH = 1024  # number of vectors that are added to the index at once
 
 
 def whole_split(run: Run, split: str) -> Named:
@@ -103,20 +103,20 @@ def build(
 
     Args:
       classifier: computes the vectors; None for shards.
-      images: the images to index, or the shards that `describe` has written of them (`open_shards`),
-        whose endpoint is used.
+      images: the images to index, or the shards that `describe` has written (`open_shards`). The
+        endpoint is then that of the shards.
       endpoint: see `Classifier.embed`.
       metric: 'cosine', for which vectors are normalised to length 1, or 'euclidean'.
       kind: 'exact', 'hnsw' or 'ivfpq', see `index.create`.
-      own: more fields of the images, from a CSV file.
-      place: 'milvus:URI', see `milvus`; by default the index is made in memory.
+      own: user-defined fields of the images, from a CSV file.
+      place: 'milvus:URI', see `milvus`; by default the index is built in memory.
 
     Returns:
       The index, and the reasons for images that could not be read, by name.
 
     Raises:
-      UserError: faiss is not installed, the endpoint is unknown, the CSV file does not suit, there
-        are too few images for the kind, or no image could be read.
+      UserError: faiss is not installed, the endpoint is unknown, the CSV file names none of the
+        images, there are too few images for the kind, or no image could be read.
     """
     # Report a missing library before the long work.
     if place is None:
@@ -143,7 +143,7 @@ def build(
         return made, failed
     index = create(about, size, metric, kind, count)
     if needed := index.training_size:
-        # Train with a sample: some of the shards, which are samples, or some of all other images.
+        # Train on a sample: the first shards, which are random samples, or some of all images.
         first, gathered = [], 0
         while gathered < (min(needed, count) if isinstance(images, Manifest) else count):
             if (batch := next(batches, None)) is None:
@@ -171,13 +171,13 @@ def _fill(
     batches: Iterable[tuple[Any, np.ndarray]],
     own: fields.Own | None,
 ) -> None:
-    """Adds batches to an index, with fields of the user's own."""
+    """Adds batches with user-defined fields to an index."""
     for table, vectors in batches:
         index.add(own.join(table) if own else table, vectors)
 
 
 def _check_names(own: fields.Own, images: list[Named] | Manifest) -> None:
-    """Raises UserError, before images are described, if a CSV file names none of them."""
+    """Raises UserError if a CSV file names none of the images, before they are described."""
     if isinstance(images, Manifest):
         tables: Iterator[Any] = (
             shards.read_shard(images, i, ['path']) for i in range(images.shards)
@@ -205,15 +205,15 @@ def add(
       index: the index.
       images: as for `build`.
       replace: describe also the images that are in the index, and replace those that can be read.
-        Without `own` they keep their fields of the user's own.
+        Without `own` they keep their user-defined fields.
       own: as for `build`.
 
     Returns:
       The reasons for images that could not be read, by name.
 
     Raises:
-      UserError: the shards were made by another classifier than the index, or the CSV file does
-        not suit.
+      UserError: the shards were made by another classifier than the index, or the CSV file names
+        none of the images or has fields of other types.
     """
     if isinstance(images, Manifest) and images.made_by != index.made_by:
         raise UserError(
@@ -221,7 +221,7 @@ def add(
             'build an index of it'
         )
     if own:
-        # Find out before the long work, and before the first change, if the file suits.
+        # Check the file before the long work and before the first change.
         images = images if isinstance(images, Manifest) else list(images)
         _check_names(own, images)
         index.check_fields(own.join(fields.table([])))
@@ -230,8 +230,8 @@ def add(
         batches = _batches(classifier, images, endpoint, failed)
         if own is None:
             batches = index.with_own(batches)
-        # Remove all of them from a file at once, which takes a pass over it. Milvus replaces rows
-        # of the same path when they are added.
+        # Remove all replaced images of an index file at once, because removal takes a pass over the
+        # file. Milvus replaces rows of the same path when they are added.
         if isinstance(index, Index):
             every = list(batches)
             index.remove({name for table, _ in every for name in fields.names(table)})
@@ -277,7 +277,7 @@ def _batches(
                 rows.append(row)
             elif name in known and again is not None:
                 again.add(name)
-        # Hand out full batches: faiss is slow with single vectors.
+        # Yield full batches: faiss is slow with single vectors.
         tables.append(table.take(np.array(rows, np.int64)))
         parts.append(vectors[rows])
         if sum(map(len, parts)) >= _BATCH:
@@ -303,7 +303,7 @@ def _described(
     for some in images:
         ids = None
         if known and again is not None and some.source.indexed:
-            # Do not read what is left out.
+            # Do not read the images that are left out.
             names = [full_name(some, i) for i in range(some.source.num_examples)]
             again.update(known.intersection(names))
             ids = [i for i, name in enumerate(names) if name not in known]
@@ -362,8 +362,9 @@ def query(
     at_least_one('top_k', top_k)
     index.check(classifier)
     found = set[str]()
+    # Describe the query images in batches, and search for one image after another.
     for some in images:
-        paths = iter(some.names)  # as the user wrote them
+        paths = iter(some.names)  # paths in the user's form, not absolute
         for rows, vectors in describe_images(classifier, some, index.made_by['endpoint']):
             for row, vector, path in zip(rows, vectors, paths, strict=False):
                 if row.error is not None:
@@ -373,6 +374,7 @@ def query(
                 neighbours = [{'path': name, 'score': score} for name, score in nearest]
                 found.update(name for name, _ in nearest)
                 yield {'path': path, 'neighbours': neighbours}
+    # Warn of neighbours whose files are missing or have changed.
     tell_changed(index, found)
 
 

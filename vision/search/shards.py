@@ -3,7 +3,7 @@
     DIR/manifest.json        fingerprint of the model, length of a vector, number of shards
     DIR/shard-00000.parquet  one row per image, see `schema`
 
-The CRC-32 of an image's path decides its shard. `describing.describe` writes the shards.
+The CRC-32 of an image's path determines its shard. `describing.describe` writes the shards.
 """
 
 import io
@@ -20,7 +20,7 @@ from vision.core.text import AnyPath, as_path, json_text
 from vision.search.descriptions import Described
 from vision.search.fields import pyarrow, utf8
 
-_MADE_BY = ('model', 'preprocessing', 'endpoint', 'weights')  # of `fingerprint.made_by`
+_MADE_BY = ('model', 'preprocessing', 'endpoint', 'weights')  # keys of `fingerprint.made_by`
 FORMAT = 1  # version of the manifest and the columns
 _NO_UTF8 = 'its name is not valid UTF-8; rename it'
 _TOO_LARGE = "the model's features exceed the range of float16"
@@ -52,7 +52,7 @@ def schema(size: int) -> Any:
 
     `path`; `class`, `size`, `date`, `width`, `height`, `sha256` and `phash` as in `Described`;
     `error`, the reason why there is no vector; `gone`, true if the file no longer exists; `vector`,
-    D float16 in little-endian bytes, which every engine reads.
+    D float16 values as little-endian bytes, which every engine can read.
     """
     pa = pyarrow()
     kinds = {
@@ -75,7 +75,7 @@ def open_shards(folder: AnyPath) -> Manifest:
     """Opens a folder of shards.
 
     Raises:
-      UserError: it has no manifest, or one of another version, or shards are missing.
+      UserError: the folder has no manifest or one of another version, or shards are missing.
     """
     folder = as_path(folder)
     manifest = read_manifest(folder)
@@ -94,9 +94,9 @@ def is_shards(folder: Path) -> bool:
 
 
 def read_shards(manifest: Manifest) -> Iterator[tuple[Any, np.ndarray]]:
-    """Yields the table and the vectors, float32 [n, D], of each shard, without what is gone.
+    """Yields the table and the vectors, float32 [n, D], of each shard.
 
-    The vectors of images with an `error` are zero.
+    Images that are gone are left out. The vectors of images with an `error` are zero.
     """
     pc = pyarrow().compute
     for number in range(manifest.shards):
@@ -113,7 +113,7 @@ def read_shards(manifest: Manifest) -> Iterator[tuple[Any, np.ndarray]]:
 
 
 def count(manifest: Manifest) -> dict[str, int]:
-    """Counts `images`, those of which that cannot be read, `failed`, and what is `gone`."""
+    """Counts the existing `images`, those that could not be read (`failed`), and those `gone`."""
     found = dict.fromkeys(('images', 'gone', 'failed'), 0)
     for number in range(manifest.shards):
         table = read_shard(manifest, number, ['gone', 'error'])
@@ -148,8 +148,8 @@ def read_shard(manifest: Manifest, number: int, columns: list[str] | None = None
     """Reads a shard, or some of its columns.
 
     Raises:
-      FileNotFoundError: there is none.
-      UserError: it is damaged, or belongs to another model.
+      FileNotFoundError: the shard does not exist.
+      UserError: the shard is damaged, or belongs to another model.
     """
     pa = pyarrow()
     from pyarrow import parquet
@@ -157,7 +157,7 @@ def read_shard(manifest: Manifest, number: int, columns: list[str] | None = None
     path = manifest.shard(number)
     try:
         with open(path, 'rb') as file:
-            # For some columns, read only their parts of the file.
+            # If columns are given, read only their parts of the file.
             source = file if columns else io.BytesIO(file.read())
             shard = parquet.ParquetFile(source, page_checksum_verification=True)
             table = shard.read(columns=columns)

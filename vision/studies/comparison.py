@@ -188,10 +188,11 @@ def _figures(path: Path, name: str) -> dict[str, Any]:
     """Returns a run's row: model, best checkpoint, and its recorded metrics."""
     config = workdir_lib.read_config(path)
     records = workdir_lib.read_records(path)
-    best = None  # a run that has just begun has no checkpoint yet
+    best = None  # a run that has just started has no checkpoint yet
     if (path / 'checkpoints').is_dir():
         with open_checkpoints(path, read_task(path), config.training.best_by) as checkpoints:
             best = checkpoints.find('best') if checkpoints.steps() else None
+    # Collect the throughput, and the recorded metrics of the best checkpoint.
     rates = [r['images_per_second'] for r in records if r.get('images_per_second')]
     found = {} if best is None else results(path, best)
     return {

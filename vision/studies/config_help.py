@@ -57,7 +57,7 @@ def explain(config: Mapping[str, Any], what: str) -> list[dict[str, Any]]:
     if what not in {'all', *sections, *(key.name for key in KEYS)}:
         raise unknown('section of the config', what, {'all', *sections})
     values = config_lib.resolve(config).to_dict()
-    # The declared keys, the keys of an entry of `evals`, then the arguments of named functions.
+    # List the declared keys, the keys of an entry of `evals`, and the arguments of named functions.
     rows = []
     for key in KEYS:
         if what in ('all', key.section, key.name):
@@ -170,7 +170,7 @@ def _documented(function: Callable, name: str) -> str:
     """Returns the first sentence on an argument in a Google-style docstring, or ''."""
     while isinstance(function, functools.partial):
         function = function.func
-    # An entry may name several arguments, 'a, b: …', and goes on over indented lines.
+    # An entry may name several arguments, 'a, b: …', and may have several indented lines.
     pattern = rf'^( *)(?:\w+, )*\*{{0,2}}{name}(?:, \w+)*(?: \(.*?\))?: (.*(?:\n\1 +.*)*)'
     match = re.search(pattern, inspect.getdoc(function) or '', re.MULTILINE)
     text = ' '.join(match[2].split()) if match else ''

@@ -41,7 +41,7 @@ def dry_run(run: Setup, workdir: Path | None = None) -> dict[str, Any]:
       UserError: training would refuse the run, or too many images of the first batches cannot be
         read.
     """
-    # Prepare exactly what a training run would.
+    # Make the same preparations as a training run.
     first = check_start(run, workdir)
     _check_validation(run)
     state = first_state(run, first)

@@ -41,7 +41,7 @@ def make_trials(config: Mapping[str, Any], grid: str) -> list[Trial]:
       UserError: the grid cannot be parsed, or the config refuses a key or value.
     """
     choices = read_grid(grid)
-    # A ConfigDict is used as it is, because a copy would lose its references.
+    # Use a ConfigDict without copying it, because a copy would lose its references.
     base = config_lib.Config(config, type_safe=False)
     if isinstance(config, ConfigDict) and not isinstance(config, FrozenConfigDict):
         base = config
@@ -130,7 +130,7 @@ def _check_key(known: dict[str, Any], key: str) -> None:
 
 
 def name_of(values: dict[str, Any]) -> str:
-    """Returns a folder name made of the values; a hash is added if the text had to be changed."""
+    """Returns a folder name with the values; a hash is added if the text had to be changed."""
     text = ','.join(f'{key}={_text(value)}' for key, value in values.items())
     # Replace characters that are not safe in a file name.
     safe = re.sub(r'[^\w.=,+-]', '_', text)[:120]

@@ -65,7 +65,7 @@ def preview(config: ConfigDict, output: str) -> dict[str, Any]:
     (folder / 'summary.json').write_text(
         json_text(summary, indent=2, ensure_ascii=False), 'utf-8', 'backslashreplace'
     )
-    # The page embeds the two pictures, so it comes last.
+    # Write the page last, because it embeds the two pictures.
     with phase('writing the page'):
         _draw_classes(summary, folder / 'classes.png')
         write_page(folder, summary, sources, text(summary))
@@ -175,7 +175,7 @@ def _draw_classes(summary: dict[str, Any], path: Path) -> None:
 
 
 def draw_inputs(config: ConfigDict, count: int = _PAIRS) -> 'Figure':
-    """Draws training images before augmentation, each with the model input made from it below.
+    """Draws training images before augmentation, and below each image the model's input.
 
     Args:
       config: the whole config.

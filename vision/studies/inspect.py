@@ -14,14 +14,15 @@ from vision.preprocess.decode import read
 from vision.preprocess.pictures import to_rgb
 
 _THREADS = 4
-# Pixels of the longer side at which sharpness and brightness are measured, about a model's input.
+# Pixels of the longer side at which sharpness and brightness are measured; about the size of a
+# model's input.
 _SIDE = 256
 # Threshold on the mean squared Laplacian divided by the variance. This quotient was .06 to .8 for
 # eight photographs, and less than .01 for the same photographs after a Gaussian blur with a
 # standard deviation of 1/100 of their width.
 _BLURRED = 0.01
 _DARK = 40  # of 255: an image is dark if 99 % of its pixels are darker
-_TINY = 32  # pixels: an image is tiny if its shorter side is shorter
+_TINY = 32  # pixels: an image is tiny if its shorter side is smaller than this
 ODDITIES = ('blank', 'blurred', 'dark', 'tiny')
 
 
@@ -86,7 +87,7 @@ def _summary(seen: list[Seen], class_names: tuple[str, ...]) -> dict[str, Any]:
     for example in seen:
         if example.digest:
             by_digest.setdefault(example.digest, []).append(example.name)
-    # A property of most images, such as a dark background, is not odd.
+    # A property of most images, such as a dark background, is not suspicious.
     odd = {kind: [e.name for e in good if kind in e.oddities] for kind in ODDITIES}
     usual = [kind for kind, names in odd.items() if len(names) > len(good) / 2]
     return {

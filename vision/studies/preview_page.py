@@ -14,7 +14,7 @@ from vision.prediction.pages import figure
 from vision.preprocess.inputs import examples
 from vision.studies.inspect import ODDITIES
 
-_EACH = 24  # the most images of one kind
+_EACH = 24  # largest number of images of one kind
 
 _STYLE = """
 :root { color-scheme: light dark; font: 14px/1.4 system-ui, sans-serif; }
@@ -57,7 +57,7 @@ def _parts(
         '<meta name="viewport" content="width=device-width">'
         f'<title>Preview of {name}</title><style>{_STYLE}</style></head><body><h1>Preview of {name}</h1>'
     )
-    # Faults first, then leakage, then what is suspicious in each split.
+    # List the faults, then leakage, then the suspicious images of each split.
     if summary['faults']:
         yield '<p class="bad">Training would refuse this data:</p><ul>'
         yield from (f'<li>{html.escape(fault)}</li>' for fault in summary['faults'])

@@ -48,7 +48,7 @@ class Row(NamedTuple):
       name: the name of the row and of its folders.
       config: 'configs/NAME.py[:ARGUMENT]'.
       paper: first author, year and data set.
-      figure: the published test error as text; top-1 unless it says otherwise.
+      figure: the published test error as text; top-1 unless the text names another metric.
       evaluation: the entry of `config.evals` that follows the paper's test protocol; None for the
         run's own evaluation.
       metric: the metric of the task to report; None for the run's selection metric.
@@ -279,7 +279,7 @@ def _as_lines(seed: int, records: Sequence[dict[str, Any]]) -> list[str]:
 def _by_protocol(path: Path, entries: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Evaluates a run with a test protocol and returns its metrics.
 
-    This runs in a process of its own, so that the main process holds no device that trials need.
+    This runs in a separate process, so that the main process holds no device that trials need.
     """
     with progress_bar() as progress:
         (evaluation,) = evaluate_runs([path], entries, progress=progress)[1]

@@ -1,4 +1,4 @@
-"""Survey of a folder or list of images: all its faults, where a source stops at the first fault."""
+"""Survey of all faults of a folder or list of images. A source stops at the first fault."""
 
 import os
 from collections.abc import Mapping
@@ -21,8 +21,8 @@ def survey(settings: Mapping[str, Any]) -> tuple[dict[str, Source], list[str]]:
       settings: `config.data` with the source `folder` or `list`; other sources give no result.
 
     Returns:
-      The source of each split, and the faults, one line each. The only split is 'images' if a hash
-      of the path decides the split. There are no sources if nothing can be opened.
+      The source of each split, and the faults, one line each. If hashes of the paths determine the
+      splits, the only split is 'images'. There are no sources if nothing can be opened.
     """
     given = settings.get('path')
     # For other sources, and for paths that are not set or do not exist, the message of the source

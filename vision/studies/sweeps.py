@@ -33,8 +33,8 @@ from vision.training.start import check_start
 def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str, Any]:
     """Checks all combinations of a grid, then trains them one after another.
 
-    If a trial fails (by an exception, for lack of memory, or by a signal to its process), its row
-    records the reason and the sweep continues.
+    If a trial fails (by an exception, because memory ran out, or by a signal to its process), its
+    row records the reason and the sweep continues.
 
     Args:
       config: a config as a file in `configs/` returns it.
@@ -66,7 +66,7 @@ def sweep(config: ConfigDict, grid: str, workdir: str | os.PathLike) -> dict[str
                 'trial': trial.name, 'values': trial.values, 'workdir': str(folder / trial.name),
                 'error': None, 'validation': None, 'test': None,
             }  # fmt: skip
-            # Train in a process of its own, or read a finished trial.
+            # Train in a separate process, or read a finished trial.
             error_file = folder / trial.name / 'error.txt'
             error_file.unlink(missing_ok=True)
             try:

@@ -1,9 +1,9 @@
 """Tasks: the losses that a model is trained with, and the metrics that it is evaluated by.
 
 A `Task` is one object with pure functions from a batch to the objective and from a model's outputs
-to metrics. `TASKS` maps names to the built-in tasks, `Classification` and `MultiLabel`. A
-user-defined task is a subclass of `Task` or of a built-in task, and the config names it as
-'my_module:MyTask' (docs/extending.md).
+to metrics. `TASKS` maps names to the built-in tasks: `Classification`, `MultiLabel` and
+`Distillation` (in `vision.training.distillation`). A user-defined task is a subclass of `Task` or
+of a built-in task, and the config names it as 'my_module:MyTask' (docs/extending.md).
 
 Read first: `base.py` (the contract), `classification.py`, `losses.py`, `metrics.py`.
 """

@@ -1,7 +1,8 @@
 """The contract of tasks: `Task`, and the objects that it exchanges with the training step.
 
 `config.task` names the task that a model is trained and evaluated for: `classification`,
-`multilabel`, `distillation`, or a user-defined subclass of `Task` as 'package.module:Class' (docs/extending.md).
+`multilabel`, `distillation`, or a user-defined subclass of `Task` as 'package.module:Class'
+(docs/extending.md).
 """
 
 import dataclasses
@@ -118,7 +119,7 @@ class Settings:
 class Task:
     """Pure functions from a batch to the objective, and from the model's outputs to metrics.
 
-    A subclass is a frozen dataclass too. Its fields after `settings` are keys of `config.task`. It
+    A subclass is also a frozen dataclass. Its fields after `settings` are keys of `config.task`. It
     must define `loss`, `answers` and `metrics`.
 
     Attributes:
@@ -140,7 +141,7 @@ class Task:
     # Training.
 
     def init(self, model: nn.Module, variables: Any, key: jax.Array) -> Any:
-        """Makes `TrainState.extra`: arrays that the loss reads and replaces (a teacher, a queue).
+        """Returns `TrainState.extra`: arrays that the loss reads and replaces (a teacher, a queue).
 
         Args:
           model: the unbound module.
@@ -156,10 +157,10 @@ class Task:
     def read(self) -> Any:
         """Reads `TrainState.extra` from files, such as a teacher's weights, for a new run.
 
-        A resumed run does not call it, since its checkpoint has the values.
+        A resumed run does not call it, because its checkpoint has the values.
 
         Returns:
-          A PyTree like that of `init`, which it replaces; None to keep that.
+          A PyTree like that of `init`, which it replaces; None to keep that of `init`.
         """
         return None
 
@@ -230,7 +231,7 @@ class Task:
           batch: `label`, `mask` and `id` of the examples.
 
         Returns:
-          Columns [B, …] by name: everything that the metrics need.
+          Columns [B, …] by name, with everything that the metrics need.
         """
         raise NotImplementedError
 

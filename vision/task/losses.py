@@ -1,9 +1,9 @@
 """Losses per example: functions of logits [B, K] and targets [B, K] that return float32 [B].
 
 Targets are class probabilities (one-hot, smoothed or mixed), multiplied by class weights if there
-are any. The loss of a mixed target is the mix of the losses, since each loss is linear in the
-targets. Only the sigmoid cross-entropy is linear up to a constant, and with a threshold not at
-all; it takes no class weights.
+are any. Each loss is linear in the targets, so the loss of a mixed target is the mix of the losses.
+The sigmoid cross-entropy is an exception: it is linear only up to a constant, and not linear with a
+threshold. It takes no class weights.
 """
 
 import dataclasses
@@ -34,14 +34,14 @@ def sigmoid_cross_entropy(
 
     −Σ_k target_k · log σ(logit_k) + (1 − target_k) · log(1 − σ(logit_k)). Wightman et al. 2021,
     "ResNet strikes back", section 2.1, average over the classes and set the targets of all classes
-    of a mixed image to 1; in timm, to which the paper belongs, of those with a share above 0.2.
-    DeiT III (Touvron et al. 2022) does the same with a threshold of 0.
+    of a mixed image to 1. The paper's code in timm does so only for targets above a threshold of
+    0.2; DeiT III (Touvron et al. 2022) has a threshold of 0.
 
     Args:
       logits: [B, K].
       targets: [B, K].
-      threshold: targets above it become 1 and all others 0, after label smoothing; None leaves
-        them as they are.
+      threshold: after label smoothing, targets above the threshold become 1 and all others 0; None
+        leaves the targets unchanged.
       average: whether to return the mean over the classes instead of the sum.
     """
     logits = logits.astype(jnp.float32)
@@ -90,9 +90,10 @@ def lenet_discriminative(
 ) -> jax.Array:
     """LeNet-5's discriminative loss (LeCun et al. 1998, eq. 9).
 
-    y_correct + log(exp(−j) + Σ exp(−y) over all classes): it also penalises other classes that are
-    near. The constant j > 0 acts as a 'rubbish' class: classes much further away than j are not
-    pushed further. The paper gives no value of j.
+    The loss is y_correct + log(exp(−j) + Σ exp(−y) over all classes). It also penalises wrong
+    classes with a small distance y. The constant j > 0 acts as the distance of a 'rubbish' class:
+    classes with distances much larger than j are not pushed further away. The paper gives no value
+    of j.
 
     Args:
       logits: float32 [B, 10], negative distances −y.

@@ -75,7 +75,7 @@ class Selection:
     """Order of evaluations by `training.best_by`, for the best checkpoint, patience and plateau."""
 
     def __init__(self, task: 'Task', best_by: str | None = None):
-        """Takes the name of the metric; None for the task's first.
+        """Selects a metric by name; None for the task's first.
 
         Raises:
           UserError: the task has no such metric.
@@ -138,7 +138,7 @@ def figures(task: 'Task', columns: Columns) -> dict[str, Any]:
 class _Known(dict):
     """Dict of columns that raises `_UnknownColumn` for a name that does not exist.
 
-    The special exception tells a wrong column name from other `KeyError`s of a metric.
+    The special exception distinguishes a wrong column name from other `KeyError`s of a metric.
     """
 
     def __missing__(self, name: str) -> Any:
@@ -153,8 +153,8 @@ def check_metrics(task: 'Task', columns: Mapping[str, Any]) -> None:
     """Calls each metric of a task with columns of zeros, to find mistakes before training begins.
 
     A correct metric may fail on zeros, so most errors are ignored. An error is raised only for an
-    unknown name of a column, variable, module or function of a module, which is a mistake whatever
-    the values of the columns are.
+    unknown name of a column, variable, module or function of a module, which is a mistake for any
+    values of the columns.
 
     Args:
       task: a user-defined task.
@@ -171,7 +171,7 @@ def check_metrics(task: 'Task', columns: Mapping[str, Any]) -> None:
                 metric.of(zeros)
         except _UnknownColumn as e:
             raise unknown(f'column in metric {name!r}:', e.args[0], zeros) from None
-        except UnboundLocalError:  # a loop over classes other than 0 may have no iteration
+        except UnboundLocalError:  # with zeros, a loop over other classes may have no iteration
             continue
         except (NameError, ImportError):
             raise
@@ -185,7 +185,7 @@ def check_metrics(task: 'Task', columns: Mapping[str, Any]) -> None:
 def metrics_table(
     rows: Mapping[str, Mapping[str, Any]], shown: Mapping[str, Metric], title: str
 ) -> Table:
-    """Makes a table of evaluations for the terminal, one row per evaluation.
+    """Returns a table of evaluations for the terminal, one row per evaluation.
 
     Args:
       rows: metrics by the name of the evaluation. The first metric is shown with its confidence

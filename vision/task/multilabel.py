@@ -89,7 +89,7 @@ class MultiLabel(Task):
         """
         labels = batch['label']
         outputs = outputs[:, : labels.shape[-1]]
-        # Compute the loss without weights and smoothing, whatever `config.loss` is.
+        # Compute the loss without weights and smoothing, independently of `config.loss`.
         loss = -labels * jax.nn.log_sigmoid(outputs) - (1 - labels) * jax.nn.log_sigmoid(-outputs)
         return {
             'label': labels,

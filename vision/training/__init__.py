@@ -1,4 +1,4 @@
-"""Step 4, train: `train(config, workdir)`, which the command, Python code and notebooks all call.
+"""Step 4, train: `train(config, workdir)`, for the command, Python code and notebooks.
 
 `vision.training.setup.setup` turns a config into a `Setup`, which holds the data, the model and the
 recipe of the training step as objects. The loop and the training step take their settings from

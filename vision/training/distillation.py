@@ -1,4 +1,4 @@
-"""Distillation: a model learns from the labels and from the answers of a trained teacher."""
+"""Distillation: a model learns from the labels and from the outputs of a trained teacher."""
 
 import dataclasses
 import functools
@@ -20,23 +20,23 @@ from vision.task.losses import softmax_cross_entropy
 
 @dataclasses.dataclass(frozen=True)
 class Distillation(Classification):
-    """Classification with a second loss towards the answers of a teacher.
+    """Classification with a second loss towards the outputs of a teacher.
 
     Touvron et al. 2021 (DeiT, arXiv:2012.12877), equations 2 and 3, without the distillation token:
     the model has one classifier, as in section 5.2's 'usual distillation'. Answers, metrics and the
     loss of the labels are those of `Classification`. The teacher runs in evaluation mode on the
-    images that the student gets: augmented, mixed, and normalised as the teacher's were. Its
-    weights are in `TrainState.extra`: with `training.shard='fsdp'` they are sharded and gathered
-    like the student's, and a resumed run has them from its checkpoint. The source is read at each
-    start, but by a resumed run only for the teacher's model and preprocessing. Evaluation and
+    student's augmented and mixed images, normalised with the teacher's mean and standard deviation.
+    The weights of the teacher are part of `TrainState.extra`: with `training.shard='fsdp'` they are
+    sharded and gathered like the student's, and a resumed run restores them from its checkpoint. It
+    reads only the teacher's model and preprocessing from the source. Evaluation and
     prediction do not need the teacher.
 
     Args:
       teacher: a workdir (its best checkpoint), a `.safetensors` or `.pth` file, 'hf:org/name', or
-        the name of packaged weights. All but workdirs have ImageNet's 1,000 classes, of which only
-        the number is compared with the data's.
+        the name of packaged weights. Except for workdirs, it has ImageNet's 1,000 classes, and only
+        their number is compared with the data's.
       kind: 'hard' (equation 3): (1 − λ) L + λ CE(student, the teacher's most likely class);
-        'soft' (equation 2; Hinton et al. 2015): (1 − λ) L + λ τ² KL(teacher ‖ student), of the
+        'soft' (equation 2; Hinton et al. 2015): (1 − λ) L + λ τ² KL(teacher ‖ student) of the
         probabilities at temperature τ. L is `config.loss`.
       weight: λ; 0.5 in equation 3, and 0.1 in the paper's soft distillation.
       temperature: τ of soft distillation.
@@ -54,7 +54,7 @@ class Distillation(Classification):
         exists = source.startswith('hf:') or is_packaged(source) or os.path.exists(source)
         if not exists:
             raise UserError(f'{self._title}: no such file or workdir{similar(source)}')
-        # The first use is in `init`, which is traced; reading must not become part of the trace.
+        # The first use is in `init`, which is traced. Reading must not become part of the trace.
         with jax.ensure_compile_time_eval():
             return open_run(source) if os.path.isdir(source) else open_pretrained(source)
 
@@ -66,7 +66,7 @@ class Distillation(Classification):
         """Returns zeros in the shapes of the teacher's `params` and `batch_stats`.
 
         Raises:
-          UserError: the teacher's model cannot be read, or has other classes than the student.
+          UserError: the teacher's model cannot be read, or has other classes than the data.
         """
         names = self.settings.class_names
         if self.settings.num_outputs != len(names):
@@ -135,8 +135,8 @@ class Distillation(Classification):
                 jnp.asarray, (own.mean, own.std, theirs.mean, theirs.std)
             )
             images = (images * std + (mean - mean_t)) / std_t
-        # The teacher may have been trained on images of another size; its model decides at trace
-        # time, and may raise any error.
+        # If the teacher was trained on images of another size, its model may raise any error at
+        # trace time.
         try:
             outputs, _ = run.model.apply(variables, images, train=False)
         except Exception as e:

@@ -105,7 +105,7 @@ class Display(Hook):
         self._move(step, description='step')
 
     def after_log(self, step: int, record: dict[str, Any], seconds_left: float) -> None:
-        """Shows an interval's metrics: beside the bar, or on a line if stderr is not a terminal."""
+        """Shows an interval's metrics next to the bar, or on a line if stderr is no terminal."""
         figures = self._figures({k.removeprefix('train/'): v for k, v in record.items()})
         if record['images_per_second'] is not None:
             figures += f'  {record["images_per_second"]:,.0f} images/s'
@@ -187,12 +187,12 @@ class Pictures(Hook):
     def __init__(
         self, recorder: Recorder, validated: Callable[[], tuple[Batch, Batch]], task: Task
     ):
-        """Stores what is needed to draw the pictures.
+        """Stores the recorder, the source of the images and the task.
 
         Args:
           recorder: writes the pictures.
           validated: returns the first batch of the last validation, and the task's answers to it.
-          task: writes the captions.
+          task: provides the captions.
         """
         self._recorder, self._validated, self._task = recorder, validated, task
 

@@ -55,7 +55,7 @@ def read_weights(source: str, model_name: str, variables: dict[str, Any]) -> dic
 
 
 def warn_of_arguments(source: str, model_name: str, model: Any) -> None:
-    """Warns if weights of another library were trained with other arguments of the model."""
+    """Warns if another library's weights were trained with other arguments of the model."""
     for key, value in model_arguments(model_name, source).items():
         own = getattr(model, key, value)
         if own != value:

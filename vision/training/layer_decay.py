@@ -45,16 +45,17 @@ def layer_factors(
 def model_layers(model: nn.Module, input_shape: Sequence[int]) -> list[list[str]]:
     """Groups a model's top-level modules and parameters into layers, from the input to the output.
 
-    They are ordered as the model first uses them. A block is a module that contains modules, except
-    a classifier and attention pooling. In a model with blocks, the layers are
+    They are in the order of their first use by the model. A block is a module that contains
+    modules, except a classifier and attention pooling. In a model with blocks, the layers are
 
-    1. the stem: everything before the first block, with tokens and position embeddings;
-    2. each block, with what lies between it and the block before, such as ConvNeXt's downsampling;
+    1. the stem: everything before the first block, including tokens and position embeddings;
+    2. each block, with the modules between it and the preceding block, such as ConvNeXt's
+       downsampling;
     3. everything after the last block: the last norm, the classifier, and auxiliary heads.
 
     A ViT therefore has depth + 2 layers, as in BEiT and MAE. For ResNet and ConvNeXt the layers are
-    timm's; ConvNeXt's authors put three successive blocks into one layer. In a model without blocks
-    (LeNet, AlexNet, VGG), each module with a kernel is a layer, with the norms that follow it.
+    the same as in timm; ConvNeXt's authors put three successive blocks into one layer. In a model
+    without blocks (LeNet, AlexNet, VGG), a layer is a module with a kernel and the norms after it.
 
     Args:
       model: the unbound module.
@@ -66,7 +67,8 @@ def model_layers(model: nn.Module, input_shape: Sequence[int]) -> list[list[str]
     blocks = [name for name, tree in body.items() if _holds_modules(tree) and name not in no_blocks]
     layers: list[list[str]] = []
     if blocks:
-        waiting: list[str] = []  # since the last block
+        # Collect the modules before each block; those before the first block are the stem.
+        waiting: list[str] = []  # modules since the last block
         for name in body:
             if name in blocks:
                 if waiting and not layers:  # the stem
@@ -78,10 +80,12 @@ def model_layers(model: nn.Module, input_shape: Sequence[int]) -> list[list[str]
         if waiting:
             layers.append(waiting)
     else:
+        # Each module with a kernel starts a layer.
         for name, tree in body.items():
             if not layers or (isinstance(tree, Mapping) and 'kernel' in tree):
                 layers.append([])
             layers[-1].append(name)
+    # Auxiliary heads belong to the last layer.
     layers[-1] += [name for name in params if is_auxiliary((name,))]
     return layers
 

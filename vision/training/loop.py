@@ -95,7 +95,7 @@ class Loop:
     """
 
     def __init__(self, run: Setup, path: Path, checkpoints: Checkpoints):
-        """Reads from the workdir how far the run has come."""
+        """Reads the progress of the run from the workdir."""
         self.run, self._path, self._checkpoints = run, path, checkpoints
         self._latest = latest = checkpoints.latest_step()
         # Early stopping is rebuilt from the recorded evaluations.
@@ -213,7 +213,7 @@ class Loop:
     def _finish_step(self, step: int) -> None:
         """Logs, evaluates and saves after a step if each is due, and stops after a signal."""
         run, signals = self.run, self._signals
-        # Decide what is due. Every process gets the same signal for the same step.
+        # Find the events that are due. Every process gets the same signal for the same step.
         end = step == run.total_steps
         signum = signals.asked(step, self._checkpoints.reached_preemption)
         logging = step > self._start_step and (end or run.log_every.due(step))

@@ -24,10 +24,10 @@ from vision.models.base import is_head
 if TYPE_CHECKING:
     from vision.training.plateau import Plateau
 
-# The optax optimizers that need only gradient, parameters, learning rate and loss. Left out are
-# lbfgs and sophia, which evaluate the loss again; rprop, which takes no schedule; polyak_sgd, which
-# has its own schedule; schedule_free, which evaluates other parameters than it trains; and dpsgd,
-# which needs per-example gradients.
+# The optax optimizers that need only the gradient, the parameters, the learning rate and the loss.
+# These are left out: lbfgs and sophia, which evaluate the loss again; rprop, which takes no
+# schedule; polyak_sgd, which has its own schedule; schedule_free, which evaluates other parameters
+# than it trains; and dpsgd, which needs per-example gradients.
 _OPTAX = (
     'adabelief', 'adadelta', 'adafactor', 'adagrad', 'adam', 'adamax', 'adamaxw', 'adamw', 'adan',
     'amsgrad', 'fromage', 'lamb', 'lars', 'lion', 'nadam', 'nadamw', 'noisy_sgd', 'novograd',
@@ -48,11 +48,11 @@ def lamb_masked(
     weight_decay: float = 0.0,
     mask: Any = True,
 ) -> optax.GradientTransformation:
-    """LAMB whose trust ratio covers only the parameters that are decayed.
+    """LAMB with a trust ratio only for the parameters that have weight decay.
 
-    You et al. 2020, algorithm 2, as its authors' code, apex (`FusedLAMB`) and timm apply it: norms
-    and biases get Adam's update. optax's `lamb` scales them by the trust ratio, too. apex and timm
-    also clip the gradient's global norm at 1: `optimizer.clip_norm`.
+    You et al. 2020, algorithm 2, as in the authors' code, apex (`FusedLAMB`) and timm: norms and
+    biases get Adam's update. optax's `lamb` multiplies their updates by the trust ratio, too. apex
+    and timm also clip the gradient's global norm at 1 (`optimizer.clip_norm`).
     """
     return optax.chain(
         optax.scale_by_adam(b1, b2, eps),
@@ -120,7 +120,7 @@ class RateFactors:
         """Returns the new `params` and `batch_stats` with the old values for everything frozen.
 
         A layer's running statistics are frozen if all parameters of the layer are frozen. For a
-        layer without parameters, the parameters of the enclosing module decide.
+        layer without parameters, the parameters of the enclosing module are used instead.
         """
         if not self:
             return new

@@ -29,7 +29,7 @@ class Interval:
     """
 
     def __init__(self, saved: dict[str, float] | None = None, first: str = ''):
-        """Starts empty, or from what `to_json` returned.
+        """Starts empty, or from the result of `to_json`.
 
         Args:
           saved: sums from a checkpoint.

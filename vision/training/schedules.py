@@ -1,6 +1,6 @@
 """Learning rate schedules by name, and the moving average of the parameters.
 
-A step is one update of the parameters, whatever `training.accumulate` is.
+A step is one update of the parameters, for any value of `training.accumulate`.
 """
 
 import dataclasses
@@ -103,7 +103,7 @@ def _step(
 
     Args:
       at: durations from the start of the run, in increasing order.
-      factor: one factor for all, or one per duration as in LeNet-5's paper.
+      factor: one factor for all durations, or one per duration as in LeNet-5's paper.
     """
     factors = list(factor) if isinstance(factor, tuple | list) else [factor] * len(at)
     if len(factors) != len(at):

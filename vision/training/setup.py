@@ -29,7 +29,6 @@ from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
 from vision.task.base import Task, task_of
 from vision.task.metrics import Selection, check_metrics
-from vision.training.layer_decay import layer_factors
 from vision.training.optimizer import (
     BACKBONE,
     RateFactors,
@@ -125,7 +124,7 @@ class Setup:
 
 
 def setup(config: ConfigDict) -> Setup:
-    """Checks and resolves a config, opens its data and builds what the loop needs.
+    """Checks and resolves a config, opens its data and builds the objects that the loop needs.
 
     Model, task and optimizer are traced with abstract shapes. Nothing is compiled.
 
@@ -361,7 +360,11 @@ def make_recipe(
     # Learning rate, averaging, and factors by parameter.
     lr = peak_rate(config.optimizer.lr, config.optimizer.lr_for_batch, training.batch_size)
     polyak_from = None if start is None else to_steps(start, 'training.polyak_from')
-    layers = layer_factors(model, input_shape, config.layer_decay) if config.layer_decay else ()
+    layers: tuple = ()
+    if config.layer_decay:
+        from vision.training.layer_decay import layer_factors
+
+        layers = layer_factors(model, input_shape, config.layer_decay)
     factors, plateau = RateFactors(config.freeze, config.lr_factors, layers), None
     if config.schedule.name == 'plateau':
         from vision.training.plateau import Plateau

@@ -289,7 +289,7 @@ def _are_finite(tree: Any) -> jax.Array:
 
 
 def _make_gradient(recipe: Recipe, mesh: Mesh) -> Callable[[TrainState, jax.Array], GradientOf]:
-    """Builds `(state, key) -> gradient_of`; `gradient_of` is what an update gets."""
+    """Builds `(state, key) -> gradient_of`; an update gets `gradient_of` as an argument."""
     parts, shard = recipe.accumulate, recipe.shard
     loss = f'{type(recipe.task).__name__}.loss'
 

@@ -87,6 +87,7 @@ def _gallery(p: Predictions, rows: list[int], images: dict[int, str], kind: str)
         return '<p class="quiet">There are no mistakes.</p>'
     cells, root = [], common_root(p.paths or ())
     for i in rows:
+        # The caption has the path relative to the common folder, the tooltip has the whole path.
         example, label, said = int(p.ids[i]), int(p['label'][i]), int(p['top_classes'][i, 0])
         where = f'example {example}' if p.paths is None else p.paths[i]
         short = where if p.paths is None else below(where, root)

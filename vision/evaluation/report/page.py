@@ -1,4 +1,4 @@
-"""The report page: fills `template.html` and escapes everything that comes from data or users."""
+"""The report page: fills `template.html`, and escapes all text from data or users."""
 
 import html
 import re

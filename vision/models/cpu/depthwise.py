@@ -1,10 +1,15 @@
 """Depthwise convolutions as sums of shifted products.
 
-XLA's depthwise convolution computes one channel at a time. Times of the forward pass as "XLA → this
-form" in milliseconds, batch 4, medians of 9 calls on two quiet cores of an AMD EPYC without AVX-512,
-JAX 0.10.2, 2026-11-28: 112 px, 32 channels, 3 x 3: 77 → 1.6; 56 px, 144 channels, 5 x 5 stride 2:
-29 → 1.3; 28 px, 240 channels, 5 x 5: 59 → 2.6; 14 px, 480 channels, 3 x 3: 20 → 0.7. Gradients were
-not timed.
+XLA's depthwise convolution computes one channel at a time. These are the times of the forward pass,
+as "XLA → this form" in milliseconds, batch 4:
+
+    112 px, 32 channels, 3 x 3            77 → 1.6
+    56 px, 144 channels, 5 x 5 stride 2   29 → 1.3
+    28 px, 240 channels, 5 x 5            59 → 2.6
+    14 px, 480 channels, 3 x 3            20 → 0.7
+
+They are medians of 9 calls on two quiet cores of an AMD EPYC without AVX-512, JAX 0.10.2,
+2026-11-28. Gradients were not timed.
 """
 
 from functools import partial
@@ -71,12 +76,12 @@ def _sum_of_products(x: jax.Array, kernel: jax.Array, strides: Pair) -> jax.Arra
 def _taps(
     x: jax.Array, kernel: tuple[int, ...], shape: tuple[int, ...], strides: Pair
 ) -> list[jax.Array]:
-    """Returns for each tap of the kernel the pixels that it multiplies, in the output's shape."""
-    # The barrier stores the padded image, so that the products need not test for padding.
+    """Returns the pixels that each tap of the kernel multiplies, in the output's shape."""
+    # The barrier stores the padded image, so that the products need no checks for padding.
     x = lax.optimization_barrier(x)
     (batch, h, w, channels), (sy, sx) = shape, strides
     last = (sy * (h - 1) + 1, sx * (w - 1) + 1)
-    # lax.slice is traced faster than indexing, of which a network has hundreds.
+    # Tracing lax.slice is faster than tracing indexing, and a network has hundreds of slices.
     return [
         lax.slice(x, (0, i, j, 0), (batch, i + last[0], j + last[1], channels), (1, sy, sx, 1))
         for i in range(kernel[0])

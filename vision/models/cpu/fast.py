@@ -2,9 +2,9 @@
 
 Results and gradients equal those of `lax` up to rounding. The form is chosen by shape and dtype
 when a program is traced. This module chooses; `forms`, `winograd`, `strided` and `depthwise`
-implement the forms. Timings stand beside each choice as "XLA → fast form". They are milliseconds on
-two cores of an AMD EPYC with AVX-512, JAX 0.12 with oneDNN (see `startup`), batch 16, 2026-11-25,
-unless noted.
+implement the forms. Each choice has a comment with its timings, "XLA → fast form". They are in
+milliseconds on two cores of an AMD EPYC with AVX-512, JAX 0.12 with oneDNN (see `startup`), batch
+16, 2026-11-25, unless noted.
 
 `VISION_FAST=0` in the environment disables the fast forms. Only two lines outside of this folder
 import from it, in `vision/models/layers.py` and `vision/__init__.py` (process settings, `startup`).
@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from vision.models import layers
-from vision.models.cpu import depthwise, forms
+from vision.models.cpu import forms
 from vision.models.layers import Sides, xla_convolve
 
 Pair = tuple[int, int]
@@ -40,9 +40,13 @@ def convolve(
 
     Among grouped convolutions, only depthwise ones have a fast form.
     """
-    if jax.default_backend() == 'cpu' and depthwise.suits(x, kernel, groups):
-        return depthwise.convolve(x, kernel, strides, tuple(padding))
-    if jax.default_backend() != 'cpu' or groups != 1 or x.dtype not in (jnp.float32, jnp.bfloat16):
+    if jax.default_backend() != 'cpu' or x.dtype not in (jnp.float32, jnp.bfloat16):
+        return None
+    if groups != 1:
+        from vision.models.cpu import depthwise
+
+        if depthwise.suits(x, kernel, groups):
+            return depthwise.convolve(x, kernel, strides, tuple(padding))
         return None
     (top, bottom), (left, right) = padding
     if (top, left) != (bottom, right):
@@ -171,10 +175,10 @@ def _sum_of_parts(
 ) -> jax.Array:
     """Computes a kernel gradient in parts of the batch that fit into a core's cache.
 
-    For larger batches XLA's time grows faster than in proportion. Without AVX-512, 3 x 3, 16 to 16
-    channels, 28 px, batch 128: 21 → 8.7 ms (one core: 86 → 14; without oneDNN 27 → 10); at 32 px
-    84 → 12.6 (200 → 13); stride 2, 16 to 32, 28 px: 7.4 → 7.2 (14.8 → 6.2). Where the parts gain
-    nothing, they cost little: 32 to 32 channels, 12.2 → 8.5 at 14 px, but 13 → 14 at 16 px.
+    XLA's time grows faster than the batch size. Without AVX-512, 3 x 3, 16 to 16 channels, 28 px,
+    batch 128: 21 → 8.7 ms (one core: 86 → 14; without oneDNN 27 → 10); at 32 px 84 → 12.6 (200 →
+    13); stride 2, 16 to 32, 28 px: 7.4 → 7.2 (14.8 → 6.2). If the parts are not faster, they are
+    only a little slower: 32 to 32 channels, 12.2 → 8.5 at 14 px, but 13 → 14 at 16 px.
     """
     batch, size = len(x), x.size * x.dtype.itemsize
     if size <= 2 * _PART:
@@ -193,7 +197,7 @@ def _sum_of_parts(
 
 
 def _plain(x: jax.Array, kernel: jax.Array, strides: Pair, padding: Pair) -> jax.Array:
-    """XLA's convolution, with a workaround for images smaller than the kernel.
+    """Convolves with XLA, with a workaround for images smaller than the kernel.
 
     For such images XLA exchanges image and kernel. oneDNN does not support this, and XLA falls back
     to its slowest loop. 3 x 3, 256 channels, 2 px, batch 128 in bfloat16 on one core: 120 ms, and

@@ -1,20 +1,20 @@
-"""Fast forms for CPUs; `vision.models.cpu.fast` chooses among them and says how they were timed.
+"""Fast forms for CPUs; `vision.models.cpu.fast` chooses among them and describes the timing.
 
-Convolution by columns, as a matrix product, for few channels and stride 1. A block of n adjacent
+Convolution by columns is a matrix product for few channels and stride 1. A block of n adjacent
 output positions depends on h rows of n + w − 1 pixels. These are contiguous pieces of the image and
-cheap to copy, unlike the patches of single positions (im2col). The matrix of the product has the
-kernel once per position, and zeros elsewhere: for few channels the multiplications with zero cost
-less than XLA's convolution does.
+cheap to copy, unlike the patches of single positions (im2col). The matrix of the product contains
+the kernel once per position, and zeros elsewhere. For few channels, the multiplications with zero
+take less time than XLA's convolution.
 
-Kernel gradient by rows, one row of taps at a time, for CPUs without AVX-512, where XLA reaches only
-6 to 30 GFLOP/s on large maps. Two cores of an AMD EPYC with 256-bit vectors, batch 16, JAX 0.12
-with oneDNN (in brackets 0.10 without), 2026-11-26: 7 x 7 stride 2, 3 to 64 channels, 224 px: 357 →
-179 ms (569 → 158); 5 x 5, 64 to 192, 27 px, batch 32: 600 → 241 (1,090 → 217); 3 x 3 stride 2, 128
-to 256, 28 px: 36 → 23 (45 → 20). With 16 or 32 output channels XLA is faster: 10 instead of 32 ms
-at 16 px, batch 128.
+The kernel gradient by rows computes one row of taps at a time. It is for CPUs without AVX-512,
+where XLA reaches only 6 to 30 GFLOP/s on large maps. Two cores of an AMD EPYC with 256-bit vectors,
+batch 16, JAX 0.12 with oneDNN (in brackets JAX 0.10 without it), 2026-11-26: 7 x 7 stride 2, 3 to
+64 channels, 224 px: 357 → 179 ms (569 → 158); 5 x 5, 64 to 192, 27 px, batch 32: 600 → 241 (1,090 →
+217); 3 x 3 stride 2, 128 to 256, 28 px: 36 → 23 (45 → 20). With 16 or 32 output channels XLA is
+faster: 10 instead of 32 ms at 16 px, batch 128.
 
-Max pooling that stores the position of each window's maximum, so that the gradient need not search
-for it.
+Max pooling stores the position of each window's maximum, so that the gradient need not search for
+it.
 """
 
 from functools import partial
@@ -27,8 +27,8 @@ from vision.models.cpu.startup import has_avx512, has_ynn
 
 Pair = tuple[int, int]
 
-# Numbers of positions in a block, found by measuring.
-_BLOCK = 4  # best of 2, 4, 7, 8 for most shapes below (for 1 to 32 channels 2 is better by a third)
+# Numbers of positions in a block, chosen by measurement.
+_BLOCK = 4  # best of 2, 4, 7, 8 for most shapes below (for 1 to 32 channels, 2 is a third faster)
 _BLOCK_OF_MORE = 2  # for more than 3 channels: best of 2, 4, 5, 7, 10
 _SPREAD = 5  # for input gradients: best of 5 and 10
 
@@ -37,8 +37,8 @@ def columns_suit(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dtype) -> bo
     """Returns True if a convolution is computed by columns.
 
     32 px, 5 x 5, 1 to 6 channels, batch 100: 0.7 → 0.6 ms (without oneDNN, JAX 0.10: 2.8 → 0.5); 28
-    px, 3 x 3, 1 to 16, batch 128: 0.5 → 0.6 (2.8 → 0.7). With 3 input channels the multiplications
-    with zero cost as much as is gained.
+    px, 3 x 3, 1 to 16, batch 128: 0.5 → 0.6 (2.8 → 0.7). With 3 input channels, the multiplications
+    with zero take as much time as is saved.
     """
     _, _, channels, features = kernel
     return strides == (1, 1) and channels == 1 and features <= 16 and dtype == jnp.float32
@@ -48,9 +48,9 @@ def columns_suit_gradient(kernel: tuple[int, ...], strides: Pair, dtype: jnp.dty
     """Returns True if the kernel's gradient is computed by columns.
 
     32 px, 5 x 5, 1 to 6 channels, batch 100: 1.3 → 0.5 ms; 32 px, 3 x 3, 3 to 16, batch 128: 4.5 →
-    2.4; 28 px, 1 to 32: 5.5 → 1.7; 224 px, 3 to 64, batch 8: 35 → 25. A whole step of LeNet-5 (5 x
-    5, 6 to 16 channels, batch 128, without AVX-512): 14.2 → 12.2 on JAX 0.10, and 10.6 → 11.5 on
-    0.12, which uses YNNPACK for this convolution.
+    2.4; 28 px, 1 to 32: 5.5 → 1.7; 224 px, 3 to 64, batch 8: 35 → 25. For 5 x 5, 6 to 16 channels,
+    batch 128, without AVX-512, a whole step of LeNet-5 takes 14.2 → 12.2 ms on JAX 0.10, but 10.6 →
+    11.5 ms on 0.12, which uses YNNPACK for this convolution.
     """
     height, width, channels, _ = kernel
     few = channels <= (8 if min(height, width) >= 5 and not has_ynn() else 3)
@@ -72,7 +72,7 @@ def kernel_gradient_by_columns(
     block = _BLOCK if shape[2] <= 3 else _BLOCK_OF_MORE
     pieces, (_, width) = _pieces(x, shape, padding, block)
     gradient = jnp.pad(gradient, ((0, 0), (0, 0), (0, -width % block), (0, 0)))
-    # Transposing `_matrix` adds the kernel's copies up.
+    # The transpose of `_matrix` sums over the copies of the kernel.
     product = pieces.T @ gradient.reshape(-1, block * shape[3])
     like = jax.ShapeDtypeStruct(shape, x.dtype)
     return jax.linear_transpose(partial(_matrix, block=block), like)(product)[0]
@@ -133,9 +133,9 @@ def _pieces(
 
 
 def _matrix(kernel: jax.Array, block: int) -> jax.Array:
-    """Makes the matrix [h · (block + w − 1) · C, block · K] of a kernel [h, w, C, K].
+    """Returns the matrix [h · (block + w − 1) · C, block · K] of a kernel [h, w, C, K].
 
-    Block j of the columns holds the kernel shifted by j pixels.
+    Block j of the columns contains the kernel shifted by j pixels.
     """
     h, w, channels, features = kernel.shape
     matrix = jnp.zeros((h, block + w - 1, channels, block, features), kernel.dtype)
@@ -209,8 +209,8 @@ def _largest(
     x: jax.Array, window: int, strides: int, padding: tuple[Pair, Pair]
 ) -> tuple[jax.Array, jax.Array]:
     """Returns the maximum of each window and its (first) position in the window."""
-    # Without barriers XLA would fuse successive pools and repeat the comparisons of the first for
-    # each comparison of the second; compilation would not end.
+    # Without barriers, XLA would fuse successive pools and repeat the comparisons of the first for
+    # each comparison of the second. The compilation would never end.
     dtype, wide = x.dtype, _wide(x.dtype)
     sides = [(0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)]
     x = lax.pad(x.astype(wide), jnp.array(-jnp.inf, wide), sides)

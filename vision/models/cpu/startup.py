@@ -15,8 +15,8 @@ from vision.core import startup
 
 SWITCH = 'VISION_TUNE'
 
-# Versions of jaxlib (major, minor) that oneDNN was tested with. XLA ends the process if it does not
-# know a flag. On 0.10 the flag has no effect.
+# Versions of jaxlib (major, minor) with which oneDNN was tested. XLA ends the process if it does
+# not know a flag. On 0.10 the flag has no effect.
 _ONEDNN_VERSIONS = ((0, 12),)
 _ONEDNN_FLAG = '--xla_cpu_experimental_onednn_custom_call'
 
@@ -40,9 +40,9 @@ def use_onednn() -> None:
 def use_huge_pages() -> None:
     """Restarts this process with huge pages enabled in glibc, which reads the setting at its start.
 
-    Each step allocates its large arrays again, and Linux clears this memory page by page. Pages of
-    2 MB instead of 4 kB make a step of ResNet-50 faster by a sixth (`docs/performance.md`). The
-    function does nothing on other systems, and keeps a user-defined GLIBC_TUNABLES.
+    Each step allocates its large arrays again, and Linux clears this memory page by page. With
+    pages of 2 MB instead of 4 kB, a step of ResNet-50 is a sixth faster (`docs/performance.md`).
+    The function does nothing on other systems, and keeps a user-defined GLIBC_TUNABLES.
     """
     if sys.platform != 'linux' or os.environ.get(SWITCH) == '0' or _TUNABLES in os.environ:
         return

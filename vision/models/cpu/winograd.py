@@ -1,8 +1,8 @@
 """Winograd's minimal filtering for 3 x 3 convolutions of stride 1.
 
-F(2 x 2, 3 x 3) of Lavin and Gray 2015, section 4.1: tiles of 4 x 4 give 2 x 2 outputs. F(4 x 4, 3 x
-3) needs fewer products, but its rounding errors are ten times as large. Timings are as in
-`vision.models.cpu.fast`, which chooses the form.
+The form is F(2 x 2, 3 x 3) of Lavin and Gray 2015, section 4.1: tiles of 4 x 4 give 2 x 2 outputs.
+F(4 x 4, 3 x 3) needs fewer products, but its rounding errors are ten times as large.
+`vision.models.cpu.fast` chooses the form and describes the timing.
 """
 
 import math

@@ -15,7 +15,7 @@ class _Library(NamedTuple):
       block: pattern of a block's tensors: stage, block, rest.
       layers: names of `_LAYERS`.
       scale: name of a block's factor for each channel.
-      others: names of the other layers, with ours.
+      others: the library's names of the other layers, with our names.
     """
 
     reduction: re.Pattern
@@ -25,7 +25,7 @@ class _Library(NamedTuple):
     others: dict[str, str]
 
 
-# By the name of a tensor that only the files of one library have.
+# Libraries by the name of a tensor that only their files have.
 _LIBRARIES = {
     'features.1.0.layer_scale': _Library(  # torchvision
         re.compile(r'features\.([0246])\.([01])\.(\w+)$'),
@@ -57,7 +57,8 @@ def normalise(state: dict) -> dict:
     if marker is None:
         return state
     library = _LIBRARIES[marker]
-    # torchvision numbers stages and the layers between them, the others only stages, from 0.
+    # torchvision numbers the stages and the layers between them; the others number only the stages,
+    # from 0.
     in_a_row = marker.startswith('features')
 
     def stage_of(number: str) -> int:
@@ -66,7 +67,7 @@ def normalise(state: dict) -> dict:
     def rename(key: str) -> str:
         if match := library.reduction.match(key):
             stage, first = stage_of(match[1]), match[2] == '0'
-            # The stem's norm comes last, that of the other stages first.
+            # The norm is last in the stem, and first in the layers before the other stages.
             kind = 'conv' if first == (stage == 1) else 'norm'
             return f'{"stem" if stage == 1 else f"downsample{stage}"}_{kind}.{match[3]}'
         if match := library.block.match(key):

@@ -30,8 +30,8 @@ _BLOCKS = {
         ('', '', 'depthwise_conv', 'bn1', 'se_reduce', 'se_expand', 'project_conv', 'bn2'),
     ),
 }  # fmt: skip
-# `_FIRST` has a tensor that only the files of one library have, `_OTHERS` each library's names of
-# the layers outside of blocks.
+# `_FIRST` has a tensor that only the files of one library have. `_OTHERS` has each library's names
+# of the layers outside of blocks.
 _FIRST = {
     'features.1.0.block.0.0.weight': 'torchvision',
     'conv_stem.weight': 'timm',

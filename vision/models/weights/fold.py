@@ -71,14 +71,14 @@ def fold_batch_norm(
     """Folds each BatchNorm into the convolution before it, if nothing else reads its output.
 
     conv(x, w) followed by (y - mean) * factor + bias equals conv(x, w * factor) + (bias - mean *
-    factor). A norm without a preceding convolution (pre-activation) stays.
+    factor). A norm without a preceding convolution (pre-activation) is kept.
 
     Folding saves the norm's arithmetic, three of five variables per pair and 40 % of the compile
-    time (ResNet-50: 4.0 → 2.2 s). XLA fuses the norm with the ReLU anyway, so calls gain little if
-    weights are arguments, as in predict and embed: float32 on CPU with oneDNN 2 % faster
-    (ResNet-50, GoogLeNet), without oneDNN 1 to 4.5 % slower. If weights are constants, as in an
-    exported program, ResNet-50 is 7 to 8 % faster at batch 1. Measured on AMD EPYC, JAX 0.12,
-    2026-11-25.
+    time (ResNet-50: 4.0 → 2.2 s). XLA fuses the norm with the ReLU anyway, so calls change little
+    if weights are arguments, as in predict and embed: in float32 on CPUs they are 2 % faster with
+    oneDNN (ResNet-50, GoogLeNet), and 1 to 4.5 % slower without. If weights are constants, as in an
+    exported program, ResNet-50 is 7 to 8 % faster at batch 1. These figures were measured on an AMD
+    EPYC with JAX 0.12, 2026-11-25.
 
     Args:
       model: any model built from `vision.models.layers`.
@@ -113,8 +113,8 @@ class Structure(NamedTuple):
     """Result of tracing a model in evaluation.
 
     Attributes:
-      shapes: shapes of 'params' and 'batch_stats', with the auxiliary heads that the model has.
-      pairs: the convolution's path and ε by the path of each norm that can be folded.
+      shapes: shapes of 'params' and 'batch_stats', including auxiliary heads.
+      pairs: maps the path of each norm that can be folded to the convolution's path and ε.
     """
 
     shapes: dict[str, Any]
@@ -166,7 +166,7 @@ def _traced(model: nn.Module, input_shape: tuple[int, ...]) -> Structure:
 
 
 def _sole_readers(jaxpr: Any) -> Iterator[tuple[str, str]]:
-    """Yields (tag, reader's tag) of tagged values with one reader, in inner programs too."""
+    """Yields (tag, reader's tag) of tagged values with one reader, also in inner programs."""
     readers: dict[Any, list[Any]] = {}
     for eqn in jaxpr.eqns:
         for v in eqn.invars:

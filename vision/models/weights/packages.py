@@ -23,7 +23,7 @@ def locate(name: str) -> Path:
     """Returns the `.pth` file of packaged weights; the package is not imported.
 
     Raises:
-      UserError: the package is not installed, or holds no such file.
+      UserError: the package is not installed, or does not contain the file.
     """
     package = PACKAGES[name]
     spec = importlib.util.find_spec(package)

@@ -40,7 +40,7 @@ class PretrainedInput:
     method: str = 'bilinear'
 
 
-_HALF = (0.5,) * 3  # what torchvision's `transform_input` makes of ImageNet's mean and std
+_HALF = (0.5,) * 3  # the mean and std that result from torchvision's `transform_input`
 
 
 def _lite(crop: int) -> PretrainedInput:
@@ -51,7 +51,7 @@ def _lite(crop: int) -> PretrainedInput:
     return PretrainedInput(crop + 32, crop, (127 / 255,) * 3, (128 / 255,) * 3, 'bicubic')
 
 
-# timm's preprocessing of ViTs, where torchvision has no weights of the model.
+# timm's preprocessing of ViTs for which torchvision has no weights.
 _BICUBIC = PretrainedInput(248, 224, method='bicubic')
 _AUGREG = PretrainedInput(248, 224, _HALF, _HALF, 'bicubic')
 _OPENAI_MEAN, _OPENAI_STD = (
@@ -89,11 +89,11 @@ _INPUTS = {
 def pretrained_input(name: str, source: str = '') -> PretrainedInput:
     """Returns the preprocessing that weights of the model `name` expect.
 
-    The preprocessing is torchvision's, unless the weights come from the hub with a `config.json` of
-    timm. timm evaluates many models at 288 px with bicubic resizing.
+    The preprocessing is torchvision's, unless the weights come from the hub with timm's
+    `config.json`. timm evaluates many models at 288 px with bicubic resizing.
     """
     default = _INPUTS.get(name, PretrainedInput())
-    # Models that share a name here were trained on different pixels: DeiT's and AugReg's files.
+    # Files of DeiT and of AugReg have the same model name here, but different preprocessing.
     file = os.path.basename(source)
     if name.startswith('vit_') and (file.startswith('deit_') or 'augreg' in file):
         default = _BICUBIC if file.startswith('deit_') else _AUGREG
@@ -119,8 +119,8 @@ def model_arguments(name: str, source: str) -> dict[str, Any]:
     """Returns the arguments of the model `name` that depend on the weights, by the source's name.
 
     timm's EfficientNets have TensorFlow's padding and constants if their name starts with 'tf_',
-    and torch's otherwise. Its ViTs resize position embeddings in its way, and its CLIPs have one of
-    two activations.
+    and torch's otherwise. timm's ViTs resize position embeddings with timm's method, and its CLIP
+    models have one of two activations.
     """
     file = os.path.basename(source)
     if not (source.startswith('hf:timm/') or _TIMM.match(file)):
@@ -144,7 +144,7 @@ def load_pretrained(
         the name of packaged weights, such as 'efficientnet_lite0'.
       name: name of the model in the registry.
       variables: 'params' and 'batch_stats' of the model, as `init` makes them.
-      new_head: whether the classifier may keep its initial values; False to predict at once.
+      new_head: whether the classifier may keep its initial values; False for prediction.
 
     Raises:
       UserError: the source cannot be read, its tensors do not match the model (one error names all
@@ -187,9 +187,9 @@ def guess_name(source: str) -> str:
     starts = [known for known in TORCH_MODELS if name.startswith(f'{known}_')]
     if starts:
         return max(starts, key=len)
-    if name.startswith('sscd_'):  # tensors cannot tell: the embedding could be a classifier
+    if name.startswith('sscd_'):  # by its tensors, the embedding could be a classifier
         return 'sscd_resnet50'
-    # The name says nothing: compare the tensors.
+    # If the name does not identify the model, compare the tensors.
     state = read_state_dict(source)
     for known in TORCH_MODELS:
         if not match(state, torch_names(known), _shapes(known)).problems:
@@ -222,7 +222,7 @@ class Match:
 
 
 def match(state: StateDict, names: TorchNames, variables: Mapping[str, Any]) -> Match:
-    """Finds each variable of a model, or shape of one, in a state dict."""
+    """Finds the tensor of each variable (or shape of a variable) of a model in a state dict."""
     expected = flatten_dict({k: variables[k] for k in ('params', 'batch_stats') if k in variables})
     absent = _absent_heads(expected, names, state)
     tensors, fresh, problems = {}, set(absent), []
@@ -248,7 +248,7 @@ def match(state: StateDict, names: TorchNames, variables: Mapping[str, Any]) -> 
                 f'misshapen {key} {tuple(state[key].shape)} for {"/".join(path[1:])} {value.shape}'
             )
     problems += [f'surplus {key}' for key in _surplus(state, expected, names)]
-    # If the kernel of a layer does not fit, its bias keeps the initial value too.
+    # If the kernel of a layer does not fit, its bias keeps the initial value, too.
     whole = {p: t for p, t in tensors.items() if '/'.join(p[1:-1]) not in fresh}
     return Match(whole, sorted(fresh), problems)
 
@@ -276,7 +276,7 @@ def convert(
 def _our_layout(tensor: np.ndarray, path: Path, ndim: int, names: TorchNames) -> np.ndarray:
     """Transposes a torch tensor; torch kernels are [out, in, h, w] and [out, in]."""
     tensor = np.asarray(tensor)
-    if path[-1] == 'gamma':  # torchvision's is [C, 1, 1]
+    if path[-1] == 'gamma':  # torchvision's shape is [C, 1, 1]
         return tensor.reshape(-1)
     if path[-1] != 'kernel' or tensor.ndim not in (2, 4):
         return tensor

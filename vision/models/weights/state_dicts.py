@@ -27,7 +27,7 @@ def read_state_dict(source: str) -> StateDict:
     Raises:
       UserError: the source does not exist, cannot be read, or needs a library that is missing.
     """
-    # Find packaged weights, and download weights from the hub. The suffix decides how to read.
+    # Find packaged weights, and download weights from the hub. The suffix determines the format.
     if packages.is_packaged(source):
         path = packages.locate(source)
     else:

@@ -1,6 +1,6 @@
 """Reading of `torch.save` files without torch and without running code from them.
 
-Such a file is a pickle of names and shapes, with the values beside it: in a zip file (since torch
+Such a file is a pickle of names and shapes, and the values: as files of a zip file (since torch
 1.6), or after the pickle in the same file. Only the constructors in `_CONSTRUCTORS` are executed.
 Everything else that the pickle names, such as a trainer's arguments or a module's class, is neither
 imported nor called and becomes an `Unread`.
@@ -28,7 +28,7 @@ _TYPES = {
 
 
 class Unread:
-    """Placeholder of an object that is not read; ignores everything that a pickle does to it."""
+    """Placeholder of an object that is not read; ignores all operations of the pickle on it."""
 
     def __init__(self, *arguments: Any, **named: Any):
         """Ignores all arguments."""

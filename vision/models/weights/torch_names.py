@@ -24,8 +24,8 @@ from vision.models.weights import convnext_names, efficientnet_names, vit_names
 
 Path = tuple[str, ...]
 
-# Models that torchvision has under the same name, no two of them with the same tensors. Variants in
-# the registry share their tensors with one of these: vgg_a with vgg11, resnet50_v1 with resnet50.
+# Models that torchvision has under the same name. No two of them have the same tensors. Variants in
+# the registry have the tensors of one of these: vgg_a those of vgg11, resnet50_v1 of resnet50.
 TORCHVISION_MODELS = (
     'alexnet',
     *(f'vgg{depth}{norm}' for depth in (11, 13, 16, 19) for norm in ('', '_bn')),
@@ -37,7 +37,7 @@ TORCHVISION_MODELS = (
     *(f'efficientnet_b{i}' for i in range(5)),
     *(f'convnext_{size}' for size in ('tiny', 'small', 'base', 'large')),
 )
-# torchvision's ViTs have other names there: vit_b_16.
+# Vision Transformers, whose names differ in torchvision (vit_b_16).
 VISION_TRANSFORMERS = (
     *('vit_ti16', 'vit_s16', 'vit_b16', 'vit_b32', 'vit_l16', 'deit3_s16', 'deit3_b16'),
     *(f'dinov2_{size}14{registers}' for size in 'sbl' for registers in ('', '_reg')),
@@ -76,7 +76,7 @@ class TorchNames:
       layer: maps the path of a module, below the model, to its name in torch.
       windows: side of the map that a fully connected layer flattens, by path (1 if absent);
         torch flattens channels first.
-      resize: form in which position embeddings are resized to the model's grid; None without any.
+      resize: method of resizing position embeddings to the model's grid; None if there are none.
     """
 
     layer: Callable[[Path], str]
@@ -125,7 +125,7 @@ def _names_of(model: nn.Module) -> TorchNames | None:
 
 
 def normalise_keys(state: dict) -> dict:
-    """Returns the state dict with torchvision's names for timm's, and without a common prefix.
+    """Replaces timm's names in a state dict by torchvision's, and removes a common prefix.
 
     Wrappers add a prefix: `module.` (DataParallel), `_orig_mod.` (compile), or a LightningModule's
     attribute.
@@ -135,7 +135,7 @@ def normalise_keys(state: dict) -> dict:
     shared = shared[: shared.rfind('.') + 1]
 
     state = {key.removeprefix(shared): value for key, value in state.items()}
-    if 'embeddings.1.weight' in state:  # SSCD's network with a backbone of its own
+    if 'embeddings.1.weight' in state:  # SSCD's network with its own backbone
         state = {_sscd_key(key): value for key, value in state.items()}
     state = convnext_names.normalise(state)
 
@@ -192,6 +192,6 @@ def _resnet_layer(model: ResNet, path: Path) -> str:
         **{f'stem_conv{i + 1}': f'conv1.{3 * i}' for i in range(3)},
         **{f'stem_bn{i + 1}': f'conv1.{3 * i + 1}' for i in range(2)},
     }
-    if model.embedding:  # SSCD's takes the place of the classifier
+    if model.embedding:  # SSCD's embedding takes the place of the classifier
         names |= {'embedding': 'fc', 'fc': 'classifier'}
     return '.'.join(names.get(part, _indexed((part,))) for part in path)

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-# torchvision's names, and those of the authors of DINOv2 and DeiT III, as timm has them.
+# Patterns that rename the tensors of torchvision, DINOv2 and DeiT III to timm's names.
 _RENAMED = [
     (re.compile(pattern), name)
     for pattern, name in (
@@ -27,8 +27,8 @@ _RENAMED = [
 ]
 
 _SIZES = {'tiny': 'ti', 'small': 's', 'base': 'b', 'large': 'l'}
-# Names of models in torchvision, timm and the authors' files, and the beginning and end of ours.
-# Groups are the size and, if the name has it, the patch.
+# Patterns of model names in torchvision, timm and the authors' files, with the beginning and end of
+# our names. The groups are the size and, if the name has it, the patch.
 _SIZE = '(tiny|small|base|large)'
 _MODELS = (
     (rf'(?:vit|deit)_{_SIZE}_patch(16|32)_\d+', 'vit_', ''),
@@ -42,7 +42,7 @@ _MODELS = (
     (rf'vit_{_SIZE}_patch(16|32)_clip_(?:quickgelu_)?\d+', 'clip_', ''),
     (rf'vit_{_SIZE}_patch(16)_siglip_\d+', 'siglip_', ''),
 )
-# Endings of timm's CLIP weights that were trained with the quick GELU, by its notes.
+# Endings of timm's CLIP weights that were trained with the quick GELU, according to timm's notes.
 _QUICK = re.compile(r'quickgelu|\.openai$|\.metaclip_|patch32_clip_224\.laion400m')
 
 
@@ -71,8 +71,8 @@ def layer(path: tuple[str, ...]) -> str:
 def normalise(state: dict) -> dict:
     """Renames a Vision Transformer's tensors to timm's names; other state dicts are unchanged.
 
-    `pos_embed` [1, N, D] becomes the grid [h, w, D], and `cls_position` [1, 1, D] if the class
-    token has a position. Where the model has registers, it is added to the class token instead.
+    `pos_embed` [1, N, D] becomes the grid [h, w, D]. A position of the class token becomes
+    `cls_position` [1, 1, D] or, in a model with registers, is added to the class token.
     """
     if not {'pos_embed', 'encoder.pos_embedding'} & set(state):
         return state
@@ -81,11 +81,11 @@ def normalise(state: dict) -> dict:
     positions = np.asarray(state['pos_embed'])
     if positions.ndim != 3 or not positions.shape[1]:
         return state
-    # A number of positions that is a square has none for the class token.
+    # If the number of positions is a square, the class token has no position.
     extra = int(not _is_square(positions.shape[1]))
     side = math.isqrt(positions.shape[1] - extra)
     if side**2 + extra != positions.shape[1]:
-        return state  # no square grid: the error for a wrong shape names it
+        return state  # not a square grid: the later error for a wrong shape names the tensor
     state['pos_embed'] = positions[0, extra:].reshape(side, side, -1)
     if 'register_tokens' in state:
         state['reg_token'] = state.pop('register_tokens')

@@ -1,8 +1,8 @@
 """The augmentation policies AutoAugment, RandAugment, TrivialAugmentWide and 3-Augment.
 
-The transformations of the first three are in `vision.preprocess.ops.enhance`. Magnitudes are torchvision's. They agree
-with the papers' code, except that RandAugment's strongest magnitude is 30, as in the paper's text.
-All policies take and return uint8 [H, W, 3].
+The transformations of the first three are in `vision.preprocess.ops.enhance`. The magnitudes are
+torchvision's. They agree with the papers' code, except that RandAugment's strongest magnitude is
+30, as in the paper's text. All policies take and return uint8 [H, W, 3].
 """
 
 from typing import Any
@@ -139,9 +139,9 @@ def autoaugment(image: Any, rng: Rng, policy: str = 'imagenet') -> Any:
 def three_augment(image: Any, rng: Rng) -> Any:
     """Converts to grey, solarizes or blurs, each as likely (3-Augment, arXiv:2204.07118, 3.3).
 
-    Solarization inverts the values of 128 and more. The blur is Gaussian, with a standard deviation
-    drawn uniformly from 0.1 … 2 pixels, and continues the border's pixels outside. The colour
-    jitter that follows in the paper is `brightness(0.3)|contrast(0.3)|saturation(0.3)`.
+    Solarization inverts values of 128 or more. The blur is Gaussian, with a standard deviation
+    drawn uniformly from 0.1 … 2 pixels; outside the image, the border's pixels are repeated. The
+    colour jitter that follows in the paper is `brightness(0.3)|contrast(0.3)|saturation(0.3)`.
 
     Returns:
       uint8 [H, W, 3].

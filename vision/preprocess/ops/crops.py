@@ -124,7 +124,7 @@ def random_box(
     """Draws the box of Inception's random crop (GoogLeNet, arXiv:1409.4842, section 6).
 
     Ten boxes are drawn, with uniform area, log-uniform aspect ratio (width / height) and uniform
-    position. The first that lies inside the image is returned. If none does, the result is the
+    position. The first box inside the image is returned. If there is none, the result is the
     largest central box with an allowed aspect ratio.
 
     Returns:
@@ -137,7 +137,7 @@ def random_box(
     low, high = tf.unstack(tf.math.log(tf.constant(ratio, tf.float64)))
     aspects = tf.exp(low + (high - low) * rng.uniform(shape=(10,)))
     boxes_h, boxes_w = tf.round(tf.sqrt(areas / aspects)), tf.round(tf.sqrt(areas * aspects))
-    # Take the first box that lies inside the image.
+    # Take the first box inside the image.
     fits = (boxes_h >= 1) & (boxes_w >= 1) & (boxes_h <= h) & (boxes_w <= w)
     tops = tf.floor(rng.uniform(shape=(10,)) * (h - boxes_h + 1))
     lefts = tf.floor(rng.uniform(shape=(10,)) * (w - boxes_w + 1))

@@ -50,11 +50,11 @@ def random_erasing(
       ratio: range of the box's height / width; drawn uniformly, as in the paper.
 
     Returns:
-      uint8 [H, W, C]. Ten boxes are tried; if none lies inside the image, it is not changed.
+      uint8 [H, W, C]. Ten boxes are tried; if none is inside the image, the image is not changed.
     """
     tf = tf_cpu()
     h, w = (tf.cast(side, tf.float64) for side in tf.unstack(tf.shape(image)[:2]))
-    # Draw ten boxes, and take the first that lies inside the image.
+    # Draw ten boxes, and take the first one inside the image.
     areas = h * w * rng.uniform(*area, shape=(10,))
     ratios = rng.uniform(*ratio, shape=(10,))
     heights, widths = tf.floor(tf.sqrt(areas * ratios)), tf.floor(tf.sqrt(areas / ratios))

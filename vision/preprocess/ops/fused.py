@@ -1,9 +1,9 @@
 """Fused pairs of ops, which compute only the pixels that the second op keeps.
 
-`decode|random_resized_crop` decodes only the box, at reduced resolution if that is enough. A crop
-after a resize of the shorter side computes only the pixels of the crop:
+`decode|random_resized_crop` decodes only the box, at reduced resolution if that is enough. For a
+crop after a resize of the shorter side, only the pixels of the crop are computed:
 `decode|resize_small(256)|central_crop(224)` of a 500 × 375 JPEG takes 4 ms instead of 6, and
-`scale_jitter(256, 480)|random_crop(224)` gains more. Because the sampling points are rounded in
+`scale_jitter(256, 480)|random_crop(224)` saves more. Because the sampling points are rounded in
 another order, a few pixels in 100,000 (a few in 1,000 at scales such as 6/5) differ by one from the
 result of the two separate ops.
 """
@@ -101,7 +101,7 @@ def _decode_random_resized_crop(
     size = (height, width or height)
 
     def fused() -> Any:
-        # The header tells the size without decoding.
+        # Read the size from the header, without decoding.
         shape = tf.io.extract_jpeg_shape(data)
         window = crops.random_box(shape[0], shape[1], rng, area, ratio)
         return resampling.resize_bilinear_fast(_decode_window(data, window, channels, size), size)

@@ -1,8 +1,8 @@
 """Op strings of evaluation in NumPy, so that a few image files are read without TensorFlow.
 
-Importing TensorFlow takes longer than all else that the answer for one photo needs. On x86-64 the
-results are those of the host forms, bit for bit: Pillow decodes like TensorFlow, and the resampling
-does the float32 operations of TensorFlow's kernel `ScaleAndTranslate` in the same order.
+Importing TensorFlow takes longer than the rest of the prediction for one photo. On x86-64 the
+results are bit-identical to those of the host forms: Pillow decodes like TensorFlow, and the
+resampling does the float32 operations of TensorFlow's kernel `ScaleAndTranslate` in the same order.
 """
 
 from collections.abc import Callable
@@ -37,8 +37,8 @@ def supports(ops: tuple[opstring.Op, ...]) -> bool:
 def takes(image: bytes | np.ndarray, channels: int) -> bool:
     """Returns True if an image is decoded as on the host.
 
-    Pixels must have the channels that `decode` makes. TensorFlow makes a JPEG grey before its
-    colours are rounded.
+    Pixels must have the number of channels that `decode` returns. JPEGs are refused if the result
+    is grey, because TensorFlow converts them to grey before the colours are rounded.
     """
     if isinstance(image, bytes):
         return channels == 3 or not image.startswith(b'\xff\xd8\xff')
@@ -56,7 +56,7 @@ def apply(ops: tuple[opstring.Op, ...], image: np.ndarray) -> np.ndarray:
 
     Args:
       ops: parsed ops.
-      image: uint8 [H, W, C], with the channels that `decode` makes.
+      image: uint8 [H, W, C], with the number of channels that `decode` returns.
 
     Returns:
       uint8 [H', W', C].
@@ -77,7 +77,7 @@ def apply(ops: tuple[opstring.Op, ...], image: np.ndarray) -> np.ndarray:
         elif op.name == 'resize_small':
             height, width = (n * arguments['size'] // min(shape) for n in shape)
             size, corner = (height, width), (0, 0)
-            # Compute only the pixels of a crop that follows.
+            # If a crop follows, compute only its pixels.
             if i + 1 < len(ops) and fused.can_fuse(op, ops[i + 1]):
                 size = output_size(ops[i + 1 : i + 2])
                 corner = _corner((height, width), size)
@@ -106,7 +106,7 @@ def _resample(image: np.ndarray, whole: Size, corner: Size, size: Size, method: 
     rows, columns = (
         _spans(image.shape[axis], whole[axis], corner[axis], size[axis], method) for axis in (0, 1)
     )
-    # Leave out the columns that the window does not need.
+    # Remove the columns that the window does not need.
     left = columns.starts.min()
     image = image[:, left : columns.starts.max() + len(columns.weights)]
     columns = columns._replace(starts=columns.starts - left)
@@ -117,10 +117,10 @@ def _resample(image: np.ndarray, whole: Size, corner: Size, size: Size, method: 
 
 
 class _Spans(NamedTuple):
-    """The pixels along an axis that each of n pixels of the result is a weighted sum of.
+    """Spans of input pixels along an axis; each of n output pixels is a weighted sum of one span.
 
     Attributes:
-      starts: index of the first of them, int [n].
+      starts: index of the first pixel of each span, int [n].
       weights: float32 [span, n].
     """
 
@@ -129,8 +129,10 @@ class _Spans(NamedTuple):
 
 
 def _spans(old: int, new: int, corner: int, count: int, method: str) -> _Spans:
-    """Returns the spans of `count` pixels from `corner` on, of an axis of `old` pixels resized to
-    `new`; as ComputeSpansCore of scale_and_translate_op.cc.
+    """Returns the spans of `count` output pixels from `corner` on.
+
+    The axis has `old` pixels and is resized to `new`. The arithmetic is that of ComputeSpansCore in
+    TensorFlow's scale_and_translate_op.cc.
     """
     one, half, radius = np.float32(1), np.float32(0.5), np.float32(_RADIUS[method])
     inverse = np.float32(1.0 / float(np.float32(new) / np.float32(old)))
@@ -140,7 +142,7 @@ def _spans(old: int, new: int, corner: int, count: int, method: str) -> _Spans:
     first = np.ceil(centre - radius * scale - half)
     last = np.floor(centre + radius * scale - half)
     first, last = (np.clip(x, 0, old - 1).astype(int) for x in (first, last))
-    # Weights are normalised by their sum, so that the kernel may be cut off at the border.
+    # Normalise the weights by their sum, because the kernel may be cut off at the border.
     source = first + np.arange((last - first).max() + 1)[:, None]
     distance = np.abs((source.astype(np.float32) + half - centre) * (one / scale))
     weights = np.where(source <= last, _kernel(distance, method), np.float32(0))
@@ -157,7 +159,7 @@ def _kernel(x: np.ndarray, method: str) -> np.ndarray:
 
 
 def _weighted_sums(image: np.ndarray, spans: _Spans) -> np.ndarray:
-    """Returns the weighted sums along the first axis, float32 [n, …], added up in its order."""
+    """Returns the weighted sums along the first axis, float32 [n, …], added in the axis's order."""
     sums = np.zeros((len(spans.starts), *image.shape[1:]), np.float32)
     for i, weights in enumerate(spans.weights):
         # Where a span is shorter, the weight is 0.

@@ -2,7 +2,7 @@
 
 An op is a function of one image. It may have two forms, side by side in a file: one for the host,
 in TensorFlow, and one for the device, in JAX, for images in memory of one size. Both forms compute
-the same image; the docstring of an op states any difference that this table does not have:
+the same image, with the differences in this table; an op's docstring states any others:
 
 | | host: `def op(image, rng, …)` | device: `def op_on_device(image, rng, …)` |
 |---|---|---|
@@ -12,7 +12,7 @@ the same image; the docstring of an op states any difference that this table doe
 | `rng`, for random ops | `Rng` | `DeviceRng`, which gets the same requests |
 
 The other parameters come from the op string. To add an op, write one form or both, and add a line
-to `OPS`. An op in a module of your own needs no line; the op string names its module:
+to `OPS`. A user-defined op needs no line; the op string names its module:
 `'resize(32)|my_ops:blur(sigma=2)'`.
 
 The random numbers depend only on seed, epoch, id and the op's position. Both forms of an op make

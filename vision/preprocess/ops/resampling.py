@@ -127,7 +127,7 @@ def transform(image: Any, inverse: Any, fill: float = 0.0, nearest: bool = False
     (a, b, c), (d, e, f) = (tf.unstack(row) for row in tf.unstack(inverse))
     # TensorFlow's kernel measures positions from the corner instead of the centre.
     matrix = [a, b, c + cx - a * cx - b * cy, d, e, f + cy - d * cx - e * cy, 0.0, 0.0]
-    # Nearest pixels need no rounding.
+    # The values of nearest pixels need no rounding.
     result = tf.raw_ops.ImageProjectiveTransformV3(
         images=image[None] if nearest else tf.cast(image, tf.float32)[None],
         transforms=tf.stack(matrix)[None],
@@ -308,7 +308,7 @@ def displace(image: Any, displacement: Any) -> Any:
     low = tf.floor(position)
     weight = position - low
     low = tf.cast(low, tf.int32)
-    # A border of zeros stands for everything outside the image.
+    # Add a border of zeros, which represents all pixels outside the image.
     padded = tf.pad(tf.cast(image, tf.float32), [[1, 1], [1, 1], [0, 0]])
     limit = tf.stack([height + 1, width + 1])
 

@@ -14,6 +14,8 @@
                  XLA's count of a ResNet-50 step
     search       100,000 clustered vectors of 384 floats: recall@10 and ms per query of each kind of
                  index, and ms per query of faiss itself
+    serve        a server and 1, 8 and 32 clients on this machine: images/s over those of predict,
+                 latency, and whether each client gets the answer for its own photo
     gpu          all measurements for a GPU, each once, in less than eight minutes: ResNet-50's
                  training step and inference with MFU, epochs of LeNet-5 and ResNet-20, in
                  bfloat16 and float32
@@ -44,10 +46,13 @@ PEER = flags.DEFINE_string(
 PEER_PYTHON = flags.DEFINE_string('peer_python', None, 'Python that has the peer.')
 cli.heading('Single benchmarks')
 MODELS = flags.DEFINE_list(
-    'models', None, 'throughput, predict: models (default: all; in predict resnet18).'
+    'models',
+    None,
+    'throughput, predict, serve: models (default: all; resnet18; efficientnet_lite0).',
 )
 DTYPES = flags.DEFINE_list('dtypes', ['float32'], 'throughput: float32, bfloat16 or both.')
 MNIST = flags.DEFINE_string('mnist', None, "race: folder of MNIST's IDX files (default: TFDS's).")
+SECONDS = flags.DEFINE_float('seconds', 60.0, 'serve: seconds of the 32 clients.', 1.0)
 BATCH_SIZE = flags.DEFINE_integer('batch_size', 256, 'gpu: batch size of ResNet-50.', 1)
 TINY = flags.DEFINE_bool(
     'tiny', False, 'gpu: small sizes, to see that it runs; figures mean nothing.'
@@ -121,6 +126,14 @@ def _search() -> dict[str, Any]:
     return search_speed()
 
 
+def _serve() -> Any:
+    from benchmarks.serve import serve_speed
+
+    names = MODELS.value or ['efficientnet_lite0']
+    rows = [serve_speed(name, SECONDS.value) for name in names]
+    return rows[0] if len(rows) == 1 else rows
+
+
 def _gpu() -> list[dict[str, Any]]:
     from benchmarks import throughput
     from benchmarks.gpu import gpu
@@ -141,6 +154,7 @@ BENCHMARKS: dict[str, Callable[..., Any]] = {
     'loop': _loop,
     'scaling': _scaling,
     'search': _search,
+    'serve': _serve,
     'gpu': _gpu,
 }
 

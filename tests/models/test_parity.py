@@ -153,12 +153,17 @@ def _compare_changes(name, golden, before, after):
     statistics = [e for key, e in errors.items() if 'running' in key]
     assert max(statistics, default=0) <= 1e-4
     # Rounding can switch a ReLU or move a maximum. The Inception family has so many of them that
-    # single values differ by per cents between float32 and float64.
-    kinky = name in ('googlenet', 'inception_v3')
-    assert max(errors.values()) <= (4e-2 if kinky else 1e-4), errors
+    # single values differ by per cents between float32 and float64. So do most of EfficientNet-Lite0's
+    # (timm's own step in float32 differs from that in float64 by 8 % in the median tensor).
     # EfficientNet-B0 has three times ResNet-18's layers.
-    typical = 2e-5 if name == 'efficientnet_b0' else 1e-5
-    assert np.median(list(errors.values())) <= (1e-2 if kinky else typical)
+    largest, typical = {
+        'googlenet': (4e-2, 1e-2),
+        'inception_v3': (4e-2, 1e-2),
+        'efficientnet_lite0': (8e-2, 4e-2),
+        'efficientnet_b0': (1e-4, 2e-5),
+    }.get(name, (1e-4, 1e-5))
+    assert max(errors.values()) <= largest, errors
+    assert np.median(list(errors.values())) <= typical
 
 
 def _relative_error(got, expected, ours, norm):

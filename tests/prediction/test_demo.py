@@ -1,5 +1,8 @@
 """The demo page in a real browser: an upload gives classes, heat maps and similar images."""
 
+import base64
+import csv
+import io
 import os
 import re
 import signal
@@ -15,8 +18,11 @@ from PIL import Image
 from tests.browser import browser as open_browser
 from tests.browser import requests
 from tests.processes import Process, run_module
+from vision.core import access
 from vision.core.errors import UserError
-from vision.prediction import Classifier, demo
+from vision.data.source import FileSource
+from vision.prediction import Classifier, demo, review
+from vision.preprocess.pictures import Picture
 from vision.search import display, index, search
 
 
@@ -182,7 +188,7 @@ def test_only_who_has_the_token_is_answered():
     from starlette.testclient import TestClient
 
     app = Starlette(routes=[Route('/', lambda request: PlainTextResponse('the page'))])
-    app.add_middleware(demo._TokenOnly, token='secret', cookie='c')
+    app.add_middleware(access.TokenOnly, token='secret', cookie='c')
     for address in ('/', '/?token=', '/?token=Secret', '/?token=%C3%A9'):
         answer = TestClient(app).get(address)
         assert answer.status_code == 403 and 'the page' not in answer.text, address
@@ -193,20 +199,20 @@ def test_only_who_has_the_token_is_answered():
 
 
 def test_hosts():
-    listener, host = demo._listen('localhost', 0)
+    listener, host = access.listen('localhost', 0)
     with listener:
-        assert host == 'localhost' and demo._is_local(listener)
-    listener, host = demo._listen('0.0.0.0', 0)
+        assert host == 'localhost' and access.is_local(listener)
+    listener, host = access.listen('0.0.0.0', 0)
     with listener:
-        assert host == socket.gethostname() and not demo._is_local(listener)
+        assert host == socket.gethostname() and not access.is_local(listener)
     for host, why in (
         ('no.such.invalid', 'no such host'),
         ('192.0.2.1', 'not an address of this machine'),
     ):
         with pytest.raises(UserError, match=f'--host={host}.*{why}'):
-            demo._listen(host, 0)
+            access.listen(host, 0)
     with pytest.raises(UserError, match='--port=99999: there is no such port'):
-        demo._listen('127.0.0.1', 99999)
+        access.listen('127.0.0.1', 99999)
 
 
 def test_from_another_machine_the_page_needs_its_token(workdir):
@@ -249,3 +255,84 @@ def test_without_gradio_one_line_says_what_to_install(workdir, tmp_path):
     )
     assert done.returncode == 2 and '[demo]' in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_list_of_results_is_csv(classifier, digits, tmp_path, index_file):
+    Image.fromarray(digits.images[0, ..., 0]).save(tmp_path / 'x.png')
+    similar = display.Similar(classifier, index.load(index_file))
+    said = demo.answer(classifier, similar, str(tmp_path / 'x.png'))
+    (link,) = re.findall(r'download="similar.csv" href="data:text/csv;[^,]*base64,([^"]+)"', said)
+    rows = list(csv.DictReader(io.StringIO(base64.b64decode(link).decode())))
+    source = FileSource('x', (), (str(tmp_path / 'x.png'),), np.array([-1]))
+    expected = similar.find(source, 100)
+    assert [row['path'] for row in rows] == [n['path'] for n in expected] and len(rows) == 100
+    assert [float(row['score']) for row in rows] == [n['score'] for n in expected]
+
+
+class Duplicates:
+    """A collection with two groups, one of whose names is neither HTML nor UTF-8."""
+
+    groups = (('a', 'b\udcff<i>', 'c'), ('d', 'e'))
+
+    def picture(self, found):
+        return Picture(np.zeros((4, 4, 3), np.uint8), found['path'])
+
+    def duplicates(self):
+        return [[{'path': path, 'score': 1.0} for path in group] for group in self.groups]
+
+
+def test_decisions_about_duplicates_are_listed_and_nothing_else():
+    reviewed = review.Review(Duplicates())
+    shown = reviewed.pictures(0)
+    assert shown.count('<img') == 3 and '&lt;i&gt;' in shown and '\udcff' not in shown
+    assert [value for _, value in reviewed.choices(0)] == ['0', '1', '2']
+    assert reviewed.pictures(2) == '' and reviewed.choices(2) == []
+    assert '1 of 2' in reviewed.head(0) and 'last of 2' in reviewed.head(2)
+    assert reviewed.list({}) == ''
+    (link,) = re.findall('base64,([^"]+)"', reviewed.list({1: [1]}))
+    rows = list(csv.reader(io.StringIO(base64.b64decode(link).decode())))
+    assert rows == [['group', 'path', 'decision'], ['2', 'd', 'delete'], ['2', 'e', 'keep']]
+    said = reviewed.list({0: [0, 2], 1: []})
+    assert '&lt;i&gt;' in said and said.count('delete') >= 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('width', [1280, 390])
+def test_duplicates_in_a_browser(browser, classifier, digits, tmp_path, width):
+    """Groups side by side, keep and skip, and the list; nothing is wider than the window."""
+    for i in range(4):
+        image = Image.fromarray(digits.images[i, ..., 0]).resize((64, 64))
+        image.save(tmp_path / f'{i}.png')
+        image.save(tmp_path / f'{i} copy.bmp')
+    made, _ = search.build(classifier, search.named(classifier.run, sorted(tmp_path.glob('*.*'))))
+    made.save(tmp_path / 'i')
+    words = (f'--workdir={classifier.run.path}', f'--index={tmp_path}/i', '--port=0')
+    server = Process('experiments.demo', *words)
+    try:
+        server.wait_for(lambda: '\n' in server.stdout)
+        browser.set_window_size(width, 900)
+        browser.get(server.stdout.strip())
+        browser.find_element('id', 'run')
+        tabs = browser.find_elements('xpath', "//button[@role='tab' and contains(., 'Duplicates')]")
+        next(tab for tab in tabs if tab.is_displayed()).click()
+        browser.find_element('id', 'find').click()
+        count = int(re.search('1 of ([0-9]+)', wait_for(browser, 'Group 1 of'))[1])
+        assert count >= 4 and len(browser.find_elements('css selector', '#group img')) >= 2
+        browser.find_element('id', 'done').click()
+        wait_for(browser, 'Group 2 of')
+        browser.find_element('id', 'skip').click()
+        wait_for(browser, 'Group 3 of')
+        table = browser.find_element('css selector', '.list')
+        assert table.text.count('keep') == 1 and table.text.count('delete') >= 1
+        assert (
+            browser.find_element('css selector', 'a.csv').get_attribute('download')
+            == 'duplicates.csv'
+        )
+        assert browser.execute_script('return document.documentElement.scrollWidth') <= width
+    finally:
+        server.send_signal(signal.SIGTERM)
+        assert server.wait(20).returncode == 143
+
+
+def wait_for(browser, text):
+    return browser.find_element('xpath', f"//p[contains(., '{text}')]").text

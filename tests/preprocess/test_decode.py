@@ -188,7 +188,13 @@ def test_truncated_files_are_errors(decode, photo, encode, kind, part):
 
 @pytest.mark.parametrize(
     ('data', 'why'),
-    [(b'', 'empty file'), (b'path,label\n', 'not an image'), (b'\xff\xd8\xff\xd9', 'not an image')],
+    [
+        (b'', 'empty file'),
+        (b'path,label\n', 'not an image'),
+        (b'\xff\xd8\xff\xd9', 'not an image'),
+        # Pillow would run Ghostscript.
+        (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n', 'not an image'),
+    ],
 )
 def test_what_is_no_image_says_so(decode, data, why):
     with pytest.raises(BadImage, match=why):

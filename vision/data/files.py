@@ -65,6 +65,11 @@ def endings() -> frozenset[str]:
     )
 
 
+def is_read(kind: str | None) -> bool:
+    """Returns True if images of a Pillow format are read: 'PNG', but not 'EPS'."""
+    return kind not in _NOT_READ
+
+
 class Listing(NamedTuple):
     """The images of a folder, at any depth.
 

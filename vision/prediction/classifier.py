@@ -248,11 +248,20 @@ class Classifier:
                 error = None if real else fed.corrupt()[path]
                 if error is None and not np.isfinite(row).all():
                     error = _NOT_FINITE
-                named = [] if error else self._named(row, top_k)
-                predictions = [
-                    {'class': self.class_names[c], 'index': c, 'probability': p} for c, p in named
-                ]
+                predictions = [] if error else self.predictions(row, top_k)
                 yield {'path': str(Path(path)), 'predictions': predictions, 'error': error}
+
+    def predictions(self, probabilities: np.ndarray, top_k: int = 5) -> list[dict[str, Any]]:
+        """Returns the predictions of one image, as `classify_files` yields them.
+
+        Args:
+          probabilities: float32 [K].
+          top_k: the number of classes, at most K.
+        """
+        return [
+            {'class': self.class_names[c], 'index': c, 'probability': p}
+            for c, p in self._named(probabilities, top_k)
+        ]
 
     def embed_source(
         self, source: Source, endpoint: str = 'features'
@@ -292,10 +301,34 @@ class Classifier:
         ):
             yield vectors
 
+    def answer_prepared(
+        self, images: Iterable[np.ndarray], count: int, endpoint: str = 'features'
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Classifies and embeds images in one forward pass.
+
+        Args:
+          images: `count` results of `prepare` or `prepare_encoded`.
+          count: the number of images.
+          endpoint: as for `embed`.
+
+        Yields:
+          The probabilities of each batch, float32 [n, K], and the vectors, float32 [n, D].
+        """
+        answers = functools.partial(self._answers, endpoint=endpoint)
+        for _, outputs, _ in self._computed(
+            self.variables, self._feed.prepared(images, count), answers
+        ):
+            yield outputs
+
     @property
     def prepare(self) -> Callable[[np.ndarray], np.ndarray]:
         """The part of the preprocessing that runs on the host; see `Feed.prepare`."""
         return self._feed.prepare
+
+    @property
+    def prepare_encoded(self) -> Callable[[bytes], np.ndarray]:
+        """The host's part of the preprocessing of one image file; see `Feed.prepare_encoded`."""
+        return self._feed.prepare_encoded
 
     @property
     def channels(self) -> int:
@@ -337,13 +370,7 @@ class Classifier:
 
     def embedding(self, variables: Any, images: jax.Array, endpoint: str) -> jax.Array:
         """Computes embeddings, float32 [B, D], as a pure function of variables and images."""
-        logits, endpoints = self.model.apply(variables, self._normalised(images), train=False)
-        known = {**endpoints, 'logits': logits}
-        if endpoint not in known:
-            raise unknown('endpoint', endpoint, known)
-        # Average feature maps over their positions; flatten anything else.
-        x = known[endpoint].astype(jnp.float32)
-        return x.mean(axis=(1, 2)) if x.ndim == 4 else x.reshape(len(x), -1)
+        return self._answers(variables, images, endpoint)[1]
 
     @functools.cached_property
     def digest(self) -> str:
@@ -373,6 +400,19 @@ class Classifier:
 
     def _normalised(self, images: jax.Array) -> jax.Array:
         return self.run.task.normalise(images)
+
+    def _answers(
+        self, variables: Any, images: jax.Array, endpoint: str
+    ) -> tuple[jax.Array, jax.Array]:
+        """Computes probabilities [B, K] and embeddings [B, D]."""
+        logits, endpoints = self.model.apply(variables, self._normalised(images), train=False)
+        known = {**endpoints, 'logits': logits}
+        if endpoint not in known:
+            raise unknown('endpoint', endpoint, known)
+        # Average feature maps over their positions; flatten anything else.
+        x = known[endpoint].astype(jnp.float32)
+        x = x.mean(axis=(1, 2)) if x.ndim == 4 else x.reshape(len(x), -1)
+        return self.run.task.probabilities(logits), x
 
     def _named(self, probabilities: np.ndarray, top_k: int) -> list[tuple[int, float]]:
         """Returns the (class index, probability) pairs of a prediction."""

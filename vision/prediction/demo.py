@@ -3,36 +3,30 @@
 The page is open to this machine only, or protected by a token if other machines can reach it.
 """
 
-import errno
 import html
-import ipaddress
 import logging as standard_logging
 import os
-import secrets
-import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import logging
 
+from vision.core import access
 from vision.core.errors import UserError
 from vision.data.source import FileSource, read_file
-from vision.prediction import pages, pictures
+from vision.prediction import pages, pictures, review
 from vision.prediction.classifier import Classifier
 from vision.preprocess import decode
 
 MAX_UPLOAD = 20  # MB
-_CLASSES, _EXPLAINED, _SIMILAR = 5, 3, 8
+_CLASSES, _EXPLAINED, _SIMILAR, _LISTED = 5, 3, 8, 100
 _UPLOAD_SIDE = 320  # pixels of the longer side of the uploaded image on the page
 _FEW = 20  # maximum number of class names for which the list is expanded at first
 _KEPT = 60  # seconds that an upload stays on disk; gradio's default is forever (gradio issue 4620)
-
-# Returns up to the given number of images that resemble the image of a source.
-Similar = Callable[[FileSource, int], Iterable[pages.Picture]]
 
 # Keeps the browser from loading anything from another host, such as fonts of the gradio page.
 _POLICY = "default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
@@ -47,6 +41,10 @@ _STYLE = """
 #classes, #classes tr, #classes td { border: 0; }
 #classes td { padding: .2rem .75rem .2rem 0; }
 #classes td:last-child { min-width: 200px; }
+.list { max-height: 24rem; overflow: auto; }
+.list td, .list th { font-size: 12px; padding: .15rem .75rem .15rem 0; text-align: left; }
+.list td { overflow-wrap: anywhere; }
+#group figure { width: min(240px, calc(50% - .375rem)); }
 #known { margin: .25rem 0 .5rem; }
 .mark { color: #c2410c; display: block; }
 .bar { background: #f59e0b; border-radius: 3px; display: inline-block; height: .7rem; }
@@ -55,7 +53,7 @@ footer { display: none !important; }
 
 
 def serve(
-    classifier: Classifier, similar: Similar | None, port: int, host: str = '127.0.0.1'
+    classifier: Classifier, similar: review.Collection | None, port: int, host: str = '127.0.0.1'
 ) -> None:
     """Serves the page until a signal stops it.
 
@@ -64,10 +62,12 @@ def serve(
 
     Args:
       classifier: any classifier.
-      similar: finds similar images, as `vision.search.display.Similar` does; None shows none.
+      similar: the collection whose similar images and duplicates are shown, such as
+        `vision.search.display.Similar`; None shows none.
       port: the port to listen on; 0 for any free port.
       host: the address to listen on. If other machines can reach it, only requests with the token
-        of the printed address are answered.
+        of the printed address are answered. It is that of the environment variable VISION_TOKEN, or
+        a random one.
 
     Raises:
       UserError: gradio is not installed, the host does not exist, or the port is taken.
@@ -83,18 +83,21 @@ def serve(
             'the demo needs gradio: pip install "jax-image-classification[demo]"'
         ) from None
     # Bind the port before the slow warm-up, so that a taken port is reported at once.
-    listener, address = _listen(host, port)
+    listener, address = access.listen(host, port)
     port = listener.getsockname()[1]
-    token = None if _is_local(listener) else secrets.token_urlsafe(16)
+    token = access.token_of(listener, invent=True)
     print('warming up: compiling for the first image', file=sys.stderr, flush=True)
     _warm_up(classifier, similar)
     with tempfile.TemporaryDirectory() as uploads:
         app = _app(classifier, similar, uploads)
         if token is not None:
-            app.add_middleware(_TokenOnly, token=token, cookie=f'vision-demo-{port}')
+            hint = 'Open the full address that the demo printed: it contains a token.'
+            cookie = f'vision-demo-{port}'
+            app.add_middleware(access.TokenOnly, token=token, cookie=cookie, hint=hint)
         # From here on, connections wait until the server runs, instead of being refused.
         listener.listen()
-        print(f'http://{address}:{port}' + (f'/?token={token}' if token else ''), flush=True)
+        query = f'/?token={urllib.parse.quote(token, safe="")}' if token else ''
+        print(f'http://{address}:{port}{query}', flush=True)
         config = uvicorn.Config(app, log_level='error', timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         # An open page keeps requests open; do not log that the shutdown cancels them.
@@ -104,7 +107,7 @@ def serve(
         raise KeyboardInterrupt
 
 
-def _app(classifier: Classifier, similar: Similar | None, uploads: str) -> Any:
+def _app(classifier: Classifier, similar: review.Collection | None, uploads: str) -> Any:
     """Builds the ASGI app of the page; `uploads` is the folder that holds uploads for a while."""
     os.environ['GRADIO_TEMP_DIR'] = uploads
     import gradio
@@ -112,7 +115,7 @@ def _app(classifier: Classifier, similar: Similar | None, uploads: str) -> Any:
 
     app = gradio.mount_gradio_app(
         FastAPI(openapi_url=None),
-        _page(gradio, classifier, lambda path: answer(classifier, similar, path), uploads),
+        _page(gradio, classifier, similar, uploads),
         path='/',
         footer_links=[],
         run_history=False,
@@ -126,37 +129,7 @@ def _app(classifier: Classifier, similar: Similar | None, uploads: str) -> Any:
     return app
 
 
-def _listen(host: str, port: int) -> tuple[socket.socket, str]:
-    """Returns a socket bound to a host and port, and the host as it is written in a URL."""
-    # Resolve the host, so that IPv6 addresses and names work too.
-    try:
-        family, *_, place = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0]
-    except (OSError, UnicodeError):
-        raise UserError(f'--host={host}: there is no such host') from None
-    # Reuse the address of a server that has just stopped.
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((place[0], port, *place[2:]))
-    except (OSError, OverflowError) as e:
-        if getattr(e, 'errno', None) == errno.EADDRNOTAVAIL:
-            raise UserError(f'--host={host} is not an address of this machine') from None
-        reason = e.strerror if isinstance(e, OSError) else 'there is no such port'
-        raise UserError(
-            f'--port={port}: {reason}; choose another port, or 0 for any free one'
-        ) from None
-    # 0.0.0.0 and :: are not addresses that a browser can open: print this machine's name.
-    if ipaddress.ip_address(place[0]).is_unspecified:
-        host = socket.gethostname()
-    return listener, f'[{host}]' if ':' in host else host
-
-
-def _is_local(listener: socket.socket) -> bool:
-    """Returns True if only this machine can reach the socket."""
-    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
-
-
-def _warm_up(classifier: Classifier, similar: Similar | None) -> None:
+def _warm_up(classifier: Classifier, similar: review.Collection | None) -> None:
     """Classifies one blank image, which imports, traces and compiles everything in advance."""
     from PIL import Image
 
@@ -165,7 +138,7 @@ def _warm_up(classifier: Classifier, similar: Similar | None) -> None:
         answer(classifier, similar, f'{folder}/first.jpg')
 
 
-def answer(classifier: Classifier, similar: Similar | None, path: str) -> str:
+def answer(classifier: Classifier, similar: review.Collection | None, path: str) -> str:
     """Returns the page's answer to an uploaded file as HTML, which does not reveal its path."""
     try:
         return _answer(classifier, similar, FileSource('upload', (), (path,), np.array([-1])))
@@ -174,7 +147,7 @@ def answer(classifier: Classifier, similar: Similar | None, path: str) -> str:
         return '<p>An internal error occurred; see the log of the demo.</p>'
 
 
-def _answer(classifier: Classifier, similar: Similar | None, source: FileSource) -> str:
+def _answer(classifier: Classifier, similar: review.Collection | None, source: FileSource) -> str:
     # Predict; for a file that is not an image, the answer is the reason.
     (path,) = source.paths
     (prediction,) = classifier.classify_source(source, _CLASSES)
@@ -202,12 +175,25 @@ def _answer(classifier: Classifier, similar: Similar | None, source: FileSource)
         f'<h3>Evidence (Grad-CAM)</h3><div class="row" id="heat">{heat}</div>',
     ]
     if similar is not None:
-        figures = ''.join(pages.figure(*picture) for picture in similar(source, _SIMILAR))
-        parts.append(f'<h3>Similar images</h3><div class="row" id="similar">{figures}</div>')
-    return ''.join(parts)
+        parts.append(_neighbours(similar, similar.find(source, _LISTED)))
+    return review.printable(''.join(parts))
 
 
-def _page(gradio: Any, classifier: Classifier, respond: Callable[[str], str], uploads: str) -> Any:
+def _neighbours(similar: review.Collection, found: list[dict[str, Any]]) -> str:
+    """Returns the pictures of the nearest images, and the list of more of them with its CSV."""
+    figures = ''.join(pages.figure(*similar.picture(n)) for n in found[:_SIMILAR])
+    header = ('rank', 'path', 'score')
+    rows = [(i, n['path'], f'{n["score"]:.6f}') for i, n in enumerate(found, 1)]
+    return (
+        f'<h3>Similar images</h3><div class="row" id="similar">{figures}</div>'
+        f'<p>{review.csv_link("similar.csv", header, rows)}</p><details id="list">'
+        f'<summary>The nearest {len(rows)}</summary>{review.table(header, rows)}</details>'
+    )
+
+
+def _page(
+    gradio: Any, classifier: Classifier, similar: review.Collection | None, uploads: str
+) -> Any:
     async def uploaded(path: str) -> str:
         """Accepts only paths inside the upload folder.
 
@@ -218,21 +204,34 @@ def _page(gradio: Any, classifier: Classifier, respond: Callable[[str], str], up
             raise gradio.Error('the file is not an upload')
         return path
 
+    def guard(component: Any) -> Any:
+        component.async_move_resource_to_block_cache = uploaded
+        return component
+
+    def drop_zone() -> None:
+        label = f'Drop an image of at most {MAX_UPLOAD} MB'
+        file = guard(gradio.File(label=label, type='filepath', height=150))
+        result = gradio.HTML()
+
+        def respond(path: str) -> tuple[None, str]:
+            # None empties the field for the next image and drops the link to the file.
+            return None, answer(classifier, similar, path)
+
+        file.upload(respond, file, [file, result], api_name=False, queue=False)
+
     with gradio.Blocks(
         title=f'Classify an image: {_name(classifier)}',
         analytics_enabled=False,
         delete_cache=(_KEPT, _KEPT),
     ) as page:
         gradio.HTML(_about(classifier))
-        file = gradio.File(
-            label=f'Drop an image of at most {MAX_UPLOAD} MB', type='filepath', height=150
-        )
-        file.async_move_resource_to_block_cache = uploaded
-        result = gradio.HTML()
-        # Returning None empties the upload field for the next image and drops the link to the file.
-        file.upload(
-            lambda path: (None, respond(path)), file, [file, result], api_name=False, queue=False
-        )
+        if similar is None:
+            drop_zone()
+        else:
+            with gradio.Tab('An image'):
+                drop_zone()
+            with gradio.Tab('Duplicates'):
+                review.build(gradio, review.Review(similar), guard)
     return page
 
 
@@ -268,43 +267,3 @@ class _OwnSourcesOnly:
             await send(message)
 
         await self._app(scope, receive, send_with_policy)
-
-
-class _TokenOnly:
-    """ASGI middleware that answers only requests with the token, in the URL or a cookie."""
-
-    def __init__(self, app: Any, token: str, cookie: str):
-        self._app, self._token, self._cookie = app, token, cookie
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope['type'] == 'lifespan':
-            await self._app(scope, receive, send)
-            return
-        from starlette.requests import HTTPConnection
-        from starlette.responses import PlainTextResponse
-
-        # Refuse requests that have the token neither in the URL nor in the cookie.
-        request = HTTPConnection(scope)
-        by_address = self._is_token(request.query_params.get('token'))
-        if not by_address and not self._is_token(request.cookies.get(self._cookie)):
-            if scope['type'] == 'websocket':
-                await send({'type': 'websocket.close', 'code': 1008})
-                return
-            refusal = PlainTextResponse(
-                'Open the full address that the demo printed: it contains a token.\n', 403
-            )
-            await refusal(scope, receive, send)
-            return
-
-        # Set the cookie, so that further requests of the page need no token in the URL.
-        async def send_with_cookie(message: Any) -> None:
-            if by_address and message['type'] == 'http.response.start':
-                cookie = f'{self._cookie}={self._token}; Path=/; HttpOnly; SameSite=Strict'
-                header = (b'set-cookie', cookie.encode())
-                message = {**message, 'headers': [*message['headers'], header]}
-            await send(message)
-
-        await self._app(scope, receive, send_with_cookie)
-
-    def _is_token(self, value: str | None) -> bool:
-        return value is not None and secrets.compare_digest(value.encode(), self._token.encode())

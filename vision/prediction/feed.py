@@ -1,6 +1,7 @@
 """Evaluation batches of arrays, files or splits for a run's model."""
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -106,6 +107,32 @@ class Feed:
             return example.function()(tf.constant(0, tf.int64), tf.constant(image), draws).numpy()
         except tf.errors.OpError as e:
             raise ValueError(first_line(e)) from None
+
+    def prepare_encoded(self, data: bytes) -> np.ndarray:
+        """Decodes and preprocesses one image file on the host, with the same pixels as `source`.
+
+        It may be called by several threads at once; see `prepare` for the result.
+
+        Raises:
+          BadImage: the image cannot be read.
+          ValueError: the ops cannot be applied to it.
+        """
+        from vision.preprocess.decode import read
+        from vision.preprocess.graph import Planned, padding
+
+        source, one = self._encoded
+        planned = Planned(padding(source, 1)._replace(ids=np.zeros(1, np.int64)), [data])
+        ((_, slots, images),) = one.direct([planned])
+        # Find out why it failed, or read an image that only Pillow can decode.
+        return images[0] if len(slots) else self.prepare(read(data, self.channels))
+
+    @functools.cached_property
+    def _encoded(self) -> tuple[Source, Any]:
+        """A source of encoded images, and the host's part of their preprocessing."""
+        from vision.preprocess.graph import Preprocess
+
+        source = given.Given([b''])
+        return source, Preprocess(source, self._host_ops, local=1, seed=0)
 
     def prepared(self, images: Iterable[np.ndarray | None], count: int) -> Fed:
         """Makes batches of `count` images that `prepare` returned; None is masked."""

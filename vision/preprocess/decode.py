@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from vision.data.files import pillow
+from vision.data.files import is_read, pillow
 from vision.data.source import BadImage
 from vision.preprocess import colour
 
@@ -84,6 +84,8 @@ def _read(data: bytes, channels: int, orientation: int | None = None) -> np.ndar
         raise BadImage('a damaged or unsupported TIFF' if known else 'not an image') from None
     except Exception as e:  # Pillow's plug-ins raise any exception for damaged files
         raise BadImage(f'damaged header ({e})') from None
+    if not is_read(image.format):  # loading an EPS would run Ghostscript
+        raise BadImage('not an image')
     return pixels(image, channels, data, orientation)
 
 
@@ -102,7 +104,7 @@ def pixels(
     Raises:
       BadImage: the rest of the file is damaged, or the size exceeds a limit.
     """
-    _check_size(*image.size)
+    check_size(*image.size)
     try:
         data = data or _file_of(image)
         # TIFF needs checks before its pixels are loaded.
@@ -133,11 +135,11 @@ def _file_of(image: Any) -> bytes:
     return data
 
 
-def _check_size(width: int, height: int) -> None:
+def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
     """Raises BadImage if an image has too many pixels or is too narrow."""
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         raise BadImage(
-            f'claims {width}x{height} pixels; the limit is {MAX_PIXELS // 1_000_000} million'
+            f'claims {width}x{height} pixels; the limit is {max_pixels / 1_000_000:g} million'
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise BadImage(f'is a strip of {width}x{height} pixels; the limit is {MAX_ASPECT} to 1')
@@ -265,7 +267,7 @@ def jpeg_needs_pillow(data: bytes) -> bool:
     """True if a JPEG has an orientation or a profile other than sRGB, or a damaged header."""
     try:
         image = pillow().open(io.BytesIO(data))
-        _check_size(*image.size)
+        check_size(*image.size)
         return _orientation(image) != 1 or not colour.is_srgb(image)
     except Exception:
         return True

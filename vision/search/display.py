@@ -187,6 +187,21 @@ class Similar:
 
     def __call__(self, source: FileSource, top_k: int) -> Iterator[Picture]:
         """Yields each neighbour's picture with its title and score."""
-        asked = Named(source, source.paths)
-        (found,) = query(self._classifier, self._index, [asked], top_k)
-        yield from self._show.neighbours(found, [''] * len(found['neighbours']))
+        yield from map(self.picture, self.find(source, top_k))
+
+    def find(self, source: FileSource, top_k: int) -> list[dict[str, Any]]:
+        """Returns the neighbours of the image of a source, as `query` yields them."""
+        (found,) = query(self._classifier, self._index, [Named(source, source.paths)], top_k)
+        return found['neighbours']
+
+    def picture(self, neighbour: dict[str, Any]) -> Picture:
+        """Returns a neighbour's picture with its title and score."""
+        (picture,) = self._show.neighbours({'neighbours': [neighbour]}, [''])
+        return picture
+
+    def duplicates(self) -> list[list[dict[str, Any]]]:
+        """Returns the groups of `find_duplicates`, each a list that begins with its first image."""
+        from vision.search.duplicates import find_duplicates
+
+        groups = find_duplicates(self._index, self._classifier.run)
+        return [[{'path': g['path'], 'score': 1.0}, *g['neighbours']] for g in groups]

@@ -1,0 +1,95 @@
+"""Serves a trained run or pretrained weights over HTTP: classes, vectors and similar images.
+
+    python -m experiments.serve --workdir=DIR|--pretrained=SOURCE [--index=FILE] [--root=DIR]
+
+    POST /classify, /embed, /search   the image as `file` of a form, or {"path": "FILE"} below --root
+    GET /health, /metrics             is it ready; requests, queue, batches and seconds for Prometheus
+
+Examples:
+    python -m experiments.serve --workdir=runs/photos --index=photos.index --root=photos
+    VISION_TOKEN=secret python -m experiments.serve --pretrained=efficientnet_lite0 --host=0.0.0.0
+
+The address is printed when the server is ready. Only this machine can reach it, unless --host names
+another address; then requests need the header "Authorization: Bearer TOKEN". SIGTERM and Ctrl-C
+answer what is in hand.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from vision.core import cli
+from vision.core.errors import UserError
+
+cli.heading('The model and the index')
+WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', 'best', "The run's checkpoint: best, last or a step."
+)
+PRETRAINED = flags.DEFINE_string(
+    'pretrained', None, 'Weights to use instead of a run; see experiments.predict.'
+)
+MODEL = flags.DEFINE_string('model', None, 'Model of --pretrained, where the weights do not tell.')
+CLASSIFY = flags.DEFINE_bool(
+    'classify', True, 'Answer /classify; without it, weights need no classifier.'
+)
+INDEX = flags.DEFINE_string(
+    'index', None, 'Index for /search, see experiments.search: a file or milvus:….'
+)
+cli.heading('Requests')
+HOST = flags.DEFINE_string(
+    'host', '127.0.0.1', 'Address to listen on; 0.0.0.0 for all addresses of this machine.'
+)
+PORT = flags.DEFINE_integer('port', 8000, 'Port to listen on; 0 for any free one.', lower_bound=0)
+ROOT = flags.DEFINE_string(
+    'root', None, 'Folder below which requests may name files; without it they may not.'
+)
+MAX_UPLOAD = flags.DEFINE_integer('max_upload', 20, 'Largest file, MB.', lower_bound=1)
+MAX_PIXELS = flags.DEFINE_integer('max_pixels', 50, 'Largest image, million pixels.', lower_bound=1)
+cli.heading('Batches')
+MAX_BATCH = flags.DEFINE_integer('max_batch', 32, 'Largest batch, a power of two.', lower_bound=1)
+MAX_WAIT = flags.DEFINE_float(
+    'max_wait_ms', 5.0, 'Time for which a batch waits for images that are being decoded, ms.', 0.0
+)
+MAX_QUEUE = flags.DEFINE_integer(
+    'max_queue', 256, 'Images in hand; further requests get 503.', lower_bound=1
+)
+
+
+def main(argv: list[str]) -> None:
+    """Serves until a signal stops it."""
+    cli.refuse_arguments(argv)
+    if (WORKDIR.value is None) == (PRETRAINED.value is None):
+        raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
+    if MAX_BATCH.value & (MAX_BATCH.value - 1):
+        raise UserError(f'--max_batch={MAX_BATCH.value} is not a power of two')
+    if ROOT.value is not None and not Path(ROOT.value).expanduser().is_dir():
+        raise UserError(f'--root={ROOT.value} is not a folder')
+    from vision.core.progress import phase
+
+    with phase('starting'):
+        from vision.prediction import Classifier
+        from vision.serving import Collection, Service, serve
+
+        if PRETRAINED.value is not None:
+            classifier = Classifier.from_pretrained(
+                PRETRAINED.value, MODEL.value, classify=CLASSIFY.value
+            )
+        else:
+            classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value)
+        collection = Collection(INDEX.value, classifier) if INDEX.value else None
+    service = Service(
+        classifier,
+        collection,
+        MAX_BATCH.value,
+        MAX_WAIT.value / 1000,
+        MAX_QUEUE.value,
+        MAX_PIXELS.value * 1_000_000,
+        PRETRAINED.value is None or CLASSIFY.value,
+    )
+    root = str(Path(ROOT.value).expanduser()) if ROOT.value else None
+    serve(service, HOST.value, PORT.value, root, MAX_UPLOAD.value * 1_000_000)
+
+
+if __name__ == '__main__':
+    cli.run(main)

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.models.common import DEEP, FAMILIES, shapes_of
+from tests.models.common import DEEP, FAMILIES, NARROW, shapes_of
 from tests.processes import FULL_EFFORT
 from tests.tiers import split
 from vision.core.errors import UserError
@@ -251,7 +251,8 @@ REMAT = {
     'inception_v3': {'stem': 'small', 'dropout': 0.0},
     'efficientnet_b0': {'stem': 'small', 'depth': 0.1, 'dropout': 0.0, 'drop_path': 0.0},
     'convnext_tiny': {'stage_sizes': (1, 1), 'widths': (8, 16), 'drop_path': 0.0},
-    'vit_s16': {'patch': 8, 'width': 48, 'depth': 2, 'heads': 3},
+    'vit_s16': NARROW['vit_s16'],
+    **{n: NARROW[n] for n in ('seresnet50', 'resnet50d', 'wide_resnet40_4', 'sscd_resnet50')},
 }
 
 
@@ -286,7 +287,7 @@ def test_remat_is_in_the_program_and_not_in_the_parameters(name):
 
 @pytest.mark.parametrize('name', split(REMAT, ('resnet20',)))
 def test_remat_changes_no_gradient(name):
-    size = 8 if 'resnet' in name else 32
+    size = 8 if name in ('resnet20', 'resnet110_v2') else 32
     x = np.random.default_rng(0).standard_normal((2, size, size, 3)).astype(np.float32)
     init, gradients = remat_pair(name)
     variables = jax.jit(init[0])(x)

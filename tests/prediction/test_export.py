@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.conftest import REPO, run_module
+from tests.models.common import NARROW, narrow_model
 from vision.core.errors import UserError
 from vision.prediction import Classifier, stablehlo
 
@@ -93,6 +94,24 @@ def test_where_it_cannot_go(tmp_path, output):
     done = run_module('experiments.export', '--workdir=x', f'--output={tmp_path}/{output}')
     assert done.returncode == 2 and '--output' in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', NARROW)
+def test_each_family_comes_back_from_a_file(classifier, name, tmp_path):
+    from jax import export as jax_export
+
+    model, variables = narrow_model(name, (32, 32, 1))
+    run = dataclasses.replace(classifier.run, model=model, variables=variables)
+    about = stablehlo.export(Classifier(run), tmp_path / 'x')
+    assert about['largest_difference'] < 1e-4
+    program = jax_export.deserialize(bytearray((tmp_path / 'x').read_bytes()))
+    images = np.random.default_rng(0).integers(0, 256, (5, 32, 32, 1), dtype=np.uint8)
+    answers = np.asarray(program.call(images))
+    plain = Classifier(run, fold=False)
+    ours = np.asarray(jax.jit(plain.probabilities)(plain.variables, images))
+    np.testing.assert_allclose(answers, ours, atol=1e-4)
+    assert np.ptp(ours, axis=0).max() > 1e-3  # images get answers of their own
 
 
 def test_a_model_that_computes_in_bfloat16(classifier, tmp_path):

@@ -1,5 +1,6 @@
 """Runs the same steps with 'data', 'fsdp' and one device on 8 simulated devices; prints JSON."""
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -10,14 +11,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType
 
+from tests.models.common import NARROW
 from tests.task.judged import RANK
 from tests.tiers import quick
 from vision.core import mesh as mesh_lib
 from vision.core.checkpoints import Checkpoints
 from vision.core.config import default_config
 from vision.evaluation.answers import Member, answer, make_step
+from vision.evaluation.run import Run
 from vision.models import create_model
 from vision.task.metrics import figures as figures_of
+from vision.training.distillation import Distillation
 from vision.training.setup import make_recipe
 from vision.training.step import init_state, make_train_step
 
@@ -26,6 +30,7 @@ RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (2, 32, 8, 8, 3), dtype=np.uint8)
 LABELS = RNG.integers(0, 8, (2, 32)).astype(np.int32)
 COMPILED = {'times': 0}
+FAMILY_RUNS = {'one': ('data', 1), 'fsdp': ('fsdp', 8)}
 
 
 def count_compilations(event, duration, **_):
@@ -79,10 +84,24 @@ def mesh_of(devices):
     return jax.make_mesh((devices,), ('data',), axis_types=axis, devices=jax.devices()[:devices])
 
 
-def run(shard, devices, **training):
+def taught(config, mesh):
+    """Returns the state and the step of a distillation whose teacher has other initial values."""
+    recipe = recipe_of(config, Net())
+    source = recipe_of(config, Net())
+    teacher = init_state(dataclasses.replace(source, seed=1), (8, 8, 3), mesh).variables
+    task = Distillation(source.task.settings, teacher='none', kind='soft', weight=0.5)
+    shapes = mesh_lib.abstract(teacher)
+    vars(task)['_run'] = Run(Path(), None, task.settings.class_names, None, (8, 8, 3), 0, Net(),
+                             source.task, shapes, mesh)  # fmt: skip
+    recipe = dataclasses.replace(recipe, task=task)
+    state = dataclasses.replace(init_state(recipe, (8, 8, 3), mesh), extra=teacher)
+    return state, make_train_step(recipe, mesh)
+
+
+def run(shard, devices, teacher=False, **training):
     """Trains; returns the last state and the metrics of each step."""
     mesh, config = mesh_of(devices), config_of(shard, **training)
-    state, step = build(config, mesh)
+    state, step = (taught if teacher else build)(config, mesh)
     figures, compiled = [], 0
     for i in range(STEPS):
         compiled = COMPILED['times'] if i == 1 else compiled
@@ -92,6 +111,24 @@ def run(shard, devices, **training):
         figures.append({k: float(metrics[k]) for k in ('loss', 'grad_norm', 'param_norm')})
     assert COMPILED['times'] == compiled > 0  # one compilation serves all steps
     return state, figures
+
+
+def family(name, shard, devices):
+    """Trains a narrow network for two steps; returns their metrics and a device's largest share."""
+    mesh, config = mesh_of(devices), config_of(shard)
+    config.optimizer.update({'name': 'sgd', 'lr': 0.05})
+    model = create_model(name, num_classes=8, **NARROW[name])
+    state, step = build(config, mesh, model, 32)
+    metrics = []
+    for i in range(2):
+        images = batch(i, mesh)
+        large = jnp.repeat(jnp.repeat(images['image'], 4, axis=1), 4, axis=2)
+        state, found = step(state, images | {'image': large})
+        metrics.append(found)
+    return {
+        'share': max(shares(state.params)),
+        **{key: [float(m[key]) for m in metrics] for key in ('loss', 'grad_norm')},
+    }
 
 
 def scores_of(state, shard, devices):
@@ -132,6 +169,8 @@ def main():
         ('fsdp, in parts', 'fsdp', 8, {'accumulate': 4}),
         ('one, sam', 'data', 1, {'update': 'sam', 'accumulate': 2}),
         ('fsdp, sam', 'fsdp', 8, {'update': 'sam', 'accumulate': 2}),
+        ('one, taught', 'data', 1, {'teacher': True, 'accumulate': 2}),
+        ('fsdp, taught', 'fsdp', 8, {'teacher': True, 'accumulate': 2}),
     ):
         if ',' in name and quick():
             continue
@@ -167,11 +206,16 @@ def main():
         create_model('resnet18', num_classes=1024, stage_sizes=(1,), widths=(512,)),
         32,
     )
+    families = {
+        name: {kind: family(name, *way) for kind, way in FAMILY_RUNS.items()}
+        for name in (() if quick() else NARROW)
+    }
     trees = {'params': large.params, 'opt_state': large.opt_state, 'ema': large.ema_params}
     print(
         json.dumps(
             {
                 'figures': figures,
+                'families': families,
                 'scores': scores,
                 'restored': same,
                 'shares': {k: shares(v) for k, v in trees.items()},

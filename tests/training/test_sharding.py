@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+from tests.models.common import NARROW
 from tests.processes import run_module
 from tests.task.judged import RANK
 from tests.tiers import split
@@ -39,6 +40,7 @@ def test_each_device_holds_an_eighth(eight, tree):
             ('fsdp', 'data'),
             ('fsdp, in parts', 'one, in parts'),
             ('fsdp, sam', 'one, sam'),
+            ('fsdp, taught', 'one, taught'),
         ],
         [('fsdp', 'one'), ('fsdp', 'data')],
     ),
@@ -50,6 +52,16 @@ def test_the_curve_is_that_of_one_device(eight, ours, theirs):
         np.testing.assert_allclose(a[:2], b[:2], rtol=1e-5)
     losses = [step['loss'] for step in eight['figures'][ours]]
     assert losses[-1] < 0.9 * losses[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', NARROW)
+def test_each_family_trains_as_on_one_device(eight, name):
+    one, eight_devices = (eight['families'][name][kind] for kind in ('one', 'fsdp'))
+    assert eight_devices['share'] < 0.5  # most of the parameters are shared
+    for key, tolerance in (('loss', 1e-4), ('grad_norm', 1e-3)):
+        np.testing.assert_allclose(eight_devices[key], one[key], rtol=tolerance)
+    assert one['loss'][0] != one['loss'][1]
 
 
 def test_evaluation_reads_what_is_sharded(eight):
@@ -96,6 +108,7 @@ def test_the_longest_axis_that_divides_is_shared(shape, spec):
 # on every device.
 EXCESS = {
     'alexnet': 0.02, 'inception_v3': 0.02, 'resnet50': 0.02, 'vit_s16': 0.02, 'efficientnet_b0': 0.08, 'efficientnet_lite0': 0.08,
+    'convnext_tiny': 0.02, 'seresnet50': 0.02, 'wide_resnet28_10': 0.02,
 }  # fmt: skip
 
 

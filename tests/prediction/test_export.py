@@ -96,8 +96,13 @@ def test_where_it_cannot_go(tmp_path, output):
     assert len(done.stderr.strip().splitlines()) == 1
 
 
+# Drawn weights of these answer nearly the same for all images. `test_packaged` exports an
+# EfficientNet with trained weights.
+_CONSTANT = ('efficientnet_b0', 'resnet50d')
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize('name', NARROW)
+@pytest.mark.parametrize('name', [name for name in NARROW if name not in _CONSTANT])
 def test_each_family_comes_back_from_a_file(classifier, name, tmp_path):
     from jax import export as jax_export
 

@@ -143,7 +143,7 @@ EACH = flags.DEFINE_integer(
     'each', 50, 'Photos of the collection, and other photos, that a transformation copies.', 1
 )
 SEED = flags.DEFINE_integer('seed', 0, 'Seed of the copies, and of what is in the collection.', 0)
-VERIFY = flags.DEFINE_bool('verify', True, 'Verify copies as duplicates does, by local features.')
+VERIFY = flags.DEFINE_bool('verify', True, 'With --copies: verify as duplicates does.')
 TRUTH = flags.DEFINE_string(
     'truth', None, 'File with the references of each query; see --protocol.'
 )
@@ -275,7 +275,7 @@ def _query(words: list[str]) -> int:
 
 
 def _duplicates(words: list[str]) -> int:
-    from vision.search import copies, duplicates, explaining, groups
+    from vision.search import duplicates, explaining, groups
 
     cli.refuse_arguments(['', *words])
     output = _output_path()
@@ -283,9 +283,7 @@ def _duplicates(words: list[str]) -> int:
     if DELETABLE.value:
         output_file('deletable', DELETABLE.value, groups.LISTS)
     cli.require(index=INDEX.value)
-    limits = copies.Limits(
-        BITS.value, NEIGHBOURS.value, THRESHOLD.value, INLIERS.value, AGREEMENT.value
-    )
+    limits = _limits()
     made = [_load(path, True) for path in (INDEX.value, AGAINST.value) if path is not None]
     classifier = _classifier()
     for some in made:
@@ -345,9 +343,21 @@ def _evaluate_copies(words: list[str]) -> int:
     for path, reason in failed.items():
         print(f'{path} cannot be read: {reason}', file=sys.stderr)
     about = judging.Descriptor(classifier, _endpoint()), VIEWS.value, WHITEN.value
-    method = judging.by_detector(*about) if VERIFY.value else judging.by_vectors(*about, background)
+    if VERIFY.value:
+        method = judging.by_detector(*about, _limits())
+    else:
+        method = judging.by_vectors(*about, background)
     _print(judging.judge_copies(method, photos, SEED.value, EACH.value))
     return cli.ANSWERED_IN_PART if failed else 0
+
+
+def _limits() -> Any:
+    """Returns the thresholds of the detection of copies."""
+    from vision.search import copies
+
+    return copies.Limits(
+        BITS.value, NEIGHBOURS.value, THRESHOLD.value, INLIERS.value, AGREEMENT.value
+    )
 
 
 def _options() -> dict[str, Any]:

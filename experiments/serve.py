@@ -49,7 +49,11 @@ MAX_PIXELS = flags.DEFINE_integer('max_pixels', 50, 'Largest image, million pixe
 cli.heading('Batches')
 MAX_BATCH = flags.DEFINE_integer('max_batch', 32, 'Largest batch, a power of two.', lower_bound=1)
 MAX_WAIT = flags.DEFINE_float(
-    'max_wait_ms', 5.0, 'Time for which a batch waits for images that are being decoded, ms.', 0.0
+    'max_wait_ms',
+    5.0,
+    'Time for which a batch waits for images that are being decoded, ms.',
+    0,
+    10_000,
 )
 MAX_QUEUE = flags.DEFINE_integer(
     'max_queue', 256, 'Images in hand; further requests get 503.', lower_bound=1
@@ -63,6 +67,13 @@ def main(argv: list[str]) -> None:
         raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
     if MAX_BATCH.value & (MAX_BATCH.value - 1):
         raise UserError(f'--max_batch={MAX_BATCH.value} is not a power of two')
+    if MAX_WAIT.value != MAX_WAIT.value:
+        raise UserError('--max_wait_ms=nan is not a time')
+    for flag, other in ((MODEL, PRETRAINED), (CHECKPOINT, WORKDIR)):
+        if flag.present and other.value is None:
+            raise UserError(f'--{flag.name} needs --{other.name}')
+    if WORKDIR.value is not None and not CLASSIFY.value:
+        raise UserError('--noclassify needs --pretrained')
     if ROOT.value is not None and not Path(ROOT.value).expanduser().is_dir():
         raise UserError(f'--root={ROOT.value} is not a folder')
     from vision.core.progress import phase

@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import types
 import urllib.error
 import urllib.request
 
@@ -278,15 +279,22 @@ class Duplicates:
         return Picture(np.zeros((4, 4, 3), np.uint8), found['path'])
 
     def duplicates(self):
-        return [[{'path': path, 'score': 1.0} for path in group] for group in self.groups]
+        return [
+            [{'path': path, 'score': 1.0, 'keep': path in 'ad'} for path in group]
+            for group in self.groups
+        ]
 
 
-def test_the_largest_file_is_kept_by_default(monkeypatch, tmp_path):
-    for name, size in (('small', 10), ('large', 30), ('middle', 20)):
-        (tmp_path / name).write_bytes(bytes(size))
-    names = tuple(str(tmp_path / name) for name in ('small', 'large', 'middle', 'gone'))
-    monkeypatch.setattr(Duplicates, 'groups', (names,))
-    assert review.Review(Duplicates()).best(0) == ['1']
+def test_what_is_a_copy_of_no_kept_image_is_kept_by_default(monkeypatch):
+    group = {
+        'path': 'half',
+        'neighbours': [{'path': name, 'score': 0.9} for name in ('photo', 'other half')],
+        'delete': [{'delete': 'photo', 'keep': 'half'}],
+    }
+    monkeypatch.setattr('vision.search.duplicates.find_duplicates', lambda *_: [group])
+    similar = display.Similar.__new__(display.Similar)
+    similar._index, similar._classifier = None, types.SimpleNamespace(run=None)
+    assert review.Review(similar).best(0) == ['0', '2']
 
 
 def test_decisions_about_duplicates_are_listed_and_nothing_else():

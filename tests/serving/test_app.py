@@ -18,7 +18,7 @@ from PIL import Image
 from vision.search import index as index_lib
 from vision.search import search
 from vision.serving import Batcher, Collection, Service, make_app
-from vision.serving.asked import Refused, read_below
+from vision.serving.asked import Refused, check_header, read_below
 
 LIMIT = 100_000
 
@@ -344,3 +344,23 @@ def test_a_new_version_of_the_index_is_taken_up(classifier, index_file, digits, 
     assert caplog.text.count('the old index is kept') == 1
     (tmp_path / 'i').unlink()
     assert collection.nearest(vector, 1)[0]['path'] == second
+
+
+def test_asking_for_folders_leaks_no_descriptors(tmp_path):
+    before = len(os.listdir('/dev/fd'))
+    for _ in range(20):
+        with pytest.raises(Refused, match='no such file'):
+            read_below(str(tmp_path), '.', LIMIT)
+    assert len(os.listdir('/dev/fd')) <= before + 1
+
+
+def test_damaged_metadata_hide_no_size():
+    """The decoder reads a PNG without a damaged text chunk, so this is what must be checked."""
+    data = encoded(np.zeros((30, 50, 3), np.uint8))
+    text = b'tEXt' + b'Comment\0x'
+    chunk = struct.pack('>I', len(text) - 4) + text + b'bad!'
+    damaged = data[:33] + chunk + data[33:]
+    check_header(damaged, 1500)
+    with pytest.raises(Refused) as refused:
+        check_header(damaged, 1499)
+    assert refused.value.status == 422

@@ -15,7 +15,7 @@ def compared(images, split=lambda i: 'train'):
     ]
 
 
-def test_near_copies_and_outliers(photos):
+def test_near_copies_and_outliers(photos, monkeypatch):
     rng = np.random.default_rng(0)
     # Crops of one photo, a resized and a mirrored copy, an exact copy, noise, and a blank image.
     crops = [photos[0][y : y + 120, x : x + 120] for y, x in rng.integers(0, 250, (24, 2))]
@@ -38,6 +38,10 @@ def test_near_copies_and_outliers(photos):
     ]  # fmt: skip
     assert {(int(a), int(b)) for a, b, _ in near} == set(expected) >= {(3, 24), (5, 25)}
     assert near[0][:2] == ['5', '25']  # of two splits
+    # Only the first pairs of many are listed.
+    monkeypatch.setattr(nearness, 'PAIRS', 2)
+    assert nearness.compare(known)[0] == near[:2] and len(near) > 2
+    monkeypatch.undo()
     assert all(score <= 1 for *_, score in near)
     # Features decide with the thumbnails: none are near, and one is far.
     features = np.eye(len(images)) + 5

@@ -18,7 +18,7 @@ from vision.evaluation.run import check_data
 from vision.studies.cost import dry_run
 from vision.training import train
 from vision.training.setup import setup
-from vision.training.start import check_start
+from vision.training.start import _check_like, check_start
 
 
 @pytest.fixture(scope='module')
@@ -277,3 +277,11 @@ def test_a_place_that_cannot_be_written_to_is_told_before_data_are_read(tmp_path
             train(tiny_config(), path)
         assert '\n' not in str(error.value)
     assert [p.name for p in tmp_path.iterdir()] == ['file']
+
+
+@pytest.mark.parametrize('read', [{'a': np.zeros(2)}, {'b': np.zeros(3)}, None])
+def test_a_task_must_read_what_it_initialises(read):
+    """Else the run would train, and its checkpoints could not be resumed."""
+    with pytest.raises(UserError, match='`read` and `init` differ'):
+        _check_like({'a': np.zeros(3)}, read)
+    _check_like({'a': np.zeros(3)}, {'a': np.ones(3)})

@@ -37,6 +37,7 @@ from vision.core.config_keys import KEYS
 from vision.core.errors import UserError, similar
 from vision.core.text import AnyPath, as_path, json_text
 
+INTERRUPTED = 'interrupted'  # folder in the workdir, see `vision.training.loop`
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'numpy', 'tensorflow-cpu')
 # A name 'package.module:Name' in config.json.
 _OWN_MODULES = re.compile(r'"([A-Za-z_][\w.]*):[A-Za-z_]\w*"')

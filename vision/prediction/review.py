@@ -112,10 +112,9 @@ class Review:
         return [(f'{i + 1}{text}', str(i)) for i, text in enumerate(texts)]
 
     def best(self, at: int) -> list[str]:
-        """Returns the value of the largest file of a group, which is kept by default."""
+        """Returns the values of the images of a group that are kept by default."""
         group = self.groups()[at] if at < len(self.groups()) else []
-        sizes = [_size(found['path']) for found in group]
-        return [str(sizes.index(max(sizes)))] if sizes else []
+        return [str(i) for i, found in enumerate(group) if found['keep']]
 
     def list(self, kept: Kept) -> str:
         """Returns the table of the decisions so far, and its CSV."""

@@ -65,7 +65,7 @@ def read(data: bytes, channels: int = 3) -> np.ndarray:
     except BadImage as e:
         why = e
     # Try again without the metadata, which may be the only damaged part.
-    for bare, orientation in _without_metadata(data):
+    for bare, orientation in without_metadata(data):
         try:
             return _read(bare, channels, orientation)
         except BadImage as e:
@@ -212,7 +212,7 @@ def _orientation_in(data: bytes) -> int:
     return int(value) if at > 0 and value in range(1, 9) else 1
 
 
-def _without_metadata(data: bytes) -> Iterator[tuple[bytes, int | None]]:
+def without_metadata(data: bytes) -> Iterator[tuple[bytes, int | None]]:
     """Yields copies of an image without metadata, each with the EXIF orientation that was removed.
 
     For a PNG the first copy keeps the chunks that affect its pixels. For an AVIF only EXIF is

@@ -203,8 +203,15 @@ class Similar:
         return picture
 
     def duplicates(self) -> list[list[dict[str, Any]]]:
-        """Returns the groups of `find_duplicates`, each a list that begins with its first image."""
+        """Returns the groups of `find_duplicates`, each a list that begins with its first image.
+
+        The entry `keep` of an image is False if it could be deleted in favour of a kept one.
+        """
         from vision.search.duplicates import find_duplicates
 
-        groups = find_duplicates(self._index, self._classifier.run)
-        return [[{'path': g['path'], 'score': 1.0}, *g['neighbours']] for g in groups]
+        found = []
+        for group in find_duplicates(self._index, self._classifier.run):
+            gone = {row['delete'] for row in group['delete']}
+            images = [{'path': group['path'], 'score': 1.0}, *group['neighbours']]
+            found.append([{**image, 'keep': image['path'] not in gone} for image in images])
+        return found

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from vision.core.errors import UserError
 from vision.core.progress import track
 from vision.core.startup import available_cpus
 from vision.data.source import BadImage, read_file, read_some
@@ -81,10 +82,14 @@ def find_pairs(
         file that is in both is left out of the first.
 
     Raises:
-      UserError: a library of the extra `search` is not installed.
+      UserError: a library of the extra `search` is not installed, or the indexes have different
+        whitenings.
     """
-    # Number the images of both indexes, one index after the other.
     both = [index] if against is None else [index, against]
+    whitened = [getattr(some, 'whitening', None) for some in both]
+    if len({made and made.to_bytes() for made in whitened}) > 1:
+        raise UserError('--against: the two indexes have different whitenings; build both without')
+    # Number the images of both indexes, one index after the other.
     real = [_real_names(some) for some in both]
     names = [name for found, _ in real for name in found]
     files = [file for _, found in real for file in found]

@@ -14,6 +14,7 @@ from vision.search.descriptions import OF_SPLIT
 
 KEEP = ('largest', 'oldest')
 LISTS = ('.csv', '.json')  # file types of the list of files that could be deleted
+_WHOLE = 0.9  # least part of the area of a deleted file that the kept one shows
 _COLUMNS = ('delete', 'keep', 'stage', 'score', 'inliers', 'agreement', 'shared')
 
 
@@ -92,7 +93,7 @@ def groups_of(pairs: Pairs, keep: str = 'largest') -> list[dict[str, Any]]:
 
     Two images of a group need not be duplicates of each other, such as two halves of a photo that
     is in the group, too. A file could be deleted only if it is itself a duplicate of a file that is
-    kept. Of two indexes, only files of the first could be deleted. Examples of a split that are not
+    kept that shows at least nine tenths of its area. Of two indexes, only files of the first could be deleted. Examples of a split that are not
     files are neither kept nor deleted.
 
     Args:
@@ -133,11 +134,13 @@ def _group(pairs: Pairs, members: list[int], keep: str) -> dict[str, Any]:
         reasons += [
             (i, e) for i in stay if (e := pairs.evidence(i, position)) and e.stage == 'bytes'
         ]
-        reason = next(((i, e) for i, e in reasons if e), None)
-        if reason is None or position in stay:
+        # A file that shows more than the kept one stays.
+        found = [_row(pairs, position, i, e) for i, e in reasons if e]
+        row = next((r for r in found if r['shared'] is None or r['shared'] >= _WHOLE), None)
+        if row is None or position in stay:
             kept.append(position)
         else:
-            rows.append(_row(pairs, position, *reason))
+            rows.append(row)
     # Match each image with the first of the group, a kept one, or any other that it is a copy of.
     neighbours = list[dict[str, Any]]()
     for position in members[1:]:

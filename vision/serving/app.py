@@ -16,7 +16,7 @@ from vision.serving.service import Answer, Service, finite
 _ROUTES = frozenset({'/classify', '/embed', '/search', '/health', '/metrics'})
 # Names of this machine; a request with another `Host` comes from a page that an attacker has given
 # a name of this machine.
-_LOCAL = ('localhost', '127.0.0.1', '::1', '[::1]')
+LOCAL = ('localhost', '127.0.0.1', '::1', '[::1]')
 
 
 def make_app(
@@ -24,7 +24,7 @@ def make_app(
     root: str | None = None,
     max_upload: int = 20_000_000,
     token: str | None = None,
-    hosts: tuple[str, ...] | None = _LOCAL,
+    hosts: tuple[str, ...] | None = LOCAL,
 ) -> Any:
     """Builds the ASGI app.
 
@@ -100,8 +100,8 @@ def make_app(
         look = functools.partial(service.collection.nearest, vector, asked.top_k, asked.where)
         try:
             neighbours = await asyncio.to_thread(look)
-        except (UserError, RecursionError) as e:  # the condition is not valid
-            raise Refused(400, str(e)) from None
+        except (UserError, RecursionError) as e:  # the condition is not valid, or Milvus is away
+            raise Refused(503 if str(e).startswith('Milvus') else 400, str(e)) from None
         return reply({'path': asked.name, 'neighbours': neighbours})
 
     @app.get('/health')

@@ -1,6 +1,7 @@
 """Reading of requests: an uploaded file or the path of one below the allowed root, and options."""
 
 import io
+import itertools
 import json
 import os
 import stat
@@ -9,7 +10,7 @@ from typing import Any, NamedTuple
 
 from vision.data.files import is_path, is_read, pillow
 from vision.data.source import BadImage
-from vision.preprocess.decode import check_size
+from vision.preprocess.decode import check_size, without_metadata
 
 MAX_TOP_K = 1000
 _OPTIONS = ('top_k', 'where')
@@ -160,13 +161,16 @@ def read_below(root: str | None, path: str, max_upload: int) -> bytes:
     try:
         # Do not follow a link that took the file's place meanwhile, nor wait for a pipe.
         opened = os.open(real, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(opened, 'rb') as file:
+        try:
             about = os.fstat(opened)
             if not stat.S_ISREG(about.st_mode):
                 raise Refused(404, 'there is no such file')
             if about.st_size > max_upload:
                 raise too_large(max_upload)
-            data = file.read(max_upload + 1)
+            with open(opened, 'rb', closefd=False) as file:
+                data = file.read(max_upload + 1)
+        finally:
+            os.close(opened)
     except OSError:
         raise Refused(404, 'there is no such file') from None
     if len(data) > max_upload:
@@ -183,13 +187,19 @@ def check_header(data: bytes, max_pixels: int) -> None:
     """
     from PIL import UnidentifiedImageError
 
-    try:
-        with pillow().open(io.BytesIO(data)) as image:
-            kind, (width, height) = image.format, image.size
-    except UnidentifiedImageError:
-        raise Refused(415, 'not an image' if data else 'empty file') from None
-    except Exception:  # a damaged header, which the decoder may read without its metadata
-        return
+    # Look at what the decoder will open: the file, or the file without damaged metadata.
+    unknown = None
+    for bare in itertools.chain([data], (copy for copy, _ in without_metadata(data))):
+        try:
+            with pillow().open(io.BytesIO(bare)) as image:
+                kind, (width, height) = image.format, image.size
+            break
+        except Exception as e:  # Pillow's plug-ins raise any exception for damaged headers
+            unknown = isinstance(e, UnidentifiedImageError) if unknown is None else unknown
+    else:
+        if unknown:
+            raise Refused(415, 'not an image' if data else 'empty file')
+        raise Refused(422, 'the header of the image is damaged')
     if not is_read(kind):
         raise Refused(415, 'not an image')
     try:

@@ -5,7 +5,7 @@ from typing import Any
 
 from vision.core import access, startup
 from vision.core.errors import UserError
-from vision.serving.app import make_app
+from vision.serving.app import LOCAL, make_app
 from vision.serving.service import Service
 
 _HEAD = 10.0  # seconds for a client to send the head of a request
@@ -43,7 +43,8 @@ def serve(
     token = access.token_of(listener)
     print('warming up: compiling for all sizes of a batch', file=sys.stderr, flush=True)
     service.warm_up()
-    app = make_app(service, root, max_upload, token)
+    hosts = (*LOCAL, address, listener.getsockname()[0])
+    app = make_app(service, root, max_upload, token, hosts)
     config = uvicorn.Config(
         app,
         http=_protocol(),
@@ -63,7 +64,10 @@ def serve(
             super().handle_exit(sig, frame)
 
     # From here on connections wait until the server runs, instead of being refused.
-    listener.listen()
+    try:
+        listener.listen()
+    except OSError as e:  # another server took the port during the warm-up
+        raise UserError(f'--port={port}: {e.strerror}; choose another port') from None
     print(f'http://{address}:{listener.getsockname()[1]}', flush=True)
     try:
         Server(config).run(sockets=[listener])  # raises the signal again at its end

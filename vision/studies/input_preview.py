@@ -22,6 +22,7 @@ from vision.data.source import NoSplitError, Source, label_text
 from vision.prediction.classifier import Classifier
 from vision.preprocess import inputs
 from vision.preprocess.unreadable import check_corrupt
+from vision.studies import nearness
 from vision.studies.inspect import describe
 from vision.studies.preview_page import write_page
 from vision.studies.survey import survey
@@ -126,8 +127,9 @@ def text(summary: dict[str, Any]) -> str:
         lines.append(f'LEAKAGE: images in two splits ({len(summary["leakage"])}):')
         lines += [f'  {one} = {other}' for one, other in summary['leakage']]
     if near := summary['near']:
+        more = ' or more' if len(near) == nearness.PAIRS else ''
         lines.append(
-            f'nearly the same, among {summary["compared"]:,} images ({len(near):,} pairs):'
+            f'nearly the same, among {summary["compared"]:,} images ({len(near):,} pairs{more}):'
         )
         lines += [f'  {pair[0]} ~ {pair[1]}' for pair in near[:_NAMED]]
         if len(near) > _NAMED:

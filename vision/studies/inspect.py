@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from vision.core.errors import UserError
 from vision.core.progress import track
 from vision.data.source import BadImage, Image, Source, label_indices
 from vision.prediction import pictures
@@ -66,6 +67,13 @@ def describe(sources: dict[str, Source], classifier: Classifier | None = None) -
       - `usual`: the kinds that apply to most images, which are therefore left out of `odd`.
       - `outliers`: {name: distance}, images that are far from all others, the farthest first.
     """
+    if classifier is not None:
+        for source in sources.values():
+            if not source.indexed:
+                raise UserError(
+                    f'{source.name} can only be read in sequence, so its images cannot be compared '
+                    'by features; leave out --workdir and --pretrained, or set data.in_memory'
+                )
     splits, owners, leakage = dict[str, Any](), dict[bytes, tuple[str, str]](), []
     total = sum(source.num_examples for source in sources.values())
     step = max(1, -(-total // nearness.MOST))

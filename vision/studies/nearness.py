@@ -9,6 +9,7 @@ from vision.core.progress import track
 from vision.prediction import pictures
 
 MOST = 20_000  # images that are compared, each with all others; of larger sets an even sample
+PAIRS = 10_000  # maximum number of pairs of near copies that are listed
 _ROWS = 1024  # rows of one block of the matrix of similarities
 _COSINE = 0.95  # the least cosine of the features of near copies
 _RANK = 3  # an image is as far from the others as from its third nearest one
@@ -45,7 +46,7 @@ def compare(
     Returns:
       The near copies: [[name, name, correlation], …], images whose thumbnails correlate by 0.98 or
       more, also mirrored, and whose features are near; pairs of two splits first, then the highest
-      correlation. And the outliers of each split, the farthest first: {split: {name: distance}},
+      correlation; at most `PAIRS`. And the outliers of each split, the farthest first: {split: {name: distance}},
       where the distance is 1 − cosine to the third nearest image.
     """
     if not images:
@@ -56,8 +57,9 @@ def compare(
     if vectors is not None:
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
         vectors = vectors / np.where(lengths > 0, lengths, 1)
-    near, distances = list[list[Any]](), list[np.ndarray]()
-    count = len(images)
+    pairs, distances, count = np.empty((0, 3)), list[np.ndarray](), len(images)
+    _, digests = np.unique([image.digest.hex() for image in images], return_inverse=True)
+    _, splits = np.unique([image.split for image in images], return_inverse=True)
     for start in track(range(0, count, _ROWS), -(-count // _ROWS), 'comparing'):
         rows = slice(start, start + _ROWS)
         alike = thumbnails[rows] @ thumbnails.T
@@ -66,16 +68,16 @@ def compare(
         both = alike >= pictures.CORRELATION
         if vectors is not None:
             both &= cosines >= _COSINE
-        # Each pair once.
-        for i, j in np.argwhere(np.triu(both, start + 1)).tolist():
-            one, other = images[start + i], images[j]
-            if one.digest != other.digest:
-                near.append([one.name, other.name, float(min(alike[i, j], 1))])
+        # Each pair once, and only the first pairs of all: frames of a video are all alike.
+        ones, others = np.nonzero(np.triu(both, start + 1) & (digests[rows, None] != digests))
+        scores = np.minimum(alike[ones, others], 1)
+        pairs = np.concatenate([pairs, np.stack([ones + start, others, scores], 1)])
+        within = splits[pairs[:, 0].astype(int)] == splits[pairs[:, 1].astype(int)]
+        pairs = pairs[np.lexsort([-pairs[:, 2], within])[:PAIRS]]
         np.fill_diagonal(cosines[:, rows], -1)
         rank = min(_RANK, count) - 1
         distances.append(1 - -np.partition(-cosines, rank, axis=1)[:, rank])
-    split_of = {image.name: image.split for image in images}
-    near.sort(key=lambda pair: (split_of[pair[0]] == split_of[pair[1]], -pair[2]))
+    near = [[images[int(i)].name, images[int(j)].name, float(s)] for i, j, s in pairs]
     return near, _outliers(images, np.concatenate(distances))
 
 

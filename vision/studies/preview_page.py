@@ -12,6 +12,7 @@ import numpy as np
 from vision.data.source import Source
 from vision.prediction.pages import figure
 from vision.preprocess.inputs import examples
+from vision.studies import nearness
 from vision.studies.inspect import ODDITIES
 
 _EACH = 24  # largest number of images of one kind
@@ -67,7 +68,7 @@ def _parts(
         yield f'<h2 class="bad">Leakage: images in two splits ({len(summary["leakage"]):,})</h2>'
         yield from (pictures.row(pair) for pair in summary['leakage'][:_EACH])
     if near := summary['near']:
-        yield f'<h2>Nearly the same images ({len(near):,} pairs)</h2>'
+        yield f'<h2>Nearly the same images ({len(near):,} pairs{" or more" if len(near) == nearness.PAIRS else ""})</h2>'
         yield from (pictures.row(pair[:2]) for pair in near[:_EACH])
     for split, s in summary['splits'].items():
         if s['unreadable']:

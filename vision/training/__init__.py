@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vision.training.records import Results, results_table
     from vision.training.schedules import SCHEDULES, Averaging, make_schedule
     from vision.training.setup import Setup, make_recipe
+    from vision.training.start import check_start, first_state
     from vision.training.step import UPDATES, Recipe, init_state, make_train_step
 else:
     __all__, __getattr__, __dir__ = public_names(__name__)

@@ -35,7 +35,6 @@ from vision.training.setup import Setup, normalised, setup
 from vision.training.start import Start, check_start, first_state
 from vision.training.step import Metrics, make_train_step
 
-_INTERRUPTED = 'interrupted'  # folder in the workdir, see Loop._save_interrupted
 _WEIGHTS = ('params', 'batch_stats', 'ema_params', 'ema_batch_stats')
 
 
@@ -105,7 +104,7 @@ class Loop:
         # If a signal interrupted an evaluation, the state of that step was saved outside of the
         # checkpoints. The step is then later than the last checkpoint, and the run resumes with its
         # evaluation.
-        self._interrupted = path / _INTERRUPTED
+        self._interrupted = path / workdir_lib.INTERRUPTED
         interrupted_step = newest_step(self._interrupted)
         self._resumes_evaluation = interrupted_step is not None and interrupted_step > (latest or 0)
         self._start_step = (interrupted_step if self._resumes_evaluation else latest) or 0

@@ -10,6 +10,7 @@ from vision.core import mesh as mesh_lib
 from vision.core import processes
 from vision.core import workdir as workdir_lib
 from vision.core.checkpoints import newest_step
+from vision.core.errors import UserError
 from vision.core.progress import phase
 from vision.core.state import TrainState
 from vision.data import identity
@@ -58,7 +59,7 @@ def check_start(run: Setup, path: Path | None = None) -> Start:
         workdir_lib.check_config(path, run.config)
         workdir_lib.read_records(path)
         identity.check_unchanged(path, run.dataset, examples, _ADVICE)
-        return newest_step(path) is not None
+        return any(newest_step(p) is not None for p in (path, path / workdir_lib.INTERRUPTED))
 
     begun, weights, source = processes.on_first(look), None, run.init_from
     # Pretrained weights and a teacher's are needed for step 0 only.
@@ -79,6 +80,7 @@ def first_state(run: Setup, start: Start) -> TrainState:
     """Makes the state of step 0, from initial values and from what `check_start` has read."""
     state = init_state(run.recipe, run.input_shape, run.mesh)
     if start.extra is not None:
+        _check_like(start.extra, state.extra)
         extra = mesh_lib.put_state(start.extra, run.mesh, run.recipe.shard)
         state = dataclasses.replace(state, extra=extra)
     if start.weights is None:
@@ -86,3 +88,13 @@ def first_state(run: Setup, start: Start) -> TrainState:
     from vision.training.init_from import placed
 
     return placed(start.weights, state)
+
+
+def _check_like(read: Any, made: Any) -> None:
+    """Raises UserError unless `Task.read` has the tree, shapes and types of `Task.init`."""
+    one, other = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (read, made))
+    if one != other:
+        raise UserError(
+            "the task's `read` and `init` differ in their keys, shapes or types, so the run could "
+            'not be resumed; `init` must return values like those of `read`'
+        )

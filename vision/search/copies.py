@@ -131,7 +131,7 @@ class CopyDetector:
     """Finds the images of a collection that an image is a copy of, whole or in part.
 
     Candidates come from the vectors and the perceptual hashes. Each is then compared by thumbnails
-    and local features. What was computed of the collection's images is kept for later queries.
+    and local features. What was computed of the collection's images is kept for later queries::
 
         detector = CopyDetector(image_of, index.search)
         for position, evidence in detector(photo, classifier.embed([photo, photo[:, ::-1]])):

@@ -135,8 +135,8 @@ def _group(pairs: Pairs, members: list[int], keep: str) -> dict[str, Any]:
             (i, e) for i in stay if (e := pairs.evidence(i, position)) and e.stage == 'bytes'
         ]
         # A file that shows more than the kept one stays.
-        found = [_row(pairs, position, i, e) for i, e in reasons if e]
-        row = next((r for r in found if r['shared'] is None or r['shared'] >= _WHOLE), None)
+        possible = [_row(pairs, position, i, e) for i, e in reasons if e]
+        row = next((r for r in possible if r['shared'] is None or r['shared'] >= _WHOLE), None)
         if row is None or position in stay:
             kept.append(position)
         else:

@@ -22,7 +22,7 @@ Kept = dict[int, list[int]]
 
 
 class Collection(Protocol):
-    """What the demo shows of an index; `vision.search.display.Similar` is one."""
+    """Index that the demo shows; `vision.search.display.Similar` is one."""
 
     def __call__(self, source: FileSource, top_k: int) -> Iterable[Picture]:
         """Yields the pictures that are nearest to the image of a source."""

@@ -111,7 +111,7 @@ class Found(NamedTuple):
 
 
 class Look(NamedTuple):
-    """What is compared before the local features.
+    """Hashes, thumbnail, colour and size, which are compared before the local features.
 
     Attributes:
       hashes: `imagehash.phash` of the image in its eight turns and reflections, uint64 [8]; the

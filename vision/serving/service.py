@@ -1,4 +1,4 @@
-"""What a server answers with: a classifier whose images are computed in batches, and an index."""
+"""Service of a server: a classifier whose images are computed in batches, and an index."""
 
 import io
 import logging

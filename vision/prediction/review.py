@@ -34,7 +34,10 @@ class Collection(Protocol):
         """Returns the picture of a neighbour."""
 
     def duplicates(self) -> list[list[dict[str, Any]]]:
-        """Returns groups of duplicates: lists of `{'path', 'score'}`, the first with a score of 1."""
+        """Returns groups of duplicates: lists of `{'path', 'score', 'keep'}`.
+
+        The score of the first is 1. `keep` is False if the image could be deleted.
+        """
 
 
 def csv_link(name: str, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:

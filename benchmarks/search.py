@@ -160,7 +160,8 @@ def search_speed(
 def _nearest(mixture: Mixture, count: int, asked: np.ndarray) -> list[set[int]]:
     """Returns the exact 10 nearest neighbours of each query, chunk by chunk."""
     queries, start = unit(asked), 0
-    scores, rows = np.empty((len(asked), 0), np.float32), np.empty((len(asked), 0), np.int64)
+    scores: Any = np.empty((len(asked), 0), np.float32)
+    rows: Any = np.empty((len(asked), 0), np.int64)
     for chunk in mixture.chunks(count):
         numbers = np.arange(start, start + len(chunk))[None].repeat(len(asked), 0)
         scores = np.concatenate([scores, queries @ unit(chunk).T], axis=1)

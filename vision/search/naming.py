@@ -121,7 +121,8 @@ def open_index(place: AnyPath, read_only: bool = False, **built_with: Any) -> An
     for name, value in built_with.items():
         if (has := getattr(made, name)) != value:
             raise UserError(
-                f'--{name}={value}: {place} was built with --{name}={has}; build it again'
+                f'--{name}={value}: {os.fsdecode(place)} was built with --{name}={has}; '
+                'build it again'
             )
     return made
 

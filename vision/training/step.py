@@ -247,6 +247,8 @@ def make_train_steps(recipe: Recipe, mesh: Mesh, gather: Callable[..., Batch]) -
     """
     step, split = _make_step(recipe, mesh), mesh_lib.split_batch(mesh)
 
+    # Under jit, a step is traced once for the shapes of its metrics and for the loop.
+    @jax.jit
     def take(state: TrainState, arrays: Any, rows: Batch) -> tuple[TrainState, Metrics]:
         batch = gather(*arrays, jax.lax.with_sharding_constraint(rows, split))
         state, metrics = step(state, jax.lax.with_sharding_constraint(batch, split))

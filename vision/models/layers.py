@@ -386,7 +386,18 @@ def _pool_padding(
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
     """Averages [B, H, W, C] over positions to [B, C], in float32."""
-    return x.astype(jnp.float32).mean((1, 2)).astype(x.dtype)
+    return before_sum(x).astype(jnp.float32).mean((1, 2)).astype(x.dtype)
+
+
+def before_sum(x: jax.Array) -> jax.Array:
+    """Returns x, which a sum over positions may follow on every backend.
+
+    On CPUs, jaxlib 0.12 fuses a sum with the bfloat16 convolutions and ReLUs before it into a
+    program that reads memory which was never written. A barrier prevents this fusion.
+    """
+    if x.dtype == jnp.bfloat16 and jax.default_backend() == 'cpu':
+        return lax.optimization_barrier(x)
+    return x
 
 
 def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:

@@ -18,9 +18,10 @@
                  with each option, and local features; a second run continues
     serve        a server and 1, 8 and 32 clients on this machine: images/s over those of predict,
                  latency, and whether each client gets the answer for its own photo
-    gpu          all measurements for a GPU, each once, in less than eight minutes: ResNet-50's
-                 training step and inference with MFU, epochs of LeNet-5 and ResNet-20, in
-                 bfloat16 and float32
+    gpu [PART…]  measurements for a GPU, each once, in parts of less than four minutes: resnet50
+                 (its training step with MFU, with both forms of BatchNorm), inference, epochs (of
+                 LeNet-5 and ResNet-20, with many steps in a call and with one), attention (ViT-S/16
+                 with and without the fused one, ConvNeXt-T)
 
 Examples:
     python -m benchmarks throughput infer --models=resnet50,vgg16 --dtypes=float32,bfloat16
@@ -159,14 +160,14 @@ def _serve() -> Any:
     return rows[0] if len(rows) == 1 else rows
 
 
-def _gpu() -> list[dict[str, Any]]:
+def _gpu(*parts: str) -> list[dict[str, Any]]:
     from benchmarks import throughput
     from benchmarks.gpu import gpu
 
     if PEER.value not in (None, 'torchvision'):
         raise UserError(f'--peer={PEER.value}: gpu can only be compared with torchvision')
     peer = throughput.peer_command(PEER.value, PEER_PYTHON.value) if PEER.value else None
-    return gpu(BATCH_SIZE.value, TINY.value, peer, startup.shipped_environment())
+    return gpu(parts, BATCH_SIZE.value, TINY.value, peer, startup.shipped_environment())
 
 
 BENCHMARKS: dict[str, Callable[..., Any]] = {

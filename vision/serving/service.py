@@ -21,8 +21,9 @@ from vision.serving.asked import Refused, prepared
 from vision.serving.batching import Batcher
 from vision.serving.metrics import Metrics
 
-# The probabilities [K] and the vector [D] of an image.
+# The probabilities [K] and the vector [D] of an image; K is 0 without a classifier.
 Answer = tuple[np.ndarray, np.ndarray]
+_NO_CLASSES = np.empty(0, np.float32)
 
 
 class _Image(NamedTuple):
@@ -63,7 +64,8 @@ class Service:
           max_pixels: the largest number of pixels of an image.
           classifies: whether the model has a classifier.
         """
-        self.classifier, self.collection, self.classifies = classifier, collection, classifies
+        self.classifier, self.collection = classifier, collection
+        self.classifies = classifies and classifier.classifies
         self.endpoint = collection.endpoint if collection else 'features'
         self.metrics = Metrics()
         self._max_batch, self._max_pixels = max_batch, max_pixels
@@ -112,6 +114,9 @@ class Service:
         return self.classifier.prepare(read(data, self.classifier.channels))
 
     def _compute(self, images: list[np.ndarray]) -> list[Answer]:
+        if not self.classifies:
+            vectors = self.classifier.embed_prepared(images, len(images), self.endpoint)
+            return [(_NO_CLASSES, vector) for batch in vectors for vector in batch]
         batches = self.classifier.answer_prepared(images, len(images), self.endpoint)
         return [row for batch in batches for row in zip(*batch, strict=True)]
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from vision.data.files import is_path, is_read, pillow
 from vision.data.source import BadImage
-from vision.preprocess.decode import check_size, without_metadata
+from vision.preprocess.decode import check_icon, check_size, without_metadata
 
 MAX_TOP_K = 1000
 _OPTIONS = ('top_k', 'where')
@@ -137,13 +137,16 @@ def _top_k(value: Any) -> int:
     return value
 
 
-def read_below(root: str | None, path: str, max_upload: int) -> bytes:
+def read_below(
+    root: str | None, path: str, max_upload: int, hold: Callable[[int], object] = lambda size: None
+) -> bytes:
     """Reads a file below the allowed root.
 
     Args:
       root: the folder; None allows no file.
       path: relative to the root, or absolute.
       max_upload: bytes of the largest file.
+      hold: is told the bytes of the file before it is read, and may raise Refused.
 
     Raises:
       Refused: 403 if the file lies elsewhere, also through links; 404 if there is none; 413 if it
@@ -167,15 +170,13 @@ def read_below(root: str | None, path: str, max_upload: int) -> bytes:
                 raise Refused(404, 'there is no such file')
             if about.st_size > max_upload:
                 raise too_large(max_upload)
+            hold(about.st_size)
             with open(opened, 'rb', closefd=False) as file:
-                data = file.read(max_upload + 1)
+                return file.read(about.st_size)
         finally:
             os.close(opened)
     except OSError:
         raise Refused(404, 'there is no such file') from None
-    if len(data) > max_upload:
-        raise too_large(max_upload)
-    return data
 
 
 def check_header(data: bytes, max_pixels: int) -> None:
@@ -187,6 +188,10 @@ def check_header(data: bytes, max_pixels: int) -> None:
     """
     from PIL import UnidentifiedImageError
 
+    try:
+        check_icon(data, max_pixels)
+    except BadImage as e:
+        raise Refused(422, str(e)) from None
     # Look at what the decoder will open: the file, or the file without damaged metadata.
     unknown = None
     for bare in itertools.chain([data], (copy for copy, _ in without_metadata(data))):

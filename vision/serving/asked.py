@@ -16,6 +16,8 @@ MAX_TOP_K = 1000
 _OPTIONS = ('top_k', 'where')
 _TEXT = 65536  # bytes of a JSON body, and of all that is not the file in a multipart body
 _LONGEST_WHERE = 1000  # characters
+# Formats that hold images of other formats, whose sizes only the decoder sees.
+_NESTED = {'BLP', 'ICNS'}
 
 
 class Refused(Exception):
@@ -207,6 +209,8 @@ def check_header(data: bytes, max_pixels: int) -> None:
         raise Refused(422, 'the header of the image is damaged')
     if not is_read(kind):
         raise Refused(415, 'not an image')
+    if kind in _NESTED:
+        raise Refused(415, f'{kind} files are not accepted')
     try:
         check_size(width, height, max_pixels)
     except BadImage as e:

@@ -88,6 +88,10 @@ def _read(data: bytes, channels: int, orientation: int | None = None) -> np.ndar
         raise BadImage(f'damaged header ({e})') from None
     if not is_read(image.format):  # loading an EPS would run Ghostscript
         raise BadImage('not an image')
+    # A grey model sees the luminance that a JPEG stores, as where TensorFlow decodes it.
+    plain = image.format in ('JPEG', 'MPO') and image.mode == 'RGB' and data.endswith(b'\xff\xd9')
+    if channels == 1 and plain and not jpeg_needs_pillow(data):
+        image.draft('L', image.size)
     return pixels(image, channels, data, orientation)
 
 

@@ -16,7 +16,8 @@ from vision.prediction.classifier import Classifier
 from vision.preprocess.inputs import examples
 from vision.preprocess.pictures import Picture, draw_grid
 from vision.search.descriptions import OF_SPLIT, Named
-from vision.search.search import AnyIndex, own_split, query
+from vision.search.naming import AnyIndex, own_split
+from vision.search.search import query
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -481,7 +481,7 @@ def _tell_found(
     if FORMAT.value == 'json':
         print(formats.dump_json(results, sys.stdout, indent=2))
     else:
-        formats.write_neighbours(results, sys.stdout)
+        formats.write_neighbours(results, sys.stdout, display.root_of(results))
     if output is not None:
         with phase('writing the pictures'):
             display.write_results(classifier.run, results, metric, output, title=title)

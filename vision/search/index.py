@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vision.core.errors import UserError, at_least_one, unknown
+from vision.core.errors import UserError, at_least_one, not_installed, unknown
 from vision.core.text import AnyPath, as_path, json_text
 from vision.prediction.classifier import Classifier
 from vision.search import fields, fingerprint
@@ -51,9 +51,7 @@ def faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise UserError(
-            'search needs faiss: pip install "jax-image-classification[search]"'
-        ) from None
+        raise not_installed('search', 'faiss', 'search') from None
     return faiss
 
 

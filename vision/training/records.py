@@ -1,6 +1,7 @@
 """Records of a run: metric accumulator, throughput, `metrics.jsonl`, TensorBoard and results."""
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -284,3 +285,12 @@ def results_table(results: Results, metrics: Mapping[str, Metric], workdir: str)
     if not results:
         return f'{workdir}: stopped early by training.stop_after'
     return metrics_table(results, metrics, title=f'{workdir}: the best checkpoint')
+
+
+def next_commands(workdir: str) -> str:
+    """Returns the commands that evaluate and use a finished run, as a shell reads them."""
+    flag = f'--workdir={shlex.quote(workdir)}'
+    return (
+        f'next: python -m experiments.evaluate {flag}\n'
+        f'      python -m experiments.predict {flag} IMAGE …'
+    )

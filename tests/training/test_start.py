@@ -56,7 +56,7 @@ def test_few_validation_images_are_told_with_advice_that_is_accepted(photos, cap
     advice = dict(re.findall(r'--config\.(\S+)=([\w%]+)', split))
     assert advice == {'training.best_by': 'loss', 'data.validation': '20%'}
     more = told(config_for(photos / 'train', data__validation='20%'))
-    assert '4 images' in more and 'more images than --config.data.validation=20%' in more
+    assert '3 images' in more and 'more images than --config.data.validation=20%' in more
     # The loss is no fraction, and 360 digits are enough.
     assert told(config_for(photos, training__best_by='loss')) == '' == told(tiny_config())
 

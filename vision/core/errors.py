@@ -52,9 +52,10 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     if not matches and len(name) > 2:
         matches = [entry for entry in spelt if entry.startswith(name)]
 
-    def likeness(match: str) -> tuple[float, int]:
+    # The best has the same letters (swapped ones), then the most similar spelling and number.
+    def likeness(match: str) -> tuple[bool, float, int]:
         ratio = difflib.SequenceMatcher(None, match, name).ratio()
-        return ratio, -abs(_number(match) - _number(name))
+        return sorted(match) == sorted(name), ratio, -abs(_number(match) - _number(name))
 
     return spelt[max(matches, key=likeness)] if matches else None
 

@@ -73,10 +73,10 @@ def test_the_table_has_short_paths_in_columns(root):
     title, *lines = file.getvalue().splitlines()
     assert title == f'Paths are relative to {root}' and len({len(line) for line in lines}) == 1
     assert len(lines[0]) < 80 and 'cat/x.png' in lines[3] and 'dog/x.png' in lines[3]
-    # Names of splits have no folder.
-    results = [{'path': 'test:1', 'neighbours': [{'path': 'train:2', 'score': 1.0}]}]
+    # Names of splits have no folder, so a query stays as it was given.
+    results = [{'path': 'docs/three.png', 'neighbours': [{'path': 'train:2', 'score': 1.0}]}]
     formats.write_neighbours(results, file, display.root_of(results))
-    assert file.getvalue().count('relative') == 1 and 'train:2' in file.getvalue()
+    assert file.getvalue().count('relative') == 1 and 'docs/three.png' in file.getvalue()
 
 
 def test_an_image_from_elsewhere_neither_hides_the_root_nor_is_marked(run, root, tmp_path):

@@ -91,8 +91,9 @@ def draw_neighbours(run: Run, results: Sequence[dict[str, Any]]) -> 'Figure':
 
 
 def root_of(results: Sequence[dict[str, Any]]) -> str:
-    """Returns the common folder of the files in results; '' if they have none."""
-    return _root(*_names_in(results))
+    """Returns the common folder of the files in results; '' if no neighbour is a file."""
+    asked, found = _names_in(results)
+    return '' if all(map(OF_SPLIT.fullmatch, found)) else _root(asked, found)
 
 
 def _names_in(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:

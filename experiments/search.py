@@ -167,7 +167,7 @@ def main(argv: list[str]) -> int:
     if HNSW.value:
         if KIND.present and KIND.value != 'hnsw':
             raise UserError(f'--hnsw is --kind=hnsw now, and contradicts --kind={KIND.value}')
-        print('--hnsw is --kind=hnsw now', file=sys.stderr)
+        print('warning: --hnsw is --kind=hnsw now', file=sys.stderr)
     # Removing images and indexing shards need no model; the other commands need one.
     from_shards = argv[1] in ('build', 'add', 'replace') and _are_shards(argv[2:])
     models = sum(flag.value is not None for flag in (WORKDIR, PRETRAINED))

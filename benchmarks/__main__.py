@@ -12,15 +12,16 @@
     loop         the training loop and its bare jitted step, ResNet-20 on synthetic images
     scaling      images per second by batch size, memory by depth with and without recomputing, and
                  XLA's count of a ResNet-50 step
-    search       100,000 clustered vectors of 384 floats: recall@10 and ms per query of each kind of
-                 index, and ms per query of faiss itself
+    search       recall@10, ms per query and memory of each kind of index, and ms per query of faiss
+                 itself; vectors of the photos in --photos and others that resemble them
     copies       finding copies of the photos in --photos: micro-AP of thumbnails, hashes, vectors
                  with each option, and local features; a second run continues
     serve        a server and 1, 8 and 32 clients on this machine: images/s over those of predict,
                  latency, and whether each client gets the answer for its own photo
-    gpu          all measurements for a GPU, each once, in less than eight minutes: ResNet-50's
-                 training step and inference with MFU, epochs of LeNet-5 and ResNet-20, in
-                 bfloat16 and float32
+    gpu [PART…]  measurements for a GPU, each once, in parts of less than four minutes: resnet50
+                 (its training step with MFU, with both forms of BatchNorm), inference, epochs (of
+                 LeNet-5 and ResNet-20, with many steps in a call and with one), attention (ViT-S/16
+                 with and without the fused one, ConvNeXt-T)
 
 Examples:
     python -m benchmarks throughput infer --models=resnet50,vgg16 --dtypes=float32,bfloat16
@@ -50,13 +51,15 @@ cli.heading('Single benchmarks')
 MODELS = flags.DEFINE_list(
     'models',
     None,
-    'throughput, predict, serve: models (default: all; resnet18; efficientnet_lite0).',
+    'throughput, predict, serve, search: models (default: all; resnet18; efficientnet_lite0).',
 )
 DTYPES = flags.DEFINE_list('dtypes', ['float32'], 'throughput: float32, bfloat16 or both.')
 MNIST = flags.DEFINE_string('mnist', None, "race: folder of MNIST's IDX files (default: TFDS's).")
 SECONDS = flags.DEFINE_float('seconds', 60.0, 'serve: seconds of the 32 clients.', 1.0)
 BATCH_SIZE = flags.DEFINE_integer('batch_size', 256, 'gpu: batch size of ResNet-50.', 1)
-PHOTOS = flags.DEFINE_string('photos', None, 'copies: folder of photos.')
+PHOTOS = flags.DEFINE_string('photos', None, 'copies, search: folder of photos.')
+VECTORS = flags.DEFINE_integer('vectors', 100_000, 'search: number of vectors.', 1000)
+KINDS = flags.DEFINE_list('kinds', None, 'search: exact, hnsw, ivfpq (default: all).')
 OUTPUT = flags.DEFINE_string('output', 'runs/copies', 'copies: folder of the table and pictures.')
 EACH = flags.DEFINE_integer('each', 50, 'copies: see --each of experiments.search.', 1)
 TINY = flags.DEFINE_bool(
@@ -126,9 +129,18 @@ def _scaling() -> dict[str, Any]:
 
 
 def _search() -> dict[str, Any]:
-    from benchmarks.search import search_speed
+    from benchmarks import search
 
-    return search_speed()
+    names = KINDS.value or search.KINDS
+    for name in names:
+        if name not in search.KINDS:
+            raise unknown('kind', name, search.KINDS)
+    if PHOTOS.value is None:
+        mixture = search.clusters(VECTORS.value)
+    else:
+        model = (MODELS.value or ['efficientnet_lite0'])[0]
+        mixture = search.fitted(search.of_photos(PHOTOS.value, model))
+    return search.search_speed(mixture, VECTORS.value, names, rounds=ROUNDS.value)
 
 
 def _copies() -> list[dict[str, Any]]:
@@ -148,14 +160,14 @@ def _serve() -> Any:
     return rows[0] if len(rows) == 1 else rows
 
 
-def _gpu() -> list[dict[str, Any]]:
+def _gpu(*parts: str) -> list[dict[str, Any]]:
     from benchmarks import throughput
     from benchmarks.gpu import gpu
 
     if PEER.value not in (None, 'torchvision'):
         raise UserError(f'--peer={PEER.value}: gpu can only be compared with torchvision')
     peer = throughput.peer_command(PEER.value, PEER_PYTHON.value) if PEER.value else None
-    return gpu(BATCH_SIZE.value, TINY.value, peer, startup.shipped_environment())
+    return gpu(parts, BATCH_SIZE.value, TINY.value, peer, startup.shipped_environment())
 
 
 BENCHMARKS: dict[str, Callable[..., Any]] = {

@@ -105,7 +105,7 @@ def test_every_message_of_a_missing_library_has_the_command_that_installs_it():
 @pytest.mark.parametrize(
     ('place', 'library', 'call', 'extra'),
     [
-        ('vision.search.index', 'faiss', 'faiss', 'search'),
+        ('vision.search.kinds', 'faiss', 'faiss', 'search'),
         ('vision.search.fields', 'pyarrow', 'pyarrow', 'search'),
         ('vision.search.descriptions', 'imagehash', 'imagehash', 'search'),
         ('vision.search.local_features', 'cv2', 'opencv', 'search'),

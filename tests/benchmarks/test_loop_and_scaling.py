@@ -55,7 +55,8 @@ def test_a_peer_s_resnet50_is_measured_after_ours(monkeypatch):
 
     def run(words, env=None):
         order.append('peer' if words[0] == 'torch' else 'ours')
-        return {'device': 'cpu', 'rate': 30.0 / len(order), 'peak': None, 'flops_per_image': 1.0}
+        rate, form = 30.0 / len(order), 'torchvision, channels_last'
+        return {'device': 'cpu', 'rate': rate, 'peak': None, 'flops_per_image': 1.0, 'form': form}
 
     monkeypatch.setattr(throughput, 'run_process', run)
     rows = gpu.gpu(tiny=True, peer=throughput.peer_command('torchvision', 'torch'))

@@ -8,11 +8,14 @@
     input        training batches from JPEGs, images per second
     end_to_end   training ResNet-18 from JPEG files and on synthetic images, images per second
     predict      classifying JPEG files (500×375, for 224 pixels); the decoder and the model alone
-    startup      seconds from the start of a process to the first step of LeNet-5 and of ResNet-50,
-                 with an empty compilation cache and again
+    startup      seconds and CPU seconds from the start of a process to the first step of LeNet-5 and
+                 of ResNet-50, and of other commands, with an empty compilation cache and again
     loop         the training loop and its bare jitted step, ResNet-20 on synthetic images
     scaling      images per second by batch size, memory by depth with and without recomputing, and
                  XLA's count of a ResNet-50 step
+    memory       peak resident memory of training ResNet-50 (or --models) with batches of 32
+    growth       one page of curves: speed and time by batch size, classes, examples, vectors, depth
+                 and files; the page and the readings are in --output
     search       100,000 clustered vectors of 384 floats: recall@10 and ms per query of each kind of
                  index, and ms per query of faiss itself
     copies       finding copies of the photos in --photos: micro-AP of thumbnails, hashes, vectors
@@ -44,7 +47,7 @@ from vision.core.text import as_path, json_text
 
 ROUNDS = flags.DEFINE_integer('rounds', 3, 'How often each is measured (gpu: once).', 1)
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the figures are printed.')
-cli.heading('The peer, in throughput, race, input and gpu')
+cli.heading('The peer, in throughput, race, input, memory and gpu')
 PEER = flags.DEFINE_list(
     'peer',
     [],
@@ -56,19 +59,24 @@ cli.heading('Single benchmarks')
 MODELS = flags.DEFINE_list(
     'models',
     None,
-    'throughput, predict, serve: models (default: all; resnet18; efficientnet_lite0).',
+    'throughput, memory, predict, serve: models (default: all; resnet50; resnet18; '
+    'efficientnet_lite0).',
 )
 DTYPES = flags.DEFINE_list('dtypes', ['float32'], 'throughput: float32, bfloat16 or both.')
 MNIST = flags.DEFINE_string('mnist', None, "race: folder of MNIST's IDX files (default: TFDS's).")
 SECONDS = flags.DEFINE_float('seconds', 60.0, 'serve: seconds of the 32 clients.', 1.0)
-BATCH_SIZE = flags.DEFINE_integer('batch_size', 256, 'gpu: batch size of ResNet-50.', 1)
+BATCH_SIZE = flags.DEFINE_integer(
+    'batch_size', None, 'gpu, memory: batch size of ResNet-50 (default: 256; 32).', 1
+)
 PHOTOS = flags.DEFINE_string('photos', None, 'copies: folder of photos.')
 OUTPUT = flags.DEFINE_string(
     'output',
     None,
-    'throughput: folder of the readings; copies: folder of the table and pictures (runs/copies).',
+    'Folder. throughput, memory: the readings; growth: also the page (default: runs/growth); '
+    'copies: the table and pictures (default: runs/copies).',
 )
 EACH = flags.DEFINE_integer('each', 50, 'copies: see --each of experiments.search.', 1)
+QUICK = flags.DEFINE_bool('quick', False, 'growth: a few small sizes, in three minutes.')
 TINY = flags.DEFINE_bool(
     'tiny', False, 'gpu: small sizes, to see that it runs; figures mean nothing.'
 )
@@ -83,9 +91,8 @@ def _throughput(*words: str) -> list[dict[str, Any]]:
         if word not in MODES:
             raise unknown('mode of throughput', word, MODES)
     models = list(throughput.SIZES) if MODELS.value is None else MODELS.value
-    store = Store(None if OUTPUT.value is None else as_path(OUTPUT.value))
     # Peers start with the environment of the shell, without the settings that this project tunes.
-    others = PEER_PYTHON.value, ROUNDS.value, startup.shipped_environment(), store
+    others = PEER_PYTHON.value, ROUNDS.value, startup.shipped_environment(), _store()
     # In a table of both modes, training leaves out peers that can only infer.
     only_infer = set(throughput.PEERS['infer']) - set(throughput.PEERS['train'])
     rows = []
@@ -94,6 +101,11 @@ def _throughput(*words: str) -> list[dict[str, Any]]:
         peers = [peer for peer in PEER.value if peer not in leaves_out] or PEER.value
         rows += throughput.compare(mode, models, DTYPES.value, peers, *others)
     return rows
+
+
+def _store() -> Store:
+    """Returns the readings in --output, or none."""
+    return Store(None if OUTPUT.value is None else as_path(OUTPUT.value))
 
 
 def _peer() -> str | None:
@@ -131,7 +143,7 @@ def _predict() -> list[dict[str, Any]]:
 def _startup() -> list[dict[str, Any]]:
     from benchmarks.startup import startup
 
-    return [startup('lenet5', 32, 128), startup('resnet50', 224, 2)]
+    return startup(ROUNDS.value)
 
 
 def _loop() -> dict[str, Any]:
@@ -144,6 +156,20 @@ def _scaling() -> dict[str, Any]:
     from benchmarks.scaling import scaling
 
     return scaling()
+
+
+def _memory() -> list[dict[str, Any]]:
+    from benchmarks.memory import memory
+
+    models, environment = MODELS.value or ['resnet50'], startup.shipped_environment()
+    peers, size = (PEER.value, PEER_PYTHON.value), BATCH_SIZE.value or 32
+    return memory(models, size, *peers, environment, _store())
+
+
+def _growth() -> list[dict[str, Any]]:
+    from benchmarks.growth import growth
+
+    return growth(as_path(OUTPUT.value or 'runs/growth'), QUICK.value)
 
 
 def _search() -> dict[str, Any]:
@@ -177,7 +203,7 @@ def _gpu() -> list[dict[str, Any]]:
     if name not in (None, 'torchvision'):
         raise UserError(f'--peer={name}: gpu can only be compared with torchvision')
     peer = throughput.peer_command(name, PEER_PYTHON.value) if name else None
-    return gpu(BATCH_SIZE.value, TINY.value, peer, startup.shipped_environment())
+    return gpu(BATCH_SIZE.value or 256, TINY.value, peer, startup.shipped_environment())
 
 
 BENCHMARKS: dict[str, Callable[..., Any]] = {
@@ -189,6 +215,8 @@ BENCHMARKS: dict[str, Callable[..., Any]] = {
     'startup': _startup,
     'loop': _loop,
     'scaling': _scaling,
+    'memory': _memory,
+    'growth': _growth,
     'search': _search,
     'copies': _copies,
     'serve': _serve,

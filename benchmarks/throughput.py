@@ -89,7 +89,21 @@ def compare(
     Raises:
       UserError: a model, dtype or peer is unknown, or a process failed.
     """
-    # Check all words before the first measurement.
+    check_names(mode, models, dtypes, peers)
+    rows = []
+    against: Sequence[str | None] = peers or [None]
+    for model in models:
+        for dtype in dtypes:
+            words = mode, model, dtype, *SIZES[model]
+            readings = _readings(words, peers, peer_python, rounds, peer_env, store or Store())
+            rows += [_row(words, readings, peer) for peer in against]
+    return rows
+
+
+def check_names(
+    mode: Mode, models: Sequence[str], dtypes: Sequence[str], peers: Sequence[str]
+) -> None:
+    """Raises UserError for an unknown model, dtype or peer, before the first measurement."""
     if not models or not dtypes:
         raise UserError('--models or --dtypes is empty; name at least one')
     for name, values, known in [
@@ -104,13 +118,20 @@ def compare(
                 )
     if 'onnxruntime' in peers and 'bfloat16' in dtypes:
         raise UserError('--dtypes: ONNX Runtime can only be measured in float32')
-    rows = []
-    for model in models:
-        for dtype in dtypes:
-            words = mode, model, dtype, *SIZES[model]
-            readings = _readings(words, peers, peer_python, rounds, peer_env, store or Store())
-            rows += [_row(words, readings, peer) for peer in peers or [None]]
-    return rows
+
+
+def forms(peers: Sequence[str], model: str, device: str) -> list[tuple[str, str]]:
+    """Returns each (peer, memory format) that a model is measured in; none if timm lacks it.
+
+    On CPUs, PyTorch has both formats. ONNX Runtime chooses its own, and GPUs are fast with channels
+    last only.
+    """
+    return [
+        (peer, memory)
+        for peer, memory in itertools.product(peers, FORMATS)
+        if memory == FORMATS[device != 'cpu'] or (device == 'cpu' and peer != 'onnxruntime')
+        if peer != 'timm' or model not in NOT_IN_TIMM
+    ]
 
 
 def peer_command(peer: str, python: str | None, memory: str = 'channels_last') -> list[str]:
@@ -142,13 +163,7 @@ def _readings(
     for number in range(rounds):
         ours = store.get([*words, 'ours', number], partial(measure_apart, *words))
         readings['ours',].append(ours)
-        for peer, memory in itertools.product(peers, FORMATS):
-            # ONNX Runtime chooses its own format, and GPUs are fast with channels last only.
-            gpu = ours['device'] != 'cpu'
-            if memory != FORMATS[gpu] and (gpu or peer == 'onnxruntime'):
-                continue
-            if peer == 'timm' and words[1] in NOT_IN_TIMM:
-                continue
+        for peer, memory in forms(peers, words[1], ours['device']):
             command = peer_command(peer, peer_python, memory)
             measure = partial(measure_apart, *words, peer=command, env=peer_env)
             key = [*words, peer, memory, number]
@@ -163,8 +178,8 @@ def _row(
     mode, model, dtype, _, _, batch = words
     ours = readings['ours',]
     # Medians over the rounds; the peer's faster memory format counts.
-    forms = [some for key, some in readings.items() if key[0] == peer]
-    theirs = max(forms, key=_median) if forms else []
+    both = [some for key, some in readings.items() if key[0] == peer]
+    theirs = max(both, key=_median) if both else []
     rate, other = _median(ours), _median(theirs) if theirs else None
     return {
         'model': model,
@@ -221,8 +236,25 @@ def measure_apart(
     return reading
 
 
-def measure(mode: Mode, model: str, dtype: str, size: int, channels: int, batch: int) -> str:
+def measure(
+    mode: Mode,
+    model: str,
+    dtype: str,
+    size: int,
+    channels: int,
+    batch: int,
+    num_classes: int | None = None,
+) -> str:
     """Measures one model in this process.
+
+    Args:
+      mode: 'train' or 'infer'.
+      model: the model's name in the registry.
+      dtype: the dtype of the computation.
+      size: pixels.
+      channels: the number of channels.
+      batch: the batch size.
+      num_classes: the number of classes; None for that of `classes(size)`.
 
     Returns:
       JSON with `rate` (images/s, from the median time of a step), `first` (the seconds of the first
@@ -236,12 +268,14 @@ def measure(mode: Mode, model: str, dtype: str, size: int, channels: int, batch:
 
     make = {'train': _training, 'infer': _inference}[mode]
     # Two steps to compile and warm up, then wait for the device after each step.
-    step = make(model, dtype, size, channels, batch)
-    first, _, *seconds = _timed(step), _timed(step)
+    network = _network(model, dtype, size, num_classes)
+    step = make(network, model, size, channels, batch)
+    first, _ = _timed(step), _timed(step)
+    seconds: list[float] = []
     while len(seconds) < _STEPS or sum(seconds) < _SECONDS:
         seconds.append(_timed(step))
     # FLOPs are counted from the shapes of the layers, independently of the kernels that run.
-    macs = count(model, _network(model, 'float32', size), (size, size, channels)).macs
+    macs = count(model, _network(model, 'float32', size, num_classes), (size, size, channels)).macs
     # The parent process reads this JSON from stdout.
     kind = jax.devices()[0].device_kind
     return json.dumps(
@@ -269,14 +303,14 @@ def classes(size: int) -> int:
     return 1000 if size > 32 else 10
 
 
-def _network(model: str, dtype: str, size: int) -> Any:
+def _network(model: str, dtype: str, size: int, num_classes: int | None) -> Any:
     from vision.models import create_model
 
     arguments = {'padding': 2} if model == 'lenet5' and size == 28 else {}
-    return create_model(model, num_classes=classes(size), dtype=dtype, **arguments)
+    return create_model(model, num_classes=num_classes or classes(size), dtype=dtype, **arguments)
 
 
-def _training(model: str, dtype: str, size: int, channels: int, batch: int) -> Callable[[], Any]:
+def _training(network: Any, model: str, size: int, channels: int, batch: int) -> Callable[[], Any]:
     """Returns a function that takes one training step, with the batch already on the device."""
     import numpy as np
 
@@ -285,14 +319,14 @@ def _training(model: str, dtype: str, size: int, channels: int, batch: int) -> C
     from vision.training.step import init_state, make_train_step
 
     mesh = mesh_lib.make_mesh()
-    recipe = plain_recipe(synthetic_config(model, size, batch), _network(model, dtype, size))
+    recipe = plain_recipe(synthetic_config(model, size, batch), network)
     state = init_state(recipe, (size, size, channels), mesh)
     train_step = make_train_step(recipe, mesh)
     # One random batch, as the loader would put it on the device.
     rng = np.random.default_rng(0)
     batches = {
         'image': rng.integers(0, 256, (batch, size, size, channels), np.uint8),
-        'label': rng.integers(0, classes(size), batch, np.int32),
+        'label': rng.integers(0, network.num_classes, batch, np.int32),
         'id': np.arange(batch, dtype=np.int32),
         'mask': np.ones(batch, np.float32),
     }
@@ -306,7 +340,7 @@ def _training(model: str, dtype: str, size: int, channels: int, batch: int) -> C
     return step
 
 
-def _inference(model: str, dtype: str, size: int, channels: int, batch: int) -> Callable[[], Any]:
+def _inference(network: Any, model: str, size: int, channels: int, batch: int) -> Callable[[], Any]:
     """Returns a function that computes the probabilities of a batch that is on the device.
 
     BatchNorm is folded into the convolutions, as in prediction.
@@ -318,7 +352,6 @@ def _inference(model: str, dtype: str, size: int, channels: int, batch: int) -> 
     from vision.models.weights.fold import fold_batch_norm
 
     # The same folding as in `Classifier`.
-    network = _network(model, dtype, size)
     shape = (size, size, channels)
     variables = run_once(lambda: init_variables(network, shape, jax.random.key(0)))
     folded, variables = fold_batch_norm(network, variables, shape)

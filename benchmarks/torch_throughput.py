@@ -1,9 +1,10 @@
 """The peer's side of `benchmarks.throughput`, for a Python with PyTorch, torchvision and timm.
 
-    python torch_throughput.py PEER FORMAT train|infer MODEL DTYPE PIXELS CHANNELS BATCH
+    python torch_throughput.py PEER FORMAT train|infer MODEL DTYPE PIXELS CHANNELS BATCH [STEPS]
 
 PEER is torchvision or timm (both eager), torch.compile or onnxruntime; FORMAT is contiguous_format
-or channels_last; DTYPE is float32 or bfloat16. It imports nothing from this project. timm is the
+or channels_last; DTYPE is float32 or bfloat16. At least six seconds are measured, or STEPS steps
+after two. It imports nothing from this project. timm is the
 library of models that torchvision lacks. ONNX Runtime runs the model as exported by PyTorch.
 """
 
@@ -20,7 +21,7 @@ _SECONDS = 6.0
 _STEPS = 5
 
 
-def main(peer, memory, mode, name, dtype, size, channels, batch):
+def main(peer, memory, mode, name, dtype, size, channels, batch, steps=None):
     """Measures a model.
 
     Prints JSON with `rate`, the images/s of the median step; `first`, the seconds of the first step;
@@ -65,17 +66,18 @@ def main(peer, memory, mode, name, dtype, size, channels, batch):
     if peer == 'onnxruntime':
         step = _onnx_step(model, images)
     # CUDA runs asynchronously: wait for the end of the step.
-    first, median = _seconds(step, torch.cuda.synchronize if on_gpu else None)
+    wait = torch.cuda.synchronize if on_gpu else None
+    first, median = _seconds(step, wait, *((steps, 0) if steps else (_STEPS, _SECONDS)))
     form = {'torch.compile': f'compiled, {memory}', 'onnxruntime': 'ONNX'}.get(peer, memory)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
     reading = {'rate': batch / median, 'first': first, 'form': f'{library}, {form}'}
     print(json.dumps({**reading, 'peak_mib': peak}))
 
 
-def _seconds(step, wait=None):
+def _seconds(step, wait, steps, least):
     """Returns the seconds of the first step, and the median after two; `wait` ends each step."""
-    seconds = []
-    while len(seconds) < _STEPS + 2 or sum(seconds[2:]) < _SECONDS:
+    seconds: list[float] = []
+    while len(seconds) < steps + 2 or sum(seconds[2:]) < least:
         began = time.perf_counter()
         step()
         if wait:

@@ -16,15 +16,16 @@
     memory       peak resident memory of training ResNet-50 (or --models) with batches of 32
     growth       one page of curves: speed and time by batch size, classes, examples, vectors, depth
                  and files; the page and the readings are in --output
-    search       100,000 clustered vectors of 384 floats: recall@10 and ms per query of each kind of
-                 index, and ms per query of faiss itself
+    search       recall@10, ms per query and memory of each kind of index, and ms per query of faiss
+                 itself; vectors of the photos in --photos and others that resemble them
     copies       finding copies of the photos in --photos: micro-AP of thumbnails, hashes, vectors
                  with each option, and local features; a second run continues
     serve        a server and 1, 8 and 32 clients on this machine: images/s over those of predict,
                  latency, and whether each client gets the answer for its own photo
-    gpu          all measurements for a GPU, each once, in less than eight minutes: ResNet-50's
-                 training step and inference with MFU, epochs of LeNet-5 and ResNet-20, in
-                 bfloat16 and float32
+    gpu [PART…]  measurements for a GPU, each once, in parts of less than four minutes: resnet50
+                 (its training step with MFU, with both forms of BatchNorm), inference, epochs (of
+                 LeNet-5 and ResNet-20, with many steps in a call and with one), attention (ViT-S/16
+                 with and without the fused one, ConvNeXt-T)
 
 Examples:
     python -m benchmarks throughput infer --models=resnet50,vgg16 --dtypes=float32,bfloat16
@@ -59,16 +60,18 @@ cli.heading('Single benchmarks')
 MODELS = flags.DEFINE_list(
     'models',
     None,
-    'throughput, memory, predict, serve: models (default: all; resnet50; resnet18; '
+    'throughput, memory, predict, serve, search: models (default: all; resnet50; resnet18; '
     'efficientnet_lite0).',
 )
 DTYPES = flags.DEFINE_list('dtypes', ['float32'], 'throughput: float32, bfloat16 or both.')
 MNIST = flags.DEFINE_string('mnist', None, "race: folder of MNIST's IDX files (default: TFDS's).")
 SECONDS = flags.DEFINE_float('seconds', 60.0, 'serve: seconds of the 32 clients.', 1.0)
 BATCH_SIZE = flags.DEFINE_integer(
-    'batch_size', None, 'gpu, memory: batch size of ResNet-50 (default: 256; 32).', 1
+    'batch_size', None, 'gpu, memory: batch size (default: 256; 32).', 1
 )
-PHOTOS = flags.DEFINE_string('photos', None, 'copies: folder of photos.')
+PHOTOS = flags.DEFINE_string('photos', None, 'copies, search: folder of photos.')
+VECTORS = flags.DEFINE_integer('vectors', 100_000, 'search: number of vectors.', 1000)
+KINDS = flags.DEFINE_list('kinds', None, 'search: exact, hnsw, ivfpq (default: all).')
 OUTPUT = flags.DEFINE_string(
     'output',
     None,
@@ -173,9 +176,18 @@ def _growth() -> list[dict[str, Any]]:
 
 
 def _search() -> dict[str, Any]:
-    from benchmarks.search import search_speed
+    from benchmarks import search
 
-    return search_speed()
+    names = KINDS.value or search.KINDS
+    for name in names:
+        if name not in search.KINDS:
+            raise unknown('kind', name, search.KINDS)
+    if PHOTOS.value is None:
+        mixture = search.clusters(VECTORS.value)
+    else:
+        model = (MODELS.value or ['efficientnet_lite0'])[0]
+        mixture = search.fitted(search.of_photos(PHOTOS.value, model))
+    return search.search_speed(mixture, VECTORS.value, names, rounds=ROUNDS.value)
 
 
 def _copies() -> list[dict[str, Any]]:
@@ -195,15 +207,16 @@ def _serve() -> Any:
     return rows[0] if len(rows) == 1 else rows
 
 
-def _gpu() -> list[dict[str, Any]]:
+def _gpu(*parts: str) -> list[dict[str, Any]]:
     from benchmarks import throughput
     from benchmarks.gpu import gpu
 
-    name = _peer()
-    if name not in (None, 'torchvision'):
-        raise UserError(f'--peer={name}: gpu can only be compared with torchvision')
+    name, known = _peer(), ('torchvision', 'torch.compile')
+    if name is not None and name not in known:
+        raise UserError(f'--peer={name}: gpu can only be compared with {" or ".join(known)}')
     peer = throughput.peer_command(name, PEER_PYTHON.value) if name else None
-    return gpu(BATCH_SIZE.value or 256, TINY.value, peer, startup.shipped_environment())
+    batch_size = BATCH_SIZE.value or 256
+    return gpu(parts, batch_size, TINY.value, peer, startup.shipped_environment())
 
 
 BENCHMARKS: dict[str, Callable[..., Any]] = {

@@ -89,9 +89,9 @@ def by_examples(number: int) -> Values:
 
 def by_vectors(number: int) -> Values:
     """Returns the milliseconds of a query for 10 neighbours among vectors of 384 floats."""
-    from benchmarks.search import search_speed
+    from benchmarks.search import clusters, search_speed
 
-    kinds = search_speed(number, ('exact', 'ivfpq'), (1,))['kinds']
+    kinds = search_speed(clusters(number), number, ('exact', 'ivfpq'), (1,), 1)['kinds']
     return {row['kind']: row['ms'] for row in kinds}
 
 

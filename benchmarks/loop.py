@@ -124,7 +124,13 @@ def _compare(
 
 
 def epoch_speed(
-    model: str, dtype: str, image_size: int, channels: int, batch_size: int, examples: int
+    model: str,
+    dtype: str,
+    image_size: int,
+    channels: int,
+    batch_size: int,
+    examples: int,
+    steps_per_call: int | None = None,
 ) -> dict[str, Any]:
     """Measures the second epoch of a training loop on images in device memory.
 
@@ -135,13 +141,14 @@ def epoch_speed(
       channels: the number of channels.
       batch_size: the global batch size.
       examples: the number of examples of an epoch.
+      steps_per_call: the maximum number of steps in a call of the device.
 
     Returns:
       `rate` in images/s, and `device`.
     """
     config = synthetic_config(model, image_size, batch_size)
     config.data.num_examples, config.data.channels = examples, channels
-    config.model.dtype = dtype
+    config.model.dtype, config.training.steps_per_call = dtype, steps_per_call
     # The first epoch includes compilation, so it serves as the warm-up.
     steps = -(-examples // batch_size)
     rate = loop_rate(config, steps, warm_up=steps)
@@ -166,20 +173,24 @@ def loop_rate(
     rate = _Rate(warm_up, warm_up + steps)
     with tempfile.TemporaryDirectory() as workdir:
         train(config, workdir, [*hooks, rate])
-    return steps * config.training.batch_size / rate.seconds
+    return rate.steps * config.training.batch_size / rate.seconds
 
 
 class _Rate(Hook):
-    """Hook that times the loop between two steps."""
+    """Hook that times the loop from the end of the call that takes step `first` to step `last`."""
+
+    every_step = False
 
     def __init__(self, first: int, last: int):
         self._first, self._last = first, last
+        self._began: tuple[int, float] | None = None
 
     def after_step(self, step: int, batch: Any, metrics: Any) -> None:
         # Wait for the device at both ends only.
-        if step == self._first:
+        if self._began is None and step >= self._first:
             jax.block_until_ready(metrics)
-            self.began = time.perf_counter()
-        if step == self._last:
+            self._began = step, time.perf_counter()
+        elif self._began is not None and step == self._last:
             jax.block_until_ready(metrics)
-            self.seconds = time.perf_counter() - self.began
+            self.steps = step - self._began[0]
+            self.seconds = time.perf_counter() - self._began[1]

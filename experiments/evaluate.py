@@ -67,13 +67,14 @@ def main(argv: list[str]) -> None:
     if REPORT.value:
         with phase('writing the report'):
             page = write_report(runs, evaluations)
-    figures = {e.name: e.figures for e in evaluations}
     if FORMAT.value == 'json':
-        print(json_text(figures if EVALS.value else evaluations[0].figures))
+        named = {e.name: e.figures for e in evaluations}
+        print(json_text(named if EVALS.value else evaluations[0].figures))
         return
     from vision.core.text import print_table
     from vision.task.metrics import metrics_table
 
+    figures = {e.saved_as: e.figures for e in evaluations}
     title = f'{", ".join(WORKDIR.value)}, step {runs[0].step}'
     print_table(metrics_table(figures, runs[0].task.metrics, title))
     for name, f in figures.items():

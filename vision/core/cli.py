@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -190,6 +190,18 @@ def define_distributed() -> Callable[[], None]:
             raise UserError('--coordinator, --num_processes and --process_id need --distributed')
 
     return join
+
+
+def refuse_options(command: str, options: Mapping[str, str]) -> None:
+    """Raises UserError for an option on the command line that the command would ignore.
+
+    Args:
+      command: a key of `options`.
+      options: the names of the options that belong to some commands only, by command.
+    """
+    for name in sorted({n for names in options.values() for n in names.split()}):
+        if flags.FLAGS[name].present and name not in options[command].split():
+            raise UserError(f'leave out --{name}: `{command}` does not have this option')
 
 
 def refuse_arguments(argv: Sequence[str]) -> None:

@@ -49,10 +49,12 @@ class MilvusIndex:
       kind: 'exact', 'hnsw' or 'ivfpq'.
       fields: the type of each field, a key of `_TYPES`, by name.
       read: always None, because a collection is not a file.
+      whiten: always 0, because vectors are not whitened.
     """
 
     read = None
     training_size = 0  # Milvus trains its lists itself
+    whiten = 0
 
     def __init__(self, client: Any, name: str, about: dict[str, Any]):
         """Initialises the index from a client, a collection's name, and the attributes by name."""

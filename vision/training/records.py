@@ -38,11 +38,17 @@ class Interval:
           first: name of the task's first metric, whose sum older checkpoints call 'correct'.
         """
         self._sums = {first if k == 'correct' else k: float(v) for k, v in (saved or {}).items()}
-        self._pending: list[tuple[int, Metrics]] = []
+        self._pending: list[tuple[int, int, Metrics]] = []
 
-    def add(self, step: int, metrics: Metrics) -> None:
-        """Appends a step's metrics without reading them from the device."""
-        self._pending.append((step, metrics))
+    def add(self, step: int, metrics: Metrics, count: int = 1) -> None:
+        """Appends the metrics of steps without reading them from the device.
+
+        Args:
+          step: number of the first of the steps.
+          metrics: scalars; or arrays [K] whose first `count` values are those of the steps.
+          count: the number of steps.
+        """
+        self._pending.append((step, count, metrics))
 
     def read(self) -> int | None:
         """Adds the pending metrics to the sums.
@@ -52,13 +58,16 @@ class Interval:
         """
         pending, self._pending = self._pending, []
         # One transfer for all pending steps.
-        values = jax.device_get([metrics for _, metrics in pending])
-        for (step, _), metrics in zip(pending, values, strict=True):
-            if not metrics.pop('finite'):
-                return step
-            for key, value in metrics.items():
-                before = 0.0 if key in LATEST else self._sums.get(key, 0.0)
-                self._sums[key] = before + float(value)
+        values = jax.device_get([metrics for _, _, metrics in pending])
+        for (step, count, _), metrics in zip(pending, values, strict=True):
+            rows = {key: np.ravel(value) for key, value in metrics.items()}
+            finite = rows.pop('finite')
+            for i in range(count):
+                if not finite[i]:
+                    return step + i
+                for key, row in rows.items():
+                    before = 0.0 if key in LATEST else self._sums.get(key, 0.0)
+                    self._sums[key] = before + float(row[i])
         return None
 
     def record(self) -> dict[str, float]:
@@ -88,9 +97,14 @@ class Clock:
         self._begin = time.perf_counter()
         self._steps, self._waited = 0, 0.0
 
-    def step(self) -> None:
-        """Counts a step."""
-        self._steps += 1
+    def step(self, count: int = 1) -> None:
+        """Counts steps."""
+        self._steps += count
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the interval began."""
+        return time.perf_counter() - self._begin
 
     @contextmanager
     def waiting(self, running: Metrics | None) -> Iterator[None]:

@@ -64,6 +64,7 @@ class Setup:
       stop_step: last step of this invocation, at most `total_steps`.
       patience: early stopping, in steps without a better evaluation; None to disable it.
       eval_every, checkpoint_every, log_every: intervals in steps.
+      steps_per_call: maximum number of steps in one call of the device; None for the backend's.
       keep: number of recent checkpoints to keep.
     """
 
@@ -87,6 +88,7 @@ class Setup:
     eval_every: durations.Every
     checkpoint_every: durations.Every
     log_every: durations.Every
+    steps_per_call: int | None
     keep: int
 
     @property
@@ -211,6 +213,7 @@ def setup(config: ConfigDict) -> Setup:
         eval_every=durations.Every(steps_in('eval_every')),
         checkpoint_every=durations.Every(steps_in('checkpoint_every')),
         log_every=durations.Every(steps_in('log_every')),
+        steps_per_call=training.steps_per_call,
         keep=training.keep,
     )
 

@@ -162,7 +162,7 @@ def main(argv: list[str]) -> int:
     if HNSW.value:
         if KIND.present and KIND.value != 'hnsw':
             raise UserError(f'--hnsw is --kind=hnsw now, and contradicts --kind={KIND.value}')
-        print('--hnsw is --kind=hnsw now', file=sys.stderr)
+        print('warning: --hnsw is --kind=hnsw now', file=sys.stderr)
     command, words = argv[1], argv[2:]
     mode = ' --copies' if COPIES.value else ' --truth' if TRUTH.value is not None else ''
     cli.refuse_options(command + mode * (command == 'evaluate'), _OPTIONS)
@@ -465,7 +465,7 @@ def _tell_found(
     if FORMAT.value == 'json':
         print(formats.dump_json(results, sys.stdout, indent=2))
     else:
-        formats.write_neighbours(results, sys.stdout)
+        formats.write_neighbours(results, sys.stdout, display.root_of(results))
     if output is not None:
         with phase('writing the pictures'):
             display.write_results(classifier.run, results, metric, output, title=title)

@@ -53,4 +53,5 @@ class ModelFlags:
             return Classifier.from_pretrained(
                 self.pretrained.value, self.model.value, fold, classify
             )
+        assert self.workdir.value is not None  # see `check`
         return Classifier.from_workdir(self.workdir.value, self.checkpoint.value, fold)

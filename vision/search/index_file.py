@@ -16,6 +16,7 @@ import fcntl
 import glob
 import json
 import os
+import secrets
 import struct
 import zlib
 from collections.abc import Iterator
@@ -67,7 +68,7 @@ def write(path: Path, content: Content, before: Version | None) -> Version:
     """
     _check_version(path, before)
     # Write to a temporary file, flush it to the disk, and rename it.
-    temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
+    temporary = path.with_name(f'{path.name}.{secrets.token_hex(4)}.tmp')
     _remove_abandoned(path)
     try:
         with open(temporary, 'w+b') as file:

@@ -23,7 +23,6 @@ from vision.core import cli
 from vision.core.config import default_eval
 from vision.core.errors import UserError
 from vision.core.text import json_text
-from vision.core.workdir import locate, read_config
 
 WORKDIR = flags.DEFINE_multi_string(
     'workdir', None, 'Folder of the run; given several times, an ensemble.'
@@ -53,6 +52,7 @@ def main(argv: list[str]) -> None:
     from vision.core.progress import phase, progress_bar
 
     with phase('starting'):
+        from vision.core.workdir import locate, read_config
         from vision.evaluation.evals import evaluate_runs, named_entries
         from vision.evaluation.report import write_report
 

@@ -229,6 +229,9 @@ def _open_and_search(path: str, queries: str) -> dict[str, float]:
 
 def _peak_mb() -> float:
     """Returns the peak memory of this process."""
+    # On Linux `getrusage` also counts the parent's peak until this program was started.
+    if (status := Path('/proc/self/status')).exists():
+        return int(status.read_text().split('VmHWM:')[1].split()[0]) / 1000
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
 
 

@@ -17,9 +17,9 @@ LEAST = 1000  # smallest number of images of an IVF-PQ index
 # HNSW's M, efConstruction and efSearch: links per node, and the beam widths of build and search.
 _HNSW_LINKS, _HNSW_BUILD, _HNSW_SEARCH = 32, 200, 256
 # IVF-PQ has `_LISTS` · √N lists for N images, trained on `_PER_LIST` images each. A query searches
-# one in `_PROBED` lists. One byte encodes `_PER_BYTE` values of a vector; `_CODES` images train the
-# codes.
-_LISTS, _PER_LIST, _PROBED, _PER_BYTE, _CODES = 4, 64, 64, 4, 65536
+# one in `_PROBED` lists, at least `_PROBED_LEAST`. One byte encodes `_PER_BYTE` values of a vector;
+# `_CODES` images train the codes.
+_LISTS, _PER_LIST, _PROBED, _PROBED_LEAST, _PER_BYTE, _CODES = 4, 64, 64, 16, 4, 65536
 _SAMPLE = 1000  # number of vectors on which the recall is measured
 
 
@@ -68,7 +68,7 @@ def make(size: int, metric: str, kind: str, count: int = 0) -> Any:
         )
     lists, codes = min(round(_LISTS * count**0.5), count // _PER_LIST), -(-size // _PER_BYTE)
     made = faiss().index_factory(codes * _PER_BYTE, f'IVF{lists},PQ{codes}', measure)
-    made.nprobe = max(1, lists // _PROBED)
+    made.nprobe = min(lists, max(_PROBED_LEAST, lists // _PROBED))
     made.do_polysemous_training = False  # takes most of the time, for a filter that is not used
     made.cp.min_points_per_centroid = made.pq.cp.min_points_per_centroid = 1  # no warnings
     return made

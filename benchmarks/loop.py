@@ -5,7 +5,7 @@ Other benchmarks also use `synthetic_config` and `loop_rate`.
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ def synthetic_config(model: str, image_size: int, batch_size: int) -> ConfigDict
     """Returns the config of a run on synthetic images, without evaluations while it is timed."""
     config = default_config()
     config.model.name = model
+    # LeNet-5 expects 32 pixels: the model pads MNIST's 28 pixels.
+    if model == 'lenet5' and image_size == 28:
+        config.model.padding = 2
     config.data.source = 'synthetic'
     config.data.num_examples, config.data.image_size = 512, image_size
     config.preprocess.mean, config.preprocess.std = (0.3,), (0.2,)
@@ -146,22 +149,22 @@ def epoch_speed(
     config = synthetic_config(model, image_size, batch_size)
     config.data.num_examples, config.data.channels = examples, channels
     config.model.dtype, config.training.steps_per_call = dtype, steps_per_call
-    # LeNet-5 expects 32 pixels: the model pads MNIST's 28 pixels.
-    if model == 'lenet5' and image_size == 28:
-        config.model.padding = 2
     # The first epoch includes compilation, so it serves as the warm-up.
     steps = -(-examples // batch_size)
     rate = loop_rate(config, steps, warm_up=steps)
     return {'rate': rate, 'device': jax.devices()[0].device_kind}
 
 
-def loop_rate(config: ConfigDict, steps: int, warm_up: int = 6) -> float:
+def loop_rate(
+    config: ConfigDict, steps: int, warm_up: int = 6, hooks: Sequence[Hook] = ()
+) -> float:
     """Trains in a temporary workdir and returns the throughput of the loop in images/s.
 
     Args:
       config: the config of the run; its length is replaced.
       steps: the number of timed steps, during which two log records are written.
       warm_up: the number of steps before them.
+      hooks: more hooks of the loop.
     """
     # Stop after the timed steps; the schedule still spans the whole duration.
     config = config.copy_and_resolve_references()
@@ -169,7 +172,7 @@ def loop_rate(config: ConfigDict, steps: int, warm_up: int = 6) -> float:
     config.training.log_every = f'{max(steps // 2, 1)} steps'
     rate = _Rate(warm_up, warm_up + steps)
     with tempfile.TemporaryDirectory() as workdir:
-        train(config, workdir, [rate])
+        train(config, workdir, [*hooks, rate])
     return rate.steps * config.training.batch_size / rate.seconds
 
 

@@ -1,9 +1,11 @@
 """The benchmarks of the loop, a GPU and scaling: that they run, and how readings become figures."""
 
+import json
+
 import jax.numpy as jnp
 import pytest
 
-from benchmarks import gpu, loop, scaling, startup, throughput
+from benchmarks import gpu, growth, loop, memory, scaling, startup, throughput
 from benchmarks.input import make_jpegs
 from vision.core.errors import UserError
 from vision.models.layers import xla_only
@@ -20,8 +22,32 @@ def test_the_loop_is_fed_from_files(monkeypatch):
 
 @pytest.mark.slow
 def test_a_start_ends_with_its_first_step():
-    found = startup.startup('lenet5', 32, 4)
-    assert found['cold'] > 0 and found['ratio'] == pytest.approx(found['warm'] / found['cold'])
+    cold, warm = startup.first_step('lenet5', 32, 4)
+    for taken in (cold, warm):
+        parts = json.loads(taken.last)
+        assert list(parts) == ['import', 'setup', 'trace', 'compile', 'step']
+        assert all(seconds >= 0 for seconds in parts.values())
+        assert sum(parts.values()) <= taken.seconds
+        assert taken.cpu > 0
+
+
+@pytest.mark.slow
+def test_memory_is_measured_in_the_loop():
+    (row,) = memory.memory(['lenet5'], 64, [], None)
+    assert 0 < row['temp_mib'] < row['start_mib'] < row['peak_mib'] and row['ratio'] == 1
+
+
+@pytest.mark.slow
+def test_growth_has_a_page_and_goes_on(tmp_path, monkeypatch):
+    rows = growth.growth(tmp_path, quick=True)
+    assert {row['curve'] for row in rows} == set(growth.CURVES)
+    for row in rows:
+        assert len(row['values']) == 2 and all(value > 0 for value in row['values'])
+        assert row['slope'] == pytest.approx(row['first']) == row['last']
+    assert (tmp_path / 'growth.png').stat().st_size > 10_000
+    # What was measured is not measured again.
+    monkeypatch.setattr(growth, 'run_process', None)
+    assert growth.growth(tmp_path, quick=True) == rows
 
 
 def test_a_gpu_gets_resnet50_with_mfu_and_epochs(monkeypatch):
@@ -67,7 +93,8 @@ def test_a_peer_s_resnet50_is_measured_after_ours(monkeypatch):
 
     def run(words, env=None):
         order.append('peer' if words[0] == 'torch' else 'ours')
-        return {'device': 'cpu', 'rate': 30.0 / len(order), 'peak': None, 'flops_per_image': 1.0}
+        rate, form = 30.0 / len(order), 'torchvision, channels_last'
+        return {'device': 'cpu', 'rate': rate, 'peak': None, 'flops_per_image': 1.0, 'form': form}
 
     monkeypatch.setattr(throughput, 'run_process', run)
     rows = gpu.gpu(

@@ -16,8 +16,7 @@ from vision.core.text import AnyPath, as_path
 from vision.prediction.classifier import Classifier
 from vision.preprocess.decode import read
 from vision.search import index as index_lib
-from vision.search import milvus
-from vision.search.search import AnyIndex
+from vision.search.naming import AnyIndex, in_milvus, open_index
 from vision.serving.asked import Refused, prepared
 from vision.serving.batching import Batcher
 from vision.serving.metrics import Metrics
@@ -140,14 +139,9 @@ class Collection:
           UserError: the index cannot be loaded, or another model made it.
         """
         self._classifier, self._loading = classifier, threading.Lock()
-        is_milvus = isinstance(place, str) and place.startswith(milvus.PREFIX)
-        self._path = None if is_milvus else as_path(place)
+        self._path = None if in_milvus(place) else as_path(place)
         self._seen = _stamp(self._path)
-        self._index: AnyIndex = (
-            milvus.load(str(place))
-            if self._path is None
-            else index_lib.load(self._path, read_only=True)
-        )
+        self._index: AnyIndex = open_index(place, read_only=True)
         self._index.check(classifier)
         self.endpoint: str = self._index.made_by['endpoint']
 

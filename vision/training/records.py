@@ -1,6 +1,9 @@
 """Records of a run: metric accumulator, throughput, `metrics.jsonl`, TensorBoard and results."""
 
+import functools
 import math
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -181,23 +184,31 @@ class Recorder:
           workdir: workdir of the run.
           step: the step that the run resumes from; records of later steps are dropped.
         """
+        self._workdir, self._step = workdir, step
         self._writes = processes.is_first()
         if not self._writes:
             return
-        from tensorboardX import SummaryWriter
-
         path = workdir / 'metrics.jsonl'
         if path.exists():
             kept = [record for record in read_records(workdir) if record['step'] <= step]
             write_text(path, ''.join(json_text(record) + '\n' for record in kept))
         self._file = open(path, 'a')  # noqa: SIM115 - closed by __exit__
+
+    @functools.cached_property
+    def _events(self) -> Any:
+        """TensorBoard's writer, which is imported with the first record."""
+        # tensorboardX imports Google's storage client if it is installed, for workdirs in the cloud,
+        # which are not supported. This takes ten times as long as the rest of the import.
+        with _without('google.cloud.storage'):
+            from tensorboardX import SummaryWriter
+
         # SummaryWriter's file names contain the time in whole seconds. The suffix keeps a run that
         # is restarted within a second from overwriting the file.
         suffix = f'.{time.time_ns()}'
         # SummaryWriter calls fsync at each flush, which fails on file systems without fsync.
-        self._events = SummaryWriter(
-            str(workdir),
-            purge_step=step + 1,
+        return SummaryWriter(
+            str(self._workdir),
+            purge_step=self._step + 1,
             filename_suffix=suffix,
             write_to_disk=sync(self._file),
         )
@@ -208,7 +219,8 @@ class Recorder:
     def __exit__(self, *_) -> None:
         if self._writes:
             self._file.close()
-            self._events.close()
+            if '_events' in vars(self):
+                self._events.close()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Writes one record. Once this returns, killing the process does not lose the record.
@@ -234,6 +246,19 @@ class Recorder:
         pixels = np.clip(np.round(images), 0, 255).astype(np.uint8)
         self._events.add_image(name, grid(pixels), step, dataformats='HWC')
         self._events.flush()
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Makes the import of an optional module fail in the block, unless it was imported before."""
+    hidden = module not in sys.modules
+    if hidden:
+        sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[module]
 
 
 def newest(
@@ -298,3 +323,12 @@ def results_table(results: Results, metrics: Mapping[str, Metric], workdir: str)
     if not results:
         return f'{workdir}: stopped early by training.stop_after'
     return metrics_table(results, metrics, title=f'{workdir}: the best checkpoint')
+
+
+def next_commands(workdir: str) -> str:
+    """Returns the commands that evaluate and use a finished run, as a shell reads them."""
+    flag = f'--workdir={shlex.quote(workdir)}'
+    return (
+        f'next: python -m experiments.evaluate {flag}\n'
+        f'      python -m experiments.predict {flag} IMAGE …'
+    )

@@ -222,8 +222,9 @@ def require(**values: object) -> None:
 
 def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     """Prepares the process and runs `main`; converts its exceptions to exit codes."""
-    # Show warnings only, and set up JAX before it has a backend.
+    # Show warnings only, without absl's prefix, and set up JAX before it has a backend.
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().setFormatter(_Plain())
     _quiet_orbax()
     startup.tune()
     startup.use_compilation_cache()
@@ -259,6 +260,14 @@ def _end(error: Exception) -> int:
     if (place := place_of(error)) is not None and not _is_one_of_several():
         return _complain(f'{place}: {type(error).__name__}: {error!s:.300}')
     return _fail(error)
+
+
+class _Plain(standard_logging.Formatter):
+    """Formats a log record as 'warning: …', like the 'error: …' of a mistake."""
+
+    def format(self, record: standard_logging.LogRecord) -> str:
+        """Returns the level in lower case and the message."""
+        return f'{record.levelname.lower()}: {super().format(record)}'
 
 
 def _is_one_of_several() -> bool:

@@ -340,7 +340,8 @@ def check_arguments(
     hints = type_hints(function)
     for key, value in arguments.items():
         if key not in known:
-            raise unknown(f'argument of {what}', key, known)
+            # The misspelt key may also be the section's `name`.
+            raise unknown(f'argument of {what}', key, known, ['name'])
         if key not in hints:
             continue
         if not fits(value, hints[key]):

@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 
 from vision.core import access
-from vision.core.errors import UserError
+from vision.core.errors import not_installed
 from vision.data.source import FileSource, read_file
 from vision.prediction import pages, pictures, review
 from vision.prediction.classifier import Classifier
@@ -84,9 +84,7 @@ def serve(
         import uvicorn
         from starlette.responses import PlainTextResponse
     except ImportError:
-        raise UserError(
-            'the demo needs gradio: pip install "jax-image-classification[demo]"'
-        ) from None
+        raise not_installed('the demo', 'gradio', 'demo') from None
     # Bind the port before the slow warm-up, so that a taken port is reported at once.
     listener, address = access.listen(host, port)
     port = listener.getsockname()[1]

@@ -92,9 +92,28 @@ def draw_neighbours(run: Run, results: Sequence[dict[str, Any]]) -> 'Figure':
     return draw_grid(grid or [[Picture(None, 'nothing found')]])
 
 
+def root_of(results: Sequence[dict[str, Any]]) -> str:
+    """Returns the common folder of the files in results; '' if no neighbour is a file."""
+    asked, found = _names_in(results)
+    return '' if all(map(OF_SPLIT.fullmatch, found)) else _root(asked, found)
+
+
+def _names_in(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """Returns the names of the query images, and those of the neighbours."""
+    return [r['path'] for r in results], [n['path'] for r in results for n in r['neighbours']]
+
+
+def _root(asked: Sequence[str], found: Sequence[str]) -> str:
+    """Returns the common folder of query images and neighbours, or of the neighbours alone."""
+    # Names of splits have no folder. If query images and neighbours have only '/' in common, use
+    # the common folder of the neighbours.
+    asked, found = ([n for n in names if not OF_SPLIT.fullmatch(n)] for names in (asked, found))
+    roots = common_root([*asked, *found]), common_root(found)
+    return next((root for root in roots if root.strip(os.sep)), '')
+
+
 def _pictures_of(run: Run, results: Sequence[dict[str, Any]]) -> 'Pictures':
-    others = [n['path'] for r in results for n in r['neighbours']]
-    return Pictures(run, [r['path'] for r in results], others)
+    return Pictures(run, *_names_in(results))
 
 
 class Pictures:
@@ -115,11 +134,7 @@ class Pictures:
         """
         self._run = run
         self._splits: dict[str, Source] = {}
-        # Names of splits have no folder. If query images and neighbours have only '/' in common,
-        # use the common folder of the neighbours.
-        asked, found = ([n for n in names if not OF_SPLIT.fullmatch(n)] for names in (asked, found))
-        roots = common_root([*asked, *found]), common_root(found)
-        self.root = next((root for root in roots if root.strip(os.sep)), '')
+        self.root = _root(asked, found)
 
     def __call__(self, name: str) -> np.ndarray | None:
         """Returns an image, uint8 [H, W, C], or None if it cannot be read or shown."""

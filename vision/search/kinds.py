@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from vision.core.errors import UserError, unknown
+from vision.core.errors import UserError, not_installed, unknown
 
 METRICS = ('cosine', 'euclidean')
 KINDS = ('exact', 'hnsw', 'ivfpq')
@@ -32,9 +32,7 @@ def faiss() -> Any:
     try:
         import faiss
     except ImportError:
-        raise UserError(
-            'search needs faiss: pip install "jax-image-classification[search]"'
-        ) from None
+        raise not_installed('search', 'faiss', 'search') from None
     return faiss
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vision.core.errors import UserError
+from vision.core.errors import not_installed
 from vision.preprocess.pictures import to_rgb
 
 SIDE = 384  # pixels of the longer side at which features are computed
@@ -88,9 +88,7 @@ def opencv() -> Any:
     try:
         import cv2
     except ImportError:
-        raise UserError(
-            'finding copies needs OpenCV: pip install "jax-image-classification[search]"'
-        ) from None
+        raise not_installed('finding copies', 'OpenCV', 'search') from None
     return cv2
 
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vision.core.errors import UserError, at_least_one
+from vision.core.errors import UserError, at_least_one, not_installed
 from vision.core.text import json_text
 from vision.prediction.classifier import Classifier
 from vision.search import fields, fingerprint
@@ -371,9 +371,7 @@ def _connect(uri: str) -> tuple[Any, str]:
     try:
         from pymilvus import MilvusClient
     except ImportError:
-        raise UserError(
-            '--index=milvus:… needs pymilvus: pip install "jax-image-classification[milvus]"'
-        ) from None
+        raise not_installed('--index=milvus:…', 'pymilvus', 'milvus') from None
     # Silence logs: pymilvus logs errors that it also raises, Milvus Lite unsupported requests.
     for library in ('pymilvus', 'grpc._server'):
         logging.getLogger(library).setLevel(logging.CRITICAL)

@@ -33,7 +33,7 @@ from vision.training.calls import Calls
 from vision.training.hooks import Display, EarlyStopping, Hook, Pictures, needs_every_step
 from vision.training.records import Clock, Interval, Recorder, Results, evaluations, newest, results
 from vision.training.setup import Setup, normalised, setup
-from vision.training.start import Start, check_start, first_state
+from vision.training.start import Start, check_start, first_state, warn_of_selection
 from vision.training.step import Metrics
 
 _WEIGHTS = ('params', 'batch_stats', 'ema_params', 'ema_batch_stats')
@@ -163,6 +163,7 @@ class Loop:
                 pictures = Pictures(self._recorder, lambda: evaluator.first, run.task)
                 self._hooks = (display, pictures, self._early_stopping, *hooks)
                 _print(inputs.report(run.train, run.loading))
+                warn_of_selection(run)
                 with StopSignals(self._checkpoints.wait) as self._signals:
                     self._take_steps()
             if self.ended and run.test is not None:
@@ -268,6 +269,7 @@ class Loop:
         """Writes the record of the interval that ends with `step`."""
         record = self._interval.record() | self._clock.lap(self.run.loading.batch_size)
         self._recorder.write(step, record)
+        self._calls.choose(self._clock.seconds_left(1))
         seconds_left = self._clock.seconds_left(self.run.total_steps - step)
         for hook in self._hooks:
             hook.after_log(step, record, seconds_left)

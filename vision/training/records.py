@@ -2,6 +2,7 @@
 
 import functools
 import math
+import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -322,3 +323,12 @@ def results_table(results: Results, metrics: Mapping[str, Metric], workdir: str)
     if not results:
         return f'{workdir}: stopped early by training.stop_after'
     return metrics_table(results, metrics, title=f'{workdir}: the best checkpoint')
+
+
+def next_commands(workdir: str) -> str:
+    """Returns the commands that evaluate and use a finished run, as a shell reads them."""
+    flag = f'--workdir={shlex.quote(workdir)}'
+    return (
+        f'next: python -m experiments.evaluate {flag}\n'
+        f'      python -m experiments.predict {flag} IMAGE …'
+    )

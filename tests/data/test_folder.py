@@ -183,6 +183,20 @@ def test_shares_of_splits_that_are_there_are_refused_and_others_taken_from_train
         folder('validation', str(tmp_path / 'train'), validation=0)
 
 
+@pytest.mark.parametrize('splits', [(), ('train',), ('train', 'val'), ('train', 'valid', 'test')])
+def test_all_has_the_images_of_every_split_once(tmp_path, splits):
+    for part in splits or ('',):
+        many(tmp_path / part, 11)
+    paths = folder('all', str(tmp_path)).paths
+    every = {path for split in SPLITS for path in folder(split, str(tmp_path)).paths}
+    assert len(paths) == 22 * max(1, len(splits)) and set(paths) == every
+    # Classes with too few images for a validation split, and shares that leave a split out.
+    touch(tmp_path / 'few', 'cat/a.jpg', 'dog/b.jpg')
+    source = folder('all', str(tmp_path / 'few'), validation=0)
+    assert names(source, tmp_path / 'few') == ['cat/a.jpg', 'dog/b.jpg']
+    assert source.labels.tolist() == [0, 1]
+
+
 def test_only_a_train_folder_is_split(tmp_path):
     many(tmp_path / 'train', 20)
     found = [len(folder(s, str(tmp_path)).paths) for s in SPLITS]
@@ -448,6 +462,9 @@ def test_list_with_its_own_splits_and_numeric_labels(tmp_path):
     assert names(source, tmp_path) == ['a.jpg', 'c.jpg']
     np.testing.assert_array_equal(source.labels, [1, 0])
     assert names(file_list('validation', str(tmp_path / 'a.csv')), tmp_path) == ['b.jpg']
+    every = file_list('all', str(tmp_path / 'a.csv'))
+    assert names(every, tmp_path) == ['a.jpg', 'c.jpg', 'b.jpg', 'd.jpg']
+    assert every.labels.tolist() == [1, 0, 0, 1]
 
 
 @pytest.mark.parametrize(

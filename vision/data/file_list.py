@@ -24,7 +24,7 @@ def file_list(
     """Opens one split of a list of images.
 
     Args:
-      split: train, validation or test.
+      split: train, validation or test, or 'all' for the images of all splits.
       path: a CSV file with a header `path,label`, or JSON lines `{"path": …, "label": …}`. Image
         paths are relative to the list's folder. Labels are class names. If a cell has several
         ('cat|dog'), the whole list is multi-label, and an empty cell is an image without labels.

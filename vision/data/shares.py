@@ -19,6 +19,7 @@ from vision.data.order import hash64
 from vision.data.source import FileSource, NoSplitError, Source, as_labels
 
 SPLITS = ('train', 'validation', 'test')
+ALL = 'all'  # name of all splits together
 TRAIN, VALIDATION, TEST = range(3)
 # The names of each split in folders and lists, the preferred one first.
 _NAMES = {
@@ -62,7 +63,7 @@ class Shares:
 
         Args:
           name: the folder or list, for messages.
-          split: one of `SPLITS`.
+          split: one of `SPLITS`, or `ALL`.
           classes: K names.
           images: absolute paths and labels.
           parts: the split of each image, from `parts`.
@@ -75,7 +76,11 @@ class Shares:
             raise NoSplitError(
                 f'{name}: there is no such split, because data.{split}={self.given[split]}'
             )
-        chosen = np.flatnonzero(parts == SPLITS.index(split)).tolist()
+        # The splits follow one another in `ALL`.
+        if split == ALL:
+            chosen = np.argsort(parts, kind='stable').tolist()
+        else:
+            chosen = np.flatnonzero(parts == SPLITS.index(split)).tolist()
         source = source_of(name, classes, [images[i] for i in chosen])
         warn_of_empty_classes(source)
         return source
@@ -126,9 +131,9 @@ class Shares:
 
 
 def check_split(split: str) -> None:
-    """Raises UserError if a name is not one of `SPLITS`."""
-    if split not in SPLITS:
-        raise unknown('split', split, SPLITS)
+    """Raises UserError if a name is neither one of `SPLITS` nor `ALL`."""
+    if split not in (*SPLITS, ALL):
+        raise unknown('split', split, (*SPLITS, ALL))
 
 
 def split_named(text: str) -> str | None:

@@ -20,6 +20,7 @@ from vision.core.errors import UserError, unknown
 from vision.core.progress import phase, progress_bar
 from vision.core.text import AnyPath, as_list, json_text
 from vision.data import registry as data
+from vision.data.shares import ALL
 from vision.data.source import Source, count_named
 from vision.evaluation import protocols
 from vision.evaluation.answers import Labels, Member, Progress, answer, make_step
@@ -119,7 +120,7 @@ def evaluate_entry(
         if own:
             # Keys other than these, such as the validation fraction, change which examples a split
             # has, so that only classes and shape can be checked.
-            same = set(entry['data']) <= set(_HOW_TO_READ)
+            same = set(entry['data']) <= set(_HOW_TO_READ) and entry['split'] != ALL
             check_data(run, source, entry['split'] if same else None)
         else:
             check_shape(run, source)
@@ -304,13 +305,14 @@ def _open(run: Run, entry: Mapping[str, Any]) -> tuple[Source, bool]:
         _check_place(entry['data'], entry['data'].get('source', inherited['source']))
     settings = inherited | dict(entry['data'].items())
     source = data.load(settings, entry['split'])
-    if not own and settings['source'] == 'folder' and not set(settings) & {*_SHARES}:
+    part = entry['split'] != ALL and not set(settings) & {*_SHARES}
+    if part and not own and settings['source'] == 'folder':
         from vision.data.folder import split_folders
 
         if not split_folders(os.path.abspath(os.path.expanduser(settings['path']))):
             logging.warning(
                 '%s: only the %s part of an automatic split is evaluated, %d images; for all images '
-                'add --split=train --eval.data.validation=0 --eval.data.test=0',
+                'add --split=all',
                 settings['path'],
                 entry['split'],
                 source.num_examples,

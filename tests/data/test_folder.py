@@ -473,6 +473,10 @@ def test_list_with_its_own_splits_and_numeric_labels(tmp_path):
         ('a.csv', '', 'no images'),
         ('a.csv', 'path,label\n', 'no images'),
         ('a.csv', 'file,label\na.jpg,cat\n', "image 1 has no 'path'"),
+        ('a.csv', 'path;label\na.jpg;cat\n', "image 1 has no 'path'.*, not 'path;label'$"),
+        ('a.csv', 'path,label,label\na.jpg,cat,dog\n', 'path,label,label names a column twice'),
+        ('a.csv', 'path,label\nhttps://x.org/a.jpg,cat\n', 'image 1 is a URL'),
+        ('a.jsonl', '{"path": "a.jpg", "label": NaN}', 'label of image 1 is nan'),
         ('a.csv', 'path,label\na.jpg,cat\nb.jpg\n', "image 2 has no 'label'"),
         ('a.csv', 'path,label,split\na.jpg,cat,trian\n', "unknown split 'trian'"),
         ('a.csv', 'path,label,split\na.jpg,cat,test\nb.jpg,cat\n', "image 2 has no 'split'"),
@@ -486,6 +490,15 @@ def test_what_is_wrong_with_a_list_is_said(tmp_path, name, text, why):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=why):
         file_list('train', str(tmp_path / name))
+
+
+def test_classes_that_look_the_same_are_told(tmp_path, caplog):
+    (tmp_path / 'a.csv').write_text('path,label\na.jpg,cat\nb.jpg,cat \nc.jpg,Cat\n')
+    touch(tmp_path / 'names', 'caf\u00e9/a.jpg', 'cafe\u0301/b.jpg', 'cafe/c.jpg')
+    assert file_list('all', str(tmp_path / 'a.csv')).class_names == ('Cat', 'cat', 'cat ')
+    assert len(folder('all', str(tmp_path / 'names')).class_names) == 3
+    told = [line for line in caplog.text.splitlines() if 'are different classes' in line]
+    assert len(told) == 2 and "'cat' and 'cat '" in told[0] and "'caf\\xe9'" in told[1]
 
 
 def test_files_folders_and_patterns_to_predict(tmp_path):

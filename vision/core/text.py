@@ -182,8 +182,11 @@ def read_rows(lines: Iterable[str], name: str) -> list[dict[str, str | None]]:
     reader = csv.DictReader(lines, strict=True)
     try:
         rows = list(reader)
+        columns = [column for column in reader.fieldnames or () if column]
     except csv.Error as e:
         raise UserError(f'{name}, line {reader.line_num}: not CSV ({e})') from None
+    if len(set(columns)) < len(columns):
+        raise UserError(f'{name}: the header {",".join(columns):.200} names a column twice')
     for row in rows:
         row.pop(None, None)  # type: ignore[call-overload]  # cells beyond those of the header
     return rows

@@ -6,6 +6,7 @@ so that it is never tested on an image that it was trained on.
 
 import math
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -316,10 +317,24 @@ def in_order(names: Iterable[str], rules: int, of_list: bool = False) -> tuple[s
         those of lists with numbers before words.
       of_list: True for the classes of a list.
     """
+    names = set(names)
+    _warn_of_similar_classes(names)
     if rules > 1:
         return tuple(sorted(names, key=natural))
     # Version 1.
     return tuple(sorted(names, key=_numbers_first if of_list else None))
+
+
+def _warn_of_similar_classes(names: Iterable[str]) -> None:
+    """Warns of names that look the same: with spaces around them, or other forms of Unicode."""
+    known: dict[str, str] = {}
+    for name in sorted(names):
+        same = known.setdefault(unicodedata.normalize('NFC', name).strip(), name)
+        if same != name:
+            warn_once(
+                f'{same!a} and {name!a} are different classes, though they differ only '
+                'in spaces or in the form of Unicode'
+            )
 
 
 def natural(name: str) -> tuple[list[tuple[str, int, str]], str]:

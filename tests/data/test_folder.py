@@ -501,6 +501,14 @@ def test_classes_that_look_the_same_are_told(tmp_path, caplog):
     assert len(told) == 2 and "'cat' and 'cat '" in told[0] and "'caf\\xe9'" in told[1]
 
 
+def test_folders_that_systems_add_are_no_classes_and_have_no_images(tmp_path, caplog):
+    touch(tmp_path, 'cat/a.jpg', 'cat/@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg', '__MACOSX/cat/._a.jpg')
+    (tmp_path / 'lost+found').mkdir()
+    assert names(folder('all', str(tmp_path)), tmp_path) == ['cat/a.jpg']
+    assert names(files([str(tmp_path)]), tmp_path) == ['cat/a.jpg']
+    assert '3 hidden folder' in caplog.text
+
+
 def test_files_folders_and_patterns_to_predict(tmp_path):
     touch(tmp_path, 'd/b.jpg', 'd/sub/a.PNG', 'd/notes.txt', 'z.jpg', 'y.jpg', 'odd.dat')
     given = [str(tmp_path / p) for p in ('odd.dat', 'd', '*.jpg', 'missing.jpg')]

@@ -218,8 +218,9 @@ def test_several_scales_weigh_the_same(photos):
     np.testing.assert_allclose(np.exp(-both['loss']), mean, rtol=1e-5)
 
 
-def test_all_images_of_a_folder_are_evaluated_once(photos, caplog):
+def test_all_images_of_a_folder_are_evaluated_once(photos, tmp_path, caplog):
     run = photo_run(photos)
+    run.config.data.validation = 0
     parts = [evaluate(run, split=split) for split in ('train', 'test')]
     for entry in ({}, {'data': {'source': 'folder', 'path': str(photos)}}):
         whole = evaluate(run, split='all', **entry)
@@ -231,6 +232,12 @@ def test_all_images_of_a_folder_are_evaluated_once(photos, caplog):
     # A part of the classes as a folder without splits.
     only = evaluate(run, data={'source': 'folder', 'path': str(photos / 'test')}, split='all')
     assert only.figures['count'] == 7 and 'automatic split' not in caplog.text
+    # Each split must be the one that the run recorded.
+    recorded = {'class_names': NAMES, 'num_examples': {'train': 7, 'test': 6}}
+    (tmp_path / 'dataset.json').write_text(json.dumps(recorded))
+    object.__setattr__(run, 'path', tmp_path)
+    with pytest.raises(UserError, match='test had 6 examples and has 7'):
+        evaluate(run, split='all')
 
 
 def test_images_that_cannot_be_read(photos, tmp_path):

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from vision.core.errors import UserError
 
 AnyPath = str | bytes | os.PathLike
 PICTURES = ('.png', '.html')  # file types that figures can be written to
+# Control characters, line ends, and characters that change the direction of text.
+_CONTROLS = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]')
 
 
 def as_list(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
@@ -148,6 +151,12 @@ def printable(text: str, file: TextIO) -> str:
     """
     encoding = file.encoding or 'utf-8'
     return text.encode(encoding, 'backslashreplace').decode(encoding)
+
+
+def on_one_line(text: str, file: TextIO) -> str:
+    """Returns `printable` text with escapes for line ends and characters that change a terminal."""
+    escaped = _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+    return printable(escaped, file)
 
 
 def write_row(cells: Sequence[Any], file: TextIO) -> None:

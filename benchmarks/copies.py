@@ -31,6 +31,7 @@ _FLOOR = 96  # pixels that the ResNet-50 drawn at random sees
 _COSINE = 0.95  # of `duplicates` before local features were compared
 # Which of the six views of 'all' make up the others.
 _OF_ALL = {'one': [0], 'flip': [0, 1], 'scales': [0, 2, 4], 'all': [*range(6)]}
+_NORMALIZED = 'normalized scores'
 _WITH = {'one': '', 'flip': ' + flip', 'scales': ' + scales', 'all': ' + flip and scales'}
 
 
@@ -61,7 +62,7 @@ def compare(photos: str, seed: int, each: int, output: Path) -> list[dict[str, A
     mark = f'{_digest(every)}-{seed}-{each}'
     judge = _Judge(every, trials, seed, work / f'rows-{mark}.jsonl')
     _judge_all(judge, classifier, lambda c, e, n: _Kept(c, e, work / f'{n}-{mark}'))
-    rows = list(judge.rows.values())
+    rows = [_without_threshold(row) for row in judge.rows.values()]
     copies_report.write(rows, output, {'photos': len(every), 'seed': seed, 'each': each})
     return rows
 
@@ -81,9 +82,9 @@ def _judge_all(
         judge(MODEL + _WITH[views], judging.by_vectors(mean, views))
     for size in _SIZES:
         judge(f'{MODEL} + whitening to {size}', judging.by_vectors(mean, whiten=size))
-    # The photos for tuning are the background of the judged trial. The tuned rows of this option
-    # would see themselves in it, so that it is only reported.
-    judge(f'{MODEL} + normalized scores', judging.by_vectors(mean, background=judge.tuning(mean)))
+    # The photos for tuning are the background of the judged trial. Their copies see themselves in
+    # it, so that neither this option nor a threshold can be tuned: it is only reported.
+    judge(f'{MODEL} + {_NORMALIZED}', judging.by_vectors(mean, background=judge.tuning(mean)))
     judge(f'{MODEL} + GeM', judging.by_vectors(gem))
     floor = kept(_drawn_at_random(classifier), 'features', 'floor')
     judge('ResNet-50 drawn at random', judging.by_vectors(floor))
@@ -97,10 +98,17 @@ def _judge_all(
     name += f' + whitening to {size}' if size else ''
     judge(name, judging.by_vectors(describe, views, size))
     judge(
-        f'{name} + normalized scores',
+        f'{name} + {_NORMALIZED}',
         judging.by_vectors(describe, views, size, judge.tuning(describe)),
     )
     judge(f'{name} + verification', judging.by_detector(describe, views, size))
+
+
+def _without_threshold(row: dict[str, Any]) -> dict[str, Any]:
+    """Returns a row without the figures of a tuned threshold where none can be tuned."""
+    if not row['method'].endswith(_NORMALIZED):
+        return row
+    return row | dict.fromkeys(('threshold', 'precision', 'recall'))
 
 
 class _Judge:

@@ -5,7 +5,7 @@ Other benchmarks also use `synthetic_config` and `loop_rate`.
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,9 @@ def synthetic_config(model: str, image_size: int, batch_size: int) -> ConfigDict
     """Returns the config of a run on synthetic images, without evaluations while it is timed."""
     config = default_config()
     config.model.name = model
+    # LeNet-5 expects 32 pixels: the model pads MNIST's 28 pixels.
+    if model == 'lenet5' and image_size == 28:
+        config.model.padding = 2
     config.data.source = 'synthetic'
     config.data.num_examples, config.data.image_size = 512, image_size
     config.preprocess.mean, config.preprocess.std = (0.3,), (0.2,)
@@ -121,7 +124,13 @@ def _compare(
 
 
 def epoch_speed(
-    model: str, dtype: str, image_size: int, channels: int, batch_size: int, examples: int
+    model: str,
+    dtype: str,
+    image_size: int,
+    channels: int,
+    batch_size: int,
+    examples: int,
+    steps_per_call: int | None = None,
 ) -> dict[str, Any]:
     """Measures the second epoch of a training loop on images in device memory.
 
@@ -132,29 +141,30 @@ def epoch_speed(
       channels: the number of channels.
       batch_size: the global batch size.
       examples: the number of examples of an epoch.
+      steps_per_call: the maximum number of steps in a call of the device.
 
     Returns:
       `rate` in images/s, and `device`.
     """
     config = synthetic_config(model, image_size, batch_size)
     config.data.num_examples, config.data.channels = examples, channels
-    config.model.dtype = dtype
-    # LeNet-5 expects 32 pixels: the model pads MNIST's 28 pixels.
-    if model == 'lenet5' and image_size == 28:
-        config.model.padding = 2
+    config.model.dtype, config.training.steps_per_call = dtype, steps_per_call
     # The first epoch includes compilation, so it serves as the warm-up.
     steps = -(-examples // batch_size)
     rate = loop_rate(config, steps, warm_up=steps)
     return {'rate': rate, 'device': jax.devices()[0].device_kind}
 
 
-def loop_rate(config: ConfigDict, steps: int, warm_up: int = 6) -> float:
+def loop_rate(
+    config: ConfigDict, steps: int, warm_up: int = 6, hooks: Sequence[Hook] = ()
+) -> float:
     """Trains in a temporary workdir and returns the throughput of the loop in images/s.
 
     Args:
       config: the config of the run; its length is replaced.
       steps: the number of timed steps, during which two log records are written.
       warm_up: the number of steps before them.
+      hooks: more hooks of the loop.
     """
     # Stop after the timed steps; the schedule still spans the whole duration.
     config = config.copy_and_resolve_references()
@@ -162,21 +172,25 @@ def loop_rate(config: ConfigDict, steps: int, warm_up: int = 6) -> float:
     config.training.log_every = f'{max(steps // 2, 1)} steps'
     rate = _Rate(warm_up, warm_up + steps)
     with tempfile.TemporaryDirectory() as workdir:
-        train(config, workdir, [rate])
-    return steps * config.training.batch_size / rate.seconds
+        train(config, workdir, [*hooks, rate])
+    return rate.steps * config.training.batch_size / rate.seconds
 
 
 class _Rate(Hook):
-    """Hook that times the loop between two steps."""
+    """Hook that times the loop from the end of the call that takes step `first` to step `last`."""
+
+    every_step = False
 
     def __init__(self, first: int, last: int):
         self._first, self._last = first, last
+        self._began: tuple[int, float] | None = None
 
     def after_step(self, step: int, batch: Any, metrics: Any) -> None:
         # Wait for the device at both ends only.
-        if step == self._first:
+        if self._began is None and step >= self._first:
             jax.block_until_ready(metrics)
-            self.began = time.perf_counter()
-        if step == self._last:
+            self._began = step, time.perf_counter()
+        elif self._began is not None and step == self._last:
             jax.block_until_ready(metrics)
-            self.seconds = time.perf_counter() - self.began
+            self.steps = step - self._began[0]
+            self.seconds = time.perf_counter() - self._began[1]

@@ -232,16 +232,21 @@ class Stopwatch(Hook):
 class Compilations:
     """Sums the time in which JAX traces, lowers and compiles, or reads its compilation cache."""
 
-    def __init__(self) -> None:
-        """Starts to listen to JAX's events."""
+    def __init__(self, kind: str = '') -> None:
+        """Starts to listen to JAX's events.
+
+        Args:
+          kind: start of the names of the events that count: 'backend_compile' leaves out tracing.
+        """
         import jax
 
+        self._prefix = f'/jax/core/compile/{kind}'
         self._spans: list[tuple[float, float]] = []  # disjoint, in order
         jax.monitoring.register_event_duration_secs_listener(self._add)
 
     def _add(self, event: str, duration_secs: float, **_: Any) -> None:
         # An event reports only its duration, and arrives at its end.
-        if not event.startswith('/jax/core/compile'):
+        if not event.startswith(self._prefix):
             return
         end = time.perf_counter()
         begin = end - duration_secs

@@ -102,8 +102,8 @@ def step_cost(model: str = 'resnet50', size: int = 224, batch: int = 8) -> dict[
     }
 
 
-def compile_step(model: str, size: int, batch: int, **arguments: Any) -> Any:
-    """Compiles a training step of SGD with momentum, for images [batch, size, size, 3].
+def compile_step(model: str, size: int, batch: int, channels: int = 3, **arguments: Any) -> Any:
+    """Compiles a training step of SGD with momentum, for images [batch, size, size, channels].
 
     Nothing is computed.
 
@@ -111,13 +111,14 @@ def compile_step(model: str, size: int, batch: int, **arguments: Any) -> Any:
       model: the model's name in the registry.
       size: pixels.
       batch: the global batch size.
+      channels: the number of channels.
       **arguments: arguments of the model.
     """
     # Shapes stand for the state and the batch, so that no memory is needed.
     network = create_model(model, num_classes=throughput.classes(size), **arguments)
     mesh = mesh_lib.make_mesh()
     recipe = plain_recipe(synthetic_config(model, size, batch), network)
-    variables = abstract_variables(network, (size, size, 3))
+    variables = abstract_variables(network, (size, size, channels))
     state = TrainState(
         step=jax.eval_shape(lambda: jnp.zeros((), jnp.int32)),
         params=variables['params'],
@@ -129,7 +130,7 @@ def compile_step(model: str, size: int, batch: int, **arguments: Any) -> Any:
     )
     # The batch as the loader would make it.
     examples = {
-        'image': jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
+        'image': jax.ShapeDtypeStruct((batch, size, size, channels), jnp.uint8),
         'label': jax.ShapeDtypeStruct((batch,), jnp.int32),
         'id': jax.ShapeDtypeStruct((batch,), jnp.int32),
         'mask': jax.ShapeDtypeStruct((batch,), jnp.float32),

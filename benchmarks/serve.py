@@ -120,7 +120,10 @@ def _server(pretrained: str) -> Iterator[int]:
         yield int(address.rpartition(':')[2])
     finally:
         process.terminate()
-        process.wait()
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 def _measure(

@@ -1,14 +1,16 @@
 """The peer's side of `benchmarks.throughput`, for a Python with PyTorch, torchvision and timm.
 
-    python torch_throughput.py torchvision train|infer MODEL float32|bfloat16 PIXELS CHANNELS BATCH
-    python torch_throughput.py onnxruntime infer MODEL float32 PIXELS CHANNELS BATCH
+    python torch_throughput.py PEER FORMAT train|infer MODEL DTYPE PIXELS CHANNELS BATCH [STEPS]
 
-It imports nothing from this project. timm is the peer for models that torchvision lacks. ONNX
-Runtime runs torchvision's model, exported by PyTorch.
+PEER is torchvision or timm (both eager), torch.compile or onnxruntime; FORMAT is contiguous_format
+or channels_last; DTYPE is float32 or bfloat16. At least six seconds are measured, or STEPS steps
+after two. It imports nothing from this project. timm is the
+library of models that torchvision lacks. ONNX Runtime runs the model as exported by PyTorch.
 """
 
 import contextlib
 import json
+import resource
 import statistics
 import sys
 import tempfile
@@ -19,31 +21,34 @@ _SECONDS = 6.0
 _STEPS = 5
 
 
-def main(peer, mode, name, dtype, size, channels, batch):
-    """Measures a model in eager mode.
+def main(peer, memory, mode, name, dtype, size, channels, batch, steps=None):
+    """Measures a model.
 
-    Prints JSON with `rate`, the images/s of the median step, and `format`, the memory format. On CPUs
-    each format is measured, and the faster one counts.
+    Prints JSON with `rate`, the images/s of the median step; `first`, the seconds of the first step;
+    `form`, the library, how the model was run and the memory format; and `peak_mib`, the largest
+    resident memory of the process.
     """
     import torch
 
-    on_gpu = torch.cuda.is_available() and peer == 'torchvision'
+    on_gpu = torch.cuda.is_available() and peer != 'onnxruntime'
     device = 'cuda' if on_gpu else 'cpu'
     classes = 1000 if channels == 3 else 10
-    model = _make(name, classes).to(device)
-    images = torch.randn(batch, channels, size, size, device=device)
-    # The settings that PyTorch's performance guide recommends for convolutional networks on GPUs. On
-    # CPUs, channels_last is faster for most networks.
-    formats = ['channels_last'] if on_gpu else ['contiguous_format', 'channels_last']
+    library, model = _make(name, classes, peer)
+    # The settings that PyTorch's performance guide recommends for convolutional networks.
     torch.backends.cudnn.benchmark = on_gpu
+    format = {'memory_format': getattr(torch, memory)}
+    model = model.to(device).to(**format).train(mode == 'train')
+    images = torch.randn(batch, channels, size, size, device=device).contiguous(**format)
     labels = torch.randint(0, classes, (batch,), device=device)
+    optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4)
     autocast = torch.autocast(device, torch.bfloat16) if dtype == 'bfloat16' else None
+    forward = torch.compile(model) if peer == 'torch.compile' else model
 
     # One step of training or inference on the same batch.
     def train():
         optimizer.zero_grad()
         with autocast or contextlib.nullcontext():
-            outputs = model(images)
+            outputs = forward(images)
             heads = [(outputs, 1.0)]
             # GoogLeNet also returns auxiliary logits.
             if isinstance(outputs, tuple):
@@ -55,39 +60,30 @@ def main(peer, mode, name, dtype, size, channels, batch):
 
     def infer():
         with torch.inference_mode(), autocast or contextlib.nullcontext():
-            model(images).softmax(-1)
+            forward(images).softmax(-1)
 
-    model.train(mode == 'train')
     step = train if mode == 'train' else infer
-    rates = {}
     if peer == 'onnxruntime':
-        rates['contiguous_format'] = batch / _seconds(_onnx_step(model, images))
-    else:
-        # CUDA runs asynchronously: wait for the end of the step.
-        wait = torch.cuda.synchronize if on_gpu else None
-        for name in formats:
-            # `step` uses these variables of the enclosing function.
-            model = model.to(memory_format=getattr(torch, name))
-            images = images.contiguous(memory_format=getattr(torch, name))
-            optimizer = torch.optim.SGD(model.parameters(), 1e-3, momentum=0.9, weight_decay=1e-4)
-            rates[name] = batch / _seconds(step, wait)
-    fastest = max(rates, key=lambda name: rates[name])
-    print(json.dumps({'rate': rates[fastest], 'format': fastest, 'rates': rates}))
+        step = _onnx_step(model, images)
+    # CUDA runs asynchronously: wait for the end of the step.
+    wait = torch.cuda.synchronize if on_gpu else None
+    first, median = _seconds(step, wait, *((steps, 0) if steps else (_STEPS, _SECONDS)))
+    form = {'torch.compile': f'compiled, {memory}', 'onnxruntime': 'ONNX'}.get(peer, memory)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    reading = {'rate': batch / median, 'first': first, 'form': f'{library}, {form}'}
+    print(json.dumps({**reading, 'peak_mib': peak}))
 
 
-def _seconds(step, wait=None):
-    """Returns the median time of a step after two steps of warm-up; `wait` ends each step."""
-    seconds = []
-    for i in range(10**9):
+def _seconds(step, wait, steps, least):
+    """Returns the seconds of the first step, and the median after two; `wait` ends each step."""
+    seconds: list[float] = []
+    while len(seconds) < steps + 2 or sum(seconds[2:]) < least:
         began = time.perf_counter()
         step()
         if wait:
             wait()
-        if i >= 2:
-            seconds.append(time.perf_counter() - began)
-        if len(seconds) >= _STEPS and sum(seconds) >= _SECONDS:
-            break
-    return statistics.median(seconds)
+        seconds.append(time.perf_counter() - began)
+    return seconds[0], statistics.median(seconds[2:])
 
 
 def _onnx_step(model, images):
@@ -104,17 +100,18 @@ def _onnx_step(model, images):
     return lambda: session.run(None, feed)
 
 
-def _make(name, classes):
+def _make(name, classes, peer):
+    """Returns the library of a model and the model."""
     if name == 'lenet5':
-        return lenet5(classes)
-    if name in _TIMM:
+        return 'torch', lenet5(classes)
+    if peer == 'timm' or name in _TIMM:
         import timm
 
-        return timm.create_model(_TIMM[name], num_classes=classes)
+        return 'timm', timm.create_model(_TIMM.get(name, name), num_classes=classes)
     import torchvision
 
     arguments = {'init_weights': False} if name == 'googlenet' else {}
-    return getattr(torchvision.models, name)(num_classes=classes, **arguments)
+    return 'torchvision', getattr(torchvision.models, name)(num_classes=classes, **arguments)
 
 
 def lenet5(classes):
@@ -138,4 +135,4 @@ def lenet5(classes):
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:5], *map(int, sys.argv[5:]))
+    main(*sys.argv[1:6], *map(int, sys.argv[6:]))

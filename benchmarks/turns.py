@@ -1,10 +1,12 @@
-"""Measurements in turn, in this process or in separate ones; shared by all benchmarks."""
+"""Measurements in turn, in this process or in separate ones, and stored ones; for all benchmarks."""
 
+import contextlib
 import json
 import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from vision.core.errors import UserError
@@ -70,3 +72,39 @@ def run_process(words: Sequence[str], env: Mapping[str, str] | None = None) -> A
         lines = (getattr(e, 'stderr', None) or str(e)).strip().splitlines()
         raise UserError(f'{words[0]}: {lines[-1]}') from None
     return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+class Store:
+    """Readings on disk, so that a benchmark that was stopped continues where it was."""
+
+    def __init__(self, folder: Path | None = None):
+        """Reads the readings of an earlier call.
+
+        Args:
+          folder: the folder of `readings.jsonl`, made if missing; None to keep nothing.
+        """
+        self._file = None if folder is None else folder / 'readings.jsonl'
+        self._readings: dict[str, Any] = {}
+        text = self._file.read_text() if self._file is not None and self._file.exists() else ''
+        for line in text.splitlines():
+            # A killed process may have left half a line.
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                self._readings[json.dumps(entry['key'])] = entry['reading']
+
+    def get(self, key: Sequence[Any], measure: Callable[[], Any]) -> Any:
+        """Returns the stored reading of a key; takes and stores it if there is none.
+
+        Args:
+          key: names the measurement, as values of JSON.
+          measure: takes the reading, a value of JSON.
+        """
+        name = json.dumps(key)
+        if name not in self._readings:
+            self._readings[name] = measure()
+            if self._file is not None:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                with self._file.open('a') as file:
+                    # The line break comes first, because the last line may be half a line.
+                    file.write('\n' + json.dumps({'key': key, 'reading': self._readings[name]}))
+        return self._readings[name]

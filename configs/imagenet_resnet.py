@@ -1,15 +1,12 @@
-"""ResNet on ImageNet; the depth and the recipe follow the colon.
+"""ResNet on ImageNet: 18, 34a, 34b, 34c (shortcuts A, B, C), 50, 101, 152, or 50-v1, 50-v2.
 
-Paper: He et al. 2015, "Deep residual learning for image recognition" (arXiv:1512.03385), section
-3.4.
+Paper: He et al. 2015, "Deep residual learning for image recognition" (arXiv:1512.03385), 3.4.
 
     python -m experiments.train --config=configs/imagenet_resnet.py:50 --workdir=runs/resnet50
-    …:18  …:34a  …:34b  …:34c  …:101  …:152     the paper's recipe; shortcuts A (also of 18), B, C
-    …:50-v1  …:50-v2     torchvision's recipes of 90 and 600 epochs
 
-Result: not run here. Paper's top-1 error with ten crops (`evals.ten_crop`): 22.85 % (50; the others
-are in results/table.md); with one crop: 24.7, 23.6 and 23.0 % (50, 101, 152; the authors' code).
-torchvision's accuracy: 76.130 % (50-v1), 80.858 % (50-v2).
+Result: not run. Paper's top-1 error of 50: 22.85 % with ten crops (`evals.ten_crop`; all depths are
+in results/table.md); the authors' code with one crop: 24.7, 23.6, 23.0 % (50, 101, 152).
+torchvision's recipes of 90 and 600 epochs: 23.870 % (50-v1), 19.142 % (50-v2).
 Cost: not measured; 600,000 steps of batch 256 with the paper's recipe.
 Deviations: 1 % of the training images is held out. Paper's recipe: channel means are subtracted,
 not pixel means; biases and norms are not decayed. 50-v2: see the comment below.

@@ -16,16 +16,9 @@ from pathlib import Path
 from absl import flags
 
 from vision.core import cli
-from vision.core.errors import UserError
+from vision.prediction.model_flags import ModelFlags
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
-PRETRAINED = flags.DEFINE_string(
-    'pretrained', None, 'Weights to use instead of a run; see experiments.predict.'
-)
-MODEL = flags.DEFINE_string('model', None, 'Model of --pretrained, where the weights do not tell.')
-CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'best', "The run's checkpoint: best, last or a step."
-)
+MODEL = ModelFlags()
 INDEX = flags.DEFINE_string('index', None, 'File of an index, to show similar images.')
 HOST = flags.DEFINE_string(
     'host', '127.0.0.1', 'Address to listen on; 0.0.0.0 for all addresses of this machine.'
@@ -36,19 +29,15 @@ PORT = flags.DEFINE_integer('port', 7860, 'Port to listen on; 0 for any free one
 def main(argv: list[str]) -> None:
     """Serves the page until it is stopped."""
     cli.refuse_arguments(argv)
-    if (WORKDIR.value is None) == (PRETRAINED.value is None):
-        raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
+    MODEL.check()
     from vision.core.progress import phase
 
     with phase('starting'):
-        from vision.prediction import Classifier, demo
+        from vision.prediction import demo
         from vision.search import display, index
 
         opened = index.load(Path(INDEX.value).expanduser()) if INDEX.value else None
-        if PRETRAINED.value is not None:
-            classifier = Classifier.from_pretrained(PRETRAINED.value, MODEL.value)
-        else:
-            classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value)
+        classifier = MODEL.load()
         similar = None if opened is None else display.Similar(classifier, opened)
     demo.serve(classifier, similar, PORT.value, HOST.value)
 

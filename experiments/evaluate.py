@@ -23,7 +23,6 @@ from vision.core import cli
 from vision.core.config import default_eval
 from vision.core.errors import UserError
 from vision.core.text import json_text
-from vision.core.workdir import locate, read_config
 
 WORKDIR = flags.DEFINE_multi_string(
     'workdir', None, 'Folder of the run; given several times, an ensemble.'
@@ -55,6 +54,7 @@ def main(argv: list[str]) -> None:
     from vision.core.progress import phase, progress_bar
 
     with phase('starting'):
+        from vision.core.workdir import locate, read_config
         from vision.evaluation.evals import evaluate_runs, named_entries
         from vision.evaluation.report import write_report
 
@@ -69,13 +69,14 @@ def main(argv: list[str]) -> None:
     if REPORT.value:
         with phase('writing the report'):
             page = write_report(runs, evaluations)
-    figures = {e.name: e.figures for e in evaluations}
     if FORMAT.value == 'json':
-        print(json_text(figures if EVALS.value else evaluations[0].figures))
+        named = {e.name: e.figures for e in evaluations}
+        print(json_text(named if EVALS.value else evaluations[0].figures))
         return
     from vision.core.text import print_table
     from vision.task.metrics import metrics_table
 
+    figures = {e.saved_as: e.figures for e in evaluations}
     title = f'{", ".join(WORKDIR.value)}, step {runs[0].step}'
     print_table(metrics_table(figures, runs[0].task.metrics, title))
     for name, f in figures.items():

@@ -14,16 +14,11 @@ file runs on the JAX version that wrote it and on newer ones.
 from absl import flags
 
 from vision.core import cli
-from vision.core.errors import UserError
 from vision.core.text import json_text, output_file
+from vision.prediction.model_flags import ModelFlags
 
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
-PRETRAINED = flags.DEFINE_string(
-    'pretrained', None, 'Weights to use instead of a run; see experiments.predict.'
-)
-MODEL = flags.DEFINE_string('model', None, 'Model of --pretrained, where the weights do not tell.')
+MODEL = ModelFlags()
 OUTPUT = flags.DEFINE_string('output', None, 'File to write.')
-CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
 FOLD = flags.DEFINE_bool('fold', True, 'Fold BatchNorm into the convolutions, which is faster.')
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the outcome is printed.')
 
@@ -31,20 +26,15 @@ FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the outcom
 def main(argv: list[str]) -> None:
     """Exports the classifier and prints what is in the file."""
     cli.refuse_arguments(argv)
-    if (WORKDIR.value is None) == (PRETRAINED.value is None):
-        raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
+    MODEL.check()
     cli.require(output=OUTPUT.value)
     path = output_file('output', OUTPUT.value)
     from vision.core.progress import phase
 
     with phase('starting'):
-        from vision.prediction import Classifier
         from vision.prediction.stablehlo import export
 
-        if PRETRAINED.value is not None:
-            classifier = Classifier.from_pretrained(PRETRAINED.value, MODEL.value, FOLD.value)
-        else:
-            classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value, FOLD.value)
+        classifier = MODEL.load(FOLD.value)
     with phase('exporting and checking'):
         about = export(classifier, path)
     if FORMAT.value == 'json':

@@ -14,7 +14,6 @@ training only; only 'parameters with auxiliary heads' includes them.
 from absl import flags
 
 from vision.core import cli
-from vision.models import summary_tables
 
 FORMAT = flags.DEFINE_enum('format', 'table', ['table', 'json'], 'How the figures are printed.')
 INPUT = flags.DEFINE_integer(
@@ -28,6 +27,8 @@ CLASSES = flags.DEFINE_integer('num_classes', None, "Number of classes (default:
 
 def main(argv: list[str]) -> None:
     """Prints the table of one model or of all models."""
+    from vision.models import summary_tables
+
     options = (INPUT.value, CHANNELS.value, CLASSES.value)
     for line in summary_tables.describe(argv[1:], FORMAT.value, *options):
         print(line, flush=True)

@@ -19,18 +19,10 @@ from absl import flags
 from vision.core import cli
 from vision.core.errors import UserError
 from vision.core.text import PICTURES, output_file
+from vision.prediction.model_flags import ModelFlags
 
 cli.heading('The classifier')
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
-CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'best', "The run's checkpoint: best, last or a step."
-)
-PRETRAINED = flags.DEFINE_string(
-    'pretrained',
-    None,
-    'ImageNet weights to use instead of a run: efficientnet_lite0 (lite1, lite2), FILE.safetensors, FILE.pth or hf:org/name.',
-)
-MODEL = flags.DEFINE_string('model', None, 'Model of --pretrained, where the weights do not tell.')
+MODEL = ModelFlags()
 FOLD = flags.DEFINE_bool('fold', True, 'Fold BatchNorm into the convolutions, which is faster.')
 cli.heading('The answers')
 TOP_K = flags.DEFINE_integer('top_k', 5, 'Number of classes to name for each image.', lower_bound=1)
@@ -42,21 +34,17 @@ EXPLAIN = flags.DEFINE_string('explain', None, 'File for heat maps, .png or .htm
 
 def main(argv: list[str]) -> int:
     """Classifies the images and prints the answers."""
-    if (WORKDIR.value is None) == (PRETRAINED.value is None):
-        raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
+    MODEL.check()
     if len(argv) < 2:
         raise UserError('name at least one image, folder or glob')
     picture = output_file('explain', EXPLAIN.value, PICTURES) if EXPLAIN.value else None
     from vision.core.progress import phase, track
 
     with phase('starting'):
-        from vision.prediction import Classifier, explain, feed, formats
+        from vision.prediction import explain, feed, formats
 
         source = feed.files(argv[1:])
-        if PRETRAINED.value is not None:
-            classifier = Classifier.from_pretrained(PRETRAINED.value, MODEL.value, FOLD.value)
-        else:
-            classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value, FOLD.value)
+        classifier = MODEL.load(FOLD.value)
     classifier.expect(source.num_examples)
     answers = classifier.classify_source(source, TOP_K.value)
     bar = FORMAT.value == 'table' or not sys.stdout.isatty()

@@ -9,6 +9,7 @@
     add PATH…         add images to an index
     replace PATH…     add images to an index, and replace those that are already in it
     remove PATH…      remove files and folders from an index; needs no model
+    verify            read every byte of an index and compare it with its checksum; needs no model
     query IMAGE…      find the nearest images in the index, or in --split, which is described first
     duplicates        find copies of images in the index, whole or in part, or between --index and
                       --against
@@ -35,17 +36,11 @@ from absl import flags
 from vision.core import cli
 from vision.core.errors import UserError, unknown
 from vision.core.progress import phase, track
-from vision.core.text import PICTURES, json_text, output_file
+from vision.core.text import PICTURES, figures_text, json_text, output_file
+from vision.prediction.model_flags import ModelFlags
 
 cli.heading('The model that describes the images')
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
-CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'best', "The run's checkpoint: best, last or a step."
-)
-PRETRAINED = flags.DEFINE_string(
-    'pretrained', None, 'Weights to use instead of a run; see experiments.predict.'
-)
-MODEL = flags.DEFINE_string('model', None, 'Model of --pretrained, where the weights do not tell.')
+MODEL = ModelFlags()
 ENDPOINT = flags.DEFINE_string(
     'endpoint',
     None,
@@ -167,15 +162,19 @@ def main(argv: list[str]) -> int:
     if HNSW.value:
         if KIND.present and KIND.value != 'hnsw':
             raise UserError(f'--hnsw is --kind=hnsw now, and contradicts --kind={KIND.value}')
-        print('--hnsw is --kind=hnsw now', file=sys.stderr)
+        print('warning: --hnsw is --kind=hnsw now', file=sys.stderr)
+    command, words = argv[1], argv[2:]
+    mode = ' --copies' if COPIES.value else ' --truth' if TRUTH.value is not None else ''
+    cli.refuse_options(command + mode * (command == 'evaluate'), _OPTIONS)
     # Removing images and indexing shards need no model; the other commands need one.
-    from_shards = argv[1] in ('build', 'add', 'replace') and _are_shards(argv[2:])
-    models = sum(flag.value is not None for flag in (WORKDIR, PRETRAINED))
-    if argv[1] != 'remove' and models != 1 and not (from_shards and not models):
-        raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
+    without = command in ('remove', 'verify') or (
+        command in ('build', 'add', 'replace') and _of_shards(words) is not None
+    )
+    if MODEL.named or not without:
+        MODEL.check()
     with phase('starting'):
         import vision.search.search  # noqa: F401
-    return COMMANDS[argv[1]](argv[2:])
+    return COMMANDS[command](words)
 
 
 def _describe(words: list[str]) -> int:
@@ -188,23 +187,22 @@ def _describe(words: list[str]) -> int:
         classifier, _images(classifier, words), OUTPUT.value, _endpoint(), DISTRIBUTED.value
     )
     errors = found.pop('errors')
-    for path, reason in errors.items():
-        print(f'{path} cannot be read: {reason}', file=sys.stderr)
+    _tell_failed(errors)
     _print({'output': OUTPUT.value, **found})
     return cli.ANSWERED_IN_PART if found['failed'] else 0
 
 
 def _build(words: list[str]) -> int:
-    from vision.search import fields, index, search
+    from vision.search import building, fields, index, naming
 
     path = _index_path()
     _require_images(words)
-    if not _in_milvus():
+    place = INDEX.value if naming.in_milvus(INDEX.value) else None
+    if place is None:
         index.check_replaceable(path)
     own = fields.Own(FIELDS.value) if FIELDS.value else None
     classifier, images = _classifier_and_images(words)
-    place = INDEX.value if _in_milvus() else None
-    made, failed = search.build(
+    made, failed = building.build(
         classifier, images, _endpoint(), METRIC.value, _kind(), own, place, WHITEN.value
     )
     with phase('writing the index'):
@@ -214,16 +212,16 @@ def _build(words: list[str]) -> int:
 
 
 def _add(words: list[str], replace: bool = False) -> int:
-    from vision.search import fields, search
+    from vision.search import building, fields
 
     path = _index_path()
     _require_images(words)
-    made = _load(path)
+    made = _open(path)
     classifier, images = _classifier_and_images(words)
     if classifier is not None:
         made.check(classifier, ENDPOINT.value)
     before, own = len(made), fields.Own(FIELDS.value) if FIELDS.value else None
-    failed = search.add(classifier, made, images, replace, own)
+    failed = building.add(classifier, made, images, replace, own)
     with phase('writing the index'):
         made.save(path)
     return _tell_built(made, len(made) - before, failed, {})
@@ -234,42 +232,54 @@ def _replace(words: list[str]) -> int:
 
 
 def _remove(words: list[str]) -> int:
-    from vision.search import search
+    from vision.search import building
 
     path = _index_path()
     if not words:
         raise UserError('name files or folders to remove')
-    made = _load(path)
-    removed = search.remove(made, words)
+    made = _open(path)
+    removed = building.remove(made, words)
     with phase('writing the index'):
         made.save(path)
     _print({'index': INDEX.value, 'images': len(made), 'removed': removed})
     return 0
 
 
+def _verify(words: list[str]) -> int:
+    from vision.search import index, naming
+
+    cli.refuse_arguments(['', *words])
+    cli.require(index=INDEX.value)
+    if naming.in_milvus(INDEX.value):
+        raise UserError(f'--index={INDEX.value}: only an index in a file can be verified')
+    with phase('reading the index'):
+        count = index.verify(INDEX.value)
+    _print({'index': INDEX.value, 'images': count})
+    return 0
+
+
 def _query(words: list[str]) -> int:
-    from vision.search import search
+    from vision.search import building, naming, search
 
     if not words:
         raise UserError('name at least one image to look for')
-    box = search.parse_box(BOX.value) if BOX.value is not None else None
-    output = _output_path()
+    options, output = _options(), _output_path()
     if INDEX.value is None and SPLIT.value is None:
         raise UserError('--index=FILE, or --split of the run to look in, is missing; see --help')
     classifier = _classifier()
-    asked = search.named(classifier.run, words)
+    asked = naming.named(classifier.run, words)
     total = sum(some.source.num_examples for some in asked)
     # Load the index, or build one of the split in memory.
     if INDEX.value is not None:
         classifier.expect(total)
-        made = _load(INDEX.value, read_only=True)
+        made = _open(INDEX.value, read_only=True)
         made.check(classifier, ENDPOINT.value)
     else:
-        whole = [search.whole_split(classifier.run, SPLIT.value)]
-        made, _ = search.build(
+        whole = [naming.whole_split(classifier.run, SPLIT.value)]
+        made, _ = building.build(
             classifier, whole, _endpoint(), METRIC.value, _kind(), whiten=WHITEN.value
         )
-    found = search.query(classifier, made, asked, TOP_K.value, WHERE.value, box, **_options())
+    found = search.query(classifier, made, asked, TOP_K.value, **options)
     results = list(track(found, total, 'searching'))
     return _tell_found(results, made.metric, classifier, output, 'Nearest images')
 
@@ -284,7 +294,7 @@ def _duplicates(words: list[str]) -> int:
         output_file('deletable', DELETABLE.value, groups.LISTS)
     cli.require(index=INDEX.value)
     limits = _limits()
-    made = [_load(path, True) for path in (INDEX.value, AGAINST.value) if path is not None]
+    made = [_open(path, True) for path in (INDEX.value, AGAINST.value) if path is not None]
     classifier = _classifier()
     for some in made:
         some.check(classifier, ENDPOINT.value or made[0].made_by['endpoint'])
@@ -305,50 +315,49 @@ def _duplicates(words: list[str]) -> int:
 def _evaluate(words: list[str]) -> int:
     from vision.search import features
 
-    if COPIES.value or TRUTH.value is not None:
-        return _evaluate_search(words)
-    cli.refuse_arguments(['', *words])
-    figures = features.judge_run(_classifier(), SPLIT.value or 'test', _endpoint())
-    _print(figures)
-    return 0
-
-
-def _evaluate_search(words: list[str]) -> int:
-    """Judges the search by copies that it makes, or by given answers."""
-    from vision.search import judging, truth
-
-    _require_images(words)
     if COPIES.value and TRUTH.value is not None:
         raise UserError('--copies makes its own answers: leave out --copies or --truth')
     if COPIES.value:
         return _evaluate_copies(words)
+    if TRUTH.value is not None:
+        return _evaluate_truth(words)
+    cli.refuse_arguments(['', *words])
+    _print(features.judge_run(_classifier(), SPLIT.value or 'test', _endpoint()))
+    return 0
+
+
+def _evaluate_truth(words: list[str]) -> int:
+    from vision.search import judging, truth
+
+    _require_images(words)
     cli.require(index=INDEX.value)
     oxford = PROTOCOL.value == 'oxford'
+    if oxford and BOX.value is not None:
+        raise UserError('leave out --box: --protocol=oxford takes the boxes of --truth')
     given: Any = truth.read_oxford(TRUTH.value) if oxford else truth.read_pairs(TRUTH.value)
-    made, classifier = _load(INDEX.value, True), _classifier()
+    options, made, classifier = _options(), _open(INDEX.value, True), _classifier()
     made.check(classifier, ENDPOINT.value)
     judge: Any = judging.judge_oxford if oxford else judging.judge_pairs
-    _print(judge(classifier, made, _images(classifier, words), given, **_options()))
+    _print(judge(classifier, made, _images(classifier, words), given, **options))
     return 0
 
 
 def _evaluate_copies(words: list[str]) -> int:
     from vision.search import judging
 
-    classifier, options = _classifier(), _options()
-    background = options.pop('background')
-    if VERIFY.value and background is not None:
+    _require_images(words)
+    if VERIFY.value and BACKGROUND.value is not None:
         raise UserError('--background normalizes the scores of vectors: add --noverify')
+    classifier = _classifier()
     photos, failed = judging.read_photos(_images(classifier, words), SEED.value)
-    for path, reason in failed.items():
-        print(f'{path} cannot be read: {reason}', file=sys.stderr)
+    code = _tell_failed(failed)
     about = judging.Descriptor(classifier, _endpoint()), VIEWS.value, WHITEN.value
     if VERIFY.value:
         method = judging.by_detector(*about, _limits())
     else:
-        method = judging.by_vectors(*about, background)
+        method = judging.by_vectors(*about, _options()['background'])
     _print(judging.judge_copies(method, photos, SEED.value, EACH.value))
-    return cli.ANSWERED_IN_PART if failed else 0
+    return code
 
 
 def _limits() -> Any:
@@ -361,39 +370,28 @@ def _limits() -> Any:
 
 
 def _options() -> dict[str, Any]:
-    """Returns the options of a query that concern its vector and its scores."""
-    from vision.search import index
+    """Returns the options of `vision.search.query`."""
+    from vision.search import index, naming
 
     background = index.load(BACKGROUND.value, True) if BACKGROUND.value else None
-    return {'views': VIEWS.value, 'background': background}
+    box = naming.parse_box(BOX.value) if BOX.value is not None else None
+    return {'where': WHERE.value, 'box': box, 'views': VIEWS.value, 'background': background}
 
 
-def _are_shards(words: list[str]) -> bool:
-    """Returns True for a folder of shards, not for a folder of images with some manifest.json."""
-    if len(words) != 1 or SPLIT.value is not None:
-        return False
-    from vision.search import shards
+def _of_shards(words: list[str]) -> Path | None:
+    """Returns the folder of shards that the words name, if they name one."""
+    from vision.search import naming
 
-    folder = Path(words[0]).expanduser()
-    if not shards.is_shards(folder):
-        return False
-    if any(folder.glob('shard-*.parquet')):
-        return True
-    try:
-        shards.read_manifest(folder)
-    except UserError:
-        return False
-    return True
+    return naming.of_shards(words) if SPLIT.value is None else None
 
 
 def _index_path() -> Any:
     """Returns the path of the index file, or the text milvus:…."""
+    from vision.search import naming
+
     cli.require(index=INDEX.value)
-    return INDEX.value if _in_milvus() else output_file('index', INDEX.value)
-
-
-def _in_milvus() -> bool:
-    return INDEX.value is not None and INDEX.value.startswith('milvus:')
+    milvus = naming.in_milvus(INDEX.value)
+    return INDEX.value if milvus else output_file('index', INDEX.value)
 
 
 def _endpoint() -> str:
@@ -408,46 +406,33 @@ def _output_path() -> Path | None:
     return output_file('output', OUTPUT.value, PICTURES) if OUTPUT.value else None
 
 
-def _load(path: Any, read_only: bool = False) -> Any:
-    from vision.search import index, milvus
+def _open(place: Any, read_only: bool = False) -> Any:
+    """Opens an index; refuses options that it was not built with."""
+    from vision.search import naming
 
+    given: dict[str, Any] = {flag.name: flag.value for flag in (METRIC, WHITEN) if flag.present}
+    if KIND.present or HNSW.value:
+        given['kind'] = _kind()
     with phase('reading the index'):
-        in_milvus = str(path).startswith('milvus:')
-        made: Any = milvus.load(path) if in_milvus else index.load(path, read_only)
-    size = made.index.d if getattr(made, 'whitening', None) else 0
-    if WHITEN.value not in (0, size):
-        raise UserError(
-            f'--whiten={WHITEN.value}: {path} was built with --whiten={size}; build it again'
-        )
-    return made
+        return naming.open_index(place, read_only, **given)
 
 
 def _classifier_and_images(words: list[str]) -> tuple[Any, Any]:
     """Returns the classifier and the images; for a folder of shards None and its manifest."""
-    from vision.search import fingerprint, shards
+    from vision.search import shards
 
-    if _are_shards(words):
-        manifest = shards.open_shards(words[0])
-        # The model is not needed. If it is named, it must be the model of the shards.
-        was, way = manifest.made_by, 'describe into another folder'
-        if WORKDIR.value is not None or PRETRAINED.value is not None:
-            fingerprint.check(was, _classifier(), ENDPOINT.value, words[0], way)
-        elif ENDPOINT.value not in (None, was['endpoint']):
-            raise UserError(
-                f'--endpoint={ENDPOINT.value}: {words[0]} has the endpoint {was["endpoint"]}; {way}'
-            )
-        return None, manifest
-    classifier = _classifier()
-    return classifier, _images(classifier, words)
+    folder = _of_shards(words)
+    if folder is None:
+        classifier = _classifier()
+        return classifier, _images(classifier, words)
+    # The model is not needed. If it is named, it must be the model of the shards.
+    classifier = _classifier() if MODEL.named else None
+    return None, shards.open_shards(folder, classifier, ENDPOINT.value)
 
 
 def _classifier() -> Any:
-    from vision.prediction import Classifier
-
     with phase('reading the model'):
-        if PRETRAINED.value is not None:
-            return Classifier.from_pretrained(PRETRAINED.value, MODEL.value, classify=False)
-        return Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value)
+        return MODEL.load(classify=False)
 
 
 def _require_images(words: list[str]) -> None:
@@ -456,20 +441,19 @@ def _require_images(words: list[str]) -> None:
 
 
 def _images(classifier: Any, words: list[str]) -> list[Any]:
-    from vision.search import search
+    from vision.search import naming
 
-    split = [search.whole_split(classifier.run, SPLIT.value)] if SPLIT.value else []
-    return split + search.named(classifier.run, words)
+    split = [naming.whole_split(classifier.run, SPLIT.value)] if SPLIT.value else []
+    return split + naming.named(classifier.run, words)
 
 
 def _tell_built(made: Any, count: int, failed: dict[str, str], more: dict[str, Any]) -> int:
-    for path, reason in failed.items():
-        print(f'{path} cannot be read: {reason}', file=sys.stderr)
+    code = _tell_failed(failed)
     about = {'index': INDEX.value, 'images': len(made), 'new': count, 'metric': made.metric}
     errors = [{'path': p, 'error': e} for p, e in failed.items()]
     extra = {'failed': errors} if FORMAT.value == 'json' else {'failed': len(failed)}
     _print({**about, 'endpoint': made.made_by['endpoint'], 'kind': made.kind, **more, **extra})
-    return cli.ANSWERED_IN_PART if failed else 0
+    return code
 
 
 def _tell_found(
@@ -481,7 +465,7 @@ def _tell_found(
     if FORMAT.value == 'json':
         print(formats.dump_json(results, sys.stdout, indent=2))
     else:
-        formats.write_neighbours(results, sys.stdout)
+        formats.write_neighbours(results, sys.stdout, display.root_of(results))
     if output is not None:
         with phase('writing the pictures'):
             display.write_results(classifier.run, results, metric, output, title=title)
@@ -489,24 +473,15 @@ def _tell_found(
     return cli.ANSWERED_IN_PART if any('error' in r for r in results) else 0
 
 
+def _tell_failed(failed: dict[str, str]) -> int:
+    """Names the images that could not be read on stderr, and returns the exit code."""
+    for path, reason in failed.items():
+        print(f'{path} cannot be read: {reason}', file=sys.stderr)
+    return cli.ANSWERED_IN_PART if failed else 0
+
+
 def _print(figures: dict[str, Any]) -> None:
-    if FORMAT.value == 'json':
-        print(json_text(figures))
-        return
-    rows: list[dict[str, Any]] = []
-    for name, value in figures.items():
-        if isinstance(value, list):
-            rows = value
-        else:
-            print(f'{name:>12}  {_text(value)}')
-    # A list of rows becomes a table below the rest.
-    for row in [{name: name for name in rows[0]}, *rows] if rows else ():
-        first, *others = map(_text, row.values())
-        print(f'{first:<18}', *(f'{text:>10}' for text in others))
-
-
-def _text(value: Any) -> str:
-    return f'{value:.4f}' if isinstance(value, float) else '–' if value is None else str(value)
+    print(json_text(figures) if FORMAT.value == 'json' else figures_text(figures))
 
 
 COMMANDS = {
@@ -516,8 +491,25 @@ COMMANDS = {
     'query': _query,
     'replace': _replace,
     'remove': _remove,
+    'verify': _verify,
     'duplicates': _duplicates,
     'evaluate': _evaluate,
+}
+_THRESHOLDS = 'threshold bits neighbours inliers agreement'
+_ANSWERS = 'views background where box'
+# The options of each command, besides those of the model and --format.
+_OPTIONS = {
+    'describe': 'split endpoint output distributed',
+    'build': 'index split endpoint metric kind hnsw whiten fields',
+    'add': 'index split endpoint metric kind hnsw whiten fields',
+    'replace': 'index split endpoint metric kind hnsw whiten fields',
+    'remove': 'index',
+    'verify': 'index',
+    'query': f'index split endpoint metric kind hnsw whiten top_k output {_ANSWERS}',
+    'duplicates': f'index endpoint whiten against keep deletable explain output {_THRESHOLDS}',
+    'evaluate': 'split endpoint',
+    'evaluate --copies': f'split endpoint whiten copies each seed verify views background {_THRESHOLDS}',
+    'evaluate --truth': f'index split endpoint whiten truth protocol {_ANSWERS}',
 }
 
 if __name__ == '__main__':

@@ -20,16 +20,10 @@ from absl import flags
 
 from vision.core import cli
 from vision.core.errors import UserError
+from vision.prediction.model_flags import ModelFlags
 
 cli.heading('The model and the index')
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
-CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'best', "The run's checkpoint: best, last or a step."
-)
-PRETRAINED = flags.DEFINE_string(
-    'pretrained', None, 'Weights to use instead of a run; see experiments.predict.'
-)
-MODEL = flags.DEFINE_string('model', None, 'Model of --pretrained, where the weights do not tell.')
+MODEL = ModelFlags()
 CLASSIFY = flags.DEFINE_bool(
     'classify', True, 'Answer /classify; without it, weights need no classifier.'
 )
@@ -63,31 +57,21 @@ MAX_QUEUE = flags.DEFINE_integer(
 def main(argv: list[str]) -> None:
     """Serves until a signal stops it."""
     cli.refuse_arguments(argv)
-    if (WORKDIR.value is None) == (PRETRAINED.value is None):
-        raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
+    MODEL.check()
     if MAX_BATCH.value & (MAX_BATCH.value - 1):
         raise UserError(f'--max_batch={MAX_BATCH.value} is not a power of two')
     if MAX_WAIT.value != MAX_WAIT.value:
         raise UserError('--max_wait_ms=nan is not a time')
-    for flag, other in ((MODEL, PRETRAINED), (CHECKPOINT, WORKDIR)):
-        if flag.present and other.value is None:
-            raise UserError(f'--{flag.name} needs --{other.name}')
-    if WORKDIR.value is not None and not CLASSIFY.value:
+    if MODEL.workdir.value is not None and not CLASSIFY.value:
         raise UserError('--noclassify needs --pretrained')
     if ROOT.value is not None and not Path(ROOT.value).expanduser().is_dir():
         raise UserError(f'--root={ROOT.value} is not a folder')
     from vision.core.progress import phase
 
     with phase('starting'):
-        from vision.prediction import Classifier
         from vision.serving import Collection, Service, serve
 
-        if PRETRAINED.value is not None:
-            classifier = Classifier.from_pretrained(
-                PRETRAINED.value, MODEL.value, classify=CLASSIFY.value
-            )
-        else:
-            classifier = Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value)
+        classifier = MODEL.load(classify=CLASSIFY.value)
         collection = Collection(INDEX.value, classifier) if INDEX.value else None
     service = Service(
         classifier,
@@ -96,7 +80,7 @@ def main(argv: list[str]) -> None:
         MAX_WAIT.value / 1000,
         MAX_QUEUE.value,
         MAX_PIXELS.value * 1_000_000,
-        PRETRAINED.value is None or CLASSIFY.value,
+        CLASSIFY.value,
     )
     root = str(Path(ROOT.value).expanduser()) if ROOT.value else None
     serve(service, HOST.value, PORT.value, root, MAX_UPLOAD.value * 1_000_000)

@@ -10,6 +10,7 @@ Examples:
 The same command continues a run that was stopped. Exit code 3: some test images could not be read.
 """
 
+import sys
 from contextlib import ExitStack
 from typing import Any
 
@@ -64,6 +65,8 @@ def main(argv: list[str]) -> int:
         from vision.core.text import print_table
         from vision.training import train
 
+    if DRY_RUN.value and processes.is_first():
+        print('dry run: compiling, then timing a few steps', file=sys.stderr, flush=True)
     result = _dry_run() if DRY_RUN.value else _train(train)
     code = cli.ANSWERED_IN_PART if not DRY_RUN.value and _left_out(result) else 0
     # Only process 0 prints: JSON, the text of a dry run, or a table.
@@ -78,12 +81,14 @@ def main(argv: list[str]) -> int:
     else:
         from vision.core.workdir import locate
         from vision.task import read_task
-        from vision.training.records import results_table
+        from vision.training.records import next_commands, results_table
 
         metrics = read_task(locate(WORKDIR.value)).metrics
         print_table(results_table(result, metrics, WORKDIR.value))
         if _left_out(result):
             print(f'test: {_left_out(result)} images could not be read and were left out.')
+        if result:
+            print(next_commands(WORKDIR.value), file=sys.stderr)
     return code
 
 

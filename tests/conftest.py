@@ -186,6 +186,17 @@ def classifier(workdir):
 
 
 @pytest.fixture(scope='session')
+def index_file(classifier, tmp_path_factory):
+    """The file of an index of the run's validation split. A test that changes it must copy it."""
+    from vision.search import search
+
+    path = tmp_path_factory.mktemp('index') / 'i'
+    made, _ = search.build(classifier, [search.whole_split(classifier.run, 'validation')])
+    made.save(path)
+    return path
+
+
+@pytest.fixture(scope='session')
 def digits():
     """The test split of the digits."""
     from vision.data import arrays

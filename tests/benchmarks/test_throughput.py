@@ -6,30 +6,71 @@ import sys
 
 import pytest
 
-from benchmarks import race, throughput
+from benchmarks import race, throughput, turns
 from tests.processes import run_module
 from vision.core.errors import UserError
 
 
-def test_medians_ratio_and_spread_of_readings_taken_in_turn(monkeypatch):
-    readings = iter([10.0, 5.0, 30.0, 8.0, 20.0, 4.0])
-    order = []
+def _fake(monkeypatch, rates, device):
+    """Lets processes return the rates in turn; returns who was run, in order."""
+    readings, order = iter(rates), []
 
     def run(words, env=None):
-        order.append('peer' if 'torch_throughput.py' in words[1] else 'ours')
+        peer = 'torch_throughput.py' in words[1]
+        order.append(' '.join(words[2:4]) if peer else 'ours')
         return {
             'rate': next(readings),
-            'device': 'NVIDIA H100',
+            'first': 60.0 / len(order),
+            'form': f'library, {words[3]}',
+            'device': device,
             'peak': 989e12,
             'flops_per_image': 1e12,
         }
 
     monkeypatch.setattr(throughput, 'run_process', run)
-    (row,) = throughput.compare('train', ['lenet5'], ['float32'], 'torchvision', 'python', 3)
-    assert order == ['ours', 'peer'] * 3
+    return order
+
+
+def test_medians_ratio_and_spread_of_readings_taken_in_turn(monkeypatch):
+    order = _fake(monkeypatch, [10.0, 5.0, 30.0, 8.0, 20.0, 4.0], 'NVIDIA H100')
+    (row,) = throughput.compare('train', ['lenet5'], ['float32'], ['torchvision'], 'python', 3)
+    assert order == ['ours', 'torchvision channels_last'] * 3
     assert (row['ours'], row['peer'], row['ratio'], row['spread']) == (20.0, 5.0, 4.0, 3.0)
+    assert (row['against'], row['form']) == ('torchvision', 'library, channels_last')
+    assert (row['first'], row['peer_first']) == (60.0, 30.0)
     assert row['mfu'] == pytest.approx(20e12 / 989e12)
     assert row['rounds'] == {'ours': [10.0, 30.0, 20.0], 'peer': [5.0, 8.0, 4.0]}
+
+
+def test_a_cpu_s_peers_are_taken_in_both_formats_and_the_faster_one_counts(monkeypatch, tmp_path):
+    rates = [20.0, 8.0, 5.0, 9.0, 10.0, 40.0]
+    order = _fake(monkeypatch, rates, 'cpu')
+    peers = ['torchvision', 'torch.compile', 'onnxruntime', 'timm']
+    ask = 'infer', ['alexnet'], ['float32'], peers, 'python', 1, None
+    rows = throughput.compare(*ask, turns.Store(tmp_path))
+    assert order == [
+        'ours',
+        'torchvision contiguous_format',
+        'torchvision channels_last',
+        'torch.compile contiguous_format',
+        'torch.compile channels_last',
+        'onnxruntime contiguous_format',
+    ]
+    assert [row['peer'] for row in rows] == [8.0, 10.0, 40.0, None]
+    assert [row['ratio'] for row in rows] == [2.5, 2.0, 0.5, None]
+    assert rows[1]['form'] == 'library, channels_last'
+    # What was measured is not measured again.
+    assert throughput.compare(*ask, turns.Store(tmp_path)) == rows and len(order) == 6
+
+
+def test_stored_readings_survive_half_a_line(tmp_path):
+    store = turns.Store(tmp_path)
+    assert store.get(['a', 1], lambda: 2.0) == 2.0
+    with (tmp_path / 'readings.jsonl').open('a') as file:
+        file.write('\n{"key": ["b", 1], "rea')
+    again = turns.Store(tmp_path)
+    assert again.get(['a', 1], lambda: 3.0) == 2.0 and again.get(['b', 1], lambda: 4.0) == 4.0
+    assert turns.Store(tmp_path).get(['b', 1], lambda: 5.0) == 4.0
 
 
 @pytest.mark.parametrize('mode', ['train', 'infer'])
@@ -63,6 +104,8 @@ def test_what_is_not_known_is_the_users_mistake(words):
         (['throughput', 'trian'], "Did you mean 'train'?"),
         (['throughput', 'train', 'infer'], "unexpected argument 'infer'"),
         (['throughput', '--peer=onnxruntime'], "'onnxruntime' is unknown in train"),
+        (['throughput', '--peer=torchvision,keras'], "'keras' is unknown in train"),
+        (['race', '--peer=torchvision,timm'], 'only throughput takes several'),
         (['search', '5'], "unexpected argument '5'"),
         ([], 'name one benchmark: throughput, race'),
     ],

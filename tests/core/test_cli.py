@@ -21,6 +21,7 @@ from vision.studies.grid import with_values
 
 SCRIPT = """
 import gc, hashlib, sys, threading, time
+from absl import logging
 from vision.core import cli, startup
 from vision.core.errors import UserError
 startup._GRACE = 0.3 if sys.argv[1] != 'collecting' else 60
@@ -42,6 +43,7 @@ def main(argv):
         gc.callbacks.append(lambda phase, info: time.sleep(2))
         gc.collect()
     if argv[1] == 'denied':
+        logging.warning('%d files are skipped', 3)
         open('/proc/version/x', 'w')
     time.sleep(60)
 
@@ -77,10 +79,11 @@ def test_a_signal_ends_a_command_within_seconds_whatever_it_does(what, signum, c
     assert time.monotonic() - began < 10
 
 
-def test_a_place_that_cannot_be_written_to_is_one_line():
+def test_a_place_that_cannot_be_written_to_is_one_line_and_so_is_a_warning():
     process = start('denied')
     _, err = process.communicate(timeout=30)
-    assert process.returncode == 2 and err == 'error: /proc/version/x: Not a directory\n'
+    assert process.returncode == 2
+    assert err == 'warning: 3 files are skipped\nerror: /proc/version/x: Not a directory\n'
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from vision.core import startup
 from vision.core.startup import use_compilation_cache
 
 VARIABLE = 'JAX_COMPILATION_CACHE_DIR'
+SHORTEST = 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'
 
 
 @pytest.fixture
@@ -19,10 +20,25 @@ def home(tmp_path, monkeypatch):
     """An empty home folder, with all variables unset."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     monkeypatch.delenv(VARIABLE)
-    before = jax.config.jax_compilation_cache_dir
+    monkeypatch.delenv(SHORTEST, raising=False)
+    names = 'jax_compilation_cache_dir', SHORTEST.lower()
+    before = [getattr(jax.config, name) for name in names]
     yield tmp_path
-    jax.config.update('jax_compilation_cache_dir', before)
-    os.environ.pop(VARIABLE, None)
+    for name, value in zip(names, before, strict=True):
+        jax.config.update(name, value)
+        os.environ.pop(name.upper(), None)
+
+
+@pytest.mark.parametrize('given', [None, '5.0'])
+def test_the_cache_keeps_short_compilations_unless_the_user_says_otherwise(
+    home, monkeypatch, given
+):
+    before = jax.config.jax_persistent_cache_min_compile_time_secs
+    if given is not None:
+        monkeypatch.setenv(SHORTEST, given)
+    use_compilation_cache()
+    now = jax.config.jax_persistent_cache_min_compile_time_secs
+    assert (now <= 0.1 and float(os.environ[SHORTEST]) == now) if given is None else now == before
 
 
 def test_the_cache_is_the_users(home):

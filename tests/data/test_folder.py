@@ -310,9 +310,10 @@ def test_every_format_is_read_from_folders_and_patterns_and_the_rest_is_told(tmp
     assert len({*told}) == len(told)
 
 
-def test_heic_is_read_where_its_plug_in_is_installed(tmp_path, monkeypatch):
+def test_heic_is_read_where_its_plug_in_is_installed(tmp_path, monkeypatch, caplog):
     touch(tmp_path, 'x.heic', 'y.jpg')
     assert names(files([str(tmp_path)]), tmp_path) == ['y.jpg']
+    assert '(1 .heic); to read .heic: pip install pillow-heif' in caplog.text
 
     def register():
         monkeypatch.setitem(Image.EXTENSION, '.heic', 'HEIF')

@@ -195,6 +195,20 @@ def test_an_ensemble_of_one_run_twice_is_that_run(trained):
     assert twice.figures['top1'] == alone.figures['top1']
 
 
+def test_predictions_of_another_evaluation_have_a_file_of_their_own(trained):
+    from vision.evaluation.evals import evaluate_runs, named_entries
+    from vision.evaluation.run import load_run
+
+    config, files = load_run(trained).config, {}
+    for changes, checkpoint in (({}, 'best'), ({}, 'last'), ({'split': 'test'}, 'best')):
+        entries = named_entries(config, ['held_out'], ConfigDict(changes))
+        _, (found,) = evaluate_runs([trained], entries, checkpoint)
+        assert found.name == 'held_out'
+        files[found.saved_as] = checkpoint
+    assert list(files.values()) == ['best', 'last', 'best']
+    assert [*files][:2] == ['held_out', 'held_out_last']
+
+
 @pytest.mark.parametrize(
     ('flags', 'said'),
     [

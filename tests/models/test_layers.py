@@ -1,5 +1,7 @@
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,6 +16,7 @@ from vision.models.layers import (
     adaptive_avg_pool,
     avg_pool,
     convolve,
+    global_avg_pool,
     he_normal,
     he_normal_fan_out,
     local_response_norm,
@@ -22,6 +25,7 @@ from vision.models.layers import (
     shapes_only,
     truncated_normal,
 )
+from vision.models.resnet import power_pool
 
 RNG = np.random.default_rng(0)
 
@@ -167,6 +171,25 @@ def test_other_channels_than_the_parameters_have_is_one_error(layer, x):
     variables = layer.init(jax.random.key(0), x)
     with pytest.raises(UserError, match=r'parameters for 3 .* gives it 2|give it 2'):
         layer.apply(variables, x[..., :2])
+
+
+@pytest.mark.parametrize('pool', [global_avg_pool, partial(power_pool, power=3.0)])
+def test_pooling_after_convolutions_in_bfloat16(pool):
+    """XLA of jaxlib 0.12 fuses such programs into one that reads memory never written."""
+    x, kernel = draw(2, 12, 12, 64), 0.05 * draw(3, 3, 64, 64)
+    x, kernel = x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16)
+    scale = np.full(64, 1.1, np.float32)
+
+    def network(x, kernel, scale):
+        y = x
+        for _ in range(2):
+            y = convolve(y, kernel, padding=1).astype(jnp.float32)
+            y = nn.relu((y * scale + 0.1).astype(jnp.bfloat16))
+        return y
+
+    found = jax.jit(lambda *args: pool(network(*args)))(x, kernel, scale)
+    expected = pool(jax.jit(network)(x, kernel, scale).astype(jnp.float32))
+    np.testing.assert_allclose(np.asarray(found, np.float32), expected, rtol=0.01, atol=1e-4)
 
 
 def test_shapes_are_traced_in_one_thread_only():

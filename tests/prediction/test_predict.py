@@ -15,9 +15,10 @@ from PIL import Image
 from tests.processes import run_module
 from vision.core.errors import UserError
 from vision.data.source import BadImage, read_file
-from vision.prediction import explain, feed, formats
+from vision.prediction import Classifier, explain, feed, formats
 from vision.preprocess import device, opstring
 from vision.search import display
+from vision.task import Task
 
 
 @pytest.fixture(scope='module')
@@ -264,6 +265,19 @@ def test_embeddings_are_the_endpoints(classifier, digits, tmp_path):
     (tmp_path / '9.png').write_bytes(b'nothing')
     with pytest.raises(UserError, match=r'9\.png cannot be read: not an image'):
         classifier.embed([*paths, tmp_path / '9.png'])
+
+
+def test_a_task_without_probabilities_embeds(classifier, digits):
+    """A model that was trained without labels has embeddings, and no classes."""
+    trained, names = classifier.run.task, ('loss', 'answers', 'metrics')
+    plain = type('Plain', (Task,), {name: getattr(type(trained), name) for name in names})
+    task = plain(trained.settings)
+    unlabelled = Classifier(dataclasses.replace(classifier.run, task=task))
+    assert classifier.classifies and not unlabelled.classifies
+    images = digits.images[:8]
+    np.testing.assert_allclose(unlabelled.embed(images), classifier.embed(images), atol=1e-6)
+    with pytest.raises(UserError, match='the task Plain has no class probabilities'):
+        unlabelled(images)
 
 
 @pytest.mark.parametrize('name', ['page.jpg', 'no/where.html', '.'])

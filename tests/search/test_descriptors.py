@@ -1,12 +1,21 @@
 """Options of the vectors: whitening, views, pooling and score normalization, against NumPy."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from tests import tiers
+from vision.core.config import default_config
 from vision.core.errors import UserError
+from vision.core.mesh import make_mesh, put_replicated
+from vision.evaluation.run import Run
+from vision.models import create_model
+from vision.models.base import init_variables
 from vision.prediction import Classifier
-from vision.search import descriptors, index, search
+from vision.search import describing, descriptors, index, search, shards
+from vision.task import task_of
 
 ABOUT = {'model': 'm', 'preprocessing': 'p', 'endpoint': 'features', 'weights': 'w'}
 
@@ -132,3 +141,61 @@ def test_options_from_one_end_to_the_other(workdir, tmp_path):
         next(search.query(classifier, made, [two], background=made))
     with pytest.raises(UserError, match='--metric=cosine'):
         search.build(classifier, [two], metric='euclidean', whiten=8)
+
+
+@pytest.mark.parametrize(
+    ('channels', 'decode'), tiers.split([(1, 'decode(1)'), (3, 'decode')], [(3, 'decode')])
+)
+def test_pictures_of_every_kind_have_the_vector_that_predict_computes(tmp_path, channels, decode):
+    """Colour for a grey model, grey for a colour model, alpha, a palette, 16 bits, CMYK, EXIF."""
+    run = small_run(tmp_path, channels, f'{decode}|resize(8)')
+    paths = pictures(tmp_path / 'photos')
+    classifier = Classifier(run)
+    expected = classifier.embed(paths)
+    images = search.named(run, paths)
+    made, failed = search.build(classifier, images, metric='euclidean')
+    assert not failed and len(np.unique(expected.round(4), axis=0)) > 4
+    np.testing.assert_allclose(made.vectors(), expected, rtol=1e-4, atol=1e-5)
+    for given in (images, paths):
+        found = list(search.query(classifier, made, given, 1))
+        assert [row['neighbours'][0]['score'] for row in found] == pytest.approx([0] * 8, abs=1e-3)
+    describing.describe(classifier, images, tmp_path / 's')
+    stored, _ = search.build(None, shards.open_shards(tmp_path / 's'), metric='euclidean')
+    order = [stored.names.index(path) for path in paths]
+    np.testing.assert_allclose(stored.vectors()[order], expected, rtol=5e-3, atol=1e-3)
+
+
+def small_run(path, channels, ops):
+    """A ResNet-20 of three blocks with drawn weights."""
+    config = default_config()
+    config.preprocess.eval = ops
+    model = create_model('resnet20', num_classes=2, stage_sizes=(1, 1, 1))
+    shape, mesh = (8, 8, channels), make_mesh()
+    variables = jax.jit(lambda: init_variables(model, shape, jax.random.key(0)))()
+    return Run(
+        path=path, config=config, class_names=('a', 'b'), image_shape=None, input_shape=shape, step=0,
+        model=model, task=task_of(config, ('a', 'b'), 2),
+        variables=put_replicated(variables, mesh), mesh=mesh,
+    )  # fmt: skip
+
+
+def pictures(folder):
+    """Writes one picture in eight ways."""
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 12, 4), dtype=np.uint8)
+    colour, alpha = Image.fromarray(pixels[..., :3]), Image.fromarray(pixels)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    wide = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
+    for image, name, options in (
+        (colour, 'colour.jpg', {'quality': 95}),
+        (colour.convert('L'), 'grey.jpg', {'quality': 95}),
+        (alpha, 'alpha.png', {}),
+        (alpha.convert('LA'), 'grey_alpha.png', {}),
+        (colour.convert('P'), 'palette.gif', {'transparency': 3}),
+        (wide, '16_bit.png', {}),
+        (colour.convert('CMYK'), 'cmyk.jpg', {}),
+        (colour, 'turned.jpg', {'exif': exif}),
+    ):
+        image.save(folder / name, **options)
+    return sorted(map(str, folder.iterdir()))

@@ -1,5 +1,6 @@
 """Pages of neighbours and duplicates: titles, and marks of pairs with different classes."""
 
+import io
 import os
 import re
 import types
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vision.prediction import formats
 from vision.search import display
 
 
@@ -62,6 +64,19 @@ def test_folders_that_are_no_classes_are_told_apart_as_folders(root, tmp_path):
     assert page.count('another folder') == 1 and 'another class' not in page.replace(
         'another class or', ''
     )
+
+
+def test_the_table_has_short_paths_in_columns(root):
+    results = [found(root, 'cat/x.png', *['dog/x.png', 'dog/sub/y.png'] * 5)] * 3
+    file = io.StringIO()
+    formats.write_neighbours(results, file, display.root_of(results))
+    title, *lines = file.getvalue().splitlines()
+    assert title == f'Paths are relative to {root}' and len({len(line) for line in lines}) == 1
+    assert len(lines[0]) < 80 and 'cat/x.png' in lines[3] and 'dog/x.png' in lines[3]
+    # Names of splits have no folder, so a query stays as it was given.
+    results = [{'path': 'docs/three.png', 'neighbours': [{'path': 'train:2', 'score': 1.0}]}]
+    formats.write_neighbours(results, file, display.root_of(results))
+    assert file.getvalue().count('relative') == 1 and 'docs/three.png' in file.getvalue()
 
 
 def test_an_image_from_elsewhere_neither_hides_the_root_nor_is_marked(run, root, tmp_path):

@@ -281,6 +281,8 @@ def test_an_index_of_another_model_endpoint_or_preprocessing(classifier, digits,
         (['--index=i', 'build'], 'files, folders or globs'),
         (['--index=no/where/i', 'build', 'docs/digits'], 'there is no folder'),
         (['--index=i', 'duplicates', 'docs'], 'unexpected'),
+        (['--where=size>1', 'duplicates', '--index=i'], 'leave out --where: `duplicates` does not'),
+        (['evaluate', '--copies', 'docs', '--box=0,0,9,9'], 'leave out --box: `evaluate --copies`'),
     ],
 )  # fmt: skip
 def test_a_wrong_command_line(args, says):

@@ -8,13 +8,15 @@ import struct
 import threading
 import time
 import zlib
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from vision.data.source import BadImage
+from vision.preprocess.decode import read
 from vision.search import index as index_lib
 from vision.search import search
 from vision.serving import Batcher, Collection, Service, make_app
@@ -61,14 +63,6 @@ def root(tmp_path_factory, digits):
     (folder / 'root' / 'large.png').write_bytes(bytes(LIMIT + 1))
     os.mkfifo(folder / 'root' / 'pipe')
     return folder / 'root'
-
-
-@pytest.fixture(scope='module')
-def index_file(classifier, tmp_path_factory):
-    path = tmp_path_factory.mktemp('index') / 'i'
-    made, _ = search.build(classifier, [search.whole_split(classifier.run, 'validation')])
-    made.save(path)
-    return path
 
 
 @pytest.fixture(scope='module')
@@ -231,6 +225,8 @@ def test_bodies_that_are_no_requests(client, root):
     for kind in ('', 'image/png', 'text/plain', 'application/x-www-form-urlencoded'):
         assert post(b'x', kind) == 415, kind
     assert client.get('/classify').status_code == 405
+    for route in ('/health', '/metrics'):
+        assert client.head(route).status_code == 200 and client.post(route).status_code == 405
     assert client.post('/nothing').status_code == 404 and client.get('/docs').status_code == 404
 
 
@@ -283,6 +279,32 @@ def test_a_full_queue_is_503(classifier, digits):
         assert upload(client, 'classify', b'x').status_code == 503  # after the end
 
 
+def test_files_in_hand_count_like_uploads(classifier, root):
+    """A file is in memory until it is answered, so the sum over all requests has a limit, too."""
+    from fastapi.testclient import TestClient
+
+    (root / 'full').write_bytes(bytes(LIMIT))
+    service, go, answer = Service(classifier, max_batch=1), threading.Event(), np.ones((2, 1))
+    service.batcher.close()
+    service.batcher = Batcher(lambda image: go.wait(30) and answer, lambda images: images)
+    fit = 16 * (LIMIT + 65536) // (LIMIT + len(json.dumps({'path': 'full'})))
+    with (
+        TestClient(make_app(service, str(root), LIMIT), 'http://localhost') as client,
+        ThreadPoolExecutor(fit + 5) as clients,
+    ):
+        asked = [
+            clients.submit(client.post, '/embed', json={'path': 'full'}) for _ in range(fit + 5)
+        ]
+        done = as_completed(asked)
+        for _ in range(5):
+            refused = next(done).result()
+            assert refused.status_code == 503 and 'large' in refused.json()['error']
+        go.set()
+        assert [one.result().status_code for one in done] == [200] * fit
+        assert client.post('/embed', json={'path': 'full'}).status_code == 200
+    service.close()
+
+
 def test_the_token_and_the_name_of_this_machine(service, root):
     from fastapi.testclient import TestClient
 
@@ -294,7 +316,8 @@ def test_the_token_and_the_name_of_this_machine(service, root):
     for value in (None, 'secret', 'Bearer', 'Bearer Secret', 'Basic secret', 'Bearer secret x'):
         headers = {'authorization': value} if value else {}
         for route in ('/health', '/metrics', '/nothing'):
-            assert client.get(route, headers=headers).status_code == 403, (value, route)
+            answer = client.get(route, headers=headers)
+            assert answer.status_code == 403 and answer.json()['error'], (value, route)
         assert client.post('/classify', json={'path': '0.png'}, headers=headers).status_code == 403
     right = {'authorization': 'Bearer secret'}
     assert client.post('/classify', json={'path': '0.png'}, headers=right).status_code == 200
@@ -352,6 +375,33 @@ def test_asking_for_folders_leaks_no_descriptors(tmp_path):
         with pytest.raises(Refused, match='no such file'):
             read_below(str(tmp_path), '.', LIMIT)
     assert len(os.listdir('/dev/fd')) <= before + 1
+
+
+def test_a_pixel_bomb_in_an_icon_costs_nothing():
+    """Pillow decodes an icon when it opens it."""
+
+    def icon(image):
+        place = struct.pack('<BBBBHHII', 0, 0, 0, 0, 1, 32, len(image), 22)
+        return b'\0\0\1\0\1\0' + place + image
+
+    def bmp(width, height):
+        return icon(struct.pack('<IiiHHIIiiII', 40, width, 2 * height, 1, 32, *[0] * 6))
+
+    small = icon(encoded(np.zeros((50, 30, 4), np.uint8)))
+    check_header(small, 1500)
+    bombs = icon(claiming(60_000, 60_000)), bmp(60_000, 60_000), bmp(-60_000, -60_000), small
+    for data in bombs:
+        with pytest.raises(Refused, match='claims') as refused:
+            check_header(data, 1499)
+        assert refused.value.status == 422
+    nested = struct.pack('>4sI', b'ic09', 8 + 57) + claiming(60_000, 60_000)
+    for data in (b'icns' + struct.pack('>I', 8 + len(nested)) + nested, b'BLP1' + bytes(200)):
+        with pytest.raises(Refused) as refused:
+            check_header(data, 1500)
+        assert refused.value.status in (415, 422)
+    for data in (*bombs[:3], icon(struct.pack('<IHHHH', 12, 60_000, 60_000, 1, 8))):
+        with pytest.raises(BadImage, match='claims'):
+            read(data)
 
 
 def test_damaged_metadata_hide_no_size():

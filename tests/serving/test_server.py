@@ -258,6 +258,8 @@ def test_who_needs_a_token(monkeypatch):
     [
         ((), '--workdir=DIR or --pretrained'),
         (('--workdir=x', '--pretrained=y'), '--workdir=DIR or --pretrained'),
+        (('--workdir=x', '--model=y'), '--model needs --pretrained'),
+        (('--pretrained=x', '--checkpoint=last'), '--checkpoint needs --workdir'),
         (('--workdir=x', '--max_batch=3'), '--max_batch=3 is not a power of two'),
         (('--workdir=x', '--root=/no/such'), '--root=/no/such is not a folder'),
         (('--workdir=/no/such',), '/no/such'),

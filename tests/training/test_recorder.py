@@ -1,10 +1,12 @@
 """Records equal TensorBoard's events and survive a kill."""
 
+import shlex
+
 import numpy as np
 import pytest
 
 from vision.core.workdir import read_records
-from vision.training.records import Recorder, grid, newest
+from vision.training.records import Recorder, grid, newest, next_commands
 
 
 def test_tensorboard_reads_the_curves_and_the_images(tmp_path):
@@ -54,3 +56,11 @@ def test_a_grid_shows_every_image_once(channels):
     assert sheet.shape == (3 * 5 + 1, 2 * 4 + 1, 3)
     for value in range(1, 6):
         assert (sheet[..., 0] == value).sum() == 12
+
+
+@pytest.mark.parametrize('workdir', ['runs/digits', 'my runs/a', "it's $HOME"])
+def test_the_next_commands_are_read_by_a_shell(workdir):
+    lines = next_commands(workdir).removeprefix('next: ').splitlines()
+    evaluate, predict = (shlex.split(line) for line in lines)
+    assert evaluate == ['python', '-m', 'experiments.evaluate', f'--workdir={workdir}']
+    assert predict[2:4] == ['experiments.predict', f'--workdir={workdir}']

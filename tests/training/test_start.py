@@ -18,7 +18,7 @@ from vision.evaluation.run import check_data
 from vision.studies.cost import dry_run
 from vision.training import train
 from vision.training.setup import setup
-from vision.training.start import _check_like, check_start
+from vision.training.start import _check_like, check_start, warn_of_selection
 
 
 @pytest.fixture(scope='module')
@@ -39,6 +39,26 @@ def config_for(root, **overrides):
     config.data.path = str(root)
     config.preprocess.train = config.preprocess.eval = 'decode(channels=1)|resize(32)'
     return config
+
+
+def test_few_validation_images_are_told_with_advice_that_is_accepted(photos, caplog):
+    def told(config):
+        caplog.clear()
+        warn_of_selection(setup(config))
+        return '\n'.join(r.getMessage() for r in caplog.records if 'select' in r.getMessage())
+
+    # A standard error of √(.9 × .1 / n); a folder for validation takes no share.
+    given = told(config_for(photos))
+    assert '16 images' in given and '8 points' in given and 'data.validation' not in given
+    split = told(config_for(photos / 'train'))
+    assert '2 images' in split and '21 points' in split
+    # Each of the flags is accepted.
+    advice = dict(re.findall(r'--config\.(\S+)=([\w%]+)', split))
+    assert advice == {'training.best_by': 'loss', 'data.validation': '20%'}
+    more = told(config_for(photos / 'train', data__validation='20%'))
+    assert '3 images' in more and 'more images than --config.data.validation=20%' in more
+    # The loss is no fraction, and 360 digits are enough.
+    assert told(config_for(photos, training__best_by='loss')) == '' == told(tiny_config())
 
 
 def begin(config, path):

@@ -82,23 +82,19 @@ class TokenOnly:
     cookie, which is set by a request with the token in the URL.
     """
 
-    def __init__(
-        self,
-        app: Any,
-        token: str,
-        cookie: str | None = None,
-        hint: str = 'The header "Authorization: Bearer TOKEN" is missing.',
-    ):
-        """Takes the ASGI app, the token, the cookie's name (None for no cookie), and the answer."""
-        self._app, self._token, self._cookie, self._hint = app, token, cookie, hint
+    def __init__(self, app: Any, token: str, refusal: Any, cookie: str | None = None):
+        """Takes the ASGI app, the token, the answer to others, and the cookie's name or None.
+
+        The answer is an ASGI app, such as a Starlette response with status 403.
+        """
+        self._app, self._token, self._refusal, self._cookie = app, token, refusal, cookie
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answers a request, or refuses it with 403."""
+        """Answers a request, or refuses it."""
         if scope['type'] == 'lifespan':
             await self._app(scope, receive, send)
             return
         from starlette.requests import HTTPConnection
-        from starlette.responses import PlainTextResponse
 
         # Refuse requests that have the token nowhere.
         request = HTTPConnection(scope)
@@ -111,7 +107,7 @@ class TokenOnly:
             if scope['type'] == 'websocket':
                 await send({'type': 'websocket.close', 'code': 1008})
                 return
-            await PlainTextResponse(f'{self._hint}\n', 403)(scope, receive, send)
+            await self._refusal(scope, receive, send)
             return
 
         # Set the cookie, so that further requests of the page need no token in the URL.

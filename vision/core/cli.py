@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from absl import app, flags, logging
@@ -192,6 +192,18 @@ def define_distributed() -> Callable[[], None]:
     return join
 
 
+def refuse_options(command: str, options: Mapping[str, str]) -> None:
+    """Raises UserError for an option on the command line that the command would ignore.
+
+    Args:
+      command: a key of `options`.
+      options: the names of the options that belong to some commands only, by command.
+    """
+    for name in sorted({n for names in options.values() for n in names.split()}):
+        if flags.FLAGS[name].present and name not in options[command].split():
+            raise UserError(f'leave out --{name}: `{command}` does not have this option')
+
+
 def refuse_arguments(argv: Sequence[str]) -> None:
     """Raises UserError if the command line has arguments that are not flags."""
     if len(argv) > 1:
@@ -210,8 +222,9 @@ def require(**values: object) -> None:
 
 def _main(main: Callable[[list[str]], int | None], argv: list[str]) -> int:
     """Prepares the process and runs `main`; converts its exceptions to exit codes."""
-    # Show warnings only, and set up JAX before it has a backend.
+    # Show warnings only, without absl's prefix, and set up JAX before it has a backend.
     logging.set_verbosity(logging.WARNING)
+    logging.get_absl_handler().setFormatter(_Plain())
     _quiet_orbax()
     startup.tune()
     startup.use_compilation_cache()
@@ -247,6 +260,14 @@ def _end(error: Exception) -> int:
     if (place := place_of(error)) is not None and not _is_one_of_several():
         return _complain(f'{place}: {type(error).__name__}: {error!s:.300}')
     return _fail(error)
+
+
+class _Plain(standard_logging.Formatter):
+    """Formats a log record as 'warning: …', like the 'error: …' of a mistake."""
+
+    def format(self, record: standard_logging.LogRecord) -> str:
+        """Returns the level in lower case and the message."""
+        return f'{record.levelname.lower()}: {super().format(record)}'
 
 
 def _is_one_of_several() -> bool:

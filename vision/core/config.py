@@ -35,6 +35,7 @@ MAY_DIFFER = (
     'training.stop_after',
     'training.patience',
     'training.log_every',
+    'training.steps_per_call',
     'training.keep',
     'data.max_corrupt',
     'training.shard',  # only the layout of arrays; the number of devices may change, too

@@ -239,6 +239,7 @@ KEYS = (
     Key('training.checkpoint_every', Duration, '1000 steps', 'Time between additional checkpoints', above=0),
     Key('training.keep', int, 2, 'Number of newest checkpoints to keep, beside the best', low=1),
     Key('training.best_by', str | None, None, "Validation metric that selects the best checkpoint and that patience and the plateau schedule watch; None is the task's first metric"),
+    Key('training.steps_per_call', int | None, None, 'Maximum number of steps that the device takes in one call, for data that are preprocessed on the device; None is 100 on accelerators and 1 on CPUs', low=1),
     Key('training.log_every', Duration, '50 steps', 'Time between log records', above=0),
     Key('training.ema_decay', float, 0.0, 'Decay of an exponential moving average of the parameters, which is then used in evaluation; 0 keeps no average', low=0, below=1),
     Key('training.polyak_from', Duration | None, None, 'Time at which a uniform (Polyak) average of the parameters starts, in place of ema_decay'),
@@ -339,7 +340,8 @@ def check_arguments(
     hints = type_hints(function)
     for key, value in arguments.items():
         if key not in known:
-            raise unknown(f'argument of {what}', key, known)
+            # The misspelt key may also be the section's `name`.
+            raise unknown(f'argument of {what}', key, known, ['name'])
         if key not in hints:
             continue
         if not fits(value, hints[key]):

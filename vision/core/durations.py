@@ -80,6 +80,12 @@ class Every:
         """True if the event is due after `step` steps (≥ 1)."""
         return self._times(step) > self._times(step - 1)
 
+    def after(self, step: int) -> int:
+        """Returns the first step after `step` (≥ 0) at which the event is due."""
+        k = self._times(step) + 1
+        due = (2 * k * self._numerator + self._denominator) // (2 * self._denominator)
+        return max(due, step + 1)
+
     def _times(self, step: int) -> int:
         """The number of events up to and including a step."""
         # The k-th event is at floor(k · period + 1/2), the rounding of `to_steps`, so that

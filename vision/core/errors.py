@@ -3,6 +3,7 @@
 import difflib
 import operator
 import os
+import re
 import traceback
 from collections.abc import Iterable
 from typing import Any
@@ -23,15 +24,40 @@ class UserError(Exception):
     """
 
 
+def not_installed(what: str, library: str, extra: str) -> UserError:
+    """Returns the error for a missing library, with the command that installs it.
+
+    Args:
+      what: what needs the library: 'search'.
+      library: name of the missing library.
+      extra: the extra of this package, in pyproject.toml, that includes the library.
+    """
+    return UserError(f'{what} needs {library}, which is not installed: pip install -e ".[{extra}]"')
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """Returns the entry of `known` whose spelling is closest to `name`; None if none is close."""
+    """Returns the entry of `known` whose spelling is closest to `name`; None if none is close.
+
+    A name is close if it is spelt alike or starts with `name`. Of equally similar names, the one
+    with the closest number is returned: 'resnet50' for 'resnet51', rather than 'resnet56'.
+    """
     spelt = {_plain(entry): entry for entry in known}
     name = _plain(name)
     # Prefer a known synonym to a similar spelling.
     if _ALSO.get(name) in spelt:
         return spelt[_ALSO[name]]
-    matches = difflib.get_close_matches(name, list(spelt), n=1, cutoff=0.6)
-    return spelt[matches[0]] if matches else None
+    # Long names must agree more: 'sdg' suggests 'sgd', but 'mobilenet' not 'googlenet' (0.67).
+    cutoff = 0.6 if len(name) < 6 else 0.72
+    matches = difflib.get_close_matches(name, list(spelt), n=20, cutoff=cutoff)
+    if not matches and len(name) > 2:
+        matches = [entry for entry in spelt if entry.startswith(name)]
+
+    # The best has the same letters (swapped ones), then the most similar spelling and number.
+    def likeness(match: str) -> tuple[bool, float, int]:
+        ratio = difflib.SequenceMatcher(None, match, name).ratio()
+        return sorted(match) == sorted(name), ratio, -abs(_number(match) - _number(name))
+
+    return spelt[max(matches, key=likeness)] if matches else None
 
 
 def similar(path: str) -> str:
@@ -50,6 +76,11 @@ def similar(path: str) -> str:
 def _plain(name: str) -> str:
     """A name in lower case with underscores, for comparison."""
     return name.casefold().replace('-', '_')
+
+
+def _number(name: str) -> int:
+    """The number that the digits of a name form, 0 without digits."""
+    return int(''.join(re.findall('[0-9]', name))[:9] or 0)
 
 
 def meant(name: str, known: Iterable[str]) -> list[str]:

@@ -230,3 +230,23 @@ def print_table(table: Any, file: TextIO | None = None) -> None:
     for part in filter(None, (title, table, caption)):
         console.print(part, crop=False, soft_wrap=part is not table, markup=False, highlight=False)
     table.title, table.caption = title, caption
+
+
+def figures_text(figures: dict[str, Any]) -> str:
+    """Returns a line for each figure; a list of rows becomes a table below the others."""
+
+    def shown(value: Any) -> str:
+        if isinstance(value, float):
+            return f'{value:.4f}'
+        return '–' if value is None else str(value)
+
+    lines, rows = list[str](), list[dict[str, Any]]()
+    for name, value in figures.items():
+        if isinstance(value, list):
+            rows = value
+        else:
+            lines.append(f'{name:>12}  {shown(value)}')
+    for row in [{name: name for name in rows[0]}, *rows] if rows else ():
+        first, *others = map(shown, row.values())
+        lines.append(' '.join([f'{first:<18}', *(f'{text:>10}' for text in others)]))
+    return '\n'.join(lines)

@@ -215,8 +215,10 @@ def tell_passed(root: str, passed: collections.Counter[str]) -> None:
         return
     kinds = ', '.join(f'{count:,} {kind}' for kind, count in passed.most_common(5) if count)
     more = ', …' if len(passed) > 5 else ''
+    help = '; to read .heic: pip install pillow-heif' if passed['.heic'] + passed['.heif'] else ''
     warn_once(
-        f'{root}: {passed.total():,} files are skipped, because they are not images ({kinds}{more})'
+        f'{root}: {passed.total():,} files are skipped, because they are not images that can be '
+        f'read ({kinds}{more}){help}'
     )
 
 

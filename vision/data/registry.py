@@ -103,6 +103,7 @@ def load(data: Mapping[str, Any], split: str) -> Source:
     if surplus := [key for key in data if key not in {*own, *_PIPELINE_KEYS, *_SPLIT_KEYS}]:
         every = [find('data.source', name, SOURCES) for name in SOURCES]
         known = {key for source in every for key in inspect.signature(source).parameters} | set(own)
+        known |= {*_PIPELINE_KEYS, *_SPLIT_KEYS}
         for key in surplus:
             if key not in known:
                 raise unknown('key of config.data', key, known - {'split'})

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from absl import logging
 
-from vision.core.config import complete_eval, default_eval
+from vision.core.config import complete_eval, default_eval, plain
 from vision.core.config_keys import find
 from vision.core.errors import UserError, unknown
 from vision.core.progress import phase, progress_bar
@@ -64,6 +64,7 @@ class Evaluation:
         own evaluation, also `data`, `classes` (number of compared classes), `protocol`, `ops`,
         `weights` and `models`.
       corrupt: unreadable images: name → reason.
+      saved_as: the name of the file of its predictions, see `evaluate_runs`; by default `name`.
     """
 
     name: str
@@ -72,6 +73,10 @@ class Evaluation:
     predictions: Predictions
     figures: dict[str, Any]
     corrupt: dict[str, str]
+    saved_as: str = ''
+
+    def __post_init__(self):
+        object.__setattr__(self, 'saved_as', self.saved_as or self.name)
 
 
 def evaluate_runs(
@@ -91,6 +96,11 @@ def evaluate_runs(
       skip_corrupt: whether to skip unreadable images.
       progress: starts a progress display.
 
+    Returns:
+      The runs, and the evaluations. The attribute `saved_as` of an evaluation is its name; a digest
+      follows if the entry differs from that of this name in the run's config, and the checkpoint
+      unless it is the best one.
+
     Raises:
       UserError: a missing run, checkpoint, weights, data or protocol, or unreadable images.
     """
@@ -101,8 +111,19 @@ def evaluate_runs(
         if entry['weights'] not in runs:
             with phase('reading the checkpoint'):
                 runs[entry['weights']] = [load_run(w, checkpoint, entry['weights']) for w in paths]
-        done.append(evaluate_entry(runs[entry['weights']], name, entry, skip_corrupt, progress))
+        some = runs[entry['weights']]
+        found = evaluate_entry(some, name, entry, skip_corrupt, progress)
+        words = [name, *_changes(some[0], name, entry), *([checkpoint] * (checkpoint != 'best'))]
+        done.append(dataclasses.replace(found, saved_as='_'.join(words)))
     return next(iter(runs.values())), done
+
+
+def _changes(run: Run, name: str, entry: Mapping[str, Any]) -> list[str]:
+    """Returns a digest of an entry if the run's config has another one of this name."""
+    own = run.config.get('evals', {}).get(name)
+    if own is None or plain(complete_eval(own)) == plain(entry):
+        return []
+    return [_digest(plain(entry))]
 
 
 def evaluate_entry(
@@ -296,8 +317,13 @@ def _name(entry: Mapping[str, Any]) -> str:
         kept['path'] = os.path.realpath(path)
     left_out = {'data': kept, 'ops': ops, 'classes': entry['classes']}
     if set(kept) - {'source'} or ops or entry['classes'] != default_eval().classes:
-        name += '_' + hashlib.sha256(json_text(left_out, sort_keys=True).encode()).hexdigest()[:6]
+        name += '_' + _digest(left_out)
     return name
+
+
+def _digest(value: Any) -> str:
+    """Returns six characters that distinguish values."""
+    return hashlib.sha256(json_text(value, sort_keys=True).encode()).hexdigest()[:6]
 
 
 def _open(run: Run, entry: Mapping[str, Any]) -> tuple[Source, bool]:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vision.core.errors import UserError
-from vision.models.layers import shapes_only
+from vision.models.layers import shapes_only, xla_only
 
 Endpoints = dict[str, Any]
 Path = tuple[str, ...]
@@ -87,9 +87,11 @@ def init_variables(model: nn.Module, input_shape: Sequence[int], key: jax.Array)
     Returns:
       `params`, and `batch_stats` ({} without BatchNorm).
     """
-    # Train mode creates auxiliary heads too.
+    # Train mode creates auxiliary heads too. The outputs are not used, so layers need no fast forms,
+    # which take long to trace.
     images = jnp.zeros((2, *input_shape), jnp.float32)
-    variables = model.init({'params': key, 'dropout': key}, images, train=True)
+    with xla_only():
+        variables = model.init({'params': key, 'dropout': key}, images, train=True)
     return {'params': variables['params'], 'batch_stats': variables.get('batch_stats', {})}
 
 
@@ -126,20 +128,35 @@ def abstract_variables(model: nn.Module, input_shape: tuple[int, int, int]) -> d
     return {k: v for k, v in shapes.items() if k in ('params', 'batch_stats')}
 
 
-def check_contract(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
-    """Raises UserError unless a user-defined model follows the contract of `ImageModel`.
+def check_contract(
+    model: nn.Module, input_shape: tuple[int, int, int], modes: Sequence[bool] = (True, False)
+) -> dict[str, Any]:
+    """Checks that a model follows the contract of `ImageModel`.
 
     `__call__(images, train)` must return (logits float32 [B, K], endpoints) with `features`
-    [B, D], in training and in evaluation.
+    [B, D].
+
+    Args:
+      model: the unbound module.
+      input_shape: (H, W, C) of the model's input.
+      modes: values of `train` to try; each takes a trace.
+
+    Returns:
+      The shapes of `params` and `batch_stats` in the first mode; in training they include those of
+      auxiliary heads.
+
+    Raises:
+      UserError: the model cannot be called so, or returns something else.
     """
     title = type(model).__name__
     image = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
     rngs = {'params': jax.random.key(0), 'dropout': jax.random.key(1)}
     # Trace with abstract shapes, so that nothing is computed.
-    for train in (True, False):
+    shapes: dict[str, Any] = {}
+    for train in modes:
         try:
             with shapes_only():
-                out, _ = jax.eval_shape(
+                out, variables = jax.eval_shape(
                     lambda x, train=train: model.init_with_output(rngs, x, train=train), image
                 )
         except TypeError as e:
@@ -160,6 +177,9 @@ def check_contract(model: nn.Module, input_shape: tuple[int, int, int]) -> None:
             )
         if getattr(features, 'ndim', None) != 2:
             raise UserError(f"model {title} must return endpoints['features'] of shape [B, D]")
+        kept = {k: variables.get(k, {}) for k in ('params', 'batch_stats')}
+        shapes = shapes or kept
+    return shapes
 
 
 def check_finite(variables: Any, where: str) -> None:

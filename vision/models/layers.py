@@ -4,12 +4,15 @@ Images are [B, H, W, C], kernels [h, w, in, out]. Parameters are float32, and `d
 the computation. Padding is either symmetric and given in pixels, as in the papers' tables, or
 TensorFlow's 'same'.
 
-Convolution and max pooling use XLA or a registered fast form. A fast form is a function with the
-arguments of `xla_convolve` or `xla_max_pool`. It returns the same values up to rounding, or None if
-it is not faster for the given shape, type or backend. `vision/models/cpu` registers fast forms.
+Convolution, max pooling and training's batch normalisation use their plain form or a registered
+fast form. A fast form is a function with the arguments of `xla_convolve`, `xla_max_pool` or
+`plain_batch_norm`. It returns the same values up to rounding, or None if it is not faster for the
+given shape, type or backend. `vision/models/cpu` and `vision/models/batch_norm.py` register fast
+forms; `VISION_FAST=0` in the environment disables them, and fused attention.
 """
 
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -28,14 +31,14 @@ Padding = Pair | Literal['same']
 Sides = Sequence[tuple[int, int]]  # padding before and after, in height and width
 Initializer = Callable[..., jax.Array]
 
-_fast: dict[str, Callable[..., jax.Array | None]] = {}
+_fast: dict[str, Callable[..., Any]] = {}
 # Settings of the thread that traces a program.
-_enabled = ContextVar('fast forms', default=True)
+_enabled = ContextVar('fast forms', default=os.environ.get('VISION_FAST', '1') != '0')
 _shapes_only = ContextVar('shapes only', default=False)
 
 
-def register(name: Literal['convolve', 'max_pool'], form: Callable[..., jax.Array | None]) -> None:
-    """Registers the fast form of `xla_convolve` or `xla_max_pool`; each has at most one."""
+def register(name: Literal['convolve', 'max_pool', 'batch_norm'], form: Callable[..., Any]) -> None:
+    """Registers the fast form of a layer; each has at most one."""
     _fast[name] = form
 
 
@@ -85,7 +88,7 @@ def fast_forms_allowed() -> bool:
     return _enabled.get()
 
 
-def _fast_form(name: str, *arguments: Any) -> jax.Array | None:
+def _fast_form(name: str, *arguments: Any) -> Any:
     """Returns the result of the registered fast form, or None."""
     return _fast[name](*arguments) if _enabled.get() and name in _fast else None
 
@@ -257,7 +260,8 @@ class BatchNorm(nn.Module):
     Training normalises by the batch's mean and biased variance. It moves the running mean and the
     running variance by `1 - momentum` towards the batch's mean and *unbiased* variance. Under jit
     over a mesh, the mean over the batch axis is over the global batch: no `axis_name` and no
-    synchronisation is needed. All arithmetic is in float32.
+    synchronisation is needed. All arithmetic is in float32. On accelerators, training uses
+    `vision.models.batch_norm`.
 
     The parameters are `scale` and `bias` [C]; `batch_stats` has `mean` and `var` [C].
     """
@@ -276,12 +280,8 @@ class BatchNorm(nn.Module):
         bias = _param(self, 'bias', nn.initializers.zeros, shape)
         running_mean = self.variable('batch_stats', 'mean', jnp.zeros, shape, jnp.float32)
         running_var = self.variable('batch_stats', 'var', jnp.ones, shape, jnp.float32)
-        x = x.astype(jnp.float32)
         if train:
-            # Batch statistics.
-            axes = tuple(range(x.ndim - 1))
-            mean = x.mean(axes)
-            var = jnp.square(x - mean).mean(axes)
+            y, mean, var = batch_norm(x, scale, bias, self.epsilon)
             # Update the running statistics.
             if not self.is_initializing():
                 count = x.size // x.shape[-1]
@@ -291,9 +291,43 @@ class BatchNorm(nn.Module):
                 running_var.value = keep * running_var.value + (1 - keep) * unbiased
         else:
             mean, var = running_mean.value, running_var.value
-        # One multiplication and one addition per value.
-        factor = lax.rsqrt(var + self.epsilon) * scale
-        return ((x - mean) * factor + bias).astype(self.dtype)
+            y = _normalise(x.astype(jnp.float32), mean, var, scale, bias, self.epsilon)
+        return y.astype(self.dtype)
+
+
+def batch_norm(
+    x: jax.Array, scale: jax.Array | float, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Normalises [B, …, C] by its statistics over all axes except the last.
+
+    Returns:
+      The normalised values, and the mean and the biased variance [C], all in float32.
+    """
+    found = _fast_form('batch_norm', x, scale, bias, epsilon)
+    return plain_batch_norm(x, scale, bias, epsilon) if found is None else found
+
+
+def plain_batch_norm(
+    x: jax.Array, scale: jax.Array | float, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Batch normalisation by the formulas, differentiated by JAX."""
+    x = x.astype(jnp.float32)
+    axes = tuple(range(x.ndim - 1))
+    mean = x.mean(axes)
+    var = jnp.square(x - mean).mean(axes)
+    return _normalise(x, mean, var, scale, bias, epsilon), mean, var
+
+
+def _normalise(
+    x: jax.Array,
+    mean: jax.Array,
+    var: jax.Array,
+    scale: jax.Array | float,
+    bias: jax.Array,
+    epsilon: float,
+) -> jax.Array:
+    """Normalises by given statistics: one multiplication and one addition per value."""
+    return (x - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
 
 
 def local_response_norm(
@@ -352,7 +386,18 @@ def _pool_padding(
 
 def global_avg_pool(x: jax.Array) -> jax.Array:
     """Averages [B, H, W, C] over positions to [B, C], in float32."""
-    return x.astype(jnp.float32).mean((1, 2)).astype(x.dtype)
+    return before_sum(x).astype(jnp.float32).mean((1, 2)).astype(x.dtype)
+
+
+def before_sum(x: jax.Array) -> jax.Array:
+    """Returns x, which a sum over positions may follow on every backend.
+
+    On CPUs, jaxlib 0.12 fuses a sum with the bfloat16 convolutions and ReLUs before it into a
+    program that reads memory which was never written. A barrier prevents this fusion.
+    """
+    if x.dtype == jnp.bfloat16 and jax.default_backend() == 'cpu':
+        return lax.optimization_barrier(x)
+    return x
 
 
 def adaptive_avg_pool(x: jax.Array, size: int) -> jax.Array:
@@ -384,4 +429,5 @@ def flatten(x: jax.Array) -> jax.Array:
     return x.reshape(x.shape[0], -1)
 
 
+import vision.models.batch_norm  # noqa: E402 - registers the form of accelerators
 import vision.models.cpu.fast  # noqa: E402, F401 - fast forms for CPUs: see vision/models/cpu

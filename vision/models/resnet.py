@@ -17,6 +17,7 @@ from vision.models.layers import (
     BatchNorm,
     Conv,
     Dense,
+    before_sum,
     fan_in_uniform,
     global_avg_pool,
     glorot_uniform,
@@ -188,7 +189,7 @@ def power_pool(x: jax.Array, power: float) -> jax.Array:
     Values below 1e-6 count as 1e-6, as in the authors' code of SSCD.
     """
     whole: Any = int(power) if power == int(power) else power  # JAX multiplies for integer powers
-    mean = (jnp.maximum(x.astype(jnp.float32), 1e-6) ** whole).mean((1, 2))
+    mean = (jnp.maximum(before_sum(x).astype(jnp.float32), 1e-6) ** whole).mean((1, 2))
     return (mean ** (1 / power)).astype(x.dtype)
 
 

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 
 from vision.core.errors import UserError
 from vision.models.base import Endpoints, ImageModel
-from vision.models.layers import Conv, Dense, Initializer, fan_in_uniform, glorot_uniform, normal
+from vision.models.layers import (
+    Conv,
+    Dense,
+    Initializer,
+    before_sum,
+    fan_in_uniform,
+    glorot_uniform,
+    normal,
+)
 from vision.models.positions import Resize, resize_positions, sincos_positions
 from vision.models.transformer import Attention, DropPath, LayerNorm, LayerScale, Mlp, attend
 
@@ -252,7 +260,7 @@ class VisionTransformer(ImageModel):
             pool = (self.heads, self.epsilon, self.activation, self.weight_init, self.dtype)
             x = AttentionPool(*pool, name='attn_pool')(x[:, prefix:])
         elif self.pool == 'mean':
-            x = x[:, prefix:].mean(axis=1)
+            x = before_sum(x[:, prefix:]).mean(axis=1)
         else:
             x = x[:, 0]
         x = self.record(endpoints, 'features', x)

@@ -22,6 +22,7 @@ from vision.prediction import gradcam
 from vision.prediction.feed import Fed, Feed, files
 from vision.prediction.gradcam import Explanation
 from vision.prediction.stream import Stream
+from vision.task import Task
 
 _GEM, _POWER = ':gem', 3.0  # ending of an endpoint whose feature maps have a generalized mean
 _FEW = 4  # maximum number of images for which full optimisation takes longer than it saves
@@ -101,6 +102,11 @@ class Classifier:
         if os.path.isdir(source):
             return cls.from_workdir(source, fold=fold)
         return cls(pretrained_run(source, model, classify), fold)
+
+    @property
+    def classifies(self) -> bool:
+        """Whether the task has class probabilities; without them, a model only embeds."""
+        return type(self.run.task).probabilities is not Task.probabilities
 
     def expect(self, num_images: int) -> None:
         """Sets the number of images that this process will classify; call it before the first one.
@@ -373,7 +379,7 @@ class Classifier:
 
     def embedding(self, variables: Any, images: jax.Array, endpoint: str) -> jax.Array:
         """Computes embeddings, float32 [B, D], as a pure function of variables and images."""
-        return self._answers(variables, images, endpoint)[1]
+        return self._outputs(variables, images, endpoint)[1]
 
     @functools.cached_property
     def digest(self) -> str:
@@ -408,9 +414,15 @@ class Classifier:
         self, variables: Any, images: jax.Array, endpoint: str
     ) -> tuple[jax.Array, jax.Array]:
         """Computes probabilities [B, K] and embeddings [B, D]."""
-        logits, endpoints = self.model.apply(variables, self._normalised(images), train=False)
-        vectors = _vectors({**endpoints, 'logits': logits}, endpoint)
+        logits, vectors = self._outputs(variables, images, endpoint)
         return self.run.task.probabilities(logits), vectors
+
+    def _outputs(
+        self, variables: Any, images: jax.Array, endpoint: str
+    ) -> tuple[jax.Array, jax.Array]:
+        """Computes logits [B, K] and embeddings [B, D]; works for tasks without probabilities."""
+        logits, endpoints = self.model.apply(variables, self._normalised(images), train=False)
+        return logits, _vectors({**endpoints, 'logits': logits}, endpoint)
 
     def _named(self, probabilities: np.ndarray, top_k: int) -> list[tuple[int, float]]:
         """Returns the (class index, probability) pairs of a prediction."""

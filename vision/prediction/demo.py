@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 
 from vision.core import access
-from vision.core.errors import UserError
+from vision.core.errors import not_installed
 from vision.data.source import FileSource, read_file
 from vision.prediction import pages, pictures, review
 from vision.prediction.classifier import Classifier
@@ -25,6 +25,7 @@ from vision.preprocess import decode
 MAX_UPLOAD = 20  # MB
 _CLASSES, _EXPLAINED, _SIMILAR, _LISTED = 5, 3, 8, 100
 _UPLOAD_SIDE = 320  # pixels of the longer side of the uploaded image on the page
+_PAIR_SIDE, _PAIRS = 960, 3  # pixels of a pair of images with matched points, and the most pairs
 _FEW = 20  # maximum number of class names for which the list is expanded at first
 _KEPT = 60  # seconds that an upload stays on disk; gradio's default is forever (gradio issue 4620)
 
@@ -46,6 +47,7 @@ _STYLE = """
 .list table, .list tr, .list td, .list th { border: 0; }
 .list td { overflow-wrap: anywhere; }
 .list td:first-child, .list td:last-child { overflow-wrap: normal; white-space: nowrap; }
+#matched figure { width: min(36rem, 100%); }
 #group figure { width: min(240px, calc(50% - .375rem)); }
 #known { margin: .25rem 0 .5rem; }
 .mark { color: #c2410c; display: block; }
@@ -80,10 +82,9 @@ def serve(
     try:
         import gradio  # noqa: F401
         import uvicorn
+        from starlette.responses import PlainTextResponse
     except ImportError:
-        raise UserError(
-            'the demo needs gradio: pip install "jax-image-classification[demo]"'
-        ) from None
+        raise not_installed('the demo', 'gradio', 'demo') from None
     # Bind the port before the slow warm-up, so that a taken port is reported at once.
     listener, address = access.listen(host, port)
     port = listener.getsockname()[1]
@@ -93,9 +94,9 @@ def serve(
     with tempfile.TemporaryDirectory() as uploads:
         app = _app(classifier, similar, uploads)
         if token is not None:
-            hint = 'Open the full address that the demo printed: it contains a token.'
-            cookie = f'vision-demo-{port}'
-            app.add_middleware(access.TokenOnly, token=token, cookie=cookie, hint=hint)
+            hint = 'Open the full address that the demo printed: it contains a token.\n'
+            refusal, cookie = PlainTextResponse(hint, 403), f'vision-demo-{port}'
+            app.add_middleware(access.TokenOnly, token=token, refusal=refusal, cookie=cookie)
         # From here on, connections wait until the server runs, instead of being refused.
         listener.listen()
         query = f'/?token={urllib.parse.quote(token, safe="")}' if token else ''
@@ -163,7 +164,8 @@ def _answer(classifier: Classifier, similar: review.Collection | None, source: F
     )
     # A multi-label model may name no class at all.
     lines = lines or '<tr><td>no class reaches the threshold</td></tr>'
-    upload = pages.figure(decode.read(read_file(path)), os.path.basename(path), side=_UPLOAD_SIDE)
+    image = decode.read(read_file(path))
+    upload = pages.figure(image, os.path.basename(path), side=_UPLOAD_SIDE)
     # The model input and one heat map for each of the most probable classes.
     (explanation,) = classifier.explain_source(source, _EXPLAINED)
     heat = pages.figure(explanation.image, 'model input') + ''.join(
@@ -177,19 +179,27 @@ def _answer(classifier: Classifier, similar: review.Collection | None, source: F
         f'<h3>Evidence (Grad-CAM)</h3><div class="row" id="heat">{heat}</div>',
     ]
     if similar is not None:
-        parts.append(_neighbours(similar, similar.find(source, _LISTED)))
+        parts.append(_neighbours(similar, image, similar.find(source, _LISTED)))
     return review.printable(''.join(parts))
 
 
-def _neighbours(similar: review.Collection, found: list[dict[str, Any]]) -> str:
+def _neighbours(similar: review.Collection, image: np.ndarray, found: list[dict[str, Any]]) -> str:
     """Returns the pictures of the nearest images, and the list of more of them with its CSV."""
-    figures = ''.join(pages.figure(*similar.picture(n)) for n in found[:_SIMILAR])
+    compared = list(similar.compare(image, found[:_SIMILAR]))
+    figures = ''.join(pages.figure(*picture) for picture, _ in compared)
+    pairs = [pages.figure(*pair, side=_PAIR_SIDE) for _, pair in compared if pair is not None]
+    matched = ''
+    if pairs:
+        matched = (
+            '<h3>Matched parts</h3><p>Outlines show the part that both images have.</p>'
+            f'<div class="row" id="matched">{"".join(pairs[:_PAIRS])}</div>'
+        )
     header = ('rank', 'path', 'score')
     rows = [(i, n['path'], f'{n["score"]:.6f}') for i, n in enumerate(found, 1)]
     return (
         f'<h3>Similar images</h3><div class="row" id="similar">{figures}</div>'
         f'<p>{review.csv_link("similar.csv", header, rows)}</p><details id="list">'
-        f'<summary>The nearest {len(rows)}</summary>{review.table(header, rows)}</details>'
+        f'<summary>The nearest {len(rows)}</summary>{review.table(header, rows)}</details>{matched}'
     )
 
 

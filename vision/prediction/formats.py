@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
-from vision.core.text import json_text, on_one_line, print_table, printable, write_row
+from vision.core.text import below, json_text, on_one_line, print_table, printable, write_row
 
 Prediction = dict[str, Any]
 
@@ -98,32 +98,39 @@ def _table(predictions: Iterable[Prediction], file: TextIO) -> None:
         print_table(table, file)
 
 
-def write_neighbours(results: Iterable[dict[str, Any]], file: TextIO) -> None:
+def write_neighbours(results: Iterable[dict[str, Any]], file: TextIO, root: str = '') -> None:
     """Writes search results as a table to `file`.
 
     Args:
       results: as `vision.search.query` yields them, or as `vision.search.find_duplicates` returns
         them, with what shows that two images are duplicates and with the image to keep.
       file: where to write.
+      root: the folder that paths are shown relative to, with a line above the table that names it;
+        '' for paths as they are.
     """
     from rich.table import Table
     from rich.text import Text
 
     table, results = Table(), list(results)
+    if root:
+        table.title = Text(printable(f'Paths are relative to {root}', file))
     table.add_column('image', no_wrap=True)
     table.add_column('nearest', no_wrap=True)
     table.add_column('score', justify='right')
     if duplicates := any('keep' in r for r in results):
         table.add_column('by')
     for r in results:
-        lines = [(n['path'], f'{n["score"]:.4f}', n.get('stage', '')) for n in r['neighbours']]
+        lines = [
+            (below(n['path'], root), f'{n["score"]:.4f}', n.get('stage', ''))
+            for n in r['neighbours']
+        ]
         if 'error' in r:
             lines = [(f'cannot be read: {r["error"]}', '', '')]
         if r.get('keep'):
-            lines.append((f'keep {r["keep"]}', '', ''))
+            lines.append((f'keep {below(r["keep"], root)}', '', ''))
         # Name the query image on the first line of its neighbours only.
         for i, (nearest, *more) in enumerate(lines):
-            name = r['path'] if i == 0 else ''
+            name = below(r['path'], root) if i == 0 else ''
             cells = [Text(on_one_line(text, file)) for text in (name, nearest)]
             last = i == len(lines) - 1
             table.add_row(*cells, *more[: 1 + duplicates], end_section=last)

@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
+import numpy as np
+
 from vision.core.text import write_row
 from vision.data.source import FileSource
 from vision.prediction import pages
@@ -32,6 +34,14 @@ class Collection(Protocol):
 
     def picture(self, neighbour: dict[str, Any]) -> Picture:
         """Returns the picture of a neighbour."""
+
+    def compare(
+        self, image: np.ndarray, neighbours: Iterable[dict[str, Any]]
+    ) -> Iterable[tuple[Picture, Picture | None]]:
+        """Yields each neighbour's picture with the part that an image, uint8 [H, W, C], shows, too.
+
+        The second picture explains it; it is None where no part is found.
+        """
 
     def duplicates(self) -> list[list[dict[str, Any]]]:
         """Returns groups of duplicates: lists of `{'path', 'score', 'keep'}`.

@@ -41,6 +41,7 @@ MAX_ASPECT = 100
 _ORIENTATION = 0x0112
 _HEIF = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')  # brands
 _PNG = b'\x89PNG\r\n\x1a\n'
+_ICON = b'\0\0\1\0'
 # Optional chunks of a PNG that affect how its pixels are interpreted.
 _CHUNKS = (b'tRNS', b'iCCP', b'cICP', b'cHRM', b'gAMA', b'sRGB', b'eXIf')
 
@@ -78,6 +79,7 @@ def _read(data: bytes, channels: int, orientation: int | None = None) -> np.ndar
     """Reads an image once; `orientation` replaces the one in its metadata."""
     from PIL import UnidentifiedImageError
 
+    check_icon(data)
     try:
         image = pillow().open(io.BytesIO(data))
     except UnidentifiedImageError:
@@ -86,6 +88,10 @@ def _read(data: bytes, channels: int, orientation: int | None = None) -> np.ndar
         raise BadImage(f'damaged header ({e})') from None
     if not is_read(image.format):  # loading an EPS would run Ghostscript
         raise BadImage('not an image')
+    # A grey model sees the luminance that a JPEG stores, as where TensorFlow decodes it.
+    plain = image.format in ('JPEG', 'MPO') and image.mode == 'RGB' and data.endswith(b'\xff\xd9')
+    if channels == 1 and plain and not jpeg_needs_pillow(data):
+        image.draft('L', image.size)
     return pixels(image, channels, data, orientation)
 
 
@@ -159,6 +165,26 @@ def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise BadImage(f'is a strip of {width}x{height} pixels; the limit is {MAX_ASPECT} to 1')
+
+
+def check_icon(data: bytes, max_pixels: int = MAX_PIXELS) -> None:
+    """Raises BadImage if an icon has an image of too many pixels.
+
+    Pillow decodes an image of an icon when it opens the file, so `check_size` would come too late.
+    """
+    if not data.startswith(_ICON):
+        return
+    # A table names the places of the images: PNGs, and BMPs whose height counts a mask, too.
+    for entry in range(6, min(6 + 16 * int.from_bytes(data[4:6], 'little'), len(data) - 15), 16):
+        (at,) = struct.unpack_from('<I', data, entry + 12)
+        head = data[at : at + 24].ljust(24, b'\0')
+        if head.startswith(_PNG):
+            width, height = struct.unpack_from('>II', head, 16)
+        else:
+            width, height = map(abs, struct.unpack_from('<HH' if head[0] == 12 else '<ii', head, 4))
+            height //= 2
+        if width * height > max_pixels:
+            check_size(width, height, max_pixels)
 
 
 def _to_array(image: Any, data: bytes, channels: int, orientation: int) -> np.ndarray:

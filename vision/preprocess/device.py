@@ -1,11 +1,8 @@
 """Preprocessing on the device: images stay in device memory and are augmented under jit.
 
 It is used for data that fit there (digits, MNIST, CIFAR). It needs no TensorFlow, and each step
-transfers ids instead of pixels.
-
-Each batch is a separate call. Several steps in one `lax.scan` take about four times the CPU time
-per step (LeNet-5, batch size 64, two cores, JAX 0.10.2: 17 → 65 ms), because XLA's CPU backend runs
-convolutions inside loops on a slow path. Accelerators were not measured.
+transfers ids instead of pixels. A batch is gathered by a call of its own (`DeviceSplit.batch`), or
+inside a program that takes several steps (`DeviceSplit.gather`, `vision.training.step`).
 """
 
 import functools
@@ -81,7 +78,12 @@ def check_channels(mean: tuple[float, ...], std: tuple[float, ...], channels: in
 
 
 class DeviceSplit:
-    """A split whose images are copied to every device of the mesh as uint8."""
+    """A split whose images are copied to every device of the mesh as uint8.
+
+    Attributes:
+      arrays: the images and the labels on the devices.
+      gather: makes a batch under jit from `arrays` and the rows of `train_rows`.
+    """
 
     def __init__(self, source: Source, ops: str, seed: int, mesh: Mesh):
         """Copies the images to the devices.
@@ -97,8 +99,11 @@ class DeviceSplit:
         """
         ops_lib.parse(ops, ops_lib.DEVICE)  # only to check them
         self.source, self._mesh = source, mesh
-        self._images = mesh_lib.put_replicated(source.images, mesh)
-        self._labels = mesh_lib.put_replicated(as_labels(source.labels), mesh)
+        self.arrays = (
+            mesh_lib.put_replicated(source.images, mesh),
+            mesh_lib.put_replicated(as_labels(source.labels), mesh),
+        )
+        self.gather = functools.partial(_gather, ops=opstring.parse(ops), seed=seed)
         # Splits share the compiled function.
         self._gather = _compiled(ops, seed, mesh)
 
@@ -118,15 +123,21 @@ class DeviceSplit:
             index = mesh_lib.put_batch(index, self._mesh)
         # With one process, jit transfers the index in a third of the time that `put_batch` takes.
         with jax.transfer_guard_host_to_device('allow'):
-            return self._gather(self._images, self._labels, index)
+            return self._gather(*self.arrays, index)
 
     def train_batches(
         self, batch_size: int, seed: int, start_step: int, repeats: int = 1, views: int = 1
     ) -> Iterator[Batch]:
         """Yields the global batches of steps `start_step`, `start_step` + 1, … without end."""
         for step in itertools.count(start_step):
-            ids, epochs = batch_ids(seed, self.source.num_examples, batch_size, step, repeats)
-            yield self.batch(ids, epochs if views == 1 else view_counters(epochs, views))
+            yield self.batch(*self.train_rows(batch_size, seed, step, repeats, views))
+
+    def train_rows(
+        self, batch_size: int, seed: int, step: int, repeats: int = 1, views: int = 1
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Returns the ids and epochs of a step's global batch, as `batch` takes them."""
+        ids, epochs = batch_ids(seed, self.source.num_examples, batch_size, step, repeats)
+        return ids, epochs if views == 1 else view_counters(epochs, views)
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
         """Yields every example once, in order; the last batch is padded."""

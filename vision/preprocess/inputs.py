@@ -58,7 +58,11 @@ class Loading:
 
 
 class TrainBatches:
-    """Endless iterator of the global batches of steps `start_step`, `start_step` + 1, …."""
+    """Endless iterator of the global batches of steps `start_step`, `start_step` + 1, ….
+
+    Attributes:
+      split: the split on the devices if it is preprocessed there, or None.
+    """
 
     def __init__(self, source: Source, loading: Loading, mesh: Mesh, start_step: int):
         """Opens the data at a step; no earlier images are decoded.
@@ -73,10 +77,12 @@ class TrainBatches:
           UserError: an op is unknown or cannot be applied to the images.
         """
         self._host: HostBatches | None = None
+        self.split: DeviceSplit | None = None
+        self._loading = loading
         # Keep the images on the device if all ops can run there.
         if on_device(source, loading.ops):
-            split = DeviceSplit(source, loading.ops, loading.seed, mesh)
-            self._batches = split.train_batches(
+            self.split = DeviceSplit(source, loading.ops, loading.seed, mesh)
+            self._batches = self.split.train_batches(
                 loading.batch_size, loading.seed, start_step, loading.repeats, loading.views
             )
             return
@@ -104,6 +110,24 @@ class TrainBatches:
           UserError: too many images cannot be read. With several processes `check` raises it.
         """
         return next(self._batches)
+
+    def rows(self, step: int, count: int, length: int) -> dict[str, np.ndarray]:
+        """Returns what `split.gather` needs for the batches of `count` steps from step `step`.
+
+        Returns:
+          `id`, int32 [length, B], and `epoch`, int32 [length, B] or [length, B, V]. The rows after
+          the first `count` are zeros.
+        """
+        assert self.split is not None
+        of = self._loading
+        sizes = of.batch_size, of.seed
+        steps = range(step, step + count)
+        rows = [self.split.train_rows(*sizes, i, of.repeats, of.views) for i in steps]
+        found = {}
+        for name, column in zip(('id', 'epoch'), zip(*rows, strict=True), strict=True):
+            found[name] = np.zeros((length, *column[0].shape), np.int32)
+            found[name][:count] = column
+        return found
 
     def check(self) -> None:
         """Raises UserError on all processes if one of them could not read its data."""

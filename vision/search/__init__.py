@@ -7,7 +7,7 @@ measures how well the features separate the classes, and `judge_copies` how well
 `describe` writes the features and file properties of a large collection as shards, from which
 `build` makes an index.
 
-Read first: `search.py`, `index.py`.
+Read first: `search.py`, `building.py`, `index.py`.
 """
 
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from vision.core.lazy import public_names
 
 if TYPE_CHECKING:
+    from vision.search.building import add, build, remove
     from vision.search.copies import CopyDetector, Evidence, Found, Limits
     from vision.search.describing import describe
     from vision.search.descriptions import Box, Described, Named, describe_images
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from vision.search.explaining import draw_match, write_explanation
     from vision.search.features import judge, judge_run
     from vision.search.groups import Pairs, groups_of, write_deletable
-    from vision.search.index import Index, create, load
+    from vision.search.index import Index, create, load, verify
     from vision.search.judging import (
         Descriptor,
         by_detector,
@@ -33,7 +34,8 @@ if TYPE_CHECKING:
         judge_pairs,
         read_photos,
     )
-    from vision.search.search import add, build, named, query, remove, whole_split
+    from vision.search.naming import named, open_index, whole_split
+    from vision.search.search import query
     from vision.search.shards import open_shards, read_shards
     from vision.search.transformations import copy_of
     from vision.search.truth import read_oxford, read_pairs

@@ -58,6 +58,14 @@ class Limits:
         if not 0 <= self.agreement <= 1:
             raise UserError(f'agreement={self.agreement}: use a fraction from 0 to 1')
 
+    def verify(self, found: Match | None) -> bool:
+        """Decides if matched local features show that two images are copies."""
+        return (
+            found is not None
+            and found.strength >= self.inliers
+            and found.agreement >= self.agreement
+        )
+
 
 DEFAULT = Limits()
 
@@ -254,11 +262,7 @@ class Comparison:
         # Local features decide, unless one of the images has few of them.
         found = match(own.local, local)
         few = min(len(own.local.points), len(local.points)) < _TEXTURED
-        good = (
-            found is not None
-            and found.strength >= self._limits.inliers
-            and found.agreement >= self._limits.agreement
-        )
+        good = self._limits.verify(found)
         stage = 'features' if good else 'thumbnail' if alike and few else ''
         return Evidence.of(stage, cosine, bits, found)
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vision.core.errors import UserError
+from vision.core.errors import UserError, not_installed
 from vision.core.startup import available_cpus
 from vision.data.source import BadImage, Image, Source, label_text, read_each
 from vision.prediction.classifier import Classifier
@@ -255,7 +255,5 @@ def imagehash() -> Any:
     try:
         import imagehash
     except ImportError:
-        raise UserError(
-            'perceptual hashes need imagehash: pip install "jax-image-classification[search]"'
-        ) from None
+        raise not_installed('search', 'imagehash', 'search') from None
     return imagehash

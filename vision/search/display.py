@@ -1,5 +1,6 @@
 """Pages and figures of results: images with their neighbours, named and marked by class."""
 
+import importlib.util
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,7 +16,8 @@ from vision.prediction.classifier import Classifier
 from vision.preprocess.inputs import examples
 from vision.preprocess.pictures import Picture, draw_grid
 from vision.search.descriptions import OF_SPLIT, Named
-from vision.search.search import AnyIndex, own_split, query
+from vision.search.naming import AnyIndex, own_split
+from vision.search.search import query
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,9 +92,28 @@ def draw_neighbours(run: Run, results: Sequence[dict[str, Any]]) -> 'Figure':
     return draw_grid(grid or [[Picture(None, 'nothing found')]])
 
 
+def root_of(results: Sequence[dict[str, Any]]) -> str:
+    """Returns the common folder of the files in results; '' if no neighbour is a file."""
+    asked, found = _names_in(results)
+    return '' if all(map(OF_SPLIT.fullmatch, found)) else _root(asked, found)
+
+
+def _names_in(results: Sequence[dict[str, Any]]) -> tuple[list[str], list[str]]:
+    """Returns the names of the query images, and those of the neighbours."""
+    return [r['path'] for r in results], [n['path'] for r in results for n in r['neighbours']]
+
+
+def _root(asked: Sequence[str], found: Sequence[str]) -> str:
+    """Returns the common folder of query images and neighbours, or of the neighbours alone."""
+    # Names of splits have no folder. If query images and neighbours have only '/' in common, use
+    # the common folder of the neighbours.
+    asked, found = ([n for n in names if not OF_SPLIT.fullmatch(n)] for names in (asked, found))
+    roots = common_root([*asked, *found]), common_root(found)
+    return next((root for root in roots if root.strip(os.sep)), '')
+
+
 def _pictures_of(run: Run, results: Sequence[dict[str, Any]]) -> 'Pictures':
-    others = [n['path'] for r in results for n in r['neighbours']]
-    return Pictures(run, [r['path'] for r in results], others)
+    return Pictures(run, *_names_in(results))
 
 
 class Pictures:
@@ -113,11 +134,7 @@ class Pictures:
         """
         self._run = run
         self._splits: dict[str, Source] = {}
-        # Names of splits have no folder. If query images and neighbours have only '/' in common,
-        # use the common folder of the neighbours.
-        asked, found = ([n for n in names if not OF_SPLIT.fullmatch(n)] for names in (asked, found))
-        roots = common_root([*asked, *found]), common_root(found)
-        self.root = next((root for root in roots if root.strip(os.sep)), '')
+        self.root = _root(asked, found)
 
     def __call__(self, name: str) -> np.ndarray | None:
         """Returns an image, uint8 [H, W, C], or None if it cannot be read or shown."""
@@ -186,6 +203,7 @@ class Similar:
         """Raises UserError if another classifier made the index."""
         index.check(classifier)
         self._classifier, self._index = classifier, index
+        self._matches = importlib.util.find_spec('cv2') is not None
         self._show = Pictures(classifier.run, found=index.names)
 
     def __call__(self, source: FileSource, top_k: int) -> Iterator[Picture]:
@@ -201,6 +219,39 @@ class Similar:
         """Returns a neighbour's picture with its title and score."""
         (picture,) = self._show.neighbours({'neighbours': [neighbour]}, [''])
         return picture
+
+    def compare(
+        self, image: np.ndarray, neighbours: Iterable[dict[str, Any]]
+    ) -> Iterator[tuple[Picture, Picture | None]]:
+        """Compares an image with its neighbours by local features, if OpenCV is installed.
+
+        Args:
+          image: uint8 [H, W, C].
+          neighbours: as `find` returns them.
+
+        Yields:
+          The picture of each neighbour. If it has a part in common with the image, the part is
+          outlined, and the second picture shows the image beside the neighbour, with the matched
+          points; otherwise it is None.
+        """
+        from vision.search.copies import DEFAULT
+        from vision.search.explaining import draw_match, draw_part
+        from vision.search.local_features import local_features, match, shared_part
+
+        own = local_features(image) if self._matches else None
+        for picture in map(self.picture, neighbours):
+            found = None
+            if own is not None and picture.image is not None:
+                other = local_features(picture.image)
+                found = match(own, other)
+            if own is None or picture.image is None or found is None or not DEFAULT.verify(found):
+                yield picture, None
+                continue
+            _, corners = shared_part(found.map, own.size, other.size)
+            pair = draw_match(image, picture.image, found)
+            mark = f'{found.inliers} matched points'
+            part = draw_part(picture.image, corners)
+            yield picture._replace(image=part, mark=mark), Picture(pair, picture.caption, mark)
 
     def duplicates(self) -> list[list[dict[str, Any]]]:
         """Returns the groups of `find_duplicates`, each a list that begins with its first image.

@@ -24,8 +24,9 @@ from vision.search.copies import DEFAULT, Comparison, Evidence, Limits, Look, sa
 from vision.search.descriptions import OF_SPLIT, digest
 from vision.search.display import Pictures
 from vision.search.groups import Pairs, check_keep, groups_of
-from vision.search.index import Index, create, faiss, unit
-from vision.search.search import AnyIndex, own_split, tell_changed
+from vision.search.index import Index, create, unit
+from vision.search.kinds import faiss
+from vision.search.naming import AnyIndex, own_split, tell_changed
 
 _BATCH = 1024  # vectors, hashes or images of one step
 _LOOKED_AT = 1024  # the largest number of neighbours of an image that are considered

@@ -9,7 +9,7 @@ import numpy as np
 from vision.core.text import PICTURES, AnyPath, output_file
 from vision.evaluation.run import Run
 from vision.prediction import pages
-from vision.preprocess.pictures import Picture, to_rgb
+from vision.preprocess.pictures import THUMBNAIL, Picture, thumbnail, to_rgb
 from vision.search.copies import Evidence
 from vision.search.display import Pictures
 from vision.search.groups import Pairs
@@ -126,6 +126,27 @@ def draw_match(one: np.ndarray, other: np.ndarray, match: Match | None = None) -
         inside.paste(0, (0, 0, left, size[1]) if number == 0 else (left - _GAP, 0, *size))
         canvas.paste(_OUTLINE, (0, 0), inside)
     return np.asarray(canvas)
+
+
+def draw_part(image: np.ndarray, corners: np.ndarray, side: int = THUMBNAIL) -> np.ndarray:
+    """Outlines a part of an image on its thumbnail.
+
+    Args:
+      image: uint8 [H, W, C].
+      corners: (x, y) of the part in pixels of the image, float64 [n, 2]; see `shared_part`.
+      side: pixels of the longer side of the thumbnail.
+
+    Returns:
+      uint8 [h, w, 3].
+    """
+    from PIL import ImageDraw
+
+    picture = thumbnail(image, side)
+    # Keep the whole line inside the picture.
+    least, most = (1, 1), (picture.width - 2, picture.height - 2)
+    placed = np.clip(corners * (picture.width / image.shape[1]), least, most)
+    ImageDraw.Draw(picture).polygon([*map(tuple, placed)], outline=_OUTLINE, width=3)
+    return np.asarray(picture)
 
 
 def _words(evidence: Evidence) -> str:

@@ -10,7 +10,7 @@ from vision.core.progress import phase, progress_bar, track
 from vision.data.source import Source
 from vision.prediction.classifier import Classifier
 from vision.search.index import unit
-from vision.search.search import own_split
+from vision.search.naming import own_split
 
 _ROWS = 512  # rows of one block of the similarity matrix
 _RECALLS = (1, 5, 10)

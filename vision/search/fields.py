@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from vision.core.errors import UserError, unknown
+from vision.core.errors import UserError, not_installed, unknown
 from vision.core.text import AnyPath, as_path
 from vision.search.descriptions import OF_SPLIT, Described
 
@@ -33,9 +33,7 @@ def pyarrow() -> Any:
         import pyarrow
         import pyarrow.compute
     except ImportError:
-        raise UserError(
-            'search needs pyarrow: pip install "jax-image-classification[search]"'
-        ) from None
+        raise not_installed('search', 'pyarrow', 'search') from None
     return pyarrow
 
 

@@ -1,60 +1,28 @@
-"""Index of image vectors in one file: a faiss index followed by a table of the images.
+"""Index of image vectors: faiss finds the nearest vectors, and a table has the images they belong to.
 
-The file has these parts: the faiss index, which `faiss.read_index` can read; the table of names and
-fields (an Arrow IPC file); the whitening of the vectors, if there is one; JSON with the fingerprint
-of the classifier, the positions of the table and the whitening, and a checksum of the bytes before
-the JSON; the length of the JSON in 8 bytes; and a marker. Files of version 1 have the names in the
-JSON.
+`kinds` makes and searches the faiss index, `index_file` writes and reads the file, and `fields` has
+the table.
 """
 
-import contextlib
 import dataclasses
-import fcntl
-import json
 import os
-import struct
-import zlib
 from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
-from vision.core.errors import UserError, at_least_one, unknown
-from vision.core.text import AnyPath, as_path, json_text
+from vision.core.errors import UserError, at_least_one
+from vision.core.text import AnyPath, as_path
 from vision.prediction.classifier import Classifier
-from vision.search import fields, fingerprint
+from vision.search import fields, fingerprint, index_file, kinds
 from vision.search.descriptors import Whitening
 from vision.search.descriptors import unit as unit
+from vision.search.kinds import KINDS as KINDS
+from vision.search.kinds import METRICS as METRICS
 
-_MARKS = (b'\nVISION-INDEX-1\n', b'\nVISION-INDEX-2\n')  # by version; the last one is written
-# HNSW's M, efConstruction and efSearch: links per node, and the beam widths of build and search.
-_HNSW_LINKS, _HNSW_BUILD, _HNSW_SEARCH = 32, 200, 256
-# IVF-PQ has `_LISTS` · √N lists for N images, trained on `_PER_LIST` images each. A query searches
-# one in `_PROBED` lists. One byte encodes `_PER_BYTE` values of a vector; `_CODES` images train the
-# codes. `_LEAST` is the smallest number of images.
-_LISTS, _PER_LIST, _PROBED, _PER_BYTE, _CODES, _LEAST = 4, 64, 64, 4, 65536, 1000
-_SAMPLE = 1000  # number of vectors on which the recall is measured
 _NONE = None, np.empty(0)  # no condition, and no images
 _DIGITS = 6  # decimal places of a cosine, as many as float32 has
-_ALIGN = 64  # bytes; the table starts at a multiple of this, so that it can be mapped
-METRICS = ('cosine', 'euclidean')
-KINDS = ('exact', 'hnsw', 'ivfpq')
-
-
-def faiss() -> Any:
-    """Imports and returns faiss.
-
-    Raises:
-      UserError: faiss is not installed.
-    """
-    try:
-        import faiss
-    except ImportError:
-        raise UserError(
-            'search needs faiss: pip install "jax-image-classification[search]"'
-        ) from None
-    return faiss
 
 
 @dataclasses.dataclass
@@ -69,15 +37,21 @@ class Index:
       read: the file that the index was loaded from and the file's version at that time, or None.
       whitening: applied to the vectors that are added and searched for; None for none. Stored
         vectors are whitened.
+      size: the length of a stored vector. Vectors of the faiss index may be longer, see
+        `kinds.make`.
     """
 
     made_by: dict[str, str]
     metric: str
     table: Any
     index: Any
-    read: tuple[Path, tuple[int, ...]] | None = None
+    read: tuple[Path, index_file.Version] | None = None
     whitening: Whitening | None = None
+    size: int = 0
     _chosen: tuple[str | None, np.ndarray] = _NONE
+
+    def __post_init__(self):
+        self.size = self.size or self.index.d
 
     def __len__(self) -> int:
         return len(self.table)
@@ -94,9 +68,12 @@ class Index:
     @property
     def kind(self) -> str:
         """The kind of the index: 'exact', 'hnsw' or 'ivfpq'."""
-        if hasattr(self.index, 'hnsw'):
-            return 'hnsw'
-        return 'ivfpq' if hasattr(self.index, 'pq') else 'exact'
+        return kinds.kind_of(self.index)
+
+    @property
+    def whiten(self) -> int:
+        """The number of components of whitened vectors; 0 if they are not whitened."""
+        return 0 if self.whitening is None else self.size
 
     def train(self, vectors: np.ndarray) -> None:
         """Fits the lists and codes of an IVF-PQ index to vectors, float32 [n, D].
@@ -107,9 +84,9 @@ class Index:
           UserError: there are too few vectors.
         """
         if not self.index.is_trained:
-            if len(vectors) < _LEAST:
+            if len(vectors) < kinds.LEAST:
                 raise UserError(
-                    f'--kind=ivfpq needs at least {_LEAST:,} images, {len(vectors):,} could be '
+                    f'--kind=ivfpq needs at least {kinds.LEAST:,} images, {len(vectors):,} could be '
                     'read; use --kind=exact'
                 )
             self.index.train(self.prepared(vectors))
@@ -117,7 +94,7 @@ class Index:
     @property
     def training_size(self) -> int:
         """The number of vectors that `train` should get; 0 if the index is trained."""
-        return 0 if self.index.is_trained else max(_CODES, _PER_LIST * self.index.nlist)
+        return kinds.training_size(self.index)
 
     def add(self, images: Any, vectors: np.ndarray) -> None:
         """Adds images with their vectors.
@@ -162,25 +139,12 @@ class Index:
         The graph of an HNSW index is rebuilt from the remaining images.
         """
         names = {*names}
-        keep = np.array([name not in names for name in self.names], bool)
-        gone = np.flatnonzero(~keep)
-        if not len(gone):
-            return 0
-        if self.kind == 'hnsw':
-            rest = self.vectors()[keep]
-            self.index.reset()
-            self.index.add(rest)
-        else:
-            self.index.remove_ids(faiss().IDSelectorBatch(gone))
-        # Renumber the remaining images of an IVF index, which faiss does not do.
-        if self.kind == 'ivfpq':
-            lists, numbers = self.index.invlists, np.cumsum(keep) - 1
-            for i in range(self.index.nlist):
-                if size := lists.list_size(i):
-                    ids = faiss().rev_swig_ptr(lists.get_ids(i), size)
-                    ids[:] = numbers[ids]
-        self.table, self._chosen = self.table.take(np.flatnonzero(keep)), _NONE
-        return len(gone)
+        kept = np.array([name not in names for name in self.names], bool)
+        removed = len(kept) - int(kept.sum())
+        if removed:
+            kinds.keep(self.index, kept)
+            self.table, self._chosen = self.table.take(np.flatnonzero(kept)), _NONE
+        return removed
 
     def search(
         self, vectors: np.ndarray, k: int, chosen: np.ndarray | None = None
@@ -198,17 +162,7 @@ class Index:
           UserError: k is not an integer of at least 1, or the vectors have another length.
         """
         k = min(at_least_one('k', k), max(1, len(self.table)))
-        prepared = self.prepared(vectors)
-        if chosen is None:
-            scores, rows = self.index.search(prepared, k)
-        else:
-            bits = np.packbits(chosen, bitorder='little')
-            options = {'sel': faiss().IDSelectorBitmap(bits)}
-            if self.kind == 'ivfpq':
-                options = faiss().SearchParametersIVF(**options, nprobe=self.index.nlist)
-            else:
-                options = faiss().SearchParameters(**options)
-            scores, rows = self._exhaustive.search(prepared, k, params=options)
+        scores, rows = kinds.find(self.index, self.prepared(vectors), k, chosen)
         scores = scores.astype(np.float64)
         if self.metric == 'euclidean':
             scores = np.sqrt(np.maximum(scores, 0))  # faiss returns squared distances
@@ -250,37 +204,16 @@ class Index:
 
         Those of an IVF-PQ index are approximate.
         """
-        return self.index.reconstruct_n(0, len(self.table))
+        return self.index.reconstruct_n(0, len(self.table))[:, : self.size]
 
     @property
     def approximate(self) -> bool:
         """True if the search is approximate."""
         return self.kind != 'exact'
 
-    @property
-    def _exhaustive(self) -> Any:
-        """The faiss index that compares every stored vector."""
-        return faiss().downcast_index(self.index.storage) if self.kind == 'hnsw' else self.index
-
     def recall(self, k: int = 10) -> float | None:
-        """Returns the fraction of the exact k nearest neighbours that an HNSW index finds.
-
-        The queries are a sample of the index's own images. None for an IVF-PQ index, which does not
-        keep the exact vectors.
-        """
-        if self.kind == 'ivfpq':
-            return None
-        # The graph stores its vectors in a flat index, whose search is exact.
-        rng = np.random.default_rng(0)
-        count = min(_SAMPLE, len(self.table))
-        chosen = np.sort(rng.choice(len(self.table), count, replace=False))
-        queries = np.stack([self.index.reconstruct(int(i)) for i in chosen])
-        k = min(k, len(self.table))
-        found, _ = self.index.search(queries, k)
-        exact, _ = self._exhaustive.search(queries, k)
-        # Compare scores instead of positions: images with equal vectors are interchangeable.
-        sign = 1 if self.metric == 'cosine' else -1
-        return float(np.mean(sign * found >= sign * exact[:, -1:] - 1e-5 * np.abs(exact[:, -1:])))
+        """Returns the recall of an approximate index on its own images; see `kinds.recall`."""
+        return kinds.recall(self.index, self.metric, k)
 
     def check(self, classifier: Classifier, endpoint: str | None = None) -> None:
         """Raises UserError unless the classifier made the vectors of this index.
@@ -298,48 +231,12 @@ class Index:
           UserError: the file cannot be written, or another process has written it since this index
             was loaded from it.
         """
-        path, checksum = as_path(path), 0
-        self._check_version(path)
-        # Write to a temporary file, flush it to the disk, and rename it.
-        temporary = path.with_name(f'{path.name}.{os.getpid()}.tmp')
-        try:
-            with open(temporary, 'wb') as file:
-
-                def write(data: bytes) -> int:
-                    nonlocal checksum
-                    checksum = zlib.crc32(data, checksum)
-                    return file.write(data)
-
-                faiss().write_index(self.index, faiss().PyCallbackIOWriter(write))
-                write(bytes(-file.tell() % _ALIGN))
-                start, table = file.tell(), fields.to_bytes(self.table)
-                write(table)
-                about = {'made_by': self.made_by, 'metric': self.metric}
-                place: dict[str, Any] = {'table': [start, len(table)]}
-                if self.whitening is not None:
-                    place['whitening'] = [file.tell(), write(self.whitening.to_bytes())]
-                place['crc32'] = checksum
-                data = json_text({**about, **place}).encode()
-                file.write(data + struct.pack('<Q', len(data)) + _MARKS[-1])
-                file.flush()
-                os.fsync(file.fileno())
-            # Check again after writing, while the lock keeps other processes from replacing it.
-            with _locked(path):
-                self._check_version(path)
-                os.replace(temporary, path)
-                self.read = path, _version(path) or ()
-        except OSError as e:
-            raise UserError(f'--index={path}: {e.strerror}') from None
-        finally:
-            temporary.unlink(missing_ok=True)
-
-    def _check_version(self, path: Path) -> None:
-        """Raises UserError if another process has written the file since it was loaded."""
-        if self.read and self.read[0] == path and _version(path) not in (None, self.read[1]):
-            raise UserError(
-                f'--index={path} was changed by another process in the meantime; '
-                'run the same command again'
-            )
+        path = as_path(path)
+        about = {'made_by': self.made_by, 'metric': self.metric, 'size': self.size}
+        whitening = self.whitening.to_bytes() if self.whitening else None
+        content = index_file.Content(self.index, self.table, about, whitening)
+        before = self.read[1] if self.read and self.read[0] == path else None
+        self.read = path, index_file.write(path, content, before)
 
     def prepared(self, vectors: np.ndarray) -> np.ndarray:
         """Returns vectors as the index stores them: whitened, for cosine of unit length.
@@ -348,12 +245,15 @@ class Index:
           UserError: they have another length than those that the index was made for.
         """
         vectors = np.ascontiguousarray(vectors, np.float32)
-        size = self.index.d if self.whitening is None else len(self.whitening.mean)
+        size = self.size if self.whitening is None else len(self.whitening.mean)
         if vectors.shape[1:] != (size,):
             raise UserError(f'vectors of {list(vectors.shape)}; the index has [n, {size}]')
         if self.whitening is not None:
             vectors = self.whitening(vectors)
-        return unit(vectors) if self.metric == 'cosine' else vectors
+        vectors = unit(vectors) if self.metric == 'cosine' else vectors
+        if more := self.index.d - self.size:
+            vectors = np.pad(vectors, ((0, 0), (0, more)))
+        return vectors
 
 
 def create(
@@ -369,54 +269,19 @@ def create(
       made_by: `fingerprint.made_by` of the classifier.
       size: D, the length of the vectors.
       metric: 'cosine' or 'euclidean'.
-      kind: 'exact'; 'hnsw', a graph of neighbours (Malkov and Yashunin 2016, "Efficient and robust
-        approximate nearest neighbor search using hierarchical navigable small world graphs"), which
-        pays off from about 100,000 images; or 'ivfpq', lists of codes of about D / 4 bytes (Jégou
-        et al. 2011, "Product quantization for nearest neighbor search"), for millions of images.
+      kind: 'exact', 'hnsw' or 'ivfpq', see `kinds.make`.
       count: the number of images that an IVF-PQ index is made for.
 
     Raises:
       UserError: the metric or kind is unknown, or there are too few images for the kind.
     """
-    if metric not in METRICS:
-        raise unknown('metric', metric, METRICS)
-    if kind not in KINDS:
-        raise unknown('kind', kind, KINDS)
-    measure = faiss().METRIC_INNER_PRODUCT if metric == 'cosine' else faiss().METRIC_L2
-    if kind == 'exact':
-        made = faiss().IndexFlat(size, measure)
-    elif kind == 'hnsw':
-        # A graph of neighbours, with the beam widths of building and searching.
-        made = faiss().IndexHNSWFlat(size, _HNSW_LINKS, measure)
-        made.hnsw.efConstruction, made.hnsw.efSearch = _HNSW_BUILD, _HNSW_SEARCH
-    else:
-        if count < _LEAST:
-            raise UserError(
-                f'--kind=ivfpq needs at least {_LEAST:,} images, there are {count:,}; '
-                'use --kind=exact'
-            )
-        lists = min(round(_LISTS * count**0.5), count // _PER_LIST)
-        codes = max(m for m in range(1, max(1, size // _PER_BYTE) + 1) if size % m == 0)
-        made = faiss().index_factory(size, f'IVF{lists},PQ{codes}', measure)
-        made.nprobe = max(1, lists // _PROBED)
-        made.do_polysemous_training = False  # takes most of the time, for a filter that is not used
-        made.cp.min_points_per_centroid = made.pq.cp.min_points_per_centroid = 1  # no warnings
-    return Index(made_by, metric, fields.table([]), made)
+    made = kinds.make(size, metric, kind, count)
+    return Index(made_by, metric, fields.table([]), made, size=size)
 
 
 def check_replaceable(path: AnyPath) -> None:
     """Raises UserError if a file that is not an index would be overwritten."""
-    path = as_path(path)
-    try:
-        with open(path, 'rb') as file:
-            file.seek(max(0, path.stat().st_size - len(_MARKS[0])))
-            ours = file.read() in _MARKS
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError):
-        ours = False
-    if not ours:
-        raise UserError(f'--index={path} exists and is not an index; choose another name')
+    index_file.check_replaceable(as_path(path))
 
 
 def load(path: AnyPath, read_only: bool = False) -> Index:
@@ -424,98 +289,27 @@ def load(path: AnyPath, read_only: bool = False) -> Index:
 
     Args:
       path: the file.
-      read_only: map the file instead of reading it into memory; nothing can be added or removed.
+      read_only: map the file instead of reading it; nothing can be added or removed. See
+        `index_file` for what is then verified.
 
     Raises:
       UserError: the file does not exist, is not an index of this project, or is damaged.
     """
-    faiss()
     path = as_path(path)
-    try:
-        with open(path, 'rb') as file:
-            return _load(path, file, read_only)
-    except OSError as e:
-        raise UserError(f'--index={path}: {e.strerror}; create it with `build`') from None
-    except (ValueError, RuntimeError, LookupError, TypeError, MemoryError) as e:
-        reason = (str(e).strip() or type(e).__name__).splitlines()[-1]
-        raise UserError(
-            f'--index={path} is not an index of images, or is damaged ({reason})'
-        ) from None
+    (index, table, about, whitening), version = index_file.read(path, read_only)
+    size = about.get('size', index.d)
+    with index_file.in_a_line(path):
+        if not 0 < size <= index.d:
+            raise ValueError(f'vectors of {size} values')
+        made = None if whitening is None else Whitening.from_bytes(whitening, size)
+        return Index(about['made_by'], about['metric'], table, index, (path, version), made, size)
 
 
-def _load(path: Path, file: BinaryIO, read_only: bool) -> Index:
-    """Loads an index from an open file; the file at `path` may have been replaced since then."""
-    # Read the marker and the JSON at the end of the file.
-    version = _version(file.fileno())
-    tail = len(_MARKS[0]) + 8
-    file.seek(0, os.SEEK_END)
-    end = file.tell() - tail
-    file.seek(max(end, 0))
-    trailer = file.read()
-    if trailer[8:] not in _MARKS:
-        raise ValueError('it has no list of images')
-    (length,) = struct.unpack('<Q', trailer[:8])
-    if length > end:
-        raise ValueError('it is cut off')
-    file.seek(end - length)
-    about = json.loads(file.read(length))
-    # Verify the checksum before faiss reads the bytes: with a damaged count, faiss could allocate
-    # any amount of memory.
-    if 'crc32' in about and about['crc32'] != _checksum(file, end - length):
-        raise ValueError('its checksum does not match')
-    # Version 1 has the names in the JSON.
-    table = fields.map_file(file, *about['table']) if 'table' in about else None
-    table = fields.table(about['names']) if table is None else table
-    file.seek(0)
-    if read_only:
-        # faiss has different flags to map the lists of an IVF index and the vectors of other kinds.
-        of_lists = file.read(2) == b'Iw'
-        flag = faiss().IO_FLAG_MMAP if of_lists else faiss().IO_FLAG_MMAP_IFC
-        os.lseek(file.fileno(), 0, os.SEEK_SET)  # /dev/fd of macOS shares the position
-        index = faiss().read_index(f'/dev/fd/{file.fileno()}', flag)
-    else:
-        index = faiss().read_index(faiss().PyCallbackIOReader(file.read))
-    if index.ntotal != len(table):
-        raise ValueError(f'{index.ntotal} vectors for {len(table)} images')
-    whitening = None
-    if 'whitening' in about:
-        start, length = about['whitening']
-        file.seek(start)
-        whitening = Whitening.from_bytes(file.read(length), index.d)
-    return Index(about['made_by'], about['metric'], table, index, (path, version or ()), whitening)
+def verify(path: AnyPath) -> int:
+    """Verifies every byte of an index file, and returns the number of images.
 
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock (`flock`) on the current version of a file, if the file system has locks.
-
-    All processes that have loaded this version and want to replace it wait for this lock.
+    Raises:
+      UserError: the file does not exist, is not an index of this project, or is damaged.
     """
-    try:
-        # NFS grants exclusive locks only on files that are open for writing.
-        file = open(path, 'r+b' if os.access(path, os.W_OK) else 'rb')  # noqa: SIM115
-    except FileNotFoundError:
-        yield
-        return
-    with file:
-        with contextlib.suppress(OSError):
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _version(path: Path | int) -> tuple[int, ...] | None:
-    """Returns a file's inode, size and modification time (ns), or None if it does not exist."""
-    try:
-        about = os.stat(path)
-    except OSError:
-        return None
-    return about.st_ino, about.st_size, about.st_mtime_ns
-
-
-def _checksum(file: BinaryIO, size: int) -> int:
-    """Returns the CRC-32 of the first `size` bytes of a file."""
-    file.seek(0)
-    checksum = 0
-    while size and (data := file.read(min(size, 1 << 24))):
-        checksum, size = zlib.crc32(data, checksum), size - len(data)
-    return checksum
+    index_file.verify(as_path(path))
+    return len(load(path, read_only=True))

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vision.core.errors import UserError
+from vision.core.errors import not_installed
 from vision.preprocess.pictures import to_rgb
 
 SIDE = 384  # pixels of the longer side at which features are computed
@@ -88,9 +88,7 @@ def opencv() -> Any:
     try:
         import cv2
     except ImportError:
-        raise UserError(
-            'finding copies needs OpenCV: pip install "jax-image-classification[search]"'
-        ) from None
+        raise not_installed('finding copies', 'OpenCV', 'search') from None
     return cv2
 
 
@@ -155,14 +153,8 @@ def _relation(
     one: LocalFeatures, other: LocalFeatures, affine: np.ndarray, rows: Any, columns: Any
 ) -> Match | None:
     """Returns the match of two images by an affine map of their reduced pixels."""
-    cv2 = opencv()
     whole = _scaled(affine, 1 / one.scale, 1 / other.scale)
-    # Clip the outline of the one image, as the other shows it, by the outline of the other.
-    outlines = [
-        np.array([(0, 0), (w, 0), (w, h), (0, h)], np.float64) for w, h in (one.size, other.size)
-    ]
-    moved = outlines[0] @ whole[:, :2].T + whole[:, 2]
-    area = cv2.intersectConvexConvex(moved.astype(np.float32), outlines[1].astype(np.float32))[0]
+    area, _ = shared_part(whole, one.size, other.size)
     sizes = [float(w * h) for w, h in (one.size, other.size)]
     scale = float(abs(np.linalg.det(whole[:, :2])))
     shared = min(1.0, area / scale / sizes[0]), min(1.0, area / sizes[1])
@@ -174,6 +166,28 @@ def _relation(
         other.points[columns].astype(np.float64) / other.scale,
         shared,
     )
+
+
+def shared_part(
+    affine: np.ndarray, one: tuple[int, int], other: tuple[int, int]
+) -> tuple[float, np.ndarray]:
+    """Computes the part of an image that another shows, too.
+
+    Args:
+      affine: map from pixels of the one image to pixels of the other, float64 [2, 3].
+      one: (width, height) of the one image.
+      other: (width, height) of the other.
+
+    Returns:
+      The area of the part in the other image, and its corners (x, y) there, float64 [n, 2].
+    """
+    # Clip the outline of the one image, as the other shows it, by the outline of the other.
+    outlines = [np.array([(0, 0), (w, 0), (w, h), (0, h)], np.float64) for w, h in (one, other)]
+    moved = outlines[0] @ affine[:, :2].T + affine[:, 2]
+    area, corners = opencv().intersectConvexConvex(
+        moved.astype(np.float32), outlines[1].astype(np.float32)
+    )
+    return area, np.zeros((0, 2)) if corners is None else corners.reshape(-1, 2).astype(np.float64)
 
 
 def _nearest(one: np.ndarray, other: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

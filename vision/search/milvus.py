@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from vision.core.errors import UserError, at_least_one
+from vision.core.errors import UserError, at_least_one, not_installed
 from vision.core.text import json_text
 from vision.prediction.classifier import Classifier
 from vision.search import fields, fingerprint
@@ -49,10 +49,12 @@ class MilvusIndex:
       kind: 'exact', 'hnsw' or 'ivfpq'.
       fields: the type of each field, a key of `_TYPES`, by name.
       read: always None, because a collection is not a file.
+      whiten: always 0, because vectors are not whitened.
     """
 
     read = None
     training_size = 0  # Milvus trains its lists itself
+    whiten = 0
 
     def __init__(self, client: Any, name: str, about: dict[str, Any]):
         """Initialises the index from a client, a collection's name, and the attributes by name."""
@@ -369,9 +371,7 @@ def _connect(uri: str) -> tuple[Any, str]:
     try:
         from pymilvus import MilvusClient
     except ImportError:
-        raise UserError(
-            '--index=milvus:… needs pymilvus: pip install "jax-image-classification[milvus]"'
-        ) from None
+        raise not_installed('--index=milvus:…', 'pymilvus', 'milvus') from None
     # Silence logs: pymilvus logs errors that it also raises, Milvus Lite unsupported requests.
     for library in ('pymilvus', 'grpc._server'):
         logging.getLogger(library).setLevel(logging.CRITICAL)

@@ -17,6 +17,8 @@ import numpy as np
 from vision.core import workdir
 from vision.core.errors import UserError
 from vision.core.text import AnyPath, as_path, json_text
+from vision.prediction.classifier import Classifier
+from vision.search import fingerprint
 from vision.search.descriptions import Described
 from vision.search.fields import pyarrow, utf8
 
@@ -71,14 +73,29 @@ def schema(size: int) -> Any:
     return pa.schema(list(kinds.items()))
 
 
-def open_shards(folder: AnyPath) -> Manifest:
+def open_shards(
+    folder: AnyPath, classifier: Classifier | None = None, endpoint: str | None = None
+) -> Manifest:
     """Opens a folder of shards.
 
+    Args:
+      folder: the folder.
+      classifier: the classifier that must have described the images; None for any.
+      endpoint: the endpoint that must describe them; None for any.
+
     Raises:
-      UserError: the folder has no manifest or one of another version, or shards are missing.
+      UserError: the folder has no manifest or one of another version, shards are missing, or
+        another classifier or endpoint describes the images.
     """
     folder = as_path(folder)
     manifest = read_manifest(folder)
+    was, way = manifest.made_by, 'describe into another folder'
+    if classifier is not None:
+        fingerprint.check(was, classifier, endpoint, str(folder), way)
+    elif endpoint not in (None, was['endpoint']):
+        raise UserError(
+            f'--endpoint={endpoint}: {folder} has the endpoint {was["endpoint"]}; {way}'
+        )
     there = sum(manifest.shard(i).is_file() for i in range(manifest.shards))
     if there < manifest.shards:
         raise UserError(

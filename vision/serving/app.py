@@ -10,7 +10,7 @@ from vision.core.errors import UserError
 from vision.core.text import json_text
 from vision.serving.asked import Asked, Refused, read_below, read_request
 from vision.serving.batching import Full
-from vision.serving.bounds import Bounded
+from vision.serving.bounds import HOLD, Bounded
 from vision.serving.service import Answer, Service, finite
 
 _ROUTES = frozenset({'/classify', '/embed', '/search', '/health', '/metrics'})
@@ -69,7 +69,8 @@ def make_app(
             raise Refused(400, 'where is an option of /search')
         data = asked.data
         if data is None:
-            data = await asyncio.to_thread(read_below, root, asked.name, max_upload)
+            hold = request.scope[HOLD]
+            data = await asyncio.to_thread(read_below, root, asked.name, max_upload, hold)
         try:
             answer = service.submit(data, search)
         except Full:
@@ -104,19 +105,21 @@ def make_app(
             raise Refused(503 if str(e).startswith('Milvus') else 400, str(e)) from None
         return reply({'path': asked.name, 'neighbours': neighbours})
 
-    @app.get('/health')
+    @app.api_route('/health', methods=['GET', 'HEAD'])
     async def health() -> Response:
         run = service.classifier.run
         about = {'status': 'ready', 'model': run.config.model.name, 'endpoint': service.endpoint}
         return reply({**about, 'classes': len(service.classifier.class_names)})
 
-    @app.get('/metrics')
+    @app.api_route('/metrics', methods=['GET', 'HEAD'])
     async def metrics() -> Response:
         text = service.metrics.text(service.batcher.in_hand)
         return Response(text, media_type='text/plain; version=0.0.4')
 
     if token is not None:
-        app.add_middleware(TokenOnly, token=token)
+        hint = 'the token is missing or wrong; send the header "Authorization: Bearer TOKEN"'
+        refusal = reply({'error': hint}, 403)
+        app.add_middleware(TokenOnly, token=token, refusal=refusal)
     elif hosts is not None:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     return Bounded(app, service.metrics, _ROUTES, max_upload)

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 from vision.data.files import is_path, is_read, pillow
 from vision.data.source import BadImage
-from vision.preprocess.decode import check_size, without_metadata
+from vision.preprocess.decode import check_icon, check_size, without_metadata
 
 MAX_TOP_K = 1000
 _OPTIONS = ('top_k', 'where')
 _TEXT = 65536  # bytes of a JSON body, and of all that is not the file in a multipart body
 _LONGEST_WHERE = 1000  # characters
+# Formats that hold images of other formats, whose sizes only the decoder sees.
+_NESTED = {'BLP', 'ICNS'}
 
 
 class Refused(Exception):
@@ -137,13 +139,16 @@ def _top_k(value: Any) -> int:
     return value
 
 
-def read_below(root: str | None, path: str, max_upload: int) -> bytes:
+def read_below(
+    root: str | None, path: str, max_upload: int, hold: Callable[[int], object] = lambda size: None
+) -> bytes:
     """Reads a file below the allowed root.
 
     Args:
       root: the folder; None allows no file.
       path: relative to the root, or absolute.
       max_upload: bytes of the largest file.
+      hold: is told the bytes of the file before it is read, and may raise Refused.
 
     Raises:
       Refused: 403 if the file lies elsewhere, also through links; 404 if there is none; 413 if it
@@ -167,15 +172,13 @@ def read_below(root: str | None, path: str, max_upload: int) -> bytes:
                 raise Refused(404, 'there is no such file')
             if about.st_size > max_upload:
                 raise too_large(max_upload)
+            hold(about.st_size)
             with open(opened, 'rb', closefd=False) as file:
-                data = file.read(max_upload + 1)
+                return file.read(about.st_size)
         finally:
             os.close(opened)
     except OSError:
         raise Refused(404, 'there is no such file') from None
-    if len(data) > max_upload:
-        raise too_large(max_upload)
-    return data
 
 
 def check_header(data: bytes, max_pixels: int) -> None:
@@ -187,6 +190,10 @@ def check_header(data: bytes, max_pixels: int) -> None:
     """
     from PIL import UnidentifiedImageError
 
+    try:
+        check_icon(data, max_pixels)
+    except BadImage as e:
+        raise Refused(422, str(e)) from None
     # Look at what the decoder will open: the file, or the file without damaged metadata.
     unknown = None
     for bare in itertools.chain([data], (copy for copy, _ in without_metadata(data))):
@@ -202,6 +209,8 @@ def check_header(data: bytes, max_pixels: int) -> None:
         raise Refused(422, 'the header of the image is damaged')
     if not is_read(kind):
         raise Refused(415, 'not an image')
+    if kind in _NESTED:
+        raise Refused(415, f'{kind} files are not accepted')
     try:
         check_size(width, height, max_pixels)
     except BadImage as e:

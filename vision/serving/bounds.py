@@ -1,11 +1,13 @@
 """ASGI middleware that bounds what a request may cost before it is answered, and counts requests.
 
 A body is read only up to a limit of bytes, within a limit of time, and as long as all requests
-together hold no more than a limit of bytes. The connection of a request that is answered before its
-body has been read is closed, so that the rest is not read.
+together hold no more than a limit of bytes. A file that is read for a request counts like a body.
+The connection of a request that is answered before its body has been read is closed, so that the
+rest is not read.
 """
 
 import asyncio
+import threading
 import time
 from typing import Any
 
@@ -15,6 +17,7 @@ from vision.serving.metrics import Metrics
 _SECONDS = 60.0  # for a client to send a body
 _OVERHEAD = 65536  # bytes of a multipart body around the file
 _HELD = 16  # bodies of the largest size that are held at once
+HOLD = 'vision.hold'  # key of a request's scope: `_Request.hold`
 
 
 class Bounded:
@@ -27,7 +30,8 @@ class Bounded:
         """Takes the app, the metrics, the paths that are counted by name, and bytes of a file."""
         self._app, self._metrics, self._routes = app, metrics, routes
         self._max_body = max_upload + _OVERHEAD
-        self._held, self._max_held = 0, _HELD * self._max_body
+        # Files are read by other threads than bodies.
+        self._held, self._max_held, self._lock = 0, _HELD * self._max_body, threading.Lock()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answers a request within the limits."""
@@ -36,23 +40,25 @@ class Bounded:
             return
         request = _Request(self, scope, receive, send)
         try:
-            await self._app(scope, request.receive, request.send)
+            await self._app({**scope, HOLD: request.hold}, request.receive, request.send)
         finally:
-            self._held -= request.size
+            with self._lock:
+                self._held -= request.size
             route = scope['path'] if scope['path'] in self._routes else 'other'
             self._metrics.answered(route, request.status, time.monotonic() - request.began)
 
     def hold(self, size: int, more: int) -> None:
-        """Accounts for more bytes of a body; raises Refused if there are too many."""
+        """Accounts for more bytes of a request of `size`; raises Refused if there are too many."""
         if size + more > self._max_body:
             raise too_large(self._max_body - _OVERHEAD)
-        if self._held + more > self._max_held:
-            raise Refused(503, 'too many uploads at once')
-        self._held += more
+        with self._lock:
+            if self._held + more > self._max_held:
+                raise Refused(503, 'too many large images at once')
+            self._held += more
 
 
 class _Request:
-    """One request: the bytes of its body so far, and the status of its answer."""
+    """One request: the bytes that it holds, and the status of its answer."""
 
     def __init__(self, bounds: Bounded, scope: Any, receive: Any, send: Any):
         self._bounds, self._receive, self._send = bounds, receive, send
@@ -61,6 +67,11 @@ class _Request:
         # Without these headers there is no body.
         self._read = not (self._announced or b'transfer-encoding' in headers)
         self.began, self.size, self.status = time.monotonic(), 0, 499  # 499: the client left
+
+    def hold(self, more: int) -> None:
+        """Accounts for more bytes; raises Refused if there are too many."""
+        self._bounds.hold(self.size, more)
+        self.size += more
 
     async def receive(self) -> Any:
         """Receives a part of the body; raises Refused beyond a limit."""
@@ -74,9 +85,7 @@ class _Request:
         except TimeoutError:
             raise Refused(408, 'the body took too long') from None
         if message['type'] == 'http.request':
-            more = len(message.get('body', b''))
-            self._bounds.hold(self.size, more)
-            self.size += more
+            self.hold(len(message.get('body', b'')))
             self._read = not message.get('more_body', False)
         return message
 

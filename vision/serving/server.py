@@ -4,7 +4,7 @@ import sys
 from typing import Any
 
 from vision.core import access, startup
-from vision.core.errors import UserError
+from vision.core.errors import UserError, not_installed
 from vision.serving.app import LOCAL, make_app
 from vision.serving.service import Service
 
@@ -82,9 +82,7 @@ def _uvicorn() -> Any:
         import python_multipart  # noqa: F401
         import uvicorn
     except ImportError:
-        raise UserError(
-            'serving needs FastAPI: pip install "jax-image-classification[serve]"'
-        ) from None
+        raise not_installed('serving', 'FastAPI', 'serve') from None
     return uvicorn
 
 

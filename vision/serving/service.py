@@ -16,14 +16,14 @@ from vision.core.text import AnyPath, as_path
 from vision.prediction.classifier import Classifier
 from vision.preprocess.decode import read
 from vision.search import index as index_lib
-from vision.search import milvus
-from vision.search.search import AnyIndex
+from vision.search.naming import AnyIndex, in_milvus, open_index
 from vision.serving.asked import Refused, prepared
 from vision.serving.batching import Batcher
 from vision.serving.metrics import Metrics
 
-# The probabilities [K] and the vector [D] of an image.
+# The probabilities [K] and the vector [D] of an image; K is 0 without a classifier.
 Answer = tuple[np.ndarray, np.ndarray]
+_NO_CLASSES = np.empty(0, np.float32)
 
 
 class _Image(NamedTuple):
@@ -64,7 +64,8 @@ class Service:
           max_pixels: the largest number of pixels of an image.
           classifies: whether the model has a classifier.
         """
-        self.classifier, self.collection, self.classifies = classifier, collection, classifies
+        self.classifier, self.collection = classifier, collection
+        self.classifies = classifies and classifier.classifies
         self.endpoint = collection.endpoint if collection else 'features'
         self.metrics = Metrics()
         self._max_batch, self._max_pixels = max_batch, max_pixels
@@ -113,6 +114,9 @@ class Service:
         return self.classifier.prepare(read(data, self.classifier.channels))
 
     def _compute(self, images: list[np.ndarray]) -> list[Answer]:
+        if not self.classifies:
+            vectors = self.classifier.embed_prepared(images, len(images), self.endpoint)
+            return [(_NO_CLASSES, vector) for batch in vectors for vector in batch]
         batches = self.classifier.answer_prepared(images, len(images), self.endpoint)
         return [row for batch in batches for row in zip(*batch, strict=True)]
 
@@ -135,14 +139,9 @@ class Collection:
           UserError: the index cannot be loaded, or another model made it.
         """
         self._classifier, self._loading = classifier, threading.Lock()
-        is_milvus = isinstance(place, str) and place.startswith(milvus.PREFIX)
-        self._path = None if is_milvus else as_path(place)
+        self._path = None if in_milvus(place) else as_path(place)
         self._seen = _stamp(self._path)
-        self._index: AnyIndex = (
-            milvus.load(str(place))
-            if self._path is None
-            else index_lib.load(self._path, read_only=True)
-        )
+        self._index: AnyIndex = open_index(place, read_only=True)
         self._index.check(classifier)
         self.endpoint: str = self._index.made_by['endpoint']
 

@@ -6,7 +6,6 @@ from typing import Any
 
 import jax
 
-from vision.core import config as config_lib
 from vision.core.durations import steps_in
 from vision.core.errors import UserError
 from vision.core.progress import phase
@@ -14,7 +13,7 @@ from vision.models.summary import count
 from vision.preprocess import inputs
 from vision.preprocess.ops.registry import describe_place
 from vision.training.setup import Setup
-from vision.training.start import check_start, first_state
+from vision.training.start import check_start, first_state, warn_of_selection
 from vision.training.step import make_train_step
 
 STEPS = 3  # timed steps, after a first one that is not timed
@@ -43,6 +42,7 @@ def dry_run(run: Setup, workdir: Path | None = None) -> dict[str, Any]:
     """
     # Make the same preparations as a training run.
     first = check_start(run, workdir)
+    warn_of_selection(run)
     _check_validation(run)
     state = first_state(run, first)
     train_step = make_train_step(run.recipe, run.mesh)
@@ -109,11 +109,11 @@ def _check_validation(run: Setup) -> None:
 
 
 def dry_run_text(result: dict[str, Any]) -> str:
-    """Returns the result of `dry_run` as text: the config, and a line for each figure."""
+    """Returns the result of `dry_run` as text, a line for each figure, without the config."""
     shape = ' x '.join(map(str, result['input_shape']))
     epochs = result['steps'] * result['batch_size'] / result['examples']
     throughput = result['batch_size'] / result['step_seconds']
-    memory = f'training state {_mib(result["state_bytes"])}'
+    memory = f'parameters, optimizer and statistics {_mib(result["state_bytes"])}'
     if result['step_bytes'] is not None:
         memory += f', peak of a step {_mib(result["step_bytes"])}'
     train, evaluation = result['ops']['train'], result['ops']['eval']
@@ -121,7 +121,7 @@ def dry_run_text(result: dict[str, Any]) -> str:
         result['config']['training']['duration'], result['batch_size'], result['examples']
     )
     whole = '' if exact == result['steps'] else ' (rounded to whole steps)'
-    # Each row is a name and a sentence; the names are right-aligned below the config.
+    # Each row is a name and a sentence; the names are right-aligned.
     rows = {
         'model': f'{result["model"]}, input {shape}, {result["parameters"]:,} parameters, '
         f'{result["gmacs"]:.4g} GMACs per image',
@@ -138,7 +138,7 @@ def dry_run_text(result: dict[str, Any]) -> str:
         f'{_duration(result["compile_seconds"])} to compile; without evaluations',
     }
     figures = '\n'.join(f'{name:>8}  {text}' for name, text in rows.items())
-    return f'{config_lib.to_json(result["config"])}\n{figures}\nNothing was written.'
+    return f'{figures}\nNothing was written. --explain=all lists the keys of the config.'
 
 
 def _bytes(memory: Any) -> int:

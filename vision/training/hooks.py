@@ -33,7 +33,15 @@ class Hook:
     The loop enters the context manager before the first step. Every process has its own hooks. Only
     `after_log` and `after_evaluation` may read from the device: in other methods a read would make
     the host wait for the step that is running.
+
+    Attributes:
+      every_step: whether `before_step` and `after_step`, if the hook defines them, are called for
+        every step. The device then takes one step per call. If False, they are called for the first
+        and the last step of each call (`training.steps_per_call`); the batch of a call of more than
+        one step is empty.
     """
+
+    every_step = True
 
     def __enter__(self) -> 'Hook':
         return self
@@ -64,8 +72,18 @@ class Hook:
         return None
 
 
+def needs_every_step(hook: Hook) -> bool:
+    """True if a hook has to be called for every step."""
+    methods = ('before_step', 'after_step')
+    return hook.every_step and any(
+        getattr(type(hook), name) is not getattr(Hook, name) for name in methods
+    )
+
+
 class Display(Hook):
     """Shows the progress of a run on stderr or below a notebook's cell, on the first process."""
+
+    every_step = False
 
     def __init__(self, data: str, total_steps: int, metrics: Mapping[str, Metric]):
         """Creates the progress bar.
@@ -183,6 +201,8 @@ class EarlyStopping(Hook):
 
 class Pictures(Hook):
     """Shows the first training batch and captioned validation images in TensorBoard."""
+
+    every_step = False  # the first step always has a call of its own
 
     def __init__(
         self, recorder: Recorder, validated: Callable[[], tuple[Batch, Batch]], task: Task

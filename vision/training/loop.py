@@ -29,11 +29,12 @@ from vision.models.base import check_finite
 from vision.preprocess import inputs
 from vision.preprocess.device import Batch
 from vision.task.metrics import figures
-from vision.training.hooks import Display, EarlyStopping, Hook, Pictures
+from vision.training.calls import Calls
+from vision.training.hooks import Display, EarlyStopping, Hook, Pictures, needs_every_step
 from vision.training.records import Clock, Interval, Recorder, Results, evaluations, newest, results
 from vision.training.setup import Setup, normalised, setup
-from vision.training.start import Start, check_start, first_state
-from vision.training.step import Metrics, make_train_step
+from vision.training.start import Start, check_start, first_state, warn_of_selection
+from vision.training.step import Metrics
 
 _WEIGHTS = ('params', 'batch_stats', 'ema_params', 'ema_batch_stats')
 
@@ -83,8 +84,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike, hooks: Sequence[Hook] 
 class Loop:
     """One run, from restoring its state to testing its best checkpoint.
 
-    The function `train` calls `restore` and then `Loop.train`. Each step takes a batch, updates the
-    state, and then logs, evaluates and saves if that is due.
+    The function `train` calls `restore` and then `Loop.train`. Each step takes a batch and updates
+    the state; then the loop logs, evaluates and saves if that is due. On accelerators, the steps up
+    to the next of these events may be one call of the device (`vision.training.calls`).
 
     Attributes:
       run: the setup. If the config normalises by the data's statistics, `restore` adds the mean and
@@ -161,6 +163,7 @@ class Loop:
                 pictures = Pictures(self._recorder, lambda: evaluator.first, run.task)
                 self._hooks = (display, pictures, self._early_stopping, *hooks)
                 _print(inputs.report(run.train, run.loading))
+                warn_of_selection(run)
                 with StopSignals(self._checkpoints.wait) as self._signals:
                     self._take_steps()
             if self.ended and run.test is not None:
@@ -169,45 +172,62 @@ class Loop:
     def _take_steps(self) -> None:
         """Takes steps until `run.stop_step` or a hook ends the run, and saves a checkpoint."""
         run, start = self.run, self._start_step
-        self._train_step = make_train_step(run.recipe, run.mesh)
-        self._batches = inputs.TrainBatches(run.train, run.loading, run.mesh, start)
+        self._calls = Calls(run, start)
         self._clock = Clock()
         with ExitStack() as stack:
             for hook in self._hooks:
                 stack.enter_context(hook)
                 hook.start(start)
-            # After an interrupted evaluation, the first iteration only evaluates step `start`.
-            for step in range(start + (not self._resumes_evaluation), run.stop_step + 1):
-                if step > start:
-                    self._take_step(step)
+            # After an interrupted evaluation, first evaluate step `start`.
+            step = start
+            if self._resumes_evaluation:
                 self._finish_step(step)
-                if self._reasons:
-                    break
+            while step < run.stop_step and not self._reasons:
+                last = self._last_of_call(step + 1)
+                self._take_call(step + 1, last)
+                self._finish_step(last)
+                step = last
         # Report the end only when the checkpoint is on disk.
         self._checkpoints.wait()
         for reason in self._reasons:
             _print(reason)
         self.ended = bool(self._reasons) or run.stop_step == run.total_steps
 
-    def _take_step(self, step: int) -> None:
-        """Takes one batch and updates the state; nothing is read back from the device."""
+    def _last_of_call(self, first: int) -> int:
+        """Returns the last step of the call that begins with step `first`."""
+        run = self.run
+        # The first step includes the compilation, and the second one is timed.
+        if first <= self._start_step + 2 or any(map(needs_every_step, self._hooks)):
+            return first
+        # A call ends with the next event.
+        events = (run.log_every, run.eval_every, run.checkpoint_every)
+        ends = [event.after(first - 1) for event in events]
+        return min(run.stop_step, first + self._calls.most - 1, *ends)
+
+    def _take_call(self, first: int, last: int) -> None:
+        """Takes the steps `first` to `last`; nothing is read back from the device."""
+        calls, count = self._calls, last - first + 1
         for hook in self._hooks:
-            hook.before_step(step)
-        # Wait for the batch while the device may still run the last step.
+            hook.before_step(first)
+        # Wait for the data while the device may still run the last call.
         with self._clock.waiting(self._metrics):
-            batch = next(self._batches)
-        self.state, metrics = self._train_step(self.state, batch)
-        self._interval.add(step, metrics)
-        self._clock.step()
-        # The first step includes the compilation, which is excluded from the throughput. The steps
-        # after it are short, so a signal takes effect at the end of a step.
-        if step == self._start_step + 1:
-            jax.block_until_ready(metrics)
+            loaded = calls.load(first, count)
+        self.state, metrics, of_last = calls.take(self.state, loaded, count)
+        self._interval.add(first, metrics, count)
+        self._clock.step(count)
+        # The first step includes the compilation, which is excluded from the throughput. The calls
+        # after it are short, so a signal takes effect at the end of a call.
+        if first == self._start_step + 1:
+            jax.block_until_ready(of_last)
             self._clock.restart()
             self._signals.slow = False
+        elif first == self._start_step + 2 and calls.most > 1:
+            jax.block_until_ready(of_last)
+            calls.choose(self._clock.elapsed)
+        batch = calls.batch(loaded, count)
         for hook in self._hooks:
-            hook.after_step(step, batch, metrics)
-        self._metrics = metrics
+            hook.after_step(last, batch, of_last)
+        self._metrics = of_last
 
     def _finish_step(self, step: int) -> None:
         """Logs, evaluates and saves after a step if each is due, and stops after a signal."""
@@ -223,7 +243,7 @@ class Loop:
             signals.answer()
         # Before a state is logged, evaluated or saved, read its metrics, which must be finite.
         if logging or evaluating or saving:
-            self._batches.check()
+            self._calls.batches.check()
             self._check_finite()
         if logging:
             self._log(step)
@@ -249,6 +269,7 @@ class Loop:
         """Writes the record of the interval that ends with `step`."""
         record = self._interval.record() | self._clock.lap(self.run.loading.batch_size)
         self._recorder.write(step, record)
+        self._calls.choose(self._clock.seconds_left(1))
         seconds_left = self._clock.seconds_left(self.run.total_steps - step)
         for hook in self._hooks:
             hook.after_log(step, record, seconds_left)

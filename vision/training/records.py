@@ -1,6 +1,9 @@
 """Records of a run: metric accumulator, throughput, `metrics.jsonl`, TensorBoard and results."""
 
+import functools
 import math
+import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,11 +39,17 @@ class Interval:
           first: name of the task's first metric, whose sum older checkpoints call 'correct'.
         """
         self._sums = {first if k == 'correct' else k: float(v) for k, v in (saved or {}).items()}
-        self._pending: list[tuple[int, Metrics]] = []
+        self._pending: list[tuple[int, int, Metrics]] = []
 
-    def add(self, step: int, metrics: Metrics) -> None:
-        """Appends a step's metrics without reading them from the device."""
-        self._pending.append((step, metrics))
+    def add(self, step: int, metrics: Metrics, count: int = 1) -> None:
+        """Appends the metrics of steps without reading them from the device.
+
+        Args:
+          step: number of the first of the steps.
+          metrics: scalars; or arrays [K] whose first `count` values are those of the steps.
+          count: the number of steps.
+        """
+        self._pending.append((step, count, metrics))
 
     def read(self) -> int | None:
         """Adds the pending metrics to the sums.
@@ -50,13 +59,16 @@ class Interval:
         """
         pending, self._pending = self._pending, []
         # One transfer for all pending steps.
-        values = jax.device_get([metrics for _, metrics in pending])
-        for (step, _), metrics in zip(pending, values, strict=True):
-            if not metrics.pop('finite'):
-                return step
-            for key, value in metrics.items():
-                before = 0.0 if key in LATEST else self._sums.get(key, 0.0)
-                self._sums[key] = before + float(value)
+        values = jax.device_get([metrics for _, _, metrics in pending])
+        for (step, count, _), metrics in zip(pending, values, strict=True):
+            rows = {key: np.ravel(value) for key, value in metrics.items()}
+            finite = rows.pop('finite')
+            for i in range(count):
+                if not finite[i]:
+                    return step + i
+                for key, row in rows.items():
+                    before = 0.0 if key in LATEST else self._sums.get(key, 0.0)
+                    self._sums[key] = before + float(row[i])
         return None
 
     def record(self) -> dict[str, float]:
@@ -86,9 +98,14 @@ class Clock:
         self._begin = time.perf_counter()
         self._steps, self._waited = 0, 0.0
 
-    def step(self) -> None:
-        """Counts a step."""
-        self._steps += 1
+    def step(self, count: int = 1) -> None:
+        """Counts steps."""
+        self._steps += count
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds since the interval began."""
+        return time.perf_counter() - self._begin
 
     @contextmanager
     def waiting(self, running: Metrics | None) -> Iterator[None]:
@@ -167,23 +184,31 @@ class Recorder:
           workdir: workdir of the run.
           step: the step that the run resumes from; records of later steps are dropped.
         """
+        self._workdir, self._step = workdir, step
         self._writes = processes.is_first()
         if not self._writes:
             return
-        from tensorboardX import SummaryWriter
-
         path = workdir / 'metrics.jsonl'
         if path.exists():
             kept = [record for record in read_records(workdir) if record['step'] <= step]
             write_text(path, ''.join(json_text(record) + '\n' for record in kept))
         self._file = open(path, 'a')  # noqa: SIM115 - closed by __exit__
+
+    @functools.cached_property
+    def _events(self) -> Any:
+        """TensorBoard's writer, which is imported with the first record."""
+        # tensorboardX imports Google's storage client if it is installed, for workdirs in the cloud,
+        # which are not supported. This takes ten times as long as the rest of the import.
+        with _without('google.cloud.storage'):
+            from tensorboardX import SummaryWriter
+
         # SummaryWriter's file names contain the time in whole seconds. The suffix keeps a run that
         # is restarted within a second from overwriting the file.
         suffix = f'.{time.time_ns()}'
         # SummaryWriter calls fsync at each flush, which fails on file systems without fsync.
-        self._events = SummaryWriter(
-            str(workdir),
-            purge_step=step + 1,
+        return SummaryWriter(
+            str(self._workdir),
+            purge_step=self._step + 1,
             filename_suffix=suffix,
             write_to_disk=sync(self._file),
         )
@@ -194,7 +219,8 @@ class Recorder:
     def __exit__(self, *_) -> None:
         if self._writes:
             self._file.close()
-            self._events.close()
+            if '_events' in vars(self):
+                self._events.close()
 
     def write(self, step: int, values: dict[str, Any]) -> None:
         """Writes one record. Once this returns, killing the process does not lose the record.
@@ -220,6 +246,19 @@ class Recorder:
         pixels = np.clip(np.round(images), 0, 255).astype(np.uint8)
         self._events.add_image(name, grid(pixels), step, dataformats='HWC')
         self._events.flush()
+
+
+@contextmanager
+def _without(module: str) -> Iterator[None]:
+    """Makes the import of an optional module fail in the block, unless it was imported before."""
+    hidden = module not in sys.modules
+    if hidden:
+        sys.modules[module] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules[module]
 
 
 def newest(
@@ -284,3 +323,12 @@ def results_table(results: Results, metrics: Mapping[str, Metric], workdir: str)
     if not results:
         return f'{workdir}: stopped early by training.stop_after'
     return metrics_table(results, metrics, title=f'{workdir}: the best checkpoint')
+
+
+def next_commands(workdir: str) -> str:
+    """Returns the commands that evaluate and use a finished run, as a shell reads them."""
+    flag = f'--workdir={shlex.quote(workdir)}'
+    return (
+        f'next: python -m experiments.evaluate {flag}\n'
+        f'      python -m experiments.predict {flag} IMAGE …'
+    )

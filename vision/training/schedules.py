@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from vision.core.config_keys import Range, check_arguments, own_arguments
+from vision.core.config_keys import Range, check_arguments, declared, own_arguments
 from vision.core.errors import UserError, unknown
 
 ToSteps = Callable[[str, str], int]  # (duration, config key) -> steps
@@ -47,7 +47,8 @@ def make_schedule(
         raise unknown('schedule.name', name, SCHEDULES)
     # The first three parameters of a schedule are fixed; the config may give the others.
     own = list(inspect.signature(SCHEDULES[name]).parameters)[3:]
-    check_arguments(f'schedule {name!r}', SCHEDULES[name], own, args)
+    known = [*own, *declared('schedule')]
+    check_arguments(f'schedule {name!r}', SCHEDULES[name], known, args)
 
     # Durations of the config count from the start of the run. The steps of a named schedule count
     # from the end of the warm-up.

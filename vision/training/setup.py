@@ -22,8 +22,7 @@ from vision.core.errors import UserError
 from vision.data import registry as data
 from vision.data.source import NoSplitError, Source
 from vision.evaluation.answers import make_step
-from vision.models.base import check_contract, init_variables
-from vision.models.layers import shapes_only
+from vision.models.base import check_contract
 from vision.models.registry import create_model
 from vision.preprocess import inputs
 from vision.preprocess.device import check_channels
@@ -65,6 +64,7 @@ class Setup:
       stop_step: last step of this invocation, at most `total_steps`.
       patience: early stopping, in steps without a better evaluation; None to disable it.
       eval_every, checkpoint_every, log_every: intervals in steps.
+      steps_per_call: maximum number of steps in one call of the device; None for the backend's.
       keep: number of recent checkpoints to keep.
     """
 
@@ -88,6 +88,7 @@ class Setup:
     eval_every: durations.Every
     checkpoint_every: durations.Every
     log_every: durations.Every
+    steps_per_call: int | None
     keep: int
 
     @property
@@ -164,10 +165,9 @@ def setup(config: ConfigDict) -> Setup:
     _check_task(recipe, train, config.data.views)
     # Trace the model, a user-defined task or update, a task that adds to the state, and the metric
     # to select by, so that mistakes show before anything is compiled.
-    for shape in input_shapes:
-        check_contract(model, shape)
-    with shapes_only():
-        shapes = jax.eval_shape(lambda: init_variables(model, input_shape, jax.random.key(0)))
+    # The models of the registry return the same kinds of values in both modes.
+    modes = (True, False) if ':' in config.model.name else (True,)
+    shapes, *_ = [check_contract(model, shape, modes) for shape in input_shapes]
     adds_state = type(recipe.task).init is not Task.init
     if ':' in config.task.name or ':' in config['update'].name or adds_state:
         views = (config.data.views,) if config.data.views > 1 else ()
@@ -213,6 +213,7 @@ def setup(config: ConfigDict) -> Setup:
         eval_every=durations.Every(steps_in('eval_every')),
         checkpoint_every=durations.Every(steps_in('checkpoint_every')),
         log_every=durations.Every(steps_in('log_every')),
+        steps_per_call=training.steps_per_call,
         keep=training.keep,
     )
 

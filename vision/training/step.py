@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+TrainSteps = Callable[..., tuple[TrainState, Metrics, Metrics]]
 GradientOf = Callable[[Any, Examples], tuple[Any, Outcome]]
 Update = Callable[[TrainState, Examples, GradientOf], tuple[Any, Outcome]]
 
@@ -219,6 +220,69 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
     of the trained parameters, `param_norm` after the update, and `finite`: whether the objective,
     the new parameters and the new running statistics are finite.
     """
+    step = _make_step(recipe, mesh)
+    # None keeps the sharding of the state that is passed in.
+    return jax.jit(step, in_shardings=(None, mesh_lib.split_batch(mesh)), donate_argnums=0)
+
+
+def make_train_steps(recipe: Recipe, mesh: Mesh, gather: Callable[..., Batch]) -> TrainSteps:
+    """Builds a jitted function that takes several training steps in one call of the device.
+
+    The step of a small network takes less time than an accelerator needs to start it. One call for
+    many steps pays this once. The number of steps is an argument of the compiled loop. One program
+    therefore serves every number of steps, and the state does not depend on how a run is cut into
+    calls.
+
+    Args:
+      recipe: the recipe of the run.
+      mesh: all devices.
+      gather: makes a step's batch under jit from the data's arrays and the step's rows
+        (`DeviceSplit.gather`).
+
+    Returns:
+      `(state, arrays, rows, count) -> (state, metrics, last)`; it donates the state. `arrays` are
+      the data on the devices; `rows` are the rows of K steps, arrays [K, B, …], of which the first
+      `count` ≤ K steps are taken. The metrics are arrays [K], of which the first `count` values are
+      valid; `last` are the scalars of the last step.
+    """
+    step, split = _make_step(recipe, mesh), mesh_lib.split_batch(mesh)
+
+    # Under jit, a step is traced once for the shapes of its metrics and for the loop.
+    @jax.jit
+    def take(state: TrainState, arrays: Any, rows: Batch) -> tuple[TrainState, Metrics]:
+        batch = gather(*arrays, jax.lax.with_sharding_constraint(rows, split))
+        state, metrics = step(state, jax.lax.with_sharding_constraint(batch, split))
+        return state, jax.tree.map(jnp.asarray, metrics)
+
+    def train_steps(
+        state: TrainState, arrays: Any, rows: Batch, count: jax.Array
+    ) -> tuple[TrainState, Metrics, Metrics]:
+        # Reserve a row for the metrics of each step, in one array for each dtype.
+        length, first = len(rows['id']), jax.tree.map(lambda x: x[0], rows)
+        shapes = jax.eval_shape(take, state, arrays, first)[1]
+        dtypes = sorted({x.dtype.name for x in shapes.values()})
+        names = {d: [k for k, x in shapes.items() if x.dtype.name == d] for d in dtypes}
+        found = {d: jnp.zeros((length, len(names[d])), d) for d in dtypes}
+
+        def body(i: jax.Array, carry: tuple) -> tuple:
+            state, found = carry
+            state, metrics = take(state, arrays, jax.tree.map(lambda x: x[i], rows))
+            values = {d: jnp.stack([metrics[k] for k in names[d]]) for d in dtypes}
+            return state, {d: found[d].at[i].set(values[d]) for d in dtypes}
+
+        # The number of steps is not a constant, so that one program serves all.
+        state, found = jax.lax.fori_loop(0, count, body, (state, found))
+        metrics = {k: found[d][:, j] for d in dtypes for j, k in enumerate(names[d])}
+        return state, metrics, {k: column[count - 1] for k, column in metrics.items()}
+
+    whole = mesh_lib.replicated(mesh)
+    by_step = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(None, 'data'))
+    shardings = (None, whole, by_step, whole)
+    return jax.jit(train_steps, in_shardings=shardings, donate_argnums=0)
+
+
+def _make_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
+    """Builds the training step without jit."""
     task, optimizer, shard = recipe.task, recipe.optimizer, recipe.shard
     update = f'the update {getattr(recipe.update, "func", recipe.update).__name__}'
     gradient_at = _make_gradient(recipe, mesh)
@@ -279,8 +343,7 @@ def make_train_step(recipe: Recipe, mesh: Mesh) -> TrainStep:
         )
         return mesh_lib.constrain_state(after, mesh, shard), metrics
 
-    # None keeps the sharding of the state that is passed in.
-    return jax.jit(train_step, in_shardings=(None, mesh_lib.split_batch(mesh)), donate_argnums=0)
+    return train_step
 
 
 def _are_finite(tree: Any) -> jax.Array:

@@ -34,7 +34,7 @@ def write_report(runs: list[Run], evaluations: list[Evaluation]) -> Path | None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for evaluation in evaluations:
-            path = predictions_file(folder, evaluation.name)
+            path = predictions_file(folder, evaluation.saved_as)
             write_predictions(path, evaluation.predictions)
         write_text(folder / 'index.html', page(runs, evaluations))
     except OSError as e:

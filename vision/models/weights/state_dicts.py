@@ -7,14 +7,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from vision.core.errors import UserError
+from vision.core.errors import UserError, not_installed
 from vision.models.weights import packages
 from vision.models.weights.torch_files import Tensor, read_torch_file
 from vision.models.weights.torch_names import normalise_keys
 
 StateDict = dict[str, np.ndarray]
-
-_EXTRA = 'pip install "jax-image-classification[pretrained]"'
 
 
 def read_state_dict(source: str) -> StateDict:
@@ -55,7 +53,7 @@ def _read_safetensors(path: Path) -> StateDict:
     try:
         from safetensors import SafetensorError, safe_open
     except ImportError as e:
-        raise UserError(f'{path}: reading it needs safetensors: {_EXTRA}') from e
+        raise not_installed(f'reading {path}', 'safetensors', 'pretrained') from e
     try:
         # NumPy has no bfloat16; safetensors' flax framework reads it as JAX's.
         with safe_open(path, framework='flax') as file:
@@ -143,7 +141,7 @@ def _download(source: str, filename: str) -> Path | None:
             LocalEntryNotFoundError,
         )
     except ImportError as e:
-        raise UserError(f'{source}: downloading it needs huggingface-hub: {_EXTRA}') from e
+        raise not_installed(f'downloading {source}', 'huggingface-hub', 'pretrained') from e
     verbosity = hub_logging.get_verbosity()
     hub_logging.set_verbosity_error()  # errors are raised anyway
     try:

@@ -37,16 +37,10 @@ from vision.core import cli
 from vision.core.errors import UserError, unknown
 from vision.core.progress import phase, track
 from vision.core.text import PICTURES, figures_text, json_text, output_file
+from vision.prediction.model_flags import ModelFlags
 
 cli.heading('The model that describes the images')
-WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
-CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'best', "The run's checkpoint: best, last or a step."
-)
-PRETRAINED = flags.DEFINE_string(
-    'pretrained', None, 'Weights to use instead of a run; see experiments.predict.'
-)
-MODEL = flags.DEFINE_string('model', None, 'Model of --pretrained, where the weights do not tell.')
+MODEL = ModelFlags()
 ENDPOINT = flags.DEFINE_string(
     'endpoint',
     None,
@@ -176,9 +170,8 @@ def main(argv: list[str]) -> int:
     without = command in ('remove', 'verify') or (
         command in ('build', 'add', 'replace') and _of_shards(words) is not None
     )
-    models = sum(flag.value is not None for flag in (WORKDIR, PRETRAINED))
-    if models > 1 or not (models or without):
-        raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
+    if MODEL.named or not without:
+        MODEL.check()
     with phase('starting'):
         import vision.search.search  # noqa: F401
     return COMMANDS[command](words)
@@ -433,17 +426,13 @@ def _classifier_and_images(words: list[str]) -> tuple[Any, Any]:
         classifier = _classifier()
         return classifier, _images(classifier, words)
     # The model is not needed. If it is named, it must be the model of the shards.
-    named = WORKDIR.value is not None or PRETRAINED.value is not None
-    return None, shards.open_shards(folder, _classifier() if named else None, ENDPOINT.value)
+    classifier = _classifier() if MODEL.named else None
+    return None, shards.open_shards(folder, classifier, ENDPOINT.value)
 
 
 def _classifier() -> Any:
-    from vision.prediction import Classifier
-
     with phase('reading the model'):
-        if PRETRAINED.value is not None:
-            return Classifier.from_pretrained(PRETRAINED.value, MODEL.value, classify=False)
-        return Classifier.from_workdir(WORKDIR.value, CHECKPOINT.value)
+        return MODEL.load(classify=False)
 
 
 def _require_images(words: list[str]) -> None:

@@ -10,7 +10,7 @@ from skimage import data
 from benchmarks import copies
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_comparison_goes_on_where_it_was(tmp_path, monkeypatch):
     photos = tmp_path / 'photos'
     photos.mkdir()

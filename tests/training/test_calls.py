@@ -1,6 +1,7 @@
 """Calls of several steps: the bits do not depend on their lengths, and no event is inside one."""
 
 import json
+import math
 import signal
 from fractions import Fraction
 
@@ -99,7 +100,7 @@ def test_a_hook_on_each_step_makes_calls_of_one():
 def test_slow_steps_have_short_calls_and_debuggers_single_steps():
     run = setup(tiny_config(training__steps_per_call=50))
     calls = Calls(run, 0)
-    for seconds, most in ((1e-6, 50), (0.1, 5), (20.0, 1), (1e-6, 50)):
+    for seconds, most in ((1e-6, 50), (0.1, 5), (20.0, 1), (math.nan, 1), (1e-6, 50)):
         calls.choose(seconds)
         assert calls.most == most
     # The default of CPUs is one step.
@@ -132,8 +133,8 @@ def test_any_recipe_has_the_bits_of_other_calls(tmp_path, devices, more):
     rows = zip(resume.records(tmp_path / '7'), resume.records(tmp_path / '1'), strict=True)
     for ours, single in rows:
         assert ours.keys() == single.keys()
-        for key in ('train/loss', 'train/param_norm', 'validation/loss'):
-            assert ours.get(key) == pytest.approx(single.get(key), rel=1e-3)
+        for key in {'train/loss', 'train/param_norm', 'validation/loss'} & ours.keys():
+            assert ours[key] == pytest.approx(single[key], rel=1e-3)
 
 
 @pytest.mark.slow
@@ -150,9 +151,10 @@ def test_a_run_stopped_after_a_call_continues_with_the_same_bits(tmp_path, momen
 
 
 @pytest.mark.slow
-def test_one_program_serves_all_lengths(tmp_path):
+def test_one_program_serves_all_lengths(tmp_path, monkeypatch):
     import jax
 
+    monkeypatch.setattr(Calls, 'choose', lambda self, seconds: None)  # whatever the machine's speed
     compiled = []
     jax.monitoring.register_event_duration_secs_listener(
         lambda event, seconds, **_: compiled.append(event)

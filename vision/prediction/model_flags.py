@@ -28,6 +28,11 @@ class ModelFlags:
             'model', None, 'Model of --pretrained, where the weights do not tell.'
         )
 
+    @property
+    def named(self) -> bool:
+        """True if a run or weights are named."""
+        return self.workdir.value is not None or self.pretrained.value is not None
+
     def check(self) -> None:
         """Raises UserError unless one model is named, and no flag is without effect."""
         if (self.workdir.value is None) == (self.pretrained.value is None):

@@ -1,5 +1,6 @@
 """Sources of image folders: a data set with a subfolder per class, and files to predict."""
 
+import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -196,8 +197,8 @@ def _given_split(root: str, split: str, own: dict[str, str], shares: Shares) -> 
             shares.refuse(f'{root} has the folder {own[given]}', *keys)
     classes = _classes(os.path.join(root, own['train']), shares.rules)
     if split == ALL:
-        given = [_of_split(root, own[part], classes) for part in SPLITS if part in own]
-        images = [image for part in given for image in part]
+        parts = [_of_split(root, own[name], classes) for name in SPLITS if name in own]
+        images = list(itertools.chain.from_iterable(parts))
         return source_of(f'{root}:{split}', classes, _placed(root, images))
     # Without a test folder, the validation folder serves as both, unless a test share is given.
     asked = shares.given['test'] is not None or shares.given['fold'] is not None
@@ -209,8 +210,7 @@ def _given_split(root: str, split: str, own: dict[str, str], shares: Shares) -> 
     # Missing splits are taken from train.
     images = _of_split(root, own['train'], classes)
     made = [other for other in ('validation', 'test') if other not in own]
-    parts = shares.parts(images, made)
-    return shares.choose(root, split, classes, _placed(root, images), parts)
+    return shares.choose(root, split, classes, _placed(root, images), shares.parts(images, made))
 
 
 def _placed(root: str, images: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:

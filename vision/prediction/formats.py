@@ -113,7 +113,7 @@ def write_neighbours(results: Iterable[dict[str, Any]], file: TextIO, root: str 
 
     table, results = Table(), list(results)
     if root:
-        table.title = Text(printable(f'Paths are relative to {root}', file))
+        table.title = Text(on_one_line(f'Paths are relative to {root}', file))
     table.add_column('image', no_wrap=True)
     table.add_column('nearest', no_wrap=True)
     table.add_column('score', justify='right')

@@ -11,6 +11,7 @@ from vision.core.errors import UserError, similar
 from vision.data import files as files_lib
 from vision.data.files import warn_once
 from vision.data.shares import (
+    ALL,
     SPLITS,
     Share,
     Shares,
@@ -48,7 +49,7 @@ def folder(
     not public.
 
     Args:
-      split: train, validation or test.
+      split: train, validation or test, or 'all' for the images of all splits, each once.
       path: the folder. Hidden files and files without an image suffix are skipped.
       validation: share of each class, '10%' or 0.1, or a total number of images; 0 for none.
       test: in the same form.
@@ -194,6 +195,10 @@ def _given_split(root: str, split: str, own: dict[str, str], shares: Shares) -> 
         if given in own:
             shares.refuse(f'{root} has the folder {own[given]}', *keys)
     classes = _classes(os.path.join(root, own['train']), shares.rules)
+    if split == ALL:
+        given = [_of_split(root, own[part], classes) for part in SPLITS if part in own]
+        images = [image for part in given for image in part]
+        return source_of(f'{root}:{split}', classes, _placed(root, images))
     # Without a test folder, the validation folder serves as both, unless a test share is given.
     asked = shares.given['test'] is not None or shares.given['fold'] is not None
     if 'test' not in own and 'validation' in own and not asked:

@@ -74,7 +74,7 @@ def both(shape):
     return objective(plain_batch_norm, weights), objective(batch_norm.normalise, weights)
 
 
-@pytest.mark.parametrize('shape', [(6, 5, 7, 3), (32, 4)])
+@pytest.mark.parametrize('shape', [(6, 5, 7, 3), pytest.param((32, 4), marks=pytest.mark.slow)])
 def test_gradients_are_those_of_the_formulas(shape):
     x, scale, bias = draw(*shape, mean=2.0), draw(shape[-1]), draw(shape[-1])
     plain, fast = both(shape)

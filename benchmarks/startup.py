@@ -139,7 +139,6 @@ def make_run(workdir: str) -> None:
     """Trains ResNet-50 for one step, as a run to predict with."""
     config = synthetic_config('resnet50', 224, 2)
     config.data.num_examples = 2
-    config.preprocess.eval = 'resize_small(256)|central_crop(224)'
     config.training.duration = '1 steps'
     config.evaluation.batch_size = 2
     train(config, workdir)

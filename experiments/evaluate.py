@@ -29,7 +29,9 @@ WORKDIR = flags.DEFINE_multi_string(
 )
 CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
 cli.heading('What to evaluate')
-SPLIT = flags.DEFINE_string('split', None, 'train, validation or test (default: test).')
+SPLIT = flags.DEFINE_string(
+    'split', None, 'train, validation or test (default: test); or all of a folder or list.'
+)
 EVALS = flags.DEFINE_list('evals', None, "Evaluations that the run's config names, or all.")
 cli.accept_none()
 EVAL = config_flags.DEFINE_config_dict(

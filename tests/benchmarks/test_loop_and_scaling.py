@@ -107,11 +107,19 @@ def test_a_peer_s_resnet50_is_measured_after_ours(monkeypatch):
     assert rows[-1]['peer'] is None
 
 
-@pytest.mark.slow
-def test_all_parts_of_the_benchmark_of_a_gpu_run():
-    rows = gpu.gpu(tiny=True)
-    assert len(rows) == 3 + 2 + 8 + 3
-    assert all(row['rate'] > 0 for row in rows)
+@pytest.mark.parametrize(
+    ('part', 'count'),
+    [
+        pytest.param('epochs', 8, marks=pytest.mark.slow),
+        *(
+            pytest.param(part, count, marks=pytest.mark.nightly)
+            for part, count in {'resnet50': 3, 'inference': 2, 'attention': 3}.items()
+        ),
+    ],
+)
+def test_each_part_of_the_benchmark_of_a_gpu_runs(part, count):
+    rows = gpu.gpu([part], tiny=True)
+    assert len(rows) == count and all(row['rate'] > 0 for row in rows)
 
 
 def test_xla_counts_what_is_counted_by_hand():

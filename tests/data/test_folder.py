@@ -183,6 +183,20 @@ def test_shares_of_splits_that_are_there_are_refused_and_others_taken_from_train
         folder('validation', str(tmp_path / 'train'), validation=0)
 
 
+@pytest.mark.parametrize('splits', [(), ('train',), ('train', 'val'), ('train', 'valid', 'test')])
+def test_all_has_the_images_of_every_split_once(tmp_path, splits):
+    for part in splits or ('',):
+        many(tmp_path / part, 11)
+    paths = folder('all', str(tmp_path)).paths
+    every = {path for split in SPLITS for path in folder(split, str(tmp_path)).paths}
+    assert len(paths) == 22 * max(1, len(splits)) and set(paths) == every
+    # Classes with too few images for a validation split, and shares that leave a split out.
+    touch(tmp_path / 'few', 'cat/a.jpg', 'dog/b.jpg')
+    source = folder('all', str(tmp_path / 'few'), validation=0)
+    assert names(source, tmp_path / 'few') == ['cat/a.jpg', 'dog/b.jpg']
+    assert source.labels.tolist() == [0, 1]
+
+
 def test_only_a_train_folder_is_split(tmp_path):
     many(tmp_path / 'train', 20)
     found = [len(folder(s, str(tmp_path)).paths) for s in SPLITS]
@@ -449,6 +463,9 @@ def test_list_with_its_own_splits_and_numeric_labels(tmp_path):
     assert names(source, tmp_path) == ['a.jpg', 'c.jpg']
     np.testing.assert_array_equal(source.labels, [1, 0])
     assert names(file_list('validation', str(tmp_path / 'a.csv')), tmp_path) == ['b.jpg']
+    every = file_list('all', str(tmp_path / 'a.csv'))
+    assert names(every, tmp_path) == ['a.jpg', 'c.jpg', 'b.jpg', 'd.jpg']
+    assert every.labels.tolist() == [1, 0, 0, 1]
 
 
 @pytest.mark.parametrize(
@@ -457,6 +474,10 @@ def test_list_with_its_own_splits_and_numeric_labels(tmp_path):
         ('a.csv', '', 'no images'),
         ('a.csv', 'path,label\n', 'no images'),
         ('a.csv', 'file,label\na.jpg,cat\n', "image 1 has no 'path'"),
+        ('a.csv', 'path;label\na.jpg;cat\n', "image 1 has no 'path'.*, not 'path;label'$"),
+        ('a.csv', 'path,label,label\na.jpg,cat,dog\n', 'path,label,label names a column twice'),
+        ('a.csv', 'path,label\nhttps://x.org/a.jpg,cat\n', 'image 1 is a URL'),
+        ('a.jsonl', '{"path": "a.jpg", "label": NaN}', 'label of image 1 is nan'),
         ('a.csv', 'path,label\na.jpg,cat\nb.jpg\n', "image 2 has no 'label'"),
         ('a.csv', 'path,label,split\na.jpg,cat,trian\n', "unknown split 'trian'"),
         ('a.csv', 'path,label,split\na.jpg,cat,test\nb.jpg,cat\n', "image 2 has no 'split'"),
@@ -470,6 +491,23 @@ def test_what_is_wrong_with_a_list_is_said(tmp_path, name, text, why):
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=why):
         file_list('train', str(tmp_path / name))
+
+
+def test_classes_that_look_the_same_are_told(tmp_path, caplog):
+    (tmp_path / 'a.csv').write_text('path,label\na.jpg,cat\nb.jpg,cat \nc.jpg,Cat\n')
+    touch(tmp_path / 'names', 'caf\u00e9/a.jpg', 'cafe\u0301/b.jpg', 'cafe/c.jpg')
+    assert file_list('all', str(tmp_path / 'a.csv')).class_names == ('Cat', 'cat', 'cat ')
+    assert len(folder('all', str(tmp_path / 'names')).class_names) == 3
+    told = [line for line in caplog.text.splitlines() if 'are different classes' in line]
+    assert len(told) == 2 and "'cat' and 'cat '" in told[0] and "'caf\\xe9'" in told[1]
+
+
+def test_folders_that_systems_add_are_no_classes_and_have_no_images(tmp_path, caplog):
+    touch(tmp_path, 'cat/a.jpg', 'cat/@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg', '__MACOSX/cat/._a.jpg')
+    (tmp_path / 'lost+found').mkdir()
+    assert names(folder('all', str(tmp_path)), tmp_path) == ['cat/a.jpg']
+    assert names(files([str(tmp_path)]), tmp_path) == ['cat/a.jpg']
+    assert '3 hidden folder' in caplog.text
 
 
 def test_files_folders_and_patterns_to_predict(tmp_path):

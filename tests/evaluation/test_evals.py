@@ -218,6 +218,28 @@ def test_several_scales_weigh_the_same(photos):
     np.testing.assert_allclose(np.exp(-both['loss']), mean, rtol=1e-5)
 
 
+def test_all_images_of_a_folder_are_evaluated_once(photos, tmp_path, caplog):
+    run = photo_run(photos)
+    run.config.data.validation = 0
+    parts = [evaluate(run, split=split) for split in ('train', 'test')]
+    for entry in ({}, {'data': {'source': 'folder', 'path': str(photos)}}):
+        whole = evaluate(run, split='all', **entry)
+        assert whole.figures['count'] == 14 and whole.figures['split'] == 'all'
+        paths = [path for part in parts for path in part.predictions.paths]
+        assert list(whole.predictions.paths) == paths
+        losses = np.concatenate([part.predictions['loss'] for part in parts])
+        np.testing.assert_allclose(whole.predictions['loss'], losses, rtol=1e-5)
+    # A part of the classes as a folder without splits.
+    only = evaluate(run, data={'source': 'folder', 'path': str(photos / 'test')}, split='all')
+    assert only.figures['count'] == 7 and 'automatic split' not in caplog.text
+    # Each split must be the one that the run recorded.
+    recorded = {'class_names': NAMES, 'num_examples': {'train': 7, 'test': 6}}
+    (tmp_path / 'dataset.json').write_text(json.dumps(recorded))
+    object.__setattr__(run, 'path', tmp_path)
+    with pytest.raises(UserError, match='test had 6 examples and has 7'):
+        evaluate(run, split='all')
+
+
 def test_images_that_cannot_be_read(photos, tmp_path):
     import shutil
 

@@ -74,7 +74,7 @@ def both(shape):
     return objective(plain_batch_norm, weights), objective(batch_norm.normalise, weights)
 
 
-@pytest.mark.parametrize('shape', [(6, 5, 7, 3), (32, 4)])
+@pytest.mark.parametrize('shape', [(6, 5, 7, 3), pytest.param((32, 4), marks=pytest.mark.slow)])
 def test_gradients_are_those_of_the_formulas(shape):
     x, scale, bias = draw(*shape, mean=2.0), draw(shape[-1]), draw(shape[-1])
     plain, fast = both(shape)
@@ -135,7 +135,7 @@ def test_cpus_use_the_plain_form():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name', ['resnet20', 'efficientnet_b0', 'inception_v3'])
+@pytest.mark.parametrize('name', ['resnet50d', 'efficientnet_b0'])
 @pytest.mark.parametrize('update', ['gradient', 'sam'])
 def test_networks_train_alike_with_both_forms(monkeypatch, name, update):
     """Two steps in two parts, with recomputation where the network has it."""
@@ -144,8 +144,8 @@ def test_networks_train_alike_with_both_forms(monkeypatch, name, update):
     from vision.models import create_model
     from vision.training.step import init_state, make_train_step
 
-    size, results = (96 if name == 'inception_v3' else 32), []
-    model = create_model(name, num_classes=8, **NARROW[name])
+    results, extra = [], {'remat': True} if name == 'efficientnet_b0' else {}
+    model = create_model(name, num_classes=8, **NARROW[name], **extra)
     config, mesh = config_of('data', update, accumulate=2), mesh_of(1)
     config.optimizer.update({'name': 'sgd', 'lr': 0.05})
     recipe = recipe_of(config, model)
@@ -156,10 +156,10 @@ def test_networks_train_alike_with_both_forms(monkeypatch, name, update):
     for replaced in (False, True):
         if replaced:
             monkeypatch.setitem(layers._fast, 'batch_norm', form)
-        state, step = init_state(recipe, (size, size, 3), mesh), make_train_step(recipe, mesh)
+        state, step = init_state(recipe, (32, 32, 3), mesh), make_train_step(recipe, mesh)
         for i in range(2):
             images = batch(i, mesh)
-            large = jnp.repeat(jnp.repeat(images['image'], size // 8, axis=1), size // 8, axis=2)
+            large = jnp.repeat(jnp.repeat(images['image'], 4, axis=1), 4, axis=2)
             state, metrics = step(state, images | {'image': large})
         results.append(jax.device_get((metrics, state.batch_stats)))
     (ours, our_stats), (theirs, their_stats) = results

@@ -16,7 +16,7 @@ from PIL import Image
 from tests.prediction.fuzz import photo_classifier
 from vision.core.errors import UserError
 from vision.data.source import FileSource
-from vision.prediction.given import Given
+from vision.prediction.given import Given, gather
 from vision.preprocess import example, opstring, pipeline
 
 OPS = 'decode|resize_small(36)|central_crop(32)'
@@ -277,3 +277,19 @@ def test_a_pillow_image_whose_file_is_cut_off_is_one_line(photo, files):
     data = files[4].read_bytes()
     with pytest.raises(UserError, match='image 0 cannot be read: truncated PNG'):
         photo(Image.open(io.BytesIO(data[: len(data) // 2])))
+
+
+@pytest.mark.parametrize('mode', ['LA', 'La'])
+def test_transparent_grey_pixels_are_white(mode):
+    source, one = gather(Image.new('LA', (2, 2), (0, 0)).convert(mode), 3)
+    assert one and (source.read([0])[0][0] == 255).all()
+
+
+def test_columns_and_tensors_of_paths_are_lists_of_paths(files):
+    pandas, tf = pytest.importorskip('pandas'), pytest.importorskip('tensorflow')
+    paths = [str(path) for path in files[:2]]
+    for column in (pandas.Series(paths), tf.constant(paths), np.array(paths, object)):
+        source, one = gather(column, 3)
+        assert source.paths == tuple(paths) and not one
+    source, one = gather(tf.constant(paths[0]), 3)
+    assert source.paths == (paths[0],) and one

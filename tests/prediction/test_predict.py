@@ -14,6 +14,7 @@ from PIL import Image
 
 from tests.processes import run_module
 from vision.core.errors import UserError
+from vision.data.source import BadImage, read_file
 from vision.prediction import Classifier, explain, feed, formats
 from vision.preprocess import device, opstring
 from vision.search import display
@@ -165,6 +166,19 @@ def test_every_format_can_be_written_to_any_stdout(form, encoding):
     assert '\\udcff' in text
     if form.startswith('json'):
         assert json.loads(text) in (row, [row])
+
+
+def test_names_in_tables_are_on_one_line_and_leave_the_terminal_alone():
+    path, text = 'a\nb\x1b[2J\u202egnp.png', io.StringIO()
+    formats.write([{'path': path, 'predictions': [], 'error': None}], 'table', text)
+    (line,) = (line for line in text.getvalue().splitlines() if '.png' in line)
+    assert r'a\nb\x1b[2J\u202egnp.png' in line and '\x1b' not in text.getvalue()
+
+
+@pytest.mark.skipif(not os.path.exists('/dev/zero'), reason='no devices')
+def test_a_device_without_an_end_is_not_read():
+    with pytest.raises(BadImage, match='is a device'):
+        read_file('/dev/zero')
 
 
 def test_probabilities_that_are_not_finite_are_the_rows_reason(classifier, digits, tmp_path):

@@ -192,6 +192,9 @@ def test_truncated_files_are_errors(decode, photo, encode, kind, part):
         (b'', 'empty file'),
         (b'path,label\n', 'not an image'),
         (b'\xff\xd8\xff\xd9', 'not an image'),
+        (b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'run git lfs pull'),
+        # Without the plug-in, the reason names it.
+        (b'\0\0\0\x18ftypheic' + b'\0' * 99, '.heic needs the package pillow-heif|image'),
         # Pillow would run Ghostscript.
         (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n', 'not an image'),
     ],

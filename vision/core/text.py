@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,8 @@ from vision.core.errors import UserError
 
 AnyPath = str | bytes | os.PathLike
 PICTURES = ('.png', '.html')  # file types that figures can be written to
+# Control characters, line ends, and characters that change the direction of text.
+_CONTROLS = re.compile(r'[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]')
 
 
 def as_list(paths: AnyPath | Iterable[AnyPath]) -> list[str]:
@@ -150,6 +153,12 @@ def printable(text: str, file: TextIO) -> str:
     return text.encode(encoding, 'backslashreplace').decode(encoding)
 
 
+def on_one_line(text: str, file: TextIO) -> str:
+    """Returns `printable` text with escapes for line ends and characters that change a terminal."""
+    escaped = _CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
+    return printable(escaped, file)
+
+
 def write_row(cells: Sequence[Any], file: TextIO) -> None:
     """Writes a CSV row that `csv` and pandas read back as one row with the same text.
 
@@ -182,8 +191,11 @@ def read_rows(lines: Iterable[str], name: str) -> list[dict[str, str | None]]:
     reader = csv.DictReader(lines, strict=True)
     try:
         rows = list(reader)
+        columns = [column for column in reader.fieldnames or () if column]
     except csv.Error as e:
         raise UserError(f'{name}, line {reader.line_num}: not CSV ({e})') from None
+    if len(set(columns)) < len(columns):
+        raise UserError(f'{name}: the header {",".join(columns):.200} names a column twice')
     for row in rows:
         row.pop(None, None)  # type: ignore[call-overload]  # cells beyond those of the header
     return rows

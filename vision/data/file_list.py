@@ -24,7 +24,7 @@ def file_list(
     """Opens one split of a list of images.
 
     Args:
-      split: train, validation or test.
+      split: train, validation or test, or 'all' for the images of all splits.
       path: a CSV file with a header `path,label`, or JSON lines `{"path": …, "label": …}`. Image
         paths are relative to the list's folder. Labels are class names. If a cell has several
         ('cat|dog'), the whole list is multi-label, and an empty cell is an image without labels.
@@ -98,13 +98,19 @@ def _read_list(path: str) -> list[dict[str, str]]:
         # A label may be empty, which means none in a multi-label list.
         for key, none in (('path', (None, '')), ('label', (None,))):
             if row.get(key) in none:
-                raise UserError(f'{path}: image {number} has no {key!r}; expected path and label')
-            if not isinstance(row[key], str | int | float):
+                found = '' if key in row else f', not {", ".join(map(repr, row))}'
+                raise UserError(
+                    f'{path}: image {number} has no {key!r}; expected path and label{found:.200}'
+                )
+            # pandas writes a missing label as NaN.
+            if not isinstance(row[key], str | int | float) or row[key] != row[key]:
                 raise UserError(
                     f'{path}: the {key} of image {number} is {row[key]!r:.80}; expected text'
                 )
         if not is_path(str(row['path'])):
             raise UserError(f'{path}: image {number}: {row["path"]!r} is not a valid path')
+        if '://' in str(row['path']):
+            raise UserError(f'{path}: image {number} is a URL; download the images first')
         if not is_utf8(str(row['label']) or ' '):
             raise UserError(f'{path}: the label of image {number}, {row["label"]!r}, is not UTF-8')
     return [{k: str(v) for k, v in row.items() if v is not None} for row in rows]

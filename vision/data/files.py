@@ -23,6 +23,8 @@ from vision.core.progress import progress_bar, track
 _NOT_READ = {'BUFR', 'GRIB', 'HDF5', 'MPEG', 'WMF', 'EPS', 'IPTC'}
 _OPENED_AS = {'MPO': 'JPEG'}  # formats that Pillow opens with the reader of another format
 _PLUG_INS = ('pillow_heif', 'pi_heif', 'pillow_avif', 'pillow_jxl')
+# Folders of macOS archives, Synology, Windows and ext4.
+_OF_SYSTEMS = {'__MACOSX', '@eaDir', '$RECYCLE.BIN', 'System Volume Information', 'lost+found'}
 _TELL_EVERY = 1000  # files between updates of the progress bar
 
 # Messages of the warnings so far. Without this, opening each split of a folder would repeat them.
@@ -124,7 +126,7 @@ def list_folder(root: str) -> Listing:
             for entry in _entries(folder):
                 name, ending = entry.name, _ending(entry.name)
                 if _is_folder(entry):
-                    found.passed['hidden folder'] += name.startswith('.')
+                    found.passed['hidden folder'] += _is_hidden_folder(name)
                     if _is_walked(entry, folder):
                         # Read links last, so that a folder is listed under its own name.
                         place = 0 if entry.is_symlink() else len(waiting)
@@ -184,9 +186,14 @@ def _entries(folder: str) -> Iterator[os.DirEntry]:
 
 def _is_walked(entry: os.DirEntry, folder: str) -> bool:
     """Returns True unless a folder is hidden, or a link to the folder it is in or to a parent."""
-    if entry.name.startswith('.'):
+    if _is_hidden_folder(entry.name):
         return False
     return not (entry.is_symlink() and _leads_back(entry.path, folder))
+
+
+def _is_hidden_folder(name: str) -> bool:
+    """Returns True for hidden folders and those that systems add, with copies and thumbnails."""
+    return name.startswith('.') or name in _OF_SYSTEMS
 
 
 def _stat(folder: str) -> os.stat_result:

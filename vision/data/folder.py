@@ -1,5 +1,6 @@
 """Sources of image folders: a data set with a subfolder per class, and files to predict."""
 
+import itertools
 import os
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from vision.core.errors import UserError, similar
 from vision.data import files as files_lib
 from vision.data.files import warn_once
 from vision.data.shares import (
+    ALL,
     SPLITS,
     Share,
     Shares,
@@ -48,7 +50,7 @@ def folder(
     not public.
 
     Args:
-      split: train, validation or test.
+      split: train, validation or test, or 'all' for the images of all splits, each once.
       path: the folder. Hidden files and files without an image suffix are skipped.
       validation: share of each class, '10%' or 0.1, or a total number of images; 0 for none.
       test: in the same form.
@@ -194,6 +196,10 @@ def _given_split(root: str, split: str, own: dict[str, str], shares: Shares) -> 
         if given in own:
             shares.refuse(f'{root} has the folder {own[given]}', *keys)
     classes = _classes(os.path.join(root, own['train']), shares.rules)
+    if split == ALL:
+        parts = [_of_split(root, own[name], classes) for name in SPLITS if name in own]
+        images = list(itertools.chain.from_iterable(parts))
+        return source_of(f'{root}:{split}', classes, _placed(root, images))
     # Without a test folder, the validation folder serves as both, unless a test share is given.
     asked = shares.given['test'] is not None or shares.given['fold'] is not None
     if 'test' not in own and 'validation' in own and not asked:
@@ -204,8 +210,7 @@ def _given_split(root: str, split: str, own: dict[str, str], shares: Shares) -> 
     # Missing splits are taken from train.
     images = _of_split(root, own['train'], classes)
     made = [other for other in ('validation', 'test') if other not in own]
-    parts = shares.parts(images, made)
-    return shares.choose(root, split, classes, _placed(root, images), parts)
+    return shares.choose(root, split, classes, _placed(root, images), shares.parts(images, made))
 
 
 def _placed(root: str, images: Sequence[tuple[str, int]]) -> list[tuple[str, int]]:

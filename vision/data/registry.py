@@ -92,7 +92,7 @@ def load(data: Mapping[str, Any], split: str) -> Source:
       data: `config.data`. Its `source` is a key of `SOURCES`, or 'package.module:name' of a
         user-defined class or function. Keys that only other sources take are ignored, so that one
         config can describe two sources of the same data (`tfds` and `idx`).
-      split: train, validation or test.
+      split: train, validation or test; or 'all', which only folders and lists have.
 
     Raises:
       UserError: the source, the split or a key is unknown, or the data are invalid.

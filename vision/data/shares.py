@@ -6,6 +6,7 @@ so that it is never tested on an image that it was trained on.
 
 import math
 import re
+import unicodedata
 import zlib
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -19,6 +20,7 @@ from vision.data.order import hash64
 from vision.data.source import FileSource, NoSplitError, Source, as_labels
 
 SPLITS = ('train', 'validation', 'test')
+ALL = 'all'  # name of all splits together
 TRAIN, VALIDATION, TEST = range(3)
 # The names of each split in folders and lists, the preferred one first.
 _NAMES = {
@@ -62,7 +64,7 @@ class Shares:
 
         Args:
           name: the folder or list, for messages.
-          split: one of `SPLITS`.
+          split: one of `SPLITS`, or `ALL`.
           classes: K names.
           images: absolute paths and labels.
           parts: the split of each image, from `parts`.
@@ -75,7 +77,11 @@ class Shares:
             raise NoSplitError(
                 f'{name}: there is no such split, because data.{split}={self.given[split]}'
             )
-        chosen = np.flatnonzero(parts == SPLITS.index(split)).tolist()
+        # The splits follow one another in `ALL`.
+        if split == ALL:
+            chosen = np.argsort(parts, kind='stable').tolist()
+        else:
+            chosen = np.flatnonzero(parts == SPLITS.index(split)).tolist()
         source = source_of(name, classes, [images[i] for i in chosen])
         warn_of_empty_classes(source)
         return source
@@ -126,9 +132,9 @@ class Shares:
 
 
 def check_split(split: str) -> None:
-    """Raises UserError if a name is not one of `SPLITS`."""
-    if split not in SPLITS:
-        raise unknown('split', split, SPLITS)
+    """Raises UserError if a name is neither one of `SPLITS` nor `ALL`."""
+    if split not in (*SPLITS, ALL):
+        raise unknown('split', split, (*SPLITS, ALL))
 
 
 def split_named(text: str) -> str | None:
@@ -311,10 +317,24 @@ def in_order(names: Iterable[str], rules: int, of_list: bool = False) -> tuple[s
         those of lists with numbers before words.
       of_list: True for the classes of a list.
     """
+    names = set(names)
+    _warn_of_similar_classes(names)
     if rules > 1:
         return tuple(sorted(names, key=natural))
     # Version 1.
     return tuple(sorted(names, key=_numbers_first if of_list else None))
+
+
+def _warn_of_similar_classes(names: Iterable[str]) -> None:
+    """Warns of names that look the same: with spaces around them, or other forms of Unicode."""
+    known: dict[str, str] = {}
+    for name in sorted(names):
+        same = known.setdefault(unicodedata.normalize('NFC', name).strip(), name)
+        if same != name:
+            warn_once(
+                f'{same!a} and {name!a} are different classes, though they differ only '
+                'in spaces or in the form of Unicode'
+            )
 
 
 def natural(name: str) -> tuple[list[tuple[str, int, str]], str]:

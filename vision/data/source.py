@@ -9,6 +9,7 @@ import functools
 import hashlib
 import itertools
 import os
+import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -298,6 +299,8 @@ def read_file(path: str) -> bytes:
     """
     try:
         with open(path, 'rb') as file:
+            if stat.S_ISCHR(os.fstat(file.fileno()).st_mode):  # /dev/zero has no end
+                raise BadImage('is a device')
             return file.read()
     except FileNotFoundError:
         url = '; URLs are not fetched, download the image first' if '://' in path else ''
@@ -308,6 +311,8 @@ def read_file(path: str) -> bytes:
         raise BadImage('is a folder') from None
     except OSError as e:
         raise BadImage(e.strerror or 'cannot be read') from None
+    except BadImage:
+        raise
     except ValueError:  # the path has a zero byte
         raise BadImage('no such file') from None
 

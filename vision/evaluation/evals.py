@@ -4,6 +4,7 @@
 in `config.evals`.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -20,7 +21,8 @@ from vision.core.errors import UserError, unknown
 from vision.core.progress import phase, progress_bar
 from vision.core.text import AnyPath, as_list, json_text
 from vision.data import registry as data
-from vision.data.source import Source, count_named
+from vision.data.shares import ALL, SPLITS
+from vision.data.source import NoSplitError, Source, count_named
 from vision.evaluation import protocols
 from vision.evaluation.answers import Labels, Member, Progress, answer, make_step
 from vision.evaluation.classes import Classes, match
@@ -136,12 +138,16 @@ def evaluate_entry(
     first = runs[0]
     _check_same_classes(runs)
     source, own = _open(first, entry)
+    parts = {entry['split']: source}
+    if own and entry['split'] == ALL:
+        parts = dict(_splits(first, entry))
     for run in runs:
         if own:
             # Keys other than these, such as the validation fraction, change which examples a split
             # has, so that only classes and shape can be checked.
             same = set(entry['data']) <= set(_HOW_TO_READ)
-            check_data(run, source, entry['split'] if same else None)
+            for split, part in parts.items():
+                check_data(run, part, split if same else None)
         else:
             check_shape(run, source)
     # Compute the answers over all runs and passes: each run makes each pass, and all outputs are
@@ -330,18 +336,26 @@ def _open(run: Run, entry: Mapping[str, Any]) -> tuple[Source, bool]:
         _check_place(entry['data'], entry['data'].get('source', inherited['source']))
     settings = inherited | dict(entry['data'].items())
     source = data.load(settings, entry['split'])
-    if not own and settings['source'] == 'folder' and not set(settings) & {*_SHARES}:
+    part = entry['split'] != ALL and not set(settings) & {*_SHARES}
+    if part and not own and settings['source'] == 'folder':
         from vision.data.folder import split_folders
 
         if not split_folders(os.path.abspath(os.path.expanduser(settings['path']))):
             logging.warning(
                 '%s: only the %s part of an automatic split is evaluated, %d images; for all images '
-                'add --split=train --eval.data.validation=0 --eval.data.test=0',
+                'add --split=all',
                 settings['path'],
                 entry['split'],
                 source.num_examples,
             )
     return source, own
+
+
+def _splits(run: Run, entry: Mapping[str, Any]) -> Iterator[tuple[str, Source]]:
+    """Yields the splits of a run's own data that exist."""
+    for split in SPLITS:
+        with contextlib.suppress(NoSplitError):
+            yield split, _open(run, {**entry, 'split': split})[0]
 
 
 def _check_place(given: Mapping[str, Any], source: str) -> None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 
 from vision.core.errors import UserError
 from vision.models.base import ImageModel, check_contract
+from vision.models.layer_costs import Cost, layer_cost
 from vision.models.layers import xla_only
 from vision.models.registry import MODELS, create_model
 
@@ -135,22 +136,13 @@ def count(name: str, model: nn.Module, input_shape: tuple[int, int, int]) -> Sum
     )
 
 
-class _Traced(NamedTuple):
-    """Result of tracing a module: shapes of outputs and variables, multiply-adds, activations."""
-
-    outputs: Any
-    variables: dict[str, Any]
-    macs: int
-    activations: int
-
-
 class _Tracer:
     """Traces modules. With `by_parts`, submodules are traced separately and only once."""
 
     def __init__(self, by_parts: bool):
         self._by_parts = by_parts
-        self._known: dict[Any, _Traced] = {}
-        self._parts: list[tuple[str, _Traced]] = []  # submodules of the module being traced
+        self._known: dict[Any, Cost] = {}
+        self._parts: list[tuple[str, Cost]] = []  # submodules of the module being traced
 
     def trace(
         self,
@@ -159,7 +151,7 @@ class _Tracer:
         kwargs: dict[str, Any],
         variables: dict[str, Any] | None = None,
         order: list[str] | None = None,
-    ) -> _Traced:
+    ) -> Cost:
         """Traces an unbound model.
 
         Args:
@@ -171,7 +163,8 @@ class _Tracer:
         """
         if not self._by_parts:
             return self._trace(module, args, kwargs, variables, order)
-        with nn.intercept_methods(self._intercept):
+        # Without jit, JAX's functions are traced as part of the model and not one by one.
+        with nn.intercept_methods(self._intercept), jax.disable_jit():
             return self._trace(module, args, kwargs, variables, order)
 
     def _trace(
@@ -181,7 +174,7 @@ class _Tracer:
         kwargs: dict[str, Any],
         known: dict[str, Any] | None = None,
         order: list[str] | None = None,
-    ) -> _Traced:
+    ) -> Cost:
         """Traces a module and adds the cost of its separately traced submodules."""
         rngs = _keys()
 
@@ -211,22 +204,25 @@ class _Tracer:
                     variables.setdefault(kind, {})[name] = tree
         products = [_product(eqn) for eqn in _equations(jaxpr.jaxpr)]
         products += [(part.macs, part.activations) for _, part in parts]
-        return _Traced(outputs, variables, sum(m for m, _ in products), sum(a for _, a in products))
+        return Cost(outputs, variables, sum(m for m, _ in products), sum(a for _, a in products))
 
     def _intercept(self, call: Any, args: tuple, kwargs: dict[str, Any], context: Any) -> Any:
         """Replaces the call of a submodule by zeros of its output shapes, and records its cost."""
-        module, key = context.module, None
-        if context.method_name == '__call__' and len(module.path) == 1:
-            key = _key(module, args, kwargs)
-        if key is None:
+        module = context.module
+        if context.method_name != '__call__' or len(module.path) != 1:
             return call(*args, **kwargs)
-        if key not in self._known:
-            # Trace the submodule once, without the operations of its initialisers.
-            cheap = dict.fromkeys(_initialisers(module), nn.initializers.zeros)
-            self._known[key] = self._trace(
-                module.clone(parent=None, name=None, **cheap), args, kwargs
-            )
-        part = self._known[key]
+        part = layer_cost(module, args[0]) if args else None
+        if part is None:
+            key = _key(module, args, kwargs)
+            if key is None:
+                return call(*args, **kwargs)
+            if key not in self._known:
+                # Trace the submodule once, without the operations of its initialisers.
+                cheap = dict.fromkeys(_initialisers(module), nn.initializers.zeros)
+                self._known[key] = self._trace(
+                    module.clone(parent=None, name=None, **cheap), args, kwargs
+                )
+            part = self._known[key]
         self._parts.append((module.path[0], part))
         return jax.tree.map(partial(_stand_in, args[0] if args else None), part.outputs)
 
@@ -242,10 +238,11 @@ def _keys() -> dict[str, jax.Array]:
 def _key(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> Any:
     """Returns a hashable key of everything that determines a call's shapes and cost, or None.
 
-    `train` is not part of the key. In the registry's models it may change which submodules a model
-    has, but within a submodule it does not change the variables, the outputs or the products.
+    Rates of dropout are not part of the key, and neither is `train`. In the registry's models it
+    may change which submodules a model has, but within a submodule it does not change the
+    variables, the outputs or the products.
     """
-    left_out = _initialisers(module)
+    left_out = {*_initialisers(module), 'drop_path', 'dropout'}
     kind: Any = type(module)
     names = [name for name in _field_names(kind) if name not in left_out]
     others = [

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
-from vision.core.text import below, json_text, print_table, printable, write_row
+from vision.core.text import below, json_text, on_one_line, print_table, printable, write_row
 
 Prediction = dict[str, Any]
 
@@ -85,7 +85,7 @@ def _table(predictions: Iterable[Prediction], file: TextIO) -> None:
         then = ', '.join(f'{c["class"]} {c["probability"]:.1%}' for c in rest)
         return p['path'], best['class'], f'{best["probability"]:.1%}', then
 
-    rows = iter([tuple(printable(cell, file) for cell in row(p)) for p in predictions])
+    rows = iter([tuple(on_one_line(cell, file) for cell in row(p)) for p in predictions])
     while chunk := list(itertools.islice(rows, _TABLE_ROWS)):
         table = Table()
         table.add_column('image', no_wrap=True)
@@ -113,7 +113,7 @@ def write_neighbours(results: Iterable[dict[str, Any]], file: TextIO, root: str 
 
     table, results = Table(), list(results)
     if root:
-        table.title = Text(printable(f'Paths are relative to {root}', file))
+        table.title = Text(on_one_line(f'Paths are relative to {root}', file))
     table.add_column('image', no_wrap=True)
     table.add_column('nearest', no_wrap=True)
     table.add_column('score', justify='right')
@@ -131,7 +131,7 @@ def write_neighbours(results: Iterable[dict[str, Any]], file: TextIO, root: str 
         # Name the query image on the first line of its neighbours only.
         for i, (nearest, *more) in enumerate(lines):
             name = below(r['path'], root) if i == 0 else ''
-            cells = [Text(printable(text, file)) for text in (name, nearest)]
+            cells = [Text(on_one_line(text, file)) for text in (name, nearest)]
             last = i == len(lines) - 1
             table.add_row(*cells, *more[: 1 + duplicates], end_section=last)
     print_table(table, file)

@@ -57,8 +57,7 @@ def gather(
     """
     # An array [N, H, W, C] of the run's shape needs no conversion.
     images = _scalar(images)
-    if is_array := _is_array(images):
-        images = _array(images)
+    is_array = _is_array(images)
     several = is_array and images.ndim == 4
     if several and (image_shape is not None or not len(images)):
         return _in_memory(_checked(images, image_shape)), False
@@ -78,7 +77,8 @@ def gather(
 
 
 def _scalar(value: Any) -> Any:
-    """Unwraps a 0-dimensional array, which may hold a string or an object."""
+    """Converts array types to NumPy, as they may hold text, and unwraps 0-dimensional arrays."""
+    value = _array(value) if _is_array(value) else value
     return value.item() if isinstance(value, np.ndarray) and not value.ndim else value
 
 
@@ -101,8 +101,7 @@ def _item(value: Any, position: int, channels: int, image_shape: Any) -> str | I
         return _pixels(value, position, channels)
     if not _is_array(value):
         raise UserError(f'images: {_describe(value)} is no image; give {_ACCEPTED}')
-    array = _array(value)
-    array = array[..., None] if array.ndim == 2 else array
+    array = value[..., None] if value.ndim == 2 else value
     if array.ndim != 3:
         raise UserError(f'images: {_describe(array)} is not one image [H, W, C] or [H, W]')
     (array,) = _checked(array[None], image_shape)

@@ -29,7 +29,7 @@ from typing import Any
 
 import numpy as np
 
-from vision.data.files import is_read, pillow
+from vision.data.files import endings, is_read, pillow
 from vision.data.source import BadImage
 from vision.preprocess import colour
 
@@ -39,6 +39,7 @@ MAX_PIXELS = 200_000_000  # the number of pixels of the largest phone cameras; 6
 MAX_ASPECT = 100
 
 _ORIENTATION = 0x0112
+_HEIF = (b'heic', b'heix', b'heim', b'heis', b'hevc', b'hevx', b'mif1', b'msf1')  # brands
 _PNG = b'\x89PNG\r\n\x1a\n'
 _ICON = b'\0\0\1\0'
 # Optional chunks of a PNG that affect how its pixels are interpreted.
@@ -82,8 +83,7 @@ def _read(data: bytes, channels: int, orientation: int | None = None) -> np.ndar
     try:
         image = pillow().open(io.BytesIO(data))
     except UnidentifiedImageError:
-        known = data.startswith((b'II*\0', b'MM\0*'))
-        raise BadImage('a damaged or unsupported TIFF' if known else 'not an image') from None
+        raise BadImage(_unidentified(data)) from None
     except Exception as e:  # Pillow's plug-ins raise any exception for damaged files
         raise BadImage(f'damaged header ({e})') from None
     if not is_read(image.format):  # loading an EPS would run Ghostscript
@@ -93,6 +93,22 @@ def _read(data: bytes, channels: int, orientation: int | None = None) -> np.ndar
     if channels == 1 and plain and not jpeg_needs_pillow(data):
         image.draft('L', image.size)
     return pixels(image, channels, data, orientation)
+
+
+def _unidentified(data: bytes) -> str:
+    """Returns why Pillow does not recognise data as an image."""
+    if data.startswith((b'II*\0', b'MM\0*')):
+        return 'a damaged or unsupported TIFF'
+    if data.startswith(b'version https://git-lfs'):
+        return 'a Git LFS pointer in place of the image; run git lfs pull'
+    # Formats whose plug-in is not installed.
+    for ending, is_one, package in (
+        ('.heic', data[4:8] == b'ftyp' and data[8:12] in _HEIF, 'pillow-heif'),
+        ('.jxl', data.startswith((b'\xff\n', b'\0\0\0\x0cJXL ')), 'pillow-jxl-plugin'),
+    ):
+        if is_one and ending not in endings():
+            return f'reading {ending} needs the package {package}'
+    return 'not an image'
 
 
 def pixels(
@@ -175,6 +191,8 @@ def _to_array(image: Any, data: bytes, channels: int, orientation: int) -> np.nd
     """Converts a loaded image to upright 8-bit sRGB or grey pixels on white."""
     from PIL import Image
 
+    if image.mode == 'La':  # grey multiplied by its transparency, which converts to LA only
+        image = image.convert('LA')
     # Bring the values to 8 bits and sRGB.
     grey = image.mode[0] in '1LIF' and image.mode != 'LAB'
     if image.mode == 'L' or image.mode[0] in 'IF':

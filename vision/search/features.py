@@ -27,7 +27,7 @@ def judge_run(
     Raises:
       UserError: the split does not exist or is the training split, or an image cannot be read.
     """
-    if split == 'train':
+    if split in ('train', 'all'):
         raise UserError(
             'the probes are fitted on train; choose another split to evaluate the features on'
         )

@@ -23,7 +23,7 @@ class Calls:
 
     Attributes:
       batches: the loader.
-      most: the maximum number of steps in a call; `choose` may lower it.
+      most: the maximum number of steps in a call; `choose` lowers it for slow steps.
     """
 
     def __init__(self, run: Setup, start_step: int):
@@ -42,8 +42,9 @@ class Calls:
             self._step = make_train_step(run.recipe, run.mesh)
 
     def choose(self, seconds: float) -> None:
-        """Lowers `most` for steps that take `seconds` each."""
-        self.most = max(1, min(self._length, int(_SECONDS / seconds)))
+        """Sets `most` for steps that take `seconds` each; NaN, for no measurement, changes nothing."""
+        if seconds > 0:
+            self.most = max(1, min(self._length, int(_SECONDS / seconds)))
 
     def load(self, first: int, count: int) -> dict[str, Any]:
         """Loads the next call's batch; or its ids and epochs, if the program gathers the batches.

@@ -269,6 +269,7 @@ class Loop:
         """Writes the record of the interval that ends with `step`."""
         record = self._interval.record() | self._clock.lap(self.run.loading.batch_size)
         self._recorder.write(step, record)
+        self._calls.choose(self._clock.seconds_left(1))
         seconds_left = self._clock.seconds_left(self.run.total_steps - step)
         for hook in self._hooks:
             hook.after_log(step, record, seconds_left)

@@ -84,8 +84,10 @@ def check_start(run: Setup, path: Path | None = None) -> Start:
 def warn_of_selection(run: Setup) -> None:
     """Warns if few validation images select the best checkpoint by a fraction of right answers."""
     source, metric, data = run.validation, run.selection.metric, run.config.data
-    count = _FEW if source is None else source.num_examples
-    if count >= _FEW or not metric.fraction or not processes.is_first():
+    if source is None or not metric.fraction or not processes.is_first():
+        return
+    count = source.num_examples
+    if count >= _FEW:
         return
     # Advise only what the task and the data accept.
     advice = []

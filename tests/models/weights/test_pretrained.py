@@ -176,11 +176,18 @@ def test_timms_vgg_has_convolutions_for_hidden_layers():
         ('nowhere/weights.safetensors', 'no such file'),
         ('{tmp}/weights.txt', 'must be a .safetensors or .pth'),
         ('{tmp}/broken.safetensors', 'not a readable .safetensors'),
+        ('{tmp}/broken.PTH', 'damaged or not from torch.save'),
+        ('{tmp}/pointer.pth', 'Git LFS pointer'),
+        ('{tmp}/fp8.safetensors', 'type that is not supported'),
     ],
 )
 def test_a_source_that_cannot_be_read_is_one_line(tmp_path, source, says):
-    for name in ('weights.txt', 'broken.safetensors'):
+    for name in ('weights.txt', 'broken.safetensors', 'broken.PTH'):
         (tmp_path / name).write_text('nothing of the kind')
+    (tmp_path / 'pointer.pth').write_text('version https://git-lfs.github.com/spec/v1\noid …')
+    header = b'{"x": {"dtype": "F8_E4M3", "shape": [2], "data_offsets": [0, 2]}}'
+    eight_bits = len(header).to_bytes(8, 'little') + header + bytes(2)
+    (tmp_path / 'fp8.safetensors').write_bytes(eight_bits)
     with pytest.raises(UserError, match=says) as error:
         load_pretrained(source.format(tmp=tmp_path), 'resnet18', {'params': {}})
     assert '\n' not in str(error.value)

@@ -35,9 +35,13 @@ def read_state_dict(source: str) -> StateDict:
             f'{source}: no such file, and neither hf:organisation/name on the hub nor one of '
             f'{", ".join(packages.PACKAGES)}'
         )
-    if path.suffix == '.safetensors':
+    with path.open('rb') as file:
+        if file.read(23) == b'version https://git-lfs':
+            raise UserError(f'{source} is a Git LFS pointer, not the weights; run git lfs pull')
+    suffix = path.suffix.lower()
+    if suffix == '.safetensors':
         tensors = _read_safetensors(path)
-    elif path.suffix in ('.pth', '.pt', '.bin'):
+    elif suffix in ('.pth', '.pt', '.bin'):
         tensors = _read_torch(path)
     else:
         raise UserError(f'{source}: weights must be a .safetensors or .pth file')
@@ -56,6 +60,8 @@ def _read_safetensors(path: Path) -> StateDict:
             return {key: _as_numpy(file.get_tensor(key)) for key in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as e:
         raise UserError(f'{path} is not a readable .safetensors file: {e}') from e
+    except (AttributeError, TypeError) as e:  # safetensors looks for a type that NumPy lacks
+        raise UserError(f'{path} has numbers of a type that is not supported: {e}') from e
 
 
 def _read_torch(path: Path) -> StateDict:

@@ -11,8 +11,6 @@ the page. With --host, everyone who has the printed address with its token can o
 images are not sent anywhere else.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from vision.core import cli
@@ -36,7 +34,7 @@ def main(argv: list[str]) -> None:
         from vision.prediction import demo
         from vision.search import display, index
 
-        opened = index.load(Path(INDEX.value).expanduser()) if INDEX.value else None
+        opened = index.load(INDEX.value) if INDEX.value else None
         classifier = MODEL.load()
         similar = None if opened is None else display.Similar(classifier, opened)
     demo.serve(classifier, similar, PORT.value, HOST.value)

@@ -27,6 +27,7 @@ A PATH or IMAGE is a file, a folder, a glob, or an example of the run's own data
 as test:12. Exit code 3: some images could not be read.
 """
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,7 @@ from absl import flags
 from vision.core import cli
 from vision.core.errors import UserError, unknown
 from vision.core.progress import phase, track
-from vision.core.text import PICTURES, figures_text, json_text, output_file
+from vision.core.text import PICTURES, as_path, figures_text, json_text, output_file
 from vision.prediction.model_flags import ModelFlags
 
 cli.heading('The model that describes the images')
@@ -164,14 +165,14 @@ def main(argv: list[str]) -> int:
             raise UserError(f'--hnsw is --kind=hnsw now, and contradicts --kind={KIND.value}')
         print('warning: --hnsw is --kind=hnsw now', file=sys.stderr)
     command, words = argv[1], argv[2:]
-    mode = ' --copies' if COPIES.value else ' --truth' if TRUTH.value is not None else ''
+    copies = ' --copies' if VERIFY.value else ' --copies --noverify'
+    mode = copies if COPIES.value else ' --truth' if TRUTH.value is not None else ''
     cli.refuse_options(command + mode * (command == 'evaluate'), _OPTIONS)
     # Removing images and indexing shards need no model; the other commands need one.
     without = command in ('remove', 'verify') or (
         command in ('build', 'add', 'replace') and _of_shards(words) is not None
     )
-    if MODEL.named or not without:
-        MODEL.check()
+    MODEL.check(required=not without)
     with phase('starting'):
         import vision.search.search  # noqa: F401
     return COMMANDS[command](words)
@@ -266,6 +267,8 @@ def _query(words: list[str]) -> int:
     options, output = _options(), _output_path()
     if INDEX.value is None and SPLIT.value is None:
         raise UserError('--index=FILE, or --split of the run to look in, is missing; see --help')
+    if INDEX.value is not None and SPLIT.value is not None:
+        raise UserError('give either --index=FILE or --split of the run to look in, not both')
     classifier = _classifier()
     asked = naming.named(classifier.run, words)
     total = sum(some.source.num_examples for some in asked)
@@ -315,8 +318,6 @@ def _duplicates(words: list[str]) -> int:
 def _evaluate(words: list[str]) -> int:
     from vision.search import features
 
-    if COPIES.value and TRUTH.value is not None:
-        raise UserError('--copies makes its own answers: leave out --copies or --truth')
     if COPIES.value:
         return _evaluate_copies(words)
     if TRUTH.value is not None:
@@ -346,8 +347,6 @@ def _evaluate_copies(words: list[str]) -> int:
     from vision.search import judging
 
     _require_images(words)
-    if VERIFY.value and BACKGROUND.value is not None:
-        raise UserError('--background normalizes the scores of vectors: add --noverify')
     classifier = _classifier()
     photos, failed = judging.read_photos(_images(classifier, words), SEED.value)
     code = _tell_failed(failed)
@@ -380,9 +379,14 @@ def _options() -> dict[str, Any]:
 
 def _of_shards(words: list[str]) -> Path | None:
     """Returns the folder of shards that the words name, if they name one."""
+    if SPLIT.value is not None or len(words) != 1:
+        return None
+    # Look before the import, which takes seconds.
+    if not os.path.isfile(as_path(words[0]) / 'manifest.json'):
+        return None
     from vision.search import naming
 
-    return naming.of_shards(words) if SPLIT.value is None else None
+    return naming.of_shards(words)
 
 
 def _index_path() -> Any:
@@ -508,7 +512,8 @@ _OPTIONS = {
     'query': f'index split endpoint metric kind hnsw whiten top_k output {_ANSWERS}',
     'duplicates': f'index endpoint whiten against keep deletable explain output {_THRESHOLDS}',
     'evaluate': 'split endpoint',
-    'evaluate --copies': f'split endpoint whiten copies each seed verify views background {_THRESHOLDS}',
+    'evaluate --copies': f'split endpoint whiten copies each seed verify views {_THRESHOLDS}',
+    'evaluate --copies --noverify': 'split endpoint whiten copies each seed verify views background',
     'evaluate --truth': f'index split endpoint whiten truth protocol {_ANSWERS}',
 }
 

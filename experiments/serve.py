@@ -14,12 +14,11 @@ another address; then requests need the header "Authorization: Bearer TOKEN". SI
 answer what is in hand.
 """
 
-from pathlib import Path
-
 from absl import flags
 
 from vision.core import cli
 from vision.core.errors import UserError
+from vision.core.text import as_path
 from vision.prediction.model_flags import ModelFlags
 
 cli.heading('The model and the index')
@@ -64,7 +63,7 @@ def main(argv: list[str]) -> None:
         raise UserError('--max_wait_ms=nan is not a time')
     if MODEL.workdir.value is not None and not CLASSIFY.value:
         raise UserError('--noclassify needs --pretrained')
-    if ROOT.value is not None and not Path(ROOT.value).expanduser().is_dir():
+    if ROOT.value is not None and not as_path(ROOT.value).is_dir():
         raise UserError(f'--root={ROOT.value} is not a folder')
     from vision.core.progress import phase
 
@@ -82,7 +81,7 @@ def main(argv: list[str]) -> None:
         MAX_PIXELS.value * 1_000_000,
         CLASSIFY.value,
     )
-    root = str(Path(ROOT.value).expanduser()) if ROOT.value else None
+    root = str(as_path(ROOT.value)) if ROOT.value else None
     serve(service, HOST.value, PORT.value, root, MAX_UPLOAD.value * 1_000_000)
 
 

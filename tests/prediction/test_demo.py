@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import sys
 import types
 import urllib.error
 import urllib.request
@@ -283,6 +284,17 @@ def test_the_part_that_a_neighbour_has_in_common_is_outlined():
     assert said.count('<img') == 3 and 'id="matched"' in said
     similar._matches = False  # OpenCV is not installed
     assert 'id="matched"' not in demo._neighbours(similar, crop, found)
+
+
+def test_opencv_that_cannot_be_imported(classifier, tmp_path, monkeypatch, index_file):
+    (tmp_path / 'cv2.py').write_text("raise ImportError('libGL.so.1: cannot open shared object')")
+    monkeypatch.delitem(sys.modules, 'cv2', raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
+    opened = index.load(index_file)
+    similar = display.Similar(classifier, opened)
+    found = [{'path': opened.names[0], 'score': 1.0}]
+    ((_, pair),) = similar.compare(np.zeros((8, 8, 3), np.uint8), found)
+    assert pair is None
 
 
 class Duplicates:

@@ -260,6 +260,13 @@ def test_a_file_of_version_1(vectors, tmp_path):
     index.check_replaceable(tmp_path / 'i')
     made = index.load(tmp_path / 'i')
     assert made.names == names and made.search(vectors[1:2], 1) == [[(1, 1.0)]]
+    # The first files had no checksum.
+    del about['crc32']
+    text = json_text(about).encode()
+    (tmp_path / 'i').write_bytes(data + text + struct.pack('<Q', len(text)) + b'\nVISION-INDEX-1\n')
+    assert index.load(tmp_path / 'i').names == names
+    with pytest.raises(UserError, match='earlier version have no checksum; `build` it again'):
+        index.verify(tmp_path / 'i')
     made.add(['b.png'], vectors[3:4])
     made.save(tmp_path / 'i')
     assert index.load(tmp_path / 'i').names == [*names, 'b.png']

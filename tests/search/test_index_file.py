@@ -119,12 +119,48 @@ def _counted():
 
 def test_what_a_killed_process_left_is_removed(tmp_path):
     made = index.create(ABOUT, 32)
-    for name in ('i.77.tmp', 'i.78.tmp', 'other.77.tmp'):
+    ours, locked, new, *others = (
+        'i.0123abcd.tmp', 'i.0123abce.tmp', 'i.0123abcf.tmp', 'i.old.tmp', 'other.0123abcd.tmp',
+    )  # fmt: skip
+    for name in (ours, locked, new, *others):
         (tmp_path / name).write_bytes(b'half of an index')
-    with open(tmp_path / 'i.78.tmp', 'rb') as file:  # another process writes this one
+        if name != new:  # which a process may have opened and not locked yet
+            os.utime(tmp_path / name, (0, 0))
+    with open(tmp_path / locked, 'rb') as file:  # another process writes this one
         fcntl.flock(file, fcntl.LOCK_EX)
         made.save(tmp_path / 'i')
-    assert sorted(os.listdir(tmp_path)) == ['i', 'i.78.tmp', 'other.77.tmp']
+    assert sorted(os.listdir(tmp_path)) == sorted(['i', locked, new, *others])
+
+
+def test_a_file_system_that_rounds_times(tmp_path, monkeypatch):
+    """The noted time is the one that the file gets, so that `query` need not read the file."""
+    set_time = os.utime
+
+    def rounded(file, ns):
+        set_time(file, ns=tuple(time // 10**9 * 10**9 for time in ns))
+
+    monkeypatch.setattr(os, 'utime', rounded)
+    index.create(ABOUT, 32).save(tmp_path / 'i')
+    with open(tmp_path / 'i', 'rb') as file:
+        about, _ = index_file._about(file)
+    assert about['modified'] == (tmp_path / 'i').stat().st_mtime_ns
+
+
+def test_verify_sets_the_time_of_the_file_that_it_has_read(tmp_path, monkeypatch):
+    for name, count in (('i', 1), ('new', 2)):
+        made = index.create(ABOUT, 32)
+        made.add([f'{i}' for i in range(count)], vectors(count))
+        made.save(tmp_path / name)
+    time = (tmp_path / 'new').stat().st_mtime_ns
+    matches = index_file._match
+
+    def replaced(*args):
+        os.replace(tmp_path / 'new', tmp_path / 'i')
+        matches(*args)
+
+    monkeypatch.setattr(index_file, '_match', replaced)
+    index_file.verify(tmp_path / 'i')
+    assert (tmp_path / 'i').stat().st_mtime_ns == time
 
 
 def test_a_file_of_version_2(tmp_path):
@@ -209,6 +245,10 @@ def test_a_spool(monkeypatch):
         def flush(self):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(tempfile, 'TemporaryFile', Full)
-    with pytest.raises(UserError, match=r'No space left on device; .* TMPDIR'):
-        spool.Spool(iter(batches), 5)
+    def none():
+        raise FileNotFoundError(errno.ENOENT, 'No usable temporary directory found')
+
+    for file, reason in ((Full, 'No space left on device'), (none, 'No usable temporary')):
+        monkeypatch.setattr(tempfile, 'TemporaryFile', file)
+        with pytest.raises(UserError, match=f'{reason}.*; .*TMPDIR'):
+            spool.Spool(iter(batches), 5)

@@ -79,6 +79,15 @@ def test_the_table_has_short_paths_in_columns(root):
     assert file.getvalue().count('relative') == 1 and 'docs/three.png' in file.getvalue()
 
 
+def test_an_example_of_a_split_is_in_no_folder(run, root, monkeypatch):
+    (root / 'sub').mkdir()
+    monkeypatch.chdir(root / 'sub')
+    show = display.Pictures(run, ['test:0'], [str(root / 'dog/x.png'), str(root / 'z.png')])
+    assert show.root == str(root)
+    show.label = lambda name: ''
+    assert show.mark('test:0', str(root / 'dog/x.png')) == ''
+
+
 def test_an_image_from_elsewhere_neither_hides_the_root_nor_is_marked(run, root, tmp_path):
     show = display.Pictures(
         run, ['/elsewhere/q.png'], [str(root / n) for n in ('cat/x.png', 'dog/x.png')]

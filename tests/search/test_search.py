@@ -279,10 +279,14 @@ def test_an_index_of_another_model_endpoint_or_preprocessing(classifier, digits,
         (['query', 'test:0'], '--index'),
         (['--index=i', 'query'], 'at least one image'),
         (['--index=i', 'build'], 'files, folders or globs'),
+        (['--index=i', '--split=test', 'query', 'test:0'], 'either --index=FILE or --split'),
         (['--index=no/where/i', 'build', 'docs/digits'], 'there is no folder'),
         (['--index=i', 'duplicates', 'docs'], 'unexpected'),
         (['--where=size>1', 'duplicates', '--index=i'], 'leave out --where: `duplicates` does not'),
         (['evaluate', '--copies', 'docs', '--box=0,0,9,9'], 'leave out --box: `evaluate --copies`'),
+        (['evaluate', '--copies', 'docs', '--noverify', '--inliers=9'], 'leave out --inliers'),
+        (['evaluate', '--copies', 'docs', '--background=b'], 'leave out --background'),
+        (['evaluate', '--copies', '--truth=t'], 'leave out --truth'),
     ],
 )  # fmt: skip
 def test_a_wrong_command_line(args, says):
@@ -303,6 +307,29 @@ def test_a_wrong_command_line(args, says):
 def test_images_that_are_not_there(classifier, word, says):
     with pytest.raises(UserError, match=says):
         search.named(classifier.run, [word])
+
+
+@pytest.mark.parametrize('command', [('verify',), ('remove', 'x'), ('build', 'FOLDER')])
+def test_an_option_of_a_model_that_is_not_named(command, tmp_path):
+    (tmp_path / 'manifest.json').touch()
+    (tmp_path / 'shard-0.parquet').touch()
+    words = [str(tmp_path) if word == 'FOLDER' else word for word in command]
+    done = run_module('experiments.search', '--index=i', '--checkpoint=last', *words)
+    assert done.returncode == 2 and '--checkpoint needs --workdir' in done.stderr, done.stderr
+
+
+def test_a_whitened_index_of_no_readable_image(classifier, tmp_path):
+    (tmp_path / 'x.png').write_text('no image')
+    images = search.named(classifier.run, tmp_path / 'x.png')
+    with pytest.raises(UserError, match=r'no image could be read, for example .*x\.png'):
+        search.build(classifier, images, whiten=8)
+
+
+def test_a_home_that_is_not_there(workdir):
+    done = run_module(
+        'experiments.search', f'--workdir={workdir}', '--index=i', 'build', '~nobody-at-all/pics'
+    )
+    assert done.returncode == 2 and done.stderr.count('\n') == 1, done.stderr
 
 
 def test_a_split_or_endpoint_that_is_not_there(classifier):

@@ -33,9 +33,14 @@ class ModelFlags:
         """True if a run or weights are named."""
         return self.workdir.value is not None or self.pretrained.value is not None
 
-    def check(self) -> None:
-        """Raises UserError unless one model is named, and no flag is without effect."""
-        if (self.workdir.value is None) == (self.pretrained.value is None):
+    def check(self, required: bool = True) -> None:
+        """Raises UserError unless one model is named, and no flag is without effect.
+
+        Args:
+          required: False for a command that can do without a model.
+        """
+        both_or_none = (self.workdir.value is None) == (self.pretrained.value is None)
+        if both_or_none and (required or self.named):
             raise UserError('give either --workdir=DIR or --pretrained=SOURCE; see --help')
         for flag, other in ((self.model, self.pretrained), (self.checkpoint, self.workdir)):
             if flag.present and other.value is None:

@@ -95,8 +95,10 @@ def build(
         else:
             spooled = Spool(batches, size)
             sample, batches = spooled.sample(needed), iter(spooled)
+        if not len(sample):
+            _check_some(index, failed)
         with phase('training the index'):
-            if whiten and len(sample):
+            if whiten:
                 index.whitening = fit_whitening(sample[:_WHITENED], whiten)
             index.train(sample)
     _fill(index, batches, own)

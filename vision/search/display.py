@@ -1,6 +1,5 @@
 """Pages and figures of results: images with their neighbours, named and marked by class."""
 
-import importlib.util
 import itertools
 import os
 from collections.abc import Iterable, Iterator, Sequence
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vision.core.errors import UserError
 from vision.core.text import PICTURES, AnyPath, below, common_root, output_file
 from vision.data.source import FileSource, Source, label_text, read_each
 from vision.evaluation.run import Run
@@ -183,7 +183,8 @@ class Pictures:
         one, another = self.label(name), self.label(other)
         if one and another:
             return '' if one == another else f'another class: {another}'
-        files = [n for n in (name, other) if below(n, self.root) != n]
+        names = [n for n in (name, other) if not OF_SPLIT.fullmatch(n)]
+        files = [n for n in names if below(n, self.root) != n]
         apart = len({os.path.dirname(n) for n in files}) == 2
         return 'another folder' if apart and not (one or another) else ''
 
@@ -201,9 +202,15 @@ class Similar:
 
     def __init__(self, classifier: Classifier, index: AnyIndex):
         """Raises UserError if another classifier made the index."""
+        from vision.search.local_features import opencv
+
         index.check(classifier)
         self._classifier, self._index = classifier, index
-        self._matches = importlib.util.find_spec('cv2') is not None
+        # OpenCV can be installed and yet fail to import, for example without libGL.
+        try:
+            self._matches = opencv() is not None
+        except UserError:
+            self._matches = False
         self._show = Pictures(classifier.run, found=index.names)
 
     def __call__(self, source: FileSource, top_k: int) -> Iterator[Picture]:
@@ -223,7 +230,7 @@ class Similar:
     def compare(
         self, image: np.ndarray, neighbours: Iterable[dict[str, Any]]
     ) -> Iterator[tuple[Picture, Picture | None]]:
-        """Compares an image with its neighbours by local features, if OpenCV is installed.
+        """Compares an image with its neighbours by local features, if OpenCV can be imported.
 
         Args:
           image: uint8 [H, W, C].

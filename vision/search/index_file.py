@@ -18,6 +18,7 @@ import json
 import os
 import secrets
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +32,10 @@ from vision.search.kinds import faiss
 _MARKS = tuple(b'\nVISION-INDEX-%d\n' % i for i in (1, 2, 3))  # by version; the last one is written
 _TAIL = struct.Struct('<QI')  # length and CRC-32 of the JSON; before version 3 only the length
 _OLD_TAIL = struct.Struct('<Q')
-_HEAD = 1 << 20  # bytes at the beginning, with the counts that faiss allocates memory by
+# Bytes at the beginning. In an exact index all counts that faiss allocates memory by are there. The
+# counts of the graph of `hnsw` and of the lists of `ivfpq` lie beyond them.
+_HEAD = 1 << 20
+_ABANDONED = 3600  # seconds after which a temporary file that no process has locked is removed
 _ALIGN = 64  # bytes; the table starts at a multiple of this, so that it can be mapped
 Version = tuple[int, ...]
 
@@ -100,10 +104,14 @@ def _write_parts(file: BinaryIO, content: Content) -> None:
     if content.whitening is not None:
         about['whitening'] = [file.tell(), put(content.whitening)]
     about |= {'bytes': file.tell(), 'crc32': checksum, 'head': _checksum(file, _HEAD)}
-    # Note a time in the JSON, and set it when everything is written. Adding a nanosecond makes it
-    # differ from the time of a change in the same tick of the system's clock.
+    # Note a time in the JSON, and set it when everything is written. Subtracting a nanosecond makes
+    # it differ from the time of a change in the same tick of the system's clock. Set it once before,
+    # because the file system may round it, perhaps to whole seconds: note what it makes of it.
     file.seek(0, os.SEEK_END)
-    about['modified'] = os.fstat(file.fileno()).st_mtime_ns + 1
+    about['modified'] = os.fstat(file.fileno()).st_mtime_ns - 1
+    with contextlib.suppress(OSError):
+        os.utime(file.fileno(), ns=(about['modified'], about['modified']))
+        about['modified'] = os.fstat(file.fileno()).st_mtime_ns
     data = json_text(about).encode()
     file.write(data + _TAIL.pack(len(data), zlib.crc32(data)) + _MARKS[-1])
     file.flush()
@@ -165,11 +173,13 @@ def verify(path: Path) -> None:
     with in_a_line(path), open(path, 'rb') as file:
         about, whole = _about(file)
         if 'crc32' not in about:
-            raise ValueError('it has no checksum')
+            raise UserError(
+                f'--index={path}: files of this earlier version have no checksum; `build` it again'
+            )
         _match(about, 'crc32', file, whole)
         if 'modified' in about:
             with contextlib.suppress(OSError):  # it is someone else's file
-                os.utime(path, ns=(about['modified'], about['modified']))
+                os.utime(file.fileno(), ns=(about['modified'], about['modified']))
 
 
 def version(path: Path | int) -> Version | None:
@@ -267,11 +277,13 @@ def _check_version(path: Path, before: Version | None) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Removes temporary files of processes that were killed: those that no process has locked."""
-    for old in path.parent.glob(f'{glob.escape(path.name)}.*.tmp'):
-        with contextlib.suppress(OSError), open(old, 'rb') as file:
+    """Removes temporary files of processes that were killed: old ones that no process has locked."""
+    for old in path.parent.glob(f'{glob.escape(path.name)}.{"[0-9a-f]" * 8}.tmp'):
+        # NFS grants exclusive locks only on files that are open for writing.
+        with contextlib.suppress(OSError), open(old, 'r+b') as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            old.unlink()
+            if time.time() - os.fstat(file.fileno()).st_mtime > _ABANDONED:
+                old.unlink()
 
 
 @contextlib.contextmanager

@@ -244,7 +244,7 @@ def by_vectors(
     whiten: int = 0,
     background: Index | None = None,
 ) -> Method:
-    """Returns the method that ranks by the cosine of vectors; see `search.build` and `query`."""
+    """Returns the method that ranks by the cosine of vectors; see `building.build` and `query`."""
 
     def method(collection: Images, queries: Images) -> Iterator[Any]:
         index = describe.index(collection, whiten)

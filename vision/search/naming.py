@@ -89,7 +89,7 @@ def of_shards(words: list[str]) -> Path | None:
 
     A folder of images may have a manifest.json, too.
     """
-    folder = as_path(words[0]).expanduser() if len(words) == 1 else None
+    folder = as_path(words[0]) if len(words) == 1 else None
     if folder is None or not shards.is_shards(folder):
         return None
     if not any(folder.glob('shard-*.parquet')):

@@ -16,8 +16,7 @@ from vision.search.descriptors import background_scores
 from vision.search.index import Index
 from vision.search.naming import AnyIndex as AnyIndex
 from vision.search.naming import named as named
-from vision.search.naming import own_split as own_split
-from vision.search.naming import tell_changed as tell_changed
+from vision.search.naming import tell_changed
 from vision.search.naming import whole_split as whole_split
 
 
@@ -102,8 +101,3 @@ def _asked(classifier: Classifier, images: Any) -> list[Named]:
     if isinstance(source, given.Given):
         return [Named(source, [source.name_of(i) for i in range(source.num_examples)])]
     return [Named(source, source.paths or [f'image {i}' for i in range(source.num_examples)])]
-
-
-def neighbours_of(index: Index, nearest: list[tuple[int, float]]) -> list[dict[str, Any]]:
-    """Converts (position, score) pairs of an index to the rows `{'path', 'score'}` of a result."""
-    return [{'path': index.name(i), 'score': score} for i, score in nearest]

@@ -27,7 +27,10 @@ class Spool:
           UserError: the file cannot be written, for example because the disk is full.
         """
         self._size, self._tables = size, list[Any]()
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the spool is gone
+        try:
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115 - closed when the spool is gone
+        except OSError as e:
+            raise UserError(f'{e.strerror}; set TMPDIR to a folder on a larger disk') from None
         for table, vectors in batches:
             self._tables.append(table)
             self._write(np.ascontiguousarray(vectors, np.float32).tobytes())

@@ -263,10 +263,11 @@ def test_a_file_of_version_1(vectors, tmp_path):
     # The first files had no checksum.
     del about['crc32']
     text = json_text(about).encode()
-    (tmp_path / 'i').write_bytes(data + text + struct.pack('<Q', len(text)) + b'\nVISION-INDEX-1\n')
-    assert index.load(tmp_path / 'i').names == names
+    tail = struct.pack('<Q', len(text)) + b'\nVISION-INDEX-1\n'
+    (tmp_path / 'old').write_bytes(data + text + tail)
+    assert index.load(tmp_path / 'old').names == names
     with pytest.raises(UserError, match='earlier version have no checksum; `build` it again'):
-        index.verify(tmp_path / 'i')
+        index.verify(tmp_path / 'old')
     made.add(['b.png'], vectors[3:4])
     made.save(tmp_path / 'i')
     assert index.load(tmp_path / 'i').names == [*names, 'b.png']

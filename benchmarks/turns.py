@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from vision.core.errors import UserError
+from vision.core.text import json_text
 
 Readings = dict[str, list[float]]
 
@@ -90,7 +91,7 @@ class Store:
             # A killed process may have left half a line.
             with contextlib.suppress(ValueError):
                 entry = json.loads(line)
-                self._readings[json.dumps(entry['key'])] = entry['reading']
+                self._readings[json_text(entry['key'])] = entry['reading']
 
     def get(self, key: Sequence[Any], measure: Callable[[], Any]) -> Any:
         """Returns the stored reading of a key; takes and stores it if there is none.
@@ -99,12 +100,12 @@ class Store:
           key: names the measurement, as values of JSON.
           measure: takes the reading, a value of JSON.
         """
-        name = json.dumps(key)
+        name = json_text(key)
         if name not in self._readings:
             self._readings[name] = measure()
             if self._file is not None:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 with self._file.open('a') as file:
                     # The line break comes first, because the last line may be half a line.
-                    file.write('\n' + json.dumps({'key': key, 'reading': self._readings[name]}))
+                    file.write('\n' + json_text({'key': key, 'reading': self._readings[name]}))
         return self._readings[name]

@@ -30,7 +30,9 @@ WORKDIR = flags.DEFINE_multi_string(
 CHECKPOINT = flags.DEFINE_string('checkpoint', 'best', 'best, last or a step.')
 cli.heading('What to evaluate')
 SPLIT = flags.DEFINE_string(
-    'split', None, 'train, validation or test (default: test); or all of a folder or list.'
+    'split',
+    None,
+    "train, validation, test (default), or 'all': every split of a folder or list, together.",
 )
 EVALS = flags.DEFINE_list('evals', None, "Evaluations that the run's config names, or all.")
 cli.accept_none()
@@ -88,8 +90,9 @@ def main(argv: list[str]) -> None:
 
 def _overrides() -> ConfigDict:
     """Returns the keys of --eval that were given, and --split."""
-    default = default_eval()
-    given = {k: v for k, v in EVAL.value.items() if k not in default or v != default[k]}
+    # Values that equal the default count, too: they override those of a named evaluation.
+    words = config_flags.get_override_values(flags.FLAGS['eval'])
+    given = {k: EVAL.value[k] for k in dict.fromkeys(word.partition('.')[0] for word in words)}
     if SPLIT.value is not None:
         if 'split' in given:
             raise UserError('give either --split or --eval.split')

@@ -80,15 +80,17 @@ def main(argv: list[str]) -> int:
         print(dry_run_text(result))
     else:
         from vision.core.workdir import locate
-        from vision.task import read_task
+        from vision.task import Task, read_task
         from vision.training.records import next_commands, results_table
 
-        metrics = read_task(locate(WORKDIR.value)).metrics
-        print_table(results_table(result, metrics, WORKDIR.value))
+        task = read_task(locate(WORKDIR.value))
+        print_table(results_table(result, task.metrics, WORKDIR.value))
         if _left_out(result):
             print(f'test: {_left_out(result)} images could not be read and were left out.')
         if result:
-            print(next_commands(WORKDIR.value), file=sys.stderr)
+            split = 'test' if 'test' in result else 'validation'
+            predicts = type(task).probabilities is not Task.probabilities
+            print(next_commands(WORKDIR.value, split, predicts), file=sys.stderr)
     return code
 
 

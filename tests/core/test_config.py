@@ -331,3 +331,10 @@ def test_a_share_may_replace_the_number_that_a_config_file_has():
         '--config.data.source=idx',
     )
     assert values['data.validation'] == '10%'
+
+
+def test_a_value_that_contains_itself_is_refused():
+    value = [1]
+    value.append(value)
+    with pytest.raises(UserError, match='config: the value contains itself'):
+        config_lib.plain(value)

@@ -55,6 +55,13 @@ def test_without_validation_some_of_train_is_held_out(tmp_path):
     assert len(folder('test', str(tmp_path)).paths) == 10
 
 
+def test_all_images_are_counted_once_if_a_split_folder_is_a_link_to_another(tmp_path):
+    touch(tmp_path, 'train/cat/1.jpg', 'val/cat/2.jpg')
+    (tmp_path / 'test').symlink_to('val')
+    assert names(folder('all', str(tmp_path)), tmp_path) == ['train/cat/1.jpg', 'val/cat/2.jpg']
+    assert names(folder('test', str(tmp_path)), tmp_path) == ['test/cat/2.jpg']
+
+
 def test_without_test_the_validation_folder_serves(tmp_path):
     many(tmp_path / 'train', 3)
     many(tmp_path / 'val', 2)
@@ -493,6 +500,11 @@ def test_what_is_wrong_with_a_list_is_said(tmp_path, name, text, why):
         file_list('train', str(tmp_path / name))
 
 
+def test_columns_that_are_not_read_may_have_one_name(tmp_path):
+    (tmp_path / 'a.csv').write_text('path,label,note,note\na.jpg,cat,1,2\n')
+    assert names(file_list('all', str(tmp_path / 'a.csv')), tmp_path) == ['a.jpg']
+
+
 def test_classes_that_look_the_same_are_told(tmp_path, caplog):
     (tmp_path / 'a.csv').write_text('path,label\na.jpg,cat\nb.jpg,cat \nc.jpg,Cat\n')
     touch(tmp_path / 'names', 'caf\u00e9/a.jpg', 'cafe\u0301/b.jpg', 'cafe/c.jpg')
@@ -507,7 +519,13 @@ def test_folders_that_systems_add_are_no_classes_and_have_no_images(tmp_path, ca
     (tmp_path / 'lost+found').mkdir()
     assert names(folder('all', str(tmp_path)), tmp_path) == ['cat/a.jpg']
     assert names(files([str(tmp_path)]), tmp_path) == ['cat/a.jpg']
-    assert '3 hidden folder' in caplog.text
+    told = [line for line in caplog.text.splitlines() if 'files and folders are skipped' in line]
+    assert '1 folder __MACOSX' in told[0] and '1 folder lost+found' in told[0]
+    assert '1 folder @eaDir' in caplog.text
+    # A pattern reads them only if it names them.
+    assert names(files([str(tmp_path / '**/*.jpg')]), tmp_path) == ['cat/a.jpg']
+    thumbnails = files([str(tmp_path / '**/@eaDir/*/*.jpg')])
+    assert names(thumbnails, tmp_path) == ['cat/@eaDir/a.jpg/SYNOPHOTO_THUMB_M.jpg']
 
 
 def test_files_folders_and_patterns_to_predict(tmp_path):

@@ -1,11 +1,12 @@
 """Identity of a run's data: it ignores where the files are, and changes with any example."""
 
+import json
 import types
 
 import numpy as np
 import pytest
 
-from vision.data import arrays, identity
+from vision.data import arrays, changes, identity
 from vision.data.source import FileSource, Source
 from vision.data.tfds_source import RecordSource, TFDSSource
 
@@ -115,3 +116,12 @@ def test_a_set_of_tfds_is_known_by_name_version_split_and_number():
     for kind in (0, 1):
         others = [both('n:train'), both(version='1.0.1'), both(count=4), both('m:test'), both()]
         assert len({digest(pair[kind]) for pair in others}) == 5
+
+
+def test_advice_for_images_in_folders_that_are_no_longer_read(tmp_path):
+    recorded = {'class_names': ['@eaDir', 'cat']}
+    (tmp_path / 'dataset.json').write_text(json.dumps(recorded))
+    found = changes.difference(tmp_path, {'class_names': ['cat']}, {})
+    assert found and found.endswith('no longer read: train again in another workdir')
+    (tmp_path / 'dataset.json').write_text(json.dumps({'class_names': ['dog', 'cat']}))
+    assert changes.difference(tmp_path, {'class_names': ['cat']}, {}) == "they lost the class 'dog'"

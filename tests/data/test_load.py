@@ -46,6 +46,12 @@ def test_an_unknown_data_set_is_named(mnist_mock):
         data.load(mnist_mock, 'train')
 
 
+def test_all_splits_together_are_refused_where_the_source_has_fixed_splits(mnist_mock):
+    for config in (mnist_mock, {'source': 'digits'}):
+        with pytest.raises(UserError, match="has no split 'all'; only folders and lists have it"):
+            data.load(config, 'all')
+
+
 @pytest.mark.parametrize('validation', [0.25, '25%', '10', 10])
 def test_a_share_of_train_is_held_out_in_every_way_of_writing_it(mnist_mock, validation):
     mnist_mock.validation = validation

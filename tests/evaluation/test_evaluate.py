@@ -166,6 +166,14 @@ def test_the_figures_are_the_same_on_1_2_and_8_devices(trained):
     assert (trained / 'report' / 'index.html').read_text().count('<section') == 3
 
 
+def test_flags_that_equal_the_default_override_a_named_evaluation(trained):
+    flags = ('--evals=held_out,raw', '--eval.split=test', '--eval.weights=None', '--format=json')
+    done = run_module('experiments.evaluate', f'--workdir={trained}', '--noreport', *flags)
+    assert done.returncode == 0, done.stderr
+    held_out, raw = json.loads(done.stdout).values()
+    assert held_out == raw and held_out['split'] == 'test' and 'weights' not in raw
+
+
 def predictions_of(workdir, name):
     from vision.evaluation.predictions import read_predictions
 

@@ -24,6 +24,7 @@ def refuse(module, *args):
     [
         (['--config=configs/digits_lenet.py'], 'did you mean configs/digits_lenet5.py'),
         (['--config=digits_lenet5'], 'did you mean configs/digits_lenet5.py?'),
+        (['--config=digits_lenet5:big'], 'did you mean configs/digits_lenet5.py:big?'),
         (['--config=configs/mnist_lenet5.py:quik'], "Did you mean 'quick'"),
         (['--config=configs/digits_lenet5.py:big'], 'takes no argument'),
         (['--config', 'configs/digits_lenet.py'], 'did you mean configs/digits_lenet5.py'),

@@ -195,7 +195,9 @@ def test_probabilities_that_are_not_finite_are_the_rows_reason(classifier, digit
 
 def test_an_empty_and_a_streamed_document_are_json():
     for count in (0, 1, 3):
-        rows = [{'path': f'{i}', 'predictions': [], 'error': 'x'} for i in range(count)]
+        rows = [
+            {'path': f'{i}\x85\u2028\u2029', 'predictions': [], 'error': 'x'} for i in range(count)
+        ]
         text = io.StringIO()
         assert formats.write(iter(rows), 'json', text) == count
         assert json.loads(text.getvalue()) == rows

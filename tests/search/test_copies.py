@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw
 
 from tests.processes import run_module
 from vision.core.errors import UserError
-from vision.search import copies, duplicates, explaining, groups, index, search
+from vision.search import copies, duplicates, explaining, groups, index, naming, search
 from vision.search.copies import CopyDetector, Evidence, Limits
 from vision.search.descriptions import Box
 from vision.search.descriptors import fit_whitening
@@ -357,8 +357,8 @@ def test_a_part_of_a_picture_is_looked_for(classifier, digits):
 )
 def test_a_box_that_is_none(text):
     with pytest.raises(UserError, match=r'--box=.*x,y,width,height'):
-        search.parse_box(text)
-    assert search.parse_box('1, 2,30,40') == (1, 2, 30, 40)
+        naming.parse_box(text)
+    assert naming.parse_box('1, 2,30,40') == (1, 2, 30, 40)
 
 
 @pytest.mark.slow

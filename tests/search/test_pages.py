@@ -88,6 +88,14 @@ def test_an_example_of_a_split_is_in_no_folder(run, root, monkeypatch):
     assert show.mark('test:0', str(root / 'dog/x.png')) == ''
 
 
+def test_a_query_that_is_not_below_the_root_has_its_whole_path(root, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    file = io.StringIO()
+    results = [{**found(root, '', 'dog/x.png'), 'path': name} for name in ('q.png', 'test:1')]
+    formats.write_neighbours(results, file, str(root))
+    assert f' {tmp_path}/q.png ' in file.getvalue() and ' test:1 ' in file.getvalue()
+
+
 def test_an_image_from_elsewhere_neither_hides_the_root_nor_is_marked(run, root, tmp_path):
     show = display.Pictures(
         run, ['/elsewhere/q.png'], [str(root / n) for n in ('cat/x.png', 'dog/x.png')]

@@ -395,11 +395,12 @@ def test_a_pixel_bomb_in_an_icon_costs_nothing():
             check_header(data, 1499)
         assert refused.value.status == 422
     nested = struct.pack('>4sI', b'ic09', 8 + 57) + claiming(60_000, 60_000)
-    for data in (b'icns' + struct.pack('>I', 8 + len(nested)) + nested, b'BLP1' + bytes(200)):
+    icns = b'icns' + struct.pack('>I', 8 + len(nested)) + nested
+    for data in (icns, b'BLP1' + bytes(200)):
         with pytest.raises(Refused) as refused:
             check_header(data, 1500)
         assert refused.value.status in (415, 422)
-    for data in (*bombs[:3], icon(struct.pack('<IHHHH', 12, 60_000, 60_000, 1, 8))):
+    for data in (icns, *bombs[:3], icon(struct.pack('<IHHHH', 12, 60_000, 60_000, 1, 8))):
         with pytest.raises(BadImage, match='claims'):
             read(data)
 

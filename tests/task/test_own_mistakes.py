@@ -43,6 +43,8 @@ task('Rows', loss=loss(lambda value, outcome: (value, outcome._replace(sums={'lo
 task('Taken', loss=loss(lambda value, outcome: (value, outcome._replace(sums={'loss': value, 'lr': value}))))
 task('Stats', loss=loss(lambda value, outcome: (value, outcome._replace(batch_stats=None))))
 task('Extra', loss=loss(lambda value, outcome: (value, outcome._replace(extra=value))))
+task('Drifts', init=lambda self, model, variables, key: {'seen': jnp.zeros((), jnp.int32)},
+     loss=loss(lambda value, outcome: (value, outcome._replace(extra={'seen': 0.5 * value}))))
 task('Raises', loss=raises)
 task('Misshapen', loss=misshapen)
 task('NoImage', prepare=lambda self, batch, key=None: {'mask': batch['mask']})
@@ -108,8 +110,9 @@ def said(capsys, function):
         ('own_tasks:Sums', "Sums.loss: the sums of its Outcome must include 'loss'"),
         ('own_tasks:Rows', "Rows.loss: the sum 'x' must be a scalar, not float32[4]"),
         ('own_tasks:Taken', "Taken.loss: the name of the sum 'lr' is reserved"),
-        ('own_tasks:Stats', "Stats.loss: batch_stats of its Outcome must have the structure and shapes"),
-        ('own_tasks:Extra', "Extra.loss: extra of its Outcome must have the structure and shapes"),
+        ('own_tasks:Stats', "Stats.loss: batch_stats of its Outcome must have the structure, shapes"),
+        ('own_tasks:Extra', "Extra.loss: extra of its Outcome must have the structure, shapes"),
+        ('own_tasks:Drifts', "Drifts.loss: extra of its Outcome must have the structure, shapes and types"),
         ('own_tasks:Raises', 'own_tasks.py, line 13, in raises: ValueError: boom and more'),
         ('own_tasks:Misshapen', 'own_tasks.py, line 16, in misshapen: TypeError: '),
         ('own_tasks:NoImage', "NoImage.prepare must return a dict with 'image' and 'mask', not dict (mask)"),

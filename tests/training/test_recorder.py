@@ -64,3 +64,5 @@ def test_the_next_commands_are_read_by_a_shell(workdir):
     evaluate, predict = (shlex.split(line) for line in lines)
     assert evaluate == ['python', '-m', 'experiments.evaluate', f'--workdir={workdir}']
     assert predict[2:4] == ['experiments.predict', f'--workdir={workdir}']
+    (only,) = next_commands(workdir, 'validation', predicts=False).splitlines()
+    assert shlex.split(only)[-2:] == [f'--workdir={workdir}', '--split=validation']

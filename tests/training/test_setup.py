@@ -37,6 +37,7 @@ from vision.training.setup import setup
         ({'optimizer.clip_norm': 0.0}, 'above 0'),
         ({'seed': 2**32}, 'seed'),
         ({'training.duration': '-2 epochs'}, 'negative'),
+        ({'model.name': 'vgg_a'}, 'dense_evaluation=False'),
         ({'training.best_by': 'top11'}, "Did you mean 'top1'"),
         ({'evals': {'crops': {'protocol': 'ten_crops'}}}, "Did you mean 'ten_crop'"),
         ({'preprocess.train': 'resize(28)'}, 'LeNet5 takes images of 32x32, not 28x28'),

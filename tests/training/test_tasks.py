@@ -134,7 +134,7 @@ def test_the_metric_that_is_named_selects_and_is_everywhere(tmp_path):
         (
             {'name': 'classification'},
             {'training__best_by': 'top2'},
-            "best_by 'top2'.*Did you mean 'top5'",
+            "best_by 'top2'.*Did you mean 'top1'",
         ),
     ],
 )

@@ -216,10 +216,13 @@ def plain(value: Any, name: str = 'config') -> Any:
                 ) from None
         value = values
     # Convert the values of containers.
-    if isinstance(value, dict):
-        return {key: plain(v, f'{name}.{key}') for key, v in value.items()}
-    if isinstance(value, tuple | list):
-        return tuple(plain(v, name) for v in value)
+    try:
+        if isinstance(value, dict):
+            return {key: plain(v, f'{name}.{key}') for key, v in value.items()}
+        if isinstance(value, tuple | list):
+            return tuple(plain(v, name) for v in value)
+    except RecursionError:
+        raise UserError(f'{name:.80}: the value contains itself, or is nested too deeply') from None
     if value is None or type(value) in (bool, int, float, str):
         return value
     if isinstance(value, enum.Enum):

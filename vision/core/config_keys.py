@@ -252,7 +252,7 @@ KEYS = (
 )
 
 EVAL_KEYS = (
-    Key('split', str, 'test', 'Split to evaluate: train, validation, test, or all of a folder or list'),
+    Key('split', str, 'test', "Split to evaluate: train, validation, test (default), or 'all': every split of a folder or list, together"),
     Key('data', dict, {}, "Keys of config.data that differ; a source, name or path selects another data set, whose classes are matched with the run's by name"),
     Key('protocol', str | None, None, "Test protocol of a paper, in place of preprocess.eval: 'ten_crop', 'crops_144', 'multi_scale_crops', 'dense(256, 384, 512)'"),
     Key('ops', str | None, None, 'Preprocessing ops in place of preprocess.eval; the last op may make several views'),

@@ -37,7 +37,9 @@ def explained(error: Exception, argv: Sequence[str]) -> str:
     if not path.is_file():
         # The name of a config without its folder or suffix is a common mistake.
         full = Path('configs', path.name).with_suffix('.py')
-        hint = f'; did you mean {full}?' if full.is_file() else similar(str(path))
+        hint = (
+            f'; did you mean {full}{value[len(file) :]}?' if full.is_file() else similar(str(path))
+        )
         return f'--config: there is no file {path}{hint}'
     try:
         get_config = runpy.run_path(file).get('get_config')

@@ -201,17 +201,17 @@ def use_compilation_cache() -> None:
     The folder is JAX_COMPILATION_CACHE_DIR if that is set (empty turns the cache off), otherwise
     `vision-jax` in XDG_CACHE_HOME or ~/.cache. The results of a run do not depend on the cache.
     """
-    if 'JAX_COMPILATION_CACHE_DIR' in os.environ:
-        return
-    home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
-    folder = Path(home) / 'vision-jax'
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError:  # the home folder is read-only: use no cache
-        return
-    settings: dict[str, Any] = {'jax_compilation_cache_dir': str(folder)}
+    settings: dict[str, Any] = {}
     if _SHORTEST.upper() not in os.environ:
         settings[_SHORTEST] = _KEPT_FROM
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        home = os.environ.get('XDG_CACHE_HOME') or os.path.expanduser('~/.cache')
+        folder = Path(home) / 'vision-jax'
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError:  # the home folder is read-only: use no cache
+            return
+        settings['jax_compilation_cache_dir'] = str(folder)
     for name, value in settings.items():
         os.environ[name.upper()] = str(value)
         # JAX has read the variables already, so set its options as well.

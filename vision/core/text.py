@@ -178,24 +178,30 @@ def write_row(cells: Sequence[Any], file: TextIO) -> None:
     file.write(printable(line.getvalue().removesuffix('\r\n') + '\n', file))
 
 
-def read_rows(lines: Iterable[str], name: str) -> list[dict[str, str | None]]:
+def read_rows(
+    lines: Iterable[str], name: str, once: Iterable[str] = ()
+) -> list[dict[str, str | None]]:
     """Reads CSV with a header into a dict per row; missing cells are None.
 
     Args:
       lines: a file opened with `newline=''`, or lines with their line ends.
       name: the file's name, for messages.
+      once: the columns that may not occur twice; of others the last is returned.
 
     Raises:
-      UserError: quotes are not closed, or a cell contains a NUL or is too long; names the line.
+      UserError: quotes are not closed, or a cell contains a NUL or is too long; names the line. Or
+        one of the columns `once` occurs twice.
     """
     reader = csv.DictReader(lines, strict=True)
     try:
         rows = list(reader)
-        columns = [column for column in reader.fieldnames or () if column]
+        columns = list(reader.fieldnames or ())
     except csv.Error as e:
         raise UserError(f'{name}, line {reader.line_num}: not CSV ({e})') from None
-    if len(set(columns)) < len(columns):
-        raise UserError(f'{name}: the header {",".join(columns):.200} names a column twice')
+    if twice := [column for column in once if columns.count(column) > 1]:
+        raise UserError(
+            f'{name}: the header {",".join(columns):.200} names a column twice, {twice[0]}'
+        )
     for row in rows:
         row.pop(None, None)  # type: ignore[call-overload]  # cells beyond those of the header
     return rows

@@ -3,11 +3,12 @@
 import gzip
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from vision.core import workdir as workdir_lib
+from vision.data.files import in_system_folder
 from vision.data.identity import FILE, Examples, digest
 
 # Keys of dataset.json that are compared in addition to the classes and the examples, and their
@@ -59,7 +60,7 @@ def _classes(was: list[str], now: list[str] | None) -> str | None:
         for what, names in (('lost the class', gone), ('have the new class', new))
         if names
     ]
-    return f'they {" and ".join(parts) or "have the classes in another order"}'
+    return f'they {" and ".join(parts) or "have the classes in another order"}{_hint(gone)}'
 
 
 def _split(workdir: Path, recorded: Mapping[str, Any], split: str, now: Examples) -> str | None:
@@ -89,7 +90,15 @@ def _split(workdir: Path, recorded: Mapping[str, Any], split: str, now: Examples
         if names
     ]
     count = f'{split} had {len(before):,} examples and has {len(now):,}'
-    return f'{count}; {"; ".join(parts) or "they come in another order"}'
+    said = '; '.join(parts) or 'they come in another order'
+    return f'{count}; {said}{_hint(changes["gone"])}'
+
+
+def _hint(gone: Iterable[str]) -> str:
+    """Returns advice if classes or images are gone that only older versions read; '' otherwise."""
+    if not any(map(in_system_folder, gone)):
+        return ''
+    return '; folders such as @eaDir are no longer read: train again in another workdir'
 
 
 def _recorded_examples(workdir: Path) -> dict[str, Examples]:

@@ -110,7 +110,7 @@ def _read_list(path: str) -> list[dict[str, str]]:
         if not is_path(str(row['path'])):
             raise UserError(f'{path}: image {number}: {row["path"]!r} is not a valid path')
         if '://' in str(row['path']):
-            raise UserError(f'{path}: image {number} is a URL; download the images first')
+            raise UserError(f'{path}: image {number} is a URL; give the path of a file')
         if not is_utf8(str(row['label']) or ' '):
             raise UserError(f'{path}: the label of image {number}, {row["label"]!r}, is not UTF-8')
     return [{k: str(v) for k, v in row.items() if v is not None} for row in rows]
@@ -125,7 +125,9 @@ def read_list(path: str) -> list[dict]:
     is_json = full.lower().endswith(('.jsonl', '.json', '.ndjson'))
     try:
         with open(full, newline='', encoding='utf-8-sig') as file:
-            return _read_json_lines(file, path) if is_json else read_rows(file, path)
+            if is_json:
+                return _read_json_lines(file, path)
+            return read_rows(file, path, once=('path', 'label', 'split'))
     except UnicodeDecodeError as e:
         raise UserError(f'{path}: not a list of images ({e})') from None
     except OSError as e:

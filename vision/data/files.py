@@ -77,7 +77,8 @@ class Listing(NamedTuple):
 
     Attributes:
       images: sorted paths relative to the folder, with '/' between the parts.
-      passed: number of skipped files by suffix, or under a word such as 'hidden'.
+      passed: number of skipped files by suffix or under a word such as 'hidden', and of skipped
+        folders by name, 'folder @eaDir'.
       folders: modification time of each folder that was read, by path, in nanoseconds.
     """
 
@@ -126,7 +127,9 @@ def list_folder(root: str) -> Listing:
             for entry in _entries(folder):
                 name, ending = entry.name, _ending(entry.name)
                 if _is_folder(entry):
-                    found.passed['hidden folder'] += _is_hidden_folder(name)
+                    if _is_hidden_folder(name):
+                        kind = 'hidden folder' if name.startswith('.') else 'folder'
+                        found.passed[f'{kind} {name}'] += 1
                     if _is_walked(entry, folder):
                         # Read links last, so that a folder is listed under its own name.
                         place = 0 if entry.is_symlink() else len(waiting)
@@ -196,6 +199,11 @@ def _is_hidden_folder(name: str) -> bool:
     return name.startswith('.') or name in _OF_SYSTEMS
 
 
+def in_system_folder(path: str) -> bool:
+    """Returns True if a part of a path is a folder that systems add, such as @eaDir."""
+    return not _OF_SYSTEMS.isdisjoint(path.split('/'))
+
+
 def _stat(folder: str) -> os.stat_result:
     try:
         return os.stat(folder)
@@ -210,15 +218,16 @@ def _leads_back(link: str, folder: str) -> bool:
 
 
 def tell_passed(root: str, passed: collections.Counter[str]) -> None:
-    """Warns how many files were skipped, by suffix."""
+    """Warns how many files and folders were skipped, by suffix and name."""
     if not passed.total():
         return
     kinds = ', '.join(f'{count:,} {kind}' for kind, count in passed.most_common(5) if count)
     more = ', …' if len(passed) > 5 else ''
     help = '; to read .heic: pip install pillow-heif' if passed['.heic'] + passed['.heif'] else ''
+    what = 'files and folders' if any('folder ' in kind for kind in passed) else 'files'
     warn_once(
-        f'{root}: {passed.total():,} files are skipped, because they are not images that can be '
-        f'read ({kinds}{more}){help}'
+        f'{root}: {passed.total():,} {what} are skipped, because they are hidden, of the system, or '
+        f'not images that can be read ({kinds}{more}){help}'
     )
 
 
@@ -258,10 +267,14 @@ def expand(path: str) -> list[str]:
         start = os.path.dirname(start)
     pattern = globbing.escape(start) + path[len(start) :]
     matches = []
+    # Folders that systems add are read only if the pattern names them.
+    hidden = _OF_SYSTEMS.difference(path.split(os.sep))
     found = filter(os.path.isfile, globbing.iglob(pattern, recursive=True))
     for match in track(found, None, f'listing {path}'):
         ending = _ending(os.path.basename(match))
-        if ending in known:
+        if within := hidden.intersection(match.split(os.sep)):
+            passed[f'in {min(within)}'] += 1
+        elif ending in known:
             matches.append(match)
         else:
             passed[ending or 'without an ending'] += 1

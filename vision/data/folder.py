@@ -197,7 +197,11 @@ def _given_split(root: str, split: str, own: dict[str, str], shares: Shares) -> 
             shares.refuse(f'{root} has the folder {own[given]}', *keys)
     classes = _classes(os.path.join(root, own['train']), shares.rules)
     if split == ALL:
-        parts = [_of_split(root, own[name], classes) for name in SPLITS if name in own]
+        # A split folder that is a link to another one is read once.
+        distinct = dict[str, str]()
+        for name in (own[split] for split in SPLITS if split in own):
+            distinct.setdefault(os.path.realpath(os.path.join(root, name)), name)
+        parts = [_of_split(root, name, classes) for name in distinct.values()]
         images = list(itertools.chain.from_iterable(parts))
         return source_of(f'{root}:{split}', classes, _placed(root, images))
     # Without a test folder, the validation folder serves as both, unless a test share is given.

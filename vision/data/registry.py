@@ -14,6 +14,7 @@ from vision.core.durations import parse_share
 from vision.core.errors import UserError, unknown
 from vision.core.progress import phase
 from vision.data import arrays
+from vision.data.shares import ALL
 from vision.data.source import NoSplitError, Source
 
 
@@ -82,6 +83,7 @@ SOURCES: dict[str, Callable[..., Source] | str] = {
 # sources take.
 _PIPELINE_KEYS = ('source', 'max_corrupt', 'cache', 'repeats', 'views')
 _SPLIT_KEYS = ('validation', 'test', 'fold', 'rules')
+_WITH_ALL = ('folder', 'list')  # sources with the split 'all'
 
 
 @phase('opening the data')
@@ -92,13 +94,19 @@ def load(data: Mapping[str, Any], split: str) -> Source:
       data: `config.data`. Its `source` is a key of `SOURCES`, or 'package.module:name' of a
         user-defined class or function. Keys that only other sources take are ignored, so that one
         config can describe two sources of the same data (`tfds` and `idx`).
-      split: train, validation or test; or 'all', which only folders and lists have.
+      split: train, validation or test; or 'all', which only folders and lists have, and
+        user-defined sources that accept it.
 
     Raises:
       UserError: the source, the split or a key is unknown, or the data are invalid.
     """
     # Check the names of the keys against all sources.
     opened = find('data.source', data['source'], SOURCES)
+    # TFDS has a split of this name without the validation split that is taken from train.
+    if split == ALL and data['source'] in SOURCES and data['source'] not in _WITH_ALL:
+        raise UserError(
+            f"the source {data['source']!r} has no split 'all'; only folders and lists have it"
+        )
     own = inspect.signature(opened).parameters
     if surplus := [key for key in data if key not in {*own, *_PIPELINE_KEYS, *_SPLIT_KEYS}]:
         every = [find('data.source', name, SOURCES) for name in SOURCES]

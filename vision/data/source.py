@@ -9,6 +9,7 @@ import functools
 import hashlib
 import itertools
 import os
+import re
 import stat
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,9 @@ from typing import Any
 import numpy as np
 
 from vision.core.errors import UserError
+from vision.core.text import below
 
+OF_SPLIT = re.compile(r'(train|validation|test):(\d+)')  # name of an example that is no file
 _CHUNK = 256  # examples per chunk when all are read
 _MARKED = 1000  # number of examples whose labels are read to identify a source
 _STATS = 16  # threads that read file sizes
@@ -265,6 +268,15 @@ class _Subset(Source):
         else:
             yield from every
             yield 'a part of it', hashlib.blake2b(self.ids.tobytes(), digest_size=8).hexdigest()
+
+
+def shown_name(name: str, root: str) -> str:
+    """Returns an image's name for a list whose paths are relative to `root`.
+
+    A file that is not below `root` has its absolute path. The names 'SPLIT:ID', and all names if
+    `root` is '', are unchanged.
+    """
+    return name if not root or OF_SPLIT.fullmatch(name) else below(os.path.abspath(name), root)
 
 
 def _below(paths: Sequence[str]) -> list[str]:

@@ -1,8 +1,8 @@
 """Predictions for the examples of a split, in memory and on disk.
 
-`experiments.evaluate` writes `report/predictions_NAME.jsonl` into the workdir, where NAME is the
-split or the evaluation in `config.evals`. It has one line per example, in the order of the ids. For
-classification:
+`experiments.evaluate` writes `report/predictions_NAME.jsonl` into the workdir, where NAME is
+`Evaluation.saved_as`: 'test', 'test_last', 'photos_test_3f2c1a'. It has one line per example, in the
+order of the ids. For classification:
 
     {"id": 0, "path": null, "label": 3, "class": "three", "rank": 0, "loss": 0.0012,
      "predictions": [{"class": "three", "index": 3, "probability": 0.9988}, …]}
@@ -85,7 +85,8 @@ def read_predictions(workdir: AnyPath, name: str = 'test') -> Predictions:
 
     Args:
       workdir: workdir of the run.
-      name: the split, or the evaluation in `config.evals`.
+      name: `Evaluation.saved_as`, the name in the printed table: 'test', 'test_last',
+        'photos_test_3f2c1a'.
 
     Raises:
       UserError: the predictions do not exist, or the file is damaged.

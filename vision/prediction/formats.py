@@ -5,7 +5,8 @@ import sys
 from collections.abc import Iterable, Iterator
 from typing import Any, TextIO
 
-from vision.core.text import below, json_text, on_one_line, print_table, printable, write_row
+from vision.core.text import json_text, on_one_line, print_table, printable, write_row
+from vision.data.source import shown_name
 
 Prediction = dict[str, Any]
 
@@ -50,7 +51,7 @@ def _json(predictions: Iterable[Prediction], file: TextIO) -> None:
     separator = '[\n'
     for prediction in predictions:
         text = dump_json(prediction, file, indent=2)
-        file.write(separator + '\n'.join(f'  {line}' for line in text.splitlines()))
+        file.write(separator + '\n'.join(f'  {line}' for line in text.split('\n')))
         separator = ',\n'
     file.write('[]\n' if separator == '[\n' else '\n]\n')
 
@@ -106,7 +107,7 @@ def write_neighbours(results: Iterable[dict[str, Any]], file: TextIO, root: str 
         them, with what shows that two images are duplicates and with the image to keep.
       file: where to write.
       root: the folder that paths are shown relative to, with a line above the table that names it;
-        '' for paths as they are.
+        other files have absolute paths. '' for paths as they are.
     """
     from rich.table import Table
     from rich.text import Text
@@ -121,16 +122,16 @@ def write_neighbours(results: Iterable[dict[str, Any]], file: TextIO, root: str 
         table.add_column('by')
     for r in results:
         lines = [
-            (below(n['path'], root), f'{n["score"]:.4f}', n.get('stage', ''))
+            (shown_name(n['path'], root), f'{n["score"]:.4f}', n.get('stage', ''))
             for n in r['neighbours']
         ]
         if 'error' in r:
             lines = [(f'cannot be read: {r["error"]}', '', '')]
         if r.get('keep'):
-            lines.append((f'keep {below(r["keep"], root)}', '', ''))
+            lines.append((f'keep {shown_name(r["keep"], root)}', '', ''))
         # Name the query image on the first line of its neighbours only.
         for i, (nearest, *more) in enumerate(lines):
-            name = below(r['path'], root) if i == 0 else ''
+            name = shown_name(r['path'], root) if i == 0 else ''
             cells = [Text(on_one_line(text, file)) for text in (name, nearest)]
             last = i == len(lines) - 1
             table.add_row(*cells, *more[: 1 + duplicates], end_section=last)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vision.core.errors import UserError
 from vision.preprocess.pictures import THUMBNAIL, Picture, data_uri
 
 _STYLE = """
@@ -49,10 +50,17 @@ def write_page(
       note: a sentence below the title.
       rows: (heading, pictures) of each row.
       side: pixels of a picture's longer side.
+
+    Raises:
+      UserError: the file system does not accept the file.
     """
     style = _STYLE if side == THUMBNAIL else _STYLE + _WIDE
     # Bytes of file names that are not UTF-8 become backslash escapes. All text is HTML-escaped.
-    with open(path, 'w', encoding='utf-8', errors='backslashreplace') as file:
+    try:
+        opened = open(path, 'w', encoding='utf-8', errors='backslashreplace')  # noqa: SIM115
+    except FileNotFoundError as e:  # the file system, such as /proc, takes no files
+        raise UserError(f'{path} cannot be written: {e.strerror}') from None
+    with opened as file:
         file.write(
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width">'

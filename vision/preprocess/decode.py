@@ -170,8 +170,11 @@ def check_size(width: int, height: int, max_pixels: int = MAX_PIXELS) -> None:
 def check_icon(data: bytes, max_pixels: int = MAX_PIXELS) -> None:
     """Raises BadImage if an icon has an image of too many pixels.
 
-    Pillow decodes an image of an icon when it opens the file, so `check_size` would come too late.
+    Pillow decodes an image of an ICO when it opens the file, so `check_size` would come too late. It
+    takes the size of an ICNS from the kind of its images, which may claim another one.
     """
+    if data.startswith(b'icns'):
+        return _check_icns(data, max_pixels)
     if not data.startswith(_ICON):
         return
     # A table names the places of the images: PNGs, and BMPs whose height counts a mask, too.
@@ -185,6 +188,23 @@ def check_icon(data: bytes, max_pixels: int = MAX_PIXELS) -> None:
             height //= 2
         if width * height > max_pixels:
             check_size(width, height, max_pixels)
+
+
+def _check_icns(data: bytes, max_pixels: int) -> None:
+    """Implements `check_icon` for ICNS, whose blocks are PNG, JPEG 2000 or small bitmaps."""
+    at, end = 8, min(len(data), int.from_bytes(data[4:8], 'big'))
+    while at < end:
+        # A block begins with its kind and its size.
+        size = int.from_bytes(data[at + 4 : at + 8], 'big')
+        if size < 8:
+            raise BadImage('damaged ICNS')
+        try:
+            inner = pillow().open(io.BytesIO(data[at + 8 : at + size]), 'r', ('PNG', 'JPEG2000'))
+        except Exception:  # a bitmap, or a damaged header, which Pillow will refuse to decode
+            inner = None
+        if inner is not None and inner.width * inner.height > max_pixels:
+            check_size(*inner.size, max_pixels)
+        at += size
 
 
 def _to_array(image: Any, data: bytes, channels: int, orientation: int) -> np.ndarray:

@@ -10,9 +10,10 @@ import numpy as np
 
 from vision.core.errors import UserError
 from vision.core.progress import phase, progress_bar, track
+from vision.data.source import OF_SPLIT
 from vision.prediction.classifier import Classifier
 from vision.search import fields, milvus, shards
-from vision.search.descriptions import OF_SPLIT, Named, describe_images, full_name
+from vision.search.descriptions import Named, describe_images, full_name
 from vision.search.descriptors import fit_whitening
 from vision.search.fingerprint import made_by
 from vision.search.index import Index, create

@@ -22,10 +22,10 @@ from absl import logging
 from vision.core.errors import UserError
 from vision.core.progress import progress_bar
 from vision.core.text import AnyPath, as_path, json_text
+from vision.data.source import OF_SPLIT
 from vision.prediction.classifier import Classifier
 from vision.search import fingerprint
 from vision.search.descriptions import (
-    OF_SPLIT,
     Named,
     describe_images,
     full_name,

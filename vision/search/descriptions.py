@@ -4,7 +4,6 @@ import contextlib
 import hashlib
 import itertools
 import os
-import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +18,6 @@ from vision.prediction.classifier import Classifier
 from vision.preprocess.graph import decoded
 from vision.search import descriptors
 
-OF_SPLIT = re.compile(r'(train|validation|test):(\d+)')
 _AHEAD = 64  # images that are read ahead of the model, in addition to a batch
 _HASHED = 256  # least number of pixels of the shorter side after averaging, before hashing
 _NOT_FINITE = "the model's features are not finite"

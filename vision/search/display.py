@@ -9,13 +9,13 @@ import numpy as np
 
 from vision.core.errors import UserError
 from vision.core.text import PICTURES, AnyPath, below, common_root, output_file
-from vision.data.source import FileSource, Source, label_text, read_each
+from vision.data.source import OF_SPLIT, FileSource, Source, label_text, read_each, shown_name
 from vision.evaluation.run import Run
 from vision.prediction import pages
 from vision.prediction.classifier import Classifier
 from vision.preprocess.inputs import examples
 from vision.preprocess.pictures import Picture, draw_grid
-from vision.search.descriptions import OF_SPLIT, Named
+from vision.search.descriptions import Named
 from vision.search.naming import AnyIndex, own_split
 from vision.search.search import query
 
@@ -150,8 +150,8 @@ class Pictures:
             yield Picture(self(n['path']), f'{self.title(n["path"])}: {n["score"]:.3f}', mark)
 
     def name(self, name: str) -> str:
-        """Returns a file's path below the root, or the name 'SPLIT:ID' unchanged."""
-        return name if OF_SPLIT.fullmatch(name) else below(name, self.root)
+        """Returns a file's path below the root, or its absolute path; 'SPLIT:ID' is unchanged."""
+        return shown_name(name, self.root)
 
     def title(self, name: str) -> str:
         """Returns the class of an example of a split, or a file's path below the root."""

@@ -18,10 +18,10 @@ import numpy as np
 from vision.core.errors import UserError
 from vision.core.progress import track
 from vision.core.startup import available_cpus
-from vision.data.source import BadImage, read_file, read_some
+from vision.data.source import OF_SPLIT, BadImage, read_file, read_some
 from vision.evaluation.run import Run
 from vision.search.copies import DEFAULT, Comparison, Evidence, Limits, Look, same_look
-from vision.search.descriptions import OF_SPLIT, digest
+from vision.search.descriptions import digest
 from vision.search.display import Pictures
 from vision.search.groups import Pairs, check_keep, groups_of
 from vision.search.index import Index, create, unit

@@ -16,7 +16,8 @@ import numpy as np
 
 from vision.core.errors import UserError, not_installed, unknown
 from vision.core.text import AnyPath, as_path
-from vision.search.descriptions import OF_SPLIT, Described
+from vision.data.source import OF_SPLIT
+from vision.search.descriptions import Described
 
 _OWN = ('path', 'folder', 'class', 'date', 'size', 'width', 'height')
 _WORDS = {'and', 'or', 'not', 'in', 'is', 'None', 'True', 'False'}

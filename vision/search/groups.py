@@ -9,8 +9,8 @@ from typing import Any
 
 from vision.core.errors import unknown
 from vision.core.text import AnyPath, json_text, output_file
+from vision.data.source import OF_SPLIT
 from vision.search.copies import Comparison, Evidence
-from vision.search.descriptions import OF_SPLIT
 
 KEEP = ('largest', 'oldest')
 LISTS = ('.csv', '.json')  # file types of the list of files that could be deleted

@@ -12,12 +12,12 @@ from absl import logging
 from vision.core.errors import UserError
 from vision.core.text import AnyPath, as_list, as_path
 from vision.data import registry as data
-from vision.data.source import Source
+from vision.data.source import OF_SPLIT, Source
 from vision.evaluation.run import Run
 from vision.prediction import feed
 from vision.search import index as index_lib
 from vision.search import milvus, shards
-from vision.search.descriptions import OF_SPLIT, Box, Named
+from vision.search.descriptions import Box, Named
 from vision.search.index import Index
 from vision.search.milvus import MilvusIndex
 

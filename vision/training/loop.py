@@ -112,6 +112,7 @@ class Loop:
         self._start_step = (interrupted_step if self._resumes_evaluation else latest) or 0
         self._interval = Interval()
         self._metrics: Metrics | None = None
+        self._earlier: Metrics | None = None
         self._reasons: list[str] = []  # why hooks ended the run
 
     def is_finished(self) -> bool:
@@ -212,6 +213,9 @@ class Loop:
         # Wait for the data while the device may still run the last call.
         with self._clock.waiting(self._metrics):
             loaded = calls.load(first, count)
+        # At most two calls of several steps wait on the device, so that a signal takes effect soon.
+        if count > 1 and self._earlier is not None:
+            jax.block_until_ready(self._earlier)
         self.state, metrics, of_last = calls.take(self.state, loaded, count)
         self._interval.add(first, metrics, count)
         self._clock.step(count)
@@ -219,7 +223,6 @@ class Loop:
         # after it are short, so a signal takes effect at the end of a call.
         if first == self._start_step + 1:
             jax.block_until_ready(of_last)
-            self._clock.restart()
             self._signals.slow = False
         elif first == self._start_step + 2 and calls.most > 1:
             jax.block_until_ready(of_last)
@@ -227,7 +230,9 @@ class Loop:
         batch = calls.batch(loaded, count)
         for hook in self._hooks:
             hook.after_step(last, batch, of_last)
-        self._metrics = of_last
+        if first == self._start_step + 1:  # the hooks have imported and compiled, too
+            self._clock.restart()
+        self._earlier, self._metrics = self._metrics, of_last
 
     def _finish_step(self, step: int) -> None:
         """Logs, evaluates and saves after a step if each is due, and stops after a signal."""
@@ -268,7 +273,8 @@ class Loop:
     def _log(self, step: int) -> None:
         """Writes the record of the interval that ends with `step`."""
         record = self._interval.record() | self._clock.lap(self.run.loading.batch_size)
-        self._recorder.write(step, record)
+        with self._clock.stopped():
+            self._recorder.write(step, record)
         self._calls.choose(self._clock.seconds_left(1))
         seconds_left = self._clock.seconds_left(self.run.total_steps - step)
         for hook in self._hooks:

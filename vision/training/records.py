@@ -325,10 +325,16 @@ def results_table(results: Results, metrics: Mapping[str, Metric], workdir: str)
     return metrics_table(results, metrics, title=f'{workdir}: the best checkpoint')
 
 
-def next_commands(workdir: str) -> str:
-    """Returns the commands that evaluate and use a finished run, as a shell reads them."""
+def next_commands(workdir: str, split: str = 'test', predicts: bool = True) -> str:
+    """Returns the commands that evaluate and use a finished run, as a shell reads them.
+
+    Args:
+      workdir: workdir of the run.
+      split: the split to evaluate.
+      predicts: whether the task has class probabilities, which `experiments.predict` needs.
+    """
     flag = f'--workdir={shlex.quote(workdir)}'
-    return (
-        f'next: python -m experiments.evaluate {flag}\n'
-        f'      python -m experiments.predict {flag} IMAGE …'
-    )
+    other = '' if split == 'test' else f' --split={split}'
+    lines = [f'next: python -m experiments.evaluate {flag}{other}']
+    lines += [f'      python -m experiments.predict {flag} IMAGE …'] * predicts
+    return '\n'.join(lines)

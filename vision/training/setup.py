@@ -168,6 +168,8 @@ def setup(config: ConfigDict) -> Setup:
     # The models of the registry return the same kinds of values in both modes.
     modes = (True, False) if ':' in config.model.name else (True,)
     shapes, *_ = [check_contract(model, shape, modes) for shape in input_shapes]
+    if getattr(model, 'dense_evaluation', False):  # evaluation takes other sizes than training
+        check_contract(model, input_shape, (False,))
     adds_state = type(recipe.task).init is not Task.init
     if ':' in config.task.name or ':' in config['update'].name or adds_state:
         views = (config.data.views,) if config.data.views > 1 else ()

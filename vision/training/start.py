@@ -84,7 +84,8 @@ def check_start(run: Setup, path: Path | None = None) -> Start:
 def warn_of_selection(run: Setup) -> None:
     """Warns if few validation images select the best checkpoint by a fraction of right answers."""
     source, metric, data = run.validation, run.selection.metric, run.config.data
-    if source is None or not metric.fraction or not processes.is_first():
+    accuracy = metric.fraction and metric.higher_is_better
+    if source is None or not accuracy or not processes.is_first():
         return
     count = source.num_examples
     if count >= _FEW:
@@ -98,8 +99,9 @@ def warn_of_selection(run: Setup) -> None:
     elif data.source == 'folder' and data.rules > 1 and not _has_validation(data.path):
         advice.append('hold out more images, --config.data.validation=20%')
     logging.warning(
-        '%s: %d images select the best checkpoint. %s has a standard error of %.0f points at 90 %%%s',
-        source.name, count, metric.title.capitalize(), 100 * math.sqrt(0.9 * 0.1 / count),
+        '%s: %d images select the best checkpoint by %s. An accuracy of 90 %% has a standard error '
+        'of %.0f points%s',
+        source.name, count, metric.title, 100 * math.sqrt(0.9 * 0.1 / count),
         ''.join([': ', ', or '.join(advice)] if advice else []),
     )  # fmt: skip
 

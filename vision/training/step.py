@@ -454,9 +454,11 @@ def _checked(result: Any, who: str, batch_stats: Any, extra: Any) -> tuple[Any, 
         ('batch_stats', outcome.batch_stats, batch_stats),
         ('extra', outcome.extra, extra),
     ):
-        if not _alike(new, old):
+        types = [[jnp.result_type(x) for x in jax.tree.leaves(tree)] for tree in (new, old)]
+        if not _alike(new, old) or types[0] != types[1]:
             raise UserError(
-                f"{who}: {name} of its Outcome must have the structure and shapes of the state's"
+                f'{who}: {name} of its Outcome must have the structure, shapes and types of the '
+                "state's"
             )
     return result[0], outcome
 

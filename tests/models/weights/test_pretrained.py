@@ -381,3 +381,13 @@ def fresh_variables_shapes(name, num_classes):
 
     params = shapes_of(name, num_classes, create_model(name).input_shape[-1])['params']
     return {path: leaf.shape for path, leaf in flatten_dict(params).items()}
+
+
+def test_weights_that_cannot_be_opened_are_refused(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise PermissionError(13, 'Permission denied')
+
+    (tmp_path / 'a.pth').touch()
+    monkeypatch.setattr(type(tmp_path), 'open', refuse)
+    with pytest.raises(UserError, match=r'a\.pth cannot be read: Permission denied'):
+        state_dicts.read_state_dict(str(tmp_path / 'a.pth'))

@@ -30,14 +30,17 @@ def read_state_dict(source: str) -> StateDict:
         path = packages.locate(source)
     else:
         path = _download_weights(source) if source.startswith('hf:') else Path(source)
-    if not path.is_file():
-        raise UserError(
-            f'{source}: no such file, and neither hf:organisation/name on the hub nor one of '
-            f'{", ".join(packages.PACKAGES)}'
-        )
-    with path.open('rb') as file:
-        if file.read(23) == b'version https://git-lfs':
-            raise UserError(f'{source} is a Git LFS pointer, not the weights; run git lfs pull')
+    try:
+        if not path.is_file():
+            raise UserError(
+                f'{source}: no such file, and neither hf:organisation/name on the hub nor one of '
+                f'{", ".join(packages.PACKAGES)}'
+            )
+        with path.open('rb') as file:
+            if file.read(23) == b'version https://git-lfs':
+                raise UserError(f'{source} is a Git LFS pointer, not the weights; run git lfs pull')
+    except OSError as e:
+        raise UserError(f'{source} cannot be read: {e.strerror}') from None
     suffix = path.suffix.lower()
     if suffix == '.safetensors':
         tensors = _read_safetensors(path)

@@ -203,7 +203,7 @@ def _check_icns(data: bytes, max_pixels: int) -> None:
         except Exception:  # a bitmap, or a damaged header, which Pillow will refuse to decode
             inner = None
         if inner is not None and inner.width * inner.height > max_pixels:
-            check_size(*inner.size, max_pixels)
+            check_size(inner.width, inner.height, max_pixels)
         at += size
 
 

@@ -54,7 +54,11 @@ def test_all_writers_go_through_it():
             'benchmarks': (
                 'race.py',
                 'gpu.py',
+                'growth.py',
+                'memory.py',
                 'scaling.py',
+                'search.py',
+                'startup.py',
                 'throughput.py',
                 'torch_race.py',
                 'torch_throughput.py',

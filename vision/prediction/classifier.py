@@ -105,7 +105,7 @@ class Classifier:
 
     @property
     def classifies(self) -> bool:
-        """Whether the task has class probabilities; without them, a model only embeds."""
+        """True if the task has class probabilities; without them, a model only embeds."""
         return type(self.run.task).probabilities is not Task.probabilities
 
     def expect(self, num_images: int) -> None:

@@ -41,7 +41,7 @@ Version = tuple[int, ...]
 
 
 class Content(NamedTuple):
-    """What a file of an index contains.
+    """Contents of an index file.
 
     Attributes:
       index: the faiss index.
